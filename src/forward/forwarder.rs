@@ -1,0 +1,237 @@
+//! The data plane: one in-place call, one verdict.
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::Ipv4Net;
+
+use super::policy::check_addresses;
+use super::verdict::Answer;
+use super::{
+    Decap, DropReason, Encap, IcmpSource, Overlay, OverlayError, Reject, RejectReason, ReplyTo, SourceCheck,
+    SourceRoutes, Transit, TtlPolicy,
+};
+use crate::route::RouteTable;
+use crate::transmit::Transmit;
+use crate::wire::ipv4::Ipv4PacketMut;
+use crate::wire::{icmpv4, protocol};
+
+/// Decides what becomes of a packet, in place and without remembering anything.
+///
+/// The bytes change only when the verdict is [`Encap::Send`] or [`Decap::Deliver`], and then only TTL and header checksum.
+/// No call allocates, and a forwarder may be shared by any number of threads.
+#[derive(Clone, Debug)]
+pub struct Forwarder {
+    overlay: Overlay,
+    network: Ipv4Net,
+    subnet: Ipv4Net,
+    /// Our own underlay address and port, as an inner packet would carry them.
+    own: SocketAddr,
+}
+
+impl Forwarder {
+    /// A forwarder for one host of an overlay.
+    ///
+    /// # Errors
+    /// If the subnet is not an IPv4 subnet of the network.
+    pub fn new(overlay: Overlay) -> Result<Self, OverlayError> {
+        let (network, subnet) = overlay.subnets()?;
+        let own = SocketAddr::new(overlay.underlay.ip().to_canonical(), overlay.underlay.port());
+        Ok(Self { overlay, network, subnet, own })
+    }
+
+    /// The settings it was made with.
+    #[must_use]
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// The address of our TUN device: as flannel has it, the network address of our subnet.
+    #[must_use]
+    pub fn tun_address(&self) -> Ipv4Addr {
+        self.subnet.network()
+    }
+
+    /// A packet that came out of the TUN.
+    ///
+    /// The first failing check gives the reason: header, addresses, route, loops, TTL, size.
+    #[inline]
+    pub fn encapsulate<'p>(&self, packet: &'p mut [u8], routes: &RouteTable) -> Encap<'p> {
+        let mut packet = match self.admit(packet) {
+            Ok(packet) => packet,
+            Err(reason) => return Encap::Drop(reason),
+        };
+        let header = *packet.header();
+        let Some(hop) = routes.lookup_v4(header.destination()) else {
+            return Encap::Reject(self.reject_near(packet, RejectReason::NetUnreachable));
+        };
+        if hop.address.ip() == IpAddr::V4(header.destination()) || self.is_tunnelled_already(&packet, routes) {
+            return Encap::Drop(DropReason::Loop);
+        }
+        match (header.ttl(), self.overlay.ttl) {
+            (0, _) => return Encap::Drop(DropReason::TtlZero),
+            (1, TtlPolicy::BothEnds | TtlPolicy::Ingress) => {
+                return Encap::Reject(self.reject_near(packet, RejectReason::TimeExceeded));
+            }
+            _ => {}
+        }
+        let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
+        if header.total_len() > mtu {
+            return self.too_long(packet, mtu);
+        }
+        if self.overlay.ttl != TtlPolicy::Preserve {
+            packet.set_ttl(header.ttl() - 1);
+        }
+        Encap::Send(Transmit::datagram(hop.address, packet.into_bytes()))
+    }
+
+    /// A packet that [`encapsulate`](Self::encapsulate) let pass and whose path turned out to carry only `mtu` bytes.
+    ///
+    /// `sent` are the contents that were to be sent; they become again what came out of the TUN, so that an ICMP error quotes
+    /// the packet its sender knows.
+    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], mtu: u16) -> Encap<'p> {
+        match Ipv4PacketMut::parse(sent) {
+            Ok(mut packet) => {
+                if self.overlay.ttl != TtlPolicy::Preserve {
+                    packet.set_ttl(packet.header().ttl().saturating_add(1));
+                }
+                self.too_long(packet, mtu)
+            }
+            Err(error) => Encap::Drop(error.into()),
+        }
+    }
+
+    /// A datagram that came from the underlay.
+    ///
+    /// The first failing check gives the reason: peer, header, addresses, inner source, inner destination, TTL.
+    #[inline]
+    pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], from: SocketAddr, routes: &RouteTable) -> Decap<'p> {
+        let peer = from.ip().to_canonical();
+        if !routes.has_peer(peer) {
+            return Decap::Drop(DropReason::UnknownPeer);
+        }
+        let mut packet = match self.admit(datagram) {
+            Ok(packet) => packet,
+            Err(reason) => return Decap::Drop(reason),
+        };
+        let header = *packet.header();
+        if self.overlay.source_check == SourceCheck::Strict && !self.may_send_from(header.source(), peer, routes) {
+            return Decap::Drop(DropReason::SpoofedSource);
+        }
+        if let Err(reason) = self.check_destination(&packet, peer, routes) {
+            return Decap::Drop(reason);
+        }
+        match (header.ttl(), self.overlay.ttl) {
+            (0, _) => Decap::Drop(DropReason::TtlZero),
+            (1, TtlPolicy::BothEnds) => Decap::Reject(self.reject_far(packet, routes)),
+            (ttl, TtlPolicy::BothEnds) => {
+                packet.set_ttl(ttl - 1);
+                Decap::Deliver(packet.into_bytes())
+            }
+            (_, TtlPolicy::Ingress | TtlPolicy::Preserve) => Decap::Deliver(packet.into_bytes()),
+        }
+    }
+
+    /// Header and addresses, the checks both directions share.
+    #[inline]
+    fn admit<'p>(&self, bytes: &'p mut [u8]) -> Result<Ipv4PacketMut<'p>, DropReason> {
+        let packet = Ipv4PacketMut::parse(bytes)?;
+        let header = packet.header();
+        if header.has_source_route() && self.overlay.source_routes == SourceRoutes::Dropped {
+            return Err(DropReason::SourceRoute);
+        }
+        check_addresses(header)?;
+        Ok(packet)
+    }
+
+    /// R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
+    #[inline]
+    fn may_send_from(&self, source: Ipv4Addr, peer: IpAddr, routes: &RouteTable) -> bool {
+        let routed = routes.lookup_v4(source).is_some_and(|hop| hop.address.ip() == peer);
+        routed && !self.subnet.contains(&source) || peer == IpAddr::V4(source)
+    }
+
+    /// R66 and the loops of fault 6.
+    #[inline]
+    fn check_destination(
+        &self,
+        packet: &Ipv4PacketMut<'_>,
+        peer: IpAddr,
+        routes: &RouteTable,
+    ) -> Result<(), DropReason> {
+        let destination = packet.header().destination();
+        if self.is_tunnelled_already(packet, routes) {
+            return Err(DropReason::Loop);
+        }
+        if self.subnet.contains(&destination) {
+            return Ok(());
+        }
+        if self.overlay.transit == Transit::Refused {
+            return Err(DropReason::ForeignDestination);
+        }
+        match routes.lookup_v4(destination) {
+            Some(hop) if hop.address.ip() == peer => Err(DropReason::ForeignDestination),
+            Some(hop) if hop.address.ip() == IpAddr::V4(destination) => Err(DropReason::Loop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fault 6: a datagram of the tunnel's own inside the tunnel, for the socket it came from or for another host's.
+    ///
+    /// Next hops lie outside the overlay network, so ordinary packets are not looked up a second time.
+    #[inline]
+    fn is_tunnelled_already(&self, packet: &Ipv4PacketMut<'_>, routes: &RouteTable) -> bool {
+        const DESTINATION_PORT: core::ops::Range<usize> = 2..4;
+        let header = packet.header();
+        if header.protocol() != protocol::UDP || header.fragment_offset() != 0 {
+            return false;
+        }
+        let Some(&[high, low]) = packet.payload().get(DESTINATION_PORT) else { return false };
+        let socket = SocketAddr::new(header.destination().into(), u16::from_be_bytes([high, low]));
+        socket == self.own || !self.network.contains(&header.destination()) && routes.has_next_hop(socket)
+    }
+
+    /// An address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.
+    fn is_broadcast(&self, address: Ipv4Addr) -> bool {
+        [self.network, self.subnet].iter().any(|net| net.prefix_len() < 31 && net.broadcast() == address)
+    }
+
+    #[cold]
+    fn too_long<'p>(&self, packet: Ipv4PacketMut<'p>, mtu: u16) -> Encap<'p> {
+        if packet.header().dont_fragment() {
+            Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }))
+        } else {
+            Encap::Drop(DropReason::NotFragmented)
+        }
+    }
+
+    /// A reject whose answer goes to our own TUN.
+    #[cold]
+    fn reject_near<'p>(&self, packet: Ipv4PacketMut<'p>, reason: RejectReason) -> Reject<'p> {
+        let source = match self.overlay.icmp_source {
+            IcmpSource::OffenderDestination => packet.header().destination(),
+            IcmpSource::Fixed(source) => source,
+        };
+        self.reject(packet, reason, Some((source, ReplyTo::Tun)))
+    }
+
+    /// A reject whose answer goes back through the tunnel, to where the inner source is routed.
+    #[cold]
+    fn reject_far<'p>(&self, packet: Ipv4PacketMut<'p>, routes: &RouteTable) -> Reject<'p> {
+        let hop = routes.lookup_v4(packet.header().source());
+        let reply = hop.map(|hop| (self.tun_address(), ReplyTo::Peer(hop.address)));
+        self.reject(packet, RejectReason::TimeExceeded, reply)
+    }
+
+    fn reject<'p>(
+        &self,
+        packet: Ipv4PacketMut<'p>,
+        reason: RejectReason,
+        reply: Option<(Ipv4Addr, ReplyTo)>,
+    ) -> Reject<'p> {
+        let offender = packet.freeze();
+        let answer = reply
+            .filter(|_| icmpv4::may_answer(&offender, |address| self.is_broadcast(address)))
+            .map(|(source, reply_to)| Answer { source, ttl: self.overlay.icmp_ttl, reply_to });
+        Reject { offender, reason, answer }
+    }
+}

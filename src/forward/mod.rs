@@ -1,0 +1,18 @@
+//! The forwarder and what sits beside it.
+//!
+//! [`Forwarder`] has no memory: its verdict is a function of the packet, the routes and its settings. What does remember is
+//! apart and optional: [`IcmpLimiter`], [`PathMtus`] and [`Counters`], each with the clock as an argument where it needs one.
+
+mod counters;
+mod forwarder;
+mod limiter;
+mod path_mtu;
+mod policy;
+mod verdict;
+
+pub use counters::{Anomalies, Counters, Flow};
+pub use forwarder::Forwarder;
+pub use limiter::{IcmpLimiter, Rate};
+pub use path_mtu::PathMtus;
+pub use policy::{IcmpSource, Overlay, OverlayError, SourceCheck, SourceRoutes, Transit, TtlPolicy};
+pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo};

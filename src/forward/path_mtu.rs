@@ -1,0 +1,105 @@
+//! What each peer's path carries, learned from refusals (RFC 1191), with the clock as an argument.
+
+use alloc::vec::Vec;
+use core::net::IpAddr;
+use core::time::Duration;
+
+/// The longest inner packets of the few peers whose path is narrower than the overlay's MTU.
+///
+/// At most [`PEERS`](Self::PEERS) of them; with more, the value learned longest ago is forgotten, and learned again when the
+/// path refuses the next packet.
+#[derive(Clone, Debug, Default)]
+pub struct PathMtus {
+    /// Sorted by peer.
+    paths: Vec<Path>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    peer: IpAddr,
+    mtu: u16,
+    learned: Duration,
+}
+
+impl PathMtus {
+    /// How many peers are remembered.
+    pub const PEERS: usize = 1024;
+
+    /// How long a value holds before a longer packet is tried again (RFC 1191 6.3: not before 10 minutes).
+    pub const LIFETIME: Duration = Duration::from_secs(600);
+
+    /// What is known of the path to `peer`, in bytes of inner packet. `now` is the time since any fixed moment.
+    #[must_use]
+    #[inline]
+    pub fn lookup(&self, peer: IpAddr, now: Duration) -> Option<u16> {
+        if self.paths.is_empty() {
+            return None;
+        }
+        let at = self.find(peer).ok()?;
+        let path = self.paths.get(at)?;
+        (now.saturating_sub(path.learned) < Self::LIFETIME).then_some(path.mtu)
+    }
+
+    /// The path to `peer` refused a packet: from now on it carries `mtu` bytes of inner packet. A value that would raise one
+    /// in force is ignored.
+    pub fn lower(&mut self, peer: IpAddr, mtu: u16, now: Duration) {
+        if self.lookup(peer, now).is_some_and(|known| known < mtu) {
+            return;
+        }
+        let path = Path { peer, mtu, learned: now };
+        match self.find(peer) {
+            Ok(at) => {
+                if let Some(known) = self.paths.get_mut(at) {
+                    *known = path;
+                }
+            }
+            Err(at) if self.paths.len() < Self::PEERS => self.paths.insert(at, path),
+            Err(_) => {
+                let oldest = self.paths.iter().enumerate().min_by_key(|(_, path)| path.learned);
+                if let Some((oldest, _)) = oldest {
+                    self.paths.remove(oldest);
+                }
+                let at = self.find(peer).unwrap_or_else(|at| at);
+                self.paths.insert(at, path);
+            }
+        }
+    }
+
+    fn find(&self, peer: IpAddr) -> Result<usize, usize> {
+        self.paths.binary_search_by_key(&peer, |path| path.peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::Ipv4Addr;
+
+    const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 168, 0, 3));
+
+    #[test]
+    fn lowers_never_raises_and_forgets_after_ten_minutes() {
+        let (mut paths, start) = (PathMtus::default(), Duration::from_secs(5));
+        assert_eq!(paths.lookup(PEER, start), None);
+        paths.lower(PEER, 1300, start);
+        paths.lower(PEER, 1400, start);
+        assert_eq!(paths.lookup(PEER, start), Some(1300));
+        paths.lower(PEER, 1200, start);
+        assert_eq!(paths.lookup(PEER, start + Duration::from_secs(599)), Some(1200));
+        assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), None);
+        paths.lower(PEER, 1400, start + PathMtus::LIFETIME);
+        assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), Some(1400));
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_oldest() {
+        let mut paths = PathMtus::default();
+        let peer = |i: u32| IpAddr::V4(Ipv4Addr::from_bits(0x0aa8_0000 + i));
+        for i in 0..=PathMtus::PEERS as u32 {
+            paths.lower(peer(i), 1000, Duration::from_millis(u64::from(i)));
+        }
+        let now = Duration::from_secs(2);
+        let known = (0..=PathMtus::PEERS as u32).filter(|i| paths.lookup(peer(*i), now).is_some()).count();
+        assert_eq!((known, paths.lookup(peer(0), now)), (PathMtus::PEERS, None));
+    }
+}

@@ -1,0 +1,181 @@
+//! What is permitted: the settings of an overlay, and the addresses no packet may carry.
+
+use core::net::{Ipv4Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::DropReason;
+use crate::wire::ipv4::Ipv4Header;
+
+/// The overlay as one host sees it, and how that host forwards.
+///
+/// [`Overlay::new`] has flannel's settings with every check on; others are a struct update away:
+///
+/// ```
+/// use loden::forward::{Overlay, Transit, TtlPolicy};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let network = "100.96.0.0/16".parse::<ipnet::Ipv4Net>()?;
+/// let subnet = "100.96.1.0/24".parse::<ipnet::Ipv4Net>()?;
+/// let overlay = Overlay::new(network, subnet, ([10, 168, 0, 2], 8285));
+/// let overlay = Overlay { ttl: TtlPolicy::Ingress, transit: Transit::Allowed, ..overlay };
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Overlay {
+    /// The network all hosts share, 100.96.0.0/16 say.
+    pub network: IpNet,
+    /// The subnet of it that this host owns, 100.96.1.0/24 say.
+    pub subnet: IpNet,
+    /// Underlay address and port this host is bound to.
+    pub underlay: SocketAddr,
+    /// The longest inner packet in bytes that the underlay carries: its interface's MTU less 28. Default 1472.
+    pub mtu: u16,
+    /// Which ends of the tunnel take one off the TTL.
+    pub ttl: TtlPolicy,
+    /// Whether a peer may only send from addresses that are routed to it.
+    pub source_check: SourceCheck,
+    /// Whether packets from peers may go on to other subnets than our own.
+    pub transit: Transit,
+    /// What becomes of packets with a source route option.
+    pub source_routes: SourceRoutes,
+    /// Whose address the ICMP errors carry that go out of our own TUN.
+    pub icmp_source: IcmpSource,
+    /// TTL of our ICMP errors, in hops. Default 64.
+    pub icmp_ttl: u8,
+}
+
+impl Overlay {
+    /// flannel's settings, with all checks on.
+    #[must_use]
+    pub fn new(network: impl Into<IpNet>, subnet: impl Into<IpNet>, underlay: impl Into<SocketAddr>) -> Self {
+        Self {
+            network: network.into(),
+            subnet: subnet.into(),
+            underlay: underlay.into(),
+            mtu: 1472,
+            ttl: TtlPolicy::BothEnds,
+            source_check: SourceCheck::Strict,
+            transit: Transit::Refused,
+            source_routes: SourceRoutes::Dropped,
+            icmp_source: IcmpSource::OffenderDestination,
+            icmp_ttl: 64,
+        }
+    }
+
+    /// Network and subnet, if both are IPv4 and the one holds the other.
+    pub(super) fn subnets(&self) -> Result<(Ipv4Net, Ipv4Net), OverlayError> {
+        match (self.network.trunc(), self.subnet.trunc()) {
+            (IpNet::V4(network), IpNet::V4(subnet)) if network.contains(&subnet) => Ok((network, subnet)),
+            (IpNet::V4(_), IpNet::V4(_)) => {
+                Err(OverlayError::SubnetOutside { subnet: self.subnet, network: self.network })
+            }
+            (net @ IpNet::V6(_), _) | (_, net @ IpNet::V6(_)) => Err(OverlayError::Ipv6 { net }),
+        }
+    }
+}
+
+/// Settings that no forwarder can work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OverlayError {
+    /// The overlay carries IPv4 only so far.
+    #[error("{net} is IPv6, which the overlay does not carry yet")]
+    Ipv6 {
+        /// The network or subnet.
+        net: IpNet,
+    },
+    /// A host's subnet has to be part of the network.
+    #[error("subnet {subnet} is not inside the overlay network {network}; choose a part of it")]
+    SubnetOutside {
+        /// The subnet.
+        subnet: IpNet,
+        /// The network.
+        network: IpNet,
+    },
+}
+
+/// Which ends of the tunnel take one off a packet's TTL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TtlPolicy {
+    /// Both, as flannel does: each end is a router hop.
+    #[default]
+    BothEnds,
+    /// The encapsulating end alone: the tunnel is one hop (RFC 2003 3.1).
+    Ingress,
+    /// Neither: the tunnel cannot be seen, and nothing but the kernel's own hops ends a routing loop.
+    Preserve,
+}
+
+/// Whether the inner source must be routed to the peer that sent the packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SourceCheck {
+    /// It must, or be the peer's own underlay address.
+    #[default]
+    Strict,
+    /// Any known peer may send from any address.
+    Off,
+}
+
+/// Whether packets from peers may be for others than our own subnet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transit {
+    /// They go to the TUN, and the kernel's routes decide; but never for the peer they came from.
+    Allowed,
+    /// They are dropped.
+    #[default]
+    Refused,
+}
+
+/// What becomes of packets with a loose or strict source route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SourceRoutes {
+    /// They are dropped (RFC 7126 4.3 and 4.4).
+    #[default]
+    Dropped,
+    /// They are forwarded as if the option were any other: we neither follow nor change it.
+    Forwarded,
+}
+
+/// Whose address the ICMP errors carry that we write to our own TUN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IcmpSource {
+    /// The address the offender was for. Linux takes it everywhere, while it drops packets that come out of a TUN with that
+    /// TUN's own address as source (a martian, unless `accept_local` is set).
+    #[default]
+    OffenderDestination,
+    /// This one: routable from the pods, and not an address of this host unless the TUN's `accept_local` is 1.
+    Fixed(Ipv4Addr),
+}
+
+/// Section B of the conformance list: sources and destinations that are dropped in silence, the source looked at first.
+#[inline]
+pub(super) fn check_addresses(header: &Ipv4Header) -> Result<(), DropReason> {
+    let (source, destination) = (header.source(), header.destination());
+    if is_ordinary(source) && is_ordinary(destination) {
+        return Ok(());
+    }
+    match source.octets() {
+        [0 | 127 | 224..=255, ..] => return Err(DropReason::MartianSource),
+        [169, 254, ..] => return Err(DropReason::LinkLocal),
+        _ => {}
+    }
+    match destination.octets() {
+        [255, 255, 255, 255] => Err(DropReason::BroadcastDestination),
+        [0 | 127 | 240..=255, ..] => Err(DropReason::MartianDestination),
+        [224..=239, ..] => Err(DropReason::MulticastDestination),
+        [169, 254, ..] => Err(DropReason::LinkLocal),
+        _ => Ok(()),
+    }
+}
+
+/// Surely none of the special addresses; 169/8 as a whole is looked at twice.
+#[inline]
+fn is_ordinary(address: Ipv4Addr) -> bool {
+    matches!(address.octets()[0], 1..=126 | 128..=168 | 170..=223)
+}

@@ -1,0 +1,134 @@
+//! New route tables for workers that are running.
+//!
+//! One publisher, any number of readers. A reader compares one number per batch and takes a lock only when it differs, which
+//! is when a table was published since. There is nothing lock-free here to get wrong: a mutex and one atomic.
+
+use core::net::SocketAddr;
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec::Vec;
+
+use super::{Applied, RouteChange, RouteTable};
+
+/// Owns the current table and hands the next one to every reader.
+///
+/// ```
+/// use loden::route::{Route, RouteChange, RoutePublisher};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut publisher = RoutePublisher::new();
+/// let mut reader = publisher.reader();
+/// let route = Route::new("100.96.2.0/24".parse::<ipnet::Ipv4Net>()?, ([10, 168, 0, 3], 8285));
+/// let applied = publisher.apply([RouteChange::Set(route)]);
+/// assert_eq!((applied.changed, applied.refused.len()), (1, 0));
+/// assert_eq!(reader.load().len(), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct RoutePublisher {
+    shared: Arc<Shared>,
+    table: RouteTable,
+    own: Option<SocketAddr>,
+    /// Tables that some reader may still hold. The publisher holds them too, so that it is never a reader, in the middle of
+    /// its packets, who frees a large one.
+    retired: Vec<RouteTable>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    generation: AtomicU64,
+    current: Mutex<RouteTable>,
+}
+
+impl RoutePublisher {
+    /// A publisher of an empty table.
+    #[must_use]
+    pub fn new() -> Self {
+        let table = RouteTable::new();
+        let shared = Shared { generation: AtomicU64::new(0), current: Mutex::new(table.clone()) };
+        Self { shared: Arc::new(shared), table, own: None, retired: Vec::new() }
+    }
+
+    /// A publisher that also refuses routes to `own`, the address and port this host is bound to.
+    #[must_use]
+    pub fn bound_to(own: SocketAddr) -> Self {
+        Self { own: Some(SocketAddr::new(own.ip().to_canonical(), own.port())), ..Self::new() }
+    }
+
+    /// Applies all changes in their order and publishes the outcome once, if there is one.
+    ///
+    /// When this returns, no batch that begins uses an older table. Parts that did not change are shared with the table
+    /// before, so the cost is that of the changes, not of the table.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>) -> Applied {
+        let mut next = self.table.clone();
+        let applied = next.apply(changes, self.own);
+        if applied.changed > 0 {
+            self.publish(next);
+        }
+        applied
+    }
+
+    /// The current table.
+    #[must_use]
+    pub fn table(&self) -> &RouteTable {
+        &self.table
+    }
+
+    /// A reader for one more worker.
+    #[must_use]
+    pub fn reader(&self) -> RouteReader {
+        let generation = self.shared.generation.load(Ordering::Acquire);
+        RouteReader { shared: Arc::clone(&self.shared), table: self.table.clone(), generation }
+    }
+
+    fn publish(&mut self, next: RouteTable) {
+        let before = core::mem::replace(&mut self.table, next);
+        {
+            let mut current = lock(&self.shared.current);
+            *current = self.table.clone();
+            // Written under the lock, so that who holds it sees number and table of one publication.
+            self.shared.generation.fetch_add(1, Ordering::Release);
+        }
+        self.retired.push(before);
+        self.retired.retain(RouteTable::is_shared);
+    }
+}
+
+impl Default for RoutePublisher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One worker's view of the published table.
+#[derive(Clone, Debug)]
+pub struct RouteReader {
+    shared: Arc<Shared>,
+    table: RouteTable,
+    generation: u64,
+}
+
+impl RouteReader {
+    /// The newest table. Call it once per batch, so that a whole batch is routed by one table.
+    ///
+    /// One atomic load, unless a table was published since the last call.
+    #[inline]
+    pub fn load(&mut self) -> &RouteTable {
+        if self.shared.generation.load(Ordering::Acquire) != self.generation {
+            self.refresh();
+        }
+        &self.table
+    }
+
+    #[cold]
+    fn refresh(&mut self) {
+        let current = lock(&self.shared.current);
+        self.table = current.clone();
+        self.generation = self.shared.generation.load(Ordering::Acquire);
+    }
+}
+
+/// A panic elsewhere cannot leave a half-written table: one is only ever moved in whole.
+fn lock(current: &Mutex<RouteTable>) -> MutexGuard<'_, RouteTable> {
+    current.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,205 @@
+//! The immutable route table.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::next_hops::NextHops;
+use super::trie::{Node, Prefix, Root};
+use super::{NextHop, RefusedRoute, Route, RouteChange, check};
+
+/// A set of routes that answers which one is the longest match of a destination, and never changes.
+///
+/// Any mix of prefixes from /0 to /32. A clone is cheap and shares everything; [`with_changes`](Self::with_changes) makes a
+/// new table that shares all but the parts the changes touch, so that worker threads may keep the old one for as long as
+/// they like. A lookup touches two to four cache lines and costs 2 ns in a small table.
+///
+/// ```
+/// use loden::route::{Route, RouteTable};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let a = Route::new("172.20.10.0/24".parse::<ipnet::Ipv4Net>()?, ([10, 168, 0, 3], 8285));
+/// let b = Route::new("172.20.0.0/16".parse::<ipnet::Ipv4Net>()?, ([10, 168, 0, 4], 8285));
+/// let (table, refused) = RouteTable::try_from_routes([b, a]);
+/// assert!(refused.is_empty());
+/// let hop = table.lookup("172.20.10.5".parse()?).ok_or("no route")?;
+/// assert_eq!(hop.address, a.next_hop);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RouteTable {
+    root: Arc<Root>,
+    hops: NextHops,
+    len: usize,
+}
+
+/// What became of a batch of changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "refused routes are reported here and nowhere else"]
+pub struct Applied {
+    /// How many changes changed something: a route set again as it was, or deleted where there was none, does not count.
+    pub changed: usize,
+    /// The routes that were not taken, in the order they were given.
+    pub refused: Vec<RefusedRoute>,
+}
+
+impl RouteTable {
+    /// A table without routes.
+    #[must_use]
+    pub fn new() -> Self {
+        let hops = NextHops::new();
+        Self { root: Arc::new(Root::hollow(super::next_hops::HopId::NONE)), hops, len: 0 }
+    }
+
+    /// A table of these routes, and those among them that cannot be in one. Of several routes for one subnet the last stands.
+    pub fn try_from_routes(routes: impl IntoIterator<Item = Route>) -> (Self, Vec<RefusedRoute>) {
+        let mut table = Self::new();
+        let applied = table.apply(routes.into_iter().map(RouteChange::Set), None);
+        (table, applied.refused)
+    }
+
+    /// The table after `changes`, in their order; this one stays as it is.
+    pub fn with_changes(&self, changes: impl IntoIterator<Item = RouteChange>) -> (Self, Applied) {
+        let mut next = self.clone();
+        let applied = next.apply(changes, None);
+        (next, applied)
+    }
+
+    /// The next hop of the longest prefix that holds `destination`.
+    #[must_use]
+    #[inline]
+    pub fn lookup(&self, destination: IpAddr) -> Option<&NextHop> {
+        match destination {
+            IpAddr::V4(destination) => self.lookup_v4(destination),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// [`lookup`](Self::lookup) for those who know that it is an IPv4 address.
+    #[must_use]
+    #[inline]
+    pub fn lookup_v4(&self, destination: Ipv4Addr) -> Option<&NextHop> {
+        self.hops.resolve(self.root.longest_match(destination.octets()))
+    }
+
+    /// The next hop of exactly this subnet's route.
+    #[must_use]
+    pub fn exact(&self, subnet: IpNet) -> Option<&NextHop> {
+        let IpNet::V4(subnet) = subnet else { return None };
+        self.hops.resolve(self.root.exact(prefix(subnet))?)
+    }
+
+    /// Whether some route leads to this underlay address, whatever the port.
+    #[must_use]
+    #[inline]
+    pub fn has_peer(&self, address: IpAddr) -> bool {
+        self.hops.has_peer(address)
+    }
+
+    /// Whether some route leads to this underlay address and port.
+    #[must_use]
+    #[inline]
+    pub fn has_next_hop(&self, address: SocketAddr) -> bool {
+        self.hops.has_next_hop(address)
+    }
+
+    /// How many routes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no routes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All routes, in no particular order.
+    #[must_use]
+    pub fn routes(&self) -> Vec<Route> {
+        let mut routes = Vec::with_capacity(self.len);
+        self.root.for_each(0, 0, &mut |prefix, id| {
+            let subnet = Ipv4Net::new(Ipv4Addr::from_bits(prefix.bits), prefix.len);
+            if let (Ok(subnet), Some(hop)) = (subnet, self.hops.resolve(id)) {
+                routes.push(Route { subnet: subnet.into(), next_hop: hop.address, mtu: hop.mtu });
+            }
+        });
+        routes
+    }
+
+    /// Applies changes in place, copying only what another table shares.
+    pub(super) fn apply(
+        &mut self,
+        changes: impl IntoIterator<Item = RouteChange>,
+        own: Option<SocketAddr>,
+    ) -> Applied {
+        let mut applied = Applied::default();
+        for change in changes {
+            let changed = match change {
+                RouteChange::Delete(subnet) => self.delete(subnet),
+                RouteChange::Set(route) => match check(&route.normalised(), own) {
+                    Ok(()) => self.set(route.normalised()),
+                    Err(reason) => {
+                        applied.refused.push(RefusedRoute { route, reason });
+                        false
+                    }
+                },
+            };
+            applied.changed += usize::from(changed);
+        }
+        applied
+    }
+
+    fn set(&mut self, route: Route) -> bool {
+        let IpNet::V4(subnet) = route.subnet else { return false };
+        let (prefix, hop) = (prefix(subnet), NextHop { address: route.next_hop, mtu: route.mtu });
+        let now = self.hops.find(&hop);
+        if now.is_some() && self.root.exact(prefix) == now {
+            return false;
+        }
+        let id = self.hops.acquire(&hop);
+        match Arc::make_mut(&mut self.root).replace(prefix, Some(id)) {
+            Some(before) => self.hops.release(before),
+            None => self.len += 1,
+        }
+        true
+    }
+
+    fn delete(&mut self, subnet: IpNet) -> bool {
+        let IpNet::V4(subnet) = subnet.trunc() else { return false };
+        let prefix = prefix(subnet);
+        if self.root.exact(prefix).is_none() {
+            return false;
+        }
+        if let Some(before) = Arc::make_mut(&mut self.root).replace(prefix, None) {
+            self.hops.release(before);
+            self.len -= 1;
+        }
+        true
+    }
+
+    /// Whether another table shares this one's root, which is so while anybody holds a clone of it.
+    #[cfg(feature = "std")]
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.root) > 1
+    }
+}
+
+impl Default for RouteTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Debug for RouteTable {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("RouteTable").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+fn prefix(subnet: Ipv4Net) -> Prefix {
+    Prefix { bits: subnet.network().to_bits(), len: subnet.prefix_len() }
+}

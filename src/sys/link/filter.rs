@@ -1,0 +1,66 @@
+//! A socket filter, run by the kernel, that lets only one link's messages through: hosts that start and stop containers announce
+//! dozens of links a second, and every one of them would wake the tunnel's loop.
+
+use netlink_packet_route::route::RouteHeader;
+use socket2::SockFilter;
+
+/// Places in a netlink message. The fixed part of its body begins at 16 (struct `nlmsghdr`).
+mod field {
+    pub(super) const KIND: u32 = 4;
+    pub(super) const FAMILY: u32 = 16;
+    /// `ifi_index` and `ifa_index` are at the same place.
+    pub(super) const INDEX: u32 = 20;
+    pub(super) const TABLE: u32 = 20;
+    pub(super) const ROUTE_ATTRIBUTES: u32 = 28;
+    /// From the begin of an attribute on.
+    pub(super) const VALUE: u32 = 4;
+}
+
+/// Accepts what concerns the link `index`: that it changed or is gone (of the link itself, not of a bridge port with its number), that
+/// it lost an address, and that a route of the main table through it was removed.
+///
+/// Loads convert from network byte order and netlink speaks the host's, so the constants are turned round. `ANCILLARY` finds
+/// the attribute whose number is in X, from the offset in A on (`SKF_AD_NLATTR` in the kernel's `net/core/filter.c`).
+pub(super) fn only(index: u32) -> [SockFilter; 20] {
+    const ACCEPT: u8 = 18;
+    const DROP: u8 = 19;
+    const ANCILLARY: u32 = libc::SKF_AD_OFF.wrapping_add(libc::SKF_AD_NLATTR).cast_unsigned();
+    let index = u32::from_be_bytes(index.to_ne_bytes());
+    let kind = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    [
+        statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, field::KIND),
+        jump(1, kind(libc::RTM_DELROUTE), 9, 2),
+        jump(2, kind(libc::RTM_DELADDR), 7, 3),
+        jump(3, kind(libc::RTM_NEWLINK), 5, 4),
+        jump(4, kind(libc::RTM_DELLINK), 5, DROP),
+        // 5: a link
+        statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, field::FAMILY),
+        jump(6, libc::AF_UNSPEC.cast_unsigned(), 7, DROP),
+        // 7: a link or an address
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, field::INDEX),
+        jump(8, index, ACCEPT, DROP),
+        // 9: a route
+        statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, field::TABLE),
+        jump(10, RouteHeader::RT_TABLE_MAIN as u32, 11, DROP),
+        statement(libc::BPF_LDX | libc::BPF_IMM, libc::RTA_OIF as u32),
+        statement(libc::BPF_LD | libc::BPF_IMM, field::ROUTE_ATTRIBUTES),
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ANCILLARY),
+        jump(14, 0, DROP, 15),
+        statement(libc::BPF_MISC | libc::BPF_TAX, 0),
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_IND, field::VALUE),
+        jump(17, index, ACCEPT, DROP),
+        statement(libc::BPF_RET | libc::BPF_K, u32::MAX),
+        statement(libc::BPF_RET | libc::BPF_K, 0),
+    ]
+}
+
+const fn statement(code: u32, operand: u32) -> SockFilter {
+    SockFilter::new(code as u16, 0, 0, operand)
+}
+
+/// If the accumulator equals `value` then go on at `equal`, else at `other`. Jumps count from the line after this one.
+const fn jump(line: u8, value: u32, equal: u8, other: u8) -> SockFilter {
+    let code = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let next = line.wrapping_add(1);
+    SockFilter::new(code as u16, equal.wrapping_sub(next), other.wrapping_sub(next), value)
+}

@@ -1,0 +1,337 @@
+//! Reading what the kernel says. Only the fields and attributes that are needed are looked at: a full decoder rejects a whole message
+//! over one attribute that a newer kernel has extended, and would make the monitor blind.
+
+use alloc::string::String;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::{NetlinkBuffer, NlasIterator};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressHeader;
+use netlink_packet_route::link::{LinkFlags, LinkHeader};
+use netlink_packet_route::route::{RouteHeader, RouteType};
+
+use super::error::MalformedReply;
+use super::{MTU_MAX, MTU_MIN};
+
+/// Sizes of the fixed parts: struct `ifinfomsg`, `ifaddrmsg` and `rtmsg` in linux/rtnetlink.h and linux/if_addr.h.
+pub(super) mod fixed {
+    pub(in super::super) const LINK: usize = 16;
+    pub(in super::super) const ADDRESS: usize = 8;
+    pub(in super::super) const ROUTE: usize = 12;
+}
+
+/// Attributes of a link: `IFLA_*` in linux/if_link.h.
+mod ifla {
+    pub(super) const IFNAME: u16 = 3;
+    pub(super) const MTU: u16 = 4;
+    pub(super) const MIN_MTU: u16 = 50;
+    pub(super) const MAX_MTU: u16 = 51;
+}
+
+/// One netlink message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    pub(super) body: &'a [u8],
+}
+
+/// The messages of one datagram. Ends after the first error.
+#[derive(Debug)]
+pub(super) struct Messages<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Messages<'a> {
+    pub(super) fn new(datagram: &'a [u8]) -> Self {
+        Self { rest: datagram }
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<Message<'a>, MalformedReply>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let bytes = core::mem::take(&mut self.rest);
+        let Ok(buffer) = NetlinkBuffer::new_checked(bytes) else {
+            let claimed = array(bytes, 0).map_or(0, u32::from_ne_bytes);
+            return Some(Err(MalformedReply::Message { claimed, have: bytes.len() }));
+        };
+        // Messages are padded to 4 bytes (NLMSG_ALIGN), the last one need not be.
+        let length = usize::try_from(buffer.length()).unwrap_or(usize::MAX);
+        self.rest = length.checked_next_multiple_of(4).and_then(|next| bytes.get(next..)).unwrap_or_default();
+        Some(Ok(Message {
+            kind: buffer.message_type(),
+            flags: buffer.flags(),
+            sequence: buffer.sequence_number(),
+            body: buffer.payload(),
+        }))
+    }
+}
+
+/// What a link message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LinkState {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) up: bool,
+    pub(super) mtu: u32,
+    min_mtu: u32,
+    max_mtu: u32,
+}
+
+impl LinkState {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+        let header = link_header(body)?;
+        let attributes = attributes(body, fixed::LINK)?;
+        Ok(Self {
+            index: header.index,
+            name: attribute_string(attributes, ifla::IFNAME)?.ok_or(MalformedReply::Missing { what: "IFLA_IFNAME" })?,
+            up: header.flags.contains(LinkFlags::Up),
+            mtu: attribute_u32(attributes, ifla::MTU)?.ok_or(MalformedReply::Missing { what: "IFLA_MTU" })?,
+            min_mtu: attribute_u32(attributes, ifla::MIN_MTU)?.unwrap_or(0),
+            max_mtu: attribute_u32(attributes, ifla::MAX_MTU)?.unwrap_or(0),
+        })
+    }
+
+    /// The smallest and largest MTU this device can have with IPv4 on it. A device that says 0 has no limit of its own.
+    pub(super) fn mtu_range(&self) -> (u32, u32) {
+        let max = if self.max_mtu == 0 { MTU_MAX } else { self.max_mtu.min(MTU_MAX) };
+        (self.min_mtu.max(MTU_MIN), max)
+    }
+}
+
+/// The fixed part of a link message, of the link itself: a bridge announces its ports under the same numbers, as `AF_BRIDGE`.
+pub(super) fn link_header(body: &[u8]) -> Result<LinkHeader, MalformedReply> {
+    LinkHeader::parse(body).map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::LINK })
+}
+
+/// What an address message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HeldAddress {
+    pub(super) index: u32,
+    pub(super) address: IpAddr,
+}
+
+impl HeldAddress {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+        let header = AddressHeader::parse(body)
+            .map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::ADDRESS })?;
+        let attributes = attributes(body, fixed::ADDRESS)?;
+        // On a point-to-point link IFA_ADDRESS is the other end; IPv6 often has no IFA_LOCAL.
+        let address = match attribute_address(attributes, libc::IFA_LOCAL, header.family)? {
+            Some(local) => Some(local),
+            None => attribute_address(attributes, libc::IFA_ADDRESS, header.family)?,
+        };
+        let address = address.ok_or(MalformedReply::Missing { what: "IFA_LOCAL and IFA_ADDRESS" })?;
+        Ok(Self { index: header.index, address })
+    }
+}
+
+/// What a route message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RouteEntry {
+    /// `None` stands for the default route, and for families that are not IP.
+    pub(super) destination: Option<IpAddr>,
+    pub(super) prefix_len: u8,
+    pub(super) table: u32,
+    pub(super) tos: u8,
+    pub(super) priority: u32,
+    /// `None` for routes without an interface, or with several.
+    pub(super) interface: Option<u32>,
+    pub(super) local: bool,
+}
+
+impl RouteEntry {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+        let header = RouteHeader::parse(body)
+            .map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::ROUTE })?;
+        let attributes = attributes(body, fixed::ROUTE)?;
+        Ok(Self {
+            destination: attribute_address(attributes, libc::RTA_DST, header.address_family)?,
+            prefix_len: header.destination_prefix_length,
+            table: attribute_u32(attributes, libc::RTA_TABLE)?.unwrap_or_else(|| header.table.into()),
+            tos: header.tos,
+            priority: attribute_u32(attributes, libc::RTA_PRIORITY)?.unwrap_or(0),
+            interface: attribute_u32(attributes, libc::RTA_OIF)?,
+            local: header.kind == RouteType::Local,
+        })
+    }
+}
+
+/// `N` bytes of `bytes` from `at` on.
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], MalformedReply> {
+    let cut = MalformedReply::Header { have: bytes.len(), needed: at.saturating_add(N) };
+    bytes.get(at..).and_then(|tail| tail.first_chunk()).copied().ok_or(cut)
+}
+
+/// The text of an attribute, up to the first NUL.
+pub(super) fn attribute_string(attributes: &[u8], kind: u16) -> Result<Option<String>, MalformedReply> {
+    attribute(attributes, kind, |value| {
+        let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(text).into_owned())
+    })
+}
+
+fn attributes(body: &[u8], header: usize) -> Result<&[u8], MalformedReply> {
+    body.get(header..).ok_or(MalformedReply::Header { have: body.len(), needed: header })
+}
+
+fn attribute_u32(attributes: &[u8], kind: u16) -> Result<Option<u32>, MalformedReply> {
+    attribute(attributes, kind, |value| sized(value, kind).map(u32::from_ne_bytes))
+}
+
+fn attribute_address(
+    attributes: &[u8],
+    kind: u16,
+    family: AddressFamily,
+) -> Result<Option<IpAddr>, MalformedReply> {
+    if family == AddressFamily::Inet {
+        attribute(attributes, kind, |value| sized::<4>(value, kind).map(|octets| Ipv4Addr::from(octets).into()))
+    } else if family == AddressFamily::Inet6 {
+        attribute(attributes, kind, |value| sized::<16>(value, kind).map(|octets| Ipv6Addr::from(octets).into()))
+    } else {
+        Ok(None)
+    }
+}
+
+fn sized<const N: usize>(value: &[u8], attribute: u16) -> Result<[u8; N], MalformedReply> {
+    value.try_into().map_err(|_| MalformedReply::AttributeSize { attribute, have: value.len(), needed: N })
+}
+
+/// Finds the first attribute `kind` and reads its value.
+fn attribute<T>(
+    attributes: &[u8],
+    kind: u16,
+    read: impl FnOnce(&[u8]) -> Result<T, MalformedReply>,
+) -> Result<Option<T>, MalformedReply> {
+    for found in NlasIterator::new(attributes) {
+        let found = found.map_err(|_| MalformedReply::AttributeOverrun { have: attributes.len() })?;
+        if found.kind() == kind {
+            return read(found.value()).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod unit {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    /// Bytes with a valid netlink header around them.
+    fn framed(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut message = u32::try_from(16 + body.len()).expect("small").to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 10]);
+        message.extend(body);
+        message.resize(message.len().next_multiple_of(4), 0);
+        message
+    }
+
+    fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut attribute = u16::try_from(4 + value.len()).expect("small").to_ne_bytes().to_vec();
+        attribute.extend(kind.to_ne_bytes());
+        attribute.extend(value);
+        attribute.resize(attribute.len().next_multiple_of(4), 0);
+        attribute
+    }
+
+    fn link_body() -> Vec<u8> {
+        let mut body = [0; 4].to_vec();
+        body.extend(7_u32.to_ne_bytes());
+        body.extend(u32::try_from(libc::IFF_UP).expect("small").to_ne_bytes());
+        body.extend([0; 4]);
+        body.extend(nla(ifla::IFNAME, b"loden0\0"));
+        // An attribute no decoder knows, with a length none would accept for anything.
+        body.extend(nla(999, &[1, 2, 3]));
+        body.extend(nla(ifla::MTU, &1472_u32.to_ne_bytes()));
+        body
+    }
+
+    fn link_state() -> LinkState {
+        LinkState { index: 7, name: "loden0".into(), up: true, mtu: 1472, min_mtu: 0, max_mtu: 0 }
+    }
+
+    #[test]
+    fn a_link_message_is_read_past_attributes_that_are_not_known() {
+        assert_eq!(LinkState::parse(&link_body()), Ok(link_state()));
+    }
+
+    #[test]
+    fn a_link_message_cut_anywhere_is_an_error_and_never_another_link() {
+        let whole = link_body();
+        for length in 0..whole.len() {
+            let cut = LinkState::parse(whole.get(..length).expect("in range"));
+            assert!(cut.is_err(), "{length} of {} bytes: {cut:?}", whole.len());
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_changes_what_it_stands_for_or_is_refused() {
+        let whole = link_body();
+        for bit in 4 * 8..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            let byte = flipped.get_mut(bit / 8).expect("in range");
+            *byte ^= 1 << (bit % 8);
+            if let Ok(state) = LinkState::parse(&flipped) {
+                assert!(state.index == 7 || (4..8).contains(&(bit / 8)), "bit {bit} became link {}", state.index);
+            }
+        }
+    }
+
+    #[test]
+    fn an_attribute_of_the_wrong_size_is_named() {
+        let mut body = [0; fixed::LINK].to_vec();
+        body.extend(nla(ifla::IFNAME, b"x\0"));
+        body.extend(nla(ifla::MTU, &[1, 2]));
+        let expected = MalformedReply::AttributeSize { attribute: ifla::MTU, have: 2, needed: 4 };
+        assert_eq!(LinkState::parse(&body), Err(expected));
+    }
+
+    #[test]
+    fn attributes_that_claim_too_little_or_too_much_end_the_reading() {
+        for claimed in [0_u16, 3, 9, u16::MAX] {
+            let mut body = [0; fixed::ROUTE].to_vec();
+            body.extend(claimed.to_ne_bytes());
+            body.extend([1, 0, 0, 0, 0, 0]);
+            assert_eq!(RouteEntry::parse(&body), Err(MalformedReply::AttributeOverrun { have: 8 }), "{claimed}");
+        }
+    }
+
+    #[test]
+    fn the_messages_of_a_datagram_come_one_by_one_until_the_first_bad_one() {
+        let mut datagram = framed(16, &link_body());
+        datagram.extend(framed(20, &[1, 2, 3]));
+        let kinds = |bytes: &[u8]| Messages::new(bytes).map(|m| m.map(|m| m.kind).ok()).collect::<Vec<_>>();
+        assert_eq!(kinds(&datagram), [Some(16), Some(20)]);
+        datagram.extend([5, 0, 0]);
+        assert_eq!(kinds(&datagram), [Some(16), Some(20), None]);
+        for claimed in [0_u32, 15, 1 << 20, u32::MAX] {
+            let mut bad = framed(16, &[]);
+            bad.splice(..4, claimed.to_ne_bytes());
+            assert_eq!(Messages::new(&bad).next(), Some(Err(MalformedReply::Message { claimed, have: 16 })));
+        }
+        assert_eq!(kinds(&[]), []);
+    }
+
+    #[test]
+    fn the_far_end_of_a_point_to_point_address_is_not_ours() {
+        let mut body = [2, 32, 0, 0].to_vec();
+        body.extend(3_u32.to_ne_bytes());
+        body.extend(nla(libc::IFA_ADDRESS, &[10, 0, 0, 2]));
+        body.extend(nla(libc::IFA_LOCAL, &[10, 0, 0, 1]));
+        assert_eq!(HeldAddress::parse(&body), Ok(HeldAddress { index: 3, address: Ipv4Addr::new(10, 0, 0, 1).into() }));
+    }
+
+    #[test]
+    fn devices_without_limits_take_what_ipv4_takes() {
+        let limited = LinkState { min_mtu: 1280, max_mtu: 1500, ..link_state() };
+        assert_eq!((link_state().mtu_range(), limited.mtu_range()), ((68, 65_535), (1280, 1500)));
+    }
+}

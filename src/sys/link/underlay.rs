@@ -1,0 +1,93 @@
+//! Which interface carries the tunnel's datagrams, and how large a TUN MTU that leaves.
+
+use core::net::IpAddr;
+
+use alloc::string::String;
+
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::error::LinkError;
+use super::message::{HeldAddress, Message};
+use super::netlink::Netlink;
+use super::requests;
+
+/// Bytes a datagram adds to an inner packet: IPv4 header 20 (RFC 791, no options) and UDP header 8 (RFC 768).
+pub const OVERHEAD_IPV4: u32 = 20 + 8;
+/// The same over IPv6: header 40 (RFC 8200, no extensions) and UDP header 8.
+pub const OVERHEAD_IPV6: u32 = 40 + 8;
+/// Largest IP packet: the length fields of IPv4 and of UDP have 16 bits. The loopback interface claims 65,536.
+const PACKET_MAX: u32 = 65_535;
+
+/// The interface that holds an address of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Underlay {
+    /// Interface index.
+    pub index: u32,
+    /// Name at the time of asking.
+    pub name: String,
+    /// MTU of the interface in bytes, at the time of asking.
+    pub mtu: u32,
+    /// The address it was asked for.
+    pub address: IpAddr,
+}
+
+impl Underlay {
+    /// The largest inner packet in bytes that fits into one datagram on this interface: its MTU, at most 65,535, less
+    /// [`OVERHEAD_IPV4`] or [`OVERHEAD_IPV6`]. An Ethernet of 1500 gives flannel's 1472.
+    #[must_use]
+    pub fn tun_mtu(&self) -> u32 {
+        let overhead = if self.address.is_ipv4() { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 };
+        self.mtu.min(PACKET_MAX).saturating_sub(overhead)
+    }
+}
+
+/// The interface that holds `address`: the first one the kernel lists it on, else the one its local routes name, which covers
+/// 127.0.0.0/8 and whole prefixes made local with `ip route add local`.
+///
+/// # Errors
+/// [`LinkError::NotHeld`] if no interface does; wildcards, multicast and broadcast are held by none.
+pub fn interface_of(address: IpAddr) -> Result<Underlay, LinkError> {
+    let not_held = || LinkError::NotHeld { address };
+    if address.is_unspecified() {
+        return Err(not_held());
+    }
+    let mut kernel = Netlink::open()?;
+    let index = match holder(&mut kernel, address)? {
+        Some(index) => index,
+        None => requests::local_route(&mut kernel, address)?.and_then(|route| route.interface).ok_or_else(not_held)?,
+    };
+    let link = requests::link_at(&mut kernel, index)?;
+    Ok(Underlay { index, name: link.name, mtu: link.mtu, address })
+}
+
+fn holder(kernel: &mut Netlink, address: IpAddr) -> Result<Option<u32>, LinkError> {
+    let mut request = AddressMessage::default();
+    request.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let read = |message: &Message<'_>| match message.kind {
+        libc::RTM_NEWADDR => Ok(Some(HeldAddress::parse(message.body)?).filter(|held| held.address == address)),
+        _ => Ok(None),
+    };
+    let held = kernel
+        .dump(&RouteNetlinkMessage::GetAddress(request), read)
+        .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))?;
+    Ok(held.first().map(|held| held.index))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn the_overhead_depends_on_the_outer_family_and_the_mtu_is_bounded() {
+        let underlay = |mtu, address: &str| {
+            let address = address.parse().expect("an address");
+            Underlay { index: 1, name: "eth0".into(), mtu, address }.tun_mtu()
+        };
+        assert_eq!(underlay(1500, "10.0.0.1"), 1472);
+        assert_eq!(underlay(1500, "fd00::1"), 1452);
+        assert_eq!(underlay(65_536, "127.0.0.1"), 65_507);
+        assert_eq!(underlay(20, "10.0.0.1"), 0);
+    }
+}

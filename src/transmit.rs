@@ -1,0 +1,55 @@
+//! What leaves for the underlay.
+
+use core::net::SocketAddr;
+use core::num::NonZeroUsize;
+
+/// One datagram, or a train of equally long ones, to one peer.
+///
+/// Batching is a field and not a second interface: with a `segment_size` the contents are as many datagrams of that many
+/// bytes as fit, and a shorter last one. How they get onto the wire, in one system call or in many, is the transport's affair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a packet that is not sent is lost without being counted"]
+pub struct Transmit<'a> {
+    /// Underlay address and port to send to.
+    pub destination: SocketAddr,
+    /// The payloads of the datagrams, end to end.
+    pub contents: &'a [u8],
+    /// Bytes in every datagram but the last. `None`: the contents are one datagram.
+    pub segment_size: Option<NonZeroUsize>,
+}
+
+impl<'a> Transmit<'a> {
+    /// One datagram.
+    pub fn datagram(destination: SocketAddr, contents: &'a [u8]) -> Self {
+        Self { destination, contents, segment_size: None }
+    }
+
+    /// The datagrams, in order. There is always at least one, if only an empty one.
+    pub fn segments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let size = self.segment_size.map_or(self.contents.len().max(1), NonZeroUsize::get);
+        let empty = self.contents.is_empty().then_some(self.contents);
+        self.contents.chunks(size).chain(empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn lengths(contents: &[u8], size: Option<usize>) -> Vec<usize> {
+        let segment_size = size.and_then(NonZeroUsize::new);
+        let destination = ([10, 168, 0, 3], 8285).into();
+        Transmit { destination, contents, segment_size }.segments().map(<[u8]>::len).collect()
+    }
+
+    #[test]
+    fn a_train_is_cut_into_equal_datagrams_and_a_rest() {
+        assert_eq!(lengths(&[0; 2500], Some(1000)), [1000, 1000, 500]);
+        assert_eq!(lengths(&[0; 2000], Some(1000)), [1000, 1000]);
+        assert_eq!(lengths(&[0; 10], Some(1000)), [10]);
+        assert_eq!(lengths(&[0; 10], None), [10]);
+        assert_eq!(lengths(&[], Some(1000)), [0]);
+        assert_eq!(lengths(&[], None), [0]);
+    }
+}

@@ -1,0 +1,30 @@
+//! Network topologies in anonymous Linux network namespaces, and the probes a person would run in them.
+//!
+//! ```text
+//!   pod_a ──pod0── host_a ──eth0 ~~~ eth0── host_b ──pod0── pod_b        TwoHosts
+//!     │                │                        │
+//!  enter(ping)   enter(open a TUN)        Child::spawn(…)                threads and processes inside
+//! ```
+//!
+//! A [`Namespace`] is a file descriptor without a name in any file system, so the kernel removes it, its links and its
+//! routes when the last descriptor, thread and process in it is gone, even after `SIGKILL`.
+//!
+//! Everything here needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`: a `main` calls [`ensure_privileges`] first.
+
+extern crate alloc;
+
+mod error;
+mod link;
+mod netlink;
+mod netns;
+mod privileges;
+pub mod probe;
+mod process;
+mod route;
+mod topology;
+
+pub use netns::Namespace;
+pub use privileges::ensure_privileges;
+pub use process::{Child, exit_with_parent};
+pub use route::RouteEntry;
+pub use topology::TwoHosts;

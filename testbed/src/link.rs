@@ -1,0 +1,183 @@
+//! Links: veth pairs between namespaces, and what can be set on any link.
+
+use crate::Namespace;
+use crate::error::Context;
+use crate::netlink::NetlinkError;
+use core::time::Duration;
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
+use std::time::Instant;
+
+/// How long a veth pair may take until both ends carry packets.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Namespace {
+    /// Lays a veth pair, `name` here and `peer_name` in `peer`, and returns when both ends carry packets.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when either name is taken; `TimedOut` when the pair does not come up; otherwise what the kernel
+    /// refused.
+    pub fn connect(&self, name: &str, peer: &Self, peer_name: &str) -> io::Result<()> {
+        let far_end = LinkUnspec::new_with_name(peer_name).setns_by_fd(peer.as_fd().as_raw_fd()).build();
+        let pair = LinkVeth::new(name, peer_name).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end))).build();
+        self.netlink(async |handle| Ok(handle.link().add(pair).execute().await?))
+            .context(|| format!("cannot make the veth pair {name} and {peer_name}"))?;
+        // Not together with the creation: drivers/net/veth.c opens an end only once it knows its peer.
+        self.set_up(name)?;
+        peer.set_up(peer_name)?;
+        self.wait_for_carrier(name)?;
+        peer.wait_for_carrier(peer_name)
+    }
+
+    /// Brings a link up.
+    ///
+    /// # Errors
+    /// What the kernel refused, an unknown link among it.
+    pub fn set_up(&self, link: &str) -> io::Result<()> {
+        self.change(LinkUnspec::new_with_name(link).up()).context(|| format!("cannot bring {link} up"))
+    }
+
+    /// Takes a link down; the kernel drops the routes through it.
+    ///
+    /// # Errors
+    /// What the kernel refused, an unknown link among it.
+    pub fn set_down(&self, link: &str) -> io::Result<()> {
+        self.change(LinkUnspec::new_with_name(link).down()).context(|| format!("cannot take {link} down"))
+    }
+
+    /// Sets the MTU of a link, in bytes.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the device does not support the size; otherwise what the kernel refused.
+    pub fn set_mtu(&self, link: &str, mtu: u32) -> io::Result<()> {
+        self.change(LinkUnspec::new_with_name(link).mtu(mtu))
+            .context(|| format!("cannot set the MTU of {link} to {mtu}"))
+    }
+
+    /// Deletes a link, and the other end of a veth pair with it.
+    ///
+    /// # Errors
+    /// What the kernel refused, an unknown link among it.
+    pub fn delete_link(&self, link: &str) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, link).await?;
+            Ok(handle.link().del(index).execute().await?)
+        })
+        .context(|| format!("cannot delete {link}"))
+    }
+
+    /// The MTU of a link in bytes, or `None` when there is no such link.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn link_mtu(&self, link: &str) -> io::Result<Option<u32>> {
+        let message = self.find_link(link)?;
+        Ok(message.and_then(|message| {
+            let mut attributes = message.attributes.into_iter();
+            attributes.find_map(|attribute| if let LinkAttribute::Mtu(mtu) = attribute { Some(mtu) } else { None })
+        }))
+    }
+
+    /// The names of all links, in the order of their indices.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn links(&self) -> io::Result<Vec<String>> {
+        let links = self.netlink(async |handle| all_links(&handle).await).context(|| "cannot list the links".into())?;
+        Ok(links.into_iter().map(|(_, name)| name).collect())
+    }
+
+    fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
+        let message = link.build();
+        self.netlink(async |handle| Ok(handle.link().change(message).execute().await?))
+    }
+
+    fn find_link(&self, link: &str) -> io::Result<Option<LinkMessage>> {
+        self.netlink(async |handle| match handle.link().get().match_name(link).execute().try_next().await {
+            Ok(message) => Ok(message),
+            Err(error) => {
+                let error = NetlinkError::from(error);
+                if error.is_no_such_device() { Ok(None) } else { Err(error) }
+            }
+        })
+        .context(|| format!("cannot look {link} up"))
+    }
+
+    /// A link that was just brought up drops packets until the kernel's link watcher has seen its carrier
+    /// (net/core/link_watch.c).
+    fn wait_for_carrier(&self, link: &str) -> io::Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < CARRIER_PATIENCE {
+            let message = self.find_link(link)?;
+            if message.is_some_and(|message| message.attributes.contains(&LinkAttribute::OperState(State::Up))) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("{link} has no carrier after {CARRIER_PATIENCE:?}")))
+    }
+}
+
+/// The kernel's number for a link.
+pub(crate) async fn index_of(handle: &Handle, link: &str) -> Result<u32, NetlinkError> {
+    let message = handle.link().get().match_name(link).execute().try_next().await?;
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no link {link}"));
+    Ok(message.ok_or_else(missing)?.header.index)
+}
+
+/// Number and name of every link.
+pub(crate) async fn all_links(handle: &Handle) -> Result<Vec<(u32, String)>, NetlinkError> {
+    let mut links = Vec::new();
+    let mut messages = core::pin::pin!(handle.link().get().execute());
+    while let Some(message) = messages.try_next().await? {
+        let index = message.header.index;
+        links.extend(message.attributes.into_iter().find_map(|attribute| {
+            if let LinkAttribute::IfName(name) = attribute { Some((index, name)) } else { None }
+        }));
+    }
+    links.sort_unstable();
+    Ok(links)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Namespace, Namespace) {
+        let (here, there) = (Namespace::new().expect("namespace"), Namespace::new().expect("namespace"));
+        here.connect("left", &there, "right").expect("veth");
+        (here, there)
+    }
+
+    #[test]
+    fn a_veth_pair_has_one_end_in_each_namespace() {
+        let (here, there) = pair();
+        assert_eq!(here.links().expect("links"), ["lo", "left"]);
+        assert_eq!(there.links().expect("links"), ["lo", "right"]);
+        assert_eq!(here.connect("left", &there, "other").expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(there.links().expect("links"), ["lo", "right"]);
+    }
+
+    #[test]
+    fn mtu_is_what_was_set_and_none_without_a_link() {
+        let (here, there) = pair();
+        here.set_mtu("left", 1400).expect("MTU");
+        assert_eq!(here.link_mtu("left").expect("MTU"), Some(1400));
+        assert_eq!(there.link_mtu("right").expect("MTU"), Some(1500));
+        assert_eq!(there.link_mtu("left").expect("MTU"), None);
+        assert_eq!(here.set_mtu("left", 1).expect_err("too small").kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn deleting_one_end_deletes_both() {
+        let (here, there) = pair();
+        there.delete_link("right").expect("delete");
+        assert_eq!(here.links().expect("links"), ["lo"]);
+        let error = here.delete_link("left").expect_err("gone already").to_string();
+        assert!(error.starts_with("cannot delete left: "), "{error}");
+    }
+}

@@ -1,0 +1,57 @@
+//! What a program needs before it can make namespaces and TUN devices.
+
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{getegid, geteuid};
+use std::fs::{self, OpenOptions};
+use std::io;
+
+/// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, as bits of `CapEff` (linux/capability.h).
+const NEEDED: u64 = 1 << 12 | 1 << 21;
+
+/// Makes sure that this process may make network namespaces and open `/dev/net/tun`.
+///
+/// Without the capabilities it enters a new user namespace in which it is root. The kernel allows that only while the
+/// process has one thread, so this is the first call of `main`.
+///
+/// # Errors
+/// One sentence that says what is needed and what the kernel refused.
+pub fn ensure_privileges() -> io::Result<()> {
+    let needs = |error: io::Error| {
+        let sentence = format!("needs root, or a user namespace in which /dev/net/tun may be opened: {error}");
+        io::Error::new(error.kind(), sentence)
+    };
+    // Not the uid: root in a container may lack both capabilities.
+    if effective_capabilities()? & NEEDED != NEEDED {
+        become_root_in_user_namespace().map_err(needs)?;
+    }
+    OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(needs)?;
+    Ok(())
+}
+
+fn effective_capabilities() -> io::Result<u64> {
+    let status = fs::read_to_string("/proc/thread-self/status")?;
+    let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    field
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no CapEff in /proc/thread-self/status"))
+}
+
+fn become_root_in_user_namespace() -> io::Result<()> {
+    // Inside the new namespace both read as the overflow id until they are mapped.
+    let (user, group) = (geteuid(), getegid());
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+    // user_namespaces(7): without CAP_SETGID outside, gid_map may be written only once setgroups is denied.
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/gid_map", format!("0 {group} 1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enough_to_run_the_tests() {
+        ensure_privileges().expect("the tests run with privileges");
+    }
+}

@@ -1,0 +1,278 @@
+//! A program that runs in a namespace and does not outlive its guard.
+
+use crate::Namespace;
+use crate::error::Context;
+use alloc::sync::Arc;
+use core::str::FromStr;
+use core::time::Duration;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{self, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Instant;
+
+/// How often [`Child::wait`] looks.
+const WAIT_INTERVAL: Duration = Duration::from_millis(2);
+
+/// A running program, killed and reaped when dropped.
+///
+/// `SIGKILL` of this process runs no drop. The program's standard input is a pipe that ends then, so a program that calls
+/// [`exit_with_parent`], or reads its input, ends too.
+#[derive(Debug)]
+pub struct Child {
+    program: String,
+    process: process::Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Child {
+    /// Starts a program inside a namespace. Its three standard streams become pipes to this guard.
+    ///
+    /// # Errors
+    /// When the program cannot be started, e.g. `NotFound`.
+    pub fn spawn(namespace: &Namespace, mut command: Command) -> io::Result<Self> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = namespace.enter(|| command.spawn()).context(|| format!("cannot start {program}"))?;
+        let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
+        let (sender, lines) = mpsc::channel();
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        // From here on an early return kills the program.
+        let child = Self { program, process, stdin, lines, stderr: Arc::clone(&stderr) };
+        if let Some(stdout) = stdout {
+            thread::Builder::new().name("child-stdout".into()).spawn(move || {
+                let mut reader = BufReader::new(stdout);
+                let mut line = Vec::new();
+                while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                    let text = String::from_utf8_lossy(&line);
+                    // The guard may be gone; reading on keeps the program from dying of SIGPIPE before it is killed.
+                    let _ = sender.send(text.strip_suffix('\n').unwrap_or(&text).to_owned());
+                    line.clear();
+                }
+            })?;
+        }
+        if let Some(mut errors) = errors {
+            thread::Builder::new().name("child-stderr".into()).spawn(move || {
+                let mut chunk = [0; 4096];
+                while let Ok(length @ 1..) = errors.read(&mut chunk) {
+                    if let Ok(mut buffer) = stderr.lock() {
+                        buffer.extend_from_slice(&chunk[..length]);
+                    }
+                }
+            })?;
+        }
+        Ok(child)
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The next line the program wrote to standard output, without its end.
+    ///
+    /// # Errors
+    /// `TimedOut` when none came in time and `UnexpectedEof` after the last; both show what is on standard error.
+    pub fn next_line(&self, timeout: Duration) -> io::Result<String> {
+        self.lines.recv_timeout(timeout).map_err(|error| {
+            let (kind, what) = match error {
+                RecvTimeoutError::Timeout => (io::ErrorKind::TimedOut, format!("wrote no line within {timeout:?}")),
+                RecvTimeoutError::Disconnected => (io::ErrorKind::UnexpectedEof, "wrote no more lines".to_owned()),
+            };
+            io::Error::new(kind, format!("{} {what}; its standard error: {:?}", self.program, self.stderr()))
+        })
+    }
+
+    /// Writes a line to the program's standard input.
+    ///
+    /// # Errors
+    /// `BrokenPipe` when the program closed it.
+    pub fn send_line(&mut self, line: &str) -> io::Result<()> {
+        let Some(stdin) = &mut self.stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        stdin.write_all(format!("{line}\n").as_bytes())
+    }
+
+    /// What the program wrote to standard error until now.
+    pub fn stderr(&self) -> String {
+        self.stderr.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Sends a signal to this process and no other.
+    ///
+    /// # Errors
+    /// `NotFound` when it was waited for already, because its number may belong to somebody else by now.
+    pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
+        if self.process.try_wait()?.is_some() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} has ended", self.program)));
+        }
+        let pid = i32::try_from(self.process.id()).map_err(io::Error::other)?;
+        Ok(signal::kill(Pid::from_raw(pid), signal)?)
+    }
+
+    /// How the program ended, or `None` when it still runs after `timeout`.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+        let start = Instant::now();
+        loop {
+            let status = self.process.try_wait()?;
+            if status.is_some() || start.elapsed() >= timeout {
+                return Ok(status);
+            }
+            thread::sleep(WAIT_INTERVAL);
+        }
+    }
+
+    /// Processor time of all its threads, user and system, in steps of the kernel's clock tick (10 ms).
+    ///
+    /// # Errors
+    /// `NotFound` when it was waited for already.
+    pub fn cpu_time(&self) -> io::Result<Duration> {
+        let stat = self.proc_file("stat")?;
+        // proc_pid_stat(5): the second field may contain anything, and utime and stime are the 14th and 15th.
+        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let mut fields = after_name.split_ascii_whitespace().skip(11);
+        let ticks = number::<u64>(fields.next())? + number::<u64>(fields.next())?;
+        let per_second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+        Ok(Duration::from_millis(ticks * 1000 / per_second.max(1)))
+    }
+
+    /// Context switches of all its living threads, voluntary and not.
+    ///
+    /// # Errors
+    /// `NotFound` when it was waited for already.
+    pub fn context_switches(&self) -> io::Result<u64> {
+        let mut switches = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            // A thread may end while we read.
+            let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
+            switches += field(&status, "voluntary_ctxt_switches:")? + field(&status, "nonvoluntary_ctxt_switches:")?;
+        }
+        Ok(switches)
+    }
+
+    /// Resident memory in KiB.
+    ///
+    /// # Errors
+    /// `InvalidData` when the program has ended, `NotFound` when it was also waited for.
+    pub fn rss_kib(&self) -> io::Result<u64> {
+        field(&self.proc_file("status")?, "VmRSS:")
+    }
+
+    fn proc_file(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(format!("/proc/{}/{name}", self.id())).context(|| format!("{} has ended", self.program))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Both fail only when it has been waited for.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Ends this process with status 1 as soon as its standard input ends.
+///
+/// For programs started by [`Child::spawn`]: they end with the process that started them, however that ended. The
+/// standard input must not be used for anything else.
+///
+/// # Panics
+/// When the thread cannot be made.
+pub fn exit_with_parent() {
+    let watch = || {
+        // An unreadable input ends it as well: there is nobody behind it either.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        process::exit(1);
+    };
+    if let Err(error) = thread::Builder::new().name("parent-watch".into()).spawn(watch) {
+        panic!("cannot make a thread that watches the parent: {error}");
+    }
+}
+
+fn field(status: &str, name: &str) -> io::Result<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    number(line.and_then(|line| line.split_ascii_whitespace().next()))
+}
+
+fn number<T: FromStr>(text: Option<&str>) -> io::Result<T> {
+    let missing = || io::Error::new(io::ErrorKind::InvalidData, "a number is missing in procfs");
+    text.and_then(|text| text.parse().ok()).ok_or_else(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str) -> Child {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Child::spawn(&Namespace::new().expect("namespace"), command).expect("a shell")
+    }
+
+    #[test]
+    fn a_program_runs_inside() {
+        let namespace = Namespace::new().expect("namespace");
+        let inside = namespace.enter(|| fs::read_link("/proc/thread-self/ns/net")).expect("procfs");
+        let mut command = Command::new("readlink");
+        command.arg("/proc/self/ns/net");
+        let child = Child::spawn(&namespace, command).expect("readlink");
+        assert_eq!(Path::new(&child.next_line(SOON).expect("a line")), inside);
+    }
+
+    #[test]
+    fn lines_errors_and_status_are_collected() {
+        let mut child = shell("read word; echo got $word; echo oops >&2; printf last; exit 3");
+        assert_eq!(child.wait(Duration::from_millis(20)).expect("wait"), None);
+        child.send_line("this").expect("input");
+        assert_eq!(child.next_line(SOON).expect("a line"), "got this");
+        assert_eq!(child.next_line(SOON).expect("a line"), "last");
+        assert_eq!(child.wait(SOON).expect("wait").and_then(|status| status.code()), Some(3));
+        let end = child.next_line(SOON).expect_err("no more lines");
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(child.cpu_time().is_err());
+        assert_eq!(child.signal(Signal::SIGTERM).expect_err("ended").kind(), io::ErrorKind::NotFound);
+        let start = Instant::now();
+        while child.stderr() != "oops\n" {
+            assert!(start.elapsed() < SOON, "{:?}", child.stderr());
+        }
+    }
+
+    #[test]
+    fn a_signal_arrives() {
+        let mut child = shell("echo ready; exec sleep 60");
+        child.next_line(SOON).expect("a line");
+        assert_eq!(child.next_line(Duration::from_millis(10)).expect_err("silent").kind(), io::ErrorKind::TimedOut);
+        child.signal(Signal::SIGTERM).expect("signal");
+        assert_eq!(child.wait(SOON).expect("wait").and_then(|status| status.signal()), Some(Signal::SIGTERM as i32));
+    }
+
+    #[test]
+    fn a_dropped_program_is_gone() {
+        let child = shell("exec sleep 60");
+        let directory = format!("/proc/{}", child.id());
+        assert!(Path::new(&directory).exists());
+        drop(child);
+        assert!(!Path::new(&directory).exists());
+    }
+
+    #[test]
+    fn its_consumption_is_measured() {
+        let child = shell("i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo done; sleep 0.01; exec sleep 60");
+        child.next_line(Duration::from_secs(60)).expect("a line");
+        assert!(child.cpu_time().expect("CPU time") >= Duration::from_millis(20));
+        assert!(child.context_switches().expect("switches") > 0);
+        assert!((100..100_000).contains(&child.rss_kib().expect("RSS")));
+    }
+}

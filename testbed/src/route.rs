@@ -1,0 +1,209 @@
+//! IPv4 addresses and routes of a namespace.
+
+use crate::Namespace;
+use crate::error::Context;
+use crate::link::{all_links, index_of};
+use core::net::{IpAddr, Ipv4Addr};
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope};
+use std::io;
+
+/// One route of the main table.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RouteEntry {
+    /// The addresses it is for.
+    pub destination: Ipv4Net,
+    /// The name of the link it goes through.
+    pub link: Option<String>,
+    /// The router it goes to; `None` when the destination is on the link.
+    pub gateway: Option<Ipv4Addr>,
+    /// The preferred source address, `src` in iproute2's words.
+    pub source: Option<Ipv4Addr>,
+    /// `rtm_scope` of rtnetlink(7): 0 is global, 253 link, 254 host.
+    pub scope: u8,
+    /// `rtm_protocol` of rtnetlink(7): 2 is kernel, 3 boot, 4 static.
+    pub protocol: u8,
+}
+
+impl Namespace {
+    /// Gives a link an address; the kernel adds the route to its network.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the link has it; otherwise what the kernel refused.
+    pub fn add_address(&self, link: &str, address: Ipv4Net) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, link).await?;
+            Ok(handle.address().add(index, address.addr().into(), address.prefix_len()).execute().await?)
+        })
+        .context(|| format!("cannot add {address} to {link}"))
+    }
+
+    /// The IPv4 addresses of a link, in the kernel's order.
+    ///
+    /// # Errors
+    /// What the kernel refused, an unknown link among it.
+    pub fn addresses(&self, link: &str) -> io::Result<Vec<Ipv4Net>> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, link).await?;
+            let mut addresses = Vec::new();
+            let mut messages = core::pin::pin!(handle.address().get().set_link_index_filter(index).execute());
+            while let Some(message) = messages.try_next().await? {
+                let local = message.attributes.iter().find_map(|attribute| {
+                    if let AddressAttribute::Local(IpAddr::V4(address)) = attribute { Some(*address) } else { None }
+                });
+                addresses.extend(local.and_then(|local| Ipv4Net::new(local, message.header.prefix_len).ok()));
+            }
+            Ok(addresses)
+        })
+        .context(|| format!("cannot list the addresses of {link}"))
+    }
+
+    /// Adds a route through a link: by way of a gateway, or to a destination that is on the link.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when there is one for this destination; otherwise what the kernel refused.
+    pub fn add_route(&self, destination: Ipv4Net, via: Option<Ipv4Addr>, link: &str) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, link).await?;
+            let route = route_to(destination).output_interface(index);
+            let route = match via {
+                Some(gateway) => route.gateway(gateway),
+                None => route.scope(RouteScope::Link),
+            };
+            Ok(handle.route().add(route.build()).execute().await?)
+        })
+        .context(|| format!("cannot add a route to {destination} through {link}"))
+    }
+
+    /// Adds a route by way of a gateway; the kernel finds the link.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when there is one for this destination; otherwise what the kernel refused.
+    pub fn add_route_via(&self, destination: Ipv4Net, gateway: Ipv4Addr) -> io::Result<()> {
+        let route = route_to(destination).gateway(gateway).build();
+        self.netlink(async |handle| Ok(handle.route().add(route).execute().await?))
+            .context(|| format!("cannot add a route to {destination} via {gateway}"))
+    }
+
+    /// Deletes the first route to exactly this destination, whoever made it.
+    ///
+    /// # Errors
+    /// What the kernel refused, an unknown route (`ESRCH`) among it.
+    pub fn delete_route(&self, destination: Ipv4Net) -> io::Result<()> {
+        let mut route = route_to(destination).scope(RouteScope::NoWhere).build();
+        // In a deletion, "unspecified" and RT_SCOPE_NOWHERE match anything (fib_table_delete in net/ipv4/fib_trie.c).
+        route.header.protocol = Default::default();
+        self.netlink(async |handle| Ok(handle.route().del(route).execute().await?))
+            .context(|| format!("cannot delete the route to {destination}"))
+    }
+
+    /// Makes the kernel forget the path MTUs it learnt from "fragmentation needed" errors.
+    ///
+    /// # Errors
+    /// See [`sysctl`](Self::sysctl).
+    pub fn forget_path_mtus(&self) -> io::Result<()> {
+        self.sysctl("net/ipv4/route/flush", "1")
+    }
+
+    /// The IPv4 routes of the main table, in the kernel's order.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn routes(&self) -> io::Result<Vec<RouteEntry>> {
+        self.netlink(async |handle| {
+            let links = all_links(&handle).await?;
+            let mut routes = Vec::new();
+            let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+            let mut messages = core::pin::pin!(handle.route().get(request).execute());
+            while let Some(message) = messages.try_next().await? {
+                // A dump also contains the path MTUs that the kernel learnt, as cloned routes.
+                let learnt = message.header.flags.contains(RouteFlags::Cloned);
+                if message.header.table == RouteHeader::RT_TABLE_MAIN && !learnt {
+                    routes.push(entry(&message, &links)?);
+                }
+            }
+            Ok(routes)
+        })
+        .context(|| "cannot list the routes".into())
+    }
+}
+
+fn route_to(destination: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
+    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination.network(), destination.prefix_len())
+}
+
+fn entry(message: &RouteMessage, links: &[(u32, String)]) -> io::Result<RouteEntry> {
+    let (mut network, mut link, mut gateway, mut source) = (Ipv4Addr::UNSPECIFIED, None, None, None);
+    for attribute in &message.attributes {
+        if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute {
+            network = *address;
+        } else if let RouteAttribute::Gateway(RouteAddress::Inet(address)) = attribute {
+            gateway = Some(*address);
+        } else if let RouteAttribute::PrefSource(RouteAddress::Inet(address)) = attribute {
+            source = Some(*address);
+        } else if let RouteAttribute::Oif(wanted) = attribute {
+            link = links.iter().find(|(index, _)| index == wanted).map(|(_, name)| name.clone());
+        }
+    }
+    let header = &message.header;
+    let destination = Ipv4Net::new(network, header.destination_prefix_length).map_err(io::Error::other)?;
+    Ok(RouteEntry { destination, link, gateway, source, scope: header.scope.into(), protocol: header.protocol.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().expect("a network")
+    }
+
+    #[test]
+    fn the_kernel_lists_what_was_added() {
+        let (here, there) = (Namespace::new().expect("namespace"), Namespace::new().expect("namespace"));
+        here.connect("eth0", &there, "eth0").expect("veth");
+        assert_eq!(here.routes().expect("routes"), []);
+        assert_eq!(here.addresses("eth0").expect("addresses"), []);
+
+        here.add_address("eth0", net("10.0.0.2/24")).expect("address");
+        here.add_address("eth0", net("10.9.0.0/32")).expect("address");
+        assert_eq!(here.addresses("eth0").expect("addresses"), [net("10.0.0.2/24"), net("10.9.0.0/32")]);
+        let again = here.add_address("eth0", net("10.0.0.2/24")).expect_err("taken");
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+
+        let gateway = Ipv4Addr::new(10, 0, 0, 1);
+        here.add_route(net("10.1.0.0/16"), None, "eth0").expect("on link");
+        here.add_route(net("10.2.0.0/16"), Some(gateway), "eth0").expect("via");
+        here.add_route_via(net("0.0.0.0/0"), gateway).expect("default");
+        let route = |destination, gateway, source, scope, protocol| {
+            let (destination, link) = (net(destination), Some("eth0".to_owned()));
+            RouteEntry { destination, link, gateway, source, scope, protocol }
+        };
+        let own = Some(Ipv4Addr::new(10, 0, 0, 2));
+        let mut expected = vec![
+            route("0.0.0.0/0", Some(gateway), None, 0, 4),
+            route("10.0.0.0/24", None, own, 253, 2),
+            route("10.1.0.0/16", None, None, 253, 4),
+            route("10.2.0.0/16", Some(gateway), None, 0, 4),
+        ];
+        assert_eq!(here.routes().expect("routes"), expected);
+
+        here.delete_route(net("10.1.0.0/16")).expect("delete ours");
+        here.delete_route(net("10.0.0.0/24")).expect("delete the kernel's");
+        expected.drain(1..3);
+        assert_eq!(here.routes().expect("routes"), expected);
+        assert!(here.delete_route(net("10.1.0.0/16")).is_err());
+    }
+
+    #[test]
+    fn an_unknown_link_is_an_error_that_names_it() {
+        let namespace = Namespace::new().expect("namespace");
+        let error = namespace.add_address("eth7", net("10.0.0.2/24")).expect_err("no such link").to_string();
+        assert!(error.starts_with("cannot add 10.0.0.2/24 to eth7: "), "{error}");
+        assert!(namespace.add_route(net("10.1.0.0/16"), None, "eth7").is_err());
+        assert!(namespace.addresses("eth7").is_err());
+    }
+}

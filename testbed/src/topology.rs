@@ -1,0 +1,171 @@
+//! Two hosts of one overlay network, each with a container, joined by an underlay network.
+
+use crate::Namespace;
+use core::net::Ipv4Addr;
+use ipnet::Ipv4Net;
+use std::io;
+
+/// ```text
+///    pod_a                host_a                       host_b                pod_b
+///  ┌────────┐   ┌──────────────────────┐     ┌──────────────────────┐   ┌────────┐
+///  │  eth0 ─┼───┼─ pod0          eth0 ─┼─────┼─ eth0          pod0 ─┼───┼─ eth0  │
+///  └────────┘   └──────────────────────┘     └──────────────────────┘   └────────┘
+///  100.96.1.2   100.96.1.1    10.168.0.2     10.168.0.3    100.96.2.1   100.96.2.3
+/// ```
+///
+/// All prefixes are /24. A pod's default route is its host, and the hosts forward. The hosts know no way to each
+/// other's pods: that is the tunnel's business, and it is not made here.
+///
+/// Everything else is as the kernel sets it up, and two of its defaults matter to probes. It sends at most six ICMP
+/// errors at once and then one a second to one destination (`net/ipv4/icmp_ratelimit`, in milliseconds, 0 for no
+/// limit). And it sends IPv6 router solicitations into every link.
+#[derive(Debug)]
+pub struct TwoHosts {
+    /// The container on host A.
+    pub pod_a: Namespace,
+    /// Host A: [`HOST_A`](Self::HOST_A) on `eth0`, [`GATEWAY_A`](Self::GATEWAY_A) on `pod0`.
+    pub host_a: Namespace,
+    /// Host B: [`HOST_B`](Self::HOST_B) on `eth0`, [`GATEWAY_B`](Self::GATEWAY_B) on `pod0`.
+    pub host_b: Namespace,
+    /// The container on host B.
+    pub pod_b: Namespace,
+}
+
+impl TwoHosts {
+    /// The pod on host A.
+    pub const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
+    /// Host A as its pod sees it.
+    pub const GATEWAY_A: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 1);
+    /// Host A on the underlay.
+    pub const HOST_A: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 2);
+    /// Host B on the underlay.
+    pub const HOST_B: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 3);
+    /// Host B as its pod sees it.
+    pub const GATEWAY_B: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 1);
+    /// The pod on host B.
+    pub const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
+    /// The pods of host A.
+    pub const SUBNET_A: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 1, 0), 24);
+    /// The pods of host B.
+    pub const SUBNET_B: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 2, 0), 24);
+    /// The pods of all hosts.
+    pub const OVERLAY: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 0, 0), 16);
+    /// The link to the other host on a host, and the link to its host in a pod.
+    pub const UPLINK: &str = "eth0";
+    /// The link to its pod on a host.
+    pub const POD_LINK: &str = "pod0";
+
+    /// Makes the topology with an underlay MTU of 1500 bytes.
+    ///
+    /// # Errors
+    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    pub fn new() -> io::Result<Self> {
+        Self::with_underlay_mtu(1500)
+    }
+
+    /// Makes the topology with another MTU between the hosts; the pods keep 1500 bytes.
+    ///
+    /// # Errors
+    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    pub fn with_underlay_mtu(mtu: u32) -> io::Result<Self> {
+        let hosts = Self {
+            pod_a: Namespace::new()?,
+            host_a: Namespace::new()?,
+            host_b: Namespace::new()?,
+            pod_b: Namespace::new()?,
+        };
+        hosts.host_a.connect(Self::UPLINK, &hosts.host_b, Self::UPLINK)?;
+        for (host, address) in [(&hosts.host_a, Self::HOST_A), (&hosts.host_b, Self::HOST_B)] {
+            host.set_mtu(Self::UPLINK, mtu)?;
+            host.add_address(Self::UPLINK, Ipv4Net::new_assert(address, 24))?;
+            host.sysctl("net/ipv4/ip_forward", "1")?;
+        }
+        join_pod(&hosts.host_a, Self::GATEWAY_A, &hosts.pod_a, Self::POD_A)?;
+        join_pod(&hosts.host_b, Self::GATEWAY_B, &hosts.pod_b, Self::POD_B)?;
+        Ok(hosts)
+    }
+}
+
+fn join_pod(host: &Namespace, gateway: Ipv4Addr, pod: &Namespace, address: Ipv4Addr) -> io::Result<()> {
+    host.connect(TwoHosts::POD_LINK, pod, TwoHosts::UPLINK)?;
+    host.add_address(TwoHosts::POD_LINK, Ipv4Net::new_assert(gateway, 24))?;
+    pod.add_address(TwoHosts::UPLINK, Ipv4Net::new_assert(address, 24))?;
+    pod.add_route_via(Ipv4Net::default(), gateway)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Fragmentation, Ping, PingOutcome, path_mtu, ping};
+
+    fn one(from: &Namespace, to: Ipv4Addr, settings: Ping) -> PingOutcome {
+        from.enter(|| ping(to, settings)).expect("ping").remove(0)
+    }
+
+    fn error_of(outcome: PingOutcome) -> (Ipv4Addr, u8, u8, u16) {
+        let PingOutcome::Error { from, kind, code, mtu, .. } = outcome else { panic!("{outcome:?}") };
+        (from, kind, code, mtu)
+    }
+
+    #[test]
+    fn neighbours_answer() {
+        let hosts = TwoHosts::new().expect("topology");
+        let expect = |from, to, wanted| {
+            let outcome = one(from, to, Ping::default());
+            let PingOutcome::Reply { from, ttl, .. } = outcome else { panic!("{to}: {outcome:?}") };
+            assert_eq!((from, ttl), (to, wanted));
+        };
+        expect(&hosts.pod_a, TwoHosts::GATEWAY_A, 64);
+        expect(&hosts.host_a, TwoHosts::HOST_B, 64);
+        expect(&hosts.host_b, TwoHosts::POD_B, 64);
+        expect(&hosts.pod_b, TwoHosts::HOST_B, 64);
+    }
+
+    #[test]
+    fn the_host_reports_an_expired_ttl_and_an_unknown_network() {
+        let hosts = TwoHosts::new().expect("topology");
+        let expired = one(&hosts.pod_a, TwoHosts::HOST_B, Ping { ttl: Some(1), ..Ping::default() });
+        assert_eq!(error_of(expired), (TwoHosts::GATEWAY_A, 11, 0, 0));
+        let unknown = one(&hosts.pod_a, TwoHosts::POD_B, Ping::default());
+        assert_eq!(error_of(unknown), (TwoHosts::GATEWAY_A, 3, 0, 0));
+    }
+
+    #[test]
+    fn the_pods_reach_each_other_once_the_hosts_know_the_way() {
+        let hosts = TwoHosts::new().expect("topology");
+        hosts.host_a.add_route_via(TwoHosts::SUBNET_B, TwoHosts::HOST_B).expect("route");
+        hosts.host_b.add_route_via(TwoHosts::SUBNET_A, TwoHosts::HOST_A).expect("route");
+        let outcomes = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping { count: 3, ..Ping::default() })).expect("ping");
+        assert_eq!(outcomes.len(), 3);
+        for outcome in outcomes {
+            assert!(matches!(outcome, PingOutcome::Reply { from: TwoHosts::POD_B, ttl: 62, .. }), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_smaller_underlay_is_reported_with_its_mtu() {
+        let hosts = TwoHosts::with_underlay_mtu(1400).expect("topology");
+        assert_eq!(hosts.host_a.link_mtu(TwoHosts::UPLINK).expect("MTU"), Some(1400));
+        hosts.host_a.add_route_via(TwoHosts::SUBNET_B, TwoHosts::HOST_B).expect("route");
+        hosts.host_b.add_route_via(TwoHosts::SUBNET_A, TwoHosts::HOST_A).expect("route");
+        let fits = Ping { payload_len: 1372, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
+        assert!(matches!(one(&hosts.pod_a, TwoHosts::POD_B, fits.clone()), PingOutcome::Reply { .. }));
+        assert_eq!(hosts.pod_a.enter(|| path_mtu(TwoHosts::POD_B)).expect("MTU"), 1500);
+        for _ in 0..2 {
+            let too_long = Ping { payload_len: 1373, ..fits.clone() };
+            let outcome = one(&hosts.pod_a, TwoHosts::POD_B, too_long.clone());
+            assert_eq!(error_of(outcome), (TwoHosts::GATEWAY_A, 3, 4, 1400));
+            assert_eq!(one(&hosts.pod_a, TwoHosts::POD_B, too_long), PingOutcome::TooLong);
+            assert_eq!(hosts.pod_a.enter(|| path_mtu(TwoHosts::POD_B)).expect("MTU"), 1400);
+            let routes = hosts.pod_a.routes().expect("routes");
+            assert_eq!(routes.len(), 2, "a learnt path MTU is not a route: {routes:?}");
+            hosts.pod_a.forget_path_mtus().expect("forget");
+            assert_eq!(hosts.pod_a.enter(|| path_mtu(TwoHosts::POD_B)).expect("MTU"), 1500);
+        }
+        let cut = Ping { payload_len: 1472, fragmentation: Fragmentation::Allowed, ..Ping::default() };
+        assert!(matches!(one(&hosts.pod_a, TwoHosts::POD_B, cut), PingOutcome::Reply { .. }));
+        assert_eq!(hosts.pod_a.enter(|| path_mtu(TwoHosts::POD_B)).expect("MTU"), 1500);
+        let longer = Ping { payload_len: 1473, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
+        assert_eq!(one(&hosts.pod_a, TwoHosts::POD_B, longer), PingOutcome::TooLong);
+    }
+}

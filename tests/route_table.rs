@@ -1,0 +1,233 @@
+//! The route table against a naive one: a list searched from end to end.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use loden::route::{Route, RouteChange, RouteError, RoutePublisher, RouteTable};
+use proptest::prelude::*;
+
+/// The oracle: every prefix looked at for every lookup.
+#[derive(Clone, Default)]
+struct Naive(HashMap<Ipv4Net, (SocketAddr, Option<u16>)>);
+
+impl Naive {
+    fn apply(&mut self, change: &RouteChange) {
+        match change {
+            RouteChange::Set(Route { subnet: IpNet::V4(subnet), next_hop, mtu }) => {
+                self.0.insert(subnet.trunc(), (*next_hop, *mtu));
+            }
+            RouteChange::Delete(IpNet::V4(subnet)) => {
+                self.0.remove(&subnet.trunc());
+            }
+            other => panic!("no such change is generated: {other:?}"),
+        }
+    }
+
+    fn lookup(&self, destination: Ipv4Addr) -> Option<(SocketAddr, Option<u16>)> {
+        let holding = self.0.iter().filter(|(subnet, _)| subnet.contains(&destination));
+        holding.max_by_key(|(subnet, _)| subnet.prefix_len()).map(|(_, hop)| *hop)
+    }
+
+    fn has_peer(&self, address: IpAddr) -> bool {
+        self.0.values().any(|(hop, _)| hop.ip() == address)
+    }
+}
+
+/// Addresses from few values per byte, so that prefixes nest, cover and repeat.
+fn address() -> impl Strategy<Value = Ipv4Addr> {
+    let byte = prop_oneof![Just(0u8), Just(1), Just(96), Just(127), Just(128), Just(255), any::<u8>()];
+    (prop_oneof![Just(10u8), Just(100), any::<u8>()], byte.clone(), byte.clone(), byte)
+        .prop_map(|(a, b, c, d)| Ipv4Addr::new(a, b, c, d))
+}
+
+fn subnet() -> impl Strategy<Value = Ipv4Net> {
+    (address(), 0u8..=32).prop_map(|(address, len)| Ipv4Net::new(address, len).unwrap())
+}
+
+fn change() -> impl Strategy<Value = RouteChange> {
+    let set = (subnet(), 1u8..8, 1u16..4, prop_oneof![4 => Just(None), 1 => Just(Some(1300))]);
+    prop_oneof![
+        3 => set.prop_map(|(subnet, host, port, mtu)| RouteChange::Set(Route {
+            mtu, ..Route::new(subnet, ([10, 168, 0, host], 8000 + port))
+        })),
+        1 => subnet().prop_map(|subnet| RouteChange::Delete(subnet.into())),
+    ]
+}
+
+/// Addresses on both sides of every edge of every prefix, where a wrong table shows.
+fn edges(naive: &Naive) -> Vec<Ipv4Addr> {
+    let edge = |net: &Ipv4Net| [net.network().to_bits(), net.broadcast().to_bits()];
+    let around = |bits: u32| [bits.wrapping_sub(1), bits, bits.wrapping_add(1)].map(Ipv4Addr::from_bits);
+    naive.0.keys().flat_map(edge).flat_map(around).collect()
+}
+
+fn assert_same(table: &RouteTable, naive: &Naive, destinations: impl IntoIterator<Item = Ipv4Addr>) {
+    for destination in destinations.into_iter().chain(edges(naive)) {
+        let found = table.lookup(destination.into()).map(|hop| (hop.address, hop.mtu));
+        assert_eq!(found, naive.lookup(destination), "lookup of {destination}");
+    }
+    assert_eq!(table.len(), naive.0.len());
+    let listed: HashMap<_, _> = table.routes().into_iter().map(|r| (r.subnet, (r.next_hop, r.mtu))).collect();
+    let expected: HashMap<_, _> = naive.0.iter().map(|(net, hop)| (IpNet::V4(*net), *hop)).collect();
+    assert_eq!(listed, expected);
+    for (subnet, hop) in &expected {
+        assert_eq!(table.exact(*subnet).map(|hop| (hop.address, hop.mtu)), Some(*hop));
+    }
+    for host in 0..9 {
+        let peer = IpAddr::from([10, 168, 0, host]);
+        assert_eq!(table.has_peer(peer), naive.has_peer(peer), "peer {peer}");
+        for port in 8000..8005 {
+            let socket = SocketAddr::new(peer, port);
+            assert_eq!(table.has_next_hop(socket), naive.0.values().any(|(hop, _)| *hop == socket), "{socket}");
+        }
+    }
+}
+
+proptest! {
+    /// R21, R22, fault 45: any changes in any order, published in any batches; and every older table stays as it was.
+    #[test]
+    fn equals_the_naive_table_under_churn(
+        batches in proptest::collection::vec(proptest::collection::vec(change(), 1..12), 1..10),
+        destinations in proptest::collection::vec(address(), 20),
+    ) {
+        let mut naive = Naive::default();
+        let mut table = RouteTable::new();
+        let mut history = Vec::new();
+        for batch in &batches {
+            history.push((table.clone(), naive.clone()));
+            batch.iter().for_each(|change| naive.apply(change));
+            let (next, applied) = table.with_changes(batch.iter().copied());
+            prop_assert!(applied.refused.is_empty());
+            table = next;
+            assert_same(&table, &naive, destinations.iter().copied());
+        }
+        for (table, naive) in history {
+            assert_same(&table, &naive, destinations.iter().copied());
+        }
+    }
+
+    /// Deleting everything leaves nothing: no route, no peer, no answer.
+    #[test]
+    fn nothing_is_left_of_deleted_routes(changes in proptest::collection::vec(change(), 1..60)) {
+        let (table, _) = RouteTable::new().with_changes(changes);
+        let deletes: Vec<_> = table.routes().iter().map(|route| RouteChange::Delete(route.subnet)).collect();
+        let destinations: Vec<_> = table.routes().iter().filter_map(|route| match route.subnet.addr() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }).collect();
+        let (empty, applied) = table.with_changes(deletes);
+        prop_assert_eq!(applied.changed, table.len());
+        assert_same(&empty, &Naive::default(), destinations);
+    }
+}
+
+fn route(subnet: &str, next_hop: &str) -> Route {
+    Route::new(subnet.parse::<IpNet>().unwrap(), next_hop.parse::<SocketAddr>().unwrap())
+}
+
+/// The vector of flannel's own documents, in every order of insertion.
+#[test]
+fn r21_the_longest_prefix_wins_in_any_order() {
+    let routes = [
+        route("172.20.10.0/24", "10.168.0.1:8285"),
+        route("172.20.0.0/16", "10.168.0.2:8285"),
+        route("0.0.0.0/0", "10.168.0.3:8285"),
+    ];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let (table, refused) = RouteTable::try_from_routes(order.map(|i| routes[i]));
+        assert_eq!(refused, []);
+        for (destination, expected) in [("172.20.10.5", 0), ("172.20.11.5", 1), ("8.8.8.8", 2), ("172.20.10.5", 0)] {
+            let hop = table.lookup(destination.parse().unwrap()).unwrap();
+            assert_eq!(hop.address, routes[expected].next_hop, "{destination}");
+        }
+    }
+}
+
+/// R20 and R63: each bad route is named with its reason, and the good ones of the batch are taken.
+#[test]
+fn r20_bad_routes_are_refused_by_name_and_the_others_taken() {
+    let own: SocketAddr = "10.168.0.2:8285".parse().unwrap();
+    let bad = [
+        (route("100.96.2.0/24", "0.0.0.0:8285"), RouteError::UnspecifiedNextHop),
+        (route("100.96.2.0/24", "224.0.0.1:8285"), RouteError::MulticastNextHop),
+        (route("100.96.2.0/24", "239.255.255.255:8285"), RouteError::MulticastNextHop),
+        (route("100.96.2.0/24", "255.255.255.255:8285"), RouteError::BroadcastNextHop),
+        (route("100.96.2.0/24", "10.168.0.3:0"), RouteError::ZeroPort),
+        (route("100.96.2.0/24", "10.168.0.2:8285"), RouteError::OwnAddress),
+        (route("100.96.2.0/24", "[::ffff:10.168.0.2]:8285"), RouteError::OwnAddress),
+        (route("100.96.2.0/24", "[::]:8285"), RouteError::UnspecifiedNextHop),
+        (route("100.96.2.0/24", "[ff02::1]:8285"), RouteError::MulticastNextHop),
+        (route("fd00:1::/64", "10.168.0.3:8285"), RouteError::Ipv6Subnet),
+        (Route { mtu: Some(67), ..route("100.96.2.0/24", "10.168.0.3:8285") }, RouteError::MtuTooSmall { mtu: 67 }),
+    ];
+    let good = [
+        route("100.96.3.0/24", "127.0.0.1:8285"),
+        route("100.96.4.0/24", "10.168.0.2:8286"),
+        route("100.96.5.0/24", "10.168.0.3:1"),
+        route("100.96.6.0/24", "10.168.0.3:65535"),
+    ];
+    let mut publisher = RoutePublisher::bound_to(own);
+    let batch = bad.iter().map(|(route, _)| *route).chain(good).map(RouteChange::Set);
+    let applied = publisher.apply(batch);
+    assert_eq!(applied.changed, good.len());
+    let refused: Vec<_> = applied.refused.iter().map(|refused| (refused.route, refused.reason)).collect();
+    assert_eq!(refused, bad);
+    assert_eq!(
+        applied.refused[0].to_string(),
+        "route 100.96.2.0/24 via 0.0.0.0:8285 is refused: the next hop is the unspecified address; name the host that \
+         owns the subnet"
+    );
+    assert_eq!(publisher.table().len(), good.len());
+}
+
+#[test]
+fn host_bits_are_normalised_and_changes_that_change_nothing_do_not_count() {
+    let mut publisher = RoutePublisher::new();
+    let applied = publisher.apply([RouteChange::Set(route("100.96.2.77/24", "10.168.0.3:8285"))]);
+    assert_eq!(applied.changed, 1);
+    assert_eq!(publisher.table().routes(), [route("100.96.2.0/24", "10.168.0.3:8285")]);
+    let again = [
+        RouteChange::Set(route("100.96.2.1/24", "10.168.0.3:8285")),
+        RouteChange::Delete("100.96.0.0/16".parse().unwrap()),
+        RouteChange::Delete("fd00::/64".parse().unwrap()),
+    ];
+    assert_eq!(publisher.apply(again).changed, 0);
+    assert_eq!(publisher.apply([RouteChange::Delete("100.96.2.9/24".parse().unwrap())]).changed, 1);
+    assert!(publisher.table().is_empty());
+}
+
+/// R26 and fault 46: while one thread publishes, readers see whole tables, and never an older one than what was published
+/// before they began.
+#[test]
+fn r26_readers_see_whole_tables_and_never_an_old_one() {
+    use std::sync::atomic::{AtomicU16, Ordering};
+
+    const VERSIONS: u16 = 20_000;
+    let both = |port| ["100.96.2.0/24", "10.0.0.0/8"].map(|net| RouteChange::Set(route(net, &format!("10.1.1.1:{port}"))));
+    let mut publisher = RoutePublisher::new();
+    assert_eq!(publisher.apply(both(1)).changed, 2);
+    let published = AtomicU16::new(1);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let mut reader = publisher.reader();
+            let published = &published;
+            scope.spawn(move || {
+                let mut last = 0;
+                while last < VERSIONS {
+                    let least = published.load(Ordering::Acquire);
+                    let table = reader.load();
+                    let near = table.lookup([100, 96, 2, 1].into()).unwrap().address.port();
+                    let far = table.lookup([10, 2, 3, 4].into()).unwrap().address.port();
+                    assert_eq!(near, far, "one table, one version");
+                    assert!(near >= least && near >= last, "version {near} after {least} was published");
+                    last = near;
+                }
+            });
+        }
+        for version in 2..=VERSIONS {
+            assert_eq!(publisher.apply(both(version)).changed, 2);
+            published.store(version, Ordering::Release);
+        }
+    });
+}
