@@ -9,6 +9,8 @@ extern crate std;
 
 pub mod forward;
 pub mod route;
+#[cfg(all(feature = "sys", target_os = "linux"))]
+pub mod sys;
 mod transmit;
 pub mod wire;
 

@@ -3,11 +3,12 @@
 //! A [`RouteTable`] is a value that never changes. [`RoutePublisher`] makes the next one from the last, sharing every part
 //! that did not change, and hands it to workers that are running.
 
+mod fib;
 mod next_hops;
 #[cfg(feature = "std")]
 mod publish;
 mod table;
-mod trie;
+mod rib;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -89,14 +89,6 @@ impl NextHops {
         hop(shard.sorted.get(at)?)
     }
 
-    /// The number of a next hop, if some route leads to it.
-    pub(super) fn find(&self, hop: &NextHop) -> Option<HopId> {
-        let number = shard_of(hop.address.ip());
-        let shard = shard(&self.shards, number);
-        let at = shard.find(hop).ok()?;
-        shard.sorted.get(at).map(|slot| HopId::new(number, *slot))
-    }
-
     /// The number of a next hop, for one more route.
     pub(super) fn acquire(&mut self, hop: &NextHop) -> HopId {
         let number = shard_of(hop.address.ip());

@@ -6,8 +6,9 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 
+use super::fib::{Fib, Marked};
 use super::next_hops::NextHops;
-use super::trie::{Node, Prefix, Root};
+use super::rib::{Node, Prefix};
 use super::{NextHop, RefusedRoute, Route, RouteChange, check};
 
 /// A set of routes that answers which one is the longest match of a destination, and never changes.
@@ -30,7 +31,8 @@ use super::{NextHop, RefusedRoute, Route, RouteChange, check};
 /// ```
 #[derive(Clone)]
 pub struct RouteTable {
-    root: Arc<Root>,
+    fib: Arc<Fib>,
+    rib: Arc<Node>,
     hops: NextHops,
     len: usize,
 }
@@ -49,8 +51,7 @@ impl RouteTable {
     /// A table without routes.
     #[must_use]
     pub fn new() -> Self {
-        let hops = NextHops::new();
-        Self { root: Arc::new(Root::hollow(super::next_hops::HopId::NONE)), hops, len: 0 }
+        Self { fib: Arc::new(Fib::new()), rib: Arc::default(), hops: NextHops::new(), len: 0 }
     }
 
     /// A table of these routes, and those among them that cannot be in one. Of several routes for one subnet the last stands.
@@ -81,14 +82,14 @@ impl RouteTable {
     #[must_use]
     #[inline]
     pub fn lookup_v4(&self, destination: Ipv4Addr) -> Option<&NextHop> {
-        self.hops.resolve(self.root.longest_match(destination.octets()))
+        self.hops.resolve(self.fib.longest_match(destination.octets()))
     }
 
     /// The next hop of exactly this subnet's route.
     #[must_use]
     pub fn exact(&self, subnet: IpNet) -> Option<&NextHop> {
         let IpNet::V4(subnet) = subnet else { return None };
-        self.hops.resolve(self.root.exact(prefix(subnet))?)
+        self.hops.resolve(self.rib.exact(prefix(subnet))?)
     }
 
     /// Whether some route leads to this underlay address, whatever the port.
@@ -121,7 +122,7 @@ impl RouteTable {
     #[must_use]
     pub fn routes(&self) -> Vec<Route> {
         let mut routes = Vec::with_capacity(self.len);
-        self.root.for_each(0, 0, &mut |prefix, id| {
+        self.rib.for_each(0, 0, &mut |prefix, id| {
             let subnet = Ipv4Net::new(Ipv4Addr::from_bits(prefix.bits), prefix.len);
             if let (Ok(subnet), Some(hop)) = (subnet, self.hops.resolve(id)) {
                 routes.push(Route { subnet: subnet.into(), next_hop: hop.address, mtu: hop.mtu });
@@ -137,6 +138,7 @@ impl RouteTable {
         own: Option<SocketAddr>,
     ) -> Applied {
         let mut applied = Applied::default();
+        let mut marked = Marked::none();
         for change in changes {
             let changed = match change {
                 RouteChange::Delete(subnet) => self.delete(subnet),
@@ -144,47 +146,53 @@ impl RouteTable {
                     Ok(()) => self.set(route.normalised()),
                     Err(reason) => {
                         applied.refused.push(RefusedRoute { route, reason });
-                        false
+                        None
                     }
                 },
             };
-            applied.changed += usize::from(changed);
+            if let Some(Prefix { bits, len }) = changed {
+                applied.changed += 1;
+                marked.mark(bits, len);
+            }
+        }
+        if applied.changed > 0 {
+            Arc::make_mut(&mut self.fib).update(&self.rib, &marked);
         }
         applied
     }
 
-    fn set(&mut self, route: Route) -> bool {
-        let IpNet::V4(subnet) = route.subnet else { return false };
+    /// The prefix whose route changed, if one did.
+    fn set(&mut self, route: Route) -> Option<Prefix> {
+        let IpNet::V4(subnet) = route.subnet else { return None };
         let (prefix, hop) = (prefix(subnet), NextHop { address: route.next_hop, mtu: route.mtu });
-        let now = self.hops.find(&hop);
-        if now.is_some() && self.root.exact(prefix) == now {
-            return false;
+        // Looked at first, because a change copies what it touches.
+        if self.exact(route.subnet) == Some(&hop) {
+            return None;
         }
         let id = self.hops.acquire(&hop);
-        match Arc::make_mut(&mut self.root).replace(prefix, Some(id)) {
+        match Arc::make_mut(&mut self.rib).replace(prefix, Some(id)) {
             Some(before) => self.hops.release(before),
             None => self.len += 1,
         }
-        true
+        Some(prefix)
     }
 
-    fn delete(&mut self, subnet: IpNet) -> bool {
-        let IpNet::V4(subnet) = subnet.trunc() else { return false };
+    /// The prefix whose route was deleted, if there was one.
+    fn delete(&mut self, subnet: IpNet) -> Option<Prefix> {
+        let subnet = subnet.trunc();
+        self.exact(subnet)?;
+        let IpNet::V4(subnet) = subnet else { return None };
         let prefix = prefix(subnet);
-        if self.root.exact(prefix).is_none() {
-            return false;
-        }
-        if let Some(before) = Arc::make_mut(&mut self.root).replace(prefix, None) {
-            self.hops.release(before);
-            self.len -= 1;
-        }
-        true
+        let before = Arc::make_mut(&mut self.rib).replace(prefix, None)?;
+        self.hops.release(before);
+        self.len -= 1;
+        Some(prefix)
     }
 
-    /// Whether another table shares this one's root, which is so while anybody holds a clone of it.
+    /// Whether another table shares this one's parts, which is so while anybody holds a clone of it.
     #[cfg(feature = "std")]
     pub(super) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.root) > 1
+        Arc::strong_count(&self.fib) > 1
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Instant;
 /// How often [`Child::wait`] looks.
 const WAIT_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A running program, killed and reaped when dropped.
+/// A running program, killed and reaped when dropped. The programs that it started itself are not.
 ///
 /// `SIGKILL` of this process runs no drop. The program's standard input is a pipe that ends then, so a program that calls
 /// [`exit_with_parent`], or reads its input, ends too.
@@ -210,6 +210,7 @@ fn number<T: FromStr>(text: Option<&str>) -> io::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::env;
     use std::os::unix::process::ExitStatusExt;
     use std::path::Path;
 
@@ -265,6 +266,26 @@ mod tests {
         assert!(Path::new(&directory).exists());
         drop(child);
         assert!(!Path::new(&directory).exists());
+    }
+
+    #[test]
+    fn a_program_that_watches_ends_with_its_input() {
+        const ROLE: &str = "LODEN_TESTBED_WATCHER";
+        if env::var_os(ROLE).is_some() {
+            exit_with_parent();
+            println!("ready");
+            thread::sleep(Duration::from_secs(60));
+            return;
+        }
+        let mut command = Command::new(env::current_exe().expect("own path"));
+        command.args(["--exact", "process::tests::a_program_that_watches_ends_with_its_input", "--nocapture"]);
+        command.env(ROLE, "1");
+        let mut child = Child::spawn(&Namespace::new().expect("namespace"), command).expect("spawn");
+        while !child.next_line(SOON).expect("a line").contains("ready") {}
+        assert_eq!(child.wait(Duration::from_millis(50)).expect("wait"), None);
+        // What the kernel does to the pipe of a process that was killed.
+        drop(child.stdin.take());
+        assert_eq!(child.wait(SOON).expect("wait").and_then(|status| status.code()), Some(1));
     }
 
     #[test]

@@ -13,7 +13,9 @@ use super::netlink::Failure;
 #[non_exhaustive]
 pub enum LinkError {
     /// The TUN device's address is not part of the overlay.
-    #[error("the address {address} is outside the overlay network {network}; use the network address of this host's lease")]
+    #[error(
+        "the address {address} is outside the overlay network {network}; use the network address of this host's lease"
+    )]
     AddressOutside {
         /// The address asked for.
         address: Ipv4Addr,
@@ -37,7 +39,10 @@ pub enum LinkError {
         source: MalformedReply,
     },
     /// The device cannot have that MTU.
-    #[error("an MTU of {mtu} is out of range for {interface}, which takes {min}..={max}; the TUN's MTU is the underlay's less 28")]
+    #[error(
+        "an MTU of {mtu} is out of range for {interface}, which takes {min}..={max}; a TUN device has the underlay's \
+         MTU less 28"
+    )]
     MtuOutOfRange {
         /// The device.
         interface: String,
@@ -60,22 +65,28 @@ pub enum LinkError {
         interface: String,
     },
     /// There is no such device, or it is gone.
-    #[error("there is no interface {interface} in this network namespace; open the TUN device first, or again if it was deleted")]
+    #[error(
+        "there is no interface {interface} in this network namespace; open the TUN device first, or again if it was \
+         deleted"
+    )]
     NoSuchInterface {
         /// The name asked for, or the name the device had.
         interface: String,
     },
     /// No interface holds the address.
     #[error(
-        "no interface of this host holds {address}; use an address that `ip address` lists in this network namespace, and not \
-         a wildcard"
+        "no interface of this host holds {address}; use an address that `ip address` lists in this network namespace, \
+         and not a wildcard"
     )]
     NotHeld {
         /// The address asked for.
         address: IpAddr,
     },
     /// The kernel refused for a reason that has no variant of its own.
-    #[error("the kernel refused to {doing} on {interface}{}: {source}", .reason.as_deref().map_or_else(String::new, |reason| alloc::format!(" ({reason})")))]
+    #[error(
+        "the kernel refused to {doing} on {interface}: {source} ({}); check the device with `ip -d link show`",
+        .reason.as_deref().unwrap_or("it gives no reason")
+    )]
     Refused {
         /// What was being done.
         doing: &'static str,
@@ -88,8 +99,8 @@ pub enum LinkError {
     },
     /// The overlay network is routed elsewhere, so that no packet would reach the TUN device.
     #[error(
-        "the route to {network} is taken by {}; remove it (`ip route show exact {network}` lists it: another overlay, or what a \
-         former backend left behind), or choose another overlay network",
+        "the route to {network} is taken by {}; remove it (`ip route show exact {network}` lists it: another overlay, \
+         or what a former backend left behind), or choose another overlay network",
         .interface.as_deref().unwrap_or("a route without a single interface")
     )]
     RouteTaken {

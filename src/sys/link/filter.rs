@@ -1,5 +1,5 @@
-//! A socket filter, run by the kernel, that lets only one link's messages through: hosts that start and stop containers announce
-//! dozens of links a second, and every one of them would wake the tunnel's loop.
+//! A socket filter, run by the kernel, that lets only one link's messages through: hosts that start and stop containers
+//! announce dozens of links a second, and every one of them would wake the tunnel's loop.
 
 use netlink_packet_route::route::RouteHeader;
 use socket2::SockFilter;
@@ -16,11 +16,12 @@ mod field {
     pub(super) const VALUE: u32 = 4;
 }
 
-/// Accepts what concerns the link `index`: that it changed or is gone (of the link itself, not of a bridge port with its number), that
-/// it lost an address, and that a route of the main table through it was removed.
+/// Accepts what concerns the link `index`: that it changed or is gone (of the link itself, not of a bridge port with
+/// its number), that it lost an address, and that a route of the main table through it was removed.
 ///
-/// Loads convert from network byte order and netlink speaks the host's, so the constants are turned round. `ANCILLARY` finds
-/// the attribute whose number is in X, from the offset in A on (`SKF_AD_NLATTR` in the kernel's `net/core/filter.c`).
+/// Loads convert from network byte order and netlink speaks the host's, so the constants are turned round. `ANCILLARY`
+/// finds the attribute whose number is in X, from the offset in A on (`SKF_AD_NLATTR` in the kernel's
+/// `net/core/filter.c`).
 pub(super) fn only(index: u32) -> [SockFilter; 20] {
     const ACCEPT: u8 = 18;
     const DROP: u8 = 19;

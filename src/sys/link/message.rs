@@ -1,5 +1,5 @@
-//! Reading what the kernel says. Only the fields and attributes that are needed are looked at: a full decoder rejects a whole message
-//! over one attribute that a newer kernel has extended, and would make the monitor blind.
+//! Reading what the kernel says. Only the fields and attributes that are needed are looked at: a full decoder rejects a
+//! whole message over one attribute that a newer kernel has extended, and would make the monitor blind.
 
 use alloc::string::String;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -105,7 +105,8 @@ impl LinkState {
     }
 }
 
-/// The fixed part of a link message, of the link itself: a bridge announces its ports under the same numbers, as `AF_BRIDGE`.
+/// The fixed part of a link message, of the link itself: a bridge announces its ports under the same numbers, as
+/// `AF_BRIDGE`.
 pub(super) fn link_header(body: &[u8]) -> Result<LinkHeader, MalformedReply> {
     LinkHeader::parse(body).map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::LINK })
 }
@@ -148,8 +149,8 @@ pub(super) struct RouteEntry {
 
 impl RouteEntry {
     pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
-        let header = RouteHeader::parse(body)
-            .map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::ROUTE })?;
+        let header =
+            RouteHeader::parse(body).map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::ROUTE })?;
         let attributes = attributes(body, fixed::ROUTE)?;
         Ok(Self {
             destination: attribute_address(attributes, libc::RTA_DST, header.address_family)?,
@@ -185,11 +186,7 @@ fn attribute_u32(attributes: &[u8], kind: u16) -> Result<Option<u32>, MalformedR
     attribute(attributes, kind, |value| sized(value, kind).map(u32::from_ne_bytes))
 }
 
-fn attribute_address(
-    attributes: &[u8],
-    kind: u16,
-    family: AddressFamily,
-) -> Result<Option<IpAddr>, MalformedReply> {
+fn attribute_address(attributes: &[u8], kind: u16, family: AddressFamily) -> Result<Option<IpAddr>, MalformedReply> {
     if family == AddressFamily::Inet {
         attribute(attributes, kind, |value| sized::<4>(value, kind).map(|octets| Ipv4Addr::from(octets).into()))
     } else if family == AddressFamily::Inet6 {
@@ -219,6 +216,7 @@ fn attribute<T>(
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may fail by panicking")]
 mod unit {
     use alloc::vec::Vec;
 

@@ -8,22 +8,25 @@
 //!                                     100.96.0.0/16 dev loden0
 //! ```
 //!
-//! - **Why one route.** The whole overlay network goes to the device and the process keeps host ↔ subnet itself, so the kernel's
-//!   table does not change as hosts join and leave. The host's own subnet (its bridge) is more specific and wins.
+//! - **Why one route.** The whole overlay network goes to the device and the process keeps host ↔ subnet itself, so the
+//!   kernel's table does not change as hosts join and leave. The host's own subnet (its bridge) is more specific and
+//!   wins.
 //! - **Why `/32`.** With the network's prefix length on the address the kernel makes the connected route by itself
-//!   (`fib_add_ifaddr` in `net/ipv4/fib_frontend.c`), with a preferred source, plus a broadcast entry. On older kernels the
-//!   `.0` broadcast entry made the first subnet of the overlay unreachable. [`AddressForm::Network`] offers that form too.
-//! - **Why a monitor.** `ip link set loden0 down` drops every route of the device and `up` brings back only those the kernel
-//!   makes itself. Removing the device's last address drops them as well. The kernel announces the link and the address,
-//!   never those routes (`fib_table_flush` sends no message).
-//! - **Who removes.** [`Link::remove`] takes back what this `Link` made, and nothing else. Dropping a `Link` changes nothing in the
-//!   kernel, so that a persistent device survives a restart; [`Link::configure`] then finds everything in place and keeps it.
-//! - **Which namespace.** A [`Link`] and a [`LinkMonitor`] belong to the network namespace of the thread that made them, also when
-//!   that thread moves later: each keeps a socket open in it.
+//!   (`fib_add_ifaddr` in `net/ipv4/fib_frontend.c`), with a preferred source, plus a broadcast entry. On older kernels
+//!   the `.0` broadcast entry made the first subnet of the overlay unreachable. [`AddressForm::Network`] offers that
+//!   form too.
+//! - **Why a monitor.** `ip link set loden0 down` drops every route of the device and `up` brings back only those the
+//!   kernel makes itself. Removing the device's last address drops them as well. The kernel announces the link and the
+//!   address, never those routes (`fib_table_flush` sends no message).
+//! - **Who removes.** [`Link::remove`] takes back what this `Link` made, and nothing else. Dropping a `Link` changes
+//!   nothing in the kernel, so that a persistent device survives a restart; [`Link::configure`] then finds everything
+//!   in place and keeps it.
+//! - **Which namespace.** A [`Link`] and a [`LinkMonitor`] belong to the network namespace of the thread that made
+//!   them, also when that thread moves later: each keeps a socket open in it.
 //!
 //! Requests block the calling thread; the kernel answers inside the `send` itself, unless another process holds its
 //! configuration lock. Sources: rtnetlink(7), RFC 3549, the kernel's `net/ipv4/{devinet,fib_frontend,fib_trie}.c` and
-//! `net/core/rtnetlink.c`. What is said about the kernel was measured on 6.18.
+//! `net/core/rtnetlink.c`. What the kernel drops, keeps and announces is held by the tests, on kernel 6.18.
 
 mod error;
 mod filter;
@@ -41,13 +44,14 @@ use core::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 pub use self::error::{LinkError, MalformedReply};
-pub use self::monitor::{LinkEvent, LinkMonitor};
-pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_of};
 use self::message::LinkState;
+pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::Added;
+pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_of};
 
-/// Smallest MTU an IPv4 interface may have (RFC 791: every link carries 68 bytes); below it Linux switches IPv4 off on the device.
+/// Smallest MTU an IPv4 interface may have (RFC 791: every link carries 68 bytes); below it Linux switches IPv4 off on
+/// the device.
 pub const MTU_MIN: u32 = 68;
 /// Largest MTU a TUN device may have (`MAX_MTU` in the kernel's `drivers/net/tun.c`).
 pub const MTU_MAX: u32 = 65_535;
@@ -66,7 +70,8 @@ pub enum AddressForm {
 /// What a TUN device shall look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkConfig {
-    /// The device's own address: the network address of the host's lease, for example `100.96.1.0`. Must be in `network`.
+    /// The device's own address: the network address of the host's lease, for example `100.96.1.0`. Must be in
+    /// `network`.
     pub address: Ipv4Addr,
     /// The whole overlay network, for example `100.96.0.0/16`. Host bits are ignored.
     pub network: Ipv4Net,
@@ -118,13 +123,13 @@ struct Made {
 }
 
 impl Link {
-    /// Sets MTU, address, up and the overlay route (scope global, protocol boot, metric 0, no source) of the existing device
-    /// `interface`. An address or route that exists already on this device is kept and not counted as made here.
+    /// Sets MTU, address, up and the overlay route (scope global, protocol boot, metric 0, no source) of the existing
+    /// device `interface`. An address or route that exists already on this device is kept and not counted as made here.
     ///
     /// # Errors
-    /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::NoPermission`] (needs `CAP_NET_ADMIN`),
-    /// [`LinkError::NoSuchInterface`], [`LinkError::RouteTaken`] if another interface has the route, or what else the kernel says.
-    /// On an error everything is as before, MTU and up included.
+    /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::NoPermission`] (needs
+    /// `CAP_NET_ADMIN`), [`LinkError::NoSuchInterface`], [`LinkError::RouteTaken`] if another interface has the route,
+    /// or what else the kernel says. On an error everything is as before, MTU and up included.
     pub fn configure(interface: &str, config: &LinkConfig) -> Result<Self, LinkError> {
         if !config.network.contains(&config.address) {
             return Err(LinkError::AddressOutside { address: config.address, network: config.network });
@@ -164,8 +169,9 @@ impl Link {
         &self.config
     }
 
-    /// Puts back what is missing of address and route, and counts that as made here. Does not set the link up: whoever set it
-    /// down meant it. Call it on [`LinkEvent::Up`], [`LinkEvent::AddressRemoved`] and, if wanted, [`LinkEvent::RouteRemoved`].
+    /// Puts back what is missing of address and route, and counts that as made here. Does not set the link up: whoever
+    /// set it down meant it. Call it on [`LinkEvent::Up`], [`LinkEvent::AddressRemoved`] and, if wanted,
+    /// [`LinkEvent::RouteRemoved`].
     ///
     /// # Errors
     /// As [`Link::configure`]; [`LinkError::NoSuchInterface`] when the device is gone.
@@ -179,8 +185,8 @@ impl Link {
         })
     }
 
-    /// Removes the route and the address if, and only if, this `Link` made them. What is gone already, or a device that is gone, is
-    /// fine. MTU and up stay.
+    /// Removes the route and the address if, and only if, this `Link` made them. What is gone already, or a device that
+    /// is gone, is fine. MTU and up stay.
     ///
     /// # Errors
     /// What the kernel says; the address is removed also when the route could not be, and the first error is reported.

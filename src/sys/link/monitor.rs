@@ -27,32 +27,36 @@ const RECEIVE_BUFFER: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LinkEvent {
-    /// It lost this address. If that was its last one, the kernel has dropped its routes without a word: [`Link::restore`].
+    /// It lost this address. If that was its last one, the kernel has dropped its routes without a word:
+    /// [`Link::restore`].
     ///
     /// [`Link::restore`]: super::Link::restore
     AddressRemoved(Ipv4Addr),
     /// The device is gone, or has moved to another network namespace. Nothing follows.
     Deleted,
-    /// It was set down. The kernel has dropped its routes; reads from the TUN device block and writes fail.
+    /// It was set down. The kernel has dropped its routes; reads from the TUN device give `EAGAIN`, writes `EIO`.
     Down,
     /// The MTU is now this many bytes.
     MtuChanged(u32),
-    /// A route of the main table through the link was removed by someone. Routes that vanish because the link goes down, or
-    /// its last address goes, are not announced; those that the kernel made itself ([`AddressForm::Network`]) are.
+    /// A route of the main table through the link was removed by someone. Routes that vanish because the link goes down
+    /// or loses its last address are not announced, except that the kernel announces its own ([`AddressForm::Network`])
+    /// when their address is removed.
     ///
     /// [`AddressForm::Network`]: super::AddressForm::Network
     RouteRemoved(Ipv4Net),
-    /// It was set up: [`Link::restore`] puts the overlay route back. After a loss of messages this is reported again for a link
-    /// that is up, because it may have been down in between.
+    /// It was set up: [`Link::restore`] puts the overlay route back. After a loss of messages this is reported again
+    /// for a link that is up, because it may have been down in between.
     ///
     /// [`Link::restore`]: super::Link::restore
     Up,
 }
 
-/// Watches one link. Poll its descriptor for reading, level-triggered; then call [`LinkMonitor::next_event`] until it has none.
+/// Watches one link. Poll its descriptor for reading, level-triggered; then call [`LinkMonitor::next_event`] until it
+/// has none.
 ///
-/// Open it before [`Link::configure`](super::Link::configure), so that nothing is missed; it then also reports what `configure` does.
-/// The kernel filters for this one link, so that other links and routes cause no wake-ups.
+/// Open it before [`Link::configure`](super::Link::configure), so that nothing is missed; it then also reports what
+/// `configure` and [`Link::remove`](super::Link::remove) do. The kernel filters for this one link, so that other links
+/// and routes cause no wake-ups.
 #[derive(Debug)]
 pub struct LinkMonitor {
     socket: Socket,
@@ -113,11 +117,12 @@ impl LinkMonitor {
         self.index
     }
 
-    /// The next event, or `None` when there is none now. Never blocks on the socket and looks at no more than 256 messages; if
-    /// that ends a call early, the descriptor is still readable.
+    /// The next event, or `None` when there is none now. Never blocks on the socket and looks at no more than 256
+    /// messages; if that ends a call early, the descriptor is still readable.
     ///
     /// # Errors
-    /// [`LinkError::Socket`] if the socket fails. A loss of messages is not an error: the kernel is asked what the link is now.
+    /// [`LinkError::Socket`] if the socket fails. A loss of messages is not an error: the kernel is asked what the link
+    /// is now.
     pub fn next_event(&mut self) -> Result<Option<LinkEvent>, LinkError> {
         for _ in 0..DATAGRAMS_PER_CALL {
             if let Some(event) = self.pending.pop_front() {
@@ -153,7 +158,8 @@ impl LinkMonitor {
         Ok(())
     }
 
-    /// Checks again what the filter has checked: messages from before it was set, and systems that have no such filters.
+    /// Checks again what the filter has checked: messages from before it was set, and systems that have no such
+    /// filters.
     fn read(&mut self, message: &Message<'_>) -> Result<Option<LinkEvent>, MalformedReply> {
         match message.kind {
             libc::RTM_NEWLINK if self.is_ours(message)? => {

@@ -66,7 +66,8 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
-        // Reasons in words, short error messages, and filters that are honoured. Kernels before 4.20 lack some: all are comfort.
+        // Reasons in words, short error messages, and filters that are honoured. Kernels before 4.20 lack some: all are
+        // comfort.
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_netlink_get_strict_chk(true);
@@ -94,7 +95,8 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Asks for a whole table and keeps what `read` picks, in the kernel's order. Begins anew if the table changed meanwhile.
+    /// Asks for a whole table and keeps what `read` picks, in the kernel's order. Begins anew if the table changed
+    /// meanwhile.
     pub(super) fn dump<T>(
         &mut self,
         request: &RouteNetlinkMessage,
@@ -200,6 +202,7 @@ fn reason(message: &Message<'_>) -> Option<String> {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 mod unit {
     use super::*;
 

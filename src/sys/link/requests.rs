@@ -1,4 +1,5 @@
-//! The requests this module makes, each with its everyday answers (exists, is gone, is down) told apart from its errors.
+//! The requests this module makes, each with its everyday answers (exists, is gone, is down) told apart from its
+//! errors.
 
 use alloc::string::String;
 use alloc::{format, vec};
@@ -9,7 +10,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -73,9 +74,7 @@ pub(super) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool
     request.header.change_mask = LinkFlags::Up;
     request.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
     let doing = if up { "set the link up" } else { "set the link down" };
-    kernel
-        .change(RouteNetlinkMessage::SetLink(request), 0)
-        .map_err(|failure| LinkError::new(failure, doing, interface))
+    kernel.change(RouteNetlinkMessage::SetLink(request), 0).map_err(|failure| LinkError::new(failure, doing, interface))
 }
 
 /// Whether the address had to be added.
@@ -152,7 +151,7 @@ pub(super) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Optio
     request.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     request.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
     // The entry of the table and not the resolved route, which names the loopback interface for every local address.
-    request.header.flags = netlink_packet_route::route::RouteFlags::FibMatch;
+    request.header.flags = RouteFlags::FibMatch;
     request.attributes = vec![RouteAttribute::Destination(address.into())];
     match kernel.ask(RouteNetlinkMessage::GetRoute(request), read_route) {
         Ok(found) => Ok(found.filter(|route| route.local)),
@@ -162,8 +161,8 @@ pub(super) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Optio
     }
 }
 
-/// The first route of the main table for exactly `network`, with TOS and metric 0, as the kernel would choose it. A connected route
-/// that the kernel appended behind another interface's exists too, and is not used.
+/// The first route of the main table for exactly `network`, with TOS and metric 0, as the kernel would choose it. A
+/// connected route that the kernel appended behind another interface's exists too, and is not used.
 fn first_route(kernel: &mut Netlink, network: Ipv4Net) -> Result<Option<RouteEntry>, Failure> {
     let mut request = RouteMessage::default();
     request.header.address_family = AddressFamily::Inet;
@@ -196,12 +195,7 @@ fn numbered(index: u32) -> String {
 }
 
 /// A removal has succeeded when the thing, or the whole device, is gone.
-fn gone(
-    result: Result<(), Failure>,
-    absent: i32,
-    doing: &'static str,
-    interface: &str,
-) -> Result<(), LinkError> {
+fn gone(result: Result<(), Failure>, absent: i32, doing: &'static str, interface: &str) -> Result<(), LinkError> {
     match result {
         Err(Failure::Refused { errno, .. }) if errno == absent || errno == libc::ENODEV => Ok(()),
         result => result.map_err(|failure| LinkError::new(failure, doing, interface)),

@@ -43,8 +43,8 @@ impl Underlay {
     }
 }
 
-/// The interface that holds `address`: the first one the kernel lists it on, else the one its local routes name, which covers
-/// 127.0.0.0/8 and whole prefixes made local with `ip route add local`.
+/// The interface that holds `address`: the first one the kernel lists it on, else the one its local routes name, which
+/// covers 127.0.0.0/8 and whole prefixes made local with `ip route add local`.
 ///
 /// # Errors
 /// [`LinkError::NotHeld`] if no interface does; wildcards, multicast and broadcast are held by none.
@@ -76,6 +76,7 @@ fn holder(kernel: &mut Netlink, address: IpAddr) -> Result<Option<u32>, LinkErro
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may fail by panicking")]
 mod unit {
     use super::*;
 

@@ -41,7 +41,7 @@ impl UdpEcho {
     /// Stops the thread and returns how many datagrams it returned.
     ///
     /// # Errors
-    /// What ended the thread before: the socket did not send or receive.
+    /// What ended the thread before: the socket did not receive.
     pub fn stop(mut self) -> io::Result<u64> {
         self.finish()
     }
@@ -124,8 +124,8 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<u64> {
     while !stop.load(Ordering::Relaxed) {
         match socket.recv_from(&mut buffer) {
             Ok((length, from)) => {
-                socket.send_to(&buffer[..length], from)?;
-                returned += 1;
+                // No way back, e.g. while a link is down, is a loss like any other and not the end.
+                returned += u64::from(socket.send_to(&buffer[..length], from).is_ok());
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => return Err(error),

@@ -1,0 +1,113 @@
+//! Route tables: lookup beside `prefix-trie` and flannel's linear table, building, and publishing one change.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::hint::black_box;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ipnet::Ipv4Net;
+use loden::route::{NextHop, Route, RouteChange, RoutePublisher, RouteTable};
+use prefix_trie::PrefixMap;
+use support::{TABLES, destinations, subnet};
+
+/// Lookups in one measured run: so many that neither the branch predictor learns their order nor a large table hides in the
+/// cache behind the few parts of it that they touch.
+const LOOKUPS: usize = 1 << 20;
+
+/// flannel's table: first match of a list from front to back, moved to the front.
+struct Linear(Vec<(Ipv4Net, std::net::SocketAddr)>);
+
+impl Linear {
+    fn lookup(&mut self, destination: Ipv4Addr) -> Option<std::net::SocketAddr> {
+        let at = self.0.iter().position(|(subnet, _)| subnet.contains(&destination))?;
+        self.0.swap(0, at);
+        Some(self.0[0].1)
+    }
+}
+
+fn lookup(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("lookup");
+    group.throughput(Throughput::Elements(LOOKUPS as u64)).sample_size(10);
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    for kind in TABLES {
+        let routes = (kind.routes)();
+        let destinations = destinations(&routes, LOOKUPS);
+        let (table, refused) = RouteTable::try_from_routes(routes.iter().copied());
+        assert!(refused.is_empty());
+        let trie: PrefixMap<Ipv4Net, NextHop> =
+            routes.iter().filter_map(|route| Some((subnet(route), *table.exact(route.subnet)?))).collect();
+        group.bench_function(BenchmarkId::new("loden", kind.name), |bench| {
+            bench.iter(|| {
+                for destination in &destinations {
+                    black_box(table.lookup_v4(*destination));
+                }
+            });
+        });
+        group.bench_function(BenchmarkId::new("prefix-trie", kind.name), |bench| {
+            bench.iter(|| {
+                for destination in &destinations {
+                    black_box(trie.get_lpm(&Ipv4Net::from(*destination)));
+                }
+            });
+        });
+        if routes.len() > 10_000 {
+            continue;
+        }
+        let mut linear = Linear(routes.iter().map(|route| (subnet(route), route.next_hop)).collect());
+        group.bench_function(BenchmarkId::new("linear, move to front", kind.name), |bench| {
+            bench.iter(|| {
+                for destination in &destinations {
+                    black_box(linear.lookup(*destination));
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+fn build(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("build");
+    group.sample_size(10).measurement_time(Duration::from_secs(3));
+    for kind in TABLES {
+        let routes = (kind.routes)();
+        group.bench_function(kind.name, |bench| {
+            bench.iter_batched(|| routes.clone(), RouteTable::try_from_routes, BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+/// One change, published while a reader holds the table before, as a worker does.
+fn publish(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("publish one change");
+    group.sample_size(20).measurement_time(Duration::from_secs(3));
+    for kind in TABLES {
+        let routes = (kind.routes)();
+        let changes: Vec<Route> = routes.iter().copied().filter(|route| route.subnet.prefix_len() >= 16).collect();
+        let mut publisher = RoutePublisher::new();
+        let applied = publisher.apply(routes.iter().copied().map(RouteChange::Set));
+        assert_eq!(applied.changed, routes.len());
+        let mut reader = publisher.reader();
+        let (mut next, mut port) = (0, 1000);
+        group.bench_function(kind.name, |bench| {
+            bench.iter(|| {
+                // Far apart, so that no change finds the parts it needs in the cache.
+                next = (next + 7919) % changes.len();
+                // Coprime to the stride through the routes: none is ever set to what it is.
+                port = 1000 + (port + 1) % 1009;
+                let mut route = changes[next];
+                route.next_hop.set_port(port);
+                let applied = publisher.apply([RouteChange::Set(route)]);
+                assert_eq!(applied.changed, 1);
+                black_box(reader.load().len())
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, lookup, build, publish);
+criterion_main!(benches);

@@ -1,0 +1,135 @@
+//! The routes themselves: a trie of four levels, one byte of the address each, whose unchanged parts versions share.
+//!
+//! This is what changes are made to and what is listed; it answers "which routes are there", never "where does this packet
+//! go". A change copies the nodes on its path that another version holds too (`Arc::make_mut`), and no others.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::next_hops::HopId;
+
+/// What is left of a prefix at some level: its bits, left aligned, and how many of them there are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prefix {
+    pub(super) bits: u32,
+    pub(super) len: u8,
+}
+
+impl Prefix {
+    fn slot(self) -> u8 {
+        (self.bits >> 24) as u8
+    }
+
+    fn below(self) -> Self {
+        Self { bits: self.bits << 8, len: self.len - 8 }
+    }
+}
+
+/// A node of any level: the routes whose prefix ends in it, and the nodes below, both sorted.
+#[derive(Clone, Default)]
+pub(super) struct Node {
+    own: Vec<OwnRoute>,
+    below: Vec<(u8, Arc<Self>)>,
+}
+
+#[derive(Clone, Copy)]
+struct OwnRoute {
+    key: OwnKey,
+    hop: HopId,
+}
+
+/// A prefix inside one node: 0 to 8 bits, shortest first. Length 0 is the default route, at the root only.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct OwnKey {
+    len: u8,
+    slot: u8,
+}
+
+impl Node {
+    /// Sets or (with `None`) removes the route of a prefix; returns what was there.
+    pub(super) fn replace(&mut self, prefix: Prefix, hop: Option<HopId>) -> Option<HopId> {
+        if prefix.len <= 8 {
+            return self.replace_own(OwnKey { len: prefix.len, slot: prefix.slot() }, hop);
+        }
+        let at = match (self.find_below(prefix.slot()), hop) {
+            (Ok(at), _) => at,
+            (Err(_), None) => return None,
+            (Err(at), Some(_)) => {
+                self.below.insert(at, (prefix.slot(), Arc::default()));
+                at
+            }
+        };
+        let (_, node) = self.below.get_mut(at)?;
+        let node = Arc::make_mut(node);
+        let before = node.replace(prefix.below(), hop);
+        if node.own.is_empty() && node.below.is_empty() {
+            self.below.remove(at);
+        }
+        before
+    }
+
+    fn replace_own(&mut self, key: OwnKey, hop: Option<HopId>) -> Option<HopId> {
+        match (self.own.binary_search_by_key(&key, |route| route.key), hop) {
+            (Ok(at), Some(hop)) => self.own.get_mut(at).map(|route| core::mem::replace(&mut route.hop, hop)),
+            (Ok(at), None) => Some(self.own.remove(at).hop),
+            (Err(at), Some(hop)) => {
+                self.own.insert(at, OwnRoute { key, hop });
+                None
+            }
+            (Err(_), None) => None,
+        }
+    }
+
+    /// The hop of exactly this prefix.
+    pub(super) fn exact(&self, prefix: Prefix) -> Option<HopId> {
+        if prefix.len > 8 {
+            return self.below(prefix.slot())?.exact(prefix.below());
+        }
+        let key = OwnKey { len: prefix.len, slot: prefix.slot() };
+        let at = self.own.binary_search_by_key(&key, |route| route.key).ok()?;
+        self.own.get(at).map(|route| route.hop)
+    }
+
+    /// The node below a slot.
+    pub(super) fn below(&self, slot: u8) -> Option<&Self> {
+        let (_, node) = self.below.get(self.find_below(slot).ok()?)?;
+        Some(node)
+    }
+
+    /// All nodes below, with their slots.
+    pub(super) fn all_below(&self) -> impl Iterator<Item = (u8, &Self)> {
+        self.below.iter().map(|(slot, node)| (*slot, &**node))
+    }
+
+    /// What each slot answers by this node's own routes, given the answer of what covers the node.
+    pub(super) fn answers(&self, inherited: HopId) -> [HopId; 256] {
+        let mut answers = [inherited; 256];
+        // Shortest first, so that longer ones paint over them.
+        for OwnRoute { key, hop } in &self.own {
+            let first = usize::from(key.slot);
+            answers.get_mut(first..first + (256 >> key.len)).unwrap_or_default().fill(*hop);
+        }
+        answers
+    }
+
+    /// What one slot answers: [`answers`](Self::answers) for those who need a single one.
+    pub(super) fn answer(&self, slot: u8, inherited: HopId) -> HopId {
+        let covers = |key: OwnKey| u16::from(slot ^ key.slot) >> (8 - key.len) == 0;
+        self.own.iter().rfind(|route| covers(route.key)).map_or(inherited, |route| route.hop)
+    }
+
+    /// Calls `each` for every route; `bits` is what leads to this node and `depth` how many bits that is.
+    pub(super) fn for_each(&self, bits: u32, depth: u8, each: &mut impl FnMut(Prefix, HopId)) {
+        let with = |slot: u8| bits | u32::from(slot) << (24 - depth);
+        for OwnRoute { key, hop } in &self.own {
+            each(Prefix { bits: with(key.slot), len: depth + key.len }, *hop);
+        }
+        for (slot, node) in &self.below {
+            node.for_each(with(*slot), depth + 8, each);
+        }
+    }
+
+    fn find_below(&self, slot: u8) -> Result<usize, usize> {
+        self.below.binary_search_by_key(&slot, |(slot, _)| *slot)
+    }
+}

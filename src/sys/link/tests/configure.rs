@@ -1,0 +1,276 @@
+//! Setting up, putting back, taking back, and asking.
+
+use alloc::string::{String, ToString};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use netlink_packet_route::link::LinkFlags;
+
+use super::*;
+
+#[test]
+fn the_host_form_makes_exactly_flannels_address_and_route_and_takes_them_back() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let index = world.add_link("loden0");
+        let link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let state = world.state("loden0");
+        assert_eq!((link.index(), state.up, state.mtu), (index, true, 1472));
+        assert_eq!(world.addresses(index), [(32, ADDRESS)]);
+        let routes = world.routes();
+        let [route] = routes.as_slice() else { panic!("one route: {routes:?}") };
+        let header = &route.header;
+        assert_eq!(
+            (header.scope, header.protocol, header.kind, header.tos),
+            (RouteScope::Universe, RouteProtocol::Boot, RouteType::Unicast, 0)
+        );
+        assert!(route.attributes.contains(&RouteAttribute::Oif(index)));
+        let unwanted = |attribute: &RouteAttribute| {
+            matches!(
+                attribute,
+                RouteAttribute::PrefSource(_) | RouteAttribute::Gateway(_) | RouteAttribute::Priority(_)
+            )
+        };
+        assert!(!route.attributes.iter().any(unwanted), "{route:?}");
+        link.remove().expect("removed");
+        assert!(world.is_bare("loden0"));
+    });
+}
+
+#[test]
+fn what_existed_is_kept_by_configure_and_by_remove() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let index = world.add_link("loden0");
+        let first = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let second = Link::configure("loden0", &config(AddressForm::Host)).expect("configured again");
+        second.remove().expect("nothing to remove");
+        assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 1));
+        drop(first);
+        assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 1), "a restart finds everything");
+        world.remove_route("loden0");
+        Link::configure("loden0", &config(AddressForm::Host)).expect("half of it").remove().expect("the route only");
+        assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 0));
+    });
+}
+
+#[test]
+fn the_network_form_leaves_the_route_to_the_kernel() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let index = world.add_link("loden0");
+        let mut link = Link::configure("loden0", &config(AddressForm::Network)).expect("configured");
+        assert_eq!(world.addresses(index), [(16, ADDRESS)]);
+        let protocols =
+            |world: &mut World| world.routes().iter().map(|route| route.header.protocol).collect::<Vec<_>>();
+        assert_eq!(protocols(&mut world), [RouteProtocol::Kernel]);
+        world.set_up("loden0", false);
+        assert_eq!(link.restore().expect("asked"), Restored::LinkDown);
+        world.set_up("loden0", true);
+        assert_eq!(link.restore().expect("restored"), Restored::Complete { address: false, route: false });
+        assert_eq!(protocols(&mut world), [RouteProtocol::Kernel]);
+        link.remove().expect("removed");
+        assert!(world.is_bare("loden0"));
+    });
+}
+
+#[test]
+fn host_bits_and_the_default_route_are_fine() {
+    in_namespace(|| {
+        let mut world = World::new();
+        world.add_link("loden0");
+        for network in ["100.96.7.9/16", "0.0.0.0/0", "100.96.1.0/32"] {
+            let config = LinkConfig { network: network.parse().expect("a network"), ..config(AddressForm::Host) };
+            for _ in 0..2 {
+                let link = Link::configure("loden0", &config).expect(network);
+                drop(Link::configure("loden0", &config).expect("exists"));
+                link.remove().expect(network);
+            }
+            assert!(world.is_bare("loden0"), "{network}");
+        }
+    });
+}
+
+/// Everything that can hold the route, before our device gets its turn.
+fn with_route_taken(take: fn(&mut World), holder: Option<&'static str>, form: AddressForm) {
+    in_namespace(move || {
+        let mut world = World::new();
+        world.add_link("eth7");
+        world.set_up("eth7", true);
+        take(&mut world);
+        let before = world.routes();
+        let index = world.add_link("loden0");
+        match Link::configure("loden0", &config(form)) {
+            Err(LinkError::RouteTaken { network: taken, interface }) => {
+                assert_eq!((taken, interface.as_deref()), (network(), holder));
+            }
+            other => panic!("{other:?}"),
+        }
+        let state = world.state("loden0");
+        assert_eq!((state.up, state.mtu), (false, 1500), "MTU and up are as before");
+        assert_eq!((world.addresses(index), world.routes()), (vec![], before));
+    });
+}
+
+#[test]
+fn a_route_on_another_interface_is_an_error_and_nothing_is_left_behind() {
+    with_route_taken(|world| world.add_route("eth7"), Some("eth7"), AddressForm::Host);
+}
+
+#[test]
+fn a_connected_route_that_comes_first_is_an_error_although_ours_exists_behind_it() {
+    with_route_taken(|world| world.add_address("eth7", "100.96.0.1/16"), Some("eth7"), AddressForm::Network);
+}
+
+#[test]
+fn a_blackhole_for_the_overlay_is_an_error_without_an_interface() {
+    let take = |world: &mut World| world.change_route(RouteType::BlackHole, "100.96.0.0/16", None);
+    with_route_taken(take, None, AddressForm::Host);
+}
+
+#[test]
+fn restore_brings_back_what_the_kernel_dropped() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let index = world.add_link("loden0");
+        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
+        world.set_up("loden0", false);
+        assert_eq!(link.restore().expect("asked"), Restored::LinkDown);
+        assert!(!world.state("loden0").up, "restore does not set a link up");
+        world.set_up("loden0", true);
+        assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 0), "the kernel's side of the bargain");
+        assert_eq!(link.restore().expect("restored"), Restored::Complete { address: false, route: true });
+        world.remove_address("loden0", "100.96.1.0/32");
+        assert_eq!(world.routes().len(), 0, "the last address takes the routes along");
+        assert_eq!(link.restore().expect("restored"), Restored::Complete { address: true, route: true });
+        assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 1));
+        link.remove().expect("removed");
+        assert!(world.is_bare("loden0"));
+    });
+}
+
+#[test]
+fn a_device_that_is_gone_is_an_error_for_restore_and_none_for_remove() {
+    in_namespace(|| {
+        let mut world = World::new();
+        world.add_link("loden0");
+        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        world.delete_link("loden0");
+        world.add_link("loden0");
+        match link.restore() {
+            Err(LinkError::NoSuchInterface { interface }) => assert_eq!(interface, "loden0"),
+            other => panic!("another device of that name is not ours: {other:?}"),
+        }
+        link.remove().expect("it went with the device");
+    });
+}
+
+#[test]
+fn wrong_arguments_are_named_before_anything_is_touched() {
+    in_namespace(|| {
+        let mut world = World::new();
+        world.add_link("loden0");
+        let host = config(AddressForm::Host);
+        for name in ["", "loden1", "a-name-that-is-too-long", "loden0\0x"] {
+            let error = Link::configure(name, &host).expect_err("no such interface");
+            assert!(matches!(&error, LinkError::NoSuchInterface { interface } if interface == name), "{error:?}");
+            assert!(matches!(LinkMonitor::open(name), Err(LinkError::NoSuchInterface { .. })));
+        }
+        let outside = LinkConfig { address: Ipv4Addr::new(100, 97, 1, 0), ..host };
+        let error = Link::configure("loden0", &outside).expect_err("outside").to_string();
+        assert!(error.contains("100.97.1.0") && error.contains("100.96.0.0/16"), "{error}");
+        for mtu in [0, 67, 65_536, u32::MAX] {
+            match Link::configure("loden0", &LinkConfig { mtu, ..host }) {
+                Err(LinkError::MtuOutOfRange { mtu: asked, min, max, .. }) => {
+                    assert_eq!((asked, min, max), (mtu, MTU_MIN, MTU_MAX));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(world.is_bare("loden0") && !world.state("loden0").up);
+        for mtu in [MTU_MIN, MTU_MAX] {
+            Link::configure("loden0", &LinkConfig { mtu, ..host }).expect("legal").remove().expect("removed");
+            assert_eq!(world.state("loden0").mtu, mtu);
+        }
+    });
+}
+
+#[test]
+fn without_the_capability_the_error_says_which_one() {
+    in_namespace(|| {
+        World::new().add_link("loden0");
+        // Capabilities are a thread's, but dropping them takes unsafe code; a child that is someone else does as well.
+        let program = std::env::current_exe().expect("this program");
+        let output = Command::new(program)
+            .args(["--ignored", "--nocapture", "child_without_the_capability"])
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .expect("the child runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    });
+}
+
+#[test]
+#[ignore = "run by without_the_capability_the_error_says_which_one"]
+fn child_without_the_capability() {
+    let error = Link::configure("loden0", &config(AddressForm::Host)).expect_err("not permitted");
+    assert!(matches!(error, LinkError::NoPermission { .. }), "{error:?}");
+    assert!(error.to_string().contains("CAP_NET_ADMIN"));
+    LinkMonitor::open("loden0").expect("watching is free");
+    interface_of(Ipv4Addr::LOCALHOST.into()).expect("asking is free");
+}
+
+#[test]
+fn the_underlay_is_the_interface_with_the_address() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let index = world.add_link("eth0");
+        world.add_link("eth1");
+        world.set_up("eth0", true);
+        world.set_mtu("eth0", 9000);
+        world.add_address("eth0", "10.168.0.9/24");
+        world.add_address("eth1", "10.168.0.10/32");
+        world.change_route(RouteType::Local, "10.77.0.0/16", Some(index));
+        let ask = |address: &str| interface_of(address.parse().expect("an address"));
+        let found =
+            |address| ask(address).map(|found| (found.name.clone(), found.mtu, found.tun_mtu())).expect(address);
+        assert_eq!(found("10.168.0.9"), ("eth0".into(), 9000, 8972));
+        assert_eq!(found("10.168.0.10"), ("eth1".into(), 1500, 1472));
+        assert_eq!(found("127.0.0.1"), ("lo".into(), 65_536, 65_507));
+        assert_eq!(found("127.0.0.5"), ("lo".into(), 65_536, 65_507));
+        assert_eq!(found("10.77.3.4"), ("eth0".into(), 9000, 8972));
+        assert_eq!(found("::1"), ("lo".into(), 65_536, 65_487));
+        for foreign in
+            ["10.168.0.8", "10.168.0.255", "0.0.0.0", "224.0.0.1", "255.255.255.255", "8.8.8.8", "::", "fd00::1"]
+        {
+            match ask(foreign) {
+                Err(LinkError::NotHeld { address }) => assert_eq!(address.to_string(), foreign),
+                other => panic!("{foreign}: {other:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn our_decoder_agrees_with_the_full_one_on_every_link() {
+    in_namespace(|| {
+        let mut world = World::new();
+        for number in 0..40 {
+            world.add_link(&alloc::format!("link{number}"));
+        }
+        world.set_up("link7", true);
+        let read = |message: &message::Message<'_>| {
+            let ours = LinkState::parse(message.body)?;
+            let full = LinkMessage::parse(message.body).expect("the kernel's message");
+            assert_eq!((ours.index, ours.up), (full.header.index, full.header.flags.contains(LinkFlags::Up)));
+            assert!(full.attributes.contains(&LinkAttribute::IfName(ours.name.clone())));
+            assert!(full.attributes.contains(&LinkAttribute::Mtu(ours.mtu)));
+            Ok(Some(ours))
+        };
+        let links = world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links");
+        assert_eq!(links.len(), 1 + 2 * 40, "lo and both ends of every pair");
+    });
+}

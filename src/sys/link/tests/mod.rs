@@ -1,0 +1,150 @@
+//! Against the kernel, each test in a network namespace of its own. They need root; a veth end plays the TUN device.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr};
+use std::thread;
+
+use ipnet::Ipv4Net;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Parseable};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+mod configure;
+mod watch;
+
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 0);
+
+fn network() -> Ipv4Net {
+    "100.96.0.0/16".parse().expect("a network")
+}
+
+fn config(form: AddressForm) -> LinkConfig {
+    LinkConfig { address: ADDRESS, network: network(), mtu: 1472, form }
+}
+
+/// Runs `test` in a fresh network namespace, which vanishes with the thread and its sockets.
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces and need root");
+        test();
+    };
+    if let Err(panic) = thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The kernel as the tests see it: changes made by "someone else", and everything read with the packet crate's full
+/// decoder.
+struct World(Netlink);
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self(Netlink::open().expect("a netlink socket"));
+        world.set_up("lo", true);
+        world
+    }
+
+    fn add_link(&mut self, name: &str) -> u32 {
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::IfName(name.into()), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)])];
+        self.0.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).expect("a veth pair");
+        self.state(name).index
+    }
+
+    fn delete_link(&mut self, name: &str) {
+        let mut message = LinkMessage::default();
+        message.header.index = self.state(name).index;
+        self.0.change(RouteNetlinkMessage::DelLink(message), 0).expect("the link is deleted");
+    }
+
+    fn state(&mut self, name: &str) -> LinkState {
+        requests::link_named(&mut self.0, name).expect("the link exists")
+    }
+
+    fn set_up(&mut self, name: &str, up: bool) {
+        let index = self.state(name).index;
+        requests::set_up(&mut self.0, index, name, up).expect("the link is set");
+    }
+
+    fn set_mtu(&mut self, name: &str, mtu: u32) {
+        let index = self.state(name).index;
+        requests::set_mtu(&mut self.0, index, name, mtu).expect("the MTU is set");
+    }
+
+    fn add_address(&mut self, name: &str, address: &str) {
+        let index = self.state(name).index;
+        let net: Ipv4Net = address.parse().expect("address/length");
+        assert!(requests::add_address(&mut self.0, index, name, net.addr(), net.prefix_len()).expect("added"));
+    }
+
+    fn remove_address(&mut self, name: &str, address: &str) {
+        let index = self.state(name).index;
+        let net: Ipv4Net = address.parse().expect("address/length");
+        requests::remove_address(&mut self.0, index, name, net.addr(), net.prefix_len()).expect("removed");
+    }
+
+    fn add_route(&mut self, name: &str) {
+        let index = self.state(name).index;
+        assert_eq!(requests::add_route(&mut self.0, index, name, network()).expect("added"), Added::Made);
+    }
+
+    fn remove_route(&mut self, name: &str) {
+        let index = self.state(name).index;
+        requests::remove_route(&mut self.0, index, name, network()).expect("removed");
+    }
+
+    fn change_route(&mut self, kind: RouteType, destination: &str, interface: Option<u32>) {
+        let net: Ipv4Net = destination.parse().expect("a network");
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = net.prefix_len();
+        message.header.table = if kind == RouteType::Local { 255 } else { 254 };
+        message.header.scope = if kind == RouteType::Local { RouteScope::Host } else { RouteScope::Universe };
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = kind;
+        message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(net.network()))];
+        message.attributes.extend(interface.map(RouteAttribute::Oif));
+        self.0.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_APPEND).expect("a route");
+    }
+
+    fn addresses(&mut self, index: u32) -> Vec<(u8, Ipv4Addr)> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let read = |message: &message::Message<'_>| {
+            let parsed = AddressMessage::parse(message.body).expect("the kernel's message");
+            let held = message::HeldAddress::parse(message.body)?;
+            assert_eq!(held.index, parsed.header.index);
+            let IpAddr::V4(address) = held.address else { return Ok(None) };
+            Ok((held.index == index).then_some((parsed.header.prefix_len, address)))
+        };
+        self.0.dump(&RouteNetlinkMessage::GetAddress(request), read).expect("the addresses")
+    }
+
+    /// The main table's routes to the overlay network.
+    fn routes(&mut self) -> Vec<RouteMessage> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        let read = |message: &message::Message<'_>| {
+            let parsed = RouteMessage::parse(message.body).expect("the kernel's message");
+            let wanted = RouteAttribute::Destination(RouteAddress::Inet(network().network()));
+            let matches = parsed.attributes.contains(&wanted)
+                && (parsed.header.table, parsed.header.destination_prefix_length) == (254, 16);
+            Ok(matches.then_some(parsed))
+        };
+        self.0.dump(&RouteNetlinkMessage::GetRoute(request), read).expect("the routes")
+    }
+
+    fn is_bare(&mut self, name: &str) -> bool {
+        let index = self.state(name).index;
+        self.addresses(index).is_empty() && self.routes().is_empty()
+    }
+}

@@ -1,0 +1,4 @@
+//! The Linux adapters: thin, non-blocking, each the owner of its file descriptor.
+
+#[cfg(feature = "link")]
+pub mod link;
