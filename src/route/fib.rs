@@ -1,19 +1,21 @@
-//! The lookup structure: a 16-bit trie of pointers, and under each of its slots at most one small piece of memory.
+//! The lookup structure: 256 answers for each byte of an address but the first two, in plain arrays.
 //!
 //! ```text
 //!  address   a . b . c . d
-//!            │   │   └───┴── leaf: everything longer than /16 inside a.b/16, in one slice of words
-//!            │   └────────── Branch: a leaf, or the answer
-//!            └────────────── Fib: a branch, or the answer
+//!            │   │   │   └── block: answers                  where a /24 has longer routes in it
+//!            │   │   └────── block: answers, or block below  where a /16 has longer routes in it
+//!            │   └────────── page:  answers, or block below
+//!            └────────────── 256 pages
 //! ```
 //!
-//! It is compiled from the [rib](super::rib), one /16 at a time, and only the /16s that changed; the others are shared with
-//! the version before. Every slot holds the final answer for its addresses, so a lookup never goes back up.
+//! It is compiled from the [rib](super::rib), one /16 at a time, and only those that changed. Every slot holds the final
+//! answer for its addresses ("leaf pushing"), so a lookup never goes back up: two to four loads that depend on one another.
 //!
-//! A leaf is made of blocks of 256 answers, one block for the third byte of the address and one more for each /24 with
-//! longer routes in it. Most blocks hold few different answers, so they are kept as runs of equal ones behind a bitmap of
-//! where runs begin (as in Asai and Ohara's "Poptrie", SIGCOMM 2015): a million routes take 10 MB, which stays in cache and
-//! few memory pages, where plain arrays would take 80. Blocks with many runs are plain arrays, which are the fastest then.
+//! Blocks live in segments of 64, which versions share by reference count: a change copies one segment of 64 KiB, one page and
+//! the list of segments. Smaller segments would copy less and count more.
+//!
+//! Runs of equal answers behind bitmaps (a Poptrie) took a sixth of the memory and twice the time, with a million routes too:
+//! their second step depends on the first and costs more than the cache misses it saves.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -23,80 +25,52 @@ use super::rib::Node;
 
 const SLOTS: usize = 256;
 
-/// Marks a word of a leaf that is not a [`HopId`] but where in the leaf the block for the last byte begins.
-const BELOW: u32 = 1 << 31;
+/// The bit of a word that says it is not a [`HopId`] but the number of a block.
+const BLOCK: u32 = 1 << 31;
 
-/// The most runs a block keeps as runs: with more it is not worth its while.
-const MOST_RUNS: usize = 96;
+/// 256 words: each a [`HopId`], or with [`BLOCK`] the number of a block below.
+type Block = [u32; SLOTS];
 
-/// The first word of a block says what it is.
-mod block {
-    /// 256 answers follow.
-    pub(super) const PLAIN: u32 = 0;
-    /// A bitmap of 8 words, the number of runs before each of those words in a byte each, and the runs' answers follow.
-    pub(super) const RUNS: u32 = 1;
-    /// Words before the answers of a block of runs.
-    pub(super) const RUNS_HEAD: usize = 11;
-}
+/// Blocks in a segment.
+const SEGMENT: usize = 64;
 
 /// The answers of one table version.
 #[derive(Clone)]
 pub(super) struct Fib {
-    branches: [Option<Arc<Branch>>; SLOTS],
-    hops: [HopId; SLOTS],
-}
-
-#[derive(Clone)]
-struct Branch {
-    leaves: [Option<Arc<[u32]>>; SLOTS],
-    hops: [HopId; SLOTS],
+    pages: [Arc<Block>; SLOTS],
+    blocks: Blocks,
 }
 
 impl Fib {
     pub(super) fn new() -> Self {
-        Self { branches: [const { None }; SLOTS], hops: [HopId::NONE; SLOTS] }
+        let empty = Arc::new([HopId::NONE.0; SLOTS]);
+        Self { pages: core::array::from_fn(|_| Arc::clone(&empty)), blocks: Blocks::default() }
     }
 
     /// The next hop of the longest prefix that holds the address.
     #[inline]
     pub(super) fn longest_match(&self, [a, b, c, d]: [u8; 4]) -> HopId {
-        let Some(branch) = at(&self.branches, a) else { return *at(&self.hops, a) };
-        let Some(leaf) = at(&branch.leaves, b) else { return *at(&branch.hops, b) };
-        let answer = answer(leaf, c);
-        if answer & BELOW == 0 {
-            return HopId(answer);
+        let page = at::<Arc<Block>>(&self.pages, a);
+        let mut word = *at(page, b);
+        if word & BLOCK != 0 {
+            word = self.blocks.word(word, c);
+            if word & BLOCK != 0 {
+                word = self.blocks.word(word, d);
+            }
         }
-        let below = leaf.get((answer & !BELOW) as usize..).unwrap_or_default();
-        HopId(self::answer(below, d))
+        HopId(word)
     }
 
     /// Compiles the /16s that are marked.
     pub(super) fn update(&mut self, rib: &Node, marked: &Marked) {
+        let nothing = Node::default();
         for a in (0..=u8::MAX).filter(|a| marked.any_in(*a)) {
-            let covering = rib.answer(a, HopId::NONE);
-            *at_mut(&mut self.hops, a) = covering;
-            let branch = at_mut(&mut self.branches, a);
-            match rib.below(a) {
-                Some(node) => {
-                    let branch = branch.get_or_insert_with(|| Arc::new(Branch::filled(covering)));
-                    Arc::make_mut(branch).update(node, covering, |b| marked.contains(a, b));
-                }
-                None => *branch = None,
+            let node = rib.below(a).unwrap_or(&nothing);
+            let answers = node.answers(rib.answer(a, HopId::NONE));
+            let page = Arc::make_mut(at_mut(&mut self.pages, a));
+            for ((b, word), answer) in (0..=u8::MAX).zip(page).zip(answers).filter(|((b, _), _)| marked.contains(a, *b)) {
+                *word = self.blocks.compile(*word, node.below(b), answer);
             }
-        }
-    }
-}
-
-impl Branch {
-    fn filled(hop: HopId) -> Self {
-        Self { leaves: [const { None }; SLOTS], hops: [hop; SLOTS] }
-    }
-
-    fn update(&mut self, node: &Node, inherited: HopId, marked: impl Fn(u8) -> bool) {
-        for b in (0..=u8::MAX).filter(|b| marked(*b)) {
-            let covering = node.answer(b, inherited);
-            *at_mut(&mut self.hops, b) = covering;
-            *at_mut(&mut self.leaves, b) = node.below(b).map(|node| compile(node, covering));
         }
     }
 }
@@ -129,84 +103,107 @@ impl Marked {
     }
 }
 
-/// The leaf for one /16.
-fn compile(node: &Node, inherited: HopId) -> Arc<[u32]> {
-    let mut answers = node.answers(inherited).map(|hop| hop.0);
-    let mut below = Vec::new();
-    for (slot, node) in node.all_below() {
-        let answer = at_mut(&mut answers, slot);
-        let covering = HopId(*answer);
-        *answer = BELOW | below.len() as u32;
-        push_block(&mut below, &node.answers(covering).map(|hop| hop.0));
-    }
-    // The blocks below come after the first one, whose length is known only now.
-    let first = block_len(&answers) as u32;
-    for answer in answers.iter_mut().filter(|answer| **answer & BELOW != 0) {
-        *answer += first;
-    }
-    let mut leaf = Vec::with_capacity(first as usize + below.len());
-    push_block(&mut leaf, &answers);
-    leaf.extend_from_slice(&below);
-    leaf.into()
+/// All blocks, by number.
+#[derive(Clone, Default)]
+struct Blocks {
+    segments: Vec<Arc<[Block; SEGMENT]>>,
+    /// For each segment, a bit for each block in use.
+    used: Vec<u64>,
+    /// No segment before this one has a block to spare.
+    spare: usize,
 }
 
-/// The slots where the answer is another than in the slot before.
-fn run_starts(answers: &[u32; SLOTS]) -> impl Iterator<Item = (u8, u32)> {
-    let before = core::iter::once(None).chain(answers.iter().map(Some));
-    let slots = (0..=u8::MAX).zip(answers).zip(before);
-    slots.filter(|((_, answer), before)| Some(*answer) != *before).map(|((slot, answer), _)| (slot, *answer))
-}
-
-fn block_len(answers: &[u32; SLOTS]) -> usize {
-    match run_starts(answers).count() {
-        runs @ ..=MOST_RUNS => block::RUNS_HEAD + runs,
-        _ => 1 + SLOTS,
-    }
-}
-
-fn push_block(words: &mut Vec<u32>, answers: &[u32; SLOTS]) {
-    let mut starts = [0u32; 8];
-    for (slot, _) in run_starts(answers) {
-        if let Some(word) = starts.get_mut(usize::from(slot >> 5)) {
-            *word |= 1 << (slot & 31);
+impl Blocks {
+    #[inline]
+    fn word(&self, leading: u32, byte: u8) -> u32 {
+        match self.segments.get((leading & !BLOCK) as usize / SEGMENT) {
+            Some(segment) => *at(in_segment(segment, leading), byte),
+            None => HopId::NONE.0,
         }
     }
-    let runs: u32 = starts.iter().map(|word| word.count_ones()).sum();
-    if runs as usize > MOST_RUNS {
-        words.push(block::PLAIN);
-        words.extend_from_slice(answers);
-        return;
+
+    /// The word for a slot that `before` stood in and that now has these routes below: an answer, or a block of them. Blocks
+    /// that were there are used again, and those that stay as they were are not written to, so as not to be copied.
+    fn compile(&mut self, before: u32, node: Option<&Node>, covering: HopId) -> u32 {
+        let Some(node) = node else {
+            self.release(before);
+            return covering.0;
+        };
+        let number = if before & BLOCK == 0 { self.acquire() } else { before };
+        let old = self.get(number);
+        let mut words = node.answers(covering).map(|hop| hop.0);
+        let mut nodes = node.all_below().peekable();
+        for ((slot, word), old) in (0..=u8::MAX).zip(&mut words).zip(old) {
+            let below = nodes.next_if(|(at, _)| *at == slot).map(|(_, node)| node);
+            if below.is_some() || old & BLOCK != 0 {
+                *word = self.compile(old, below, HopId(*word));
+            }
+        }
+        if words != old {
+            self.set(number, &words);
+        }
+        number
     }
-    let mut before = 0;
-    let ranks = starts.map(|word| {
-        let rank = before as u8;
-        before += word.count_ones();
-        rank
-    });
-    let (ranks, _) = ranks.as_chunks::<4>();
-    words.push(block::RUNS);
-    words.extend_from_slice(&starts);
-    words.extend(ranks.iter().map(|four| u32::from_le_bytes(*four)));
-    words.extend(run_starts(answers).map(|(_, answer)| answer));
+
+    fn get(&self, number: u32) -> Block {
+        match self.segments.get((number & !BLOCK) as usize / SEGMENT) {
+            Some(segment) => *in_segment(segment, number),
+            None => [HopId::NONE.0; SLOTS],
+        }
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "a remainder of 64 is below 64")]
+    fn set(&mut self, number: u32, words: &Block) {
+        if let Some(segment) = self.segments.get_mut((number & !BLOCK) as usize / SEGMENT) {
+            Arc::make_mut(segment)[number as usize % SEGMENT] = *words;
+        }
+    }
+
+    /// A block that nobody uses, with no answers in it.
+    fn acquire(&mut self) -> u32 {
+        while self.used.get(self.spare) == Some(&u64::MAX) {
+            self.spare += 1;
+        }
+        if self.spare == self.segments.len() {
+            self.segments.push(Arc::new([[HopId::NONE.0; SLOTS]; SEGMENT]));
+            self.used.push(0);
+        }
+        let used = self.used.get_mut(self.spare);
+        let free = used.map_or(0, |used| {
+            let free = used.trailing_ones();
+            *used |= 1 << free;
+            free
+        });
+        let number = BLOCK | (self.spare * SEGMENT) as u32 | free;
+        self.set(number, &[HopId::NONE.0; SLOTS]);
+        number
+    }
+
+    /// Gives a block back, and all below it; an answer needs nothing done.
+    fn release(&mut self, word: u32) {
+        if word & BLOCK == 0 {
+            return;
+        }
+        for below in self.get(word) {
+            self.release(below);
+        }
+        let segment = (word & !BLOCK) as usize / SEGMENT;
+        if let Some(used) = self.used.get_mut(segment) {
+            *used &= !(1 << (word % SEGMENT as u32));
+        }
+        self.spare = self.spare.min(segment);
+        while self.used.last() == Some(&0) {
+            self.used.pop();
+            self.segments.pop();
+        }
+        self.spare = self.spare.min(self.segments.len());
+    }
 }
 
-/// What the block at the front of `words` answers for a byte.
 #[inline]
-fn answer(words: &[u32], byte: u8) -> u32 {
-    const NONE: &u32 = &HopId::NONE.0;
-    let Some((kind, plain)) = words.split_first() else { return *NONE };
-    if *kind == block::PLAIN {
-        return *plain.get(usize::from(byte)).unwrap_or(NONE);
-    }
-    let Some((head, runs)) = words.split_first_chunk::<{ block::RUNS_HEAD }>() else { return *NONE };
-    let [_, starts @ .., ranks_low, ranks_high] = head;
-    let number = byte >> 5;
-    let word = starts.get(usize::from(number)).unwrap_or(NONE);
-    let ranks = u64::from(*ranks_high) << 32 | u64::from(*ranks_low);
-    let begun = ranks >> (8 * u32::from(number)) & 0xff;
-    // The runs that begin in this word at or before the byte; there is one at its first slot or in a word before.
-    let here = (word & u32::MAX >> (31 - (byte & 31))).count_ones();
-    *runs.get((begun as usize + here as usize).wrapping_sub(1)).unwrap_or(NONE)
+#[expect(clippy::indexing_slicing, reason = "a remainder of 64 is below 64")]
+fn in_segment(segment: &[Block; SEGMENT], number: u32) -> &Block {
+    &segment[number as usize % SEGMENT]
 }
 
 #[inline]

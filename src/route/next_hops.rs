@@ -1,71 +1,58 @@
 //! The next hops of a table, each held once, and the peers they are.
 //!
-//! A trie holds a million small numbers rather than a million addresses. The numbers stand for slots in 256 shards, chosen
-//! by a hash of the address; a change copies one shard. The same shards answer whether an address is a known peer.
+//! The other structures hold a million small numbers rather than a million addresses. The numbers are places in a list, kept
+//! in chunks that versions share; the way back, from address to number, is by 256 sorted shards, chosen by a hash. They also
+//! answer whether an address is a known peer. A change copies one chunk and one shard.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::NextHop;
 
 const SHARDS: usize = 256;
 
-/// Stands for a next hop: the shard in the low byte, the slot above it, the top bit never set.
+/// Next hops in a chunk: 36 KiB.
+const CHUNK: usize = 1024;
+
+/// Stands for a next hop: its place in the list. The top bit is never set.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct HopId(pub(super) u32);
 
 impl HopId {
-    /// No route. Its slot number is one that no shard ever reaches, so that looking it up needs no test of its own.
+    /// No route. No list is so long, so that looking it up needs no test of its own.
     pub(super) const NONE: Self = Self(0x7fff_ffff);
-
-    fn new(shard: u8, slot: u32) -> Self {
-        Self(slot << 8 | u32::from(shard))
-    }
-
-    #[inline]
-    fn shard(self) -> u8 {
-        self.0 as u8
-    }
-
-    #[inline]
-    fn slot(self) -> usize {
-        (self.0 >> 8) as usize
-    }
 }
 
 /// All next hops of one table version.
 #[derive(Clone)]
 pub(super) struct NextHops {
-    shards: Arc<[Arc<Shard>; SHARDS]>,
+    chunks: Vec<Arc<[NextHop; CHUNK]>>,
+    /// Places in the list that nobody uses.
+    free: Vec<HopId>,
+    shards: Arc<[Arc<Vec<Known>>; SHARDS]>,
 }
 
-#[derive(Clone, Default)]
-struct Shard {
-    slots: Vec<Slot>,
-    /// The slots in use, sorted by their next hop.
-    sorted: Vec<u32>,
-    /// The slots not in use.
-    free: Vec<u32>,
-}
-
-#[derive(Clone)]
-struct Slot {
+/// A next hop in its shard, which is sorted by it.
+#[derive(Clone, Copy)]
+struct Known {
     hop: NextHop,
-    /// How many routes lead here.
+    id: HopId,
+    /// How many routes lead there.
     routes: u32,
 }
 
 impl NextHops {
     pub(super) fn new() -> Self {
-        let empty = Arc::new(Shard::default());
-        Self { shards: Arc::new(core::array::from_fn(|_| Arc::clone(&empty))) }
+        let empty = Arc::new(Vec::new());
+        let shards = Arc::new(core::array::from_fn(|_| Arc::clone(&empty)));
+        Self { chunks: Vec::new(), free: Vec::new(), shards }
     }
 
     #[inline]
     pub(super) fn resolve(&self, id: HopId) -> Option<&NextHop> {
-        let slot = shard(&self.shards, id.shard()).slots.get(id.slot())?;
-        Some(&slot.hop)
+        let chunk = self.chunks.get(id.0 as usize / CHUNK)?;
+        chunk.get(id.0 as usize % CHUNK)
     }
 
     /// Whether some route leads to this address, whatever the port.
@@ -83,60 +70,57 @@ impl NextHops {
     /// The first next hop, in the order of their addresses, that is not before this one; looked for in its shard alone.
     #[inline]
     fn first_from(&self, address: SocketAddr) -> Option<&NextHop> {
-        let shard = shard(&self.shards, shard_of(address.ip()));
-        let hop = |slot: &u32| shard.slots.get(*slot as usize).map(|slot| &slot.hop);
-        let at = shard.sorted.partition_point(|slot| hop(slot).is_some_and(|hop| hop.address < address));
-        hop(shard.sorted.get(at)?)
+        let shard = shard(&self.shards, address.ip());
+        let at = shard.partition_point(|known| known.hop.address < address);
+        shard.get(at).map(|known| &known.hop)
     }
 
     /// The number of a next hop, for one more route.
     pub(super) fn acquire(&mut self, hop: &NextHop) -> HopId {
-        let number = shard_of(hop.address.ip());
-        let shard = shard_mut(&mut self.shards, number);
-        let slot = match shard.find(hop) {
-            Ok(at) => shard.sorted.get(at).copied().unwrap_or_default(),
-            Err(at) => shard.insert(at, hop),
+        let shard = shard_mut(&mut self.shards, hop.address.ip());
+        let at = match shard.binary_search_by_key(hop, |known| known.hop) {
+            Ok(at) => at,
+            Err(at) => {
+                let id = self.free.pop().unwrap_or_else(|| add_chunk(&mut self.chunks, &mut self.free));
+                if let Some(chunk) = self.chunks.get_mut(id.0 as usize / CHUNK) {
+                    if let Some(place) = Arc::make_mut(chunk).get_mut(id.0 as usize % CHUNK) {
+                        *place = *hop;
+                    }
+                }
+                shard.insert(at, Known { hop: *hop, id, routes: 0 });
+                at
+            }
         };
-        if let Some(slot) = shard.slots.get_mut(slot as usize) {
-            slot.routes += 1;
-        }
-        HopId::new(number, slot)
+        let Some(known) = shard.get_mut(at) else { return HopId::NONE };
+        known.routes += 1;
+        known.id
     }
 
     /// One route fewer leads to this next hop; with the last one it is forgotten.
     pub(super) fn release(&mut self, id: HopId) {
-        let shard = shard_mut(&mut self.shards, id.shard());
-        let Some(slot) = shard.slots.get_mut(id.slot()) else { return };
-        slot.routes -= 1;
-        if slot.routes == 0 {
-            let hop = slot.hop;
-            if let Ok(at) = shard.find(&hop) {
-                shard.free.push(shard.sorted.remove(at));
-            }
+        let Some(hop) = self.resolve(id).copied() else { return };
+        let shard = shard_mut(&mut self.shards, hop.address.ip());
+        let Ok(at) = shard.binary_search_by_key(&hop, |known| known.hop) else { return };
+        let Some(known) = shard.get_mut(at) else { return };
+        known.routes = known.routes.saturating_sub(1);
+        if known.routes == 0 {
+            shard.remove(at);
+            self.free.push(id);
         }
     }
 }
 
-impl Shard {
-    fn find(&self, hop: &NextHop) -> Result<usize, usize> {
-        self.sorted.binary_search_by(|slot| {
-            self.slots.get(*slot as usize).map_or(core::cmp::Ordering::Less, |slot| slot.hop.cmp(hop))
-        })
-    }
-
-    fn insert(&mut self, at: usize, hop: &NextHop) -> u32 {
-        let slot = Slot { hop: *hop, routes: 0 };
-        let number = self.free.pop().unwrap_or(self.slots.len() as u32);
-        match self.slots.get_mut(number as usize) {
-            Some(free) => *free = slot,
-            None => self.slots.push(slot),
-        }
-        self.sorted.insert(at, number);
-        number
-    }
+/// Makes a chunk's worth of places, hands out the first and puts the others on the list of free ones.
+fn add_chunk(chunks: &mut Vec<Arc<[NextHop; CHUNK]>>, free: &mut Vec<HopId>) -> HopId {
+    const NOBODY: NextHop = NextHop { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), mtu: None };
+    let first = (chunks.len() * CHUNK) as u32;
+    chunks.push(Arc::new([NOBODY; CHUNK]));
+    free.extend((first + 1..first + CHUNK as u32).rev().map(HopId));
+    HopId(first)
 }
 
 /// Spreads addresses that differ only in their last bits, as the hosts of a rack do.
+#[inline]
 fn shard_of(address: IpAddr) -> u8 {
     const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
     let bits = match address {
@@ -151,11 +135,11 @@ fn shard_of(address: IpAddr) -> u8 {
 
 #[inline]
 #[expect(clippy::indexing_slicing, reason = "a u8 is always below 256")]
-fn shard(shards: &[Arc<Shard>; SHARDS], number: u8) -> &Shard {
-    &shards[usize::from(number)]
+fn shard(shards: &[Arc<Vec<Known>>; SHARDS], address: IpAddr) -> &[Known] {
+    &shards[usize::from(shard_of(address))]
 }
 
 #[expect(clippy::indexing_slicing, reason = "a u8 is always below 256")]
-fn shard_mut(shards: &mut Arc<[Arc<Shard>; SHARDS]>, number: u8) -> &mut Shard {
-    Arc::make_mut(&mut Arc::make_mut(shards)[usize::from(number)])
+fn shard_mut(shards: &mut Arc<[Arc<Vec<Known>>; SHARDS]>, address: IpAddr) -> &mut Vec<Known> {
+    Arc::make_mut(&mut Arc::make_mut(shards)[usize::from(shard_of(address))])
 }

@@ -73,6 +73,8 @@ impl Node {
             (Ok(at), Some(hop)) => self.own.get_mut(at).map(|route| core::mem::replace(&mut route.hop, hop)),
             (Ok(at), None) => Some(self.own.remove(at).hop),
             (Err(at), Some(hop)) => {
+                // There can be a million of these lists, few of them long.
+                self.own.reserve_exact(1);
                 self.own.insert(at, OwnRoute { key, hop });
                 None
             }
