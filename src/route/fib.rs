@@ -68,7 +68,8 @@ impl Fib {
             let node = rib.below(a).unwrap_or(&nothing);
             let answers = node.answers(rib.answer(a, HopId::NONE));
             let page = Arc::make_mut(at_mut(&mut self.pages, a));
-            for ((b, word), answer) in (0..=u8::MAX).zip(page).zip(answers).filter(|((b, _), _)| marked.contains(a, *b)) {
+            for ((b, word), answer) in (0..=u8::MAX).zip(page).zip(answers).filter(|((b, _), _)| marked.contains(a, *b))
+            {
                 *word = self.blocks.compile(*word, node.below(b), answer);
             }
         }

@@ -7,8 +7,8 @@ mod fib;
 mod next_hops;
 #[cfg(feature = "std")]
 mod publish;
-mod table;
 mod rib;
+mod table;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -82,10 +82,9 @@ impl NextHops {
             Ok(at) => at,
             Err(at) => {
                 let id = self.free.pop().unwrap_or_else(|| add_chunk(&mut self.chunks, &mut self.free));
-                if let Some(chunk) = self.chunks.get_mut(id.0 as usize / CHUNK) {
-                    if let Some(place) = Arc::make_mut(chunk).get_mut(id.0 as usize % CHUNK) {
-                        *place = *hop;
-                    }
+                let chunk = self.chunks.get_mut(id.0 as usize / CHUNK);
+                if let Some(place) = chunk.and_then(|chunk| Arc::make_mut(chunk).get_mut(id.0 as usize % CHUNK)) {
+                    *place = *hop;
                 }
                 shard.insert(at, Known { hop: *hop, id, routes: 0 });
                 at

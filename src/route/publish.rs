@@ -3,10 +3,11 @@
 //! One publisher, any number of readers. A reader compares one number per batch and takes a lock only when it differs, which
 //! is when a table was published since. There is nothing lock-free here to get wrong: a mutex and one atomic.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::vec::Vec;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Applied, RouteChange, RouteTable};
 

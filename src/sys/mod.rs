@@ -2,3 +2,9 @@
 
 #[cfg(feature = "link")]
 pub mod link;
+mod syscall;
+mod tun;
+mod udp;
+
+pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError};
+pub use udp::{BindError, RecvError, RecvMeta, SendError, SendErrorKind, UdpConfig, UdpTransport};

@@ -126,10 +126,10 @@ fn is_query(message: &[u8]) -> bool {
         message.first(),
         Some(
             &(kind::ECHO_REPLY
-            | kind::ECHO_REQUEST
-            | kind::ROUTER_ADVERTISEMENT
-            | kind::ROUTER_SOLICITATION
-            | kind::TIMESTAMP..=kind::ADDRESS_MASK_REPLY)
+                | kind::ECHO_REQUEST
+                | kind::ROUTER_ADVERTISEMENT
+                | kind::ROUTER_SOLICITATION
+                | kind::TIMESTAMP..=kind::ADDRESS_MASK_REPLY)
         )
     )
 }
@@ -141,12 +141,29 @@ fn type_of_service(offender: &Ipv4Header) -> u8 {
 fn ip_header(tos: u8, total: u16, ttl: u8, source: Ipv4Addr, destination: Ipv4Addr) -> [u8; HEADER_LEN] {
     const VERSION_4_IHL_5: u8 = 0x45;
     const DONT_FRAGMENT: u8 = 0x40;
-    let ([t0, t1], [s0, s1, s2, s3], [d0, d1, d2, d3]) =
-        (total.to_be_bytes(), source.octets(), destination.octets());
+    let ([t0, t1], [s0, s1, s2, s3], [d0, d1, d2, d3]) = (total.to_be_bytes(), source.octets(), destination.octets());
     let with_checksum = |[c0, c1]: [u8; 2]| {
         [
-            VERSION_4_IHL_5, tos, t0, t1, 0, 0, DONT_FRAGMENT, 0, ttl, protocol::ICMP, c0, c1, s0, s1, s2, s3, d0, d1,
-            d2, d3,
+            VERSION_4_IHL_5,
+            tos,
+            t0,
+            t1,
+            0,
+            0,
+            DONT_FRAGMENT,
+            0,
+            ttl,
+            protocol::ICMP,
+            c0,
+            c1,
+            s0,
+            s1,
+            s2,
+            s3,
+            d0,
+            d1,
+            d2,
+            d3,
         ]
     };
     with_checksum(checksum::checksum(&with_checksum([0, 0])).to_be_bytes())

@@ -1,0 +1,216 @@
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
+
+use super::*;
+use crate::wire::checksum;
+use alloc::format;
+use alloc::string::ToString;
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use testbed::Namespace;
+
+const NEEDS: &str = "these tests make network namespaces and TUN devices, and need root";
+/// `TUN_F_CSUM` and `TUN_F_TSO4` of linux/if_tun.h.
+const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4;
+
+fn named(name: &str) -> TunConfig {
+    TunConfig { name: name.to_owned() }
+}
+
+fn node() -> File {
+    OpenOptions::new().read(true).write(true).open(DEVICE_NODE).expect(NEEDS)
+}
+
+/// A device by the means of another program.
+fn raw(name: &str, flags: u16) -> OwnedFd {
+    let node = node();
+    let request = InterfaceRequest::new(checked_name(name).expect("legal"), flags);
+    syscall::set_interface(node.as_fd(), request).expect("made");
+    node.into()
+}
+
+#[test]
+fn a_name_is_refused_for_a_reason() {
+    for (name, reason) in [
+        ("", "empty"),
+        ("sixteen-letters-", "15 bytes"),
+        ("a/b", "slash"),
+        ("eth0:1", "colon"),
+        ("two words", "white space"),
+        ("a\0b", "NUL"),
+        ("..", "directory"),
+        ("tun%d%d", "one %d"),
+        ("tun%s", "one %d"),
+        ("100%", "one %d"),
+    ] {
+        let message = checked_name(name).expect_err(name).to_string();
+        assert!(message.contains(reason) && message.contains(&format!("{name:?}")), "{message}");
+    }
+    for name in ["a", "fifteen-letters", "loden%d", "%d", "größe"] {
+        assert_eq!(name_of(&InterfaceRequest::new(checked_name(name).expect(name), 0)), name);
+    }
+}
+
+#[test]
+fn the_kernel_takes_the_same_names() {
+    Namespace::new().expect(NEEDS).enter(|| {
+        let candidates = (1..=0xff_u8).map(char::from).filter(|letter| !letter.is_alphanumeric() || *letter == 'à');
+        let names = candidates.map(|letter| format!("x{letter}")).chain([".", "..", "x%d"].map(ToOwned::to_owned));
+        for name in names {
+            let mut field = [0; INTERFACE_NAME];
+            field[..name.len()].copy_from_slice(name.as_bytes());
+            let request = InterfaceRequest::new(field, flags::TUN | flags::NO_PI);
+            let kernel = syscall::set_interface(node().as_fd(), request);
+            assert_eq!(kernel.is_ok(), checked_name(&name).is_ok(), "{name:?}: {kernel:?}");
+        }
+    });
+}
+
+#[test]
+fn every_errno_of_a_packet_has_its_meaning() {
+    for (errno, error, fatal) in [
+        (libc::EAGAIN, TunError::WouldBlock, false),
+        (libc::EBADF, TunError::Closed, true),
+        (libc::EBADFD, TunError::Deleted, true),
+        (libc::EINVAL, TunError::Rejected(libc::EINVAL), false),
+        (libc::EIO, TunError::Down, false),
+        (libc::ENOBUFS, TunError::Full, false),
+        (libc::ENOMEM, TunError::Full, false),
+    ] {
+        let mut script = [Err(libc::EINTR), Err(libc::EINTR), Err(errno), Ok(9)].into_iter();
+        let call = || script.next().expect("not called again").map_err(io::Error::from_raw_os_error);
+        assert_eq!(uninterrupted(call), Err(error));
+        assert_eq!(script.next(), Some(Ok(9)), "one call answers for one packet");
+        assert_eq!(error.is_fatal(), fatal);
+    }
+}
+
+#[test]
+fn a_missing_node_and_a_node_of_something_else_are_told() {
+    for (node, errno) in
+        [("/dev/net/no-such-node", libc::ENOENT), ("/dev/null/tun", libc::ENOTDIR), ("/dev/null", libc::ENOTTY)]
+    {
+        match Tun::open_node(Path::new(node), &TunConfig::default()) {
+            Err(OpenError::MissingDevice { node: named, source }) => {
+                assert_eq!((named.as_str(), source.raw_os_error()), (node, Some(errno)));
+            }
+            other => panic!("{node}: {other:?}"),
+        }
+    }
+    let absent = OpenError::of_node(Path::new(DEVICE_NODE), "x", io::Error::from_raw_os_error(libc::ENODEV));
+    assert!(absent.to_string().contains("modprobe tun"), "{absent}");
+}
+
+#[test]
+fn without_rights_the_error_says_which_are_needed() {
+    Namespace::new().expect(NEEDS).enter(|| {
+        // Capabilities are a thread's, but dropping them takes unsafe code; a child that is someone else does as well.
+        let output = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--ignored", "--exact", "sys::tun::tests::child_without_rights", "--nocapture"])
+            .stdin(Stdio::from(node()))
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .expect("the child runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    });
+}
+
+#[test]
+#[ignore = "run by without_rights_the_error_says_which_are_needed"]
+fn child_without_rights() {
+    let node = io::stdin().as_fd().try_clone_to_owned().expect("a descriptor");
+    let name = checked_name("loden%d").expect("legal");
+    let by_device = Tun::attach(node.into(), Path::new(DEVICE_NODE), "loden%d", name);
+    for error in [by_device.expect_err("by TUNSETIFF"), Tun::open(&TunConfig::default()).expect_err("by the node")] {
+        assert!(matches!(error, OpenError::NoPermission { .. }), "{error:?}");
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    }
+}
+
+#[test]
+fn a_descriptor_must_carry_bare_ip() {
+    let namespace = Namespace::new().expect(NEEDS);
+    namespace.enter(|| {
+        for (number, (flags, reason)) in [
+            (flags::TAP | flags::NO_PI, "Ethernet"),
+            (flags::TUN, "IFF_NO_PI"),
+            (flags::TUN | flags::NO_PI | flags::VNET_HDR, "IFF_VNET_HDR"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let device = format!("wrong{number}");
+            for up in [false, true] {
+                let fd = raw(&device, flags);
+                if up {
+                    namespace.set_up(&device).expect("up");
+                }
+                let error = Tun::from_fd(fd).expect_err("refused");
+                assert!(
+                    matches!(&error, OpenError::WrongFlags { name, have } if *name == device && *have == flags),
+                    "{error:?}"
+                );
+                assert!(error.to_string().contains(reason), "{error}");
+            }
+        }
+        let multi_queue = libc::IFF_MULTI_QUEUE as u16;
+        let tun =
+            Tun::from_fd(raw("many%d", flags::TUN | flags::NO_PI | multi_queue)).expect("several queues are fine");
+        assert_eq!((tun.name(), tun.created()), ("many0", false));
+        assert_eq!(tun.recv(&mut [0; 64]), Err(TunError::WouldBlock), "was blocking before");
+    });
+}
+
+#[test]
+fn a_name_that_is_taken_by_another_kind_is_told() {
+    let namespace = Namespace::new().expect(NEEDS);
+    namespace.connect("veth7", &Namespace::new().expect("namespace"), "far").expect("veth");
+    namespace.enter(|| {
+        let _tap = raw("tap7", flags::TAP | flags::NO_PI);
+        let _many = raw("many7", flags::TUN | flags::NO_PI | libc::IFF_MULTI_QUEUE as u16);
+        for taken in ["tap7", "many7", "veth7", "lo"] {
+            let error = Tun::open(&named(taken)).expect_err(taken);
+            assert!(matches!(&error, OpenError::WrongKind { name } if name == taken), "{error:?}");
+        }
+    });
+}
+
+/// A UDP checksum that is left to the hardware is that of the pseudo header alone.
+#[test]
+fn offloads_that_were_left_behind_are_switched_off() {
+    let namespace = Namespace::new().expect(NEEDS);
+    namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    namespace.enter(|| {
+        let former = raw("loden0", flags::TUN | flags::NO_PI | flags::VNET_HDR);
+        syscall::set_offload(former.as_fd(), OFFLOADS).expect("offloads");
+        syscall::set_persist(former.as_fd(), true).expect("persistent");
+        namespace.add_address("loden0", "100.96.1.1/16".parse().expect("a network")).expect("address");
+        namespace.set_up("loden0").expect("up");
+        drop(former);
+        let inherited = || raw("loden0", flags::TUN | flags::NO_PI);
+        let mut untouched = File::from(inherited());
+        let socket = UdpSocket::bind("100.96.1.1:0").expect("bound");
+        let mut buffer = [0; 2048];
+        socket.send_to(b"partial", "100.96.2.3:9").expect("sent");
+        let length = untouched.read(&mut buffer).expect("received");
+        assert!(!udp_checksum_holds(&buffer[..length]), "otherwise this test tests nothing");
+        drop(untouched);
+
+        let taken_over = Tun::from_fd(inherited()).expect("taken over");
+        syscall::set_offload(taken_over.as_fd(), OFFLOADS).expect("offloads again");
+        drop(taken_over);
+        let tun = Tun::open(&named("loden0")).expect("attached");
+        assert!(!tun.created());
+        socket.send_to(b"whole", "100.96.2.3:9").expect("sent");
+        let length = tun.recv(&mut buffer).expect("received");
+        assert!(udp_checksum_holds(&buffer[..length]));
+    });
+}
+
+fn udp_checksum_holds(packet: &[u8]) -> bool {
+    let (addresses, datagram) = (&packet[12..20], &packet[20..]);
+    let length = u16::try_from(datagram.len()).expect("short").to_be_bytes();
+    checksum::sum(&[addresses, &[0, 17], &length, datagram].concat()) == 0xffff
+}
