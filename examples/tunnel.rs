@@ -1,0 +1,257 @@
+//! A minimal tunnel: flannel's UDP mode for one host, with its routes given by hand, by file or by flannel's own commands.
+//!
+//! ```text
+//! tunnel --subnet 100.96.1.0/24 --network 100.96.0.0/16 --listen 10.168.0.2 --route 100.96.2.0/24=10.168.0.3
+//! ```
+//!
+//! Standard output carries one JSON object per line, everything else goes to standard error. Status 0: stopped as asked;
+//! 1: ended by a fault; 2: never began.
+
+#[path = "tunnel/args.rs"]
+mod args;
+#[path = "tunnel/control.rs"]
+mod control;
+#[path = "tunnel/report.rs"]
+mod report;
+#[path = "tunnel/routes.rs"]
+mod routes;
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use loden::control::Command;
+use loden::forward::{Forwarder, IcmpSource, Overlay, SourceCheck, Transit};
+use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored, interface_of};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::worker::{Budget, Progress, Worker};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use args::Args;
+use control::Control;
+use report::{Report, say};
+use routes::Routes;
+
+type Error = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut tunnel = match Tunnel::open(&args) {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            say(&format!("tunnel: {error}"));
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = tunnel.run();
+    if let Err(error) = &outcome {
+        say(&format!("tunnel: {error}"));
+    }
+    match (tunnel.close(), outcome) {
+        (Ok(()), Ok(())) => ExitCode::SUCCESS,
+        (Err(error), outcome) => {
+            if outcome.is_ok() {
+                say(&format!("tunnel: {error}"));
+            }
+            ExitCode::FAILURE
+        }
+        (Ok(()), Err(_)) => ExitCode::FAILURE,
+    }
+}
+
+struct Tunnel {
+    signals: SignalFd,
+    worker: Worker,
+    monitor: LinkMonitor,
+    link: Link,
+    routes: Routes,
+    control: Option<Control>,
+    report: Report,
+}
+
+/// Whether the loop goes on.
+#[derive(PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Stop,
+}
+
+impl Tunnel {
+    fn open(args: &Args) -> Result<Self, Error> {
+        // First of all, so that no signal finds the process half set up.
+        let mut caught = SigSet::empty();
+        for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+            caught.add(signal);
+        }
+        caught.thread_block()?;
+        let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+
+        let listen = SocketAddr::V4(args.listen);
+        let path_mtu = interface_of(listen.ip())?.tun_mtu();
+        let mtu = args.mtu.unwrap_or(path_mtu);
+        let forwarder = Forwarder::new(Overlay {
+            mtu: u16::try_from(path_mtu).unwrap_or(u16::MAX),
+            ttl: args.ttl.into(),
+            source_check: if args.no_source_check { SourceCheck::Off } else { SourceCheck::Strict },
+            transit: if args.transit { Transit::Allowed } else { Transit::Refused },
+            icmp_source: args.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed),
+            ..Overlay::new(args.network, args.subnet, listen)
+        })?;
+        let mut routes = Routes::new(listen, args.subnet);
+        routes.set_from_command_line(&args.route)?;
+        if let Some(file) = &args.routes_file {
+            routes.read_file(file.clone())?;
+        }
+
+        let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
+        let control = args.control.as_deref().map(Control::open).transpose()?;
+        let tun = Tun::open(&TunConfig { name: args.tun.clone() })?;
+        let monitor = LinkMonitor::open(tun.name())?;
+        let network = args.network.trunc();
+        let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
+        let link = Link::configure(tun.name(), &config)?;
+        let report = Report::new(args.stats);
+        report.ready(tun.name(), listen, mtu);
+        let worker = Worker::new(tun, udp, forwarder, routes.reader());
+        Ok(Self { signals, worker, monitor, link, routes, control, report })
+    }
+
+    fn run(&mut self) -> Result<(), Error> {
+        let budget = Budget::default();
+        let (mut tun_more, mut udp_more) = (false, false);
+        loop {
+            let ready = self.wait(tun_more || udp_more)?;
+            let now = Instant::now();
+            if ready.signals && self.take_signals()? == Next::Stop {
+                return Ok(());
+            }
+            if ready.control && self.take_commands(budget) == Next::Stop {
+                return Ok(());
+            }
+            if ready.monitor {
+                self.take_link_events()?;
+            }
+            if tun_more || ready.tun || ready.due {
+                tun_more = self.worker.tun_ready(budget, now)? == Progress::More;
+            }
+            if udp_more || ready.udp {
+                udp_more = self.worker.udp_ready(budget, now)? == Progress::More;
+            }
+            if self.report.is_due(now) {
+                self.report.stats("stats", &self.worker, &self.routes, self.control.as_ref());
+            }
+        }
+    }
+
+    /// Waits until there is something to do; with `more`, only looks.
+    fn wait(&self, more: bool) -> Result<Ready, Error> {
+        let interest = self.worker.interest();
+        let control = self.control.as_ref();
+        let accept_at = control.and_then(Control::wake_at);
+        let wake_at = [interest.wake_at, self.report.due(), accept_at].into_iter().flatten().min();
+        let timeout = match wake_at {
+            _ if more => PollTimeout::ZERO,
+            None => PollTimeout::NONE,
+            Some(at) => milliseconds_until(at),
+        };
+        let tun = if interest.tun_readable { PollFlags::POLLIN } else { PollFlags::empty() };
+        let udp = PollFlags::POLLIN | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.worker.tun().as_fd(), tun),
+            PollFd::new(self.worker.udp().as_fd(), udp),
+        ];
+        fds.extend(control.into_iter().flat_map(|control| control.poll_fds(Instant::now())));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(format!("waiting for packets failed: {errno}").into()),
+        }
+        let events = |at: usize| fds.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        Ok(Ready {
+            signals: !events(0).is_empty(),
+            monitor: !events(1).is_empty(),
+            tun: !events(2).is_empty(),
+            udp: !(events(3) - PollFlags::POLLOUT).is_empty(),
+            due: events(3).contains(PollFlags::POLLOUT) || interest.wake_at.is_some_and(|at| Instant::now() >= at),
+            control: fds.iter().skip(4).any(|fd| fd.any().unwrap_or(true))
+                || accept_at.is_some_and(|at| Instant::now() >= at),
+        })
+    }
+
+    fn take_signals(&mut self) -> Result<Next, Error> {
+        while let Some(signal) = self.signals.read_signal()? {
+            match Signal::try_from(signal.ssi_signo as i32) {
+                Ok(Signal::SIGHUP) => self.routes.reread_file(),
+                Ok(_) | Err(_) => return Ok(Next::Stop),
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    /// Applies all waiting commands at once, up to the budget.
+    fn take_commands(&mut self, budget: Budget) -> Next {
+        let Some(control) = &mut self.control else { return Next::GoOn };
+        let commands = control.take(budget);
+        // What was asked for before the stop still counts.
+        let stop = commands.iter().position(|command| *command == Command::Stop);
+        let before = commands.iter().take(stop.unwrap_or(commands.len()));
+        let refused = self.routes.set_from_control(before.filter_map(Command::route_change));
+        control.refused += refused;
+        if stop.is_some() { Next::Stop } else { Next::GoOn }
+    }
+
+    fn take_link_events(&mut self) -> Result<(), Error> {
+        while let Some(event) = self.monitor.next_event()? {
+            match event {
+                LinkEvent::Deleted => {
+                    let name = self.worker.tun().name();
+                    return Err(format!("the TUN device {name} was deleted; start the tunnel again").into());
+                }
+                LinkEvent::Down => say("the TUN device is down: nothing is delivered until it is up"),
+                LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => {
+                    match self.link.restore() {
+                        Ok(Restored::Complete { address, route }) if address || route => {
+                            say("put back what the TUN device had lost: the overlay's route");
+                        }
+                        Ok(_) => {}
+                        Err(error) => say(&format!("cannot put the overlay's route back: {error}")),
+                    }
+                }
+                LinkEvent::MtuChanged(mtu) => say(&format!("the TUN device's MTU is now {mtu}")),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was made, and says the last word.
+    fn close(mut self) -> Result<(), Error> {
+        self.worker.stop();
+        self.report.stats("stopped", &self.worker, &self.routes, self.control.as_ref());
+        self.link.remove()?;
+        Ok(())
+    }
+}
+
+/// What [`Tunnel::wait`] found.
+struct Ready {
+    signals: bool,
+    monitor: bool,
+    tun: bool,
+    udp: bool,
+    /// A packet that was held can be tried again.
+    due: bool,
+    control: bool,
+}
+
+/// Rounded up, so that the loop does not wake just before the moment and find nothing to do.
+fn milliseconds_until(at: Instant) -> PollTimeout {
+    let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+}

@@ -1,0 +1,141 @@
+//! The command line.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use ipnet::Ipv4Net;
+use loden::forward::TtlPolicy;
+use loden::sys::link::{MTU_MAX, MTU_MIN};
+
+/// flannel's port.
+const DEFAULT_PORT: u16 = 8285;
+
+/// Carries packets for other hosts' subnets to those hosts, as flannel's UDP mode does.
+#[derive(Parser)]
+#[command(name = "tunnel", max_term_width = 100)]
+pub(crate) struct Args {
+    /// TUN device: a name, or a pattern in which %d stands for the first free number
+    #[arg(long, value_name = "NAME", default_value = "loden%d")]
+    pub(crate) tun: String,
+    /// The subnet this host owns, 100.96.1.0/24 for example
+    #[arg(long, value_name = "SUBNET")]
+    pub(crate) subnet: Ipv4Net,
+    /// The network all hosts share, 100.96.0.0/16 for example
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Ipv4Net,
+    /// Address of this host, and port, that peers send to [port: 8285]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = listen_address)]
+    pub(crate) listen: SocketAddrV4,
+    /// A subnet and the host that owns it; may be repeated [port: that of --listen]
+    #[arg(long, value_name = "SUBNET=ADDR[:PORT]")]
+    pub(crate) route: Vec<RouteArg>,
+    /// A file of routes, `SUBNET ADDR[:PORT]` in each line; SIGHUP reads it again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) routes_file: Option<PathBuf>,
+    /// MTU of the TUN device [default: that of the interface with the listen address, less 28]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(MTU_MIN)..=i64::from(MTU_MAX)))]
+    pub(crate) mtu: Option<u32>,
+    /// Which ends of the tunnel take one off the TTL: both as flannel does, the sending one, or neither
+    #[arg(long, value_name = "POLICY", default_value = "both")]
+    pub(crate) ttl: Ttl,
+    /// Source address of ICMP errors to our own pods [default: the address that could not be reached]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) icmp_source: Option<Ipv4Addr>,
+    /// Let a known peer send from any inner address; unknown senders stay refused
+    #[arg(long)]
+    pub(crate) no_source_check: bool,
+    /// Deliver packets from peers that are not for our own subnet
+    #[arg(long)]
+    pub(crate) transit: bool,
+    /// Print the counters every so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) stats: Option<Duration>,
+    /// Take flannel's commands (set route, delete route, stop) on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Ttl {
+    Both,
+    Ingress,
+    Preserve,
+}
+
+impl From<Ttl> for TtlPolicy {
+    fn from(ttl: Ttl) -> Self {
+        match ttl {
+            Ttl::Both => Self::BothEnds,
+            Ttl::Ingress => Self::Ingress,
+            Ttl::Preserve => Self::Preserve,
+        }
+    }
+}
+
+/// A subnet and its owner, whose port may be left to the default.
+#[derive(Clone, Copy)]
+pub(crate) struct RouteArg {
+    pub(crate) subnet: Ipv4Net,
+    pub(crate) next_hop: NextHopArg,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct NextHopArg {
+    address: Ipv4Addr,
+    port: Option<u16>,
+}
+
+impl NextHopArg {
+    pub(crate) fn or_port(self, port: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address, self.port.unwrap_or(port))
+    }
+}
+
+impl FromStr for RouteArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (subnet, next_hop) =
+            text.split_once('=').ok_or("a route is SUBNET=ADDR[:PORT], like 100.96.2.0/24=10.168.0.3")?;
+        Ok(Self { subnet: parse_subnet(subnet)?, next_hop: next_hop.parse()? })
+    }
+}
+
+impl FromStr for NextHopArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is no ADDR[:PORT], like 10.168.0.3 or 10.168.0.3:8285");
+        if let Ok(address) = text.parse() {
+            return Ok(Self { address, port: None });
+        }
+        let socket: SocketAddrV4 = text.parse().map_err(|_| bad())?;
+        Ok(Self { address: *socket.ip(), port: Some(socket.port()) })
+    }
+}
+
+pub(crate) fn parse_subnet(text: &str) -> Result<Ipv4Net, String> {
+    text.parse().map_err(|_| format!("{text:?} is no subnet, like 100.96.2.0/24"))
+}
+
+fn listen_address(text: &str) -> Result<SocketAddrV4, String> {
+    let listen = text.parse::<NextHopArg>()?.or_port(DEFAULT_PORT);
+    if listen.port() == 0 {
+        return Err("port 0 would be a different one at every start; peers need a fixed one, flannel's is 8285".into());
+    }
+    if listen.ip().is_unspecified() {
+        return Err("peers check the sender, so name the one address of this host that they know it by".into());
+    }
+    Ok(listen)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(interval) if interval >= Duration::from_millis(1) => Ok(interval),
+        _ => Err(format!("{text} seconds is not an interval; 1 is a good one")),
+    }
+}
