@@ -1,0 +1,150 @@
+//! ICMP errors as the sender's own socket sees them: that they arrive on Linux is the point.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use nix::libc::ENETUNREACH;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Ipv4RecvErr;
+use testbed::TwoHosts;
+use testbed::probe::{Fragmentation, Ping, PingOutcome, path_mtu, ping};
+
+use crate::support::{SECOND, Tunnels, dropped};
+
+/// An address of the overlay that no host owns.
+const HOLE: Ipv4Addr = Ipv4Addr::new(100, 96, 9, 9);
+
+fn ttl(ttl: u8) -> Ping {
+    Ping { ttl: Some(ttl), ..Ping::default() }
+}
+
+/// R23 and R42: a connected UDP socket is told ENETUNREACH, in the pod and on the host itself. (Linux tells of a net that is
+/// unreachable only those who asked for it, as `IP_RECVERR` does; it calls it a soft error.)
+#[test]
+fn r23_net_unreachable_reaches_the_senders_socket() {
+    let mut tunnels = Tunnels::start();
+    for namespace in [&tunnels.hosts.pod_a, &tunnels.hosts.host_a] {
+        let socket = namespace.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap();
+        setsockopt(&socket, Ipv4RecvErr, &true).unwrap();
+        socket.connect((HOLE, 9)).unwrap();
+        socket.set_read_timeout(Some(SECOND)).unwrap();
+        socket.send(b"anybody there?").unwrap();
+        let told = socket.recv(&mut [0; 100]).map_err(|error| error.raw_os_error());
+        assert_eq!(told, Err(Some(ENETUNREACH)));
+    }
+    assert_eq!(tunnels.a.stop()["encap"]["answered"], 2);
+}
+
+#[test]
+fn r37_a_ping_into_a_hole_is_answered() {
+    let tunnels = Tunnels::start();
+    let outcome = tunnels.hosts.pod_a.enter(|| ping(HOLE, Ping::default())).unwrap();
+    assert!(matches!(outcome[..], [PingOutcome::Error { from: HOLE, kind: 3, code: 0, .. }]), "{outcome:?}");
+}
+
+/// `--icmp-source`: an address that is none of this host's, as Linux requires.
+#[test]
+fn a_configured_source_is_used() {
+    let source = Ipv4Addr::new(100, 96, 255, 254);
+    let tunnels = Tunnels::with(&["--icmp-source", "100.96.255.254"], &[]);
+    let outcome = tunnels.hosts.pod_a.enter(|| ping(HOLE, Ping::default())).unwrap();
+    assert!(
+        matches!(outcome[..], [PingOutcome::Error { from, kind: 3, code: 0, .. }] if from == source),
+        "{outcome:?}"
+    );
+}
+
+/// R28 and R30: each hop of the path answers in its turn, the far tunnel under its TUN address.
+#[test]
+fn r28_every_hop_answers_when_the_ttl_runs_out() {
+    let tunnels = Tunnels::start();
+    let step = |hops: u8| tunnels.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, ttl(hops))).unwrap()[0];
+    let by = |outcome: PingOutcome| match outcome {
+        PingOutcome::Error { from, kind: 11, code: 0, .. } => from,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(by(step(1)), TwoHosts::GATEWAY_A, "the kernel of host A");
+    assert_eq!(by(step(2)), TwoHosts::POD_B, "the near tunnel, in the name of the destination");
+    assert_eq!(by(step(3)), Ipv4Addr::new(100, 96, 2, 0), "the far tunnel");
+    // The kernel behind the tunnel answers from the address it would send to the pod with: that of the TUN.
+    assert_eq!(by(step(4)), Ipv4Addr::new(100, 96, 2, 0), "the kernel of host B");
+    assert!(matches!(step(5), PingOutcome::Reply { from: TwoHosts::POD_B, .. }));
+}
+
+/// R50, R52 and fault 29: with the TUN's MTU above what the underlay carries, DF set is told 1472, and the sender's kernel
+/// heeds it; DF clear is dropped under its own name.
+#[test]
+fn r50_fragmentation_needed_reaches_the_sender() {
+    let mut tunnels = Tunnels::with(&["--mtu", "9000"], &["--mtu", "9000"]);
+    let hosts = &tunnels.hosts;
+    for (namespace, link) in [
+        (&hosts.host_a, TwoHosts::POD_LINK),
+        (&hosts.pod_a, TwoHosts::UPLINK),
+        (&hosts.host_b, TwoHosts::POD_LINK),
+        (&hosts.pod_b, TwoHosts::UPLINK),
+    ] {
+        namespace.set_mtu(link, 9000).unwrap();
+    }
+    let big = |fragmentation, payload_len| Ping { fragmentation, payload_len, ..Ping::default() };
+    let ping_b = |settings| hosts.pod_a.enter(|| ping(TwoHosts::POD_B, settings)).unwrap()[0];
+    // Exactly the most that fits, then one byte more.
+    let fits = ping_b(big(Fragmentation::Forbidden, 1472 - 28));
+    assert!(matches!(fits, PingOutcome::Reply { .. }), "{fits:?}");
+    let too_long = ping_b(big(Fragmentation::Forbidden, 1473 - 28));
+    assert!(matches!(too_long, PingOutcome::Error { kind: 3, code: 4, mtu: 1472, .. }), "{too_long:?}");
+    assert_eq!(hosts.pod_a.enter(|| path_mtu(TwoHosts::POD_B)).unwrap(), 1472);
+    hosts.pod_a.forget_path_mtus().unwrap();
+    let quick = Ping { timeout: Duration::from_millis(200), ..big(Fragmentation::Allowed, 3000) };
+    assert!(matches!(ping_b(quick), PingOutcome::Timeout));
+    assert_eq!(dropped(&tunnels.a.stop(), "encap", "not_fragmented"), 1);
+}
+
+/// Fault 29: the underlay turns out narrower than its interface; EMSGSIZE teaches the path's MTU and the sender is told.
+#[test]
+fn fault_29_a_narrower_path_is_learned_from_emsgsize() {
+    let mut tunnels = Tunnels::start();
+    let hosts = &tunnels.hosts;
+    // After the start, so that the tunnel believes in 1500.
+    hosts.host_a.set_mtu(TwoHosts::UPLINK, 1300).unwrap();
+    let settings = || Ping { fragmentation: Fragmentation::Forbidden, payload_len: 1400, ..Ping::default() };
+    for _ in 0..2 {
+        hosts.pod_a.forget_path_mtus().unwrap();
+        let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, settings())).unwrap();
+        assert!(matches!(outcome[..], [PingOutcome::Error { kind: 3, code: 4, mtu: 1272, .. }]), "{outcome:?}");
+    }
+    let fits = Ping { payload_len: 1272 - 28, ..settings() };
+    let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, fits)).unwrap();
+    assert!(matches!(outcome[..], [PingOutcome::Reply { .. }]), "{outcome:?}");
+    let last = tunnels.a.stop();
+    assert_eq!(last["anomalies"]["path_mtu_lowered"], 1, "asked once, remembered after: {last}");
+    assert_eq!(last["encap"]["answered"], 2);
+}
+
+/// R48 and fault 8 end to end: a flood into a hole gets burst and rate, the rest is counted, and another source still gets
+/// its first answer.
+#[test]
+fn r48_a_flood_into_a_hole_is_answered_within_limits() {
+    let mut tunnels = Tunnels::start();
+    let hosts = &tunnels.hosts;
+    let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();
+    let start = std::time::Instant::now();
+    let mut sent = 0u64;
+    while start.elapsed() < SECOND {
+        match socket.send_to(b"flood", (HOLE, 9)) {
+            Ok(_) => sent += 1,
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NetworkUnreachable), "{error}")
+            }
+        }
+    }
+    let outcome = hosts.host_a.enter(|| ping(HOLE, Ping::default())).unwrap();
+    assert!(matches!(outcome[..], [PingOutcome::Error { kind: 3, code: 0, .. }]), "another source: {outcome:?}");
+    let seconds = start.elapsed().as_secs_f64();
+    let last = tunnels.a.stop();
+    let answered = last["encap"]["answered"].as_u64().unwrap();
+    let bound = 20.0 + 10.0 * seconds + 2.0;
+    assert!(sent > 1000 && answered as f64 <= bound, "{answered} answers to {sent} in {seconds} s, at most {bound}");
+    assert!(answered >= 20, "{last}");
+    assert_eq!(last["anomalies"]["icmp_limited"].as_u64().unwrap(), dropped(&last, "encap", "no_route"), "{last}");
+}

@@ -1,0 +1,193 @@
+//! Beginning, end, and what happens to the device in between.
+
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use testbed::TwoHosts;
+use testbed::probe::{Ping, PingOutcome, ping};
+
+use crate::support::{SECOND, Tunnel, Tunnels, wait_until};
+
+fn reaches(hosts: &TwoHosts) -> bool {
+    let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default())).unwrap();
+    matches!(outcome[..], [PingOutcome::Reply { .. }])
+}
+
+/// Floods the tunnel on host A from its pod and from its peer while something is done.
+fn under_flood<T>(hosts: &TwoHosts, act: impl FnOnce() -> T) -> T {
+    /// Ends the floods also when the act panics: the scope waits for them.
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    let outgoing = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();
+    let incoming = hosts.host_b.enter(|| UdpSocket::bind((TwoHosts::HOST_B, 0))).unwrap();
+    std::thread::scope(|scope| {
+        let _ends = Ends(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = outgoing.send_to(&[0; 100], (TwoHosts::POD_B, 9));
+            }
+        });
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = incoming.send_to(&[0x45; 100], (TwoHosts::HOST_A, 8285));
+            }
+        });
+        std::thread::sleep(SECOND / 4);
+        act()
+    })
+}
+
+/// Fault 48: under a flood on both sides the end comes within a second, and every packet is accounted for.
+#[test]
+fn fault_48_signals_end_it_within_a_second_under_flood() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
+        let status = under_flood(&hosts, || {
+            a.child.signal(signal).unwrap();
+            a.child.wait(SECOND).unwrap().expect("an end within a second")
+        });
+        assert!(status.success(), "{signal}: {status}");
+        let last = a.last_event();
+        assert!(last["encap"]["in"].as_u64() > Some(100) && last["decap"]["in"].as_u64() > Some(100), "{last}");
+        wait_until("the device to go", || !hosts.host_a.links().unwrap().contains(&"loden0".into()));
+    }
+}
+
+/// Fault 49: a flood one way does not starve the other.
+#[test]
+fn fault_49_the_other_direction_is_served_under_flood() {
+    let Tunnels { hosts, a: _a, b: _b } = Tunnels::start();
+    under_flood(&hosts, || {
+        let settings = Ping { count: 5, ..Ping::default() };
+        let outcomes = hosts.pod_b.enter(|| ping(TwoHosts::POD_A, settings)).unwrap();
+        let replies = outcomes.iter().filter(|outcome| matches!(outcome, PingOutcome::Reply { .. })).count();
+        assert!(replies >= 1, "{outcomes:?}");
+    });
+}
+
+/// Fault 36: the device is deleted under it, idle and while forwarding: it says so, and ends with status 1.
+#[test]
+fn fault_36_a_deleted_link_ends_it_with_a_sentence() {
+    let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
+    hosts.host_a.delete_link("loden0").unwrap();
+    ends_for_lack_of_a_device(&mut a);
+
+    let mut a = Tunnel::on_a(&hosts, &[]);
+    under_flood(&hosts, || {
+        hosts.host_a.delete_link("loden0").unwrap();
+        ends_for_lack_of_a_device(&mut a);
+    });
+}
+
+fn ends_for_lack_of_a_device(tunnel: &mut Tunnel) {
+    let status = tunnel.child.wait(SECOND).unwrap().expect("an end within a second");
+    assert_eq!(status.code(), Some(1));
+    tunnel.says("the TUN device loden0 was deleted");
+    tunnel.last_event();
+}
+
+/// Fault 37: down and up again goes on without a restart, and the overlay's route is back.
+#[test]
+fn fault_37_down_and_up_again_goes_on() {
+    let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
+    assert!(reaches(&hosts));
+    for _ in 0..3 {
+        hosts.host_a.set_down("loden0").unwrap();
+        let overlay = || hosts.host_a.routes().unwrap().iter().any(|route| route.destination == TwoHosts::OVERLAY);
+        assert!(!overlay(), "the kernel drops the route");
+        hosts.host_a.set_up("loden0").unwrap();
+        wait_until("the overlay's route to be back", overlay);
+        assert!(reaches(&hosts));
+    }
+    a.says("the overlay's route");
+    a.stop();
+}
+
+/// What comes while the device is down is counted as that, and costs nothing afterwards.
+#[test]
+fn packets_for_a_downed_device_are_counted() {
+    let Tunnels { hosts, a: _a, mut b } = Tunnels::start();
+    hosts.host_b.set_down("loden0").unwrap();
+    let quick = Ping { timeout: SECOND / 10, ..Ping::default() };
+    hosts.pod_a.enter(|| ping(TwoHosts::POD_B, quick)).unwrap();
+    hosts.host_b.set_up("loden0").unwrap();
+    wait_until("packets to pass again", || reaches(&hosts));
+    let last = b.stop();
+    assert!(last["decap"]["dropped"]["tun_down"].as_u64() >= Some(1), "{last}");
+}
+
+/// R61 and fault 31: a dead peer is counted and nothing else suffers.
+#[test]
+fn r61_a_dead_peer_is_its_own_affair() {
+    let Tunnels { hosts, mut a, mut b } = Tunnels::with(&["--route", "100.96.3.0/24=10.168.0.99"], &[]);
+    let start = Instant::now();
+    let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();
+    // Nobody has 10.168.0.99: neighbour resolution fails, again and again.
+    while start.elapsed() < 2 * SECOND {
+        let _ = socket.send_to(b"anybody?", ("100.96.3.3", 9));
+        assert!(reaches(&hosts));
+    }
+    // Host B's tunnel ends: its port is closed, and says so.
+    b.stop();
+    for _ in 0..10 {
+        let _ = socket.send_to(b"still there?", (TwoHosts::POD_B, 9));
+        std::thread::sleep(SECOND / 100);
+    }
+    let b = Tunnel::on_b(&hosts, &[]);
+    wait_until("packets to pass again", || reaches(&hosts));
+    a.stop();
+    drop(b);
+}
+
+/// SIGHUP without a file is logged and ignored.
+#[test]
+fn sighup_without_a_file_changes_nothing() {
+    let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
+    a.child.signal(Signal::SIGHUP).unwrap();
+    a.says("no --routes-file");
+    assert!(reaches(&hosts));
+    a.stop();
+}
+
+/// SIGHUP replaces the file's routes, and nothing else; a bad line is named and the others count.
+#[test]
+fn sighup_reads_the_file_again() {
+    let hosts = TwoHosts::new().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+    write("# hosts\n100.96.2.0/24 10.168.0.3\n\n100.96.3.0/24 10.168.0.4:9000 # another\nnonsense\n");
+    let path = file.path().to_str().unwrap();
+    let args = ["--subnet", "100.96.1.0/24", "--listen", "10.168.0.2", "--stats", "0.05", "--routes-file", path];
+    let mut a = Tunnel::start(&hosts.host_a, &[&args[..], &["--route", "100.96.7.0/24=10.168.0.7"]].concat());
+    let _b = Tunnel::on_b(&hosts, &[]);
+    a.says("line 5: \"nonsense\"");
+    let routes = |a: &Tunnel, count: u64| wait_until("routes", || a.next_event()["routes"] == count);
+    routes(&a, 3);
+    assert!(reaches(&hosts));
+
+    write("100.96.3.0/24 10.168.0.4\n100.96.4.0/24 10.168.0.4\n100.96.7.0/24 10.168.0.3\n100.96.5.0/24 0.0.0.0\n");
+    a.child.signal(Signal::SIGHUP).unwrap();
+    a.says("line 3: the route of 100.96.7.0/24 was given on the command line");
+    a.says("line 4: route 100.96.5.0/24 via 0.0.0.0:8285 is refused");
+    routes(&a, 3);
+    assert!(!reaches(&hosts), "its route was in the old file alone");
+
+    // The file goes, its routes stay.
+    let moved = file.path().with_extension("away");
+    std::fs::rename(file.path(), &moved).unwrap();
+    a.child.signal(Signal::SIGHUP).unwrap();
+    a.says("its routes stay as they are");
+    std::fs::rename(&moved, file.path()).unwrap();
+    write("100.96.2.0/24 10.168.0.3\n");
+    a.child.signal(Signal::SIGHUP).unwrap();
+    wait_until("packets to pass again", || reaches(&hosts));
+    routes(&a, 2);
+    a.stop();
+}

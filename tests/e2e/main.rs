@@ -1,0 +1,11 @@
+//! The tunnel as its users have it: the real program, real TUN devices, real hosts in network namespaces.
+//!
+//! Needs root, or a user namespace in which `/dev/net/tun` may be opened; every test says so and fails without.
+
+mod control;
+mod icmp;
+mod lifecycle;
+mod support;
+mod traffic;
+mod usage;
+mod wire;

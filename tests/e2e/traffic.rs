@@ -1,0 +1,105 @@
+//! What people send through a tunnel.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use testbed::TwoHosts;
+use testbed::probe::{Amount, Ping, PingOutcome, UdpEcho, ping, tcp_send, tcp_sink, udp_exchange};
+
+use crate::support::{SECOND, Tunnels};
+
+#[test]
+fn ping_crosses_four_hops_each_way() {
+    let mut tunnels = Tunnels::start();
+    let outcomes = tunnels.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping { count: 3, ..Ping::default() })).unwrap();
+    for outcome in &outcomes {
+        // Kernel, tunnel, tunnel, kernel: 64 becomes 60, as behind flannel.
+        assert!(matches!(outcome, PingOutcome::Reply { from, ttl: 60, .. } if *from == TwoHosts::POD_B), "{outcome:?}");
+    }
+    let (a, b) = (tunnels.a.stop(), tunnels.b.stop());
+    assert_eq!(outcomes.len(), 3);
+    for event in [a, b] {
+        assert!(event["encap"]["forwarded"].as_u64() >= Some(3), "{event}");
+        assert!(event["decap"]["forwarded"].as_u64() >= Some(3), "{event}");
+    }
+}
+
+/// The other TTL policies as a pod sees them: the tunnel as one hop, and as none.
+#[test]
+fn ttl_policies_show_in_what_arrives() {
+    for (policy, left) in [("ingress", 61), ("preserve", 62)] {
+        let tunnels = Tunnels::with(&["--ttl", policy], &["--ttl", policy]);
+        let outcome = tunnels.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default())).unwrap();
+        assert!(matches!(outcome[..], [PingOutcome::Reply { ttl, .. }] if ttl == left), "{policy}: {outcome:?}");
+    }
+}
+
+#[test]
+fn tcp_arrives_whole() {
+    const BYTES: u64 = 32 << 20;
+    let mut tunnels = Tunnels::start();
+    let listener = tunnels.hosts.pod_b.enter(|| TcpListener::bind((TwoHosts::POD_B, 5001))).unwrap();
+    let sink = tcp_sink(listener, 7);
+    let target = SocketAddr::from((TwoHosts::POD_B, 5001));
+    let sent = tunnels.hosts.pod_a.enter(|| tcp_send(target, Amount::Bytes(BYTES), 7)).unwrap();
+    let received = sink.join().unwrap().unwrap();
+    assert_eq!((sent.bytes, received.bytes), (BYTES, BYTES));
+    tunnels.a.stop();
+    tunnels.b.stop();
+}
+
+/// Every payload from nothing to the most that one packet carries (1472 − 28), and some that the pod's kernel fragments.
+#[test]
+fn udp_of_every_size_arrives_whole() {
+    let mut tunnels = Tunnels::start();
+    let echo = tunnels.hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).unwrap();
+    let echo = UdpEcho::start(echo).unwrap();
+    // The pods' own MTU is what their packets are fragmented to: the TUN's.
+    for (pod, link) in [(&tunnels.hosts.pod_a, TwoHosts::UPLINK), (&tunnels.hosts.pod_b, TwoHosts::UPLINK)] {
+        pod.set_mtu(link, 1472).unwrap();
+    }
+    let sizes: Vec<usize> = (0..=1444).chain([1445, 1472, 3000, 8000, 60_000]).collect();
+    let target = SocketAddr::from((TwoHosts::POD_B, 7));
+    tunnels.hosts.pod_a.enter(|| udp_exchange(target, &sizes, 5 * SECOND)).unwrap();
+    assert!(echo.stop().unwrap() >= sizes.len() as u64);
+    tunnels.a.stop();
+    tunnels.b.stop();
+}
+
+/// Fault 38: the device's MTU goes up and down while the tunnel runs, and nothing is cut.
+#[test]
+fn an_mtu_that_changes_while_running_cuts_nothing() {
+    let mut tunnels = Tunnels::start();
+    let hosts = &tunnels.hosts;
+    let echo = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).unwrap();
+    let _echo = UdpEcho::start(echo).unwrap();
+    let target = SocketAddr::from((TwoHosts::POD_B, 7));
+    for mtu in [1300, 1472, 1000, 1472] {
+        // The pods follow, so that their kernels fragment what is longer and learn no path MTU.
+        for (namespace, link) in [
+            (&hosts.host_a, tunnels.a.tun()),
+            (&hosts.host_b, tunnels.b.tun()),
+            (&hosts.pod_a, TwoHosts::UPLINK),
+            (&hosts.pod_b, TwoHosts::UPLINK),
+        ] {
+            namespace.set_mtu(link, mtu).unwrap();
+        }
+        let longest = mtu as usize - 28;
+        hosts.pod_a.enter(|| udp_exchange(target, &[1, longest - 1, longest, longest + 1, 5000], 5 * SECOND)).unwrap();
+    }
+    tunnels.a.stop();
+    tunnels.b.stop();
+}
+
+/// No wake-ups while nothing happens.
+#[test]
+fn an_idle_tunnel_does_not_wake() {
+    let tunnels = Tunnels::start();
+    tunnels.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default())).unwrap();
+    // What the kernel itself sends into a fresh device (router solicitations) has to come first.
+    let wake_ups = |_| {
+        let before = tunnels.a.child.context_switches().unwrap();
+        std::thread::sleep(2 * SECOND);
+        tunnels.a.child.context_switches().unwrap() - before
+    };
+    assert!((0..10).map(wake_ups).any(|count| count == 0), "never two seconds without a wake-up");
+}

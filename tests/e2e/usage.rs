@@ -1,0 +1,122 @@
+//! The command line in the hands of someone who gets it wrong: status 2, and a sentence that says what to do.
+
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use testbed::{Namespace, TwoHosts};
+
+use crate::support::{SECOND, Tunnel, run, wait_until};
+
+const HOST: [&str; 6] = ["--subnet", "100.96.1.0/24", "--network", "100.96.0.0/16", "--listen", "10.168.0.2"];
+
+fn refused(namespace: &Namespace, args: &[&str], sentence: &str) {
+    let (status, said) = run(namespace, args);
+    assert_eq!(status.code(), Some(2), "{args:?}: {said}");
+    assert!(said.contains(sentence), "{args:?} says {said:?}, not {sentence:?}");
+}
+
+#[test]
+fn mistakes_are_named() {
+    let hosts = TwoHosts::new().unwrap();
+    let more = |more: &[&'static str]| [&HOST[..], more].concat();
+    let cases = [
+        (vec![], "--subnet"),
+        (more(&["--nonsense"]), "--nonsense"),
+        (more(&["--route", "100.96.2.0/24"]), "SUBNET=ADDR[:PORT]"),
+        (more(&["--route", "100.96.2.0/33=10.168.0.3"]), "100.96.2.0/33"),
+        (more(&["--route", "100.96.2.0/24=10.168.0.3:0"]), "port is 0"),
+        (more(&["--route", "100.96.2.0/24=224.0.0.1"]), "multicast"),
+        (more(&["--route", "100.96.2.0/24=0.0.0.0"]), "unspecified"),
+        (more(&["--route", "100.96.2.0/24=255.255.255.255"]), "broadcast"),
+        (more(&["--route", "100.96.2.0/24=10.168.0.2"]), "this host is bound to"),
+        (more(&["--route", "100.96.1.0/24=10.168.0.3"]), "our own subnet"),
+        (more(&["--routes-file", "/nowhere/routes"]), "/nowhere/routes"),
+        (more(&["--mtu", "67"]), "68"),
+        (more(&["--mtu", "65536"]), "65535"),
+        (more(&["--ttl", "sometimes"]), "both"),
+        (more(&["--stats", "0"]), "interval"),
+        (more(&["--tun", "a-name-that-is-much-too-long"]), "15"),
+        (more(&["--tun", "eth0"]), "eth0"),
+    ];
+    for (args, sentence) in cases {
+        refused(&hosts.host_a, &args, sentence);
+    }
+    let listen = |address| ["--subnet", "100.96.1.0/24", "--network", "100.96.0.0/16", "--listen", address];
+    refused(&hosts.host_a, &listen("10.168.0.2:0"), "port 0");
+    refused(&hosts.host_a, &listen("10.168.0.9"), "10.168.0.9");
+    refused(&hosts.host_a, &listen("0.0.0.0"), "one address of this host");
+    refused(
+        &hosts.host_a,
+        &["--subnet", "10.9.1.0/24", "--network", "100.96.0.0/16", "--listen", "10.168.0.2"],
+        "not inside",
+    );
+    assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "nothing is left of what never began");
+}
+
+/// Fault 39: what is in use already.
+#[test]
+fn a_busy_device_or_port_is_named() {
+    let hosts = TwoHosts::new().unwrap();
+    let mut first = Tunnel::on_a(&hosts, &["--tun", "loden7"]);
+    let second =
+        ["--subnet", "100.96.1.0/24", "--network", "100.96.0.0/16", "--listen", "10.168.0.2:9999", "--tun", "loden7"];
+    refused(&hosts.host_a, &second, "loden7");
+    refused(&hosts.host_a, &HOST, "in use");
+    first.stop();
+    let _socket = hosts.host_a.enter(|| UdpSocket::bind("10.168.0.2:8285")).unwrap();
+    refused(&hosts.host_a, &HOST, "in use");
+}
+
+/// Without rights: said in a sentence.
+#[test]
+fn missing_rights_are_named() {
+    let hosts = TwoHosts::new().unwrap();
+    let nobody = 65_534;
+    // A copy that anybody may run, wherever the build directory is.
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("tunnel");
+    std::fs::copy(crate::support::program("tunnel"), &program).unwrap();
+    for path in [directory.path(), &program] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new(&program);
+    command.args(HOST).uid(nobody).gid(nobody);
+    let mut child = testbed::Child::spawn(&hosts.host_a, command).unwrap();
+    let status = child.wait(5 * SECOND).unwrap().expect("an end");
+    wait_until("a sentence", || !child.stderr().is_empty());
+    assert_eq!(status.code(), Some(2));
+    let said = child.stderr();
+    assert!(said.contains("permission") && said.contains("root"), "{said}");
+}
+
+/// The first line, as scripts read it.
+#[test]
+fn the_first_line_says_what_came_to_be() {
+    let hosts = TwoHosts::new().unwrap();
+    let mut tunnel = Tunnel::on_a(&hosts, &[]);
+    let expected = serde_json::json!({ "event": "ready", "tun": "loden0", "listen": "10.168.0.2:8285", "mtu": 1472 });
+    assert_eq!(tunnel.ready, expected);
+    assert_eq!(hosts.host_a.link_mtu("loden0").unwrap(), Some(1472));
+    assert_eq!(hosts.host_a.addresses("loden0").unwrap(), ["100.96.1.0/32".parse().unwrap()]);
+    let routes = hosts.host_a.routes().unwrap();
+    let overlay: Vec<_> = routes.iter().filter(|route| route.link.as_deref() == Some("loden0")).collect();
+    assert_eq!(overlay.len(), 1, "one route: {overlay:?}");
+    assert_eq!(overlay[0].destination, TwoHosts::OVERLAY);
+    // scope global, proto boot, no source: as flannel's.
+    assert_eq!((overlay[0].scope, overlay[0].protocol, overlay[0].source), (0, 3, None));
+    tunnel.stop();
+    assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "what was made is removed");
+}
+
+#[test]
+fn other_mtus_and_ports_are_taken() {
+    let hosts = TwoHosts::new().unwrap();
+    let args = ["--subnet", "100.96.1.0/24", "--listen", "10.168.0.2:65535", "--mtu", "1400", "--tun", "overlay%d"];
+    let mut tunnel = Tunnel::start(&hosts.host_a, &args);
+    let expected =
+        serde_json::json!({ "event": "ready", "tun": "overlay0", "listen": "10.168.0.2:65535", "mtu": 1400 });
+    assert_eq!(tunnel.ready, expected);
+    assert_eq!(hosts.host_a.link_mtu("overlay0").unwrap(), Some(1400));
+    tunnel.stop();
+}
