@@ -1,4 +1,71 @@
 //! flannel's UDP overlay as an embeddable library.
+//!
+//! Hosts own subnets of one overlay network. A packet for another host's subnet comes out of a TUN device, is looked up, and
+//! travels as the bare payload of one UDP datagram to the host that owns it, which writes it to its own TUN device. On the
+//! wire that is flannel's UDP mode, byte for byte.
+//!
+//! ```text
+//!  pod 100.96.1.2                                                                   pod 100.96.2.3
+//!       │                                                                                 ▲
+//!  ┌────▼────┐    ┌──────────────────────┐  UDP 8285: the IPv4   ┌──────────────────────┐ │
+//!  │ kernel  ├───▶│ Tun      UdpTransport├──────────────────────▶│UdpTransport      Tun ├─┘
+//!  └─────────┘    │  │  Forwarder   ▲    │  packet, nothing else │  │  Forwarder   ▲    │
+//!                 │  └─▶encapsulate─┘    │                       │  └─▶decapsulate─┘    │
+//!                 └──────────▲───────────┘                       └──────────▲───────────┘
+//!                        RouteTable                                     RouteTable
+//! ```
+//!
+//! # The parts
+//! - The **core** is inert: no socket, clock, thread or log. Packets, routes and time are arguments, verdicts are return
+//!   values. [`forward::Forwarder`] decides in place and without allocating; [`route::RouteTable`] finds the longest match;
+//!   [`wire`] gives bytes names. It is `no_std` and runs wherever Rust does.
+//! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
+//! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
+//!
+//! # With the adapters
+//! 1. Open a [`sys::Tun`] and a [`sys::UdpTransport`]; set address, MTU and route with [`sys::link::Link`].
+//! 2. Put your routes into a [`route::RoutePublisher`]; go on changing them while packets flow.
+//! 3. Make a [`forward::Forwarder`] and a [`worker::Worker`], and wait for what [`worker::Worker::interest`] names.
+//! 4. Call [`worker::Worker::tun_ready`] and [`worker::Worker::udp_ready`]; where every packet went is in
+//!    [`worker::Worker::counters`].
+//!
+//! `examples/poll_loop.rs` and `examples/tokio_loop.rs` are such loops, 80 lines each.
+//!
+//! # Without
+//! ```
+//! use loden::forward::{Encap, Forwarder, Overlay};
+//! use loden::route::{Route, RouteTable};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let network: ipnet::Ipv4Net = "100.96.0.0/16".parse()?;
+//! let (ours, theirs) = ("100.96.1.0/24".parse::<ipnet::Ipv4Net>()?, "100.96.2.0/24".parse::<ipnet::Ipv4Net>()?);
+//! let forwarder = Forwarder::new(Overlay::new(network, ours, ([10, 168, 0, 2], 8285)))?;
+//! let (routes, refused) = RouteTable::try_from_routes([Route::new(theirs, ([10, 168, 0, 3], 8285))]);
+//! assert!(refused.is_empty());
+//!
+//! // 100.96.1.2 → 100.96.2.3, TTL 64.
+//! let mut packet = [
+//!     0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0xaf, 0x14, 100, 96, 1, 2, 100, 96, 2, 3,
+//! ];
+//! match forwarder.encapsulate(&mut packet, &routes) {
+//!     Encap::Send(transmit) => assert_eq!(transmit.destination, ([10, 168, 0, 3], 8285).into()),
+//!     Encap::Reject(reject) => panic!("answer with {:?}", reject.reason()),
+//!     Encap::Drop(reason) => panic!("count it as {reason}"),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//! | feature | brings | without it |
+//! | --- | --- | --- |
+//! | `std` (default) | [`route::RoutePublisher`] | `no_std` with `alloc` |
+//! | `sys` (default, Linux) | [`sys::Tun`], [`sys::UdpTransport`], [`worker`] | no `libc`, `nix`, `socket2` |
+//! | `link` (default, Linux) | [`sys::link`] | no netlink |
+//!
+//! # What it is not
+//! As in flannel, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that
+//! peer. Known senders, their own inner sources and our own subnet as destination are checked; the underlay has to be trusted.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 #![cfg_attr(not(test), warn(clippy::std_instead_of_alloc, clippy::std_instead_of_core))]

@@ -32,9 +32,9 @@ impl Forwarder {
     /// A forwarder for one host of an overlay.
     ///
     /// # Errors
-    /// If the subnet is not an IPv4 subnet of the network.
+    /// If the subnet is no IPv4 subnet of the network, or a setting makes no sense.
     pub fn new(overlay: Overlay) -> Result<Self, OverlayError> {
-        let (network, subnet) = overlay.subnets()?;
+        let (network, subnet) = overlay.check()?;
         let own = SocketAddr::new(overlay.underlay.ip().to_canonical(), overlay.underlay.port());
         Ok(Self { overlay, network, subnet, own })
     }

@@ -63,8 +63,20 @@ impl Overlay {
         }
     }
 
-    /// Network and subnet, if both are IPv4 and the one holds the other.
-    pub(super) fn subnets(&self) -> Result<(Ipv4Net, Ipv4Net), OverlayError> {
+    /// Network and subnet, if the settings can be worked with.
+    pub(super) fn check(&self) -> Result<(Ipv4Net, Ipv4Net), OverlayError> {
+        const LEAST_IPV4_MTU: u16 = 68;
+        if let IcmpSource::Fixed(address) = self.icmp_source
+            && (address.is_unspecified() || address.is_multicast() || address.is_broadcast())
+        {
+            return Err(OverlayError::IcmpSource { address });
+        }
+        if self.icmp_ttl == 0 {
+            return Err(OverlayError::IcmpTtl);
+        }
+        if self.mtu < LEAST_IPV4_MTU {
+            return Err(OverlayError::Mtu { mtu: self.mtu });
+        }
         match (self.network.trunc(), self.subnet.trunc()) {
             (IpNet::V4(network), IpNet::V4(subnet)) if network.contains(&subnet) => Ok((network, subnet)),
             (IpNet::V4(_), IpNet::V4(_)) => {
@@ -79,11 +91,26 @@ impl Overlay {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OverlayError {
+    /// No host could have sent such a packet.
+    #[error("{address} cannot be the source of ICMP errors; name an address of one host that the pods have a route to")]
+    IcmpSource {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// Our ICMP errors would never get anywhere.
+    #[error("the TTL of ICMP errors is 0; 64 is the usual one")]
+    IcmpTtl,
     /// The overlay carries IPv4 only so far.
     #[error("{net} is IPv6, which the overlay does not carry yet")]
     Ipv6 {
         /// The network or subnet.
         net: IpNet,
+    },
+    /// Below 68 bytes, which every IPv4 path carries (RFC 791).
+    #[error("an MTU of {mtu} is below 68, the least that every IPv4 path carries")]
+    Mtu {
+        /// The MTU.
+        mtu: u16,
     },
     /// A host's subnet has to be part of the network.
     #[error("subnet {subnet} is not inside the overlay network {network}; choose a part of it")]

@@ -63,7 +63,7 @@ pub struct Tun {
 impl Tun {
     /// Makes a device, or attaches to a persistent one of that name which nobody uses. Its name is [`Tun::name`].
     ///
-    /// It is down and has no address; `link::Link` sees to that. Offloads that a former process left behind on a
+    /// A new one is down and has no address; `link::Link` sees to that. Offloads that a former process left behind on a
     /// persistent device are switched off: they are the device's and outlive the process.
     ///
     /// # Errors
@@ -158,8 +158,8 @@ impl Tun {
         };
         let request = attached.map_err(|source| OpenError::of_device(node, asked, source))?;
         let name = name_of(&request);
-        // The device may have vanished between the two attempts, so that the second one made it. One that was there before
-        // us is persistent, because nobody held it; one that we made is not yet.
+        // The device may have vanished between the two attempts, so that the second one made it. One that was there
+        // before us is persistent, because nobody held it; one that we made is not yet.
         match syscall::interface(file.as_fd()) {
             Ok(now) => Self::without_offload(file, name, now.flags & flags::PERSIST == 0),
             Err(source) => Err(OpenError::Other { name, doing: "read the flags of", source }),
@@ -207,8 +207,8 @@ pub enum OpenError {
     },
     /// The kernel offers no TUN devices here.
     #[error(
-        "{node} offers no TUN devices: {source}; load the kernel module with `modprobe tun`, or in a container pass the \
-         device in, e.g. with `--device /dev/net/tun`"
+        "{node} offers no TUN devices: {source}; load the kernel module with `modprobe tun`, or in a container pass \
+         the device in, e.g. with `--device /dev/net/tun`"
     )]
     MissingDevice {
         /// Path of the device node.
@@ -392,9 +392,10 @@ fn name_of(request: &InterfaceRequest) -> String {
 
 /// Whether the kernel takes and gives four bytes in front of every packet.
 ///
-/// `TUNGETIFF` does not tell: `IFF_NOFILTER` has the same bit as `IFF_NO_PI`, and it sets that one always. So four zeros
-/// are sent. With packet information they are an empty packet of no protocol, for which it looks whether the device is
-/// up; without, they are a packet of IP version 0, refused in either state (`tun_get_user` in drivers/net/tun.c).
+/// `TUNGETIFF` does not tell: `IFF_NOFILTER` has the same bit as `IFF_NO_PI`, and it sets that one always. So four
+/// zeros are sent. With packet information they are an empty packet of no protocol, for which it looks whether the
+/// device is up; without, they are a packet of IP version 0, refused in either state (`tun_get_user` in
+/// drivers/net/tun.c).
 fn has_packet_information(mut file: &File) -> io::Result<bool> {
     loop {
         match file.write(&[0; 4]) {

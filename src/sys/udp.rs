@@ -46,8 +46,8 @@ impl UdpTransport {
     /// Makes a socket and binds it to an address of this host. With port 0 the kernel chooses one:
     /// [`UdpTransport::local_addr`].
     ///
-    /// Bound to a wildcard address it receives on all, but the kernel chooses the source address, and peers may not know
-    /// it. `[::]` takes IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
+    /// Bound to a wildcard address it receives on all, but the kernel chooses the source address, and peers may not
+    /// know it. `[::]` takes IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
     ///
     /// # Errors
     /// [`BindError`]; nothing is left open then.
@@ -116,8 +116,8 @@ impl UdpTransport {
     /// Receives the next datagram into the begin of `buffer`, which 65,535 bytes of are always enough.
     ///
     /// # Errors
-    /// [`RecvError::WouldBlock`] when there is none. [`RecvError::is_fatal`] ends it. What became of an earlier packet of
-    /// ours (refused, unreachable) is no error here.
+    /// [`RecvError::WouldBlock`] when there is none. [`RecvError::is_fatal`] ends it. What became of an earlier packet
+    /// of ours (refused, unreachable) is no error here.
     pub fn recv(&self, buffer: &mut [u8]) -> Result<RecvMeta, RecvError> {
         let room = buffer.len();
         let (len, from) = skip_pending(|| syscall::receive_from(self.socket.as_fd(), buffer))?;
@@ -130,8 +130,8 @@ impl UdpTransport {
     /// The largest outer packet, in bytes and with all its headers, that the path to `destination` is known to carry.
     ///
     /// It is the kernel's knowledge: the MTU of the interface at first, and less once a router reported less. It comes
-    /// from a socket made for the question, bound to the same address (`IP_MTU` in ip(7), `IPV6_MTU` in ipv6(7)), so this
-    /// is nothing to ask per packet.
+    /// from a socket made for the question, bound to the same address (`IP_MTU` in ip(7), `IPV6_MTU` in ipv6(7)), so
+    /// this is nothing to ask per packet.
     ///
     /// # Errors
     /// Of the system call that failed: ENETUNREACH without a route, EMFILE without a free file descriptor.
@@ -176,8 +176,8 @@ pub struct RecvMeta {
 pub enum BindError {
     /// Another socket has the address and port.
     #[error(
-        "the UDP address {address} is in use; end who uses it (`ss -lunp` tells, a running flanneld for one), or choose \
-         another port for all hosts of the overlay"
+        "the UDP address {address} is in use; end who uses it (`ss -lunp` tells, a running flanneld for one), or \
+         choose another port for all hosts of the overlay"
     )]
     AddressInUse {
         /// The address asked for.

@@ -60,9 +60,9 @@ fn a_configured_source_is_used() {
 fn r28_every_hop_answers_when_the_ttl_runs_out() {
     let tunnels = Tunnels::start();
     let step = |hops: u8| tunnels.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, ttl(hops))).unwrap()[0];
-    let by = |outcome: PingOutcome| match outcome {
-        PingOutcome::Error { from, kind: 11, code: 0, .. } => from,
-        other => panic!("{other:?}"),
+    let by = |outcome: PingOutcome| {
+        let PingOutcome::Error { from, kind: 11, code: 0, .. } = outcome else { panic!("{outcome:?}") };
+        from
     };
     assert_eq!(by(step(1)), TwoHosts::GATEWAY_A, "the kernel of host A");
     assert_eq!(by(step(2)), TwoHosts::POD_B, "the near tunnel, in the name of the destination");

@@ -35,6 +35,7 @@ fn mistakes_are_named() {
         (more(&["--mtu", "67"]), "68"),
         (more(&["--mtu", "65536"]), "65535"),
         (more(&["--ttl", "sometimes"]), "both"),
+        (more(&["--icmp-source", "0.0.0.0"]), "cannot be the source"),
         (more(&["--stats", "0"]), "interval"),
         (more(&["--tun", "a-name-that-is-much-too-long"]), "15"),
         (more(&["--tun", "eth0"]), "eth0"),

@@ -1,17 +1,14 @@
 //! Route tables: lookup beside `prefix-trie` and flannel's linear table, building, and publishing one change.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use crate::tables::{TABLES, destinations, subnet};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use ipnet::Ipv4Net;
 use loden::route::{NextHop, Route, RouteChange, RoutePublisher, RouteTable};
 use prefix_trie::PrefixMap;
-use support::{TABLES, destinations, subnet};
 
 /// Destinations that are looked up in turn: so many that no branch predictor learns their order, and that the parts of a large
 /// table they touch do not fit the second-level cache.
@@ -28,7 +25,7 @@ impl Linear {
     }
 }
 
-fn lookup(criterion: &mut Criterion) {
+pub(crate) fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
     group.throughput(Throughput::Elements(LOOKUPS as u64)).sample_size(10);
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
@@ -68,7 +65,7 @@ fn lookup(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn build(criterion: &mut Criterion) {
+pub(crate) fn build(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("build");
     group.sample_size(10).measurement_time(Duration::from_secs(3));
     for kind in TABLES {
@@ -81,7 +78,7 @@ fn build(criterion: &mut Criterion) {
 }
 
 /// One change, published while a reader holds the table before, as a worker does.
-fn publish(criterion: &mut Criterion) {
+pub(crate) fn publish(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("publish one change");
     group.sample_size(20).measurement_time(Duration::from_secs(3));
     for kind in TABLES {
@@ -108,6 +105,3 @@ fn publish(criterion: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, lookup, build, publish);
-criterion_main!(benches);

@@ -1,0 +1,174 @@
+//! TCP through a tunnel, beside the plainest loop that does the same: read, look a list up, `sendto`, and back.
+//!
+//! Both run as two threads of this process, in hosts of their own, one after the other in each round; the ratio of a round is
+//! what counts, because the machine's speed drifts. Needs root.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use loden::forward::{Forwarder, Overlay};
+use loden::route::{Route, RouteChange, RoutePublisher};
+use loden::sys::link::{AddressForm, Link, LinkConfig};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::worker::{Budget, Progress, Worker};
+use nix::poll::{PollFd, PollFlags, poll};
+use testbed::TwoHosts;
+use testbed::probe::{Amount, tcp_send, tcp_sink};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+const ROUNDS: usize = 5;
+const PORT: u16 = 8285;
+
+/// One host's side of the tunnel.
+#[derive(Clone, Copy)]
+struct Side {
+    own: Ipv4Addr,
+    subnet: Ipv4Net,
+    peer: Ipv4Addr,
+    peer_subnet: Ipv4Net,
+}
+
+/// A loop that runs until the flag is set.
+type Loop = fn(Side, &AtomicBool) -> Result<(), Error>;
+
+fn main() -> Result<(), Error> {
+    let seconds = if std::env::args().any(|arg| arg == "--test") { 0.2 } else { 2.0 };
+    let mut ratios = Vec::new();
+    println!("TCP, one stream, one packet per system call, Gbit/s:");
+    for round in 1..=ROUNDS {
+        let baseline = transfer(linear_loop, seconds)?;
+        let loden = transfer(worker_loop, seconds)?;
+        println!("  round {round}: read/sendto loop {baseline:.2}, loden {loden:.2}, ratio {:.2}", loden / baseline);
+        ratios.push(loden / baseline);
+    }
+    ratios.sort_by(f64::total_cmp);
+    println!("  median ratio: {:.2}", ratios[ROUNDS / 2]);
+    Ok(())
+}
+
+/// Gigabits a second from pod to pod through two of these loops.
+fn transfer(run: Loop, seconds: f64) -> Result<f64, Error> {
+    let hosts = TwoHosts::new()?;
+    let (a, b) = (TwoHosts::HOST_A, TwoHosts::HOST_B);
+    let (subnet_a, subnet_b) = (TwoHosts::SUBNET_A, TwoHosts::SUBNET_B);
+    let side_a = Side { own: a, subnet: subnet_a, peer: b, peer_subnet: subnet_b };
+    let side_b = Side { own: b, subnet: subnet_b, peer: a, peer_subnet: subnet_a };
+    let stop = Arc::new(AtomicBool::new(false));
+    let threads = [(&hosts.host_a, side_a), (&hosts.host_b, side_b)].map(|(host, side)| {
+        let stop = Arc::clone(&stop);
+        host.spawn("tunnel", move || run(side, &stop))
+    });
+    let target = SocketAddr::from((TwoHosts::POD_B, 5001));
+    for host in [&hosts.host_a, &hosts.host_b] {
+        while !host.routes()?.iter().any(|route| route.destination == TwoHosts::OVERLAY) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let sent = hosts.pod_b.enter(|| TcpListener::bind(target)).and_then(|listener| {
+        let sink = tcp_sink(listener, 1);
+        let sent = hosts.pod_a.enter(|| tcp_send(target, Amount::For(Duration::from_secs_f64(seconds)), 1));
+        sent.and_then(|_| sink.join().unwrap_or_else(|_| Err(io::Error::other("the sink panicked"))))
+    });
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().map_err(|_| "a tunnel panicked")??;
+    }
+    Ok(sent?.bits_per_second() / 1e9)
+}
+
+fn device(side: Side) -> Result<(Tun, Link), Error> {
+    let tun = Tun::open(&TunConfig::default())?;
+    let config =
+        LinkConfig { address: side.subnet.network(), network: TwoHosts::OVERLAY, mtu: 1472, form: AddressForm::Host };
+    let link = Link::configure(tun.name(), &config)?;
+    Ok((tun, link))
+}
+
+fn worker_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
+    let (tun, _link) = device(side)?;
+    let own = SocketAddr::from((side.own, PORT));
+    let udp = UdpTransport::bind(own, &UdpConfig::default())?;
+    let mut publisher = RoutePublisher::bound_to(own);
+    let applied = publisher.apply([RouteChange::Set(Route::new(side.peer_subnet, (side.peer, PORT)))]);
+    assert!(applied.refused.is_empty());
+    let forwarder = Forwarder::new(Overlay::new(TwoHosts::OVERLAY, side.subnet, own))?;
+    let mut worker = Worker::new(tun, udp, forwarder, publisher.reader());
+    let mut more = false;
+    while !stop.load(Ordering::Relaxed) {
+        let (tun, udp) = wait(worker.tun(), worker.udp(), more)?;
+        let now = Instant::now();
+        more = false;
+        if tun {
+            more |= worker.tun_ready(Budget::default(), now)? == Progress::More;
+        }
+        if udp {
+            more |= worker.udp_ready(Budget::default(), now)? == Progress::More;
+        }
+    }
+    Ok(())
+}
+
+/// What flannel's proxy does, less its mistakes: no check but the length, and a list that is searched and reordered.
+fn linear_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
+    let (tun, _link) = device(side)?;
+    let udp = UdpSocket::bind((side.own, PORT))?;
+    udp.set_nonblocking(true)?;
+    let mut routes = vec![(side.peer_subnet, SocketAddr::from((side.peer, PORT)))];
+    let mut buffer = vec![0; 65_536];
+    while !stop.load(Ordering::Relaxed) {
+        let (mut tun_ready, mut udp_ready) = wait(&tun, &udp, false)?;
+        while tun_ready || udp_ready {
+            tun_ready = match tun.recv(&mut buffer) {
+                Ok(len) => {
+                    if let Some((destination, packet)) = route(&mut routes, &mut buffer[..len]) {
+                        let _ = udp.send_to(packet, destination);
+                    }
+                    true
+                }
+                Err(_) => false,
+            };
+            udp_ready = match udp.recv_from(&mut buffer) {
+                Ok((len, _)) => {
+                    if decrement_ttl(&mut buffer[..len]) {
+                        let _ = tun.send(&buffer[..len]);
+                    }
+                    true
+                }
+                Err(_) => false,
+            };
+        }
+    }
+    Ok(())
+}
+
+fn route<'p>(routes: &mut [(Ipv4Net, SocketAddr)], packet: &'p mut [u8]) -> Option<(SocketAddr, &'p [u8])> {
+    let destination = Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(16..20)?).ok()?);
+    let found = routes.iter().position(|(subnet, _)| subnet.contains(&destination))?;
+    routes.swap(0, found);
+    decrement_ttl(packet).then_some((routes[0].1, packet))
+}
+
+fn decrement_ttl(packet: &mut [u8]) -> bool {
+    if packet.len() < 20 || packet[8] <= 1 {
+        return false;
+    }
+    packet[8] -= 1;
+    let sum = u32::from(u16::from_be_bytes([packet[10], packet[11]])) + 0x0100;
+    let sum = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(sum as u16).to_be_bytes());
+    true
+}
+
+/// Which of the two can be read. Looks up from time to time, to see whether it is time to stop.
+fn wait(tun: &impl AsFd, udp: &impl AsFd, only_look: bool) -> Result<(bool, bool), Error> {
+    let mut fds = [PollFd::new(tun.as_fd(), PollFlags::POLLIN), PollFd::new(udp.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, if only_look { 0u8 } else { 50u8 })?;
+    let ready = |at: usize| fds[at].any().unwrap_or(true);
+    Ok((ready(0), ready(1)))
+}

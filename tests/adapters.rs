@@ -1,0 +1,384 @@
+//! The Linux adapters against the kernel, each test in network namespaces of its own. They need root.
+#![cfg(target_os = "linux")]
+
+use core::net::{Ipv4Addr, SocketAddr};
+use core::num::NonZeroUsize;
+use core::time::Duration;
+use loden::Transmit;
+use loden::sys::{
+    BindError, OpenError, PACKET_MAX, RecvError, SendError, SendErrorKind, Tun, TunConfig, TunError, UdpConfig,
+    UdpTransport,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Instant;
+use testbed::Namespace;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn namespace() -> Namespace {
+    Namespace::new().expect("these tests make network namespaces and TUN devices, and need root")
+}
+
+fn named(name: &str) -> TunConfig {
+    TunConfig { name: name.to_owned() }
+}
+
+/// Whether what is awaited comes about within `limit`.
+fn within(limit: Duration, mut comes_about: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if comes_about() {
+            return true;
+        }
+        if start.elapsed() > limit {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A namespace with a TUN device that is up, has 100.96.1.1/16 and no IPv6, so that nothing comes out of it unasked.
+fn with_tun(test: impl FnOnce(&Namespace, Tun) + Send) {
+    let namespace = namespace();
+    namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    namespace.enter(|| {
+        let tun = Tun::open(&TunConfig::default()).expect("opened");
+        namespace.add_address(tun.name(), "100.96.1.1/16".parse().expect("a network")).expect("address");
+        namespace.set_up(tun.name()).expect("up");
+        test(&namespace, tun);
+    });
+}
+
+#[test]
+fn a_pattern_finds_a_free_name_and_a_name_is_kept() {
+    let namespace = namespace();
+    namespace.enter(|| {
+        let by_pattern =
+            [Tun::open(&TunConfig::default()).expect("first"), Tun::open(&named("loden%d")).expect("second")];
+        assert_eq!(by_pattern.each_ref().map(Tun::name), ["loden0", "loden1"]);
+        let by_name = Tun::open(&named("fifteen-letters")).expect("by name");
+        assert_eq!(by_name.name(), "fifteen-letters");
+        assert!(by_pattern.iter().all(Tun::created) && by_name.created());
+    });
+}
+
+#[test]
+fn the_second_to_open_a_device_is_told_that_it_is_busy() {
+    namespace().enter(|| {
+        let first = Tun::open(&named("loden7")).expect("first");
+        let error = Tun::open(&named("loden7")).expect_err("busy");
+        assert!(matches!(&error, OpenError::Busy { name } if name == "loden7"), "{error:?}");
+        assert!(error.to_string().contains("loden7"), "{error}");
+        first.set_persistent(true).expect("persistent");
+        assert!(matches!(Tun::open(&named("loden7")), Err(OpenError::Busy { .. })), "persistent or not");
+    });
+}
+
+#[test]
+fn a_device_goes_with_its_owner_unless_it_is_persistent() {
+    let namespace = namespace();
+    namespace.enter(|| {
+        let exists = || namespace.link_mtu("loden0").expect("asked").is_some();
+        let tun = Tun::open(&named("loden0")).expect("made");
+        assert!(exists());
+        drop(tun);
+        assert!(within(Duration::from_millis(100), || !exists()));
+
+        let tun = Tun::open(&named("loden0")).expect("made again");
+        tun.set_persistent(true).expect("persistent");
+        drop(tun);
+        assert!(exists());
+        let tun = Tun::open(&named("loden0")).expect("attached");
+        assert!(!tun.created());
+        tun.set_persistent(false).expect("no longer");
+        drop(tun);
+        assert!(within(Duration::from_millis(100), || !exists()));
+    });
+}
+
+#[test]
+fn a_descriptor_is_taken_over_with_its_device() {
+    with_tun(|_, tun| {
+        let duplicate = tun.as_fd().try_clone_to_owned().expect("duplicate");
+        let other = Tun::from_fd(duplicate).expect("taken over");
+        assert_eq!((other.name(), other.created()), ("loden0", false));
+        drop(tun);
+        assert_eq!(other.recv(&mut [0; 64]), Err(TunError::WouldBlock));
+    });
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let error = Tun::from_fd(socket.into()).expect_err("no TUN");
+    assert!(matches!(error, OpenError::NotAttached { .. }), "{error:?}");
+    let node = std::fs::File::open("/dev/net/tun").expect("node");
+    let error = Tun::from_fd(node.into()).expect_err("not attached");
+    assert!(matches!(error, OpenError::NotAttached { .. }), "{error:?}");
+}
+
+#[test]
+fn packets_pass_in_both_directions() {
+    with_tun(|_, tun| {
+        let socket = UdpSocket::bind("100.96.1.1:4000").expect("bound");
+        socket.set_read_timeout(Some(SOON)).expect("timeout");
+        let mut buffer = vec![0; PACKET_MAX + 1];
+        assert_eq!(tun.recv(&mut buffer), Err(TunError::WouldBlock));
+        socket.send_to(b"out", "100.96.2.3:5000").expect("sent");
+        let length = tun.recv(&mut buffer).expect("received");
+        let packet = &mut buffer[..length];
+        assert_eq!((length, &packet[28..]), (31, &b"out"[..]));
+        // Swapped addresses and ports leave both checksums as they are.
+        let (source, destination) = packet[12..20].split_at_mut(4);
+        source.swap_with_slice(destination);
+        let (source, destination) = packet[20..24].split_at_mut(2);
+        source.swap_with_slice(destination);
+        tun.send(packet).expect("sent");
+        assert_eq!(socket.recv_from(&mut [0; 16]).expect("received"), (3, "100.96.2.3:5000".parse().expect("address")));
+    });
+}
+
+#[test]
+fn garbage_is_the_kernels_to_drop() {
+    with_tun(|_, tun| {
+        assert_eq!(tun.send(&[]), Err(TunError::Rejected(nix::errno::Errno::EINVAL as i32)));
+        assert_eq!(tun.send(&[0x15; 60]), Err(TunError::Rejected(nix::errno::Errno::EINVAL as i32)));
+        for garbage in [&[0x45][..], &[0x4f; 3], &[0x45; 19], &[0x60; 39], &[0x45; PACKET_MAX]] {
+            assert_eq!(tun.send(garbage), Ok(()), "{} bytes", garbage.len());
+        }
+        assert_eq!(tun.recv(&mut [0; 64]), Err(TunError::WouldBlock), "it still works");
+    });
+}
+
+#[test]
+fn down_is_an_error_of_the_packet_and_deleted_is_final() {
+    with_tun(|namespace, tun| {
+        let mut buffer = [0; 64];
+        namespace.set_down("loden0").expect("down");
+        assert_eq!(tun.send(&[0x45; 20]), Err(TunError::Down));
+        assert_eq!(tun.recv(&mut buffer), Err(TunError::WouldBlock));
+        namespace.set_up("loden0").expect("up");
+        assert_eq!(tun.send(&[0x45; 20]), Ok(()));
+
+        tun.set_persistent(true).expect("persistent");
+        namespace.delete_link("loden0").expect("deleted");
+        for _ in 0..2 {
+            assert_eq!(tun.recv(&mut buffer), Err(TunError::Deleted));
+            assert_eq!(tun.send(&[0x45; 20]), Err(TunError::Deleted));
+        }
+        assert!(TunError::Deleted.is_fatal() && !TunError::Down.is_fatal());
+        let mut watched = [PollFd::new(tun.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut watched, PollTimeout::ZERO), Ok(1), "a loop wakes up for it");
+    });
+}
+
+fn transport(address: &str) -> UdpTransport {
+    UdpTransport::bind(address.parse().expect("an address"), &UdpConfig::default()).expect("bound")
+}
+
+fn peer(address: &str) -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind(address).expect("bound");
+    socket.set_read_timeout(Some(SOON)).expect("timeout");
+    let address = socket.local_addr().expect("address");
+    (socket, address)
+}
+
+#[test]
+fn a_datagram_is_its_payload_and_nothing_else() {
+    namespace().enter(|| {
+        for (here, there) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("[::]:0", "127.0.0.1:0")] {
+            let transport = transport(here);
+            let (peer, address) = peer(there);
+            let mut buffer = vec![0; PACKET_MAX];
+            assert_eq!(transport.recv(&mut buffer), Err(RecvError::WouldBlock));
+            // Of the 65,536 bytes loopback carries, IPv6 has 48 of headers. IPv4 can describe no more than 65,535.
+            let largest = vec![7; if address.is_ipv4() { 65_507 } else { 65_488 }];
+            for payload in [&b""[..], b"x", &largest] {
+                transport.send(&Transmit::datagram(address, payload)).expect("sent");
+                let (length, from) = peer.recv_from(&mut buffer).expect("received");
+                assert_eq!((&buffer[..length], from.port()), (payload, transport.local_addr().port()));
+                peer.send_to(payload, from).expect("answered");
+                let meta = transport.recv(&mut buffer).expect("received");
+                assert_eq!((meta.from, meta.len, meta.stride), (address, payload.len(), payload.len()));
+                assert_eq!(&buffer[..meta.len], payload);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_train_is_cut_and_can_be_resumed() {
+    namespace().enter(|| {
+        let transport = transport("127.0.0.1:0");
+        let (peer, destination) = peer("127.0.0.1:0");
+        peer.set_nonblocking(true).expect("non-blocking");
+        let contents: Vec<u8> = (0..=249).collect();
+        let transmit = Transmit { destination, contents: &contents, segment_size: NonZeroUsize::new(100) };
+        for first in 0..=4 {
+            transport.send_from(&transmit, first).expect("sent");
+            let mut buffer = [0; 256];
+            for expected in contents.chunks(100).skip(first) {
+                let length = peer.recv(&mut buffer).expect("received");
+                assert_eq!(&buffer[..length], expected);
+            }
+            assert!(peer.recv(&mut buffer).is_err(), "nothing more from {first} on");
+        }
+    });
+}
+
+#[test]
+fn a_datagram_that_does_not_fit_is_never_returned_cut() {
+    namespace().enter(|| {
+        let transport = transport("127.0.0.1:0");
+        let (peer, _) = peer("127.0.0.1:0");
+        peer.send_to(&[1; 101], transport.local_addr()).expect("sent");
+        peer.send_to(&[2; 100], transport.local_addr()).expect("sent");
+        let mut buffer = [0; 100];
+        assert_eq!(transport.recv(&mut buffer), Err(RecvError::Truncated { len: 101, have: 100 }));
+        assert_eq!(transport.recv(&mut buffer).expect("fits").len, 100);
+        assert_eq!(buffer, [2; 100]);
+    });
+}
+
+/// `left` and `right` with a router between them whose second link carries 1280 bytes.
+fn narrow_path() -> (Namespace, Namespace, Namespace) {
+    let (left, router, right) = (namespace(), namespace(), namespace());
+    left.connect("eth0", &router, "eth0").expect("veth");
+    router.connect("eth1", &right, "eth0").expect("veth");
+    router.set_mtu("eth1", 1280).expect("MTU");
+    right.set_mtu("eth0", 1280).expect("MTU");
+    let net = |text: &str| text.parse().expect("a network");
+    left.add_address("eth0", net("10.1.0.1/24")).expect("address");
+    router.add_address("eth0", net("10.1.0.254/24")).expect("address");
+    router.add_address("eth1", net("10.2.0.254/24")).expect("address");
+    right.add_address("eth0", net("10.2.0.1/24")).expect("address");
+    left.add_route_via(net("10.2.0.0/24"), Ipv4Addr::new(10, 1, 0, 254)).expect("route");
+    right.add_route_via(net("10.1.0.0/24"), Ipv4Addr::new(10, 2, 0, 254)).expect("route");
+    router.sysctl("net/ipv4/ip_forward", "1").expect("sysctl");
+    (left, router, right)
+}
+
+#[test]
+fn nothing_is_fragmented_and_the_path_tells_what_fits() {
+    let (left, _router, right) = narrow_path();
+    let (peer, destination) = right.enter(|| peer("10.2.0.1:8285"));
+    left.enter(|| {
+        let transport = transport("10.1.0.1:8285");
+        let send = |bytes: usize| transport.send(&Transmit::datagram(destination, &vec![0; bytes]));
+        let too_long = Err(SendError { segment: 0, kind: SendErrorKind::TooLong });
+        assert_eq!(transport.path_mtu(destination).expect("MTU"), 1500);
+        assert_eq!(send(1473), too_long, "by the interface");
+        // The router drops it because of DF, and says so.
+        send(1472).expect("sent");
+        assert!(within(SOON, || transport.path_mtu(destination).expect("MTU") == 1280));
+        assert_eq!(send(1472), too_long);
+        assert_eq!(send(1253), too_long);
+        send(1252).expect("fits");
+        assert_eq!(peer.recv(&mut [0; 2048]).expect("received"), 1252, "and nothing came before it");
+
+        let contents = vec![0; 3000];
+        let train = Transmit { destination, contents: &contents, segment_size: NonZeroUsize::new(1400) };
+        assert_eq!(transport.send(&train), too_long);
+        assert_eq!(transport.send_from(&train, 1), Err(SendError { segment: 1, kind: SendErrorKind::TooLong }));
+        transport.send_from(&train, 2).expect("the rest fits");
+        assert_eq!(peer.recv(&mut [0; 2048]).expect("received"), 200);
+        assert_eq!(transport.recv(&mut [0; 2048]), Err(RecvError::WouldBlock));
+    });
+}
+
+#[test]
+fn a_dead_peer_harms_nobody() {
+    namespace().enter(|| {
+        let (healthy, address) = peer("127.0.0.1:0");
+        let dead = peer("127.0.0.1:0").1;
+        // Connected to the dead one, so that the kernel has an error pending after each packet.
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+        socket.connect(dead).expect("connected");
+        for transport in [transport("127.0.0.1:0"), UdpTransport::from_socket(socket).expect("taken over")] {
+            for round in 0..10 {
+                transport.send(&Transmit::datagram(dead, b"anyone?")).expect("sent");
+                transport.send(&Transmit::datagram(address, &[round])).expect("sent");
+                let mut buffer = [0; 8];
+                assert_eq!(healthy.recv(&mut buffer).expect("received"), 1);
+                assert_eq!(buffer[0], round);
+                transport.send(&Transmit::datagram(dead, b"anyone?")).expect("sent");
+                assert_eq!(transport.recv(&mut buffer), Err(RecvError::WouldBlock));
+            }
+        }
+    });
+}
+
+#[test]
+fn errors_that_concern_one_destination_are_told_apart() {
+    let (left, right) = (namespace(), namespace());
+    left.connect("eth0", &right, "eth0").expect("veth");
+    left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");
+    left.enter(|| {
+        let transport = transport("10.1.0.1:8285");
+        let kind = |destination: &str| {
+            let destination = destination.parse().expect("an address");
+            transport.send(&Transmit::datagram(destination, b"x")).map_err(|error| error.kind)
+        };
+        assert_eq!(kind("10.9.0.1:8285"), Err(SendErrorKind::Unreachable));
+        assert_eq!(kind("10.1.0.255:8285"), Err(SendErrorKind::Forbidden));
+        assert_eq!(kind("10.1.0.2:0"), Err(SendErrorKind::Other(nix::errno::Errno::EINVAL as i32)));
+        assert_eq!(kind("[::1]:8285"), Err(SendErrorKind::Other(nix::errno::Errno::EAFNOSUPPORT as i32)));
+        assert_eq!(kind("10.1.0.1:8285"), Ok(()));
+        assert!(transport.path_mtu("10.9.0.1:8285".parse().expect("an address")).is_err());
+    });
+}
+
+#[test]
+fn a_full_send_buffer_is_waited_for() {
+    let (left, right) = (namespace(), namespace());
+    left.connect("eth0", &right, "eth0").expect("veth");
+    left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");
+    left.enter(|| {
+        let config = UdpConfig { send_buffer: Some(0), ..UdpConfig::default() };
+        let transport = UdpTransport::bind("10.1.0.1:0".parse().expect("an address"), &config).expect("bound");
+        // Nobody answers ARP, so that packets wait for as long as that takes.
+        let contents = vec![0; 64 * 1400];
+        let train = Transmit {
+            destination: "10.1.0.2:8285".parse().expect("an address"),
+            contents: &contents,
+            segment_size: NonZeroUsize::new(1400),
+        };
+        let error = transport.send(&train).expect_err("full");
+        assert_eq!(error.kind, SendErrorKind::WouldBlock);
+        assert!((1..64).contains(&error.segment), "{error:?}");
+        assert!(!error.is_fatal());
+    });
+}
+
+#[test]
+fn what_cannot_be_bound_is_told_with_the_reason() {
+    namespace().enter(|| {
+        let bind = |address: &str| UdpTransport::bind(address.parse().expect("an address"), &UdpConfig::default());
+        let first = bind("127.0.0.1:8285").expect("free");
+        assert_eq!(first.local_addr(), "127.0.0.1:8285".parse().expect("an address"));
+        for (address, reason) in
+            [("127.0.0.1:8285", "in use"), ("10.168.0.3:8285", "no interface of this host holds 10.168.0.3")]
+        {
+            let error = bind(address).expect_err(address);
+            assert_eq!(
+                (matches!(error, BindError::AddressInUse { .. }), matches!(error, BindError::NotLocal { .. })),
+                (reason == "in use", reason != "in use")
+            );
+            let message = error.to_string();
+            assert!(message.contains(reason) && message.contains(address), "{message}");
+        }
+        drop(first);
+        bind("127.0.0.1:8285").expect("free again");
+    });
+}
+
+#[test]
+fn the_path_mtu_of_each_family() {
+    namespace().enter(|| {
+        let dual = transport("[::]:0");
+        for (local, peer, mtu) in [("127.0.0.1:0", "127.0.0.1:9", 65_535), ("[::1]:0", "[::1]:9", 65_536)] {
+            let peer = peer.parse().expect("an address");
+            assert_eq!(transport(local).path_mtu(peer).expect("MTU"), mtu);
+            assert_eq!(dual.path_mtu(peer).expect("MTU"), mtu);
+        }
+    });
+}
