@@ -176,8 +176,6 @@ impl Forwarder {
     }
 
     /// Fault 6: a datagram of the tunnel's own inside the tunnel, for the socket it came from or for another host's.
-    ///
-    /// Next hops lie outside the overlay network, so ordinary packets are not looked up a second time.
     #[inline]
     fn is_tunnelled_already(&self, packet: &Ipv4PacketMut<'_>, routes: &RouteTable) -> bool {
         const DESTINATION_PORT: core::ops::Range<usize> = 2..4;
@@ -187,7 +185,7 @@ impl Forwarder {
         }
         let Some(&[high, low]) = packet.payload().get(DESTINATION_PORT) else { return false };
         let socket = SocketAddr::new(header.destination().into(), u16::from_be_bytes([high, low]));
-        socket == self.own || !self.network.contains(&header.destination()) && routes.has_next_hop(socket)
+        socket == self.own || routes.has_next_hop(socket)
     }
 
     /// An address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.

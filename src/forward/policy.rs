@@ -78,6 +78,9 @@ impl Overlay {
             return Err(OverlayError::Mtu { mtu: self.mtu });
         }
         match (self.network.trunc(), self.subnet.trunc()) {
+            (IpNet::V4(_), IpNet::V4(subnet)) if subnet.network().is_unspecified() => {
+                Err(OverlayError::SubnetUnspecified { subnet: self.subnet })
+            }
             (IpNet::V4(network), IpNet::V4(subnet)) if network.contains(&subnet) => Ok((network, subnet)),
             (IpNet::V4(_), IpNet::V4(_)) => {
                 Err(OverlayError::SubnetOutside { subnet: self.subnet, network: self.network })
@@ -119,6 +122,12 @@ pub enum OverlayError {
         subnet: IpNet,
         /// The network.
         network: IpNet,
+    },
+    /// The TUN device's address would be 0.0.0.0.
+    #[error("subnet {subnet} begins at 0.0.0.0, which cannot be the TUN device's address; choose another")]
+    SubnetUnspecified {
+        /// The subnet.
+        subnet: IpNet,
     },
 }
 

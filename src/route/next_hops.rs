@@ -30,6 +30,8 @@ pub(super) struct NextHops {
     chunks: Vec<Arc<[NextHop; CHUNK]>>,
     /// Places in the list that nobody uses.
     free: Vec<HopId>,
+    /// A bit for the low six bits of every port that is or was a next hop's: a quick no to [`NextHops::has_next_hop`].
+    ports: u64,
     shards: Arc<[Arc<Vec<Known>>; SHARDS]>,
 }
 
@@ -46,7 +48,7 @@ impl NextHops {
     pub(super) fn new() -> Self {
         let empty = Arc::new(Vec::new());
         let shards = Arc::new(core::array::from_fn(|_| Arc::clone(&empty)));
-        Self { chunks: Vec::new(), free: Vec::new(), shards }
+        Self { chunks: Vec::new(), free: Vec::new(), ports: 0, shards }
     }
 
     #[inline]
@@ -63,8 +65,9 @@ impl NextHops {
     }
 
     /// Whether some route leads to this address and port.
+    #[inline]
     pub(super) fn has_next_hop(&self, address: SocketAddr) -> bool {
-        self.first_from(address).is_some_and(|hop| hop.address == address)
+        self.ports & port_bit(address.port()) != 0 && self.first_from(address).is_some_and(|hop| hop.address == address)
     }
 
     /// The first next hop, in the order of their addresses, that is not before this one; looked for in its shard alone.
@@ -77,6 +80,7 @@ impl NextHops {
 
     /// The number of a next hop, for one more route.
     pub(super) fn acquire(&mut self, hop: &NextHop) -> HopId {
+        self.ports |= port_bit(hop.address.port());
         let shard = shard_mut(&mut self.shards, hop.address.ip());
         let at = match shard.binary_search_by_key(hop, |known| known.hop) {
             Ok(at) => at,
@@ -116,6 +120,11 @@ fn add_chunk(chunks: &mut Vec<Arc<[NextHop; CHUNK]>>, free: &mut Vec<HopId>) -> 
     chunks.push(Arc::new([NOBODY; CHUNK]));
     free.extend((first + 1..first + CHUNK as u32).rev().map(HopId));
     HopId(first)
+}
+
+#[inline]
+fn port_bit(port: u16) -> u64 {
+    1 << (port & 63)
 }
 
 /// Spreads addresses that differ only in their last bits, as the hosts of a rack do.

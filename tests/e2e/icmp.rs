@@ -140,8 +140,8 @@ fn r48_a_flood_into_a_hole_is_answered_within_limits() {
     }
     let outcome = hosts.host_a.enter(|| ping(HOLE, Ping::default())).unwrap();
     assert!(matches!(outcome[..], [PingOutcome::Error { kind: 3, code: 0, .. }]), "another source: {outcome:?}");
-    let seconds = start.elapsed().as_secs_f64();
     let last = tunnels.a.stop();
+    let seconds = start.elapsed().as_secs_f64();
     let answered = last["encap"]["answered"].as_u64().unwrap();
     let bound = 20.0 + 10.0 * seconds + 2.0;
     assert!(sent > 1000 && answered as f64 <= bound, "{answered} answers to {sent} in {seconds} s, at most {bound}");

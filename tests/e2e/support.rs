@@ -129,7 +129,11 @@ pub(crate) fn program(name: &str) -> PathBuf {
     path.pop();
     path.pop();
     path.extend(["examples", name]);
-    assert!(path.exists(), "{} is missing: run `cargo build --examples` in the same profile first", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --examples` first, as `cargo test` does when it runs all tests",
+        path.display()
+    );
     path
 }
 

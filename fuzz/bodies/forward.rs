@@ -1,0 +1,11 @@
+//! Both directions of the forwarder against the model, with settings, routes and packet out of the input.
+
+use crate::support::model;
+use crate::support::scenario::Scenario;
+
+pub(crate) fn run(bytes: &[u8]) {
+    let Some(Scenario { host, from, packet }) = Scenario::decode(bytes) else { return };
+    assert_eq!(host.encapsulate(&packet), model::encapsulate(&host, &packet), "out of the TUN: {packet:02x?}");
+    let (real, expected) = (host.decapsulate(&packet, from), model::decapsulate(&host, &packet, from));
+    assert_eq!(real, expected, "from {from}: {packet:02x?}");
+}

@@ -1,0 +1,83 @@
+//! The header view: what it refuses and why, and what its accessors say, against two other parsers.
+
+use etherparse::Ipv4HeaderSlice;
+use loden::wire::ipv4::{HeaderError, Ipv4Packet, Ipv4PacketMut};
+
+use crate::support::model::option_kinds;
+use crate::support::packet::{ones_sum, with_ttl};
+
+pub(crate) fn run(bytes: &[u8]) {
+    let mut copy = bytes.to_vec();
+    let shared = Ipv4Packet::parse(bytes);
+    let exclusive = Ipv4PacketMut::parse(&mut copy);
+    let expected = first_error(bytes);
+    assert_eq!(shared.as_ref().err().copied(), expected, "of {bytes:02x?}");
+    assert_eq!(exclusive.as_ref().err().copied(), expected, "both views refuse the same");
+    let (Ok(packet), Ok(mut exclusive)) = (shared, exclusive) else { return };
+
+    let header = *packet.header();
+    assert_eq!(&header, exclusive.header());
+    let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+    assert_eq!(packet.as_bytes(), &bytes[..total]);
+    assert_eq!(packet.payload(), &bytes[header.header_len()..total]);
+    assert_eq!(exclusive.payload(), packet.payload());
+
+    let oracle = Ipv4HeaderSlice::from_slice(bytes).unwrap();
+    assert_eq!(header.header_len(), usize::from(oracle.ihl()) * 4);
+    assert_eq!(header.type_of_service(), oracle.dcp().value() << 2 | oracle.ecn().value());
+    assert_eq!(header.total_len(), oracle.total_len());
+    assert_eq!(header.identification(), oracle.identification());
+    assert_eq!(header.dont_fragment(), oracle.dont_fragment());
+    assert_eq!(header.more_fragments(), oracle.more_fragments());
+    assert_eq!(header.fragment_offset(), oracle.fragments_offset().value());
+    assert_eq!(header.ttl(), oracle.ttl());
+    assert_eq!(header.protocol(), oracle.protocol().0);
+    assert_eq!(header.checksum(), oracle.header_checksum());
+    assert_eq!(header.source(), oracle.source_addr());
+    assert_eq!(header.destination(), oracle.destination_addr());
+    let kinds = option_kinds(oracle.options()).unwrap_or_default();
+    assert_eq!(header.has_source_route(), kinds.contains(&131) || kinds.contains(&137));
+
+    let ttl = header.ttl().wrapping_sub(1);
+    exclusive.set_ttl(ttl);
+    assert_eq!(exclusive.header().ttl(), ttl);
+    let changed = exclusive.freeze();
+    assert_eq!(changed.as_bytes(), with_ttl(&bytes[..total], ttl), "a full recompute gives the same");
+    assert_eq!(copy[total..], bytes[total..], "what is behind the packet stays");
+}
+
+/// The first thing wrong with a header by section A, numbers included.
+fn first_error(bytes: &[u8]) -> Option<HeaderError> {
+    let have = bytes.len();
+    if have < 20 {
+        return Some(HeaderError::TooShort { have });
+    }
+    let (version, words) = (bytes[0] / 16, bytes[0] % 16);
+    let header = usize::from(words) * 4;
+    let total = u16::from_be_bytes([bytes[2], bytes[3]]);
+    let sum = ones_sum(&bytes[..header.min(have)]);
+    let errors = [
+        (version == 6, HeaderError::Ipv6),
+        (version != 4, HeaderError::BadVersion { version }),
+        (words < 5, HeaderError::BadHeaderLength { words }),
+        (header > have, HeaderError::HeaderTruncated { header, have }),
+        (usize::from(total) < header, HeaderError::BadTotalLength { total, header }),
+        (usize::from(total) > have, HeaderError::Truncated { total, have }),
+        (sum != 0xffff, HeaderError::BadChecksum { sum }),
+    ];
+    if let Some((_, error)) = errors.iter().find(|(fails, _)| *fails) {
+        return Some(*error);
+    }
+    let at = (20..header).find(|at| *at == bad_option_at(&bytes[..header]))?;
+    Some(HeaderError::BadOption { at, header })
+}
+
+/// Where the first option that does not fit begins; the end of the header if all fit.
+fn bad_option_at(header: &[u8]) -> usize {
+    let fits = |end: usize| option_kinds(&header[20..end]).is_some();
+    match option_kinds(&header[20..]) {
+        Some(_) => header.len(),
+        // The longest front that is a whole number of options ends where the bad one begins.
+        None => (20..header.len()).rev().find(|end| fits(*end)).unwrap_or(20),
+    }
+}

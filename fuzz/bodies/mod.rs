@@ -1,0 +1,5 @@
+//! What each fuzz target does with its input. The ordinary tests run the same over the committed seeds.
+
+pub(crate) mod forward;
+pub(crate) mod header;
+pub(crate) mod icmp;

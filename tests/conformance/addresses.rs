@@ -1,0 +1,128 @@
+//! Section B and fault 10: addresses that no packet may carry.
+
+use core::net::Ipv4Addr;
+
+use loden::forward::{DropReason, Overlay, Transit};
+
+use crate::support::host::{Host, Outcome, POD, POD_A, host_a, host_b, overlay};
+use crate::support::packet::{ICMP, Ipv4, icmp};
+
+/// First and last address of each class, and why a packet with such a source and such a destination is dropped.
+const CLASSES: [([u8; 4], [u8; 4], DropReason, DropReason); 5] = {
+    use DropReason::{LinkLocal, MartianDestination, MartianSource, MulticastDestination};
+    [
+        ([0, 0, 0, 0], [0, 255, 255, 255], MartianSource, MartianDestination),
+        ([127, 0, 0, 0], [127, 255, 255, 255], MartianSource, MartianDestination),
+        ([169, 254, 0, 0], [169, 254, 255, 255], LinkLocal, LinkLocal),
+        ([224, 0, 0, 0], [239, 255, 255, 255], MartianSource, MulticastDestination),
+        ([240, 0, 0, 0], [255, 255, 255, 254], MartianSource, MartianDestination),
+        // 255.255.255.255 has its own test.
+    ]
+};
+
+/// A host on which every address is routed: to B, except A's own; and to which B may send anything for anyone.
+fn open() -> Host {
+    Host::with_default_route(Overlay { transit: Transit::Allowed, ..overlay() }, host_b())
+}
+
+fn naive(address: Ipv4Addr, of: fn(&(DropReason, DropReason)) -> DropReason) -> Option<DropReason> {
+    let holding = CLASSES.iter().find(|(first, last, ..)| (*first..=*last).contains(&address.octets()));
+    holding.map(|(_, _, source, destination)| of(&(*source, *destination)))
+}
+
+/// Every class's edges, their neighbours outside, and an address of every /16.
+fn addresses() -> impl Iterator<Item = Ipv4Addr> {
+    let edges = CLASSES.iter().flat_map(|(first, last, ..)| [*first, *last]).map(Ipv4Addr::from);
+    let around = edges.flat_map(|edge| {
+        let bits = edge.to_bits();
+        [bits.wrapping_sub(1), bits, bits.wrapping_add(1)].map(Ipv4Addr::from_bits)
+    });
+    let everywhere = (0..=0xffff).map(|net: u32| Ipv4Addr::from_bits(net << 16 | 0x0102));
+    around.chain(everywhere).filter(|address| *address != Ipv4Addr::BROADCAST)
+}
+
+/// R14, R18, R19, R62: each source, both ways. What is not in a class goes on.
+#[test]
+fn r14_sources_that_are_no_host_are_dropped_in_silence() {
+    let host = open();
+    for source in addresses() {
+        let expected = naive(source, |(source, _)| *source);
+        let out = host.encapsulate(&Ipv4::new(source, POD_A).bytes());
+        let back = host.decapsulate(&Ipv4::new(source, POD).bytes(), host_b());
+        match expected {
+            Some(reason) => assert_eq!([out, back], [Outcome::Drop(reason), Outcome::Drop(reason)], "{source}"),
+            None => {
+                assert_eq!(out.reason(), None, "{source}");
+                // The source check comes after; it knows no class.
+                let owned_by_b = host.naive_route(source).is_some_and(|route| route.next_hop == host_b());
+                let ours = source.octets()[..3] == [100, 96, 1];
+                let spoofed = (!owned_by_b || ours).then_some(DropReason::SpoofedSource);
+                assert_eq!(back.reason(), spoofed, "{source}");
+            }
+        }
+    }
+}
+
+/// R15, R17, R18, R19: each destination, both ways.
+#[test]
+fn r15_destinations_that_are_no_host_are_dropped_in_silence() {
+    let host = open();
+    for destination in addresses() {
+        let expected = naive(destination, |(_, destination)| *destination);
+        let out = host.encapsulate(&Ipv4::new(POD, destination).bytes());
+        let back = host.decapsulate(&Ipv4::new(POD_A, destination).bytes(), host_a());
+        match expected {
+            Some(reason) => assert_eq!([out, back], [Outcome::Drop(reason), Outcome::Drop(reason)], "{destination}"),
+            None => {
+                assert_eq!(out.reason(), None, "{destination}");
+                // Transit does not lead back to where a packet came from (fault 13).
+                let back_to_a = host.naive_route(destination).is_some_and(|route| route.next_hop == host_a());
+                assert_eq!(back.reason(), back_to_a.then_some(DropReason::ForeignDestination), "{destination}");
+            }
+        }
+    }
+}
+
+/// R14 and R16: with a route and without, both ways, also when its TTL expires; never a net-unreachable.
+#[test]
+fn r16_the_broadcast_address_is_dropped_in_silence() {
+    for host in [open(), Host::ordinary()] {
+        for ttl in [0, 1, 64] {
+            let to_all = Ipv4 { ttl, ..Ipv4::new(POD, Ipv4Addr::BROADCAST) };
+            assert_eq!(host.encapsulate(&to_all.bytes()), Outcome::Drop(DropReason::BroadcastDestination));
+            let from_a = Ipv4 { source: POD_A, ..to_all };
+            assert_eq!(host.decapsulate(&from_a.bytes(), host_a()), Outcome::Drop(DropReason::BroadcastDestination));
+            let from_all = Ipv4 { ttl, ..Ipv4::new(Ipv4Addr::BROADCAST, POD_A) };
+            assert_eq!(host.encapsulate(&from_all.bytes()), Outcome::Drop(DropReason::MartianSource));
+            let from_all = Ipv4 { destination: POD, ..from_all };
+            assert_eq!(host.decapsulate(&from_all.bytes(), host_a()), Outcome::Drop(DropReason::MartianSource));
+        }
+    }
+}
+
+#[test]
+fn r17_a_group_gets_no_time_exceeded_and_no_unreachable() {
+    for host in [open(), Host::ordinary()] {
+        for ttl in [0, 1, 2, 64] {
+            for group in [[224, 0, 0, 1], [224, 0, 0, 251], [239, 255, 255, 255]] {
+                let packet = Ipv4 { ttl, ..Ipv4::new(POD, group) };
+                assert_eq!(host.encapsulate(&packet.bytes()), Outcome::Drop(DropReason::MulticastDestination));
+                let echo = Ipv4 { protocol: ICMP, payload: icmp(8, 0, b""), source: POD_A, ..packet };
+                let outcome = host.decapsulate(&echo.bytes(), host_a());
+                assert_eq!(outcome, Outcome::Drop(DropReason::MulticastDestination));
+            }
+        }
+    }
+}
+
+/// R19: the documentation networks are as good as any.
+#[test]
+fn r19_documentation_networks_are_forwarded() {
+    let host = open();
+    for net in [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]] {
+        for (source, destination) in [(POD, Ipv4Addr::from(net)), (Ipv4Addr::from(net), POD_A)] {
+            assert_eq!(host.encapsulate(&Ipv4::new(source, destination).bytes()).reason(), None);
+        }
+        assert_eq!(host.decapsulate(&Ipv4::new(net, POD).bytes(), host_b()).reason(), None);
+    }
+}

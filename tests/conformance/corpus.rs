@@ -1,0 +1,192 @@
+//! The fuzz targets' bodies over the committed seeds, and the seeds themselves.
+//!
+//! `LODEN_WRITE_SEEDS=1 cargo test --test conformance seeds` writes them anew.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::bodies;
+use crate::support::host::{NOBODY, POD, POD_B, inbound, outbound};
+use crate::support::packet::{
+    DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, icmp, pattern, udp,
+};
+use crate::support::scenario::{Scenario, policy};
+
+type Seed = (&'static str, Vec<u8>);
+
+fn corpus(target: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
+}
+
+/// Runs a body over every file there is, a fuzzer's finds among them, and each seed with every byte changed once.
+fn run_over(target: &str, body: fn(&[u8])) {
+    let mut files = 0;
+    for entry in fs::read_dir(corpus(target)).unwrap() {
+        let bytes = fs::read(entry.unwrap().path()).unwrap();
+        body(&bytes);
+        for at in 0..bytes.len().min(96) {
+            for change in [0x01, 0x80] {
+                let mut changed = bytes.clone();
+                changed[at] ^= change;
+                body(&changed);
+            }
+            body(&bytes[..at]);
+        }
+        files += 1;
+    }
+    assert!(files >= 20, "{files} seeds for {target}");
+}
+
+#[test]
+fn header_over_the_corpus() {
+    run_over("header", bodies::header::run);
+}
+
+#[test]
+fn forward_over_the_corpus() {
+    run_over("forward", bodies::forward::run);
+}
+
+#[test]
+fn icmp_over_the_corpus() {
+    run_over("icmp", bodies::icmp::run);
+}
+
+#[test]
+fn the_committed_seeds_are_these() {
+    for (target, seeds) in [("header", header_seeds()), ("forward", forward_seeds()), ("icmp", icmp_seeds())] {
+        assert!((20..=60).contains(&seeds.len()), "{} seeds for {target}", seeds.len());
+        for (name, bytes) in seeds {
+            let path = corpus(target).join(name);
+            if std::env::var_os("LODEN_WRITE_SEEDS").is_some() {
+                fs::create_dir_all(corpus(target)).unwrap();
+                fs::write(&path, &bytes).unwrap();
+            }
+            assert_eq!(fs::read(&path).unwrap(), bytes, "{target}/{name}");
+        }
+    }
+}
+
+/// The packets that every target begins with; what they are for is in their names.
+fn header_seeds() -> Vec<Seed> {
+    let packets = [
+        ("all-header", Ipv4 { payload: vec![], ..outbound() }),
+        ("bad-checksum", Ipv4 { checksum: Some(0xdead), ..outbound() }),
+        ("checksum-ffff", Ipv4 { checksum: Some(0xffff), ..outbound() }),
+        ("cut-19-bytes", Ipv4 { cut: Some(19), ..outbound() }),
+        ("cut-in-the-payload", Ipv4 { cut: Some(24), ..outbound() }),
+        ("fragment-first", Ipv4 { fragment: MF, payload: pattern(64), ..outbound() }),
+        ("fragment-last", Ipv4 { fragment: 8, payload: pattern(13), ..outbound() }),
+        ("fragment-past-the-end", Ipv4 { fragment: 0x1fff, payload: pattern(64), ..outbound() }),
+        ("ihl-4", Ipv4 { ihl: Some(4), ..outbound() }),
+        ("ihl-15-in-48-bytes", Ipv4 { ihl: Some(15), cut: Some(48), payload: pattern(60), ..outbound() }),
+        ("ihl-15-nops", Ipv4 { options: vec![1; 40], ..outbound() }),
+        ("ihl-15-one-option", Ipv4 { options: [[0x1e, 40].as_slice(), &pattern(38)].concat(), ..outbound() }),
+        ("icmp-echo", Ipv4 { protocol: ICMP, payload: icmp(8, 0, b"ping"), ..outbound() }),
+        ("ipv6", Ipv4 { version: 6, payload: pattern(40), ..outbound() }),
+        ("option-end-then-anything", Ipv4 { options: vec![0, 131, 0, 255], ..outbound() }),
+        ("option-length-0", Ipv4 { options: vec![0x1e, 0, 1, 1], ..outbound() }),
+        ("option-length-1", Ipv4 { options: vec![0x1e, 1, 1, 1], ..outbound() }),
+        ("option-length-41", Ipv4 { options: vec![0x1e, 41, 1, 1], ..outbound() }),
+        ("option-length-missing", Ipv4 { options: vec![1, 1, 1, 0x1e], ..outbound() }),
+        ("option-record-route", Ipv4 { options: RECORD_ROUTE.to_vec(), ..outbound() }),
+        ("option-router-alert", Ipv4 { options: ROUTER_ALERT.to_vec(), ..outbound() }),
+        ("ordinary", outbound()),
+        ("reserved-bits", Ipv4 { tos: 3, fragment: 0x8000, ..outbound() }),
+        ("source-route-loose", Ipv4 { options: LOOSE_SOURCE_ROUTE.to_vec(), ..outbound() }),
+        ("source-route-strict", Ipv4 { options: STRICT_SOURCE_ROUTE.to_vec(), ..outbound() }),
+        ("tcp", Ipv4 { protocol: TCP, payload: pattern(20), fragment: DF, ..outbound() }),
+        ("total-length-19", Ipv4 { total: Some(19), ..outbound() }),
+        ("total-length-65535", Ipv4 { total: Some(u16::MAX), ..outbound() }),
+        ("trailer", Ipv4 { trailer: vec![0xee; 8], ..outbound() }),
+        ("ttl-0", Ipv4 { ttl: 0, ..outbound() }),
+        ("version-5", Ipv4 { version: 5, ..outbound() }),
+    ];
+    let mut seeds: Vec<Seed> = packets.iter().map(|(name, packet)| (*name, packet.bytes())).collect();
+    seeds.push(("empty", Vec::new()));
+    seeds
+}
+
+fn forward_seeds() -> Vec<Seed> {
+    let (a, b, stranger) = (0, 1, 9);
+    let out = |packet: &Ipv4| Scenario::encode(0, 0, a, None, &packet.bytes());
+    let with = |policy, packet: &Ipv4| Scenario::encode(policy, 0, a, None, &packet.bytes());
+    let from = |sender, packet: &Ipv4| Scenario::encode(0, 0, sender, None, &packet.bytes());
+    let to_tunnel = Ipv4 { payload: udp(4000, 8285, b""), ..Ipv4::new(POD, [10, 168, 0, 2]) };
+    let source_route = Ipv4 { options: STRICT_SOURCE_ROUTE.to_vec(), ..outbound() };
+    let long = Ipv4 { payload: pattern(100), ..outbound() };
+    vec![
+        ("out-bad-checksum", out(&Ipv4 { checksum: Some(1), ..outbound() })),
+        ("out-broadcast", out(&Ipv4 { destination: [255; 4].into(), ..outbound() })),
+        ("out-default-route", Scenario::encode(0, 0, a, Some(6), &Ipv4::new(POD, [9, 9, 9, 9]).bytes())),
+        ("out-fixed-icmp-source", with(policy::ICMP_SOURCE_FIXED, &Ipv4 { ttl: 1, ..outbound() })),
+        ("out-link-local", out(&Ipv4 { destination: [169, 254, 1, 1].into(), ..outbound() })),
+        ("out-longest-match", out(&Ipv4 { destination: [100, 96, 2, 241].into(), ..outbound() })),
+        ("out-loop-next-hop", Scenario::encode(0, 0, a, Some(0), &Ipv4::new(POD, [10, 168, 0, 3]).bytes())),
+        ("out-loop-own-socket", Scenario::encode(0, 0, a, Some(0), &to_tunnel.bytes())),
+        ("out-martian-source", out(&Ipv4 { source: [127, 0, 0, 1].into(), ..outbound() })),
+        ("out-multicast-ttl-1", out(&Ipv4 { destination: [224, 0, 0, 1].into(), ttl: 1, ..outbound() })),
+        ("out-no-route", out(&Ipv4 { destination: NOBODY, ..outbound() })),
+        ("out-ordinary", out(&outbound())),
+        ("out-preserve-ttl-1", with(policy::TTL_PRESERVE, &Ipv4 { ttl: 1, ..outbound() })),
+        ("out-repaired", with(policy::REPAIR_CHECKSUM | policy::REPAIR_LENGTH, &outbound())),
+        ("out-source-route", out(&source_route)),
+        ("out-source-route-allowed", with(policy::SOURCE_ROUTES, &source_route)),
+        ("out-too-long", Scenario::encode(0, 1, a, None, &long.bytes())),
+        ("out-too-long-df", Scenario::encode(0, 1, a, None, &Ipv4 { fragment: DF, ..long }.bytes())),
+        ("out-trailer", out(&Ipv4 { trailer: vec![0xee; 9], ..outbound() })),
+        ("out-ttl-0", out(&Ipv4 { ttl: 0, ..outbound() })),
+        ("in-dressed-as-ipv6", from(8, &inbound())),
+        ("in-foreign", from(a, &Ipv4 { destination: POD_B, ..inbound() })),
+        ("in-from-our-subnet", from(a, &Ipv4::new([100, 96, 1, 9], POD))),
+        ("in-ingress-ttl-1", with(policy::TTL_INGRESS, &Ipv4 { ttl: 1, ..inbound() })),
+        ("in-ordinary", from(a, &inbound())),
+        ("in-other-port", from(7, &inbound())),
+        ("in-spoofed", from(b, &inbound())),
+        ("in-spoofed-unchecked", Scenario::encode(policy::SOURCE_CHECK_OFF, 0, b, None, &inbound().bytes())),
+        ("in-stranger", from(stranger, &inbound())),
+        ("in-transit", with(policy::TRANSIT, &Ipv4 { destination: POD_B, ..inbound() })),
+        ("in-transit-back", with(policy::TRANSIT, &Ipv4 { destination: [100, 96, 2, 9].into(), ..inbound() })),
+        ("in-ttl-1", from(a, &Ipv4 { ttl: 1, ..inbound() })),
+        ("no-routes", vec![0, 0, 0, 0x45, 0]),
+        ("nothing", vec![]),
+    ]
+}
+
+/// Offenders, all with an answer due but for what their name says.
+fn icmp_seeds() -> Vec<Seed> {
+    let lost = || Ipv4 { destination: NOBODY, ..outbound() };
+    let offender = |packet: Ipv4| Scenario::encode(0, 0, 0, None, &packet.bytes());
+    let of_type = |kind| offender(Ipv4 { protocol: ICMP, payload: icmp(kind, 0, &pattern(28)), ..lost() });
+    let narrow = |packet: Ipv4| Scenario::encode(0, 1, 0, None, &Ipv4 { fragment: DF, ..packet }.bytes());
+    vec![
+        ("broadcast-of-the-network", offender(Ipv4 { destination: [100, 96, 255, 255].into(), ..lost() })),
+        ("broadcast-of-the-subnet", offender(Ipv4 { ttl: 1, source: [100, 96, 1, 255].into(), ..outbound() })),
+        ("expired", offender(Ipv4 { ttl: 1, ..outbound() })),
+        ("expired-at-the-far-end", offender(Ipv4 { ttl: 1, ..inbound() })),
+        ("expired-without-a-way-back", offender(Ipv4 { ttl: 1, source: [10, 168, 0, 3].into(), ..inbound() })),
+        ("fits-after-all", narrow(Ipv4 { payload: pattern(48), ..outbound() })),
+        ("fixed-source", Scenario::encode(policy::ICMP_SOURCE_FIXED, 0, 0, None, &lost().bytes())),
+        ("fragment-first", offender(Ipv4 { fragment: MF, ..lost() })),
+        ("fragment-later", offender(Ipv4 { fragment: 1, ..lost() })),
+        ("ihl-15-options", offender(Ipv4 { options: vec![1; 40], ..lost() })),
+        ("ihl-15-too-long", narrow(Ipv4 { options: vec![1; 40], payload: pattern(600), ..outbound() })),
+        ("length-0-payload", offender(Ipv4 { payload: vec![], ..lost() })),
+        ("length-548-quote-just-fits", offender(Ipv4 { payload: pattern(528), ..lost() })),
+        ("length-549-quote-just-not", offender(Ipv4 { payload: pattern(529), ..lost() })),
+        ("length-odd", offender(Ipv4 { payload: pattern(7), ..lost() })),
+        ("tos-ff", offender(Ipv4 { tos: 0xff, ..lost() })),
+        ("too-long", narrow(Ipv4 { payload: pattern(100), ..outbound() })),
+        ("too-long-for-the-path-later", offender(Ipv4 { payload: pattern(1200), fragment: DF, ..outbound() })),
+        ("trailer", offender(Ipv4 { trailer: vec![0xee; 60], ..lost() })),
+        ("type-0-echo-reply", of_type(0)),
+        ("type-3-unreachable", of_type(3)),
+        ("type-5-redirect", of_type(5)),
+        ("type-8-echo", of_type(8)),
+        ("type-11-time-exceeded", of_type(11)),
+        ("type-12-parameter-problem", of_type(12)),
+        ("type-13-timestamp", of_type(13)),
+        ("type-200-unknown", of_type(200)),
+        ("type-missing", offender(Ipv4 { protocol: ICMP, payload: vec![], ..lost() })),
+    ]
+}

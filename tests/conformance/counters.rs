@@ -1,0 +1,158 @@
+//! R67: every packet is in exactly one place, at every step; and the names of the reasons.
+
+use std::collections::HashSet;
+
+use loden::forward::{Counters, DropReason, Flow};
+use proptest::prelude::*;
+
+/// What a caller does about packets: it receives some, and later gives one of those it holds a fate.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Receive,
+    Forward,
+    Answer,
+    Discard(DropReason),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let reason = (0..DropReason::ALL.len()).prop_map(|i| DropReason::ALL[i]);
+    prop_oneof![
+        4 => Just(Step::Receive),
+        2 => Just(Step::Forward),
+        1 => Just(Step::Answer),
+        2 => reason.prop_map(Step::Discard),
+    ]
+}
+
+/// The oracle: a list of fates, one for every packet that came in and is not held.
+#[derive(Clone, Default)]
+struct Ledger {
+    held: u64,
+    forwarded: u64,
+    answered: u64,
+    dropped: Vec<DropReason>,
+}
+
+/// Takes a step in both, unless there is no packet to take it with.
+fn take(step: Step, flow: &mut Flow, ledger: &mut Ledger) {
+    if let Step::Receive = step {
+        flow.receive();
+        ledger.held += 1;
+        return;
+    }
+    let Some(held) = ledger.held.checked_sub(1) else { return };
+    ledger.held = held;
+    match step {
+        Step::Receive => {}
+        Step::Forward => {
+            flow.forward();
+            ledger.forwarded += 1;
+        }
+        Step::Answer => {
+            flow.answer();
+            ledger.answered += 1;
+        }
+        Step::Discard(reason) => {
+            flow.discard(reason);
+            ledger.dropped.push(reason);
+        }
+    }
+}
+
+fn assert_same(flow: &Flow, ledger: &Ledger) {
+    assert!(flow.is_conserved(), "R67: {flow:?}");
+    let Ledger { held, forwarded, answered, ref dropped } = *ledger;
+    let received = held + forwarded + answered + dropped.len() as u64;
+    assert_eq!(
+        [flow.received(), flow.held(), flow.forwarded(), flow.answered()],
+        [received, held, forwarded, answered]
+    );
+    let mut expected = Vec::new();
+    for reason in DropReason::ALL {
+        let count = dropped.iter().filter(|dropped| *dropped == reason).count() as u64;
+        assert_eq!(flow.dropped(*reason), count, "{reason}");
+        expected.extend((count > 0).then_some((*reason, count)));
+    }
+    assert_eq!(flow.drops().collect::<Vec<_>>(), expected, "in the order of the checks, without zeros");
+}
+
+proptest! {
+    #[test]
+    fn r67_flows_are_conserved_at_every_step(steps in proptest::collection::vec(step(), 0..200)) {
+        let (mut flow, mut ledger) = (Flow::default(), Ledger::default());
+        for step in steps {
+            take(step, &mut flow, &mut ledger);
+            assert_same(&flow, &ledger);
+        }
+    }
+
+    /// Workers' counters add up to what one worker would have counted.
+    #[test]
+    fn r67_sums_are_conserved(workers in proptest::collection::vec(proptest::collection::vec(step(), 0..40), 0..5)) {
+        let (mut sum, mut encap, mut decap) = (Counters::default(), Ledger::default(), Ledger::default());
+        for steps in workers {
+            let mut worker = Counters::default();
+            let (mut out, mut back) = (Ledger::default(), Ledger::default());
+            for (i, step) in steps.into_iter().enumerate() {
+                match i % 3 {
+                    0 => take(step, &mut worker.decap, &mut back),
+                    _ => take(step, &mut worker.encap, &mut out),
+                }
+                worker.anomalies.trimmed += 1;
+                worker.anomalies.icmp_limited += 2;
+            }
+            sum += &worker;
+            for (total, part) in [(&mut encap, out), (&mut decap, back)] {
+                total.held += part.held;
+                total.forwarded += part.forwarded;
+                total.answered += part.answered;
+                total.dropped.extend(part.dropped);
+            }
+        }
+        assert_same(&sum.encap, &encap);
+        assert_same(&sum.decap, &decap);
+        prop_assert_eq!(sum.anomalies.icmp_limited, sum.anomalies.trimmed * 2);
+    }
+}
+
+/// The law can be broken, so the check can fail: a fate for a packet that never came in.
+#[test]
+fn r67_a_fate_without_a_packet_is_noticed() {
+    let mut flow = Flow::default();
+    flow.forward();
+    assert!(!flow.is_conserved());
+}
+
+/// `ALL` is complete: every value that there is, at its own place. That none is missing follows from the match below, which
+/// the compiler holds complete in the macro that makes both; here it is that the last discriminant is the last place.
+#[test]
+fn reasons_are_numbered_in_the_order_of_the_list() {
+    for (i, reason) in DropReason::ALL.iter().enumerate() {
+        assert_eq!(*reason as usize, i, "{reason}");
+    }
+    let last = DropReason::Stopped as usize;
+    assert_eq!(last + 1, DropReason::ALL.len());
+}
+
+#[test]
+fn reasons_have_names_of_their_own() {
+    let names: HashSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(names.len(), DropReason::ALL.len());
+    for reason in DropReason::ALL {
+        let name = reason.name();
+        assert_eq!(name, snake_case(&format!("{reason:?}")), "the name is that of the variant");
+        assert_eq!(name, reason.to_string());
+    }
+}
+
+/// `Ipv6NotCarried` → `ipv6_not_carried`.
+fn snake_case(camel: &str) -> String {
+    let mut snake = String::new();
+    for letter in camel.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}

@@ -1,0 +1,173 @@
+//! Section F: when an ICMP error is sent, and when none may be.
+
+use core::net::Ipv4Addr;
+use core::time::Duration;
+
+use loden::forward::{IcmpLimiter, Overlay, Rate, RejectReason, SourceCheck};
+
+use crate::support::host::{Host, NOBODY, Outcome, POD, host_a, inbound, net, outbound, overlay, own, routes};
+use crate::support::icmp::Message;
+use crate::support::packet::{DF, ICMP, Ipv4, MF, TCP, icmp, pattern};
+
+/// The three places where an answer may be due, and what each says to this packet.
+fn everywhere(edit: impl Fn(Ipv4) -> Ipv4) -> [Outcome; 4] {
+    let host = Host::ordinary();
+    let narrow = Host::new(Overlay { mtu: 68, ..overlay() }, routes());
+    let long = |packet: Ipv4| {
+        let payload = [packet.payload, pattern(100)].concat();
+        Ipv4 { payload, fragment: packet.fragment | DF, ..packet }
+    };
+    [
+        host.encapsulate(&edit(Ipv4 { destination: NOBODY, ..outbound() }).bytes()),
+        host.encapsulate(&edit(Ipv4 { ttl: 1, ..outbound() }).bytes()),
+        host.decapsulate(&edit(Ipv4 { ttl: 1, ..inbound() }).bytes(), host_a()),
+        narrow.encapsulate(&long(edit(outbound())).bytes()),
+    ]
+}
+
+/// Whether there is an answer; it is the same in all places. All of them are rejected, answered or not.
+fn is_answered(what: &str, edit: impl Fn(Ipv4) -> Ipv4) -> bool {
+    let outcomes = everywhere(edit);
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Reject { .. })), "{what}: {outcomes:?}");
+    let answered = outcomes[0].icmp().is_some();
+    assert!(outcomes.iter().all(|outcome| outcome.icmp().is_some() == answered), "{what}: {outcomes:?}");
+    answered
+}
+
+/// R36, R37, fault 7: every type there is. Queries and their replies are answered; errors and unknown types are not.
+#[test]
+fn r36_r37_only_known_icmp_queries_are_answered() {
+    for kind in 0..=255u8 {
+        for code in [0, 1, 4, 255] {
+            // RFC 792, 950, 1256. 42 and 43 (RFC 8335) are neither errors nor in the list of 1995.
+            let known = matches!(kind, 0 | 8 | 9 | 10 | 13..=18);
+            if matches!(kind, 42 | 43) {
+                continue;
+            }
+            let quoted = Ipv4::new(POD, NOBODY).bytes();
+            let payload = icmp(kind, code, &quoted);
+            let answered = is_answered(&format!("type {kind}"), |packet| Ipv4 {
+                protocol: ICMP,
+                payload: payload.clone(),
+                ..packet
+            });
+            assert_eq!(answered, known, "ICMP type {kind} code {code}");
+        }
+    }
+}
+
+#[test]
+fn r37_an_echo_request_without_a_route_is_answered() {
+    let echo = Ipv4 { protocol: ICMP, payload: icmp(8, 0, b"ping"), destination: NOBODY, ..outbound() }.bytes();
+    let outcome = Host::ordinary().encapsulate(&echo);
+    let message = Message::parse(outcome.icmp().unwrap());
+    message.assert_sound(&echo);
+    assert_eq!(message.type_code, [3, 0]);
+}
+
+/// R38: the type itself is what must be there; the narrow path is left out, since its offender is long.
+#[test]
+fn r38_an_icmp_packet_too_short_for_its_type_is_not_answered() {
+    for (len, answered) in [(0, false), (1, true), (4, true)] {
+        let payload = icmp(8, 0, b"")[..len].to_vec();
+        let edit = |packet| Ipv4 { protocol: ICMP, payload: payload.clone(), ..packet };
+        for outcome in &everywhere(edit)[..3] {
+            assert!(matches!(outcome, Outcome::Reject { .. }));
+            assert_eq!(outcome.icmp().is_some(), answered, "{len} bytes of ICMP");
+        }
+    }
+    // A type behind the total length is not received.
+    let trailer = Ipv4 { protocol: ICMP, payload: vec![], trailer: vec![8; 8], destination: NOBODY, ..outbound() };
+    assert_eq!(Host::ordinary().encapsulate(&trailer.bytes()).icmp(), None);
+}
+
+#[test]
+fn r39_the_first_fragment_is_answered_and_later_ones_are_not() {
+    for (fragment, answered) in [(0, true), (MF, true), (1, false), (MF | 1, false), (0x1fff, false), (0x1000, false)] {
+        for protocol in [17, TCP, 89] {
+            let edit = |packet| Ipv4 { fragment, protocol, ..packet };
+            assert_eq!(is_answered("a fragment", edit), answered, "flags and offset {fragment:#06x}");
+        }
+    }
+    let echo = |packet| Ipv4 { fragment: 1, protocol: ICMP, payload: icmp(8, 0, b""), ..packet };
+    assert!(!is_answered("what looks like an echo request in a later fragment", echo));
+}
+
+/// R40: the broadcast addresses of the overlay network and of our own subnet, as destination and as source.
+#[test]
+fn r40_broadcasts_are_not_answered() {
+    let reject = |host: &Host, packet: Ipv4| match host.encapsulate(&packet.bytes()) {
+        Outcome::Reject { reason: RejectReason::TimeExceeded | RejectReason::NetUnreachable, answer } => {
+            answer.is_some()
+        }
+        other @ (Outcome::Reject { .. } | Outcome::Forward { .. } | Outcome::Drop(_)) => panic!("{other:?}"),
+    };
+    let hosts = [Host::ordinary(), Host::with_default_route(overlay(), host_a())];
+    for host in hosts {
+        for (address, answered) in [
+            ([100, 96, 255, 255], false),
+            ([100, 96, 1, 255], false),
+            ([100, 96, 1, 254], true),
+            ([100, 96, 255, 254], true),
+            ([100, 96, 7, 255], true),
+        ] {
+            let to = Ipv4 { ttl: 1, ..Ipv4::new(POD, address) };
+            assert_eq!(reject(&host, to), answered, "to {address:?}");
+            let from = Ipv4 { ttl: 1, ..Ipv4::new(address, NOBODY) };
+            assert_eq!(reject(&host, from), answered, "from {address:?}");
+        }
+    }
+    // At the far end, for the whole of our subnet.
+    let expiring = |last| Ipv4 { ttl: 1, destination: [100, 96, 1, last].into(), ..inbound() }.bytes();
+    assert_eq!(Host::ordinary().decapsulate(&expiring(255), host_a()).icmp(), None);
+    assert!(Host::ordinary().decapsulate(&expiring(254), host_a()).icmp().is_some());
+    let from_all = Ipv4 { ttl: 1, source: [100, 96, 255, 255].into(), ..inbound() }.bytes();
+    let unchecked = Overlay { source_check: SourceCheck::Off, ..overlay() };
+    assert_eq!(Host::with_default_route(unchecked, host_a()).decapsulate(&from_all, host_a()).icmp(), None);
+}
+
+/// R40: networks of one address or two have no broadcast address (RFC 3021).
+#[test]
+fn r40_a_network_of_one_or_two_has_no_broadcast() {
+    for len in [31, 32] {
+        let narrow = Overlay::new(net([100, 96, 1, 2], len), net([100, 96, 1, 2], len), own());
+        let last = Ipv4Addr::from_bits(net([100, 96, 1, 2], len).broadcast().to_bits());
+        let packet = Ipv4 { ttl: 1, ..Ipv4::new(last, [100, 96, 2, 3]) };
+        assert!(Host::new(narrow, routes()).encapsulate(&packet.bytes()).icmp().is_some(), "/{len}");
+    }
+}
+
+/// R40: a source that is no single host never gets as far as a reject.
+#[test]
+fn r40_r41_what_failed_a_check_has_no_answer() {
+    for source in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4], [240, 0, 0, 1]] {
+        for outcome in everywhere(|packet| Ipv4 { source: source.into(), ..packet }) {
+            assert!(matches!(outcome, Outcome::Drop(_)), "from {source:?}: {outcome:?}");
+        }
+    }
+    for outcome in everywhere(|packet| Ipv4 { checksum: Some(0xdead), ..packet }) {
+        assert!(matches!(outcome, Outcome::Drop(_)), "{outcome:?}");
+    }
+}
+
+/// R48 and fault 8, as a worker would do it: a million unroutable packets from one pod in a second, then one from another.
+#[test]
+fn r48_a_flood_is_answered_at_the_limit() {
+    let host = Host::ordinary();
+    let mut limiter = IcmpLimiter::default();
+    let mut packet = Ipv4 { destination: NOBODY, ..outbound() }.bytes();
+    let Rate { per_second, burst } = IcmpLimiter::PER_SOURCE;
+    let (mut answered, mut limited) = (0, 0);
+    for i in 0..1_000_000u64 {
+        let verdict = host.forwarder.encapsulate(&mut packet, &host.table);
+        let loden::forward::Encap::Reject(reject) = verdict else { panic!("{verdict:?}") };
+        assert!(reject.reply_to().is_some());
+        match limiter.allow(reject.offender().header().source(), Duration::from_micros(i)) {
+            true => answered += 1,
+            false => limited += 1,
+        }
+    }
+    assert!((burst + per_second - 1..=burst + per_second).contains(&answered), "{answered} answers");
+    assert_eq!(answered + limited, 1_000_000);
+    assert!(limiter.allow([100, 96, 1, 77].into(), Duration::from_secs(1)), "another source's first");
+}

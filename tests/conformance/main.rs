@@ -1,0 +1,21 @@
+//! The core against the conformance list (R numbers) and the list of faults, packet by packet, and against a model.
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
+#[path = "../../fuzz/bodies/mod.rs"]
+mod bodies;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod addresses;
+mod corpus;
+mod counters;
+mod header;
+mod icmp;
+mod icmp_rules;
+mod model;
+mod no_alloc;
+mod order;
+mod routes;
+mod size;
+mod ttl;
+mod tunnel;

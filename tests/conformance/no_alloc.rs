@@ -1,0 +1,273 @@
+//! Nothing on the packet path allocates. An allocator that counts, thread by thread, is in place for this whole test binary.
+#![expect(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts and hands on")]
+
+use core::cell::Cell;
+use core::hint::black_box;
+use core::net::{Ipv4Addr, SocketAddr};
+use core::time::Duration;
+use std::alloc::{GlobalAlloc, Layout, System};
+
+use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, Transit};
+use loden::route::{Route, RouteChange, RoutePublisher};
+
+use crate::support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes};
+use crate::support::packet::{DF, ICMP, Ipv4, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+std::thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // Outside a thread's life there is nothing to count for.
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+}
+
+// SAFETY: every call is handed on to the system's allocator, with the arguments as they came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`, and the pointer came from the system's allocator.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: the caller keeps the contract of `dealloc`, and the pointer came from the system's allocator.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+/// Calls to the allocator by this thread while `work` ran, freeing included.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.with(Cell::get);
+    work();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+#[test]
+fn the_allocator_counts() {
+    assert_eq!(allocations(|| drop(black_box(Vec::<u8>::with_capacity(black_box(1))))), 2);
+    let mut growing = Vec::with_capacity(1);
+    assert!(allocations(|| growing.extend(black_box([1u64, 2, 3, 4, 5]))) > 0);
+    assert_eq!(allocations(|| ()), 0);
+}
+
+/// What a worker keeps beside the forwarder.
+struct Worker {
+    host: Host,
+    counters: Counters,
+    limiter: IcmpLimiter,
+    paths: PathMtus,
+    out: [u8; 576],
+    now: Duration,
+}
+
+impl Worker {
+    fn new(overlay: Overlay) -> Self {
+        // A route to host A's own underlay network makes loops possible.
+        let mut routes = routes();
+        routes.push(Route::new(net([10, 168, 0, 0], 24), host_a()));
+        let mut paths = PathMtus::default();
+        paths.lower(host_a().ip(), 1300, Duration::ZERO);
+        Self {
+            host: Host::new(overlay, routes),
+            counters: Counters::default(),
+            limiter: IcmpLimiter::default(),
+            paths,
+            out: [0; 576],
+            now: Duration::ZERO,
+        }
+    }
+
+    fn encapsulate(&mut self, packet: &mut [u8]) {
+        self.counters.encap.receive();
+        match self.host.forwarder.encapsulate(packet, &self.host.table) {
+            Encap::Send(transmit) => {
+                for segment in transmit.segments() {
+                    black_box(segment);
+                }
+                black_box(self.paths.lookup(transmit.destination.ip(), self.now));
+                self.counters.encap.forward();
+            }
+            Encap::Reject(reject) => {
+                let answered = answer(&mut self.limiter, &mut self.out, self.now, &reject);
+                match answered {
+                    true => self.counters.encap.answer(),
+                    false => self.counters.encap.discard(reject.reason().into()),
+                }
+            }
+            Encap::Drop(reason) => self.counters.encap.discard(reason),
+        }
+    }
+
+    fn decapsulate(&mut self, datagram: &mut [u8], from: SocketAddr) {
+        self.counters.decap.receive();
+        match self.host.forwarder.decapsulate(datagram, from, &self.host.table) {
+            Decap::Deliver(bytes) => {
+                black_box(bytes);
+                self.counters.decap.forward();
+            }
+            Decap::Reject(reject) => {
+                let answered = answer(&mut self.limiter, &mut self.out, self.now, &reject);
+                match answered {
+                    true => self.counters.decap.answer(),
+                    false => self.counters.decap.discard(reject.reason().into()),
+                }
+            }
+            Decap::Drop(reason) => self.counters.decap.discard(reason),
+        }
+    }
+}
+
+/// Writes the answer every time; whether it may be sent is for the limiter to say.
+fn answer(limiter: &mut IcmpLimiter, out: &mut [u8; 576], now: Duration, reject: &Reject<'_>) -> bool {
+    let written = black_box(reject.icmp_error(out)).is_some();
+    written && limiter.allow(reject.offender().header().source(), now)
+}
+
+/// One packet for every verdict and, as far as one packet can, for every reason.
+fn packets() -> Vec<Ipv4> {
+    let mut packets = Vec::new();
+    for base in [outbound(), inbound()] {
+        let with = |edit: fn(&mut Ipv4)| {
+            let mut packet = base.clone();
+            edit(&mut packet);
+            packet
+        };
+        packets.extend([
+            base.clone(),
+            with(|p| p.options = RECORD_ROUTE.to_vec()),
+            with(|p| p.payload = pattern(1452)),
+            with(|p| p.trailer = vec![9; 7]),
+            with(|p| p.cut = Some(19)),
+            with(|p| p.version = 6),
+            with(|p| p.version = 5),
+            with(|p| p.ihl = Some(4)),
+            with(|p| (p.ihl, p.cut) = (Some(15), Some(48))),
+            with(|p| p.total = Some(12)),
+            with(|p| p.total = Some(9999)),
+            with(|p| p.checksum = Some(0xdead)),
+            with(|p| p.options = vec![30, 0, 1, 1]),
+            with(|p| p.options = STRICT_SOURCE_ROUTE.to_vec()),
+            with(|p| p.source = Ipv4Addr::LOCALHOST),
+            with(|p| p.source = [169, 254, 0, 1].into()),
+            with(|p| p.source = POD_B),
+            with(|p| p.destination = Ipv4Addr::BROADCAST),
+            with(|p| p.destination = Ipv4Addr::LOCALHOST),
+            with(|p| p.destination = [224, 0, 0, 1].into()),
+            with(|p| p.destination = POD_B),
+            with(|p| p.destination = NOBODY),
+            with(|p| (p.destination, p.protocol, p.payload) = (NOBODY, ICMP, icmp(3, 0, b""))),
+            with(|p| p.destination = [10, 168, 0, 3].into()),
+            with(|p| (p.destination, p.payload) = ([10, 168, 0, 2].into(), udp(1, 8285, b""))),
+            with(|p| p.ttl = 0),
+            with(|p| p.ttl = 1),
+            with(|p| (p.payload, p.fragment) = (pattern(2000), DF)),
+            with(|p| p.payload = pattern(2000)),
+        ]);
+    }
+    packets
+}
+
+#[test]
+fn no_verdict_allocates() {
+    const ROUNDS: u32 = 500;
+    for overlay in [overlay(), Overlay { transit: Transit::Allowed, ..overlay() }] {
+        let mut worker = Worker::new(overlay);
+        let originals: Vec<_> = packets().iter().map(Ipv4::bytes).collect();
+        let mut buffer = vec![0; 65_536];
+        let calls = allocations(|| {
+            for round in 0..ROUNDS {
+                worker.now = Duration::from_millis(u64::from(round));
+                for original in &originals {
+                    let packet = &mut buffer[..original.len()];
+                    packet.copy_from_slice(original);
+                    worker.encapsulate(packet);
+                    packet.copy_from_slice(original);
+                    worker.decapsulate(packet, host_a());
+                    packet.copy_from_slice(original);
+                    worker.decapsulate(packet, ([10, 9, 9, 9], 8285).into());
+                }
+            }
+        });
+        assert_eq!(calls, 0);
+        // That the calls were of every kind, or nothing was shown.
+        let Counters { encap, decap, anomalies: _, .. } = &worker.counters;
+        assert_eq!(encap.received(), u64::from(ROUNDS) * originals.len() as u64);
+        assert!(encap.is_conserved() && decap.is_conserved());
+        assert!([encap, decap].iter().all(|flow| flow.forwarded() > 0 && flow.answered() > 0));
+        let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
+        let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::SendBufferFull);
+        let unseen: Vec<_> = of_the_forwarder.filter(|reason| !seen(reason)).collect();
+        assert!(unseen.is_empty(), "never seen: {unseen:?}");
+    }
+}
+
+#[test]
+fn an_answer_after_a_refusal_does_not_allocate() {
+    let mut worker = Worker::new(overlay());
+    let mut packet = Ipv4 { payload: pattern(1452), fragment: DF, ..outbound() }.bytes();
+    let calls = allocations(|| {
+        for _ in 0..10_000 {
+            let forwarder = &worker.host.forwarder;
+            let Encap::Send(_) = forwarder.encapsulate(&mut packet, &worker.host.table) else { return };
+            let Encap::Reject(reject) = forwarder.refused_as_too_long(&mut packet, 1300) else { return };
+            black_box(answer(&mut worker.limiter, &mut worker.out, worker.now, &reject));
+            // Back to the TTL it began with, which a refusal restores.
+            worker.counters.encap.receive();
+            worker.counters.encap.answer();
+        }
+    });
+    assert_eq!((calls, worker.counters.encap.answered()), (0, 10_000));
+}
+
+/// The limiter's table has a fixed size: any number of sources, with a place or without.
+#[test]
+fn the_limiter_does_not_allocate() {
+    let mut limiter = IcmpLimiter::default();
+    let mut allowed = 0;
+    let calls = allocations(|| {
+        for i in 0..100_000u32 {
+            let now = Duration::from_micros(u64::from(i) * 50);
+            allowed += u32::from(limiter.allow(Ipv4Addr::from_bits(i.wrapping_mul(2_654_435_761)), now));
+        }
+    });
+    assert_eq!(calls, 0);
+    assert!((1000..100_000).contains(&allowed), "{allowed} were allowed, so both ways were taken");
+}
+
+/// The steady state: a batch that begins with the table the last one had. The first batch after a change may pay for it.
+#[test]
+fn load_does_not_allocate_while_nothing_is_published() {
+    let mut publisher = RoutePublisher::new();
+    let mut reader = publisher.reader();
+    for port in 1..200 {
+        let route = Route::new(net([100, 96, 2, 0], 24), ([10, 168, 0, 3], port));
+        assert_eq!(publisher.apply([RouteChange::Set(route)]).changed, 1);
+        assert_eq!(reader.load().len(), 1);
+        let mut found = None;
+        let calls = allocations(|| {
+            for _ in 0..100 {
+                found = reader.load().lookup_v4([100, 96, 2, 3].into()).map(|hop| hop.address.port());
+            }
+        });
+        assert_eq!((calls, found), (0, Some(port)));
+    }
+}

@@ -1,0 +1,116 @@
+//! Section G: what is too long, and what is said about it.
+
+use loden::forward::{DropReason, Overlay, RejectReason, ReplyTo, TtlPolicy};
+use loden::route::Route;
+
+use crate::support::host::{Host, Outcome, POD_A, host_a, inbound, net, outbound, overlay, routes};
+use crate::support::icmp::Message;
+use crate::support::packet::{DF, Ipv4, MF, pattern, with_ttl};
+
+fn of_length(total: usize, fragment: u16) -> Ipv4 {
+    Ipv4 { payload: pattern(total - 20), fragment, ..outbound() }
+}
+
+/// Hosts whose path to A carries so many bytes, by the overlay's MTU, the route's, or the smaller of both.
+fn hosts() -> Vec<(Host, u16)> {
+    let host = |mtu, route_mtu| {
+        let route = Route { mtu: route_mtu, ..Route::new(net([100, 96, 2, 0], 24), host_a()) };
+        Host::new(Overlay { mtu, ..overlay() }, vec![route])
+    };
+    vec![
+        (host(1472, None), 1472),
+        (host(68, None), 68),
+        (host(576, None), 576),
+        (host(8972, None), 8972),
+        (host(1472, Some(1300)), 1300),
+        (host(1300, Some(1472)), 1300),
+        (host(1472, Some(68)), 68),
+    ]
+}
+
+/// R50: one byte decides; the number is in the low half of the four bytes, the high half is 0.
+#[test]
+fn r50_too_long_with_df_is_answered_with_the_path_mtu() {
+    for (host, mtu) in hosts() {
+        let most = usize::from(mtu);
+        assert_eq!(host.encapsulate(&of_length(most, DF).bytes()).reason(), None, "{mtu} bytes fit");
+        for total in [most + 1, most + 2, 65_535] {
+            let offender = of_length(total, DF).bytes();
+            let outcome = host.encapsulate(&offender);
+            let Outcome::Reject { reason, answer: Some((reply_to, message)) } = &outcome else { panic!("{outcome:?}") };
+            assert_eq!((*reason, *reply_to), (RejectReason::FragmentationNeeded { mtu }, ReplyTo::Tun));
+            let message = Message::parse(message);
+            message.assert_sound(&offender);
+            let [high, low] = mtu.to_be_bytes();
+            assert_eq!((message.type_code, message.rest), ([3, 4], [0, 0, high, low]));
+        }
+    }
+}
+
+/// The TTL is looked at before the size, and what counts is the total length, not what lies behind it.
+#[test]
+fn r50_trailers_do_not_count() {
+    let packet = Ipv4 { trailer: vec![0xee; 2000], ..of_length(1472, DF) };
+    assert_eq!(Host::ordinary().encapsulate(&packet.bytes()).reason(), None);
+}
+
+/// R51 asks for fragments. There is none yet, and such packets have a reason of their own (fault 29).
+#[test]
+fn r51_too_long_without_df_is_dropped_with_its_own_reason() {
+    for (host, mtu) in hosts() {
+        let most = usize::from(mtu);
+        for fragment in [0, MF, 0x8000, 100] {
+            assert_eq!(host.encapsulate(&of_length(most, fragment).bytes()).reason(), None, "{mtu} bytes fit");
+            let outcome = host.encapsulate(&of_length(most + 1, fragment).bytes());
+            assert_eq!(outcome, Outcome::Drop(DropReason::NotFragmented));
+        }
+    }
+}
+
+/// R52 and R53, fault 5: DF and the fragment fields go through as they are, both ways.
+#[test]
+fn r52_r53_fragments_and_df_pass_as_they_are() {
+    let host = Host::ordinary();
+    for fragment in [DF, MF, DF | MF, 1, MF | 1, 0x1fff, DF | MF | 0x1fff] {
+        let out = Ipv4 { fragment, payload: pattern(1400), ..outbound() };
+        let expected = Outcome::Forward { to: Some(host_a()), bytes: with_ttl(&out.bytes(), 63) };
+        assert_eq!(host.encapsulate(&out.bytes()), expected);
+        let back = Ipv4 { fragment, payload: pattern(1400), ..inbound() };
+        let expected = Outcome::Forward { to: None, bytes: with_ttl(&back.bytes(), 63) };
+        assert_eq!(host.decapsulate(&back.bytes(), host_a()), expected);
+    }
+}
+
+/// R63a: what the underlay carried goes to the TUN, whatever our own MTU.
+#[test]
+fn r63a_longer_than_our_mtu_is_delivered() {
+    for total in [1473, 9000, 65_507] {
+        for fragment in [0, DF] {
+            let packet = Ipv4 { fragment, payload: pattern(total - 20), ..inbound() }.bytes();
+            let expected = Outcome::Forward { to: None, bytes: with_ttl(&packet, 63) };
+            assert_eq!(Host::ordinary().decapsulate(&packet, host_a()), expected);
+        }
+    }
+}
+
+/// R45 and R50, when the path shows its width only at sending: the sender is told about the packet it sent, under every
+/// policy and for every TTL that can have left.
+#[test]
+fn refused_as_too_long_undoes_the_hop_and_answers() {
+    for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
+        let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
+        for ttl in 2..=255 {
+            let offender = Ipv4 { ttl, ..of_length(1400, DF) }.bytes();
+            let Outcome::Forward { mut bytes, .. } = host.encapsulate(&offender) else { panic!("1400 bytes fit") };
+            let outcome = host.refused_as_too_long(&mut bytes, 1300);
+            let Outcome::Reject { reason, answer: Some((reply_to, message)) } = &outcome else { panic!("{outcome:?}") };
+            assert_eq!((*reason, *reply_to), (RejectReason::FragmentationNeeded { mtu: 1300 }, ReplyTo::Tun));
+            let message = Message::parse(message);
+            message.assert_sound(&offender);
+            assert_eq!(message.source(), POD_A);
+            assert_eq!((message.type_code, message.rest), ([3, 4], [0, 0, 5, 20]));
+        }
+        let Outcome::Forward { mut bytes, .. } = host.encapsulate(&of_length(1400, 0).bytes()) else { panic!() };
+        assert_eq!(host.refused_as_too_long(&mut bytes, 1300), Outcome::Drop(DropReason::NotFragmented));
+    }
+}

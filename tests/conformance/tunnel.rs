@@ -1,0 +1,198 @@
+//! Section H: who may send what to whom, and what would go round in circles.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use loden::forward::{DropReason, Overlay, SourceCheck, Transit};
+use loden::route::Route;
+
+use crate::support::host::{
+    Host, NOBODY, POD, POD_A, POD_B, host_a, host_b, inbound, net, outbound, overlay, own, routes,
+};
+use crate::support::packet::{Ipv4, TCP, udp};
+
+fn transit() -> Overlay {
+    Overlay { transit: Transit::Allowed, ..overlay() }
+}
+
+fn decap_reason(host: &Host, from: SocketAddr, packet: &Ipv4) -> Option<DropReason> {
+    host.decapsulate(&packet.bytes(), from).reason()
+}
+
+/// R62: any packet for the underlay address of its own next hop, whatever it carries.
+#[test]
+fn r62_the_next_hops_own_address_is_not_tunnelled() {
+    let host = Host::with_default_route(overlay(), host_a());
+    for (protocol, payload) in [(TCP, vec![0; 20]), (1, vec![8; 8]), (17, udp(1, 22, b"")), (17, vec![])] {
+        let to_a = Ipv4 { protocol, payload, ..Ipv4::new(POD, [10, 168, 0, 3]) };
+        assert_eq!(host.encapsulate(&to_a.bytes()).reason(), Some(DropReason::Loop));
+        let to_neighbour = Ipv4 { destination: [10, 168, 0, 5].into(), ..to_a };
+        assert_eq!(host.encapsulate(&to_neighbour.bytes()).reason(), None, "its neighbour is");
+    }
+    // B's address is routed to A: only B's socket is a loop, not the host.
+    let to_b = Ipv4 { payload: udp(1, 22, b""), ..Ipv4::new(POD, [10, 168, 0, 4]) };
+    assert_eq!(host.encapsulate(&to_b.bytes()).reason(), None);
+}
+
+/// Fault 6, both ways: to our own socket and to another host's; to any other port of theirs it goes on.
+#[test]
+fn fault_6_a_datagram_of_the_tunnel_inside_the_tunnel() {
+    let host = Host::with_default_route(transit(), host_a());
+    let from_b = Host::with_default_route(transit(), host_a());
+    for socket in [own(), host_b()] {
+        let IpAddr::V4(address) = socket.ip() else { panic!("IPv4 all over") };
+        for (port, reason) in [(socket.port(), Some(DropReason::Loop)), (socket.port() + 1, None)] {
+            let payload = udp(4000, port, b"a packet");
+            let out = Ipv4 { payload: payload.clone(), ..Ipv4::new(POD, address) };
+            assert_eq!(host.encapsulate(&out.bytes()).reason(), reason, "{address}:{port}");
+            let back = Ipv4 { source: POD_B, ..out };
+            assert_eq!(decap_reason(&from_b, host_b(), &back), reason, "{address}:{port}");
+        }
+        let tunnelled = Ipv4 { payload: udp(4000, socket.port(), b"a packet"), ..Ipv4::new(POD, address) };
+        let not_udp = Ipv4 { protocol: TCP, ..tunnelled.clone() };
+        assert_eq!(host.encapsulate(&not_udp.bytes()).reason(), None, "another protocol");
+        // A later fragment has no ports. What stands in their place means nothing.
+        let later = Ipv4 { fragment: 1, ..tunnelled.clone() };
+        assert_eq!(host.encapsulate(&later.bytes()).reason(), None, "a later fragment");
+        let first = Ipv4 { fragment: 0x2000, ..tunnelled.clone() };
+        assert_eq!(host.encapsulate(&first.bytes()).reason(), Some(DropReason::Loop), "a first fragment");
+        let options = Ipv4 { options: vec![1; 8], ..tunnelled.clone() };
+        assert_eq!(host.encapsulate(&options.bytes()).reason(), Some(DropReason::Loop), "ports behind options");
+        let portless = Ipv4 { payload: tunnelled.payload[..3].to_vec(), ..tunnelled };
+        assert_eq!(host.encapsulate(&portless.bytes()).reason(), None, "too short for ports");
+    }
+}
+
+/// R64 and fault 12: the address counts, not the port, and an IPv4 address dressed as IPv6 is the same.
+#[test]
+fn r64_only_known_peers_and_from_any_port() {
+    let host = Host::ordinary();
+    for port in [1, 8285, 8286, 65_535] {
+        assert_eq!(decap_reason(&host, (host_a().ip(), port).into(), &inbound()), None, "fault 12");
+    }
+    let mapped = |last| SocketAddr::new(Ipv4Addr::new(10, 168, 0, last).to_ipv6_mapped().into(), 8285);
+    assert_eq!(decap_reason(&host, mapped(3), &inbound()), None);
+    for stranger in [
+        ([10, 168, 0, 9], 8285).into(),
+        mapped(9),
+        own(),
+        (Ipv6Addr::LOCALHOST, 8285).into(),
+        (Ipv4Addr::new(10, 168, 0, 3).to_ipv6_compatible(), 8285).into(),
+    ] {
+        assert_eq!(decap_reason(&host, stranger, &inbound()), Some(DropReason::UnknownPeer), "{stranger}");
+    }
+    let nobody = Host::new(overlay(), Vec::new());
+    assert_eq!(decap_reason(&nobody, host_a(), &inbound()), Some(DropReason::UnknownPeer));
+}
+
+/// R64, with the underlay over IPv6.
+#[test]
+fn r64_a_peer_with_an_ipv6_address() {
+    let six = SocketAddr::from((Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3), 8285));
+    let host = Host::new(overlay(), vec![Route::new(net([100, 96, 2, 0], 24), six)]);
+    assert_eq!(decap_reason(&host, six, &inbound()), None);
+    assert_eq!(decap_reason(&host, host_a(), &inbound()), Some(DropReason::UnknownPeer));
+}
+
+/// R65, with B's /28 inside A's /24: each sends from its own part alone.
+#[test]
+fn r65_a_source_belongs_to_the_peer_its_route_leads_to() {
+    let host = Host::ordinary();
+    let nested = Ipv4Addr::new(100, 96, 2, 241);
+    let spoofed = Some(DropReason::SpoofedSource);
+    for (source, from_a, from_b) in [
+        (POD_A, None, spoofed),
+        (POD_B, spoofed, None),
+        (nested, spoofed, None),
+        (Ipv4Addr::new(100, 96, 2, 239), None, spoofed),
+        (NOBODY, spoofed, spoofed),
+        (Ipv4Addr::new(10, 168, 0, 3), None, spoofed),
+        (Ipv4Addr::new(10, 168, 0, 4), spoofed, None),
+        (Ipv4Addr::new(10, 168, 0, 2), spoofed, spoofed),
+    ] {
+        let packet = Ipv4::new(source, POD);
+        assert_eq!(decap_reason(&host, host_a(), &packet), from_a, "{source} from A");
+        assert_eq!(decap_reason(&host, host_b(), &packet), from_b, "{source} from B");
+    }
+}
+
+/// R65's setting: any known peer, from anywhere; strangers stay strangers.
+#[test]
+fn r65_without_the_check_any_peer_may_send_from_anywhere() {
+    let host = Host::new(Overlay { source_check: SourceCheck::Off, ..overlay() }, routes());
+    for source in [POD_A, POD_B, NOBODY, [8, 8, 8, 8].into()] {
+        assert_eq!(decap_reason(&host, host_a(), &Ipv4::new(source, POD)), None, "{source}");
+    }
+    let stranger = ([10, 168, 0, 9], 8285).into();
+    assert_eq!(decap_reason(&host, stranger, &inbound()), Some(DropReason::UnknownPeer));
+}
+
+/// Fault 11: also when a wider route leads to the very peer it comes from.
+#[test]
+fn fault_11_an_address_of_our_own_as_source_from_outside() {
+    let mut wide = routes();
+    wide.push(Route::new(net([100, 96, 0, 0], 16), host_a()));
+    for host in [Host::ordinary(), Host::new(overlay(), wide), Host::with_default_route(transit(), host_a())] {
+        for last in [0, 1, 2, 254, 255] {
+            let packet = Ipv4::new([100, 96, 1, last], POD);
+            assert_eq!(decap_reason(&host, host_a(), &packet), Some(DropReason::SpoofedSource), "100.96.1.{last}");
+        }
+    }
+}
+
+/// R66: every address of our subnet, and nothing beside it.
+#[test]
+fn r66_only_our_own_subnet_is_delivered_to() {
+    let host = Host::ordinary();
+    for last in 0..=255 {
+        assert_eq!(decap_reason(&host, host_a(), &Ipv4::new(POD_A, [100, 96, 1, last])), None);
+    }
+    let foreign = [[100, 96, 0, 255], [100, 96, 2, 0], [100, 96, 2, 4], [100, 96, 3, 4], NOBODY.octets(), [8; 4]];
+    for destination in foreign {
+        let packet = Ipv4::new(POD_A, destination);
+        assert_eq!(decap_reason(&host, host_a(), &packet), Some(DropReason::ForeignDestination), "{destination:?}");
+    }
+}
+
+/// R66 with transit, and fault 13: anywhere but straight back.
+#[test]
+fn r66_transit_goes_anywhere_but_back() {
+    let host = Host::new(transit(), routes());
+    let foreign = Some(DropReason::ForeignDestination);
+    for (destination, from_a, from_b) in [
+        (POD, None, None),
+        (POD_B, None, foreign),
+        (Ipv4Addr::new(100, 96, 2, 9), foreign, None),
+        (Ipv4Addr::new(100, 96, 2, 250), None, foreign),
+        (NOBODY, None, None),
+        (Ipv4Addr::new(8, 8, 8, 8), None, None),
+    ] {
+        let (of_a, of_b) = (Ipv4::new(POD_A, destination), Ipv4::new(POD_B, destination));
+        assert_eq!(decap_reason(&host, host_a(), &of_a), from_a, "{destination} from A");
+        assert_eq!(decap_reason(&host, host_b(), &of_b), from_b, "{destination} from B");
+        let other_port = (host_b().ip(), 1).into();
+        assert_eq!(decap_reason(&host, other_port, &of_b), from_b, "back to a peer, whatever its port");
+    }
+    let to_next_hop = Host::with_default_route(transit(), host_b());
+    let packet = Ipv4::new(POD_A, [10, 168, 0, 4]);
+    assert_eq!(decap_reason(&to_next_hop, host_a(), &packet), Some(DropReason::Loop), "R62");
+}
+
+/// Our own packets are nobody's to check: there is no source check on the way in.
+#[test]
+fn sources_out_of_the_tun_are_not_checked() {
+    for source in [POD, POD_A, NOBODY, [8, 8, 8, 8].into()] {
+        assert_eq!(Host::ordinary().encapsulate(&Ipv4 { source, ..outbound() }.bytes()).reason(), None, "{source}");
+    }
+}
+
+/// Fault 6 once more, for the host whose underlay address lies in the overlay network.
+#[test]
+fn fault_6_a_next_hop_inside_the_overlay_network() {
+    let inside = SocketAddr::from(([100, 96, 200, 7], 8285));
+    let mut routes = routes();
+    routes.push(Route::new(net([100, 96, 4, 0], 24), inside));
+    routes.push(Route::new(net([100, 96, 200, 0], 24), host_a()));
+    let packet = Ipv4 { payload: udp(4000, 8285, b""), ..Ipv4::new(POD, [100, 96, 200, 7]) };
+    let host = Host::new(overlay(), routes);
+    assert_eq!(host.encapsulate(&packet.bytes()).reason(), Some(DropReason::Loop));
+}

@@ -1,0 +1,212 @@
+//! One host of an overlay, and what it makes of a packet in a form that can be compared.
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use loden::forward::{Decap, DropReason, Encap, Forwarder, Overlay, Reject, RejectReason, ReplyTo};
+use loden::ipnet::{IpNet, Ipv4Net};
+use loden::route::{Route, RouteTable};
+
+use super::packet::{Ipv4, ones_sum};
+
+/// A pod of ours, and pods of two other hosts.
+pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
+pub(crate) const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
+pub(crate) const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 4);
+/// Inside the overlay network, and nobody's.
+pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(100, 96, 99, 9);
+
+/// A byte that no test packet is made of.
+pub(crate) const CANARY: u8 = 0xfb;
+
+pub(crate) fn own() -> SocketAddr {
+    ([10, 168, 0, 2], 8285).into()
+}
+
+/// Host A, which owns 100.96.2.0/24 but for its last sixteenth.
+pub(crate) fn host_a() -> SocketAddr {
+    ([10, 168, 0, 3], 8285).into()
+}
+
+/// Host B, which owns 100.96.3.0/24 and 100.96.2.240/28; not on flannel's port.
+pub(crate) fn host_b() -> SocketAddr {
+    ([10, 168, 0, 4], 9000).into()
+}
+
+pub(crate) fn net(address: impl Into<Ipv4Addr>, len: u8) -> Ipv4Net {
+    Ipv4Net::new(address.into(), len).unwrap()
+}
+
+pub(crate) fn overlay() -> Overlay {
+    Overlay::new(net([100, 96, 0, 0], 16), net([100, 96, 1, 0], 24), own())
+}
+
+pub(crate) fn routes() -> Vec<Route> {
+    vec![
+        Route::new(net([100, 96, 2, 0], 24), host_a()),
+        Route::new(net([100, 96, 3, 0], 24), host_b()),
+        Route::new(net([100, 96, 2, 240], 28), host_b()),
+    ]
+}
+
+/// A packet of a pod of ours for one of host A's.
+pub(crate) fn outbound() -> Ipv4 {
+    Ipv4::new(POD, POD_A)
+}
+
+/// A packet of one of host A's pods for one of ours.
+pub(crate) fn inbound() -> Ipv4 {
+    Ipv4::new(POD_A, POD)
+}
+
+/// A verdict with everything that can be seen of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// To a peer, or (`None`) to the TUN.
+    Forward {
+        to: Option<SocketAddr>,
+        bytes: Vec<u8>,
+    },
+    /// With the whole ICMP packet, if there may be one.
+    Reject {
+        reason: RejectReason,
+        answer: Option<(ReplyTo, Vec<u8>)>,
+    },
+    Drop(DropReason),
+}
+
+impl Outcome {
+    /// Why it was not forwarded.
+    pub(crate) fn reason(&self) -> Option<DropReason> {
+        match self {
+            Self::Forward { .. } => None,
+            Self::Reject { reason, .. } => Some((*reason).into()),
+            Self::Drop(reason) => Some(*reason),
+        }
+    }
+
+    /// The ICMP packet that goes with a reject.
+    pub(crate) fn icmp(&self) -> Option<&[u8]> {
+        match self {
+            Self::Reject { answer: Some((_, bytes)), .. } => Some(bytes),
+            Self::Reject { answer: None, .. } | Self::Forward { .. } | Self::Drop(_) => None,
+        }
+    }
+}
+
+pub(crate) struct Host {
+    pub(crate) forwarder: Forwarder,
+    pub(crate) table: RouteTable,
+    pub(crate) routes: Vec<Route>,
+}
+
+impl Host {
+    pub(crate) fn new(overlay: Overlay, routes: Vec<Route>) -> Self {
+        let table = table_of(&routes);
+        Self::with_table(overlay, routes, table)
+    }
+
+    /// With a table that was made of these routes before.
+    pub(crate) fn with_table(overlay: Overlay, routes: Vec<Route>, table: RouteTable) -> Self {
+        // Of several routes for one subnet the last stands.
+        let stands = |(i, route): &(usize, &Route)| {
+            let mut later = routes.iter().skip(i + 1);
+            later.all(|later| later.subnet.trunc() != route.subnet.trunc())
+        };
+        let routes = routes.iter().enumerate().filter(stands).map(|(_, route)| *route).collect();
+        Self { forwarder: Forwarder::new(overlay).unwrap(), table, routes }
+    }
+
+    pub(crate) fn ordinary() -> Self {
+        Self::new(overlay(), routes())
+    }
+
+    /// With a default route to `next_hop` beside the others.
+    pub(crate) fn with_default_route(overlay: Overlay, next_hop: SocketAddr) -> Self {
+        let mut routes = routes();
+        routes.push(Route::new(net([0, 0, 0, 0], 0), next_hop));
+        Self::new(overlay, routes)
+    }
+
+    pub(crate) fn overlay(&self) -> &Overlay {
+        self.forwarder.overlay()
+    }
+
+    /// The longest match, by looking at every route.
+    pub(crate) fn naive_route(&self, address: Ipv4Addr) -> Option<&Route> {
+        let len = |route: &Route| route.subnet.prefix_len();
+        self.routes.iter().filter(|route| holds(route.subnet, address)).max_by_key(|route| len(route))
+    }
+
+    /// What becomes of a packet out of the TUN. Checks on the way what holds for every verdict.
+    pub(crate) fn encapsulate(&self, packet: &[u8]) -> Outcome {
+        let mut buffer = packet.to_vec();
+        let outcome = match self.forwarder.encapsulate(&mut buffer, &self.table) {
+            Encap::Send(transmit) => {
+                assert_eq!(transmit.segment_size, None, "one packet is one datagram");
+                Outcome::Forward { to: Some(transmit.destination), bytes: transmit.contents.to_vec() }
+            }
+            Encap::Reject(reject) => reject_outcome(&reject, packet),
+            Encap::Drop(reason) => Outcome::Drop(reason),
+        };
+        assert_little_changed(packet, &buffer, &outcome);
+        outcome
+    }
+
+    /// What becomes of a packet that was let pass and that the path refused.
+    pub(crate) fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
+        match self.forwarder.refused_as_too_long(sent, mtu) {
+            Encap::Send(_) => panic!("a packet that is too long was sent again"),
+            Encap::Reject(reject) => {
+                let offender = reject.offender().as_bytes().to_vec();
+                reject_outcome(&reject, &offender)
+            }
+            Encap::Drop(reason) => Outcome::Drop(reason),
+        }
+    }
+
+    /// What becomes of a datagram from the underlay, likewise.
+    pub(crate) fn decapsulate(&self, datagram: &[u8], from: SocketAddr) -> Outcome {
+        let mut buffer = datagram.to_vec();
+        let outcome = match self.forwarder.decapsulate(&mut buffer, from, &self.table) {
+            Decap::Deliver(bytes) => Outcome::Forward { to: None, bytes: bytes.to_vec() },
+            Decap::Reject(reject) => reject_outcome(&reject, datagram),
+            Decap::Drop(reason) => Outcome::Drop(reason),
+        };
+        assert_little_changed(datagram, &buffer, &outcome);
+        outcome
+    }
+}
+
+pub(crate) fn table_of(routes: &[Route]) -> RouteTable {
+    let (table, refused) = RouteTable::try_from_routes(routes.iter().copied());
+    assert_eq!(refused, [], "the tests use routes that are taken");
+    table
+}
+
+pub(crate) fn holds(subnet: IpNet, address: Ipv4Addr) -> bool {
+    let IpAddr::V4(network) = subnet.addr() else { return false };
+    let host_bits = 32 - u32::from(subnet.prefix_len());
+    u64::from(network.to_bits()) >> host_bits == u64::from(address.to_bits()) >> host_bits
+}
+
+fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
+    let offender = reject.offender().as_bytes();
+    assert_eq!(offender, &packet[..offender.len()], "the offender is the packet as it arrived");
+    let mut out = [CANARY; 576];
+    let message = reject.icmp_error(&mut out).map(<[u8]>::to_vec);
+    assert_eq!(reject.reply_to().is_some(), message.is_some(), "somewhere to go, exactly if there is an answer");
+    Outcome::Reject { reason: reject.reason(), answer: reject.reply_to().zip(message) }
+}
+
+/// The bytes are as they were, unless the packet goes on: then TTL and checksum may differ, and the checksum is right.
+fn assert_little_changed(before: &[u8], after: &[u8], outcome: &Outcome) {
+    let Outcome::Forward { bytes, .. } = outcome else {
+        assert_eq!(before, after, "only packets that go on are touched");
+        return;
+    };
+    let total = usize::from(u16::from_be_bytes([before[2], before[3]]));
+    assert_eq!(bytes.as_slice(), &after[..total], "what goes on is the front of the buffer, total length bytes of it");
+    let differing: Vec<_> = (0..before.len()).filter(|at| before[*at] != after[*at]).collect();
+    assert!(differing.iter().all(|at| [8, 10, 11].contains(at)), "bytes {differing:?} differ");
+    assert_eq!(ones_sum(&after[..usize::from(after[0] & 15) * 4]), 0xffff, "the header checksum is right");
+}

@@ -1,0 +1,218 @@
+//! The forwarder once more, straight from the conformance list: slow, allocating, and with a parser of its own.
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use loden::forward::{
+    DropReason, IcmpSource, Overlay, RejectReason, ReplyTo, SourceCheck, SourceRoutes, Transit, TtlPolicy,
+};
+
+use super::host::{Host, Outcome, holds};
+use super::packet::{ICMP, UDP, ones_sum, with_ttl};
+
+/// A packet that passed sections A and B: its total length, no more.
+struct Packet<'a> {
+    bytes: &'a [u8],
+    header: usize,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+}
+
+pub(crate) fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
+    let overlay = host.overlay();
+    let packet = match Packet::check(bytes, overlay) {
+        Ok(packet) => packet,
+        Err(reason) => return Outcome::Drop(reason),
+    };
+    let from = match overlay.icmp_source {
+        IcmpSource::Fixed(address) => address,
+        IcmpSource::OffenderDestination => packet.destination,
+        other => panic!("the list knows no {other:?}"),
+    };
+    let reject = |reason| packet.reject(overlay, reason, Some((from, ReplyTo::Tun)));
+    let Some(route) = host.naive_route(packet.destination) else { return reject(RejectReason::NetUnreachable) };
+    if route.next_hop.ip() == packet.destination || packet.is_for_a_tunnel_socket(host) {
+        return Outcome::Drop(DropReason::Loop);
+    }
+    let ttl = match (packet.ttl(), overlay.ttl) {
+        (0, _) => return Outcome::Drop(DropReason::TtlZero),
+        (ttl, TtlPolicy::Preserve) => ttl,
+        (1, _) => return reject(RejectReason::TimeExceeded),
+        (ttl, _) => ttl - 1,
+    };
+    let mtu = route.mtu.unwrap_or(u16::MAX).min(overlay.mtu);
+    if packet.bytes.len() > usize::from(mtu) {
+        let dont_fragment = packet.bytes[6] & 0x40 != 0;
+        // R51 asks for fragments; fault 29 has them dropped while fragmentation does not exist.
+        let dropped = Outcome::Drop(DropReason::NotFragmented);
+        return if dont_fragment { reject(RejectReason::FragmentationNeeded { mtu }) } else { dropped };
+    }
+    Outcome::Forward { to: Some(route.next_hop), bytes: packet.with_ttl(ttl) }
+}
+
+pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
+    let overlay = host.overlay();
+    let peer = match from.ip() {
+        IpAddr::V6(address) => address.to_ipv4_mapped().map_or(from.ip(), IpAddr::V4),
+        IpAddr::V4(_) => from.ip(),
+    };
+    if host.routes.iter().all(|route| route.next_hop.ip() != peer) {
+        return Outcome::Drop(DropReason::UnknownPeer);
+    }
+    let packet = match Packet::check(bytes, overlay) {
+        Ok(packet) => packet,
+        Err(reason) => return Outcome::Drop(reason),
+    };
+    let next_hop = |address| host.naive_route(address).map(|route| route.next_hop);
+    let leads_to_peer = next_hop(packet.source).is_some_and(|hop| hop.ip() == peer);
+    let may_send = peer == packet.source || leads_to_peer && !holds(overlay.subnet, packet.source);
+    if overlay.source_check == SourceCheck::Strict && !may_send {
+        return Outcome::Drop(DropReason::SpoofedSource);
+    }
+    if packet.is_for_a_tunnel_socket(host) {
+        return Outcome::Drop(DropReason::Loop);
+    }
+    if !holds(overlay.subnet, packet.destination) {
+        let hop = next_hop(packet.destination).map(|hop| hop.ip());
+        if overlay.transit == Transit::Refused || hop == Some(peer) {
+            return Outcome::Drop(DropReason::ForeignDestination);
+        }
+        if hop == Some(IpAddr::V4(packet.destination)) {
+            return Outcome::Drop(DropReason::Loop);
+        }
+    }
+    match (packet.ttl(), overlay.ttl) {
+        (0, _) => Outcome::Drop(DropReason::TtlZero),
+        (1, TtlPolicy::BothEnds) => {
+            let IpAddr::V4(tun) = overlay.subnet.network() else { panic!("the tests' overlays are IPv4") };
+            let answer = next_hop(packet.source).map(|hop| (tun, ReplyTo::Peer(hop)));
+            packet.reject(overlay, RejectReason::TimeExceeded, answer)
+        }
+        (ttl, TtlPolicy::BothEnds) => Outcome::Forward { to: None, bytes: packet.with_ttl(ttl - 1) },
+        (_, _) => Outcome::Forward { to: None, bytes: packet.bytes.to_vec() },
+    }
+}
+
+impl<'a> Packet<'a> {
+    /// Sections A and B, in the order at the top of the list.
+    fn check(bytes: &'a [u8], overlay: &Overlay) -> Result<Self, DropReason> {
+        if bytes.len() < 20 {
+            return Err(DropReason::TooShort);
+        }
+        let (header, total) = (usize::from(bytes[0] & 15) * 4, usize::from(bytes[2]) * 256 + usize::from(bytes[3]));
+        let source = Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
+        let destination = Ipv4Addr::new(bytes[16], bytes[17], bytes[18], bytes[19]);
+        let checks = [
+            (bytes[0] >> 4 == 6, DropReason::Ipv6NotCarried),
+            (bytes[0] >> 4 != 4, DropReason::BadVersion),
+            (header < 20, DropReason::BadHeaderLength),
+            (header > bytes.len(), DropReason::HeaderTruncated),
+            (total < header, DropReason::BadTotalLength),
+            (total > bytes.len(), DropReason::Truncated),
+            (ones_sum(&bytes[..header.min(bytes.len())]) != 0xffff, DropReason::BadChecksum),
+        ];
+        if let Some((_, reason)) = checks.iter().find(|(fails, _)| *fails) {
+            return Err(*reason);
+        }
+        let kinds = option_kinds(&bytes[20..header]).ok_or(DropReason::BadOption)?;
+        let source_route = kinds.iter().any(|kind| [131, 137].contains(kind));
+        if source_route && overlay.source_routes == SourceRoutes::Dropped {
+            return Err(DropReason::SourceRoute);
+        }
+        let within = |address: Ipv4Addr, nets: &[(u8, u32)]| {
+            nets.iter().any(|(first, len)| address.to_bits() >> (32 - len) == u32::from(*first) << 24 >> (32 - len))
+        };
+        let link_local = |address: Ipv4Addr| address.octets()[..2] == [169, 254];
+        let checks = [
+            (within(source, &[(0, 8), (127, 8), (224, 4), (240, 4)]), DropReason::MartianSource),
+            (link_local(source), DropReason::LinkLocal),
+            (destination == Ipv4Addr::BROADCAST, DropReason::BroadcastDestination),
+            (within(destination, &[(0, 8), (127, 8), (240, 4)]), DropReason::MartianDestination),
+            (within(destination, &[(224, 4)]), DropReason::MulticastDestination),
+            (link_local(destination), DropReason::LinkLocal),
+        ];
+        match checks.iter().find(|(fails, _)| *fails) {
+            Some((_, reason)) => Err(*reason),
+            None => Ok(Self { bytes: &bytes[..total], header, source, destination }),
+        }
+    }
+
+    fn ttl(&self) -> u8 {
+        self.bytes[8]
+    }
+
+    fn payload(&self) -> &[u8] {
+        &self.bytes[self.header..]
+    }
+
+    fn fragment_offset(&self) -> u16 {
+        u16::from_be_bytes([self.bytes[6] & 0x1f, self.bytes[7]])
+    }
+
+    /// One that is not touched keeps its checksum, even a 0xFFFF that could be a 0.
+    fn with_ttl(&self, ttl: u8) -> Vec<u8> {
+        if ttl == self.ttl() { self.bytes.to_vec() } else { with_ttl(self.bytes, ttl) }
+    }
+
+    /// Fault 6: UDP to our own socket or to a next hop's.
+    fn is_for_a_tunnel_socket(&self, host: &Host) -> bool {
+        if self.bytes[9] != UDP || self.fragment_offset() != 0 || self.payload().len() < 4 {
+            return false;
+        }
+        let port = u16::from_be_bytes([self.payload()[2], self.payload()[3]]);
+        let socket = SocketAddr::new(self.destination.into(), port);
+        host.overlay().underlay == socket || host.routes.iter().any(|route| route.next_hop == socket)
+    }
+
+    /// Section F: the rules for when there is an answer, and the answer.
+    fn reject(&self, overlay: &Overlay, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
+        let broadcast = |address: Ipv4Addr| {
+            let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
+            last(overlay.network) || last(overlay.subnet)
+        };
+        let known_query = matches!(self.payload().first(), Some(0 | 8 | 9 | 10 | 13 | 14 | 15 | 16 | 17 | 18));
+        let barred = self.fragment_offset() != 0
+            || broadcast(self.destination)
+            || broadcast(self.source)
+            || self.bytes[9] == ICMP && !known_query;
+        let answer = answer.filter(|_| !barred);
+        let write = |(from, to)| (to, self.icmp_error(reason, from, overlay.icmp_ttl));
+        Outcome::Reject { reason, answer: answer.map(write) }
+    }
+
+    fn icmp_error(&self, reason: RejectReason, from: Ipv4Addr, ttl: u8) -> Vec<u8> {
+        let (kind, code, mtu) = match reason {
+            RejectReason::NetUnreachable => (3, 0, 0),
+            RejectReason::FragmentationNeeded { mtu } => (3, 4, mtu),
+            RejectReason::TimeExceeded => (11, 0, 0),
+            other => panic!("the list knows no {other:?}"),
+        };
+        let mut message = vec![kind, code, 0, 0, 0, 0, (mtu >> 8) as u8, mtu as u8];
+        message.extend(self.bytes.iter().take(576 - 28));
+        let checksum = !ones_sum(&message);
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        let answer = super::packet::Ipv4 {
+            tos: 0xc0 | self.bytes[1] & 0x1c,
+            id: 0,
+            fragment: super::packet::DF,
+            ttl,
+            protocol: ICMP,
+            payload: message,
+            ..super::packet::Ipv4::new(from, self.source)
+        };
+        answer.bytes()
+    }
+}
+
+/// The kinds of all options up to the end marker; `None` if one does not fit.
+pub(crate) fn option_kinds(mut options: &[u8]) -> Option<Vec<u8>> {
+    let mut kinds = Vec::new();
+    while let [kind @ 1..=255, rest @ ..] = options {
+        kinds.push(*kind);
+        options = match (*kind, rest) {
+            (1, rest) => rest,
+            (_, [len @ 2..=255, ..]) => options.get(usize::from(*len)..)?,
+            _ => return None,
+        };
+    }
+    Some(kinds)
+}

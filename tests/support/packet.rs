@@ -1,0 +1,134 @@
+//! IPv4 packets made field by field, right or wrong.
+
+use core::net::Ipv4Addr;
+
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+pub(crate) const DF: u16 = 0x4000;
+pub(crate) const MF: u16 = 0x2000;
+
+pub(crate) const LOOSE_SOURCE_ROUTE: [u8; 7] = [131, 7, 4, 10, 0, 0, 1];
+pub(crate) const STRICT_SOURCE_ROUTE: [u8; 7] = [137, 7, 4, 10, 0, 0, 1];
+pub(crate) const RECORD_ROUTE: [u8; 7] = [7, 7, 4, 0, 0, 0, 0];
+pub(crate) const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
+
+/// A packet to be. Lengths and checksum are right unless they are set.
+#[derive(Clone, Debug)]
+pub(crate) struct Ipv4 {
+    pub(crate) version: u8,
+    pub(crate) ihl: Option<u8>,
+    pub(crate) tos: u8,
+    pub(crate) total: Option<u16>,
+    pub(crate) id: u16,
+    /// The three flags and the fragment offset, as they stand in the header.
+    pub(crate) fragment: u16,
+    pub(crate) ttl: u8,
+    pub(crate) protocol: u8,
+    pub(crate) checksum: Option<u16>,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    /// Filled up with zeros (end of options) to a multiple of 4.
+    pub(crate) options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+    /// Bytes behind the total length.
+    pub(crate) trailer: Vec<u8>,
+    /// Only so many of all these bytes are received.
+    pub(crate) cut: Option<usize>,
+}
+
+impl Ipv4 {
+    /// A UDP packet between two pods.
+    pub(crate) fn new(source: impl Into<Ipv4Addr>, destination: impl Into<Ipv4Addr>) -> Self {
+        Self {
+            version: 4,
+            ihl: None,
+            tos: 0,
+            total: None,
+            id: 0x1234,
+            fragment: 0,
+            ttl: 64,
+            protocol: UDP,
+            checksum: None,
+            source: source.into(),
+            destination: destination.into(),
+            options: Vec::new(),
+            payload: udp(4000, 53, b"question"),
+            trailer: Vec::new(),
+            cut: None,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let options = self.options.len().next_multiple_of(4);
+        let header = 20 + options;
+        let total = self.total.unwrap_or((header + self.payload.len()) as u16).to_be_bytes();
+        let mut bytes = vec![self.version << 4 | self.ihl.unwrap_or((header / 4) as u8), self.tos, total[0], total[1]];
+        bytes.extend(self.id.to_be_bytes());
+        bytes.extend(self.fragment.to_be_bytes());
+        bytes.extend([self.ttl, self.protocol, 0, 0]);
+        bytes.extend(self.source.octets());
+        bytes.extend(self.destination.octets());
+        bytes.extend(&self.options);
+        bytes.resize(header, 0);
+        bytes.extend(&self.payload);
+        bytes.extend(&self.trailer);
+        bytes.truncate(self.cut.unwrap_or(usize::MAX));
+        repair_checksum(&mut bytes);
+        if let (Some(checksum), Some(field)) = (self.checksum, bytes.get_mut(10..12)) {
+            field.copy_from_slice(&checksum.to_be_bytes());
+        }
+        bytes
+    }
+}
+
+/// RFC 1071 by its mathematics: ones' complement addition is addition modulo 65,535 whose zero is written 0xFFFF, except
+/// that nothing at all sums to 0.
+pub(crate) fn ones_sum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u64::from(pair[0]) * 256 + u64::from(*pair.get(1).unwrap_or(&0));
+    match bytes.chunks(2).map(word).sum::<u64>() {
+        0 => 0,
+        total => ((total - 1) % 65_535 + 1) as u16,
+    }
+}
+
+/// Writes the checksum that a full computation gives, over as many bytes as the header says it has or as there are.
+pub(crate) fn repair_checksum(bytes: &mut [u8]) {
+    let header = bytes.first().map_or(0, |first| usize::from(first & 15) * 4).clamp(20, 60).min(bytes.len());
+    if header < 20 {
+        return;
+    }
+    bytes[10..12].fill(0);
+    let checksum = !ones_sum(&bytes[..header]);
+    bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// What a router makes of a packet: another TTL and, computed in full, the checksum that goes with it.
+pub(crate) fn with_ttl(packet: &[u8], ttl: u8) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    packet[8] = ttl;
+    repair_checksum(&mut packet);
+    packet
+}
+
+pub(crate) fn udp(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
+    let len = (8 + data.len()) as u16;
+    let mut bytes: Vec<u8> = [source, destination, len, 0].iter().flat_map(|word| word.to_be_bytes()).collect();
+    bytes.extend(data);
+    bytes
+}
+
+/// An ICMP message with a right checksum.
+pub(crate) fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind, code, 0, 0, 0, 1, 0, 1];
+    bytes.extend(body);
+    let checksum = !ones_sum(&bytes);
+    bytes[2..4].copy_from_slice(&checksum.to_be_bytes());
+    bytes
+}
+
+/// `len` bytes that differ from their neighbours.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 % 251) as u8).collect()
+}

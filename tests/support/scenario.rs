@@ -1,0 +1,134 @@
+//! Settings, routes and a packet out of any bytes, for the fuzz targets; and the bytes for the seeds.
+//!
+//! Byte 0 is the policy, byte 1 the MTU (low two bits) and the sender, byte 2 the number of routes, each of six bytes:
+//! address, prefix length, next hop. The rest is the packet.
+
+use core::cell::RefCell;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::HashMap;
+
+use loden::forward::{IcmpSource, Overlay, SourceCheck, SourceRoutes, Transit, TtlPolicy};
+use loden::route::{Route, RouteTable};
+
+use super::host::{Host, host_a, host_b, net, overlay, table_of};
+use super::packet::repair_checksum;
+
+pub(crate) mod policy {
+    pub(crate) const TTL_INGRESS: u8 = 1;
+    pub(crate) const TTL_PRESERVE: u8 = 2;
+    pub(crate) const SOURCE_CHECK_OFF: u8 = 1 << 2;
+    pub(crate) const TRANSIT: u8 = 1 << 3;
+    pub(crate) const SOURCE_ROUTES: u8 = 1 << 4;
+    pub(crate) const ICMP_SOURCE_FIXED: u8 = 1 << 5;
+    /// The checksum is put right, so that mutated packets get past R5.
+    pub(crate) const REPAIR_CHECKSUM: u8 = 1 << 6;
+    /// The total length is put right, so that they get past R7.
+    pub(crate) const REPAIR_LENGTH: u8 = 1 << 7;
+}
+
+pub(crate) const ICMP_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
+const MTUS: [u16; 4] = [1472, 68, 576, 65_535];
+const ROUTES_MAX: u8 = 9;
+const ROUTE_MTU: u8 = 0x80;
+
+pub(crate) struct Scenario {
+    pub(crate) host: Host,
+    pub(crate) from: SocketAddr,
+    pub(crate) packet: Vec<u8>,
+}
+
+/// Next hops, none inside the overlay network, as on every host whose underlay is not its own overlay.
+pub(crate) fn next_hops() -> [SocketAddr; 8] {
+    [
+        host_a(),
+        host_b(),
+        ([127, 0, 0, 1], 1).into(),
+        ([10, 168, 0, 2], 8286).into(),
+        ([192, 0, 2, 1], 65_535).into(),
+        (Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1), 8285).into(),
+        ([8, 8, 8, 8], 53).into(),
+        ([10, 168, 0, 3], 8286).into(),
+    ]
+}
+
+/// Those, from other ports too, one dressed as IPv6, and a stranger.
+pub(crate) fn senders() -> [SocketAddr; 10] {
+    let [a, b, c, d, e, f, g, h] = next_hops();
+    let mapped = SocketAddr::new(IpAddr::V6(Ipv4Addr::new(10, 168, 0, 3).to_ipv6_mapped()), 8285);
+    [a, SocketAddr::new(b.ip(), 1), c, d, e, f, g, h, mapped, ([10, 9, 9, 9], 8285).into()]
+}
+
+/// The overlay of a policy byte.
+pub(crate) fn overlay_of(policy: u8, mtu: u16) -> Overlay {
+    Overlay {
+        mtu,
+        ttl: match policy & 3 {
+            policy::TTL_INGRESS => TtlPolicy::Ingress,
+            policy::TTL_PRESERVE => TtlPolicy::Preserve,
+            _ => TtlPolicy::BothEnds,
+        },
+        source_check: if policy & policy::SOURCE_CHECK_OFF == 0 { SourceCheck::Strict } else { SourceCheck::Off },
+        transit: if policy & policy::TRANSIT == 0 { Transit::Refused } else { Transit::Allowed },
+        source_routes: match policy & policy::SOURCE_ROUTES {
+            0 => SourceRoutes::Dropped,
+            _ => SourceRoutes::Forwarded,
+        },
+        icmp_source: match policy & policy::ICMP_SOURCE_FIXED {
+            0 => IcmpSource::OffenderDestination,
+            _ => IcmpSource::Fixed(ICMP_SOURCE),
+        },
+        ..overlay()
+    }
+}
+
+impl Scenario {
+    /// `None` if the bytes end before the packet begins.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let ([policy, choice, count], mut rest) = bytes.split_first_chunk()?;
+        let mut routes = Vec::new();
+        for _ in 0..count % ROUTES_MAX {
+            let ([a, b, c, d, len, hop], after) = rest.split_first_chunk()?;
+            let next_hop = next_hops()[usize::from(hop & !ROUTE_MTU) % next_hops().len()];
+            let mtu = (hop & ROUTE_MTU != 0).then_some(1300);
+            routes.push(Route { mtu, ..Route::new(net([*a, *b, *c, *d], len % 33), next_hop) });
+            rest = after;
+        }
+        let mut packet = rest.to_vec();
+        if policy & policy::REPAIR_LENGTH != 0 && packet.len() >= 20 {
+            let total = u16::try_from(packet.len()).unwrap_or(u16::MAX);
+            packet[2..4].copy_from_slice(&total.to_be_bytes());
+        }
+        if policy & policy::REPAIR_CHECKSUM != 0 {
+            repair_checksum(&mut packet);
+        }
+        let from = senders()[usize::from(choice >> 2) % senders().len()];
+        let table = table_of_known(&routes);
+        let host = Host::with_table(overlay_of(*policy, MTUS[usize::from(choice & 3)]), routes, table);
+        Some(Self { host, from, packet })
+    }
+
+    /// The bytes of a scenario of [`host::routes`](super::host::routes) and, if given, a default route to the next hop of
+    /// that number.
+    pub(crate) fn encode(policy: u8, mtu: u8, sender: u8, default_route: Option<u8>, packet: &[u8]) -> Vec<u8> {
+        let mut routes = vec![[100, 96, 2, 0, 24, 0], [100, 96, 3, 0, 24, 1], [100, 96, 2, 240, 28, 1]];
+        routes.extend(default_route.map(|hop| [0, 0, 0, 0, 0, hop]));
+        let mut bytes = vec![policy, sender << 2 | mtu, routes.len() as u8];
+        bytes.extend(routes.concat());
+        bytes.extend(packet);
+        bytes
+    }
+}
+
+/// The table of these routes. Making one costs a hundred times what the forwarder does, and a fuzzer mostly changes packets.
+fn table_of_known(routes: &[Route]) -> RouteTable {
+    const TABLES: usize = 256;
+    std::thread_local! {
+        static KNOWN: RefCell<HashMap<Vec<Route>, RouteTable>> = RefCell::default();
+    }
+    KNOWN.with_borrow_mut(|known| {
+        if known.len() >= TABLES {
+            known.clear();
+        }
+        known.entry(routes.to_vec()).or_insert_with(|| table_of(routes)).clone()
+    })
+}
