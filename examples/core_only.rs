@@ -1,0 +1,120 @@
+//! The core with no system under it: two hosts forward between queues, and nothing here is a socket or a device.
+//! `cargo run --example core_only --no-default-features`. Behind [`Packets`] there may as well be a TLS stream.
+
+use std::io::{Write as _, stdout};
+use std::{collections::VecDeque, error::Error, net::SocketAddr};
+
+use etherparse::PacketBuilder;
+use loden::forward::{Counters, Decap, Encap, Flow, Forwarder, Overlay, Reject, ReplyTo};
+use loden::route::{Route, RouteTable};
+use loden::{ipnet::Ipv4Net, wire::icmpv4::ERROR_MAX, wire::ipv4::Ipv4Packet};
+
+/// Whatever carries whole packets both ways.
+trait Packets {
+    fn recv(&mut self) -> Option<Vec<u8>>;
+    fn send(&mut self, packet: &[u8]);
+}
+
+/// What came, and what goes.
+type Queues = (VecDeque<Vec<u8>>, VecDeque<Vec<u8>>);
+
+impl Packets for Queues {
+    fn recv(&mut self) -> Option<Vec<u8>> {
+        self.0.pop_front()
+    }
+    fn send(&mut self, packet: &[u8]) {
+        self.1.push_back(packet.to_vec());
+    }
+}
+
+/// One host. With more than one peer, `Transmit::destination` says which of them a packet is for.
+struct Host<P> {
+    forwarder: Forwarder,
+    routes: RouteTable,
+    counters: Counters,
+    pods: P,
+    peer: P,
+}
+
+impl<P: Packets> Host<P> {
+    /// Moves what its pods have sent.
+    fn outbound(&mut self) {
+        let Self { forwarder, routes, counters: Counters { encap: flow, .. }, pods, peer } = self;
+        while let Some(mut packet) = pods.recv() {
+            flow.receive();
+            match forwarder.encapsulate(&mut packet, routes) {
+                Encap::Send(transmit) => {
+                    peer.send(transmit.contents);
+                    flow.forward();
+                }
+                Encap::Reject(reject) => answer(&reject, flow, pods, peer),
+                Encap::Drop(reason) => flow.discard(reason),
+            }
+        }
+    }
+
+    /// Moves what its peer, whose underlay address is `from`, has sent.
+    fn inbound(&mut self, from: SocketAddr) {
+        let Self { forwarder, routes, counters: Counters { decap: flow, .. }, pods, peer } = self;
+        while let Some(mut packet) = peer.recv() {
+            flow.receive();
+            match forwarder.decapsulate(&mut packet, from, routes) {
+                Decap::Deliver(packet) => {
+                    pods.send(packet);
+                    flow.forward();
+                }
+                Decap::Reject(reject) => answer(&reject, flow, pods, peer),
+                Decap::Drop(reason) => flow.discard(reason),
+            }
+        }
+    }
+}
+
+/// Tells a packet's sender why it goes nowhere. Where strangers may send, ask an `IcmpLimiter` first.
+fn answer(reject: &Reject<'_>, flow: &mut Flow, pods: &mut impl Packets, peer: &mut impl Packets) {
+    let mut message = [0; ERROR_MAX];
+    match (reject.reply_to(), reject.icmp_error(&mut message)) {
+        (Some(ReplyTo::Tun), Some(message)) => pods.send(message),
+        (Some(ReplyTo::Peer(_)), Some(message)) => peer.send(message),
+        _ => return flow.discard(reject.reason().into()),
+    }
+    flow.answer();
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let [host_a, host_b] = [([10, 168, 0, 2], 8285), ([10, 168, 0, 3], 8285)].map(SocketAddr::from);
+    let [pods_a, pods_b] = [[100, 96, 1, 0], [100, 96, 2, 0]].map(|net| Ipv4Net::new_assert(net.into(), 24));
+    let mut a = host(pods_a, host_a, Route::new(pods_b, host_b))?;
+    let mut b = host(pods_b, host_b, Route::new(pods_a, host_a))?;
+
+    let sent = [ping([100, 96, 2, 3])?, ping([100, 96, 9, 9])?];
+    a.pods.0.extend(sent.clone());
+    a.outbound();
+    b.peer.0.append(&mut a.peer.1);
+    b.inbound(host_a);
+
+    for (what, packets) in [("pod a sent", sent.into()), ("pod b received", b.pods.1), ("pod a received", a.pods.1)] {
+        for packet in &packets {
+            let packet = Ipv4Packet::parse(packet)?;
+            let (from, to, ttl) = (packet.header().source(), packet.header().destination(), packet.header().ttl());
+            writeln!(stdout(), "{what:<16}  {from} -> {to}  TTL {ttl}  ICMP type {}", packet.payload()[0])?;
+        }
+    }
+    for (what, flow) in [("host a, outbound", a.counters.encap), ("host b, inbound", b.counters.decap)] {
+        writeln!(stdout(), "{what:<16}  {} forwarded, {} answered", flow.forwarded(), flow.answered())?;
+    }
+    Ok(())
+}
+
+fn host(subnet: Ipv4Net, own: SocketAddr, peer: Route) -> Result<Host<Queues>, Box<dyn Error>> {
+    let forwarder = Forwarder::new(Overlay::new(Ipv4Net::new(subnet.addr(), 16)?, subnet, own))?;
+    let (routes, refused) = RouteTable::try_from_routes([peer]);
+    assert_eq!(refused, []);
+    Ok(Host { forwarder, routes, counters: Counters::default(), pods: Queues::default(), peer: Queues::default() })
+}
+
+fn ping(destination: [u8; 4]) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4([100, 96, 1, 2], destination, 64).icmpv4_echo_request(1, 1).write(&mut packet, b"hello")?;
+    Ok(packet)
+}

@@ -1,0 +1,69 @@
+//! Two hosts with a pod each and a tunnel between them, all on this machine: `cargo run --release --example demo`.
+//!
+//! It needs root, or a system on which users may make user namespaces. Everything lives in network namespaces without a
+//! name: nothing outside them changes, and nothing stays behind, however it ends. Status 0: all was as it should be; 1:
+//! something was not; 2: this process may not make namespaces or TUN devices; 130: Ctrl-C; 141: nobody read on.
+
+/// Prints one line, and gives the demo an end if that is not possible.
+macro_rules! say {
+    ($($text:tt)*) => { crate::end::say(format_args!($($text)*)) };
+}
+
+#[path = "demo/counted.rs"]
+mod counted;
+#[path = "demo/end.rs"]
+mod end;
+#[path = "demo/tour.rs"]
+mod tour;
+#[path = "demo/tunnel.rs"]
+mod tunnel;
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use testbed::TwoHosts;
+
+use self::end::End;
+use self::tunnel::Tunnel;
+
+const PICTURE: &str = "
+      pod a                  host a                      host b                  pod b
+                    +--------------------+        +--------------------+
+   100.96.1.2 ------+ 100.96.1.1  kernel |        | kernel  100.96.2.1 +------ 100.96.2.3
+                    |               |    |        |    |               |
+                    | 100.96.1.0  loden0 |  UDP   | loden0  100.96.2.0 |
+                    |               |    |  8285  |    |               |
+                    | 10.168.0.2  tunnel +--------+ tunnel  10.168.0.3 |
+                    +--------------------+        +--------------------+
+";
+
+fn main() -> ExitCode {
+    // The first call, because it may enter a user namespace, and only a process of one thread may do that.
+    let ended = match testbed::ensure_privileges() {
+        Ok(()) => demo(),
+        Err(error) => Err(End::NotPermitted(error.to_string())),
+    };
+    end::exit_code(ended)
+}
+
+fn demo() -> Result<(), End> {
+    end::watch_for_interrupt().map_err(End::failed("cannot watch for Ctrl-C"))?;
+    say!("{PICTURE}")?;
+    let hosts = match TwoHosts::new() {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(End::NotPermitted(error.to_string())),
+        made => made.map_err(End::failed("cannot make two hosts"))?,
+    };
+    let near = Tunnel::start(&hosts.host_a, &tunnel::HOST_A, &tunnel::HOST_B)?;
+    let far = Tunnel::start(&hosts.host_b, &tunnel::HOST_B, &tunnel::HOST_A)?;
+    say!("Four network namespaces and two tunnels are up. A tunnel is a TUN device, a UDP socket and a poll loop.")?;
+    let toured = tour::take(&hosts);
+    // Whatever the tour met: the threads end first, then the namespaces they are in.
+    let (near, far) = (near.stop(), far.stop());
+    // A tunnel that broke is the cause of what the tour met.
+    let (near, far) = (near?, far?);
+    toured?;
+    counted::show(&near, &far)?;
+    tunnel::check_removed(&hosts)?;
+    drop(hosts);
+    say!("\nEverything was removed: both tunnels and their TUN devices, and all four namespaces.")
+}

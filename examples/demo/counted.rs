@@ -1,0 +1,40 @@
+//! What the tunnels of host a and host b counted, as a table.
+
+use loden::forward::{Counters, DropReason, Flow};
+
+use crate::end::End;
+
+/// The ICMP errors of the tour: two of host a's on the way out, for a TTL of 2 and for the hole, and one of host b's on
+/// the way in, for a TTL of 3. They show that the tunnels answered, and not a kernel that has the same address.
+const ANSWERED: [u64; 4] = [2, 0, 0, 1];
+
+pub(crate) fn show(a: &Counters, b: &Counters) -> Result<(), End> {
+    let flows = [&a.encap, &a.decap, &b.encap, &b.decap];
+    say!("\n5. What the tunnels counted, in packets")?;
+    say!("                                       tunnel of host a          tunnel of host b")?;
+    say!("                                 TUN > UDP   UDP > TUN     TUN > UDP   UDP > TUN")?;
+    row("came in", flows.map(Flow::received))?;
+    row("went on", flows.map(Flow::forwarded))?;
+    row("answered by ICMP", flows.map(Flow::answered))?;
+    for reason in DropReason::ALL {
+        let dropped = flows.map(|flow| flow.dropped(*reason));
+        if dropped != [0; 4] {
+            row(&format!("dropped: {reason}"), dropped)?;
+        }
+    }
+    if !flows.iter().all(|flow| flow.is_conserved() && flow.held() == 0) {
+        return Err(End::Failed("some packet is in none of these rows".to_owned()));
+    }
+    let answered = flows.map(Flow::answered);
+    if answered != ANSWERED {
+        return Err(End::Failed(format!("the tunnels should have answered {ANSWERED:?} packets and not {answered:?}")));
+    }
+    if flows.iter().any(|flow| flow.dropped(DropReason::Ipv6NotCarried) > 0) {
+        say!("   The IPv6 packets are the kernel's: it solicits routers on every new device.")?;
+    }
+    say!("   Every packet that came in is in one of the other rows.")
+}
+
+fn row(what: &str, [a_out, a_in, b_out, b_in]: [u64; 4]) -> Result<(), End> {
+    say!("   {what:<30}{a_out:>9}{a_in:>12}{b_out:>14}{b_in:>12}")
+}

@@ -1,0 +1,123 @@
+//! One host's tunnel: a thread in the host's namespace with a poll loop over a worker.
+//!
+//! The loop is that of the example `poll_loop`, whose comments tell why it is as it is.
+
+use core::error::Error;
+use core::net::Ipv4Addr;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::AsFd;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use loden::forward::{Counters, Forwarder, Overlay};
+use loden::ipnet::Ipv4Net;
+use loden::route::{Route, RouteChange, RoutePublisher};
+use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::worker::{Budget, Worker};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use testbed::{Namespace, TwoHosts};
+
+use crate::end::End;
+
+/// flannel's.
+const PORT: u16 = 8285;
+const DEVICE: &str = "loden0";
+
+/// What a tunnel has to know of a host.
+pub(crate) struct Host {
+    name: &'static str,
+    underlay: Ipv4Addr,
+    subnet: Ipv4Net,
+}
+
+pub(crate) const HOST_A: Host = Host { name: "host a", underlay: TwoHosts::HOST_A, subnet: TwoHosts::SUBNET_A };
+pub(crate) const HOST_B: Host = Host { name: "host b", underlay: TwoHosts::HOST_B, subnet: TwoHosts::SUBNET_B };
+
+/// A running tunnel. Dropped, it ends too, but nobody waits for it.
+pub(crate) struct Tunnel {
+    name: &'static str,
+    /// The loop ends when this end of the pipe is closed.
+    stop: PipeWriter,
+    thread: JoinHandle<Result<Counters, AnyError>>,
+}
+
+type AnyError = Box<dyn Error + Send + Sync>;
+
+impl Tunnel {
+    pub(crate) fn start(namespace: &Namespace, own: &Host, peer: &Host) -> Result<Self, End> {
+        let name = own.name;
+        let (stopped, stop) = io::pipe().map_err(End::failed("cannot make a pipe"))?;
+        let opened = namespace.enter(|| open(own, peer));
+        let worker = opened.map_err(End::failed(format!("the tunnel of {name} cannot start")))?;
+        let thread = namespace.spawn(format!("tunnel {name}"), move || run(worker, &stopped));
+        Ok(Self { name, stop, thread })
+    }
+
+    /// Ends the loop, which closes the socket and the TUN device, and returns what was counted.
+    pub(crate) fn stop(self) -> Result<Counters, End> {
+        let Self { name, stop, thread } = self;
+        drop(stop);
+        let ended = thread.join().unwrap_or_else(|_panic| Err("its thread panicked".into()));
+        ended.map_err(End::failed(format!("the tunnel of {name} broke")))
+    }
+}
+
+/// The kernel removes a TUN device with its last file descriptor, and address and routes with the device.
+pub(crate) fn check_removed(hosts: &TwoHosts) -> Result<(), End> {
+    for host in [&hosts.host_a, &hosts.host_b] {
+        let links = host.links().map_err(End::failed("after the tunnels were stopped"))?;
+        if links.iter().any(|link| link == DEVICE) {
+            return Err(End::Failed(format!("{DEVICE} is still there after its tunnel was stopped")));
+        }
+    }
+    Ok(())
+}
+
+fn open(own: &Host, peer: &Host) -> Result<Worker, AnyError> {
+    let underlay = (own.underlay, PORT).into();
+    let mtu = interface_of(own.underlay.into())?.tun_mtu();
+    let overlay = Overlay { mtu: mtu.try_into()?, ..Overlay::new(TwoHosts::OVERLAY, own.subnet, underlay) };
+    let forwarder = Forwarder::new(overlay)?;
+    let tun = Tun::open(&TunConfig { name: DEVICE.into() })?;
+    let udp = UdpTransport::bind(underlay, &UdpConfig::default())?;
+    let address = forwarder.tun_address();
+    Link::configure(tun.name(), &LinkConfig { address, network: TwoHosts::OVERLAY, mtu, form: AddressForm::Host })?;
+    // Kept, the publisher could change the routes of the running tunnel; this one's never change.
+    let mut routes = RoutePublisher::bound_to(underlay);
+    let applied = routes.apply([RouteChange::Set(Route::new(peer.subnet, (peer.underlay, PORT)))]);
+    match applied.refused.first() {
+        Some(refused) => Err((*refused).into()),
+        None => Ok(Worker::new(tun, udp, forwarder, routes.reader())),
+    }
+}
+
+fn run(mut worker: Worker, stopped: &PipeReader) -> Result<Counters, AnyError> {
+    loop {
+        let interest = worker.interest();
+        let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
+        let mut fds = [
+            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
+            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
+        ];
+        let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());
+        let asked = if interest.tun_readable { &mut fds[..] } else { &mut fds[..2] };
+        ppoll(asked, timeout, None).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
+        let [stopped, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
+
+        let now = Instant::now();
+        let due = interest.wake_at.is_some_and(|at| at <= now);
+        if due || !tun.is_empty() || udp.contains(PollFlags::POLLOUT) {
+            let _ = worker.tun_ready(Budget::default(), now)?;
+        }
+        if udp.intersects(!PollFlags::POLLOUT) {
+            let _ = worker.udp_ready(Budget::default(), now)?;
+        }
+        if !stopped.is_empty() {
+            worker.stop();
+            return Ok(worker.counters().clone());
+        }
+    }
+}

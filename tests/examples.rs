@@ -1,0 +1,240 @@
+//! The examples, run as a person would run them. They need root.
+#![cfg(target_os = "linux")]
+
+use core::time::Duration;
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use testbed::probe::{Amount, Ping, PingOutcome, ping, tcp_send, tcp_sink};
+use testbed::{Child, Namespace, TwoHosts};
+
+const SOON: Duration = Duration::from_secs(5);
+/// How long the demo may take, on a machine that has more to do.
+const DEMO: Duration = Duration::from_secs(15);
+/// What `poll_loop` and `tokio_loop` are called with on either host.
+const ON_A: [&str; 5] = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2:8285", "100.96.2.0/24", "10.168.0.3:8285"];
+const ON_B: [&str; 5] = ["100.96.2.0/24", "100.96.0.0/16", "10.168.0.3:8285", "100.96.1.0/24", "10.168.0.2:8285"];
+
+/// An example that cargo built in the profile of this test, which is `target/<profile>/deps/examples-…`.
+fn example(name: &str) -> Command {
+    let own = env::current_exe().expect("a test knows its own path");
+    let profile = own.parent().and_then(|deps| deps.parent()).expect("cargo puts tests into target/<profile>/deps");
+    let path: PathBuf = [profile, "examples".as_ref(), name.as_ref()].iter().collect();
+    assert!(path.exists(), "{} is missing; build it with `cargo build --examples` in this profile", path.display());
+    Command::new(path)
+}
+
+/// Where the test is.
+fn here() -> Namespace {
+    Namespace::current().expect("the namespace this test runs in")
+}
+
+fn hosts() -> TwoHosts {
+    TwoHosts::new().expect("these tests make network namespaces and TUN devices, and need root")
+}
+
+/// All that a program writes to standard output, and how it ended.
+fn run(program: Command, limit: Duration) -> (String, Child, ExitStatus) {
+    let mut child = Child::spawn(&here(), program).expect("spawned");
+    let mut output = String::new();
+    while let Ok(line) = child.next_line(limit) {
+        output += &line;
+        output.push('\n');
+    }
+    let ended = child.wait(SOON).expect("waited");
+    let status =
+        ended.unwrap_or_else(|| panic!("it still runs after {output:?}; standard error: {:?}", child.stderr()));
+    (output, child, status)
+}
+
+/// What a program says on standard error, which a thread collects: it may come a little after its end.
+fn stderr_of(child: &Child, wanted: &str) -> String {
+    for _ in 0..1000 {
+        if child.stderr().contains(wanted) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    child.stderr()
+}
+
+#[test]
+fn core_only_needs_no_system() {
+    let (output, child, status) = run(example("core_only"), SOON);
+    assert!(status.success(), "{status}: {}", child.stderr());
+    let expected = "\
+pod a sent        100.96.1.2 -> 100.96.2.3  TTL 64  ICMP type 8
+pod a sent        100.96.1.2 -> 100.96.9.9  TTL 64  ICMP type 8
+pod b received    100.96.1.2 -> 100.96.2.3  TTL 62  ICMP type 8
+pod a received    100.96.9.9 -> 100.96.1.2  TTL 64  ICMP type 3
+host a, outbound  1 forwarded, 1 answered
+host b, inbound   1 forwarded, 0 answered
+";
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn the_demo_shows_all_it_promises() {
+    let (output, child, status) = run(example("demo"), DEMO);
+    assert!(status.success(), "{status}: {} after {output}", child.stderr());
+    assert_eq!(child.stderr(), "");
+    let line_with = |words: &[&str]| {
+        let found = output.lines().find(|line| words.iter().all(|word| line.contains(word)));
+        found.unwrap_or_else(|| panic!("no line with {words:?} in:\n{output}"))
+    };
+    assert_eq!(output.matches("reply from 100.96.2.3: TTL 60, ").count(), 4, "{output}");
+    line_with(&["MiB in", "Gbit/s", "every byte"]);
+    line_with(&["TTL 1", "time exceeded", "100.96.1.1", "kernel of host a"]);
+    line_with(&["TTL 2", "time exceeded", "100.96.2.3", "tunnel of host a"]);
+    line_with(&["TTL 3", "time exceeded", "100.96.2.0", "tunnel of host b"]);
+    line_with(&["TTL 4", "time exceeded", "kernel of host b"]);
+    line_with(&["TTL 5", "reply", "100.96.2.3", "pod b"]);
+    line_with(&["net unreachable", "100.96.9.9", "tunnel of host a"]);
+    let answered = line_with(&["answered by ICMP"]);
+    assert_eq!(answered.split_whitespace().skip(3).collect::<Vec<_>>(), ["2", "0", "0", "1"]);
+    line_with(&["came in"]);
+    line_with(&["went on"]);
+    let last = output.lines().last().unwrap_or_default();
+    assert!(last.starts_with("Everything was removed"), "{output}");
+}
+
+#[test]
+fn the_demo_is_gone_at_once_after_ctrl_c() {
+    for reached in ["pod a", "1. Ping", "2. TCP"] {
+        let mut child = Child::spawn(&here(), example("demo")).expect("spawned");
+        while !child.next_line(SOON).expect("a line").contains(reached) {}
+        child.signal(Signal::SIGINT).expect("signalled");
+        let status = child.wait(Duration::from_secs(2)).expect("waited");
+        let status = status.unwrap_or_else(|| panic!("it still runs two seconds after SIGINT at {reached:?}"));
+        assert_eq!(status.code(), Some(130), "{reached}: {}", child.stderr());
+    }
+}
+
+#[test]
+fn the_demo_ends_quietly_when_nobody_reads_on() {
+    let mut child = example("demo").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
+    let mut line = String::new();
+    // The pipe is closed with the reader, behind the first line.
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let mut complaints = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut complaints).expect("its standard error");
+    assert_eq!(child.wait().expect("waited").code(), Some(141), "{complaints}");
+    assert_eq!(complaints, "");
+}
+
+/// Root or not: without a TUN device there is no demo. As another user it may be that namespaces are refused already.
+#[test]
+fn the_demo_says_what_it_needs() {
+    use std::os::unix::process::CommandExt;
+    let (mut as_root, mut as_nobody) = (example("demo"), example("demo"));
+    as_nobody.uid(65_534).gid(65_534);
+    for demo in [&mut as_root, &mut as_nobody] {
+        let output = thread::scope(|scope| scope.spawn(|| without_tun(demo)).join().expect("no panic"));
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{complaint}");
+        assert!(complaint.starts_with("demo: needs root, or a user namespace"), "{complaint}");
+        assert_eq!((complaint.lines().count(), output.stdout.len()), (1, 0), "{complaint}");
+    }
+}
+
+/// Runs a program where `/dev/net` is empty. For a thread that does nothing else afterwards.
+fn without_tun(program: &mut Command) -> std::process::Output {
+    const NOWHERE: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace of one's own, for which this test needs root");
+    mount(NOWHERE, "/", NOWHERE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOWHERE).expect("made private");
+    mount(NOWHERE, "/dev/net", Some("tmpfs"), MsFlags::empty(), NOWHERE).expect("covered");
+    program.output().expect("run")
+}
+
+#[test]
+fn a_loop_says_how_it_is_called() {
+    for name in ["poll_loop", "tokio_loop"] {
+        for args in [&ON_A[..4], &["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"]]
+        {
+            let output = example(name).args(args).output().expect("run");
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{complaint}");
+            assert!(complaint.starts_with("usage: ") && complaint.contains(name), "{complaint}");
+            assert_eq!(complaint.lines().count(), 1, "{complaint}");
+        }
+    }
+}
+
+#[test]
+fn poll_and_tokio_are_each_others_other_end() {
+    for [on_a, on_b] in [["poll_loop", "tokio_loop"], ["tokio_loop", "poll_loop"]] {
+        let hosts = hosts();
+        let [mut a, mut b] = [start(&hosts.host_a, on_a, ON_A), start(&hosts.host_b, on_b, ON_B)];
+        for _ in 0..2 {
+            check_traffic(&hosts);
+            check_idleness(&[&a, &b]);
+        }
+        a.signal(Signal::SIGTERM).expect("signalled");
+        b.signal(Signal::SIGINT).expect("signalled");
+        for (name, child) in [(on_a, &mut a), (on_b, &mut b)] {
+            let status = child.wait(Duration::from_secs(1)).expect("waited");
+            assert!(status.is_some_and(|status| status.success()), "{name}: {status:?}, {:?}", child.stderr());
+        }
+        assert_eq!(hosts.host_a.links().expect("links"), ["lo", TwoHosts::UPLINK, TwoHosts::POD_LINK]);
+    }
+}
+
+#[test]
+fn a_loop_ends_with_its_device() {
+    for name in ["poll_loop", "tokio_loop"] {
+        let hosts = hosts();
+        let mut child = start(&hosts.host_a, name, ON_A);
+        hosts.host_a.delete_link("loden0").expect("deleted");
+        let status = child.wait(Duration::from_secs(1)).expect("waited");
+        let complaint = stderr_of(&child, "was deleted");
+        assert_eq!(status.and_then(|status| status.code()), Some(1), "{name}: {status:?}, {complaint:?}");
+        assert!(complaint.starts_with(&format!("{name}: the TUN device loden0 was deleted")), "{complaint:?}");
+    }
+}
+
+/// Starts one end, on a host whose kernel sends nothing unasked, and returns when it is ready.
+fn start(host: &Namespace, name: &str, args: [&str; 5]) -> Child {
+    host.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    let mut command = example(name);
+    command.args(args);
+    let child = Child::spawn(host, command).expect("spawned");
+    assert_eq!(child.next_line(SOON).expect("a line"), "ready loden0");
+    child
+}
+
+fn check_traffic(hosts: &TwoHosts) {
+    let outcomes = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping { count: 10, ..Ping::default() })).expect("ping");
+    for outcome in outcomes {
+        assert!(matches!(outcome, PingOutcome::Reply { from: TwoHosts::POD_B, ttl: 60, .. }), "{outcome:?}");
+    }
+    for (from, to, address) in
+        [(&hosts.pod_a, &hosts.pod_b, TwoHosts::POD_B), (&hosts.pod_b, &hosts.pod_a, TwoHosts::POD_A)]
+    {
+        let listener = to.enter(|| TcpListener::bind((address, 0))).expect("bound");
+        let destination = listener.local_addr().expect("an address");
+        let sink = tcp_sink(listener, 7);
+        let sent = from.enter(|| tcp_send(destination, Amount::Bytes(32 << 20), 7)).expect("sent");
+        assert_eq!(sink.join().expect("no panic").expect("received").bytes, sent.bytes);
+    }
+}
+
+/// Two switches in a second are what a signal or a stray packet costs; a loop that polls has a thousand.
+fn check_idleness(children: &[&Child]) {
+    // What TCP has to say after its end.
+    thread::sleep(Duration::from_millis(300));
+    let all =
+        || children.iter().map(|child| (child.context_switches().expect("switches"), child.cpu_time().expect("time")));
+    let before: Vec<_> = all().collect();
+    thread::sleep(Duration::from_secs(1));
+    for ((switches, time), (switches_before, time_before)) in all().zip(before) {
+        assert!(switches - switches_before <= 2, "{} context switches while idle", switches - switches_before);
+        assert!(time - time_before <= Duration::from_millis(10), "{:?} of CPU time while idle", time - time_before);
+    }
+}
