@@ -65,7 +65,7 @@ pub(crate) fn forward(criterion: &mut Criterion) {
             bench.iter(|| {
                 for packet in &mut packets {
                     let verdict = forwarder.encapsulate(packet.fresh(), &table);
-                    assert!(matches!(black_box(verdict), Encap::Send(_)));
+                    assert!(matches!(black_box(&verdict), Encap::Send(_)));
                 }
             });
         });
@@ -77,7 +77,7 @@ pub(crate) fn forward(criterion: &mut Criterion) {
             bench.iter(|| {
                 for (packet, from) in &mut packets {
                     let verdict = forwarder.decapsulate(packet.fresh(), *from, &table);
-                    assert!(matches!(black_box(verdict), Decap::Deliver(_)));
+                    assert!(matches!(black_box(&verdict), Decap::Deliver(_)));
                 }
             });
         });

@@ -24,6 +24,8 @@ pub struct Forwarder {
     overlay: Overlay,
     network: Ipv4Net,
     subnet: Ipv4Net,
+    /// The netmask of `subnet`, which is asked for with every packet.
+    mask: u32,
     /// Our own underlay address and port, as an inner packet would carry them.
     own: SocketAddr,
 }
@@ -36,7 +38,7 @@ impl Forwarder {
     pub fn new(overlay: Overlay) -> Result<Self, OverlayError> {
         let (network, subnet) = overlay.check()?;
         let own = SocketAddr::new(overlay.underlay.ip().to_canonical(), overlay.underlay.port());
-        Ok(Self { overlay, network, subnet, own })
+        Ok(Self { overlay, network, subnet, mask: subnet.netmask().to_bits(), own })
     }
 
     /// The settings it was made with.
@@ -132,7 +134,7 @@ impl Forwarder {
     }
 
     /// Header and addresses, the checks both directions share.
-    #[inline]
+    #[inline(always)]
     fn admit<'p>(&self, bytes: &'p mut [u8]) -> Result<Ipv4PacketMut<'p>, DropReason> {
         let packet = Ipv4PacketMut::parse(bytes)?;
         let header = packet.header();
@@ -147,7 +149,7 @@ impl Forwarder {
     #[inline]
     fn may_send_from(&self, source: Ipv4Addr, peer: IpAddr, routes: &RouteTable) -> bool {
         let routed = routes.lookup_v4(source).is_some_and(|hop| hop.address.ip() == peer);
-        routed && !self.subnet.contains(&source) || peer == IpAddr::V4(source)
+        routed && !self.owns(source) || peer == IpAddr::V4(source)
     }
 
     /// R66 and the loops of fault 6.
@@ -162,7 +164,7 @@ impl Forwarder {
         if self.is_tunnelled_already(packet, routes) {
             return Err(DropReason::Loop);
         }
-        if self.subnet.contains(&destination) {
+        if self.owns(destination) {
             return Ok(());
         }
         if self.overlay.transit == Transit::Refused {
@@ -175,6 +177,12 @@ impl Forwarder {
         }
     }
 
+    /// Whether an address is in our own subnet.
+    #[inline]
+    fn owns(&self, address: Ipv4Addr) -> bool {
+        address.to_bits() & self.mask == self.subnet.addr().to_bits()
+    }
+
     /// Fault 6: a datagram of the tunnel's own inside the tunnel, for the socket it came from or for another host's.
     #[inline]
     fn is_tunnelled_already(&self, packet: &Ipv4PacketMut<'_>, routes: &RouteTable) -> bool {
@@ -184,8 +192,8 @@ impl Forwarder {
             return false;
         }
         let Some(&[high, low]) = packet.payload().get(DESTINATION_PORT) else { return false };
-        let socket = SocketAddr::new(header.destination().into(), u16::from_be_bytes([high, low]));
-        socket == self.own || routes.has_next_hop(socket)
+        let (address, port) = (header.destination().into(), u16::from_be_bytes([high, low]));
+        (port == self.own.port() && address == self.own.ip()) || routes.has_next_hop(SocketAddr::new(address, port))
     }
 
     /// An address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.

@@ -193,9 +193,11 @@ pub enum IcmpSource {
 #[inline]
 pub(super) fn check_addresses(header: &Ipv4Header) -> Result<(), DropReason> {
     let (source, destination) = (header.source(), header.destination());
-    if is_ordinary(source) && is_ordinary(destination) {
-        return Ok(());
-    }
+    if is_ordinary(source) && is_ordinary(destination) { Ok(()) } else { check_special(source, destination) }
+}
+
+#[cold]
+fn check_special(source: Ipv4Addr, destination: Ipv4Addr) -> Result<(), DropReason> {
     match source.octets() {
         [0 | 127 | 224..=255, ..] => return Err(DropReason::MartianSource),
         [169, 254, ..] => return Err(DropReason::LinkLocal),
@@ -213,5 +215,18 @@ pub(super) fn check_addresses(header: &Ipv4Header) -> Result<(), DropReason> {
 /// Surely none of the special addresses; 169/8 as a whole is looked at twice.
 #[inline]
 fn is_ordinary(address: Ipv4Addr) -> bool {
-    matches!(address.octets()[0], 1..=126 | 128..=168 | 170..=223)
+    /// A bit for each first byte.
+    const SPECIAL: [u64; 4] = {
+        let mut special = [0; 4];
+        let mut first = 0;
+        while first < 256 {
+            if matches!(first, 0 | 127 | 169 | 224..) {
+                special[first / 64] |= 1 << (first % 64);
+            }
+            first += 1;
+        }
+        special
+    };
+    let first = address.octets()[0];
+    SPECIAL.get(usize::from(first >> 6)).is_some_and(|word| word >> (first & 63) & 1 == 0)
 }

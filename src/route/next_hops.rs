@@ -60,6 +60,12 @@ impl NextHops {
     /// Whether some route leads to this address, whatever the port.
     #[inline]
     pub(super) fn has_peer(&self, address: IpAddr) -> bool {
+        /// Up to here looking at all is faster than looking for one.
+        const FEW: usize = 8;
+        let shard = shard(&self.shards, address);
+        if shard.len() <= FEW {
+            return shard.iter().any(|known| known.hop.address.ip() == address);
+        }
         let first = self.first_from(SocketAddr::new(address, 0));
         first.is_some_and(|hop| hop.address.ip() == address)
     }
