@@ -35,7 +35,7 @@ fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, Route)> {
 
 fn open(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Result<Worker, Box<dyn Error>> {
     let mut routes = RoutePublisher::bound_to(own.into());
-    routes.apply([RouteChange::Set(peer)]).refused.first().map_or(Ok(()), |refused| Err(*refused))?;
+    routes.apply([RouteChange::Set(peer)]).into_result()?;
     let mtu = interface_of((*own.ip()).into())?.tun_mtu();
     let forwarder = Forwarder::new(Overlay { mtu: mtu.try_into()?, ..Overlay::new(network, subnet, own) })?;
     let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(own.into(), &UdpConfig::default())?);

@@ -35,7 +35,7 @@ fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, Route)> {
 
 fn open(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Result<Worker, Box<dyn Error>> {
     let mut routes = RoutePublisher::bound_to(own.into());
-    routes.apply([RouteChange::Set(peer)]).refused.first().map_or(Ok(()), |refused| Err(*refused))?;
+    routes.apply([RouteChange::Set(peer)]).into_result()?;
     let mtu = interface_of((*own.ip()).into())?.tun_mtu();
     let forwarder = Forwarder::new(Overlay { mtu: mtu.try_into()?, ..Overlay::new(network, subnet, own) })?;
     let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(own.into(), &UdpConfig::default())?);
@@ -66,8 +66,8 @@ async fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
         // 3. Call what is ready.
         let call = if inbound { Worker::udp_ready } else { Worker::tun_ready };
         let drained = call(&mut worker, Budget::default(), Instant::now())? == Progress::Drained;
-        // 4. It stays ready on `Progress::More`, and while a packet is held: that the TUN has more is not said twice.
-        if let Some(mut ready) = ready.filter(|_| drained && worker.interest() == interest) {
+        // 4. It stays ready on `Progress::More` and `Progress::Held`: that there is more is not said twice.
+        if let Some(mut ready) = ready.filter(|_| drained) {
             ready.clear_ready();
         }
     }

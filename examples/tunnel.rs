@@ -159,28 +159,32 @@ impl Tunnel {
             None => PollTimeout::NONE,
             Some(at) => milliseconds_until(at),
         };
-        let tun = if interest.tun_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let udp = PollFlags::POLLIN | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.worker.tun().as_fd(), tun),
             PollFd::new(self.worker.udp().as_fd(), udp),
         ];
+        let first = fds.len();
         fds.extend(control.into_iter().flat_map(|control| control.poll_fds(Instant::now())));
+        let clients = first..fds.len();
+        // Left out while it is not waited for: poll tells of a deleted device whether asked or not.
+        if interest.tun_readable {
+            fds.push(PollFd::new(self.worker.tun().as_fd(), PollFlags::POLLIN));
+        }
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(format!("waiting for packets failed: {errno}").into()),
         }
-        let events = |at: usize| fds.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        let events: Vec<_> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::all())).collect();
+        let passed = |at: Option<Instant>| at.is_some_and(|at| Instant::now() >= at);
         Ok(Ready {
-            signals: !events(0).is_empty(),
-            monitor: !events(1).is_empty(),
-            tun: !events(2).is_empty(),
-            udp: !(events(3) - PollFlags::POLLOUT).is_empty(),
-            due: events(3).contains(PollFlags::POLLOUT) || interest.wake_at.is_some_and(|at| Instant::now() >= at),
-            control: fds.iter().skip(4).any(|fd| fd.any().unwrap_or(true))
-                || accept_at.is_some_and(|at| Instant::now() >= at),
+            signals: !events[0].is_empty(),
+            monitor: !events[1].is_empty(),
+            udp: !(events[2] - PollFlags::POLLOUT).is_empty(),
+            tun: events[clients.end..].iter().any(|events| !events.is_empty()),
+            due: events[2].contains(PollFlags::POLLOUT) || passed(interest.wake_at),
+            control: events[clients].iter().any(|events| !events.is_empty()) || passed(accept_at),
         })
     }
 

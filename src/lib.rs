@@ -60,8 +60,8 @@
 //! | feature | brings | without it |
 //! | --- | --- | --- |
 //! | `std` (default) | [`route::RoutePublisher`] | `no_std` with `alloc` |
-//! | `sys` (default, Linux) | [`sys::Tun`], [`sys::UdpTransport`], [`worker`] | no `libc`, `nix`, `socket2` |
-//! | `link` (default, Linux) | [`sys::link`] | no netlink |
+//! | `sys` (default, Linux) | [`sys::Tun`], [`sys::UdpTransport`], [`worker`] | no `libc`, `nix` |
+//! | `link` (default, Linux) | [`sys::link`] | no netlink, `socket2` |
 //!
 //! # What it is not
 //! As in flannel, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that

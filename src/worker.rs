@@ -7,8 +7,12 @@
 //! 2. Wait, with `poll`, `epoll`, tokio or whatever you have.
 //! 3. Call [`Worker::tun_ready`] when the TUN is readable, the socket writable or the moment has come; call
 //!    [`Worker::udp_ready`] when the socket is readable.
-//! 4. On [`Progress::More`] do not wait: see to your other work, then call again.
+//! 4. On [`Progress::More`] do not wait: see to your other work, then call again. (With level-triggered `poll` that comes of
+//!    itself, since what is left is reported at once.)
 //! 5. An error is final: the device or the socket is gone.
+//!
+//! A deleted TUN device is reported as an error condition, not as readable: with tokio wait for both. `poll` reports it whether
+//! asked or not: leave the TUN out of the set while [`Interest::tun_readable`] is false.
 
 mod state;
 
@@ -75,8 +79,11 @@ impl Default for Budget {
 #[must_use = "after `More` the next call must not wait for readiness"]
 #[non_exhaustive]
 pub enum Progress {
-    /// Nothing is left, or what is left has to wait: see [`Worker::interest`].
+    /// Nothing is left: wait until the file descriptor is ready again.
     Drained,
+    /// There may be more to read, but a packet waits for the UDP socket: see [`Worker::interest`]. Whoever is told of
+    /// readiness only once, as with tokio, must not take the TUN for drained.
+    Held,
     /// The budget is used up. Call again without waiting, after seeing to other work.
     More,
 }
@@ -93,7 +100,7 @@ pub struct Interest {
     pub wake_at: Option<Instant>,
 }
 
-/// The end of a worker. It is said once for every call, and no call works afterwards.
+/// The end of a worker. No call works afterwards; every one says so again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
@@ -141,7 +148,7 @@ impl Worker {
         let Self { ends, routes, state, outbound, held, .. } = self;
         if let Some(Held { packet, retry_at }) = *held {
             if retry_at.is_some_and(|at| now < at) {
-                return Ok(Progress::Drained);
+                return Ok(Progress::Held);
             }
             *held = None;
             *held = state.send(packet, ends, outbound, now)?;
@@ -149,7 +156,7 @@ impl Worker {
         let routes = routes.load();
         for _ in 0..budget.count() {
             if held.is_some() {
-                return Ok(Progress::Drained);
+                return Ok(Progress::Held);
             }
             let len = match ends.tun.recv(outbound) {
                 Ok(len) => len,

@@ -216,6 +216,7 @@ fn check_special(source: Ipv4Addr, destination: Ipv4Addr) -> Result<(), DropReas
 #[inline]
 fn is_ordinary(address: Ipv4Addr) -> bool {
     /// A bit for each first byte.
+    #[expect(clippy::indexing_slicing, reason = "worked out by the compiler")]
     const SPECIAL: [u64; 4] = {
         let mut special = [0; 4];
         let mut first = 0;

@@ -53,6 +53,16 @@ pub struct Applied {
     pub refused: Vec<RefusedRoute>,
 }
 
+impl Applied {
+    /// How many changes changed something, for those to whom a refused route is an error.
+    ///
+    /// # Errors
+    /// The first refused route. The others are in force nevertheless.
+    pub fn into_result(self) -> Result<usize, RefusedRoute> {
+        self.refused.first().map_or(Ok(self.changed), |refused| Err(*refused))
+    }
+}
+
 impl RouteTable {
     /// A table without routes.
     #[must_use]

@@ -380,8 +380,9 @@ fn skip_pending<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, RecvErr
                 libc::EINTR => {}
                 // EMSGSIZE: a router cannot carry a packet sent earlier.
                 errno if errno == libc::EMSGSIZE || tells_of_an_earlier_packet(errno) => {
+                    // Not `WouldBlock`: there may be datagrams behind them.
                     if skipped == SKIPPED_ERRORS {
-                        return Err(RecvError::WouldBlock);
+                        return Err(RecvError::Other(errno));
                     }
                     skipped += 1;
                 }
@@ -485,7 +486,7 @@ mod tests {
         assert_eq!(outcome(&[libc::EINTR; 100]), Ok(7));
         assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS]), Ok(7));
         assert_eq!(outcome(&[libc::EMSGSIZE, libc::EHOSTUNREACH, libc::EINTR, libc::ENETUNREACH]), Ok(7));
-        assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS + 1]), Err(RecvError::WouldBlock));
+        assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS + 1]), Err(RecvError::Other(libc::ECONNREFUSED)));
         assert_eq!(outcome(&[libc::ECONNREFUSED, libc::EAGAIN]), Err(RecvError::WouldBlock));
         assert_eq!(outcome(&[libc::ENOMEM]), Err(RecvError::Other(libc::ENOMEM)));
         assert_eq!(outcome(&[libc::EBADF]), Err(RecvError::Closed));
