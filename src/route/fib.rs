@@ -1,61 +1,75 @@
-//! The lookup structure: 256 answers for each byte of an address but the first two, in plain arrays.
+//! The lookup structure: answers in plain arrays, eight bits of the address at a time, and the last eight as twice four.
 //!
 //! ```text
 //!  address   a . b . c . d
-//!            │   │   │   └── block: answers                  where a /24 has longer routes in it
-//!            │   │   └────── block: answers, or block below  where a /16 has longer routes in it
-//!            │   └────────── page:  answers, or block below
+//!            │   │   │   ├┴─ two levels of sixteen answers  where a /24 has longer routes in it
+//!            │   │   └────── block: 256 answers             where a /16 has longer routes in it
+//!            │   └────────── page:  256 answers
 //!            └────────────── 256 pages
 //! ```
 //!
 //! It is compiled from the [rib](super::rib), one /16 at a time, and only those that changed. Every slot holds the final
-//! answer for its addresses ("leaf pushing"), so a lookup never goes back up: two to four loads that depend on one another.
+//! answer for its addresses ("leaf pushing"), so a lookup never goes back up: two to five loads that depend on one another.
+//! Few routes are longer than /24, and those few are near one another: sixteen answers are one cache line, where 256 would
+//! push others out.
 //!
-//! Blocks live in segments of 64, which versions share by reference count: a change copies one segment of 64 KiB, one page and
-//! the list of segments. Smaller segments would copy less and count more.
+//! Arrays live in segments of 64 KiB, which versions share by reference count: a change copies a segment, a page and the list
+//! of segments. Smaller segments would copy less and count more.
 //!
 //! Runs of equal answers behind bitmaps (a Poptrie) took a sixth of the memory and twice the time, with a million routes too:
 //! their second step depends on the first and costs more than the cache misses it saves.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hint::select_unpredictable;
 
 use super::next_hops::HopId;
 use super::rib::Node;
 
 const SLOTS: usize = 256;
 
-/// The bit of a word that says it is not a [`HopId`] but the number of a block.
-const BLOCK: u32 = 1 << 31;
-
-/// 256 words: each a [`HopId`], or with [`BLOCK`] the number of a block below.
-type Block = [u32; SLOTS];
-
-/// Blocks in a segment.
-const SEGMENT: usize = 64;
+/// The bit of a word that says it is not a [`HopId`] but the number of an array below.
+const BELOW: u32 = 1 << 31;
 
 /// The answers of one table version.
 #[derive(Clone)]
 pub(super) struct Fib {
-    pages: [Arc<Block>; SLOTS],
-    blocks: Blocks,
+    pages: [Arc<[u32; SLOTS]>; SLOTS],
+    arrays: Arrays,
+}
+
+/// The arrays below the pages. A word is a [`HopId`], or with [`BELOW`] the number of an array of the next level.
+#[derive(Clone, Default)]
+struct Arrays {
+    blocks: Arena<256, 64>,
+    sixteens: Arena<16, 1024>,
+    /// Whether it is common that a /24 has longer routes in it.
+    are_deep: bool,
 }
 
 impl Fib {
     pub(super) fn new() -> Self {
         let empty = Arc::new([HopId::NONE.0; SLOTS]);
-        Self { pages: core::array::from_fn(|_| Arc::clone(&empty)), blocks: Blocks::default() }
+        Self { pages: core::array::from_fn(|_| Arc::clone(&empty)), arrays: Arrays::default() }
     }
 
     /// The next hop of the longest prefix that holds the address.
     #[inline]
     pub(super) fn longest_match(&self, [a, b, c, d]: [u8; 4]) -> HopId {
-        let page = at::<Arc<Block>>(&self.pages, a);
+        let page = at::<Arc<_>>(&self.pages, a);
         let mut word = *at(page, b);
-        if word & BLOCK != 0 {
-            word = self.blocks.word(word, c);
-            if word & BLOCK != 0 {
-                word = self.blocks.word(word, d);
+        if word & BELOW != 0 {
+            word = self.arrays.blocks.word(word, c);
+            if self.arrays.are_deep {
+                // One table in which no branch predictor could know: both ways are taken, and one is chosen.
+                let deeper = word & BELOW != 0;
+                let below = self.arrays.sixteens.word(select_unpredictable(deeper, word, BELOW), d >> 4);
+                word = select_unpredictable(deeper, below, word);
+            } else if word & BELOW != 0 {
+                word = self.arrays.sixteens.word(word, d >> 4);
+            }
+            if word & BELOW != 0 {
+                word = self.arrays.sixteens.word(word, d & 15);
             }
         }
         HopId(word)
@@ -68,11 +82,140 @@ impl Fib {
             let node = rib.below(a).unwrap_or(&nothing);
             let answers = node.answers(rib.answer(a, HopId::NONE));
             let page = Arc::make_mut(at_mut(&mut self.pages, a));
-            for ((b, word), answer) in (0..=u8::MAX).zip(page).zip(answers).filter(|((b, _), _)| marked.contains(a, *b))
-            {
-                *word = self.blocks.compile(*word, node.below(b), answer);
+            let words = (0..=u8::MAX).zip(page.iter_mut().zip(answers));
+            for (b, (word, answer)) in words.filter(|(b, _)| marked.contains(a, *b)) {
+                *word = self.arrays.compile_block(*word, node.below(b), answer);
             }
         }
+        self.arrays.are_deep = self.arrays.sixteens.in_use() > self.arrays.blocks.in_use();
+    }
+}
+
+impl Arrays {
+    /// The word for a /16 whose word was `before` and that now has these routes below: an answer, or a block of them.
+    fn compile_block(&mut self, before: u32, node: Option<&Node>, covering: HopId) -> u32 {
+        let Some(node) = node else {
+            self.release_block(before);
+            return covering.0;
+        };
+        let mut words = node.answers(covering).map(|hop| hop.0);
+        let mut nodes = node.all_below().peekable();
+        for ((slot, word), old) in (0..=u8::MAX).zip(&mut words).zip(self.blocks.get(before)) {
+            let below = nodes.next_if(|(at, _)| *at == slot).map(|(_, node)| node);
+            if below.is_some() || old & BELOW != 0 {
+                *word = self.compile_sixteens(old, below, HopId(*word));
+            }
+        }
+        self.blocks.put(before, &words)
+    }
+
+    /// The same for a /24.
+    fn compile_sixteens(&mut self, before: u32, node: Option<&Node>, covering: HopId) -> u32 {
+        let Some(node) = node else {
+            self.release_sixteens(before);
+            return covering.0;
+        };
+        let answers = node.answers(covering).map(|hop| hop.0);
+        let mut words = self.sixteens.get(before);
+        for (word, last) in words.iter_mut().zip(answers.as_chunks::<16>().0) {
+            *word = match last {
+                [first, rest @ ..] if rest.iter().all(|other| other == first) => {
+                    self.sixteens.release(*word);
+                    *first
+                }
+                _ => self.sixteens.put(*word, last),
+            };
+        }
+        self.sixteens.put(before, &words)
+    }
+
+    fn release_block(&mut self, word: u32) {
+        if word & BELOW != 0 {
+            for below in self.blocks.get(word) {
+                self.release_sixteens(below);
+            }
+            self.blocks.release(word);
+        }
+    }
+
+    fn release_sixteens(&mut self, word: u32) {
+        if word & BELOW != 0 {
+            for below in self.sixteens.get(word) {
+                self.sixteens.release(below);
+            }
+            self.sixteens.release(word);
+        }
+    }
+}
+
+/// Arrays of one length, by number, in segments of `COUNT`.
+#[derive(Clone)]
+struct Arena<const WORDS: usize, const COUNT: usize> {
+    segments: Vec<Arc<[[u32; WORDS]; COUNT]>>,
+    /// The numbers nobody uses.
+    free: Vec<u32>,
+}
+
+impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "remainders are below what they are divided by")]
+    fn word(&self, number: u32, slot: u8) -> u32 {
+        let number = (number & !BELOW) as usize;
+        match self.segments.get(number / COUNT) {
+            Some(segment) => segment[number % COUNT][usize::from(slot) % WORDS],
+            None => HopId::NONE.0,
+        }
+    }
+
+    fn in_use(&self) -> usize {
+        self.segments.len() * COUNT - self.free.len()
+    }
+
+    /// The array of a number; for a word that is none, one without answers.
+    fn get(&self, word: u32) -> [u32; WORDS] {
+        let number = (word & !BELOW) as usize;
+        let segment = self.segments.get(number / COUNT).filter(|_| word & BELOW != 0);
+        segment.and_then(|segment| segment.get(number % COUNT)).copied().unwrap_or([HopId::NONE.0; WORDS])
+    }
+
+    /// Writes an array in the place of `before`, or into a free place if that is no number; returns its number. What stays as
+    /// it was is not written to, so as not to be copied.
+    fn put(&mut self, before: u32, words: &[u32; WORDS]) -> u32 {
+        let is_new = before & BELOW == 0;
+        let number = if is_new { self.acquire() } else { before };
+        if is_new || self.get(number) != *words {
+            let place = (number & !BELOW) as usize;
+            let segment = self.segments.get_mut(place / COUNT).map(Arc::make_mut);
+            if let Some(array) = segment.and_then(|segment| segment.get_mut(place % COUNT)) {
+                *array = *words;
+            }
+        }
+        number
+    }
+
+    fn acquire(&mut self) -> u32 {
+        if self.free.is_empty() {
+            let first = (self.segments.len() * COUNT) as u32;
+            self.segments.push(Arc::new([[HopId::NONE.0; WORDS]; COUNT]));
+            self.free.extend((first..first + COUNT as u32).rev());
+        }
+        BELOW | self.free.pop().unwrap_or_default()
+    }
+
+    /// Gives an array back; a word that is no number needs nothing done.
+    fn release(&mut self, word: u32) {
+        if word & BELOW != 0 {
+            self.free.push(word & !BELOW);
+            if self.in_use() == 0 {
+                *self = Self::default();
+            }
+        }
+    }
+}
+
+impl<const WORDS: usize, const COUNT: usize> Default for Arena<WORDS, COUNT> {
+    fn default() -> Self {
+        Self { segments: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -102,109 +245,6 @@ impl Marked {
     fn contains(&self, a: u8, b: u8) -> bool {
         at(&self.0, a).get(usize::from(b >> 6)).is_some_and(|word| word >> (b & 63) & 1 == 1)
     }
-}
-
-/// All blocks, by number.
-#[derive(Clone, Default)]
-struct Blocks {
-    segments: Vec<Arc<[Block; SEGMENT]>>,
-    /// For each segment, a bit for each block in use.
-    used: Vec<u64>,
-    /// No segment before this one has a block to spare.
-    spare: usize,
-}
-
-impl Blocks {
-    #[inline]
-    fn word(&self, leading: u32, byte: u8) -> u32 {
-        match self.segments.get((leading & !BLOCK) as usize / SEGMENT) {
-            Some(segment) => *at(in_segment(segment, leading), byte),
-            None => HopId::NONE.0,
-        }
-    }
-
-    /// The word for a slot that `before` stood in and that now has these routes below: an answer, or a block of them. Blocks
-    /// that were there are used again, and those that stay as they were are not written to, so as not to be copied.
-    fn compile(&mut self, before: u32, node: Option<&Node>, covering: HopId) -> u32 {
-        let Some(node) = node else {
-            self.release(before);
-            return covering.0;
-        };
-        let number = if before & BLOCK == 0 { self.acquire() } else { before };
-        let old = self.get(number);
-        let mut words = node.answers(covering).map(|hop| hop.0);
-        let mut nodes = node.all_below().peekable();
-        for ((slot, word), old) in (0..=u8::MAX).zip(&mut words).zip(old) {
-            let below = nodes.next_if(|(at, _)| *at == slot).map(|(_, node)| node);
-            if below.is_some() || old & BLOCK != 0 {
-                *word = self.compile(old, below, HopId(*word));
-            }
-        }
-        if words != old {
-            self.set(number, &words);
-        }
-        number
-    }
-
-    fn get(&self, number: u32) -> Block {
-        match self.segments.get((number & !BLOCK) as usize / SEGMENT) {
-            Some(segment) => *in_segment(segment, number),
-            None => [HopId::NONE.0; SLOTS],
-        }
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "a remainder of 64 is below 64")]
-    fn set(&mut self, number: u32, words: &Block) {
-        if let Some(segment) = self.segments.get_mut((number & !BLOCK) as usize / SEGMENT) {
-            Arc::make_mut(segment)[number as usize % SEGMENT] = *words;
-        }
-    }
-
-    /// A block that nobody uses, with no answers in it.
-    fn acquire(&mut self) -> u32 {
-        while self.used.get(self.spare) == Some(&u64::MAX) {
-            self.spare += 1;
-        }
-        if self.spare == self.segments.len() {
-            self.segments.push(Arc::new([[HopId::NONE.0; SLOTS]; SEGMENT]));
-            self.used.push(0);
-        }
-        let used = self.used.get_mut(self.spare);
-        let free = used.map_or(0, |used| {
-            let free = used.trailing_ones();
-            *used |= 1 << free;
-            free
-        });
-        let number = BLOCK | (self.spare * SEGMENT) as u32 | free;
-        self.set(number, &[HopId::NONE.0; SLOTS]);
-        number
-    }
-
-    /// Gives a block back, and all below it; an answer needs nothing done.
-    fn release(&mut self, word: u32) {
-        if word & BLOCK == 0 {
-            return;
-        }
-        for below in self.get(word) {
-            self.release(below);
-        }
-        let segment = (word & !BLOCK) as usize / SEGMENT;
-        if let Some(used) = self.used.get_mut(segment) {
-            *used &= !(1 << (word % SEGMENT as u32));
-        }
-        self.spare = self.spare.min(segment);
-        while self.used.last() == Some(&0) {
-            self.used.pop();
-            self.segments.pop();
-        }
-        self.spare = self.spare.min(self.segments.len());
-    }
-}
-
-#[inline]
-#[expect(clippy::indexing_slicing, reason = "a remainder of 64 is below 64")]
-fn in_segment(segment: &[Block; SEGMENT], number: u32) -> &Block {
-    &segment[number as usize % SEGMENT]
 }
 
 #[inline]
