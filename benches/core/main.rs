@@ -4,5 +4,13 @@ mod forward;
 mod route;
 mod tables;
 
-criterion::criterion_group!(benches, route::lookup, route::build, route::publish, forward::forward, forward::checksums);
+criterion::criterion_group!(
+    benches,
+    route::memory,
+    route::lookup,
+    route::build,
+    route::publish,
+    forward::forward,
+    forward::checksums
+);
 criterion::criterion_main!(benches);

@@ -27,7 +27,7 @@ impl Linear {
 
 pub(crate) fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
-    group.throughput(Throughput::Elements(LOOKUPS as u64)).sample_size(10);
+    group.throughput(Throughput::Elements(LOOKUPS as u64)).sample_size(20);
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     for kind in TABLES {
         let routes = (kind.routes)();
@@ -75,6 +75,22 @@ pub(crate) fn build(criterion: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+/// What a table takes, by the memory the process has before and after.
+pub(crate) fn memory(_: &mut Criterion) {
+    let resident = || -> Option<f64> {
+        let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+        Some(pages.split(' ').nth(1)?.parse::<f64>().ok()? * 4096.0 / 1e6)
+    };
+    for kind in TABLES {
+        let routes = (kind.routes)();
+        let before = resident();
+        let (table, _) = RouteTable::try_from_routes(routes.iter().copied());
+        if let (Some(before), Some(after)) = (before, resident()) {
+            println!("memory/{}: {:.1} MB for {} routes", kind.name, after - before, table.len());
+        }
+    }
 }
 
 /// One change, published while a reader holds the table before, as a worker does.

@@ -61,7 +61,7 @@ impl Fib {
         if word & BELOW != 0 {
             word = self.arrays.blocks.word(word, c);
             if self.arrays.are_deep {
-                // One table in which no branch predictor could know: both ways are taken, and one is chosen.
+                // No branch predictor could know which way, so both are gone and one is chosen; that halves the time then.
                 let deeper = word & BELOW != 0;
                 let below = self.arrays.sixteens.word(select_unpredictable(deeper, word, BELOW), d >> 4);
                 word = select_unpredictable(deeper, below, word);
