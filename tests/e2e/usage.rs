@@ -1,7 +1,6 @@
 //! The command line in the hands of someone who gets it wrong: status 2, and a sentence that says what to do.
 
 use std::net::UdpSocket;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use testbed::{Namespace, TwoHosts};
@@ -73,16 +72,9 @@ fn a_busy_device_or_port_is_named() {
 #[test]
 fn missing_rights_are_named() {
     let hosts = TwoHosts::new().unwrap();
-    let nobody = 65_534;
-    // A copy that anybody may run, wherever the build directory is.
-    let directory = tempfile::tempdir().unwrap();
-    let program = directory.path().join("tunnel");
-    std::fs::copy(crate::support::program("tunnel"), &program).unwrap();
-    for path in [directory.path(), &program] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    let mut command = Command::new(&program);
-    command.args(HOST).uid(nobody).gid(nobody);
+    // In a user namespace of its own a child has no say in the network namespace of the host.
+    let mut command = Command::new("unshare");
+    command.arg("--user").arg(crate::support::program("tunnel")).args(HOST);
     let mut child = testbed::Child::spawn(&hosts.host_a, command).unwrap();
     let status = child.wait(5 * SECOND).unwrap().expect("an end");
     wait_until("a sentence", || !child.stderr().is_empty());
