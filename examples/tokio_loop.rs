@@ -1,6 +1,5 @@
 //! A tunnel to one other host, in an asynchronous task of one's own over tokio. Run it as root on both.
 
-use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::{env, error::Error, io, net::SocketAddrV4, process::ExitCode, time::Instant};
 
@@ -48,26 +47,27 @@ fn open(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Re
 async fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (tun, udp) = (watch(worker.tun())?, watch(worker.udp())?);
-    writeln!(io::stdout(), "ready {}", worker.tun().name())?;
+    println!("ready {}", worker.tun().name());
+    let either = Interest::READABLE | Interest::ERROR; // A deleted device is in error, but not readable.
     loop {
         // 1. What to wait for.
         let interest = worker.interest();
         let wake_at = interest.wake_at.unwrap_or_else(Instant::now);
         // 2. Wait.
-        let (inbound, ready) = tokio::select! {
-            // A deleted device is in error, but not readable.
-            tun = tun.ready(Interest::READABLE | Interest::ERROR), if interest.tun_readable => (false, Some(tun?)),
-            udp = udp.writable(), if interest.udp_writable => (false, Some(udp?)),
-            () = sleep_until(wake_at.into()), if interest.wake_at.is_some() => (false, None),
-            udp = udp.readable() => (true, Some(udp?)),
+        let (from_tun, from_udp, ready) = tokio::select! {
+            tun = tun.ready(either), if interest.tun_readable => (true, false, Some(tun?)),
+            udp = udp.writable(), if interest.udp_writable => (false, false, Some(udp?)),
+            () = sleep_until(wake_at.into()), if interest.wake_at.is_some() => (false, false, None),
+            udp = udp.readable() => (false, true, Some(udp?)),
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
         };
         // 3. Call what is ready.
-        let call = if inbound { Worker::udp_ready } else { Worker::tun_ready };
-        let drained = call(&mut worker, Budget::default(), Instant::now())? == Progress::Drained;
-        // 4. It stays ready on `Progress::More` and `Progress::Held`: that there is more is not said twice.
-        if let Some(mut ready) = ready.filter(|_| drained) {
+        let call = if from_udp { Worker::udp_ready } else { Worker::tun_ready };
+        let progress = call(&mut worker, Budget::default(), Instant::now())?;
+        // 4. What has more stays ready, for that is not said twice: a TUN whose packet is held has, but not the socket.
+        let more = progress == Progress::More || (progress == Progress::Held && from_tun);
+        if let Some(mut ready) = ready.filter(|_| !more) {
             ready.clear_ready();
         }
     }

@@ -29,6 +29,7 @@ use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Progress, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -72,6 +73,7 @@ struct Tunnel {
     routes: Routes,
     control: Option<Control>,
     report: Report,
+    mtu: u32,
 }
 
 /// Whether the loop goes on.
@@ -91,6 +93,10 @@ impl Tunnel {
         caught.thread_block()?;
         let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
 
+        // Each client of the control socket takes a file descriptor.
+        if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+        }
         let listen = SocketAddr::V4(args.listen);
         let path_mtu = interface_of(listen.ip())?.tun_mtu();
         let mtu = args.mtu.unwrap_or(path_mtu);
@@ -118,7 +124,7 @@ impl Tunnel {
         let report = Report::new(args.stats);
         report.ready(tun.name(), listen, mtu);
         let worker = Worker::new(tun, udp, forwarder, routes.reader());
-        Ok(Self { signals, worker, monitor, link, routes, control, report })
+        Ok(Self { signals, worker, monitor, link, routes, control, report, mtu })
     }
 
     fn run(&mut self) -> Result<(), Error> {
@@ -227,8 +233,11 @@ impl Tunnel {
                         Err(error) => say(&format!("cannot put the overlay's route back: {error}")),
                     }
                 }
-                LinkEvent::MtuChanged(mtu) => say(&format!("the TUN device's MTU is now {mtu}")),
-                _ => {}
+                LinkEvent::MtuChanged(mtu) if mtu != self.mtu => {
+                    self.mtu = mtu;
+                    say(&format!("the TUN device's MTU is now {mtu}"));
+                }
+                LinkEvent::MtuChanged(_) | _ => {}
             }
         }
         Ok(())

@@ -18,7 +18,7 @@
 //! # The parts
 //! - The **core** is inert: no socket, clock, thread or log. Packets, routes and time are arguments, verdicts are return
 //!   values. [`forward::Forwarder`] decides in place and without allocating; [`route::RouteTable`] finds the longest match;
-//!   [`wire`] gives bytes names. It is `no_std` and runs wherever Rust does.
+//!   [`wire`] gives bytes names. It is `no_std` and runs wherever `alloc::sync::Arc` does.
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
 //!
@@ -67,6 +67,7 @@
 //! As in flannel, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that
 //! peer. Known senders, their own inner sources and our own subnet as destination are checked; the underlay has to be trusted.
 #![cfg_attr(not(feature = "std"), no_std)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 #![cfg_attr(not(test), warn(clippy::std_instead_of_alloc, clippy::std_instead_of_core))]
 

@@ -31,8 +31,8 @@ use crate::transmit::Transmit;
 
 /// Moves packets between one TUN device and one UDP socket.
 ///
-/// Memory: two packet buffers of 64 KiB, the ICMP limiter's 24 KiB, and a share in the route table. No call allocates for a
-/// packet that is forwarded.
+/// Memory: two packet buffers of 64 KiB, the ICMP limiter's 24 KiB, up to 1,024 learned path MTUs and as many counters of
+/// send errors, and a share in the route table. No call allocates for a packet that is forwarded.
 #[derive(Debug)]
 pub struct Worker {
     ends: Ends,
@@ -42,6 +42,8 @@ pub struct Worker {
     inbound: Box<[u8]>,
     /// The packet at the front of `outbound`, if the socket has not taken it yet.
     held: Option<Held>,
+    /// Why it ended, once it has: a file descriptor that was closed may be somebody else's by now.
+    ended: Option<WorkerError>,
 }
 
 /// How many packets, or other units of work, one call may do.
@@ -82,7 +84,7 @@ pub enum Progress {
     /// Nothing is left: wait until the file descriptor is ready again.
     Drained,
     /// There may be more to read, but a packet waits for the UDP socket: see [`Worker::interest`]. Whoever is told of
-    /// readiness only once, as with tokio, must not take the TUN for drained.
+    /// readiness only once, as with tokio, must not take the TUN for drained, and must take the socket for not writable.
     Held,
     /// The budget is used up. Call again without waiting, after seeing to other work.
     More,
@@ -130,7 +132,7 @@ impl Worker {
     pub fn new(tun: Tun, udp: UdpTransport, forwarder: Forwarder, routes: RouteReader) -> Self {
         let buffer = || vec![0; PACKET_MAX + 1].into_boxed_slice();
         let ends = Ends { tun, udp, forwarder };
-        Self { ends, routes, state: State::new(), outbound: buffer(), inbound: buffer(), held: None }
+        Self { ends, routes, state: State::new(), outbound: buffer(), inbound: buffer(), held: None, ended: None }
     }
 
     /// The same worker with other limits on the ICMP errors it sends.
@@ -145,6 +147,33 @@ impl Worker {
     /// # Errors
     /// If the device or the socket is gone.
     pub fn tun_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
+        self.unless_ended(|worker| worker.move_outbound(budget, now))
+    }
+
+    /// Moves datagrams from peers to the TUN.
+    ///
+    /// # Errors
+    /// If the device or the socket is gone.
+    pub fn udp_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
+        self.unless_ended(|worker| worker.move_inbound(budget, now))
+    }
+
+    fn unless_ended(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<Progress, WorkerError>,
+    ) -> Result<Progress, WorkerError> {
+        if let Some(error) = &self.ended {
+            return Err(error.clone());
+        }
+        let outcome = act(self);
+        if let Err(error) = &outcome {
+            self.ended = Some(error.clone());
+            self.stop();
+        }
+        outcome
+    }
+
+    fn move_outbound(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
         let Self { ends, routes, state, outbound, held, .. } = self;
         if let Some(Held { packet, retry_at }) = *held {
             if retry_at.is_some_and(|at| now < at) {
@@ -171,21 +200,20 @@ impl Worker {
             match ends.forwarder.encapsulate(outbound.get_mut(..len).unwrap_or_default(), routes) {
                 Encap::Send(Transmit { destination, contents, .. }) => {
                     let packet = Outgoing::new(destination, contents.len(), now);
-                    state.counters.anomalies.trimmed += u64::from(packet.len < len);
+                    state.count_trimmed(contents, len);
                     *held = state.send(packet, ends, outbound, now)?;
                 }
-                Encap::Reject(reject) => state.answer_near(&reject, ends, now)?,
+                Encap::Reject(reject) => {
+                    state.count_trimmed(reject.offender().as_bytes(), len);
+                    state.answer_near(&reject, ends, now)?;
+                }
                 Encap::Drop(reason) => state.counters.encap.discard(reason),
             }
         }
         Ok(Progress::More)
     }
 
-    /// Moves datagrams from peers to the TUN.
-    ///
-    /// # Errors
-    /// If the device or the socket is gone.
-    pub fn udp_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
+    fn move_inbound(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
         let Self { ends, routes, state, inbound, .. } = self;
         let routes = routes.load();
         for _ in 0..budget.count() {
@@ -202,10 +230,13 @@ impl Worker {
             let datagram = inbound.get_mut(..meta.len).unwrap_or_default();
             match ends.forwarder.decapsulate(datagram, meta.from, routes) {
                 Decap::Deliver(packet) => {
-                    state.counters.anomalies.trimmed += u64::from(packet.len() < meta.len);
+                    state.count_trimmed(packet, meta.len);
                     state.deliver(packet, ends)?;
                 }
-                Decap::Reject(reject) => state.answer_far(&reject, ends, now)?,
+                Decap::Reject(reject) => {
+                    state.count_trimmed(reject.offender().as_bytes(), meta.len);
+                    state.answer_far(&reject, ends, now)?;
+                }
                 Decap::Drop(reason) => state.counters.decap.discard(reason),
             }
         }

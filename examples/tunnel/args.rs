@@ -15,7 +15,7 @@ const DEFAULT_PORT: u16 = 8285;
 
 /// Carries packets for other hosts' subnets to those hosts, as flannel's UDP mode does.
 #[derive(Parser)]
-#[command(name = "tunnel", max_term_width = 100)]
+#[command(name = "tunnel", version, max_term_width = 100)]
 pub(crate) struct Args {
     /// TUN device: a name, or a pattern in which %d stands for the first free number
     #[arg(long, value_name = "NAME", default_value = "loden%d")]
@@ -134,8 +134,9 @@ fn listen_address(text: &str) -> Result<SocketAddrV4, String> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
     match Duration::try_from_secs_f64(seconds) {
-        Ok(interval) if interval >= Duration::from_millis(1) => Ok(interval),
-        _ => Err(format!("{text} seconds is not an interval; 1 is a good one")),
+        Ok(interval) if (Duration::from_millis(1)..=YEAR).contains(&interval) => Ok(interval),
+        _ => Err(format!("{text} seconds is not an interval between a millisecond and a year; 1 is a good one")),
     }
 }

@@ -15,7 +15,7 @@ use nix::sys::socket::{MsgFlags, UnixAddr, UnixCredentials, recvmsg};
 use nix::sys::stat::{Mode, umask};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::report::say;
+use crate::report::{Limited, say};
 
 /// How long no client is accepted after there was no file descriptor for one: the listener stays readable all the while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -27,6 +27,7 @@ pub(crate) struct Control {
     accept_after: Option<Instant>,
     path: PathBuf,
     inode: u64,
+    complaints: Limited,
     /// Messages that were no command.
     pub(crate) malformed: u64,
     /// Routes that were refused.
@@ -65,6 +66,7 @@ impl Control {
             accept_after: None,
             path: path.into(),
             inode,
+            complaints: Limited::new(),
             malformed: 0,
             refused: 0,
         };
@@ -100,7 +102,7 @@ impl Control {
                     Received::Message(Ok(command)) => commands.push(command),
                     Received::Message(Err(error)) => {
                         self.malformed += 1;
-                        say(&format!("control: {error}"));
+                        self.complaints.say(&format!("control: {error}"));
                     }
                     Received::Nothing => continue,
                     Received::Gone => {
@@ -123,14 +125,17 @@ impl Control {
     }
 
     fn accept(&mut self, budget: Budget) {
-        self.accept_after = None;
+        let paused = self.accept_after.take().is_some();
         for _ in 0..budget.count() {
             match self.listener.accept().and_then(|(client, _)| adopt(client)) {
                 Ok(client) => self.clients.push(client),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(error) => {
-                    say(&format!("control: no client can be accepted for the moment: {error}"));
+                    // Once, and not again at every try until one succeeds.
+                    if !paused {
+                        say(&format!("control: no client can be accepted for the moment: {error}"));
+                    }
                     self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }

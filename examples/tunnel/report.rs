@@ -2,8 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::sync::Mutex;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use loden::forward::Flow;
@@ -13,6 +12,9 @@ use serde_json::{Map, Value, json};
 
 use crate::control::Control;
 use crate::routes::Routes;
+
+/// Peers named in a line: those with most errors. With them a line is shorter than what a pipe takes at once (`PIPE_BUF`).
+const MOST_PEERS: usize = 16;
 
 /// When the counters are due, if they are at all.
 pub(crate) struct Report {
@@ -38,7 +40,8 @@ impl Report {
             return false;
         }
         // After a pause the missed times are not made up for.
-        self.due = Some((due + interval).max(now));
+        let next = due + interval;
+        self.due = Some(if next > now { next } else { now + interval });
         true
     }
 
@@ -49,20 +52,22 @@ impl Report {
     pub(crate) fn stats(&self, event: &str, worker: &Worker, routes: &Routes, control: Option<&Control>) {
         let counters = worker.counters();
         let mut anomalies: Map<_, _> =
-            counters.anomalies.named().into_iter().map(|(name, count)| (name.into(), count.into())).collect();
-        if let Some(control) = control {
-            anomalies.insert("control_malformed".into(), control.malformed.into());
-            anomalies.insert("control_refused".into(), control.refused.into());
-        }
-        let send_errors: Map<_, _> = worker.send_errors().map(|(peer, n)| (peer.to_string(), n.into())).collect();
+            counters.anomalies.named().map(|(name, count)| (name.into(), count.into())).collect();
+        let (malformed, refused) = control.map_or((0, 0), |control| (control.malformed, control.refused));
+        anomalies.insert("control_malformed".into(), malformed.into());
+        anomalies.insert("control_refused".into(), refused.into());
+        let mut peers: Vec<_> = worker.send_errors().collect();
+        peers.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let send_errors: Map<_, _> =
+            peers.iter().take(MOST_PEERS).map(|(peer, count)| (peer.to_string(), (*count).into())).collect();
         print(&json!({
             "event": event,
-            "seconds": self.started.elapsed().as_secs_f64(),
-            "routes": routes.len(),
             "encap": flow(&counters.encap),
             "decap": flow(&counters.decap),
             "anomalies": anomalies,
             "send_errors": send_errors,
+            "routes": routes.len(),
+            "seconds": self.started.elapsed().as_secs_f64(),
         }));
     }
 }
@@ -81,29 +86,47 @@ fn flow(flow: &Flow) -> Value {
 /// Prints a line, unless nobody takes it: packets do not wait for a reader.
 fn print(line: &Value) {
     let stdout = std::io::stdout();
-    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-    if poll(&mut fds, PollTimeout::ZERO) == Ok(0) {
-        return;
+    if is_writable(stdout.as_fd()) {
+        // In one piece, which a pipe that is writable has room for.
+        let _ = stdout.lock().write_all(format!("{line}\n").as_bytes());
     }
-    let mut stdout = stdout.lock();
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
 
-/// Says a sentence to whoever runs the tunnel: at most ten a second, and then how many were left out.
+/// Says a sentence to whoever runs the tunnel, unless nobody listens.
 pub(crate) fn say(sentence: &str) {
-    const PER_SECOND: u32 = 10;
-    static SAID: Mutex<(Option<Instant>, u32)> = Mutex::new((None, 0));
-    let Ok(mut said) = SAID.lock() else { return };
-    let (since, count) = &mut *said;
-    if since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
-        let left_out = count.saturating_sub(PER_SECOND);
-        (*since, *count) = (Some(Instant::now()), 0);
-        if left_out > 0 {
-            let _ = writeln!(std::io::stderr(), "({left_out} more of these were left out)");
-        }
+    let stderr = std::io::stderr();
+    if is_writable(stderr.as_fd()) {
+        let _ = stderr.lock().write_all(format!("{sentence}\n").as_bytes());
     }
-    *count += 1;
-    if *count <= PER_SECOND {
-        let _ = writeln!(std::io::stderr(), "{sentence}");
+}
+
+fn is_writable(fd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO) != Ok(0)
+}
+
+/// For what a stranger can cause as often as they like: says it at most ten times a second, and then how often it did not.
+pub(crate) struct Limited {
+    since: Option<Instant>,
+    said: u32,
+}
+
+impl Limited {
+    pub(crate) const fn new() -> Self {
+        Self { since: None, said: 0 }
+    }
+
+    pub(crate) fn say(&mut self, sentence: &str) {
+        const PER_SECOND: u32 = 10;
+        if self.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+            let left_out = self.said.saturating_sub(PER_SECOND);
+            *self = Self { since: Some(Instant::now()), said: 0 };
+            if left_out > 0 {
+                say(&format!("({left_out} more of these were left out)"));
+            }
+        }
+        self.said = self.said.saturating_add(1);
+        if self.said <= PER_SECOND {
+            say(sentence);
+        }
     }
 }

@@ -1,14 +1,14 @@
 //! Which route came from where: the command line, the file, or the control socket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteChange, RoutePublisher, RouteReader};
 
 use crate::args::{NextHopArg, RouteArg, parse_subnet};
-use crate::report::say;
+use crate::report::{Limited, say};
 
 /// The published routes and their origins.
 pub(crate) struct Routes {
@@ -16,7 +16,7 @@ pub(crate) struct Routes {
     origins: HashMap<IpNet, Origin>,
     file: Option<PathBuf>,
     port: u16,
-    own_subnet: IpNet,
+    complaints: Limited,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,9 +34,8 @@ struct Line {
 
 impl Routes {
     pub(crate) fn new(listen: SocketAddr, own_subnet: Ipv4Net) -> Self {
-        let publisher = RoutePublisher::bound_to(listen);
-        let own_subnet = own_subnet.trunc().into();
-        Self { publisher, origins: HashMap::new(), file: None, port: listen.port(), own_subnet }
+        let publisher = RoutePublisher::bound_to(listen).owning(own_subnet);
+        Self { publisher, origins: HashMap::new(), file: None, port: listen.port(), complaints: Limited::new() }
     }
 
     pub(crate) fn reader(&self) -> RouteReader {
@@ -51,9 +50,6 @@ impl Routes {
     pub(crate) fn set_from_command_line(&mut self, routes: &[RouteArg]) -> Result<(), String> {
         for RouteArg { subnet, next_hop } in routes {
             let route = Route::new(subnet.trunc(), next_hop.or_port(self.port));
-            if route.subnet == self.own_subnet {
-                return Err(format!("--route {route}: that is our own subnet, whose packets stay on this host"));
-            }
             let applied = self.publisher.apply([RouteChange::Set(route)]);
             if let Some(refused) = applied.refused.first() {
                 return Err(format!("--{refused}"));
@@ -65,8 +61,7 @@ impl Routes {
 
     /// Takes the routes of a file for the first time. Bad lines are reported; a file that cannot be read is an error.
     pub(crate) fn read_file(&mut self, file: PathBuf) -> Result<(), String> {
-        let text =
-            std::fs::read_to_string(&file).map_err(|error| format!("--routes-file {}: {error}", file.display()))?;
+        let text = read(&file).map_err(|error| format!("--routes-file {}: {error}", file.display()))?;
         self.file = Some(file);
         self.replace_from_file(&text);
         Ok(())
@@ -75,7 +70,7 @@ impl Routes {
     /// Replaces the routes that came from the file, and nothing else. If it cannot be read they stay.
     pub(crate) fn reread_file(&mut self) {
         let Some(file) = &self.file else { return say("SIGHUP: there is no --routes-file to read again") };
-        match std::fs::read_to_string(file) {
+        match read(file) {
             Ok(text) => {
                 self.replace_from_file(&text);
                 say(&format!("SIGHUP: {} read again, {} routes in all", self.name(), self.len()));
@@ -87,77 +82,71 @@ impl Routes {
     /// Applies what came over the control socket, later changes over earlier ones and over all other origins. Returns how
     /// many routes were refused.
     pub(crate) fn set_from_control(&mut self, changes: impl Iterator<Item = RouteChange>) -> u64 {
-        let is_own =
-            |change: &RouteChange| matches!(change, RouteChange::Set(route) if route.subnet.trunc() == self.own_subnet);
-        let (own, permitted): (Vec<_>, Vec<_>) = changes.partition(is_own);
-        if !own.is_empty() {
-            say(&format!("control: a route of {} is refused: that is our own subnet", self.own_subnet));
+        let changes: Vec<_> = changes.collect();
+        let applied = self.publisher.apply(changes.iter().copied());
+        for refused in &applied.refused {
+            self.complaints.say(&format!("control: {refused}"));
         }
-        let applied = self.publisher.apply(permitted.iter().copied());
-        for route in &applied.refused {
-            say(&format!("control: {route}"));
-        }
-        for change in permitted {
+        let refused: HashSet<_> = applied.refused.iter().map(|refused| refused.route).collect();
+        for change in changes {
             if let RouteChange::Delete(subnet) = change {
                 self.origins.remove(&subnet.trunc());
             } else if let RouteChange::Set(route) = change
-                && applied.refused.iter().all(|refused| refused.route != route)
+                && !refused.contains(&route)
             {
                 self.origins.insert(route.subnet.trunc(), Origin::Control);
             }
         }
-        (own.len() + applied.refused.len()) as u64
+        applied.refused.len() as u64
     }
 
     fn replace_from_file(&mut self, text: &str) {
         let lines = self.good_lines(text);
-        let gone: Vec<_> =
-            self.origins.iter().filter(|(_, origin)| **origin == Origin::File).map(|(net, _)| *net).collect();
-        let deletes = gone.iter().filter(|net| lines.iter().all(|line| line.route.subnet != **net));
-        let deletes = deletes.map(|net| RouteChange::Delete(*net));
-        let sets = lines.iter().map(|line| RouteChange::Set(line.route));
+        let of_file = |(subnet, origin): (&IpNet, &Origin)| (*origin == Origin::File).then_some(*subnet);
+        let before: Vec<_> = self.origins.iter().filter_map(of_file).collect();
+        let deletes =
+            before.iter().filter(|subnet| !lines.contains_key(subnet)).map(|subnet| RouteChange::Delete(*subnet));
+        let sets = lines.values().map(|line| RouteChange::Set(line.route));
         // One batch, hence one table: no packet sees a state between the old file and the new one.
         let applied = self.publisher.apply(deletes.chain(sets));
-        for net in gone {
-            self.origins.remove(&net);
+        for subnet in before {
+            self.origins.remove(&subnet);
         }
-        for line in lines {
-            match applied.refused.iter().find(|refused| refused.route == line.route) {
-                // A refused route leaves an older one of its subnet in force, which then is still the file's.
-                Some(refused) => {
-                    self.report_line(line.number, &refused.to_string());
-                    if self.publisher.table().exact(line.route.subnet).is_some() {
-                        self.origins.insert(line.route.subnet, Origin::File);
-                    }
-                }
-                None => drop(self.origins.insert(line.route.subnet, Origin::File)),
-            }
+        self.origins.extend(lines.keys().map(|subnet| (*subnet, Origin::File)));
+        // A line that is no good any more takes the route with it that it once was.
+        let refused = applied.refused.iter().map(|refused| refused.route.subnet);
+        let _ = self.publisher.apply(refused.clone().map(RouteChange::Delete));
+        for subnet in refused {
+            self.origins.remove(&subnet);
+        }
+        let numbered =
+            applied.refused.iter().map(|refused| (lines.get(&refused.route.subnet).map(|line| line.number), refused));
+        let mut bad: Vec<_> = numbered.collect();
+        bad.sort_by_key(|(number, _)| *number);
+        for (number, refused) in bad {
+            self.report_line(number.unwrap_or_default(), &refused.to_string());
         }
     }
 
     /// The lines that are routes and are the file's to set; the others are reported.
-    fn good_lines(&self, text: &str) -> Vec<Line> {
-        let mut lines = Vec::<Line>::new();
+    fn good_lines(&self, text: &str) -> HashMap<IpNet, Line> {
+        let mut lines = HashMap::<IpNet, Line>::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.split('#').next().unwrap_or_default().trim();
             if line.is_empty() {
                 continue;
             }
-            let route = match self.parse_line(line) {
-                Ok(route) => route,
-                Err(reason) => {
-                    self.report_line(number, &reason);
-                    continue;
+            match self.parse_line(line) {
+                Ok(route) => {
+                    if let Some(earlier) = lines.insert(route.subnet, Line { number, route }) {
+                        let subnet = route.subnet;
+                        self.report_line(
+                            number,
+                            &format!("{subnet} is on line {} too; this one counts", earlier.number),
+                        );
+                    }
                 }
-            };
-            if let Some(earlier) = lines.iter_mut().find(|earlier| earlier.route.subnet == route.subnet) {
-                self.report_line(
-                    number,
-                    &format!("{} is on line {} too; this one counts", route.subnet, earlier.number),
-                );
-                *earlier = Line { number, route };
-            } else {
-                lines.push(Line { number, route });
+                Err(reason) => self.report_line(number, &reason),
             }
         }
         lines
@@ -171,7 +160,6 @@ impl Routes {
         let next_hop = next_hop.parse::<NextHopArg>()?.or_port(self.port);
         let route = Route::new(parse_subnet(subnet)?.trunc(), next_hop);
         match self.origins.get(&route.subnet) {
-            _ if route.subnet == self.own_subnet => Err(format!("{subnet} is our own subnet, whose packets stay here")),
             Some(Origin::CommandLine) => Err(format!("the route of {subnet} was given on the command line and stays")),
             Some(Origin::Control) => Err(format!("the route of {subnet} was set over the control socket and stays")),
             Some(Origin::File) | None => Ok(route),
@@ -185,4 +173,9 @@ impl Routes {
     fn name(&self) -> String {
         self.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
     }
+}
+
+/// A file of lines; what is not text in one spoils that line alone.
+fn read(file: &Path) -> std::io::Result<String> {
+    Ok(String::from_utf8_lossy(&std::fs::read(file)?).into_owned())
 }

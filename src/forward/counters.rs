@@ -30,11 +30,11 @@ pub struct Flow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Anomalies {
-    /// Packets that went on without the bytes behind their total length.
+    /// Packets that were handed on or answered without the bytes behind their total length.
     pub trimmed: u64,
     /// ICMP errors that the limiter held back.
     pub icmp_limited: u64,
-    /// Single packets that the TUN could not be read for.
+    /// Reads of the TUN or the socket that failed and said nothing about the next one.
     pub read_errors: u64,
     /// Path MTUs lowered because a datagram was refused as too long.
     pub path_mtu_lowered: u64,
@@ -42,8 +42,7 @@ pub struct Anomalies {
 
 impl Anomalies {
     /// Names, for metrics, and values.
-    #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 4] {
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let Self { trimmed, icmp_limited, read_errors, path_mtu_lowered } = *self;
         [
             ("trimmed", trimmed),
@@ -51,6 +50,7 @@ impl Anomalies {
             ("read_errors", read_errors),
             ("path_mtu_lowered", path_mtu_lowered),
         ]
+        .into_iter()
     }
 }
 
@@ -91,7 +91,8 @@ impl Flow {
         self.received
     }
 
-    /// Packets that were handed on, to a peer or to the TUN.
+    /// Packets that were handed on, to a peer or to the TUN: the kernel took them. What a queue of this host drops later it
+    /// does not tell (see `tc -s qdisc` and `UdpSndbufErrors`).
     #[must_use]
     pub fn forwarded(&self) -> u64 {
         self.forwarded

@@ -78,7 +78,10 @@ impl Forwarder {
         }
         let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
         if header.total_len() > mtu {
-            return self.too_long(packet, mtu);
+            return match self.too_long(packet, mtu) {
+                Ok(reject) => Encap::Reject(reject),
+                Err(reason) => Encap::Drop(reason),
+            };
         }
         if self.overlay.ttl != TtlPolicy::Preserve {
             packet.set_ttl(header.ttl() - 1);
@@ -90,16 +93,15 @@ impl Forwarder {
     ///
     /// `sent` are the contents that were to be sent; they become again what came out of the TUN, so that an ICMP error quotes
     /// the packet its sender knows.
-    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], mtu: u16) -> Encap<'p> {
-        match Ipv4PacketMut::parse(sent) {
-            Ok(mut packet) => {
-                if self.overlay.ttl != TtlPolicy::Preserve {
-                    packet.set_ttl(packet.header().ttl().saturating_add(1));
-                }
-                self.too_long(packet, mtu)
-            }
-            Err(error) => Encap::Drop(error.into()),
+    ///
+    /// # Errors
+    /// The reason to count, if its sender is not to be told.
+    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], mtu: u16) -> Result<Reject<'p>, DropReason> {
+        let mut packet = Ipv4PacketMut::parse(sent)?;
+        if self.overlay.ttl != TtlPolicy::Preserve {
+            packet.set_ttl(packet.header().ttl().saturating_add(1));
         }
+        self.too_long(packet, mtu)
     }
 
     /// A datagram that came from the underlay.
@@ -202,11 +204,11 @@ impl Forwarder {
     }
 
     #[cold]
-    fn too_long<'p>(&self, packet: Ipv4PacketMut<'p>, mtu: u16) -> Encap<'p> {
+    fn too_long<'p>(&self, packet: Ipv4PacketMut<'p>, mtu: u16) -> Result<Reject<'p>, DropReason> {
         if packet.header().dont_fragment() {
-            Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }))
+            Ok(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }))
         } else {
-            Encap::Drop(DropReason::NotFragmented)
+            Err(DropReason::NotFragmented)
         }
     }
 

@@ -28,7 +28,7 @@ pub struct Rate {
 /// assert_eq!(allowed, 20);
 /// assert!(limiter.allow(other, Duration::ZERO));
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct IcmpLimiter {
     per_source: Rate,
     total: Rate,
@@ -105,7 +105,7 @@ impl Bucket {
     fn with_one_less(self, rate: Rate, now: Duration) -> Option<Self> {
         let token = match rate.per_second {
             0 => Duration::MAX / rate.burst.saturating_add(1),
-            per_second => Duration::from_secs(1) / per_second,
+            per_second => (Duration::from_secs(1) / per_second).max(Duration::from_nanos(1)),
         };
         let full_at = self.full_at.max(now).saturating_add(token);
         let limit = now.saturating_add(token.saturating_mul(rate.burst));

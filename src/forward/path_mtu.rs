@@ -41,10 +41,10 @@ impl PathMtus {
     }
 
     /// The path to `peer` refused a packet: from now on it carries `mtu` bytes of inner packet. A value that would raise one
-    /// in force is ignored.
-    pub fn lower(&mut self, peer: IpAddr, mtu: u16, now: Duration) {
-        if self.lookup(peer, now).is_some_and(|known| known < mtu) {
-            return;
+    /// in force is ignored. Returns whether it was news.
+    pub fn lower(&mut self, peer: IpAddr, mtu: u16, now: Duration) -> bool {
+        if self.lookup(peer, now).is_some_and(|known| known <= mtu) {
+            return false;
         }
         let path = Path { peer, mtu, learned: now };
         match self.find(peer) {
@@ -63,6 +63,7 @@ impl PathMtus {
                 self.paths.insert(at, path);
             }
         }
+        true
     }
 
     fn find(&self, peer: IpAddr) -> Result<usize, usize> {
@@ -81,8 +82,8 @@ mod tests {
     fn lowers_never_raises_and_forgets_after_ten_minutes() {
         let (mut paths, start) = (PathMtus::default(), Duration::from_secs(5));
         assert_eq!(paths.lookup(PEER, start), None);
-        paths.lower(PEER, 1300, start);
-        paths.lower(PEER, 1400, start);
+        assert!(paths.lower(PEER, 1300, start));
+        assert!(!paths.lower(PEER, 1400, start) && !paths.lower(PEER, 1300, start));
         assert_eq!(paths.lookup(PEER, start), Some(1300));
         paths.lower(PEER, 1200, start);
         assert_eq!(paths.lookup(PEER, start + Duration::from_secs(599)), Some(1200));

@@ -5,7 +5,8 @@ use core::net::{Ipv4Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::DropReason;
-use crate::wire::ipv4::Ipv4Header;
+use crate::wire::icmpv4::is_single_host;
+use crate::wire::ipv4::{Ipv4Header, MTU_MIN};
 
 /// The overlay as one host sees it, and how that host forwards.
 ///
@@ -21,7 +22,7 @@ use crate::wire::ipv4::Ipv4Header;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overlay {
     /// The network all hosts share, 100.96.0.0/16 say.
     pub network: IpNet,
@@ -65,16 +66,19 @@ impl Overlay {
 
     /// Network and subnet, if the settings can be worked with.
     pub(super) fn check(&self) -> Result<(Ipv4Net, Ipv4Net), OverlayError> {
-        const LEAST_IPV4_MTU: u16 = 68;
         if let IcmpSource::Fixed(address) = self.icmp_source
-            && (address.is_unspecified() || address.is_multicast() || address.is_broadcast())
+            && (!is_single_host(address) || address.is_link_local())
         {
             return Err(OverlayError::IcmpSource { address });
+        }
+        let own = self.underlay;
+        if own.ip().is_unspecified() || own.ip().is_multicast() || own.port() == 0 {
+            return Err(OverlayError::Underlay { address: own });
         }
         if self.icmp_ttl == 0 {
             return Err(OverlayError::IcmpTtl);
         }
-        if self.mtu < LEAST_IPV4_MTU {
+        if self.mtu < MTU_MIN {
             return Err(OverlayError::Mtu { mtu: self.mtu });
         }
         match (self.network.trunc(), self.subnet.trunc()) {
@@ -122,6 +126,12 @@ pub enum OverlayError {
         subnet: IpNet,
         /// The network.
         network: IpNet,
+    },
+    /// Without the very address and port that peers send to, our own packets could not be told inside the tunnel.
+    #[error("{address} is no address and port of one host; name those that the socket is bound to")]
+    Underlay {
+        /// The address and port.
+        address: SocketAddr,
     },
     /// The TUN device's address would be 0.0.0.0.
     #[error("subnet {subnet} begins at 0.0.0.0, which cannot be the TUN device's address; choose another")]

@@ -7,6 +7,8 @@ use crate::wire::icmpv4::{ERROR_MAX, IcmpError};
 use crate::wire::ipv4::{HeaderError, Ipv4Packet};
 
 /// The verdict on a packet that came out of the TUN.
+///
+/// Exhaustive on purpose: a fate that a caller does not know of is a packet lost.
 #[derive(Debug)]
 #[must_use = "a packet whose verdict is ignored is lost without being counted"]
 pub enum Encap<'p> {
@@ -18,7 +20,7 @@ pub enum Encap<'p> {
     Drop(DropReason),
 }
 
-/// The verdict on a datagram that came from the underlay.
+/// The verdict on a datagram that came from the underlay. Exhaustive, as [`Encap`] is.
 #[derive(Debug)]
 #[must_use = "a packet whose verdict is ignored is lost without being counted"]
 pub enum Decap<'p> {

@@ -87,7 +87,7 @@ impl Fib {
                 *word = self.arrays.compile_block(*word, node.below(b), answer);
             }
         }
-        self.arrays.are_deep = self.arrays.sixteens.in_use() > self.arrays.blocks.in_use();
+        self.arrays.are_deep = self.arrays.sixteens.in_use > self.arrays.blocks.in_use;
     }
 }
 
@@ -148,13 +148,18 @@ impl Arrays {
     }
 }
 
-/// Arrays of one length, by number, in segments of `COUNT`.
+/// Arrays of one length, by number, in segments of `COUNT`. Those in no use form a list: the first word of each is the number
+/// of the next, so that no version has to copy a list of them.
 #[derive(Clone)]
 struct Arena<const WORDS: usize, const COUNT: usize> {
     segments: Vec<Arc<[[u32; WORDS]; COUNT]>>,
-    /// The numbers nobody uses.
-    free: Vec<u32>,
+    in_use: usize,
+    /// The first of those in no use, or [`END`].
+    free: u32,
 }
+
+/// Ends the list of arrays in no use.
+const END: u32 = HopId::NONE.0;
 
 impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
     #[inline]
@@ -167,10 +172,6 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
         }
     }
 
-    fn in_use(&self) -> usize {
-        self.segments.len() * COUNT - self.free.len()
-    }
-
     /// The array of a number; for a word that is none, one without answers.
     fn get(&self, word: u32) -> [u32; WORDS] {
         let number = (word & !BELOW) as usize;
@@ -181,41 +182,59 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
     /// Writes an array in the place of `before`, or into a free place if that is no number; returns its number. What stays as
     /// it was is not written to, so as not to be copied.
     fn put(&mut self, before: u32, words: &[u32; WORDS]) -> u32 {
-        let is_new = before & BELOW == 0;
-        let number = if is_new { self.acquire() } else { before };
-        if is_new || self.get(number) != *words {
-            let place = (number & !BELOW) as usize;
-            let segment = self.segments.get_mut(place / COUNT).map(Arc::make_mut);
-            if let Some(array) = segment.and_then(|segment| segment.get_mut(place % COUNT)) {
-                *array = *words;
-            }
+        if before & BELOW == 0 {
+            let number = self.acquire();
+            self.write(number, words);
+            return number;
         }
-        number
+        if self.get(before) != *words {
+            self.write(before, words);
+        }
+        before
+    }
+
+    fn write(&mut self, number: u32, words: &[u32; WORDS]) {
+        let place = (number & !BELOW) as usize;
+        let segment = self.segments.get_mut(place / COUNT).map(Arc::make_mut);
+        if let Some(array) = segment.and_then(|segment| segment.get_mut(place % COUNT)) {
+            *array = *words;
+        }
     }
 
     fn acquire(&mut self) -> u32 {
-        if self.free.is_empty() {
+        if self.free == END {
             let first = (self.segments.len() * COUNT) as u32;
-            self.segments.push(Arc::new([[HopId::NONE.0; WORDS]; COUNT]));
-            self.free.extend((first..first + COUNT as u32).rev());
+            let mut segment = [[END; WORDS]; COUNT];
+            for (array, next) in segment.iter_mut().zip(first + 1..first + COUNT as u32) {
+                *array = [next; WORDS];
+            }
+            self.segments.push(Arc::new(segment));
+            self.free = first;
         }
-        BELOW | self.free.pop().unwrap_or_default()
+        let number = BELOW | self.free;
+        self.free = self.get(number).first().copied().unwrap_or(END);
+        self.in_use += 1;
+        number
     }
 
     /// Gives an array back; a word that is no number needs nothing done.
     fn release(&mut self, word: u32) {
-        if word & BELOW != 0 {
-            self.free.push(word & !BELOW);
-            if self.in_use() == 0 {
-                *self = Self::default();
-            }
+        if word & BELOW == 0 {
+            return;
+        }
+        self.in_use -= 1;
+        if self.in_use == 0 {
+            *self = Self::default();
+        } else {
+            self.write(word, &[self.free; WORDS]);
+            self.free = word & !BELOW;
         }
     }
 }
 
 impl<const WORDS: usize, const COUNT: usize> Default for Arena<WORDS, COUNT> {
     fn default() -> Self {
-        Self { segments: Vec::new(), free: Vec::new() }
+        Self { segments: Vec::new(), in_use: 0, free: END }
     }
 }
 

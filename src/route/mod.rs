@@ -14,6 +14,8 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::wire::ipv4::MTU_MIN;
+
 #[cfg(feature = "std")]
 pub use publish::{RoutePublisher, RouteReader};
 pub use table::{Applied, RouteTable};
@@ -60,7 +62,7 @@ pub struct NextHop {
 }
 
 /// One change to a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RouteChange {
     /// Removes the route of exactly this subnet; nothing happens if there is none.
@@ -101,6 +103,9 @@ pub enum RouteError {
     /// Packets would come straight back to us.
     #[error("the next hop is the very address and port this host is bound to")]
     OwnAddress,
+    /// Packets for our own subnet never leave this host.
+    #[error("the subnet is this host's own, whose packets stay here")]
+    OwnSubnet,
     /// 0.0.0.0 or :: is no host.
     #[error("the next hop is the unspecified address; name the host that owns the subnet")]
     UnspecifiedNextHop,
@@ -109,9 +114,16 @@ pub enum RouteError {
     ZeroPort,
 }
 
-/// R20 and R63. `own` is the address and port this host is bound to, where that is known.
-fn check(route: &Route, own: Option<SocketAddr>) -> Result<(), RouteError> {
-    const LEAST_IPV4_MTU: u16 = 68;
+/// What must not be in a table on this host, where that is known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    /// The address and port it is bound to.
+    address: Option<SocketAddr>,
+    subnet: Option<IpNet>,
+}
+
+/// R20, R63, and our own subnet.
+fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     let address = route.next_hop.ip();
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
     match route.mtu {
@@ -120,8 +132,9 @@ fn check(route: &Route, own: Option<SocketAddr>) -> Result<(), RouteError> {
         _ if address.is_multicast() => Err(RouteError::MulticastNextHop),
         _ if broadcast => Err(RouteError::BroadcastNextHop),
         _ if route.next_hop.port() == 0 => Err(RouteError::ZeroPort),
-        _ if Some(route.next_hop) == own => Err(RouteError::OwnAddress),
-        Some(mtu) if mtu < LEAST_IPV4_MTU => Err(RouteError::MtuTooSmall { mtu }),
+        _ if Some(route.next_hop) == own.address => Err(RouteError::OwnAddress),
+        _ if Some(route.subnet) == own.subnet => Err(RouteError::OwnSubnet),
+        Some(mtu) if mtu < MTU_MIN => Err(RouteError::MtuTooSmall { mtu }),
         _ => Ok(()),
     }
 }

@@ -28,8 +28,9 @@ impl HopId {
 #[derive(Clone)]
 pub(super) struct NextHops {
     chunks: Vec<Arc<[NextHop; CHUNK]>>,
-    /// Places in the list that nobody uses.
-    free: Vec<HopId>,
+    /// The first place in the list that nobody uses. It holds the number of the next one, dressed as an address.
+    free: HopId,
+    in_use: usize,
     /// A bit for the low six bits of every port that is or was a next hop's: a quick no to [`NextHops::has_next_hop`].
     ports: u64,
     shards: Arc<[Arc<Vec<Known>>; SHARDS]>,
@@ -48,7 +49,7 @@ impl NextHops {
     pub(super) fn new() -> Self {
         let empty = Arc::new(Vec::new());
         let shards = Arc::new(core::array::from_fn(|_| Arc::clone(&empty)));
-        Self { chunks: Vec::new(), free: Vec::new(), ports: 0, shards }
+        Self { chunks: Vec::new(), free: HopId::NONE, in_use: 0, ports: 0, shards }
     }
 
     #[inline]
@@ -91,11 +92,15 @@ impl NextHops {
         let at = match shard.binary_search_by_key(hop, |known| known.hop) {
             Ok(at) => at,
             Err(at) => {
-                let id = self.free.pop().unwrap_or_else(|| add_chunk(&mut self.chunks, &mut self.free));
-                let chunk = self.chunks.get_mut(id.0 as usize / CHUNK);
-                if let Some(place) = chunk.and_then(|chunk| Arc::make_mut(chunk).get_mut(id.0 as usize % CHUNK)) {
+                if self.free == HopId::NONE {
+                    self.free = add_chunk(&mut self.chunks);
+                }
+                let id = self.free;
+                if let Some(place) = place(&mut self.chunks, id) {
+                    self.free = next_free(place);
                     *place = *hop;
                 }
+                self.in_use += 1;
                 shard.insert(at, Known { hop: *hop, id, routes: 0 });
                 at
             }
@@ -114,18 +119,41 @@ impl NextHops {
         known.routes = known.routes.saturating_sub(1);
         if known.routes == 0 {
             shard.remove(at);
-            self.free.push(id);
+            self.in_use -= 1;
+            if self.in_use == 0 {
+                *self = Self::new();
+            } else if let Some(place) = place(&mut self.chunks, id) {
+                *place = free_place(self.free);
+                self.free = id;
+            }
         }
     }
 }
 
-/// Makes a chunk's worth of places, hands out the first and puts the others on the list of free ones.
-fn add_chunk(chunks: &mut Vec<Arc<[NextHop; CHUNK]>>, free: &mut Vec<HopId>) -> HopId {
-    const NOBODY: NextHop = NextHop { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), mtu: None };
+/// Makes a chunk's worth of free places and returns the first.
+fn add_chunk(chunks: &mut Vec<Arc<[NextHop; CHUNK]>>) -> HopId {
     let first = (chunks.len() * CHUNK) as u32;
-    chunks.push(Arc::new([NOBODY; CHUNK]));
-    free.extend((first + 1..first + CHUNK as u32).rev().map(HopId));
+    let mut chunk = [free_place(HopId::NONE); CHUNK];
+    for (place, next) in chunk.iter_mut().zip(first + 1..first + CHUNK as u32) {
+        *place = free_place(HopId(next));
+    }
+    chunks.push(Arc::new(chunk));
     HopId(first)
+}
+
+fn place(chunks: &mut [Arc<[NextHop; CHUNK]>], id: HopId) -> Option<&mut NextHop> {
+    Arc::make_mut(chunks.get_mut(id.0 as usize / CHUNK)?).get_mut(id.0 as usize % CHUNK)
+}
+
+fn free_place(next: HopId) -> NextHop {
+    NextHop { address: SocketAddr::new(Ipv4Addr::from_bits(next.0).into(), 0), mtu: None }
+}
+
+fn next_free(place: &NextHop) -> HopId {
+    match place.address {
+        SocketAddr::V4(next) => HopId(next.ip().to_bits()),
+        SocketAddr::V6(_) => HopId::NONE,
+    }
 }
 
 #[inline]

@@ -6,10 +6,12 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Applied, RouteChange, RouteTable};
+use ipnet::IpNet;
+
+use super::{Applied, Own, RouteChange, RouteTable};
 
 /// Owns the current table and hands the next one to every reader.
 ///
@@ -29,7 +31,7 @@ use super::{Applied, RouteChange, RouteTable};
 pub struct RoutePublisher {
     shared: Arc<Shared>,
     table: RouteTable,
-    own: Option<SocketAddr>,
+    own: Own,
     /// Tables that some reader may still hold. The publisher holds them too, so that it is never a reader, in the middle of
     /// its packets, who frees a large one.
     retired: Vec<RouteTable>,
@@ -37,7 +39,8 @@ pub struct RoutePublisher {
 
 #[derive(Debug)]
 struct Shared {
-    generation: AtomicU64,
+    /// How many tables were published. Only compared for equality, so that it may wrap.
+    generation: AtomicUsize,
     current: Mutex<RouteTable>,
 }
 
@@ -46,14 +49,22 @@ impl RoutePublisher {
     #[must_use]
     pub fn new() -> Self {
         let table = RouteTable::new();
-        let shared = Shared { generation: AtomicU64::new(0), current: Mutex::new(table.clone()) };
-        Self { shared: Arc::new(shared), table, own: None, retired: Vec::new() }
+        let shared = Shared { generation: AtomicUsize::new(0), current: Mutex::new(table.clone()) };
+        Self { shared: Arc::new(shared), table, own: Own::default(), retired: Vec::new() }
     }
 
     /// A publisher that also refuses routes to `own`, the address and port this host is bound to.
     #[must_use]
     pub fn bound_to(own: SocketAddr) -> Self {
-        Self { own: Some(SocketAddr::new(own.ip().to_canonical(), own.port())), ..Self::new() }
+        let address = Some(SocketAddr::new(own.ip().to_canonical(), own.port()));
+        Self { own: Own { address, subnet: None }, ..Self::new() }
+    }
+
+    /// The same publisher, which also refuses a route of `subnet`, the one this host owns.
+    #[must_use]
+    pub fn owning(mut self, subnet: impl Into<IpNet>) -> Self {
+        self.own.subnet = Some(subnet.into().trunc());
+        self
     }
 
     /// Applies all changes in their order and publishes the outcome once, if there is one.
@@ -62,7 +73,7 @@ impl RoutePublisher {
     /// before, so the cost is that of the changes, not of the table.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>) -> Applied {
         let mut next = self.table.clone();
-        let applied = next.apply(changes, self.own);
+        let applied = next.apply(changes, &self.own);
         if applied.changed > 0 {
             self.publish(next);
         }
@@ -106,7 +117,7 @@ impl Default for RoutePublisher {
 pub struct RouteReader {
     shared: Arc<Shared>,
     table: RouteTable,
-    generation: u64,
+    generation: usize,
 }
 
 impl RouteReader {
@@ -123,9 +134,13 @@ impl RouteReader {
 
     #[cold]
     fn refresh(&mut self) {
-        let current = lock(&self.shared.current);
-        self.table = current.clone();
-        self.generation = self.shared.generation.load(Ordering::Acquire);
+        let newest = {
+            let current = lock(&self.shared.current);
+            self.generation = self.shared.generation.load(Ordering::Acquire);
+            current.clone()
+        };
+        // Outside the lock: without a publisher this may be the last hand on the old table.
+        self.table = newest;
     }
 }
 

@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::fib::{Fib, Marked};
 use super::next_hops::NextHops;
 use super::rib::{Node, Prefix};
-use super::{NextHop, RefusedRoute, Route, RouteChange, check};
+use super::{NextHop, Own, RefusedRoute, Route, RouteChange, check};
 
 /// A set of routes that answers which one is the longest match of a destination, and never changes.
 ///
@@ -74,14 +74,14 @@ impl RouteTable {
     /// A table of these routes, and those among them that cannot be in one. Of several routes for one subnet the last stands.
     pub fn try_from_routes(routes: impl IntoIterator<Item = Route>) -> (Self, Vec<RefusedRoute>) {
         let mut table = Self::new();
-        let applied = table.apply(routes.into_iter().map(RouteChange::Set), None);
+        let applied = table.apply(routes.into_iter().map(RouteChange::Set), &Own::default());
         (table, applied.refused)
     }
 
     /// The table after `changes`, in their order; this one stays as it is.
     pub fn with_changes(&self, changes: impl IntoIterator<Item = RouteChange>) -> (Self, Applied) {
         let mut next = self.clone();
-        let applied = next.apply(changes, None);
+        let applied = next.apply(changes, &Own::default());
         (next, applied)
     }
 
@@ -149,7 +149,7 @@ impl RouteTable {
     }
 
     /// Applies changes in place, copying only what another table shares.
-    pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>, own: Option<SocketAddr>) -> Applied {
+    pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>, own: &Own) -> Applied {
         let mut applied = Applied::default();
         let mut marked = Marked::none();
         for change in changes {

@@ -115,7 +115,7 @@ pub fn may_answer(offender: &Ipv4Packet<'_>, broadcast: impl Fn(Ipv4Addr) -> boo
 }
 
 /// Not a network, loopback, group, reserved or broadcast address (RFC 1812 4.3.2.7).
-fn is_single_host(source: Ipv4Addr) -> bool {
+pub(crate) fn is_single_host(source: Ipv4Addr) -> bool {
     !matches!(source.octets()[0], 0 | 127 | 224..=255)
 }
 

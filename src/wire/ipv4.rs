@@ -10,6 +10,9 @@ use super::checksum;
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
 
+/// The smallest MTU, in bytes, that a path of IPv4 may have (RFC 791 3.2).
+pub const MTU_MIN: u16 = 68;
+
 mod field {
     use core::ops::Range;
 

@@ -7,7 +7,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
-use crate::forward::{Counters, DropReason, Encap, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo};
+use crate::forward::{Counters, DropReason, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo};
 use crate::sys::{SendErrorKind, Tun, TunError, UdpTransport};
 use crate::transmit::Transmit;
 use crate::wire::icmpv4;
@@ -39,8 +39,8 @@ pub(super) struct State {
     pub(super) limiter: IcmpLimiter,
     pub(super) paths: PathMtus,
     pub(super) send_errors: BTreeMap<IpAddr, u64>,
-    /// Where the clock of the limiter and the path MTUs begins.
-    pub(super) started: Instant,
+    /// Where the clock of the limiter and the path MTUs begins: at the first packet that asks for it.
+    pub(super) started: Option<Instant>,
 }
 
 /// An encapsulated packet at the front of a buffer, to be sent.
@@ -92,12 +92,12 @@ impl State {
             limiter: IcmpLimiter::default(),
             paths: PathMtus::default(),
             send_errors: BTreeMap::new(),
-            started: Instant::now(),
+            started: None,
         }
     }
 
-    fn clock(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.started)
+    fn clock(&mut self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.started.get_or_insert(now))
     }
 
     /// Sends a packet; `Some` if it has to wait.
@@ -110,7 +110,8 @@ impl State {
         now: Instant,
     ) -> Result<Option<Held>, WorkerError> {
         let contents = buffer.get_mut(..packet.len).unwrap_or_default();
-        let known = self.paths.lookup(packet.destination.ip(), self.clock(now));
+        let clock = self.clock(now);
+        let known = self.paths.lookup(packet.destination.ip(), clock);
         let refused = match known {
             Some(mtu) if contents.len() > usize::from(mtu) => SendErrorKind::TooLong,
             _ => match ends.udp.send(&Transmit::datagram(packet.destination, contents)) {
@@ -154,8 +155,7 @@ impl State {
         let known = self.paths.lookup(destination.ip(), clock).filter(|mtu| usize::from(*mtu) < contents.len());
         let mtu = known.or_else(|| {
             let mtu = inner_mtu(ends.udp.path_mtu(destination).ok()?, destination);
-            self.paths.lower(destination.ip(), mtu, clock);
-            self.counters.anomalies.path_mtu_lowered += 1;
+            self.counters.anomalies.path_mtu_lowered += u64::from(self.paths.lower(destination.ip(), mtu, clock));
             (usize::from(mtu) < contents.len()).then_some(mtu)
         });
         // Without a number, or with one that the packet fits, there is nothing that could be told its sender.
@@ -165,9 +165,8 @@ impl State {
             return Ok(());
         };
         match ends.forwarder.refused_as_too_long(contents, mtu) {
-            Encap::Reject(reject) => return self.answer_near(&reject, ends, now),
-            Encap::Drop(reason) => self.counters.encap.discard(reason),
-            Encap::Send(_) => self.counters.encap.discard(DropReason::SendFailed),
+            Ok(reject) => return self.answer_near(&reject, ends, now),
+            Err(reason) => self.counters.encap.discard(reason),
         }
         Ok(())
     }
@@ -202,7 +201,8 @@ impl State {
     /// Whether an ICMP error is on its way to the packet's sender.
     fn answer(&mut self, reject: &Reject<'_>, ends: &Ends, now: Instant) -> Result<bool, WorkerError> {
         let Some(reply_to) = reject.reply_to() else { return Ok(false) };
-        if !self.limiter.allow(reject.offender().header().source(), self.clock(now)) {
+        let clock = self.clock(now);
+        if !self.limiter.allow(reject.offender().header().source(), clock) {
             self.counters.anomalies.icmp_limited += 1;
             return Ok(false);
         }
@@ -223,6 +223,11 @@ impl State {
                 }
             },
         }
+    }
+
+    /// R8: the bytes behind a packet's total length go nowhere.
+    pub(super) fn count_trimmed(&mut self, packet: &[u8], received: usize) {
+        self.counters.anomalies.trimmed += u64::from(packet.len() < received);
     }
 
     fn count_send_error(&mut self, peer: IpAddr) {

@@ -228,7 +228,7 @@ fn an_answer_after_a_refusal_does_not_allocate() {
         for _ in 0..10_000 {
             let forwarder = &worker.host.forwarder;
             let Encap::Send(_) = forwarder.encapsulate(&mut packet, &worker.host.table) else { return };
-            let Encap::Reject(reject) = forwarder.refused_as_too_long(&mut packet, 1300) else { return };
+            let Ok(reject) = forwarder.refused_as_too_long(&mut packet, 1300) else { return };
             black_box(answer(&mut worker.limiter, &mut worker.out, worker.now, &reject));
             // Back to the TTL it began with, which a refusal restores.
             worker.counters.encap.receive();

@@ -1,9 +1,11 @@
 //! Beginning, end, and what happens to the device in between.
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use loden::sys::{Tun, TunConfig};
 use nix::sys::signal::Signal;
 use testbed::TwoHosts;
 use testbed::probe::{Ping, PingOutcome, ping};
@@ -190,4 +192,105 @@ fn sighup_reads_the_file_again() {
     wait_until("packets to pass again", || reaches(&hosts));
     routes(&a, 2);
     a.stop();
+}
+
+/// Every bad line is named, and one that is not even text spoils no other.
+#[test]
+fn every_bad_line_is_named() {
+    let hosts = TwoHosts::new().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut text = b"100.96.2.0/24 10.168.0.3\n\xff\xfe\n".to_vec();
+    (3..=40).for_each(|number| text.extend_from_slice(format!("bad{number}\n").as_bytes()));
+    text.extend_from_slice(b"100.96.3.0/24 10.168.0.4\n");
+    std::fs::write(file.path(), text).unwrap();
+    let path = file.path().to_str().unwrap();
+    let args = ["--subnet", "100.96.1.0/24", "--listen", "10.168.0.2", "--routes-file", path];
+    let mut a = Tunnel::start(&hosts.host_a, &args);
+    for number in 2..=40 {
+        a.says(&format!("line {number}: "));
+    }
+    assert_eq!(a.stop()["routes"], 2);
+}
+
+/// A file of a hundred thousand lines holds nothing up.
+#[test]
+fn a_large_file_is_read_while_packets_flow() {
+    let hosts = TwoHosts::new().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let subnet = |i: u32| format!("{}/32 10.168.0.3\n", Ipv4Addr::from_bits(0x6461_0000 + i));
+    std::fs::write(file.path(), (0..100_000).map(subnet).collect::<String>()).unwrap();
+    let path = file.path().to_str().unwrap();
+    let mut a = Tunnel::on_a(&hosts, &["--routes-file", path]);
+    let _b = Tunnel::on_b(&hosts, &[]);
+    let start = Instant::now();
+    a.child.signal(Signal::SIGHUP).unwrap();
+    a.says("100001 routes in all");
+    assert!(start.elapsed() < 3 * SECOND, "{:?}", start.elapsed());
+    assert!(reaches(&hosts));
+    a.stop();
+}
+
+/// Nobody reads what it prints: packets and signals do not wait for that.
+#[test]
+fn an_unread_pipe_holds_nothing_up() {
+    let hosts = TwoHosts::new().unwrap();
+    let mut command = std::process::Command::new(crate::support::program("tunnel"));
+    command.args(["--network", "100.96.0.0/16", "--subnet", "100.96.1.0/24", "--listen", "10.168.0.2"]);
+    command.args(["--route", "100.96.2.0/24=10.168.0.3", "--stats", "0.001"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = Killed(hosts.host_a.enter(|| command.spawn()).unwrap());
+    let _b = Tunnel::on_b(&hosts, &[]);
+    // Long enough for its lines to fill a pipe's 64 KiB several times over.
+    std::thread::sleep(2 * SECOND);
+    assert!(reaches(&hosts));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0.id() as i32), Signal::SIGTERM).unwrap();
+    let mut status = None;
+    wait_until("its end", || {
+        status = child.0.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success());
+}
+
+/// A process that does not outlive the test, whose output nobody reads.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Fault 40: a persistent device with address and route of its own is taken over, and left as it was found.
+#[test]
+fn fault_40_a_persistent_device_keeps_what_it_had() {
+    let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
+    a.stop();
+    let host = &hosts.host_a;
+    host.enter(|| Tun::open(&TunConfig { name: "kept0".into() }).unwrap().set_persistent(true)).unwrap();
+    host.set_up("kept0").unwrap();
+    host.add_address("kept0", "100.96.1.0/32".parse().unwrap()).unwrap();
+    host.add_route(TwoHosts::OVERLAY, None, "kept0").unwrap();
+    let overlay = || host.routes().unwrap().iter().any(|route| route.destination == TwoHosts::OVERLAY);
+    for attempt in 0..3 {
+        let mut a = Tunnel::on_a(&hosts, &["--tun", "kept0"]);
+        assert!(reaches(&hosts), "attempt {attempt}");
+        if attempt == 1 {
+            host.set_down("kept0").unwrap();
+            host.set_up("kept0").unwrap();
+            wait_until("the overlay's route to be back", overlay);
+            assert!(reaches(&hosts));
+        }
+        if attempt == 2 {
+            a.child.signal(Signal::SIGKILL).unwrap();
+            a.child.wait(SECOND).unwrap();
+        } else {
+            a.stop();
+        }
+        assert!(host.links().unwrap().contains(&"kept0".into()));
+        assert_eq!(host.addresses("kept0").unwrap(), ["100.96.1.0/32".parse().unwrap()]);
+        assert!(overlay(), "attempt {attempt}");
+    }
+    host.delete_link("kept0").unwrap();
 }

@@ -29,7 +29,7 @@ fn mistakes_are_named() {
         (more(&["--route", "100.96.2.0/24=0.0.0.0"]), "unspecified"),
         (more(&["--route", "100.96.2.0/24=255.255.255.255"]), "broadcast"),
         (more(&["--route", "100.96.2.0/24=10.168.0.2"]), "this host is bound to"),
-        (more(&["--route", "100.96.1.0/24=10.168.0.3"]), "our own subnet"),
+        (more(&["--route", "100.96.1.0/24=10.168.0.3"]), "this host's own"),
         (more(&["--routes-file", "/nowhere/routes"]), "/nowhere/routes"),
         (more(&["--mtu", "67"]), "68"),
         (more(&["--mtu", "65536"]), "65535"),

@@ -155,12 +155,11 @@ impl Host {
     /// What becomes of a packet that was let pass and that the path refused.
     pub(crate) fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
         match self.forwarder.refused_as_too_long(sent, mtu) {
-            Encap::Send(_) => panic!("a packet that is too long was sent again"),
-            Encap::Reject(reject) => {
+            Ok(reject) => {
                 let offender = reject.offender().as_bytes().to_vec();
                 reject_outcome(&reject, &offender)
             }
-            Encap::Drop(reason) => Outcome::Drop(reason),
+            Err(reason) => Outcome::Drop(reason),
         }
     }
 

@@ -112,6 +112,8 @@ pub struct Link {
     interface: String,
     index: u32,
     config: LinkConfig,
+    /// What was there before: if it has to be put back, it is still not ours.
+    found: Made,
     made: Made,
 }
 
@@ -140,10 +142,13 @@ impl Link {
         if !(min..=max).contains(&config.mtu) {
             return Err(LinkError::MtuOutOfRange { interface: interface.into(), mtu: config.mtu, min, max });
         }
-        let mut link =
-            Self { kernel, interface: interface.into(), index: before.index, config: *config, made: Made::default() };
+        let (interface, index, nothing) = (String::from(interface), before.index, Made::default());
+        let mut link = Self { kernel, interface, index, config: *config, found: nothing, made: nothing };
         match link.set_up(&before) {
-            Ok(()) => Ok(link),
+            Ok(()) => {
+                link.found = Made { address: !link.made.address, route: !link.made.route };
+                Ok(link)
+            }
             Err(error) => {
                 link.undo(&before);
                 Err(error)
@@ -169,8 +174,8 @@ impl Link {
         &self.config
     }
 
-    /// Puts back what is missing of address and route, and counts that as made here. Does not set the link up: whoever
-    /// set it down meant it. Call it on [`LinkEvent::Up`], [`LinkEvent::AddressRemoved`] and, if wanted,
+    /// Puts back what is missing of address and route; what was there before [`Link::configure`] does not become ours by
+    /// that. Does not set the link up: whoever set it down meant it. Call it on [`LinkEvent::Up`], [`LinkEvent::AddressRemoved`] and, if wanted,
     /// [`LinkEvent::RouteRemoved`].
     ///
     /// # Errors
@@ -240,13 +245,13 @@ impl Link {
         let prefix_len = self.config.prefix_len();
         let added =
             requests::add_address(&mut self.kernel, self.index, &self.interface, self.config.address, prefix_len)?;
-        self.made.address |= added;
+        self.made.address |= added && !self.found.address;
         Ok(added)
     }
 
     fn add_route(&mut self) -> Result<Added, LinkError> {
         let added = requests::add_route(&mut self.kernel, self.index, &self.interface, self.config.network)?;
-        self.made.route |= matches!(added, Added::Made);
+        self.made.route |= matches!(added, Added::Made) && !self.found.route;
         Ok(added)
     }
 }

@@ -131,8 +131,8 @@ pub enum SendErrorKind {
         "this host forbids it; look for a firewall rule on its output, and whether the next hop is a broadcast address"
     )]
     Forbidden,
-    /// ENOBUFS or ENOMEM: the device's queue is full, or there is no memory. The socket does not become writable when
-    /// that is over: wait a little, but not for readiness.
+    /// ENOBUFS or ENOMEM: there is no memory. (That a device's queue is full the kernel tells only sockets with
+    /// `IP_RECVERR`.) The socket does not become writable when that is over: wait a little, but not for readiness.
     #[error("the kernel has no buffer for it; send fewer at once")]
     NoBuffers,
     /// ECONNREFUSED: nobody listens on the peer's port.
