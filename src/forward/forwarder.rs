@@ -62,14 +62,15 @@ impl Forwarder {
             Ok(packet) => packet,
             Err(reason) => return Encap::Drop(reason),
         };
-        let header = *packet.header();
-        let Some(hop) = routes.lookup_v4(header.destination()) else {
+        let header = packet.header();
+        let (destination, ttl, len) = (header.destination(), header.ttl(), header.total_len());
+        let Some(hop) = routes.lookup_v4(destination) else {
             return Encap::Reject(self.reject_near(packet, RejectReason::NetUnreachable));
         };
-        if hop.address.ip() == IpAddr::V4(header.destination()) || self.is_tunnelled_already(&packet, routes) {
+        if hop.address.ip() == IpAddr::V4(destination) || self.is_tunnelled_already(&packet, routes) {
             return Encap::Drop(DropReason::Loop);
         }
-        match (header.ttl(), self.overlay.ttl) {
+        match (ttl, self.overlay.ttl) {
             (0, _) => return Encap::Drop(DropReason::TtlZero),
             (1, TtlPolicy::BothEnds | TtlPolicy::Ingress) => {
                 return Encap::Reject(self.reject_near(packet, RejectReason::TimeExceeded));
@@ -77,14 +78,14 @@ impl Forwarder {
             _ => {}
         }
         let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
-        if header.total_len() > mtu {
+        if len > mtu {
             return match self.too_long(packet, mtu) {
                 Ok(reject) => Encap::Reject(reject),
                 Err(reason) => Encap::Drop(reason),
             };
         }
         if self.overlay.ttl != TtlPolicy::Preserve {
-            packet.set_ttl(header.ttl() - 1);
+            packet.decrement_ttl();
         }
         Encap::Send(Transmit::datagram(hop.address, packet.into_bytes()))
     }
@@ -117,18 +118,18 @@ impl Forwarder {
             Ok(packet) => packet,
             Err(reason) => return Decap::Drop(reason),
         };
-        let header = *packet.header();
-        if self.overlay.source_check == SourceCheck::Strict && !self.may_send_from(header.source(), peer, routes) {
+        let (source, ttl) = (packet.header().source(), packet.header().ttl());
+        if self.overlay.source_check == SourceCheck::Strict && !self.may_send_from(source, peer, routes) {
             return Decap::Drop(DropReason::SpoofedSource);
         }
         if let Err(reason) = self.check_destination(&packet, peer, routes) {
             return Decap::Drop(reason);
         }
-        match (header.ttl(), self.overlay.ttl) {
+        match (ttl, self.overlay.ttl) {
             (0, _) => Decap::Drop(DropReason::TtlZero),
             (1, TtlPolicy::BothEnds) => Decap::Reject(self.reject_far(packet, routes)),
-            (ttl, TtlPolicy::BothEnds) => {
-                packet.set_ttl(ttl - 1);
+            (_, TtlPolicy::BothEnds) => {
+                packet.decrement_ttl();
                 Decap::Deliver(packet.into_bytes())
             }
             (_, TtlPolicy::Ingress | TtlPolicy::Preserve) => Decap::Deliver(packet.into_bytes()),
