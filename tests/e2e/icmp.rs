@@ -138,12 +138,15 @@ fn r48_a_flood_into_a_hole_is_answered_within_limits() {
             }
         }
     }
-    let outcome = hosts.host_a.enter(|| ping(HOLE, Ping::default())).unwrap();
-    assert!(matches!(outcome[..], [PingOutcome::Error { kind: 3, code: 0, .. }]), "another source: {outcome:?}");
+    // More than one, because the device's queue may still be full of the flood.
+    let outcomes = hosts.host_a.enter(|| ping(HOLE, Ping { count: 5, ..Ping::default() })).unwrap();
+    let told = |outcome: &PingOutcome| matches!(outcome, PingOutcome::Error { kind: 3, code: 0, .. });
+    assert!(outcomes.iter().any(told), "another source: {outcomes:?}");
     let last = tunnels.a.stop();
     let seconds = start.elapsed().as_secs_f64();
     let answered = last["encap"]["answered"].as_u64().unwrap();
-    let bound = 20.0 + 10.0 * seconds + 2.0;
+    // Two sources: the flood's, and the few pings of the other.
+    let bound = 20.0 + 10.0 * seconds + 5.0;
     assert!(sent > 1000 && answered as f64 <= bound, "{answered} answers to {sent} in {seconds} s, at most {bound}");
     assert!(answered >= 20, "{last}");
     assert_eq!(last["anomalies"]["icmp_limited"].as_u64().unwrap(), dropped(&last, "encap", "no_route"), "{last}");

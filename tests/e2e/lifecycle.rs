@@ -12,9 +12,13 @@ use testbed::probe::{Ping, PingOutcome, ping};
 
 use crate::support::{SECOND, Tunnel, Tunnels, wait_until};
 
+/// Whether one of three pings is answered: on a busy machine one may come too late.
 fn reaches(hosts: &TwoHosts) -> bool {
-    let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default())).unwrap();
-    matches!(outcome[..], [PingOutcome::Reply { .. }])
+    let answered = || {
+        let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default())).unwrap();
+        matches!(outcome[..], [PingOutcome::Reply { .. }])
+    };
+    (0..3).any(|_| answered())
 }
 
 /// Floods the tunnel on host A from its pod and from its peer while something is done.
