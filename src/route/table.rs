@@ -15,7 +15,7 @@ use super::{NextHop, Own, RefusedRoute, Route, RouteChange, check};
 ///
 /// Any mix of prefixes from /0 to /32. A clone is cheap and shares everything; [`with_changes`](Self::with_changes) makes a
 /// new table that shares all but the parts the changes touch, so that worker threads may keep the old one for as long as
-/// they like. A lookup is two to four loads that depend on one another.
+/// they like. A lookup is two to five loads that depend on one another.
 ///
 /// ```
 /// use loden::route::{Route, RouteTable};
