@@ -77,6 +77,7 @@ extern crate std;
 
 pub mod control;
 pub mod forward;
+pub mod offload;
 pub mod route;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod sys;

@@ -3,6 +3,8 @@
 use core::net::SocketAddr;
 use core::num::NonZeroUsize;
 
+use crate::wire::Ecn;
+
 /// One datagram, or a train of equally long ones, to one peer.
 ///
 /// Batching is a field and not a second interface: with a `segment_size` the contents are as many datagrams of that many
@@ -16,12 +18,16 @@ pub struct Transmit<'a> {
     pub contents: &'a [u8],
     /// Bytes in every datagram but the last. `None`: the contents are one datagram.
     pub segment_size: Option<NonZeroUsize>,
+    /// The ECN field of the outer packets.
+    pub ecn: Ecn,
+    /// Chooses among the transport's source ports, taken modulo their number (R60); one flow has one number.
+    pub flow: u16,
 }
 
 impl<'a> Transmit<'a> {
     /// One datagram.
     pub fn datagram(destination: SocketAddr, contents: &'a [u8]) -> Self {
-        Self { destination, contents, segment_size: None }
+        Self { destination, contents, segment_size: None, ecn: Ecn::NotEct, flow: 0 }
     }
 
     /// The datagrams, in order. There is always at least one, if only an empty one.
@@ -40,7 +46,7 @@ mod tests {
     fn lengths(contents: &[u8], size: Option<usize>) -> Vec<usize> {
         let segment_size = size.and_then(NonZeroUsize::new);
         let destination = ([10, 168, 0, 3], 8285).into();
-        Transmit { destination, contents, segment_size }.segments().map(<[u8]>::len).collect()
+        Transmit { segment_size, ..Transmit::datagram(destination, contents) }.segments().map(<[u8]>::len).collect()
     }
 
     #[test]

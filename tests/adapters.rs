@@ -212,7 +212,7 @@ fn a_train_is_cut_and_can_be_resumed() {
         let (peer, destination) = peer("127.0.0.1:0");
         peer.set_nonblocking(true).expect("non-blocking");
         let contents: Vec<u8> = (0..=249).collect();
-        let transmit = Transmit { destination, contents: &contents, segment_size: NonZeroUsize::new(100) };
+        let transmit = Transmit { segment_size: NonZeroUsize::new(100), ..Transmit::datagram(destination, &contents) };
         for first in 0..=4 {
             transport.send_from(&transmit, first).expect("sent");
             let mut buffer = [0; 256];
@@ -276,7 +276,7 @@ fn nothing_is_fragmented_and_the_path_tells_what_fits() {
         assert_eq!(peer.recv(&mut [0; 2048]).expect("received"), 1252, "and nothing came before it");
 
         let contents = vec![0; 3000];
-        let train = Transmit { destination, contents: &contents, segment_size: NonZeroUsize::new(1400) };
+        let train = Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
         assert_eq!(transport.send(&train), too_long);
         assert_eq!(transport.send_from(&train, 1), Err(SendError { segment: 1, kind: SendErrorKind::TooLong }));
         transport.send_from(&train, 2).expect("the rest fits");
@@ -337,11 +337,8 @@ fn a_full_send_buffer_is_waited_for() {
         let transport = UdpTransport::bind("10.1.0.1:0".parse().expect("an address"), &config).expect("bound");
         // Nobody answers ARP, so that packets wait for as long as that takes.
         let contents = vec![0; 64 * 1400];
-        let train = Transmit {
-            destination: "10.1.0.2:8285".parse().expect("an address"),
-            contents: &contents,
-            segment_size: NonZeroUsize::new(1400),
-        };
+        let destination = "10.1.0.2:8285".parse().expect("an address");
+        let train = Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
         let error = transport.send(&train).expect_err("full");
         assert_eq!(error.kind, SendErrorKind::WouldBlock);
         assert!((1..64).contains(&error.segment), "{error:?}");

@@ -1,13 +1,18 @@
 //! Bytes with names: checksums, IPv4 packets and ICMPv4 errors. Nothing here knows of tunnels, routes or sockets.
 
 pub mod checksum;
+mod ecn;
 pub mod icmpv4;
 pub mod ipv4;
+
+pub use ecn::Ecn;
 
 /// IP protocol numbers the tunnel has to tell apart (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {
     /// Internet Control Message Protocol, RFC 792.
     pub const ICMP: u8 = 1;
+    /// Transmission Control Protocol, RFC 9293.
+    pub const TCP: u8 = 6;
     /// User Datagram Protocol, RFC 768.
     pub const UDP: u8 = 17;
 }
