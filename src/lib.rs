@@ -81,7 +81,7 @@ pub mod offload;
 pub mod route;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod sys;
-mod transmit;
+pub mod transmit;
 pub mod wire;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod worker;

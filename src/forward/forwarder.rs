@@ -93,12 +93,7 @@ impl Forwarder {
     }
 
     #[inline(always)]
-    fn encapsulate_within<'p>(
-        &self,
-        packet: &'p mut [u8],
-        segment_len: Option<u16>,
-        routes: &RouteTable,
-    ) -> Encap<'p> {
+    fn encapsulate_within<'p>(&self, packet: &'p mut [u8], segment_len: Option<u16>, routes: &RouteTable) -> Encap<'p> {
         let mut packet = match self.admit(packet) {
             Ok(packet) => packet,
             Err(reason) => return Encap::Drop(reason),
@@ -159,12 +154,7 @@ impl Forwarder {
     /// `outer` may be its sender alone. The first failing check gives the reason: peer, header, addresses, inner source, inner
     /// destination, TTL, congestion.
     #[inline]
-    pub fn decapsulate<'p>(
-        &self,
-        datagram: &'p mut [u8],
-        outer: impl Into<Outer>,
-        routes: &RouteTable,
-    ) -> Decap<'p> {
+    pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], outer: impl Into<Outer>, routes: &RouteTable) -> Decap<'p> {
         let outer = outer.into();
         let peer = outer.from.ip().to_canonical();
         if !routes.has_peer(peer) {
