@@ -79,7 +79,7 @@ impl Forwarder {
     }
 
     /// A super-packet that came out of the TUN, which is going to be cut into packets of at most `segment_len` bytes each
-    /// (`SuperPacket::segment_len`): these, and not the whole, have to fit the path.
+    /// ([`SuperPacket::segment_len`](crate::offload::SuperPacket::segment_len)): these, and not the whole, have to fit the path.
     ///
     /// [`Encap::Send`] gives back the super-packet; cutting it is the caller's.
     #[inline]

@@ -146,6 +146,12 @@ impl Trains {
         end.map_or(self.left(), |end| end + 1 - self.done)
     }
 
+    /// Whether the next packet was lost before, by a datagram of a former train.
+    #[must_use]
+    pub fn next_is_lost(&self) -> bool {
+        self.front().is_some_and(|front| front.spoiled)
+    }
+
     /// Datagram number `index` of those left in the front train.
     pub fn datagram_mut(&mut self, index: usize) -> Option<&mut [u8]> {
         let at = self.done + index;
