@@ -328,3 +328,56 @@ fn r56_outer_headers_are_marked_when_asked() {
         tunnel.stop();
     }
 }
+
+/// Faults 29 and 30 with trains: the path becomes narrower under a stream. Its sender learns it, and every packet is counted.
+#[test]
+fn fault_29_a_stream_survives_a_path_that_shrinks() {
+    let mut tunnels = Tunnels::start();
+    let hosts = &tunnels.hosts;
+    let target = SocketAddr::from((TwoHosts::POD_B, 5001));
+    let listener = hosts.pod_b.enter(|| TcpListener::bind(target)).expect("a listener");
+    let sink = tcp_sink(listener, 3);
+    let sent = std::thread::scope(|scope| {
+        let amount = Amount::For(Duration::from_millis(900));
+        let sender = scope.spawn(move || hosts.pod_a.enter(|| tcp_send(target, amount, 3)));
+        std::thread::sleep(Duration::from_millis(300));
+        for host in [&hosts.host_a, &hosts.host_b] {
+            host.set_mtu(TwoHosts::UPLINK, 1300).expect("an MTU");
+        }
+        sender.join().expect("no panic")
+    });
+    let (sent, received) = (sent.expect("sent"), sink.join().expect("no panic").expect("received"));
+    assert_eq!(sent.bytes, received.bytes);
+    let last = tunnels.a.stop();
+    assert!(last["encap"]["answered"].as_u64() >= Some(1), "{last}");
+    assert_eq!(anomaly(&last, "path_mtu_lowered"), 1, "{last}");
+    assert_eq!(anomaly(&last, "gso_fallbacks"), 0, "the path is to blame, not the trains: {last}");
+    tunnels.b.stop();
+}
+
+/// Fault 31 with trains: a peer that cannot be reached for a while costs its own packets, counted, and nothing else.
+#[test]
+fn fault_31_a_stream_survives_a_peer_that_is_away() {
+    let mut tunnels = Tunnels::start();
+    let hosts = &tunnels.hosts;
+    let target = SocketAddr::from((TwoHosts::POD_B, 5001));
+    let listener = hosts.pod_b.enter(|| TcpListener::bind(target)).expect("a listener");
+    let sink = tcp_sink(listener, 3);
+    let uplink = "10.168.0.0/24".parse().expect("a network");
+    let sent = std::thread::scope(|scope| {
+        let amount = Amount::For(Duration::from_millis(1200));
+        let sender = scope.spawn(move || hosts.pod_a.enter(|| tcp_send(target, amount, 3)));
+        std::thread::sleep(Duration::from_millis(300));
+        hosts.host_a.delete_route(uplink).expect("deleted");
+        std::thread::sleep(Duration::from_millis(200));
+        hosts.host_a.add_route(uplink, None, TwoHosts::UPLINK).expect("put back");
+        sender.join().expect("no panic")
+    });
+    let (sent, received) = (sent.expect("sent"), sink.join().expect("no panic").expect("received"));
+    assert_eq!(sent.bytes, received.bytes);
+    let last = tunnels.a.stop();
+    let lost = dropped(&last, "encap", "send_unreachable");
+    assert!(lost > 0, "{last}");
+    assert_eq!(last["send_errors"]["10.168.0.3"].as_u64(), Some(lost), "{last}");
+    tunnels.b.stop();
+}
