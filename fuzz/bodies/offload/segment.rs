@@ -17,9 +17,10 @@ pub(crate) fn run(bytes: &[u8]) {
     let ip_options = usize::from(shape >> 1 & 7) * 4;
     let tcp_options = usize::from(shape >> 4).min(10) * 4;
     let size = u16::from_be_bytes([g0, g1]).max(1);
-    let len = usize::from(u16::from_be_bytes([l0, l1])).min(65_535 - 60 - ip_options);
-    let payload: Vec<u8> = seed.iter().chain(&[shape]).copied().cycle().take(len).collect();
     let is_tcp = shape & 1 == 1;
+    let headers = 20 + ip_options + if is_tcp { 20 + tcp_options } else { 8 };
+    let len = usize::from(u16::from_be_bytes([l0, l1])).min(65_535 - headers);
+    let payload: Vec<u8> = seed.iter().chain(&[shape]).copied().cycle().take(len).collect();
     let sequence = u32::from_be_bytes([s0, s1, s2, s3]);
     let packet = Ipv4 {
         tos,
