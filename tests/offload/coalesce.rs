@@ -31,10 +31,10 @@ fn writes(packets: &[Vec<u8>]) -> Vec<usize> {
 }
 
 /// The IP packet and the TCP segment in it, to be edited apart.
-type Parts = (Ipv4, Tcp);
+pub(crate) type Parts = (Ipv4, Tcp);
 
 /// A stream of `count` packets of `len` bytes, the one at `at` edited.
-fn tcp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut Parts)) -> Vec<Vec<u8>> {
+pub(crate) fn tcp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut Parts)) -> Vec<Vec<u8>> {
     let mut sequence = 5000;
     let packet = |index: usize| {
         let ip = Ipv4 { protocol: TCP, id: 0xffff_u16.wrapping_add(index as u16), ..outbound() };

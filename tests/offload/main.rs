@@ -10,6 +10,7 @@ mod support;
 mod coalesce;
 mod corpus;
 mod inspect;
+mod kernel;
 mod no_alloc;
 mod order;
 mod segment;
