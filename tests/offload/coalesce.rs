@@ -275,6 +275,35 @@ fn a_checksum_that_would_come_back_otherwise_is_not_joined() {
     assert_eq!(writes(&train(second)), [1; 3]);
 }
 
+/// As above, in the IP header, where a packet whose sum is all ones may carry either zero.
+#[test]
+fn an_ip_checksum_that_would_come_back_otherwise_is_not_joined() {
+    let train = |low: [u8; 2]| udp_train_to([100, 96, low[0], low[1]]);
+    let [_, second, _] = train([0, 0]);
+    let [first, mut second, third] = train([second[10], second[11]]);
+    assert_eq!(second[10..12], [0, 0]);
+    assert_eq!(writes(&[first.clone(), second.clone(), third.clone()]), [3]);
+    second[10..12].fill(0xff);
+    assert_eq!(writes(&[first, second, third]), [1; 3]);
+}
+
+fn udp_train_to(destination: [u8; 4]) -> [Vec<u8>; 3] {
+    [1, 2, 3].map(|id| complete(Ipv4 { id, destination: destination.into(), ..outbound() }.bytes()))
+}
+
+/// No checksum, in a datagram that sums to all ones without one: as if it had a right checksum of 0.
+#[test]
+fn a_datagram_without_checksum_goes_alone_even_if_it_adds_up() {
+    let data = |rest: &[u8]| [rest, &pattern(98)].concat();
+    let make = |id, rest: &[u8]| complete(Ipv4 { id, payload: udp(4000, 53, &data(rest)), ..outbound() }.bytes());
+    let rest = make(2, &[0, 0])[26..28].to_vec();
+    let [first, mut second, third] = [1, 2, 3].map(|id| make(id, &rest));
+    assert_eq!(second[26..28], [0xff; 2]);
+    assert_eq!(writes(&[first.clone(), second.clone(), third.clone()]), [3]);
+    second[26..28].fill(0);
+    assert_eq!(writes(&[first, second, third]), [1; 3]);
+}
+
 #[test]
 fn a_fragment_is_not_joined_and_keeps_its_place() {
     for fragment in [MF, 100] {
