@@ -14,7 +14,7 @@ use ipnet::Ipv4Net;
 use loden::forward::{Forwarder, Overlay};
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig};
-use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Progress, Worker};
 use nix::poll::{PollFd, PollFlags, poll};
 use testbed::TwoHosts;
@@ -83,7 +83,7 @@ fn transfer(run: Loop, seconds: f64) -> Result<f64, Error> {
 }
 
 fn device(side: Side) -> Result<(Tun, Link), Error> {
-    let tun = Tun::open(&TunConfig::default())?;
+    let tun = Tun::open(&TunConfig { offload: TunOffload::NONE, ..TunConfig::default() })?;
     let config =
         LinkConfig { address: side.subnet.network(), network: TwoHosts::OVERLAY, mtu: 1472, form: AddressForm::Host };
     let link = Link::configure(tun.name(), &config)?;
@@ -124,7 +124,7 @@ fn linear_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
     while !stop.load(Ordering::Relaxed) {
         let (mut tun_ready, mut udp_ready) = wait(&tun, &udp, false)?;
         while tun_ready || udp_ready {
-            tun_ready = match tun.recv(&mut buffer) {
+            tun_ready = match tun.recv(&mut buffer).map(|meta| meta.len) {
                 Ok(len) => {
                     if let Some((destination, packet)) = route(&mut routes, &mut buffer[..len]) {
                         let _ = udp.send_to(packet, destination);

@@ -25,7 +25,7 @@ use clap::Parser;
 use loden::control::Command;
 use loden::forward::{Forwarder, IcmpSource, Overlay, SourceCheck, Transit};
 use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored, interface_of};
-use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Progress, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -116,7 +116,7 @@ impl Tunnel {
 
         let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
         let control = args.control.as_deref().map(Control::open).transpose()?;
-        let tun = Tun::open(&TunConfig { name: args.tun.clone() })?;
+        let tun = Tun::open(&TunConfig { name: args.tun.clone(), offload: TunOffload::NONE })?;
         let monitor = LinkMonitor::open(tun.name())?;
         let network = args.network.trunc();
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };

@@ -188,7 +188,7 @@ impl Worker {
                 return Ok(Progress::Held);
             }
             let len = match ends.tun.recv(outbound) {
-                Ok(len) => len,
+                Ok(meta) => meta.len,
                 Err(TunError::WouldBlock) => return Ok(Progress::Drained),
                 Err(error) if error.is_fatal() => return Err(ends.tun_gone(error)),
                 Err(_) => {
@@ -226,18 +226,26 @@ impl Worker {
                     continue;
                 }
             };
-            state.counters.decap.receive();
-            let datagram = inbound.get_mut(..meta.len).unwrap_or_default();
-            match ends.forwarder.decapsulate(datagram, meta.from, routes) {
-                Decap::Deliver(packet) => {
-                    state.count_trimmed(packet, meta.len);
-                    state.deliver(packet, ends)?;
+            let mut rest = inbound.get_mut(..meta.len).unwrap_or_default();
+            loop {
+                let (datagram, behind) = rest.split_at_mut(meta.stride.min(rest.len()));
+                let len = datagram.len();
+                state.counters.decap.receive();
+                match ends.forwarder.decapsulate(datagram, meta.from, routes) {
+                    Decap::Deliver(packet) => {
+                        state.count_trimmed(packet, len);
+                        state.deliver(packet, ends)?;
+                    }
+                    Decap::Reject(reject) => {
+                        state.count_trimmed(reject.offender().as_bytes(), len);
+                        state.answer_far(&reject, ends, now)?;
+                    }
+                    Decap::Drop(reason) => state.counters.decap.discard(reason),
                 }
-                Decap::Reject(reject) => {
-                    state.count_trimmed(reject.offender().as_bytes(), meta.len);
-                    state.answer_far(&reject, ends, now)?;
+                if behind.is_empty() {
+                    break;
                 }
-                Decap::Drop(reason) => state.counters.decap.discard(reason),
+                rest = behind;
             }
         }
         Ok(Progress::More)

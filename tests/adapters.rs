@@ -6,8 +6,8 @@ use core::num::NonZeroUsize;
 use core::time::Duration;
 use loden::Transmit;
 use loden::sys::{
-    BindError, OpenError, PACKET_MAX, RecvError, SendError, SendErrorKind, Tun, TunConfig, TunError, UdpConfig,
-    UdpTransport,
+    BindError, OpenError, PACKET_MAX, RecvError, SendError, SendErrorKind, Tun, TunConfig, TunError, TunOffload,
+    UdpConfig, UdpOffload, UdpTransport,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::net::UdpSocket;
@@ -23,7 +23,7 @@ fn namespace() -> Namespace {
 }
 
 fn named(name: &str) -> TunConfig {
-    TunConfig { name: name.to_owned() }
+    TunConfig { name: name.to_owned(), offload: TunOffload::NONE }
 }
 
 /// Whether what is awaited comes about within `limit`.
@@ -45,7 +45,7 @@ fn with_tun(test: impl FnOnce(&Namespace, Tun) + Send) {
     let namespace = namespace();
     namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
     namespace.enter(|| {
-        let tun = Tun::open(&TunConfig::default()).expect("opened");
+        let tun = Tun::open(&named("loden%d")).expect("opened");
         namespace.add_address(tun.name(), "100.96.1.1/16".parse().expect("a network")).expect("address");
         namespace.set_up(tun.name()).expect("up");
         test(&namespace, tun);
@@ -56,8 +56,7 @@ fn with_tun(test: impl FnOnce(&Namespace, Tun) + Send) {
 fn a_pattern_finds_a_free_name_and_a_name_is_kept() {
     let namespace = namespace();
     namespace.enter(|| {
-        let by_pattern =
-            [Tun::open(&TunConfig::default()).expect("first"), Tun::open(&named("loden%d")).expect("second")];
+        let by_pattern = [Tun::open(&named("loden%d")).expect("first"), Tun::open(&named("loden%d")).expect("second")];
         assert_eq!(by_pattern.each_ref().map(Tun::name), ["loden0", "loden1"]);
         let by_name = Tun::open(&named("fifteen-letters")).expect("by name");
         assert_eq!(by_name.name(), "fifteen-letters");
@@ -103,16 +102,16 @@ fn a_device_goes_with_its_owner_unless_it_is_persistent() {
 fn a_descriptor_is_taken_over_with_its_device() {
     with_tun(|_, tun| {
         let duplicate = tun.as_fd().try_clone_to_owned().expect("duplicate");
-        let other = Tun::from_fd(duplicate).expect("taken over");
+        let other = Tun::from_fd(duplicate, TunOffload::NONE).expect("taken over");
         assert_eq!((other.name(), other.created()), ("loden0", false));
         drop(tun);
         assert_eq!(other.recv(&mut [0; 64]), Err(TunError::WouldBlock));
     });
     let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
-    let error = Tun::from_fd(socket.into()).expect_err("no TUN");
+    let error = Tun::from_fd(socket.into(), TunOffload::ALL).expect_err("no TUN");
     assert!(matches!(error, OpenError::NotAttached { .. }), "{error:?}");
     let node = std::fs::File::open("/dev/net/tun").expect("node");
-    let error = Tun::from_fd(node.into()).expect_err("not attached");
+    let error = Tun::from_fd(node.into(), TunOffload::ALL).expect_err("not attached");
     assert!(matches!(error, OpenError::NotAttached { .. }), "{error:?}");
 }
 
@@ -124,7 +123,7 @@ fn packets_pass_in_both_directions() {
         let mut buffer = vec![0; PACKET_MAX + 1];
         assert_eq!(tun.recv(&mut buffer), Err(TunError::WouldBlock));
         socket.send_to(b"out", "100.96.2.3:5000").expect("sent");
-        let length = tun.recv(&mut buffer).expect("received");
+        let length = tun.recv(&mut buffer).expect("received").len;
         let packet = &mut buffer[..length];
         assert_eq!((length, &packet[28..]), (31, &b"out"[..]));
         // Swapped addresses and ports leave both checksums as they are.
@@ -293,7 +292,9 @@ fn a_dead_peer_harms_nobody() {
         // Connected to the dead one, so that the kernel has an error pending after each packet.
         let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
         socket.connect(dead).expect("connected");
-        for transport in [transport("127.0.0.1:0"), UdpTransport::from_socket(socket).expect("taken over")] {
+        for transport in
+            [transport("127.0.0.1:0"), UdpTransport::from_socket(socket, UdpOffload::ALL).expect("taken over")]
+        {
             for round in 0..10 {
                 transport.send(&Transmit::datagram(dead, b"anyone?")).expect("sent");
                 transport.send(&Transmit::datagram(address, &[round])).expect("sent");

@@ -6,5 +6,8 @@ mod syscall;
 mod tun;
 mod udp;
 
-pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError};
-pub use udp::{BindError, RecvError, RecvMeta, SendError, SendErrorKind, UdpConfig, UdpTransport};
+pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};
+pub use udp::{
+    BatchError, BindError, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, UdpConfig, UdpOffload,
+    UdpTransport,
+};

@@ -1,16 +1,24 @@
 //! The TUN device.
 
+mod error;
+
 use alloc::borrow::ToOwned;
 use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ffi::c_int;
+use core::num::NonZeroUsize;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+pub use self::error::{OpenError, TunError};
 use super::syscall::{self, INTERFACE_NAME, InterfaceRequest};
+use crate::offload::{VNET_HEADER_LEN, VnetHeader};
 
 /// The largest packet a TUN device carries, in bytes: the largest an IPv4 header can describe (RFC 791, 3.1).
 ///
@@ -20,12 +28,14 @@ pub const PACKET_MAX: usize = 65_535;
 
 /// Where the kernel offers TUN devices (Documentation/networking/tuntap.rst).
 const DEVICE_NODE: &str = "/dev/net/tun";
+
 /// `IFF_*` of linux/if_tun.h. `TUNSETIFF` takes and `TUNGETIFF` gives them as a 16-bit number.
 mod flags {
     pub(super) const TUN: u16 = libc::IFF_TUN as u16;
     pub(super) const TAP: u16 = libc::IFF_TAP as u16;
     pub(super) const NO_PI: u16 = libc::IFF_NO_PI as u16;
     pub(super) const VNET_HDR: u16 = libc::IFF_VNET_HDR as u16;
+    pub(super) const MULTI_QUEUE: u16 = libc::IFF_MULTI_QUEUE as u16;
     pub(super) const EXCLUSIVE: u16 = libc::IFF_TUN_EXCL as u16;
     pub(super) const PERSIST: u16 = libc::IFF_PERSIST as u16;
 }
@@ -38,33 +48,79 @@ pub struct TunConfig {
     /// 1 to 15 bytes; neither `/`, `:`, white space nor NUL; `%` only as one `%d`; not `.` or `..` (`dev_valid_name` in
     /// the kernel's net/core/dev.c).
     pub name: String,
+    /// Which packets to take unsegmented; a wish: [`Tun::offload`] says what was granted.
+    pub offload: TunOffload,
 }
 
 impl Default for TunConfig {
-    /// The pattern `loden%d`.
+    /// The pattern `loden%d`, with all offloads.
     fn default() -> Self {
-        Self { name: "loden%d".to_owned() }
+        Self { name: "loden%d".to_owned(), offload: TunOffload::ALL }
     }
 }
 
-/// A TUN device: what it receives are the IP packets that the kernel routes into it, what it sends comes out of it.
+/// Which packets pass between the kernel and us as up to 64 KiB that are yet to be cut into segments.
 ///
-/// It never blocks; wait for its file descriptor ([`AsFd`]) to become readable. Dropping it closes the file descriptor,
-/// and with that the kernel removes the device, unless it is persistent.
+/// With either, received packets also come without a transport checksum, and [`TunMeta::header`] says what is to be done.
+/// With neither, the device has no virtio-net header, and every packet is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunOffload {
+    /// TCP over IPv4 and IPv6.
+    pub tso: bool,
+    /// UDP over IPv4 and IPv6 (Linux 6.2).
+    pub uso: bool,
+}
+
+impl TunOffload {
+    /// TCP and UDP.
+    pub const ALL: Self = Self { tso: true, uso: true };
+    /// Neither.
+    pub const NONE: Self = Self { tso: false, uso: false };
+
+    /// `TUN_F_*` of linux/if_tun.h.
+    fn mask(self) -> u32 {
+        let Self { tso, uso } = self;
+        let of = |asked, features| if asked { libc::TUN_F_CSUM | features } else { 0 };
+        of(tso, libc::TUN_F_TSO4 | libc::TUN_F_TSO6) | of(uso, libc::TUN_F_USO4 | libc::TUN_F_USO6)
+    }
+}
+
+impl Default for TunOffload {
+    /// [`TunOffload::ALL`].
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+/// What was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunMeta {
+    /// Bytes of the packet in the buffer, without the virtio-net header.
+    pub len: usize,
+    /// What is left to be done to the packet; nothing on a device without offloads.
+    pub header: VnetHeader,
+}
+
+/// A TUN device, or one queue of it: what it receives are the IP packets that the kernel routes into it, what it sends comes
+/// out of it.
 ///
-/// A packet is the bare IP packet, without the kernel's packet information or a virtio-net header.
+/// It never blocks; wait for its file descriptor ([`AsFd`]) to become readable. Dropping it closes the file descriptor.
+/// With the last one the kernel removes the device, unless it is persistent.
 #[derive(Debug)]
 pub struct Tun {
     file: File,
     name: String,
     created: bool,
+    /// Whether there is a virtio-net header in front of every packet.
+    vnet: bool,
+    offload: TunOffload,
 }
 
 impl Tun {
     /// Makes a device, or attaches to a persistent one of that name which nobody uses. Its name is [`Tun::name`].
     ///
-    /// A new one is down and has no address; `link::Link` sees to that. Offloads that a former process left behind on a
-    /// persistent device are switched off: they are the device's and outlive the process.
+    /// A new one is down and has no address; `link::Link` sees to that. The offloads and the form of the header that a former
+    /// process left behind on a persistent device are set anew: they are the device's and outlive the process.
     ///
     /// # Errors
     /// [`OpenError`]; nothing is left open or made then.
@@ -72,29 +128,44 @@ impl Tun {
         Self::open_node(Path::new(DEVICE_NODE), config)
     }
 
+    /// The same with several queues, 1 to 256, one for each thread of a program. The kernel gives each flow to one of them.
+    ///
+    /// A device that is made for several queues can be attached to by any process with the right to, which then gets a share
+    /// of the packets, so one queue asks for a device of one. An existing device must be of the same kind.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is left open or made then.
+    pub fn open_queues(config: &TunConfig, queues: NonZeroUsize) -> Result<Vec<Self>, OpenError> {
+        Self::open_node_queues(Path::new(DEVICE_NODE), config, queues)
+    }
+
     /// Takes over a file descriptor on which a device has been attached already, as a privileged parent passes it on.
     ///
-    /// It is made non-blocking and the device's offloads are switched off; whether it is closed on exec stays as it is.
-    /// The device counts one dropped packet: sending it is the one way to learn the packet format.
+    /// It is made non-blocking; whether it is closed on exec stays as it is. The offloads of a device that was attached with
+    /// `IFF_VNET_HDR` are set to `offload`, and its header to the 10 bytes we know; on one without they are switched off,
+    /// whatever is asked for. They are the device's, so that all its queues must be taken over alike. The device counts one
+    /// dropped packet: sending it is the one way to learn the packet format.
     ///
     /// # Errors
     /// [`OpenError::NotAttached`] when it is something else than an attached TUN device, [`OpenError::WrongFlags`] when
-    /// packets would come in another form than bare IP. The file descriptor is closed then.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, OpenError> {
+    /// packets would come in another form than IP. The file descriptor is closed then.
+    pub fn from_fd(fd: OwnedFd, offload: TunOffload) -> Result<Self, OpenError> {
         let request = syscall::interface(fd.as_fd()).map_err(|source| OpenError::NotAttached { source })?;
         let name = name_of(&request);
         let have = request.flags;
-        if have & (flags::TUN | flags::TAP | flags::VNET_HDR) != flags::TUN {
+        if have & (flags::TUN | flags::TAP) != flags::TUN {
             return Err(OpenError::WrongFlags { name, have });
         }
         if let Err(source) = set_non_blocking(&fd) {
             return Err(OpenError::Other { name, doing: "set O_NONBLOCK on", source });
         }
-        let file = File::from(fd);
-        match has_packet_information(&file) {
-            Ok(false) => Self::without_offload(file, name, false),
-            Ok(true) => Err(OpenError::WrongFlags { name, have: have & !flags::NO_PI }),
-            Err(source) => Err(OpenError::Other { name, doing: "find out the packet format of", source }),
+        let vnet = have & flags::VNET_HDR != 0;
+        let offload = if vnet { offload } else { TunOffload::NONE };
+        let tun = Self { file: File::from(fd), name, created: false, vnet, offload }.configured()?;
+        match has_packet_information(&tun.file, vnet) {
+            Ok(false) => Ok(tun),
+            Ok(true) => Err(OpenError::WrongFlags { name: tun.name, have: have & !flags::NO_PI }),
+            Err(source) => Err(OpenError::Other { name: tun.name, doing: "find out the packet format of", source }),
         }
     }
 
@@ -110,6 +181,12 @@ impl Tun {
         self.created
     }
 
+    /// Which packets come unsegmented: what the kernel granted of what was asked for.
+    #[must_use]
+    pub fn offload(&self) -> TunOffload {
+        self.offload
+    }
+
     /// Says whether the device, with its addresses and routes, outlives this object.
     ///
     /// # Errors
@@ -118,61 +195,145 @@ impl Tun {
         syscall::set_persist(self.file.as_fd(), persistent)
     }
 
-    /// Takes the next packet that was routed into the device and returns its length in bytes.
+    /// Takes the next packet that was routed into the device.
     ///
     /// With less than [`PACKET_MAX`] + 1 bytes of buffer a packet may be cut, which cannot be noticed.
     ///
     /// # Errors
     /// [`TunError::WouldBlock`] when there is none, also while the device is down. [`TunError::is_fatal`] ends it;
     /// everything else concerns one packet.
-    pub fn recv(&self, buffer: &mut [u8]) -> Result<usize, TunError> {
-        uninterrupted(|| (&self.file).read(buffer))
+    pub fn recv(&self, buffer: &mut [u8]) -> Result<TunMeta, TunError> {
+        if !self.vnet {
+            let len = uninterrupted(|| (&self.file).read(buffer))?;
+            return Ok(TunMeta { len, header: VnetHeader::default() });
+        }
+        let mut header = [0; VNET_HEADER_LEN];
+        let len = uninterrupted(|| {
+            let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
+            (&self.file).read_vectored(&mut parts)
+        })?;
+        received(len, header)
     }
 
-    /// Hands a packet to the kernel as if it had arrived on the device.
+    /// Hands a packet to the kernel as if it had arrived on the device. Its transport checksum is looked at.
     ///
     /// The kernel looks at no more than the IP version: whether the rest is valid is for the caller to know.
     ///
     /// # Errors
     /// The packet is lost then. [`TunError::is_fatal`] ends it; everything else concerns one packet.
     pub fn send(&self, packet: &[u8]) -> Result<(), TunError> {
-        uninterrupted(|| (&self.file).write(packet)).map(|_all| ())
+        self.send_with(&VnetHeader::default(), packet)
+    }
+
+    /// The same with a header that asks the kernel to complete the checksum, or to take the packet for a train of segments.
+    ///
+    /// # Errors
+    /// [`TunError::Rejected`] with EINVAL from kernels that do not take this train: send its segments one by one. A
+    /// device without offloads, which has no header, rejects any that asks for something.
+    pub fn send_with(&self, header: &VnetHeader, packet: &[u8]) -> Result<(), TunError> {
+        if self.vnet {
+            let header = header.to_bytes();
+            let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+            uninterrupted(|| (&self.file).write_vectored(&parts)).map(|_all| ())
+        } else if *header == VnetHeader::default() {
+            uninterrupted(|| (&self.file).write(packet)).map(|_all| ())
+        } else {
+            Err(TunError::Rejected(libc::EINVAL))
+        }
     }
 
     fn open_node(node: &Path, config: &TunConfig) -> Result<Self, OpenError> {
         let name = checked_name(&config.name)?;
-        // std adds O_CLOEXEC.
-        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(node);
-        let file = opened.map_err(|source| OpenError::of_node(node, &config.name, source))?;
-        Self::attach(file, node, &config.name, name)
+        Self::attach(open_file(node, &config.name)?, node, config, name, 1)
     }
 
-    fn attach(file: File, node: &Path, asked: &str, name: [u8; INTERFACE_NAME]) -> Result<Self, OpenError> {
-        let form = flags::TUN | flags::NO_PI;
-        // Without IFF_MULTI_QUEUE, which would let anyone attach a second queue and get a share of the packets.
+    fn open_node_queues(node: &Path, config: &TunConfig, queues: NonZeroUsize) -> Result<Vec<Self>, OpenError> {
+        let name = checked_name(&config.name)?;
+        let first = Self::attach(open_file(node, &config.name)?, node, config, name, queues.get())?;
+        let mut all = vec![first];
+        for _ in 1..queues.get() {
+            if let Some(first) = all.first() {
+                let next = first.another_queue(open_file(node, &first.name)?, node, queues.get())?;
+                all.push(next);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The first queue, or the only one.
+    fn attach(
+        file: File,
+        node: &Path,
+        config: &TunConfig,
+        name: [u8; INTERFACE_NAME],
+        queues: usize,
+    ) -> Result<Self, OpenError> {
+        let vnet = config.offload != TunOffload::NONE;
+        let form = form(vnet, queues);
         let attach = |more| syscall::set_interface(file.as_fd(), InterfaceRequest::new(name, form | more));
-        let attached = match attach(flags::EXCLUSIVE) {
+        let (attached, existed) = match attach(flags::EXCLUSIVE) {
             // There is a device of that name. If it is a persistent TUN device that nobody uses, it can be ours.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => attach(0),
-            result => result,
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => (attach(0), true),
+            result => (result, false),
         };
-        let request = attached.map_err(|source| OpenError::of_device(node, asked, source))?;
+        let request = attached.map_err(|source| OpenError::of_device(node, &config.name, queues, source))?;
         let name = name_of(&request);
+        let now = match syscall::interface(file.as_fd()) {
+            Ok(now) => now.flags,
+            Err(source) => return Err(OpenError::Other { name, doing: "read the flags of", source }),
+        };
+        // A device of several queues lets us in beside another process, and then keeps the form of that one.
+        let persistent = now & flags::PERSIST != 0;
+        let shared = queues > 1 && existed && !persistent;
+        if shared || now & flags::VNET_HDR != form & flags::VNET_HDR {
+            return Err(OpenError::Busy { name });
+        }
         // The device may have vanished between the two attempts, so that the second one made it. One that was there
         // before us is persistent, because nobody held it; one that we made is not yet.
-        match syscall::interface(file.as_fd()) {
-            Ok(now) => Self::without_offload(file, name, now.flags & flags::PERSIST == 0),
-            Err(source) => Err(OpenError::Other { name, doing: "read the flags of", source }),
+        Self { file, name, created: !persistent, vnet, offload: config.offload }.configured()
+    }
+
+    /// One queue more. All that was configured is the device's.
+    fn another_queue(&self, file: File, node: &Path, queues: usize) -> Result<Self, OpenError> {
+        let request = InterfaceRequest::new(checked_name(&self.name)?, form(self.vnet, queues));
+        syscall::set_interface(file.as_fd(), request)
+            .map_err(|source| OpenError::of_device(node, &self.name, queues, source))?;
+        Ok(Self { file, name: self.name.clone(), created: self.created, vnet: self.vnet, offload: self.offload })
+    }
+
+    /// Sets what is the device's, and notes what of the offloads was granted.
+    fn configured(mut self) -> Result<Self, OpenError> {
+        let result = self.set_header_form().and_then(|()| self.set_offload());
+        match result {
+            Ok(offload) => {
+                self.offload = offload;
+                Ok(self)
+            }
+            Err((doing, source)) => Err(OpenError::Other { name: self.name, doing, source }),
         }
+    }
+
+    fn set_header_form(&self) -> Result<(), (&'static str, io::Error)> {
+        if !self.vnet {
+            return Ok(());
+        }
+        let device = self.file.as_fd();
+        let length = VNET_HEADER_LEN as c_int;
+        syscall::set_vnet_header_len(device, length).map_err(|error| ("set the header length of", error))?;
+        syscall::set_vnet_little_endian(device, true).map_err(|error| ("set the byte order of", error))?;
+        // Little-endian goes before it, and few kernels know it at all: only so that no trace of it is left.
+        let _unknown = syscall::set_vnet_big_endian(device, false);
+        Ok(())
     }
 
     /// Without a virtio-net header an unsegmented packet would look like one that is too long, and one without a
-    /// checksum like a damaged one.
-    fn without_offload(file: File, name: String, created: bool) -> Result<Self, OpenError> {
-        match syscall::set_offload(file.as_fd(), 0) {
-            Ok(()) => Ok(Self { file, name, created }),
-            Err(source) => Err(OpenError::Other { name, doing: "switch off the offloads of", source }),
-        }
+    /// checksum like a damaged one, so that all offloads have to be off then.
+    fn set_offload(&self) -> Result<TunOffload, (&'static str, io::Error)> {
+        let set = |offload: TunOffload| syscall::set_offload(self.file.as_fd(), offload.mask()).map(|()| offload);
+        let wish = self.offload;
+        // EINVAL: older than Linux 6.2.
+        let granted = set(wish).or_else(|_| set(TunOffload { uso: false, ..wish })).or_else(|_| set(TunOffload::NONE));
+        granted.map_err(|error| ("set the offloads of", error))
     }
 }
 
@@ -182,172 +343,25 @@ impl AsFd for Tun {
     }
 }
 
-/// Why there is no TUN device.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The name is none that an interface can have.
-    #[error(
-        "{name:?} cannot name an interface: {problem}; use a name such as \"loden0\" or a pattern such as \"loden%d\""
-    )]
-    BadName {
-        /// What was asked for.
-        name: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// Another process, or another object of this one, has the device open.
-    #[error(
-        "the TUN device {name} is in use by another process; end that one (`fuser -v /dev/net/tun` lists who has TUN \
-         devices open), or open one of another name"
-    )]
-    Busy {
-        /// The device.
-        name: String,
-    },
-    /// The kernel offers no TUN devices here.
-    #[error(
-        "{node} offers no TUN devices: {source}; load the kernel module with `modprobe tun`, or in a container pass \
-         the device in, e.g. with `--device /dev/net/tun`"
-    )]
-    MissingDevice {
-        /// Path of the device node.
-        node: String,
-        /// The error number.
-        source: io::Error,
-    },
-    /// The process may not open the device node, or may not make or attach to a device.
-    #[error(
-        "no permission to {doing} the TUN device {name}: {source}; it needs read and write access to /dev/net/tun, and \
-         CAP_NET_ADMIN in the user namespace that owns this network namespace unless the device was made for this \
-         user: run as root, or grant both"
-    )]
-    NoPermission {
-        /// What was asked for.
-        name: String,
-        /// What was being done.
-        doing: &'static str,
-        /// The error number.
-        source: io::Error,
-    },
-    /// The file descriptor has no TUN device attached, or its device was deleted.
-    #[error(
-        "the file descriptor has no TUN device attached: {source}; pass one of /dev/net/tun on which TUNSETIFF has \
-         succeeded"
-    )]
-    NotAttached {
-        /// The error number: ENOTTY if it is something else, EBADFD if nothing is attached.
-        source: io::Error,
-    },
-    /// The name belongs to an interface of another kind.
-    #[error(
-        "the interface {name} exists, and is not a TUN device with one queue (`ip -d link show {name}` tells what it \
-         is); remove it with `ip link delete {name}`, or open one of another name"
-    )]
-    WrongKind {
-        /// The interface.
-        name: String,
-    },
-    /// The device of the file descriptor passes packets in another form than bare IP.
-    #[error("the device {name} has the flags {have:#06x}: {}", explain(*.have))]
-    WrongFlags {
-        /// The device.
-        name: String,
-        /// `IFF_*` of linux/if_tun.h: what `TUNGETIFF` says, less `IFF_NO_PI` if that is not so.
-        have: u16,
-    },
-    /// The kernel refused for another reason.
-    #[error("could not {doing} the TUN device {name}: {source}; see the kernel's log (`dmesg`)")]
-    Other {
-        /// The device.
-        name: String,
-        /// What was being done.
-        doing: &'static str,
-        /// The error number.
-        source: io::Error,
-    },
+fn open_file(node: &Path, name: &str) -> Result<File, OpenError> {
+    // std adds O_CLOEXEC.
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(node);
+    opened.map_err(|source| OpenError::of_node(node, name, source))
 }
 
-impl OpenError {
-    /// What `open` of the node says.
-    fn of_node(node: &Path, name: &str, source: io::Error) -> Self {
-        match source.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => {
-                Self::NoPermission { name: name.to_owned(), doing: "open /dev/net/tun for", source }
-            }
-            // The last two: there is a node, but no driver behind it.
-            Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO) => Self::missing(node, source),
-            _ => Self::Other { name: name.to_owned(), doing: "open /dev/net/tun for", source },
-        }
-    }
-
-    /// What `TUNSETIFF` says (`tun_set_iff` and `tun_attach` in the kernel's drivers/net/tun.c).
-    fn of_device(node: &Path, name: &str, source: io::Error) -> Self {
-        let name = name.to_owned();
-        match source.raw_os_error() {
-            Some(libc::EBUSY) => Self::Busy { name },
-            Some(libc::EACCES | libc::EPERM) => Self::NoPermission { name, doing: "make or attach to", source },
-            // The name is legal, so what does not fit is the interface that has it.
-            Some(libc::EINVAL) => Self::WrongKind { name },
-            // The node is a file or another device.
-            Some(libc::ENOTTY) => Self::missing(node, source),
-            _ => Self::Other { name, doing: "make or attach to", source },
-        }
-    }
-
-    fn missing(node: &Path, source: io::Error) -> Self {
-        Self::MissingDevice { node: node.to_string_lossy().into_owned(), source }
-    }
+/// How packets pass. `IFF_MULTI_QUEUE` only for more than one queue: it would let anyone attach a further one, and get a
+/// share of the packets.
+fn form(vnet: bool, queues: usize) -> u16 {
+    let header = if vnet { flags::VNET_HDR } else { 0 };
+    let many = if queues > 1 { flags::MULTI_QUEUE } else { 0 };
+    flags::TUN | flags::NO_PI | header | many
 }
 
-/// Why a packet was neither received nor sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TunError {
-    /// EBADF: the file descriptor is not open. Final, and a bug: somebody closed a file descriptor that is not theirs.
-    #[error("the file descriptor of the TUN device was closed by someone else in this process; find out by whom")]
-    Closed,
-    /// EBADFD: the device was deleted. Final; its file descriptor stays readable for ever.
-    #[error("the TUN device was deleted; stop polling it and open a new one")]
-    Deleted,
-    /// EIO: the device is down. Only sending says so; receiving says [`TunError::WouldBlock`].
-    #[error("the TUN device is down; set it up, and restore the overlay's route, which the kernel removed")]
-    Down,
-    /// ENOBUFS or ENOMEM: the kernel has no memory for the packet.
-    #[error("the kernel has no memory for a packet; send fewer at once")]
-    Full,
-    /// The kernel refuses this one packet: EINVAL when it is empty or begins with neither IP version 4 nor 6.
-    #[error("the kernel refused a packet with error number {0}; the next one may pass")]
-    Rejected(
-        /// The error number.
-        i32,
-    ),
-    /// EAGAIN: nothing to receive. On sending: more packets are on their way through the kernel than `TUNSETSNDBUF`
-    /// permits, which is for ever by default (`sock_alloc_send_pskb` in net/core/sock.c); wait until it is writable.
-    #[error("not now; wait until the TUN device is ready")]
-    WouldBlock,
-}
-
-impl TunError {
-    /// Whether every later call would fail too, so that the device must be opened anew.
-    #[must_use]
-    pub fn is_fatal(self) -> bool {
-        match self {
-            Self::Closed | Self::Deleted => true,
-            Self::Down | Self::Full | Self::Rejected(_) | Self::WouldBlock => false,
-        }
-    }
-
-    fn from_errno(errno: i32) -> Self {
-        match errno {
-            libc::EAGAIN => Self::WouldBlock,
-            libc::EBADF => Self::Closed,
-            libc::EBADFD => Self::Deleted,
-            libc::EIO => Self::Down,
-            libc::ENOBUFS | libc::ENOMEM => Self::Full,
-            other => Self::Rejected(other),
-        }
-    }
+/// Of so many bytes read the header and the length of the packet.
+#[inline]
+fn received(len: usize, header: [u8; VNET_HEADER_LEN]) -> Result<TunMeta, TunError> {
+    let packet = len.checked_sub(VNET_HEADER_LEN).ok_or(TunError::Headless { len })?;
+    Ok(TunMeta { len: packet, header: VnetHeader::from_bytes(header) })
 }
 
 fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> Result<usize, TunError> {
@@ -395,10 +409,11 @@ fn name_of(request: &InterfaceRequest) -> String {
 /// `TUNGETIFF` does not tell: `IFF_NOFILTER` has the same bit as `IFF_NO_PI`, and it sets that one always. So four
 /// zeros are sent. With packet information they are an empty packet of no protocol, for which it looks whether the
 /// device is up; without, they are a packet of IP version 0, refused in either state (`tun_get_user` in
-/// drivers/net/tun.c).
-fn has_packet_information(mut file: &File) -> io::Result<bool> {
+/// drivers/net/tun.c). A virtio-net header, if there is one, is behind the packet information and as zero.
+fn has_packet_information(mut file: &File, vnet: bool) -> io::Result<bool> {
+    let zeros = if vnet { &[0; 4 + VNET_HEADER_LEN][..] } else { &[0; 4] };
     loop {
-        match file.write(&[0; 4]) {
+        match file.write(zeros) {
             Ok(_accepted) => return Ok(true),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EINTR) => {}
@@ -414,16 +429,6 @@ fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
-}
-
-fn explain(have: u16) -> &'static str {
-    if have & flags::TUN == 0 {
-        "it is a TAP device and passes Ethernet frames; attach a TUN device"
-    } else if have & flags::NO_PI == 0 {
-        "it puts packet information in front of every packet; attach with IFF_NO_PI"
-    } else {
-        "it puts a virtio-net header in front of every packet; attach without IFF_VNET_HDR"
-    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,28 @@
 //! The UDP socket on the underlay.
 
 mod error;
+mod fallback;
+mod receive;
+mod send;
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ffi::c_int;
+use core::iter;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::num::NonZeroUsize;
+use core::slice;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
 
-pub use self::error::{BindError, RecvError, SendError, SendErrorKind};
-use super::syscall::{self, SocketOption};
+pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
+use self::fallback::Fallbacks;
+use self::receive::skip_pending;
+pub use self::receive::{RecvBatch, RecvMeta};
+use self::send::{Messages, Plan, Wire, send_all};
+use super::syscall::{self, MESSAGES, Slot, SocketOption};
 use crate::Transmit;
-
-/// How many pending errors one [`UdpTransport::recv`] skips.
-const SKIPPED_ERRORS: usize = 16;
 
 /// How a socket is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,23 +35,58 @@ pub struct UdpConfig {
     /// Bytes the kernel may hold that we have sent and that are not on the wire yet; its overhead counts. `None`: the
     /// system's default. A wish too, with `net.core.wmem_max`.
     pub send_buffer: Option<usize>,
+    /// Which trains of datagrams to pass in one piece; a wish too.
+    pub offload: UdpOffload,
+    /// From how many source ports to send, by [`Transmit::flow`]. 0: from the port that it is bound to, as flannel does.
+    ///
+    /// Each costs a socket, whose port the kernel chooses. Routers and network cards that spread packets by their ports then
+    /// spread the flows of one peer. Nothing is received on them: peers answer to the port they know.
+    pub flow_ports: u16,
 }
 
 impl Default for UdpConfig {
-    /// 4 MiB each: 1,500-byte packets at 10 Gbit/s for about 2 ms, which is what a busy scheduler may keep us waiting.
+    /// Buffers of 4 MiB each: 1,500-byte packets at 10 Gbit/s for about 2 ms, which is what a busy scheduler may keep us
+    /// waiting. Trains both ways, and one source port.
     fn default() -> Self {
-        Self { receive_buffer: Some(4 << 20), send_buffer: Some(4 << 20) }
+        Self { receive_buffer: Some(4 << 20), send_buffer: Some(4 << 20), offload: UdpOffload::ALL, flow_ports: 0 }
+    }
+}
+
+/// Which trains of equally long datagrams the kernel and we pass to each other in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpOffload {
+    /// Sending (`UDP_SEGMENT` in udp(7), Linux 4.18).
+    pub gso: bool,
+    /// Receiving (`UDP_GRO` in udp(7), Linux 5.0). It takes buffers of 64 KiB.
+    pub gro: bool,
+}
+
+impl UdpOffload {
+    /// Both ways.
+    pub const ALL: Self = Self { gso: true, gro: true };
+    /// Every datagram by itself.
+    pub const NONE: Self = Self { gso: false, gro: false };
+}
+
+impl Default for UdpOffload {
+    /// [`UdpOffload::ALL`].
+    fn default() -> Self {
+        Self::ALL
     }
 }
 
 /// A UDP socket that all packets to and from all peers pass through.
 ///
-/// It never blocks; wait for its file descriptor ([`AsFd`]) to become ready. The outer packets carry DF and are never
-/// fragmented by this host: one that does not fit is [`SendErrorKind::TooLong`].
+/// It never blocks; wait for its file descriptor ([`AsFd`]) to become ready. The outer packets carry DF and a checksum, and
+/// are never fragmented by this host: one that does not fit is [`SendErrorKind::TooLong`].
 #[derive(Debug)]
 pub struct UdpTransport {
     socket: UdpSocket,
     local: SocketAddr,
+    offload: UdpOffload,
+    /// What flows choose from, or nothing.
+    flows: Arc<[UdpSocket]>,
+    fallbacks: Fallbacks,
 }
 
 impl UdpTransport {
@@ -55,41 +99,70 @@ impl UdpTransport {
     /// # Errors
     /// [`BindError`]; nothing is left open then.
     pub fn bind(address: SocketAddr, config: &UdpConfig) -> Result<Self, BindError> {
-        let socket = UdpSocket::bind(address).map_err(|source| BindError::new(address, source))?;
-        let prepare = || {
-            set_buffer(&socket, config.receive_buffer, SocketOption::ReceiveBufferForce, SocketOption::ReceiveBuffer)?;
-            set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)
-        };
-        prepare().map_err(|source| BindError::Other { address, source })?;
-        Self::from_socket(socket).map_err(|source| BindError::Other { address, source })
+        let flows = flow_sockets(address, config)?;
+        Self::bind_one(address, config, Sharing::Alone, flows)
+    }
+
+    /// Makes several sockets on the same address and port, one for each thread of a program. The kernel gives each sender to
+    /// one of them by a hash of addresses and ports (`SO_REUSEPORT` in socket(7)), so that its datagrams stay in order.
+    ///
+    /// The sockets share their [`flow_ports`](UdpConfig::flow_ports), so that a flow keeps its port whichever of them sends
+    /// it. With more than one, another process of the same user can bind to the address too, and gets a share.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing is left open then.
+    pub fn bind_queues(address: SocketAddr, config: &UdpConfig, queues: NonZeroUsize) -> Result<Vec<Self>, BindError> {
+        let sharing = if queues == NonZeroUsize::MIN { Sharing::Alone } else { Sharing::Port };
+        let flows = flow_sockets(address, config)?;
+        let first = Self::bind_one(address, config, sharing, Arc::clone(&flows))?;
+        // With the port that the kernel chose, if it had the choice.
+        let address = first.local;
+        let others = (1..queues.get()).map(|_| Self::bind_one(address, config, sharing, Arc::clone(&flows)));
+        iter::once(Ok(first)).chain(others).collect()
     }
 
     /// Takes over a bound socket, as systemd or a privileged parent passes it on.
     ///
-    /// It is made non-blocking, is told never to fragment (`IP_PMTUDISC_DO`), and no longer reports to the sender what
-    /// became of earlier packets (`IP_RECVERR`): that would cost healthy peers packets while another one is dead. Its
-    /// buffers stay as they are.
+    /// It is made non-blocking, is told never to fragment (`IP_PMTUDISC_DO`), to send checksums, and to tell the ECN field,
+    /// and no longer reports to the sender what became of earlier packets (`IP_RECVERR`): that would cost healthy peers
+    /// packets while another one is dead. Its buffers stay as they are. It has no flow ports.
     ///
     /// # Errors
     /// Of the system call that failed. The socket is closed then.
-    pub fn from_socket(socket: UdpSocket) -> io::Result<Self> {
+    pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> io::Result<Self> {
         let local = socket.local_addr()?;
         socket.set_nonblocking(true)?;
+        set_sending_options(&socket, local)?;
         let set = |option, value| syscall::set_socket_option(socket.as_fd(), option, value);
-        // An IPv6 socket sends IPv4 too, by the IPv4 options.
-        set(SocketOption::Ipv4MtuDiscover, libc::IP_PMTUDISC_DO)?;
-        set(SocketOption::Ipv4ReceiveErrors, 0)?;
+        // An IPv6 socket receives IPv4 too, by the IPv4 options.
+        set(SocketOption::Ipv4ReceiveTos, 1)?;
         if local.is_ipv6() {
-            set(SocketOption::Ipv6MtuDiscover, libc::IPV6_PMTUDISC_DO)?;
-            set(SocketOption::Ipv6ReceiveErrors, 0)?;
+            set(SocketOption::Ipv6ReceiveTrafficClass, 1)?;
         }
-        Ok(Self { socket, local })
+        // A kernel that does not know them says ENOPROTOOPT. A socket that is taken over may have either set.
+        let gso = set(SocketOption::UdpSegment, 0).is_ok();
+        let gro = set(SocketOption::UdpGro, c_int::from(offload.gro)).is_ok();
+        let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
+        Ok(Self { socket, local, offload, flows: Arc::new([]), fallbacks: Fallbacks::default() })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// What the kernel granted of what was asked for.
+    #[must_use]
+    pub fn offload(&self) -> UdpOffload {
+        self.offload
+    }
+
+    /// How often a train could not be sent and the same datagrams one by one could. A destination is counted once, and then
+    /// gets no trains any more, as long as it is among the 1,024 that are remembered.
+    #[must_use]
+    pub fn gso_fallbacks(&self) -> u64 {
+        self.fallbacks.count()
     }
 
     /// Sends every datagram of a transmit, in order.
@@ -109,25 +182,54 @@ impl UdpTransport {
     /// # Errors
     /// At the first datagram that was not sent.
     pub fn send_from(&self, transmit: &Transmit<'_>, first_segment: usize) -> Result<(), SendError> {
-        for (segment, payload) in transmit.segments().enumerate().skip(first_segment) {
-            attempt(|| self.socket.send_to(payload, transmit.destination))
-                .map_err(|kind| SendError { segment, kind })?;
-        }
-        Ok(())
+        self.send_batch(slice::from_ref(transmit), first_segment)
+            .map_err(|BatchError { segment, kind, .. }| SendError { segment, kind })
     }
 
-    /// Receives the next datagram into the begin of `buffer`, which 65,535 bytes of are always enough.
+    /// Sends the datagrams of several transmits, in order, up to 32 trains or datagrams in one system call (sendmmsg(2)).
+    /// Of the first transmit only those from the one numbered `first_segment` on.
+    ///
+    /// A train that cannot be sent as one is sent as datagrams at once.
+    ///
+    /// # Errors
+    /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
+    /// [`UdpTransport::send_from`].
+    pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
+        let plan = Plan { gso: self.offload.gso, flows: self.flows.len(), fallbacks: &self.fallbacks };
+        send_all(&mut &*self, plan, transmits, first_segment)
+    }
+
+    /// Receives the next datagram, or train of them, into the begin of `buffer`.
+    ///
+    /// 65,536 bytes are always enough. With [`UdpOffload::gro`] less is too little even for short datagrams: a train that
+    /// does not fit is lost. See [`RecvMeta::stride`] for where its datagrams begin.
     ///
     /// # Errors
     /// [`RecvError::WouldBlock`] when there is none. [`RecvError::is_fatal`] ends it. What became of an earlier packet
     /// of ours (refused, unreachable) is no error here.
     pub fn recv(&self, buffer: &mut [u8]) -> Result<RecvMeta, RecvError> {
         let room = buffer.len();
-        let (len, from) = skip_pending(|| syscall::receive_from(self.socket.as_fd(), buffer))?;
-        if len > room {
-            return Err(RecvError::Truncated { len, have: room });
-        }
-        Ok(RecvMeta { from: unmapped(from), len, stride: len })
+        let mut slot = Slot::EMPTY;
+        skip_pending(|| {
+            let slots = slice::from_mut(&mut slot);
+            syscall::receive_messages::<1>(self.socket.as_fd(), slots, iter::once(&mut *buffer))
+        })?;
+        RecvMeta::new(&slot, room)
+    }
+
+    /// Receives as many datagrams, or trains of them, as there are and the batch has room for, in one system call
+    /// (recvmmsg(2)). Returns how many: at least one.
+    ///
+    /// # Errors
+    /// As with [`UdpTransport::recv`], and the batch is empty then. What concerns one message alone is told where it is
+    /// taken from the batch.
+    pub fn recv_batch(&self, batch: &mut RecvBatch) -> Result<usize, RecvError> {
+        batch.fill(|slots, bytes, room| {
+            skip_pending(|| {
+                let buffers = bytes.chunks_exact_mut(room);
+                syscall::receive_messages::<MESSAGES>(self.socket.as_fd(), slots, buffers)
+            })
+        })
     }
 
     /// The largest outer packet, in bytes and with all its headers, that the path to `destination` is known to carry.
@@ -153,6 +255,26 @@ impl UdpTransport {
         let mtu = syscall::socket_option(probe.as_fd(), option)?;
         u32::try_from(mtu).map_err(io::Error::other)
     }
+
+    fn bind_one(
+        address: SocketAddr,
+        config: &UdpConfig,
+        sharing: Sharing,
+        flows: Arc<[UdpSocket]>,
+    ) -> Result<Self, BindError> {
+        let make = || {
+            let socket = UdpSocket::from(syscall::socket(address)?);
+            if sharing == Sharing::Port {
+                syscall::set_socket_option(socket.as_fd(), SocketOption::ReusePort, 1)?;
+            }
+            set_buffer(&socket, config.receive_buffer, SocketOption::ReceiveBufferForce, SocketOption::ReceiveBuffer)?;
+            set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
+            syscall::bind(socket.as_fd(), address)?;
+            Self::from_socket(socket, config.offload)
+        };
+        let transport = make().map_err(|source| BindError::new(address, source))?;
+        Ok(Self { flows, ..transport })
+    }
 }
 
 impl AsFd for UdpTransport {
@@ -161,71 +283,54 @@ impl AsFd for UdpTransport {
     }
 }
 
-/// What was received.
+impl Wire for &UdpTransport {
+    #[inline]
+    fn send(&mut self, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        let Some(flow) = self.flows.get(socket) else {
+            return syscall::send_messages(self.socket.as_fd(), messages);
+        };
+        // The caller can wait for our file descriptor, but not for this one's.
+        syscall::send_messages(flow.as_fd(), messages).map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN) => io::Error::from_raw_os_error(libc::ENOBUFS),
+            _ => error,
+        })
+    }
+}
+
+/// Whether other sockets may have the same address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecvMeta {
-    /// The sender. An IPv4 sender is an IPv4 address on an IPv6 socket too.
-    pub from: SocketAddr,
-    /// Bytes received.
-    pub len: usize,
-    /// Bytes in every datagram but the last, which may be shorter; equal to `len` for a single datagram, also an empty
-    /// one.
-    pub stride: usize,
+enum Sharing {
+    Alone,
+    Port,
 }
 
-/// Sends one datagram. What looks like the answer to an earlier one may be just that, so it is tried once more at once:
-/// the kernel reports such an error a single time, to whoever sends next.
-fn attempt(mut call: impl FnMut() -> io::Result<usize>) -> Result<(), SendErrorKind> {
-    let mut first = true;
-    loop {
-        match call() {
-            Ok(_all) => return Ok(()),
-            Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
-                libc::EINTR => {}
-                errno if first && tells_of_an_earlier_packet(errno) => first = false,
-                errno => return Err(SendErrorKind::from_errno(errno)),
-            },
-        }
+/// Sockets on the same address that send from ports of the kernel's choice, and receive nothing.
+fn flow_sockets(address: SocketAddr, config: &UdpConfig) -> Result<Arc<[UdpSocket]>, BindError> {
+    let address = SocketAddr::new(address.ip(), 0);
+    let make = || {
+        let socket = UdpSocket::from(syscall::socket(address)?);
+        // The kernel takes that for its least, about one packet. What arrives is never read.
+        syscall::set_socket_option(socket.as_fd(), SocketOption::ReceiveBuffer, 0)?;
+        set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
+        set_sending_options(&socket, address)?;
+        syscall::bind(socket.as_fd(), address)?;
+        Ok(socket)
+    };
+    let sockets: io::Result<_> = (0..config.flow_ports).map(|_| make()).collect();
+    sockets.map_err(|source| BindError::new(address, source))
+}
+
+fn set_sending_options(socket: &UdpSocket, local: SocketAddr) -> io::Result<()> {
+    let set = |option, value| syscall::set_socket_option(socket.as_fd(), option, value);
+    set(SocketOption::NoChecksum, 0)?;
+    // An IPv6 socket sends IPv4 too, by the IPv4 options.
+    set(SocketOption::Ipv4MtuDiscover, libc::IP_PMTUDISC_DO)?;
+    set(SocketOption::Ipv4ReceiveErrors, 0)?;
+    if local.is_ipv6() {
+        set(SocketOption::Ipv6MtuDiscover, libc::IPV6_PMTUDISC_DO)?;
+        set(SocketOption::Ipv6ReceiveErrors, 0)?;
     }
-}
-
-/// Receives one datagram, past errors that tell what became of packets sent earlier.
-fn skip_pending<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, RecvError> {
-    let mut skipped = 0;
-    loop {
-        match call() {
-            Ok(received) => return Ok(received),
-            Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
-                libc::EINTR => {}
-                // EMSGSIZE: a router cannot carry a packet sent earlier.
-                errno if errno == libc::EMSGSIZE || tells_of_an_earlier_packet(errno) => {
-                    // Not `WouldBlock`: there may be datagrams behind them.
-                    if skipped == SKIPPED_ERRORS {
-                        return Err(RecvError::Other(errno));
-                    }
-                    skipped += 1;
-                }
-                errno => return Err(RecvError::from_errno(errno)),
-            },
-        }
-    }
-}
-
-/// Whether an ICMP error may be behind it (`icmp_err_convert` in the kernel's net/ipv4/icmp.c, `icmpv6_err_convert` in
-/// net/ipv6/icmp.c), in contrast to EMSGSIZE, which on sending concerns the packet at hand.
-fn tells_of_an_earlier_packet(errno: c_int) -> bool {
-    matches!(
-        errno,
-        libc::ECONNREFUSED
-            | libc::EHOSTDOWN
-            | libc::EHOSTUNREACH
-            | libc::ENETDOWN
-            | libc::ENETUNREACH
-            | libc::ENONET
-            | libc::ENOPROTOOPT
-            | libc::EOPNOTSUPP
-            | libc::EPROTO
-    )
+    Ok(())
 }
 
 fn set_buffer(socket: &UdpSocket, wish: Option<usize>, force: SocketOption, plain: SocketOption) -> io::Result<()> {
@@ -236,143 +341,5 @@ fn set_buffer(socket: &UdpSocket, wish: Option<usize>, force: SocketOption, plai
         .or_else(|_not_permitted| syscall::set_socket_option(socket.as_fd(), plain, size))
 }
 
-/// The sender as it is known to the routes, whichever family the socket has.
-fn unmapped(from: SocketAddr) -> SocketAddr {
-    match from {
-        SocketAddr::V6(address) => match address.ip().to_ipv4_mapped() {
-            Some(ip) => SocketAddr::new(ip.into(), address.port()),
-            None => from,
-        },
-        SocketAddr::V4(_) => from,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::vec;
-    use alloc::vec::Vec;
-
-    fn scripted<T>(script: Vec<Result<T, i32>>) -> impl FnMut() -> io::Result<T> {
-        let mut script = script.into_iter();
-        move || script.next().unwrap_or(Err(libc::EBADF)).map_err(io::Error::from_raw_os_error)
-    }
-
-    #[test]
-    fn every_errno_of_a_send_has_its_meaning() {
-        use SendErrorKind as Kind;
-        for (errno, kind) in [
-            (libc::EACCES, Kind::Forbidden),
-            (libc::EAGAIN, Kind::WouldBlock),
-            (libc::ECONNREFUSED, Kind::Refused),
-            (libc::EHOSTDOWN, Kind::Unreachable),
-            (libc::EHOSTUNREACH, Kind::Unreachable),
-            (libc::EINVAL, Kind::Other(libc::EINVAL)),
-            (libc::EMSGSIZE, Kind::TooLong),
-            (libc::ENETDOWN, Kind::Unreachable),
-            (libc::ENETUNREACH, Kind::Unreachable),
-            (libc::ENOBUFS, Kind::NoBuffers),
-            (libc::ENOMEM, Kind::NoBuffers),
-            (libc::EPERM, Kind::Forbidden),
-        ] {
-            assert_eq!(attempt(scripted(vec![Err(errno); 2])), Err(kind));
-            assert!(!kind.is_fatal());
-        }
-        assert_eq!(attempt(scripted(vec![Err(libc::EBADF), Ok(0)])), Err(Kind::Closed));
-        assert!(Kind::Closed.is_fatal());
-    }
-
-    #[test]
-    fn a_send_is_tried_twice_only_where_an_earlier_one_may_be_to_blame() {
-        let outcome =
-            |errnos: &[i32]| attempt(scripted(errnos.iter().map(|errno| Err(*errno)).chain([Ok(0)]).collect()));
-        for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EPROTO] {
-            assert_eq!(outcome(&[errno]), Ok(()));
-            assert_eq!(outcome(&[libc::EINTR, errno, libc::EINTR]), Ok(()));
-            assert_eq!(outcome(&[errno, libc::EAGAIN]), Err(SendErrorKind::WouldBlock));
-            assert_eq!(outcome(&[libc::ECONNREFUSED, errno]), Err(SendErrorKind::from_errno(errno)));
-        }
-        for errno in [libc::EAGAIN, libc::EMSGSIZE, libc::ENOBUFS, libc::EPERM, libc::EBADF, libc::EINVAL] {
-            assert_eq!(outcome(&[errno]), Err(SendErrorKind::from_errno(errno)));
-        }
-        assert_eq!(outcome(&[libc::EINTR; 100]), Ok(()));
-    }
-
-    #[test]
-    fn pending_errors_are_skipped_but_not_for_ever() {
-        let outcome =
-            |errors: &[i32]| skip_pending(scripted(errors.iter().map(|errno| Err(*errno)).chain([Ok(7)]).collect()));
-        assert_eq!(outcome(&[libc::EINTR; 100]), Ok(7));
-        assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS]), Ok(7));
-        assert_eq!(outcome(&[libc::EMSGSIZE, libc::EHOSTUNREACH, libc::EINTR, libc::ENETUNREACH]), Ok(7));
-        assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS + 1]), Err(RecvError::Other(libc::ECONNREFUSED)));
-        assert_eq!(outcome(&[libc::ECONNREFUSED, libc::EAGAIN]), Err(RecvError::WouldBlock));
-        assert_eq!(outcome(&[libc::ENOMEM]), Err(RecvError::Other(libc::ENOMEM)));
-        assert_eq!(outcome(&[libc::EBADF]), Err(RecvError::Closed));
-    }
-
-    #[test]
-    fn every_errno_of_a_bind_has_its_meaning() {
-        let address = SocketAddr::from(([10, 168, 0, 3], 8285));
-        let error = |errno| BindError::new(address, io::Error::from_raw_os_error(errno));
-        assert!(matches!(error(libc::EADDRINUSE), BindError::AddressInUse { .. }));
-        assert!(matches!(error(libc::EADDRNOTAVAIL), BindError::NotLocal { .. }));
-        assert!(matches!(error(libc::EACCES), BindError::NoPermission { .. }));
-        assert!(matches!(error(libc::EMFILE), BindError::Other { .. }));
-    }
-
-    /// Fault 33, with the option that a socket of ours never has.
-    #[test]
-    fn a_dead_peer_costs_a_healthy_one_no_packet() {
-        let transport = UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), &UdpConfig::default()).unwrap();
-        syscall::set_socket_option(transport.as_fd(), SocketOption::Ipv4ReceiveErrors, 1).unwrap();
-        let healthy = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        healthy.set_nonblocking(true).unwrap();
-        let dead = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        for round in 0..100_u8 {
-            transport.send(&Transmit::datagram(dead, b"anyone?")).unwrap();
-            transport.send(&Transmit::datagram(healthy.local_addr().unwrap(), &[round])).unwrap();
-            let mut buffer = [0; 2];
-            assert_eq!(healthy.recv(&mut buffer).unwrap(), 1);
-            assert_eq!(buffer[0], round);
-            assert_eq!(transport.recv(&mut buffer), Err(RecvError::WouldBlock));
-        }
-    }
-
-    #[test]
-    fn a_socket_that_is_taken_over_forgets_its_options() {
-        let socket = UdpSocket::bind("[::1]:0").unwrap();
-        let set = |option| syscall::set_socket_option(socket.as_fd(), option, 1).unwrap();
-        set(SocketOption::Ipv4ReceiveErrors);
-        set(SocketOption::Ipv6ReceiveErrors);
-        let transport = UdpTransport::from_socket(socket).unwrap();
-        let value = |option| syscall::socket_option(transport.as_fd(), option).unwrap();
-        assert_eq!((value(SocketOption::Ipv4ReceiveErrors), value(SocketOption::Ipv6ReceiveErrors)), (0, 0));
-        assert_eq!(value(SocketOption::Ipv4MtuDiscover), libc::IP_PMTUDISC_DO);
-        assert_eq!(value(SocketOption::Ipv6MtuDiscover), libc::IPV6_PMTUDISC_DO);
-        assert_eq!(transport.recv(&mut [0; 8]), Err(RecvError::WouldBlock), "was blocking before");
-    }
-
-    #[test]
-    fn buffers_are_as_large_as_permitted() {
-        let granted = |config: &UdpConfig| {
-            let transport = UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), config).unwrap();
-            let value = |option| syscall::socket_option(transport.as_fd(), option).unwrap();
-            (value(SocketOption::ReceiveBuffer), value(SocketOption::SendBuffer))
-        };
-        let config = |bytes| UdpConfig { receive_buffer: bytes, send_buffer: bytes };
-        // The kernel doubles what was asked for. Root is limited by nothing, others by a sysctl.
-        let limit = |name: &str| -> Option<usize> {
-            std::fs::read_to_string(std::format!("/proc/sys/net/core/{name}")).ok()?.trim().parse().ok()
-        };
-        let probe = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let forced = syscall::set_socket_option(probe.as_fd(), SocketOption::ReceiveBufferForce, 1 << 20).is_ok();
-        let wish = UdpConfig::default().receive_buffer.unwrap();
-        let expected = |name| 2 * if forced { wish } else { limit(name).map_or(wish, |limit| wish.min(limit)) };
-        let (receive, send) = granted(&UdpConfig::default());
-        assert_eq!((receive as usize, send as usize), (expected("rmem_max"), expected("wmem_max")));
-        assert!(granted(&config(Some(usize::MAX))).0 >= receive);
-        assert!(granted(&config(Some(0))).0 > 0);
-        assert!(granted(&config(None)).0 < receive);
-    }
-}
+mod tests;

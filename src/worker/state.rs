@@ -74,9 +74,12 @@ impl Ends {
         let name = String::from(self.tun.name());
         match error {
             TunError::Closed => WorkerError::TunClosed { name },
-            TunError::Deleted | TunError::Down | TunError::Full | TunError::Rejected(_) | TunError::WouldBlock => {
-                WorkerError::LinkDeleted { name }
-            }
+            TunError::Deleted
+            | TunError::Down
+            | TunError::Full
+            | TunError::Headless { .. }
+            | TunError::Rejected(_)
+            | TunError::WouldBlock => WorkerError::LinkDeleted { name },
         }
     }
 
@@ -179,7 +182,9 @@ impl State {
         self.counters.decap.discard(match error {
             TunError::Down => DropReason::TunDown,
             TunError::Full | TunError::WouldBlock => DropReason::TunFull,
-            TunError::Closed | TunError::Deleted | TunError::Rejected(_) => DropReason::TunFailed,
+            TunError::Closed | TunError::Deleted | TunError::Headless { .. } | TunError::Rejected(_) => {
+                DropReason::TunFailed
+            }
         });
         if error.is_fatal() { Err(ends.tun_gone(error)) } else { Ok(()) }
     }

@@ -63,8 +63,18 @@ pub enum RecvError {
     /// EBADF: the file descriptor is not open. Final, and a bug: somebody closed a file descriptor that is not theirs.
     #[error("the file descriptor of the UDP socket was closed by someone else in this process; find out by whom")]
     Closed,
-    /// A datagram did not fit into the buffer and is lost.
-    #[error("a datagram of {len} bytes did not fit into a buffer of {have}; use one of 65535 bytes")]
+    /// The kernel had more to say about a message than there was room for (`MSG_CTRUNC`), as happens with a socket that was
+    /// taken over with options of somebody else's. Where its datagrams begin is not known, so it is lost.
+    #[error(
+        "a message of {len} bytes came with more control messages than fit; take over a socket without options such as \
+         SO_TIMESTAMP or IP_PKTINFO"
+    )]
+    ControlTruncated {
+        /// Bytes in the message.
+        len: usize,
+    },
+    /// A datagram, or a train of them, did not fit into the buffer and is lost.
+    #[error("a datagram of {len} bytes did not fit into a buffer of {have}; use one of 65536 bytes")]
     Truncated {
         /// Bytes in the datagram.
         len: usize,
@@ -88,7 +98,7 @@ impl RecvError {
     pub fn is_fatal(self) -> bool {
         match self {
             Self::Closed => true,
-            Self::Truncated { .. } | Self::WouldBlock | Self::Other(_) => false,
+            Self::ControlTruncated { .. } | Self::Truncated { .. } | Self::WouldBlock | Self::Other(_) => false,
         }
     }
 
@@ -119,6 +129,29 @@ impl SendError {
     }
 }
 
+/// One datagram of a batch of transmits was not sent.
+///
+/// Everything before it, in order, was sent; nothing behind it was tried. To go on, send the transmits from that number on,
+/// with `segment` as the first segment to try it again, or `segment + 1` to give it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("datagram {segment} of transmit {transmit} was not sent: {kind}")]
+pub struct BatchError {
+    /// Number of the transmit, counted from 0.
+    pub transmit: usize,
+    /// Number of the datagram in the transmit, counted from 0.
+    pub segment: usize,
+    /// Why.
+    pub kind: SendErrorKind,
+}
+
+impl BatchError {
+    /// Whether every later call would fail too.
+    #[must_use]
+    pub fn is_fatal(self) -> bool {
+        self.kind.is_fatal()
+    }
+}
+
 /// Why a datagram was not sent. Nothing but [`SendErrorKind::Closed`] says anything about the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -132,7 +165,8 @@ pub enum SendErrorKind {
     )]
     Forbidden,
     /// ENOBUFS or ENOMEM: there is no memory. (That a device's queue is full the kernel tells only sockets with
-    /// `IP_RECVERR`.) The socket does not become writable when that is over: wait a little, but not for readiness.
+    /// `IP_RECVERR`.) Also when the send buffer of one of the [`flow_ports`](super::UdpConfig::flow_ports) is full. The socket
+    /// does not become writable when that is over: wait a little, but not for readiness.
     #[error("the kernel has no buffer for it; send fewer at once")]
     NoBuffers,
     /// ECONNREFUSED: nobody listens on the peer's port.

@@ -1,0 +1,234 @@
+//! Messages to and from a socket, several in one system call.
+
+use core::ffi::{c_int, c_uint};
+use core::mem::{MaybeUninit, offset_of};
+use core::net::SocketAddr;
+use core::ptr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::address::{NAME_LENGTH, SocketName};
+use super::control::{CONTROL_LENGTH, Control, Kind};
+use crate::wire::Ecn;
+
+/// How many messages one system call passes at most.
+///
+/// Their headers are on the stack, 5 KiB of it. Of 32 messages the system call itself is a few percent of the cost.
+pub(in crate::sys) const MESSAGES: usize = 32;
+
+/// A datagram, or a train of them, to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sys) struct Message<'a> {
+    pub(in crate::sys) destination: SocketAddr,
+    pub(in crate::sys) payload: &'a [u8],
+    /// Bytes in every datagram but the last. `None`: it is one datagram, and nothing is said about segments.
+    pub(in crate::sys) segment: Option<u16>,
+    pub(in crate::sys) ecn: Ecn,
+}
+
+/// What the pointers of an [`Entry`] to be sent point to.
+struct Parts {
+    name: SocketName,
+    payload: libc::iovec,
+    control: Control,
+}
+
+/// Struct `user_msghdr` of the kernel's include/linux/socket.h.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Header {
+    name: *mut SocketName,
+    name_length: c_uint,
+    payload: *mut libc::iovec,
+    payloads: usize,
+    control: *mut Control,
+    control_length: usize,
+    flags: c_int,
+}
+
+/// Struct `mmsghdr`, ibid.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Entry {
+    header: Header,
+    length: c_uint,
+}
+
+const _: () = assert!(
+    size_of::<Header>() == size_of::<libc::msghdr>()
+        && offset_of!(Header, name) == offset_of!(libc::msghdr, msg_name)
+        && offset_of!(Header, name_length) == offset_of!(libc::msghdr, msg_namelen)
+        && offset_of!(Header, payload) == offset_of!(libc::msghdr, msg_iov)
+        && offset_of!(Header, payloads) == offset_of!(libc::msghdr, msg_iovlen)
+        && offset_of!(Header, control) == offset_of!(libc::msghdr, msg_control)
+        && offset_of!(Header, control_length) == offset_of!(libc::msghdr, msg_controllen)
+        && offset_of!(Header, flags) == offset_of!(libc::msghdr, msg_flags)
+        && size_of::<Entry>() == size_of::<libc::mmsghdr>()
+        && offset_of!(Entry, length) == offset_of!(libc::mmsghdr, msg_len)
+);
+
+impl Entry {
+    const EMPTY: Self = Self {
+        header: Header {
+            name: ptr::null_mut(),
+            name_length: 0,
+            payload: ptr::null_mut(),
+            payloads: 0,
+            control: ptr::null_mut(),
+            control_length: 0,
+            flags: 0,
+        },
+        length: 0,
+    };
+}
+
+/// sendmmsg(2) of the first [`MESSAGES`] of `messages`; more are not taken from it. Returns how many were sent.
+pub(in crate::sys) fn send_messages<'a>(
+    socket: BorrowedFd<'_>,
+    messages: impl Iterator<Item = Message<'a>>,
+) -> io::Result<usize> {
+    let mut parts = [const { MaybeUninit::<Parts>::uninit() }; MESSAGES];
+    let mut entries = [const { MaybeUninit::<Entry>::uninit() }; MESSAGES];
+    let mut count: c_uint = 0;
+    for ((parts, entry), message) in parts.iter_mut().zip(&mut entries).zip(messages) {
+        let (name, name_length) = SocketName::new(message.destination);
+        // The kernel does not write through this pointer, whatever its type says.
+        let payload =
+            libc::iovec { iov_base: message.payload.as_ptr().cast_mut().cast(), iov_len: message.payload.len() };
+        let parts = parts.write(Parts { name, payload, control: Control::EMPTY });
+        let control_length = describe(&message, &mut parts.control);
+        entry.write(Entry {
+            header: Header {
+                name: &raw mut parts.name,
+                name_length,
+                payload: &raw mut parts.payload,
+                payloads: 1,
+                control: if control_length == 0 { ptr::null_mut() } else { &raw mut parts.control },
+                control_length,
+                flags: 0,
+            },
+            length: 0,
+        });
+        count += 1;
+    }
+    // SAFETY: the first `count` of `entries` are initialized, with the layout of `struct mmsghdr` as asserted above. What
+    // they point to, in `parts` and in the payloads, lives until the call returns, and has the lengths that are told.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), entries.as_mut_ptr().cast(), count, 0) };
+    usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
+}
+
+/// Writes the control messages of a message, and returns their length in bytes.
+#[inline]
+fn describe(message: &Message<'_>, control: &mut Control) -> usize {
+    let mut length = 0;
+    if let Some(segment) = message.segment {
+        length = control.put(length, Kind::UDP_SEGMENT, segment.to_ne_bytes());
+    }
+    if message.ecn != Ecn::NotEct {
+        // To an IPv4 address, also a mapped one, an IPv6 socket sends by the rules of IPv4 (`udpv6_sendmsg` in the
+        // kernel's net/ipv6/udp.c).
+        let kind = match message.destination {
+            SocketAddr::V6(address) if address.ip().to_ipv4_mapped().is_none() => Kind::IPV6_TCLASS,
+            SocketAddr::V4(_) | SocketAddr::V6(_) => Kind::IP_TOS,
+        };
+        length = control.put(length, kind, c_int::from(message.ecn.bits()).to_ne_bytes());
+    }
+    length
+}
+
+/// What was received beside the contents.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sys) struct Slot {
+    name: SocketName,
+    control: Control,
+    control_length: usize,
+    flags: c_int,
+    /// Bytes in the message, which may be more than fitted into the buffer.
+    pub(in crate::sys) length: usize,
+}
+
+impl Slot {
+    pub(in crate::sys) const EMPTY: Self =
+        Self { name: SocketName::EMPTY, control: Control::EMPTY, control_length: 0, flags: 0, length: 0 };
+
+    /// `None` if it is something else than IP.
+    #[inline]
+    pub(in crate::sys) fn sender(&self) -> Option<SocketAddr> {
+        self.name.parse()
+    }
+
+    /// `MSG_TRUNC`: the message did not fit into the buffer.
+    pub(in crate::sys) fn is_truncated(&self) -> bool {
+        self.flags & libc::MSG_TRUNC != 0
+    }
+
+    /// `MSG_CTRUNC`: there were more control messages than fitted.
+    pub(in crate::sys) fn is_control_truncated(&self) -> bool {
+        self.flags & libc::MSG_CTRUNC != 0
+    }
+
+    /// What the kernel says about the size of segments, if anything, and the ECN field.
+    #[inline]
+    pub(in crate::sys) fn segment_and_ecn(&self) -> (Option<c_int>, Ecn) {
+        let (mut segment, mut ecn) = (None, Ecn::NotEct);
+        for (kind, value) in self.control.entries(self.control_length) {
+            let int = value.first_chunk().map(|bytes| c_int::from_ne_bytes(*bytes));
+            if kind == Kind::UDP_GRO {
+                segment = int;
+            } else if kind == Kind::IP_TOS {
+                ecn = value.first().map_or(ecn, |byte| Ecn::of(*byte));
+            } else if kind == Kind::IPV6_TCLASS {
+                ecn = int.map_or(ecn, |class| Ecn::of(class.to_le_bytes()[0]));
+            }
+        }
+        (segment, ecn)
+    }
+
+    /// As the kernel would fill it.
+    #[cfg(test)]
+    pub(in crate::sys) fn scripted(from: SocketAddr, length: usize, segment: Option<c_int>, flags: c_int) -> Self {
+        let mut slot = Self { name: SocketName::new(from).0, length, flags, ..Self::EMPTY };
+        if let Some(segment) = segment {
+            slot.control_length = slot.control.put(0, Kind::UDP_GRO, segment.to_ne_bytes());
+        }
+        slot
+    }
+}
+
+/// recvmmsg(2) with `MSG_TRUNC` into as many buffers as there are slots, but no more than `N`. Returns how many were
+/// received; the slots and buffers behind that are as they were, or at least of no meaning.
+pub(in crate::sys) fn receive_messages<'b, const N: usize>(
+    socket: BorrowedFd<'_>,
+    slots: &mut [Slot],
+    buffers: impl Iterator<Item = &'b mut [u8]>,
+) -> io::Result<usize> {
+    let mut payloads = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; N];
+    let mut entries = [Entry::EMPTY; N];
+    let mut count: c_uint = 0;
+    for (((entry, payload), slot), buffer) in entries.iter_mut().zip(&mut payloads).zip(&mut *slots).zip(buffers) {
+        *payload = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        entry.header = Header {
+            name: &raw mut slot.name,
+            name_length: NAME_LENGTH,
+            payload,
+            payloads: 1,
+            control: &raw mut slot.control,
+            control_length: CONTROL_LENGTH,
+            flags: 0,
+        };
+        count += 1;
+    }
+    let pointer = entries.as_mut_ptr().cast();
+    let flags = libc::MSG_TRUNC as _;
+    // SAFETY: the first `count` of `entries` have the layout of `struct mmsghdr` as asserted above and point to names,
+    // control messages and buffers of the lengths told, all distinct, which live until the call returns and have, as
+    // bytes, no invalid value. No time limit is passed.
+    let received = unsafe { libc::recvmmsg(socket.as_raw_fd(), pointer, count, flags, ptr::null_mut()) };
+    let received = usize::try_from(received).map_err(|_negative| io::Error::last_os_error())?;
+    for (slot, entry) in slots.iter_mut().zip(&entries).take(received) {
+        slot.length = usize::try_from(entry.length).unwrap_or(usize::MAX);
+        slot.flags = entry.header.flags;
+        slot.control_length = entry.header.control_length;
+    }
+    Ok(received)
+}

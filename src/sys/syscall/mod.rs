@@ -1,0 +1,25 @@
+//! The system calls for which neither std nor a crate we use has a safe function. The only `unsafe` code there is.
+#![expect(
+    unsafe_code,
+    reason = "this module is the quarantine: one system call per unsafe block, behind a safe function"
+)]
+
+mod address;
+mod control;
+mod message;
+mod socket;
+mod tun;
+
+use core::ffi::c_int;
+use std::io;
+
+pub(super) use self::message::{MESSAGES, Message, Slot, receive_messages, send_messages};
+pub(super) use self::socket::{SocketOption, bind, set_socket_option, socket, socket_option};
+pub(super) use self::tun::{
+    INTERFACE_NAME, InterfaceRequest, interface, set_interface, set_offload, set_persist, set_vnet_big_endian,
+    set_vnet_header_len, set_vnet_little_endian,
+};
+
+fn checked(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

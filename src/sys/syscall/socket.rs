@@ -1,0 +1,103 @@
+//! Sockets and their options.
+
+use core::ffi::c_int;
+use core::net::SocketAddr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::address::SocketName;
+use super::checked;
+
+/// socket(2): a UDP socket for addresses of the same family, non-blocking and closed on exec.
+pub(in crate::sys) fn socket(family_of: SocketAddr) -> io::Result<OwnedFd> {
+    let family = match family_of {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    };
+    // SAFETY: only numbers are passed.
+    let result = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
+    let fd = checked(result)?;
+    // SAFETY: the kernel has just made it, so that it is open and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// bind(2).
+pub(in crate::sys) fn bind(socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+    let (name, length) = SocketName::new(address);
+    // SAFETY: the kernel reads `length` bytes of `name`, which has as many and lives until the call returns.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const name).cast(), length) };
+    checked(result).map(|_zero| ())
+}
+
+/// The options of a socket we use, all of them an `int`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sys) enum SocketOption {
+    /// `IP_MTU`: of the path to the peer, in bytes; only on a connected socket.
+    Ipv4Mtu,
+    Ipv4MtuDiscover,
+    Ipv4ReceiveErrors,
+    /// `IP_RECVTOS`: tell the type of service of every packet.
+    Ipv4ReceiveTos,
+    /// `IPV6_MTU`: of the path to the peer, in bytes; only on a connected socket.
+    Ipv6Mtu,
+    Ipv6MtuDiscover,
+    Ipv6ReceiveErrors,
+    /// `IPV6_RECVTCLASS`: tell the traffic class of every packet.
+    Ipv6ReceiveTrafficClass,
+    /// `SO_NO_CHECK`: send without a UDP checksum.
+    NoChecksum,
+    ReceiveBuffer,
+    ReceiveBufferForce,
+    ReusePort,
+    SendBuffer,
+    SendBufferForce,
+    /// `UDP_GRO`: receive trains.
+    UdpGro,
+    /// `UDP_SEGMENT`: cut everything that is sent into datagrams of so many bytes.
+    UdpSegment,
+}
+
+impl SocketOption {
+    const fn level_and_name(self) -> (c_int, c_int) {
+        match self {
+            Self::Ipv4Mtu => (libc::IPPROTO_IP, libc::IP_MTU),
+            Self::Ipv4MtuDiscover => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+            Self::Ipv4ReceiveErrors => (libc::IPPROTO_IP, libc::IP_RECVERR),
+            Self::Ipv4ReceiveTos => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+            Self::Ipv6Mtu => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+            Self::Ipv6MtuDiscover => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+            Self::Ipv6ReceiveErrors => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+            Self::Ipv6ReceiveTrafficClass => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+            Self::NoChecksum => (libc::SOL_SOCKET, libc::SO_NO_CHECK),
+            Self::ReceiveBuffer => (libc::SOL_SOCKET, libc::SO_RCVBUF),
+            Self::ReceiveBufferForce => (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
+            Self::ReusePort => (libc::SOL_SOCKET, libc::SO_REUSEPORT),
+            Self::SendBuffer => (libc::SOL_SOCKET, libc::SO_SNDBUF),
+            Self::SendBufferForce => (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
+            Self::UdpGro => (libc::SOL_UDP, libc::UDP_GRO),
+            Self::UdpSegment => (libc::SOL_UDP, libc::UDP_SEGMENT),
+        }
+    }
+}
+
+/// setsockopt(2).
+pub(in crate::sys) fn set_socket_option(socket: BorrowedFd<'_>, option: SocketOption, value: c_int) -> io::Result<()> {
+    let (level, name) = option.level_and_name();
+    let pointer = (&raw const value).cast();
+    // SAFETY: `pointer` is to an `int` that lives until the call returns, and the length is its size.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, pointer, INT_LENGTH) };
+    checked(result).map(|_zero| ())
+}
+
+/// getsockopt(2).
+pub(in crate::sys) fn socket_option(socket: BorrowedFd<'_>, option: SocketOption) -> io::Result<c_int> {
+    let (level, name) = option.level_and_name();
+    let mut value: c_int = 0;
+    let mut length = INT_LENGTH;
+    let pointer = (&raw mut value).cast();
+    // SAFETY: the kernel writes at most `length` bytes to `pointer`, which is to an `int` of that size, and the length.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, pointer, &raw mut length) };
+    checked(result).map(|_zero| value)
+}
+
+const INT_LENGTH: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;

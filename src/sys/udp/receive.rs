@@ -1,0 +1,169 @@
+//! What was received, one message or many at a time.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use core::net::SocketAddr;
+use std::io;
+
+use super::error::RecvError;
+use super::send::tells_of_an_earlier_packet;
+use crate::sys::syscall::{MESSAGES, Slot};
+use crate::wire::Ecn;
+
+/// How many pending errors one call skips.
+pub(super) const SKIPPED_ERRORS: usize = 16;
+
+/// Bytes of a buffer that every train fits into: what the kernel coalesces is an IP packet to it.
+const BUFFER: usize = 65_536;
+
+/// What was received: one datagram, or a train of them from one sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecvMeta {
+    /// The sender. An IPv4 sender is an IPv4 address on an IPv6 socket too.
+    pub from: SocketAddr,
+    /// Bytes received.
+    pub len: usize,
+    /// Bytes in every datagram but the last, which may be shorter; equal to `len` for a single datagram, also an empty
+    /// one.
+    pub stride: usize,
+    /// The ECN field of the outer packets, the same in all of a train.
+    pub ecn: Ecn,
+}
+
+impl RecvMeta {
+    /// What a slot tells about a message that was received into a buffer of `room` bytes.
+    #[inline]
+    pub(super) fn new(slot: &Slot, room: usize) -> Result<Self, RecvError> {
+        let len = slot.length;
+        if len > room || slot.is_truncated() {
+            return Err(RecvError::Truncated { len, have: room });
+        }
+        if slot.is_control_truncated() {
+            return Err(RecvError::ControlTruncated { len });
+        }
+        let from = unmapped(slot.sender().ok_or(RecvError::Other(libc::EAFNOSUPPORT))?);
+        let (segment, ecn) = slot.segment_and_ecn();
+        let stride = segment.and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| (1..=len).contains(bytes));
+        Ok(Self { from, len, stride: stride.unwrap_or(len), ecn })
+    }
+}
+
+/// Buffers for [`UdpTransport::recv_batch`](super::UdpTransport::recv_batch), and what is in them.
+#[derive(Debug)]
+pub struct RecvBatch {
+    bytes: Box<[u8]>,
+    /// Bytes of one buffer.
+    room: usize,
+    slots: Box<[Slot]>,
+    /// How many messages were received.
+    filled: usize,
+}
+
+impl RecvBatch {
+    /// How many messages a batch has room for at most.
+    pub const MESSAGES_MAX: usize = MESSAGES;
+
+    /// Room for so many messages, taken for the nearest of 1 to [`RecvBatch::MESSAGES_MAX`], with 64 KiB each.
+    ///
+    /// A message may be a train of datagrams, so that a few are enough where the kernel coalesces.
+    #[must_use]
+    pub fn new(messages: usize) -> Self {
+        Self::with_buffers(messages, BUFFER)
+    }
+
+    /// The same with other buffers than of 64 KiB. In less, trains are lost: it is for sockets without
+    /// [`UdpOffload::gro`](super::UdpOffload::gro), and for tests.
+    #[must_use]
+    pub fn with_buffers(messages: usize, bytes: usize) -> Self {
+        let (messages, room) = (messages.clamp(1, Self::MESSAGES_MAX), bytes.max(1));
+        let bytes = vec![0; messages.saturating_mul(room)].into_boxed_slice();
+        Self { bytes, room, slots: vec![Slot::EMPTY; messages].into_boxed_slice(), filled: 0 }
+    }
+
+    /// How many messages there is room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// How many messages were received by the last call.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.filled
+    }
+
+    /// Whether nothing was received.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// The message of that number, counted from 0 in the order of arrival, and its `len` bytes. `None` behind the last.
+    ///
+    /// # Errors
+    /// [`RecvError::Truncated`] and [`RecvError::ControlTruncated`] when that message is lost; the others are not.
+    pub fn get_mut(&mut self, number: usize) -> Option<Result<(RecvMeta, &mut [u8]), RecvError>> {
+        let slot = self.slots.get(..self.filled)?.get(number)?;
+        let buffer = self.bytes.chunks_exact_mut(self.room).nth(number)?;
+        Some(contents(slot, buffer))
+    }
+
+    /// The messages in the order of arrival, as [`RecvBatch::get_mut`] has them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = Result<(RecvMeta, &mut [u8]), RecvError>> {
+        let filled = self.slots.iter().take(self.filled);
+        filled.zip(self.bytes.chunks_exact_mut(self.room)).map(|(slot, buffer)| contents(slot, buffer))
+    }
+
+    /// Has `receive` fill slots and buffers, and notes how many it filled.
+    #[inline]
+    pub(super) fn fill(
+        &mut self,
+        receive: impl FnOnce(&mut [Slot], &mut [u8], usize) -> Result<usize, RecvError>,
+    ) -> Result<usize, RecvError> {
+        self.filled = 0;
+        self.filled = receive(&mut self.slots, &mut self.bytes, self.room)?;
+        Ok(self.filled)
+    }
+}
+
+#[inline]
+fn contents<'b>(slot: &Slot, buffer: &'b mut [u8]) -> Result<(RecvMeta, &'b mut [u8]), RecvError> {
+    let meta = RecvMeta::new(slot, buffer.len())?;
+    Ok((meta, buffer.get_mut(..meta.len).unwrap_or_default()))
+}
+
+/// Receives, past errors that tell what became of packets sent earlier.
+pub(super) fn skip_pending<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, RecvError> {
+    let mut skipped = 0;
+    loop {
+        match call() {
+            Ok(received) => return Ok(received),
+            Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
+                libc::EINTR => {}
+                // EMSGSIZE: a router cannot carry a packet sent earlier.
+                errno if errno == libc::EMSGSIZE || tells_of_an_earlier_packet(errno) => {
+                    // Not `WouldBlock`: there may be datagrams behind them.
+                    if skipped == SKIPPED_ERRORS {
+                        return Err(RecvError::Other(errno));
+                    }
+                    skipped += 1;
+                }
+                errno => return Err(RecvError::from_errno(errno)),
+            },
+        }
+    }
+}
+
+/// The sender as it is known to the routes, whichever family the socket has.
+fn unmapped(from: SocketAddr) -> SocketAddr {
+    match from {
+        SocketAddr::V6(address) => match address.ip().to_ipv4_mapped() {
+            Some(ip) => SocketAddr::new(ip.into(), address.port()),
+            None => from,
+        },
+        SocketAddr::V4(_) => from,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! How transmits are cut into messages, and what each error of the system call means for the rest.
+
+use core::ffi::c_int;
+use core::num::NonZeroUsize;
+use std::io;
+
+use super::error::{BatchError, SendErrorKind};
+use super::fallback::Fallbacks;
+use crate::Transmit;
+use crate::sys::syscall::{MESSAGES, Message};
+
+/// Datagrams the kernel cuts a message into at most (`UDP_MAX_SEGMENTS` of linux/udp.h; 128 from 6.9 on).
+const SEGMENTS_MAX: usize = 64;
+
+/// Bytes in a message at most: what an IPv4 packet can hold beside its header and UDP's.
+const MESSAGE_MAX: usize = 65_507;
+
+/// A system call that sends messages, or in a test what stands in for it.
+pub(super) trait Wire {
+    /// Sends the first of `messages`, which is never empty, by the socket of that number. Returns how many it sent.
+    fn send(&mut self, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize>;
+}
+
+/// What does not change while transmits are sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan<'f> {
+    /// Whether the kernel can cut trains.
+    pub(super) gso: bool,
+    /// How many sockets there are for flows to choose from; with none all is sent by the socket 0.
+    pub(super) flows: usize,
+    pub(super) fallbacks: &'f Fallbacks,
+}
+
+/// A datagram in a list of transmits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    transmit: usize,
+    segment: usize,
+}
+
+/// Sends what is in `transmits` from the datagram `first_segment` of the first one on.
+pub(super) fn send_all(
+    wire: &mut impl Wire,
+    plan: Plan<'_>,
+    transmits: &[Transmit<'_>],
+    first_segment: usize,
+) -> Result<(), BatchError> {
+    let mut place = Place { transmit: 0, segment: first_segment };
+    // Where an error was passed over that may concern a packet sent earlier.
+    let mut passed_over = None;
+    // A place from which on a train failed, and its datagrams are tried one by one.
+    let mut one_by_one = None;
+    loop {
+        let mut counts = [0; MESSAGES];
+        let segmented = plan.gso && one_by_one != Some(place);
+        let mut messages = Messages { plan, transmits, place, segmented, socket: None, counts: counts.iter_mut() };
+        let Some(first) = messages.peek() else { return Ok(()) };
+        place = messages.place;
+        let socket = plan.socket_of(first.transmit);
+        let error = match wire.send(socket, &mut messages) {
+            // Not a thing the kernel does with at least one message; it must not become a loop without end.
+            Ok(0) => libc::EIO,
+            Ok(sent) => {
+                if one_by_one == Some(place) {
+                    plan.fallbacks.insert(first.transmit.destination.ip());
+                }
+                for count in counts.iter().take(sent) {
+                    place = place.normalized(transmits);
+                    place.segment += usize::from(*count);
+                }
+                continue;
+            }
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        match error {
+            libc::EINTR => {}
+            // EINVAL and EIO have many reasons. The datagrams one by one tell whether it was that they were a train.
+            libc::EINVAL | libc::EIO if first.segments > 1 => one_by_one = Some(place),
+            // The kernel reports it a single time, to whoever sends next, so it is tried once more at once.
+            errno if tells_of_an_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),
+            errno => {
+                let kind = SendErrorKind::from_errno(errno);
+                return Err(BatchError { transmit: place.transmit, segment: place.segment, kind });
+            }
+        }
+    }
+}
+
+/// Whether an ICMP error may be behind it (`icmp_err_convert` in the kernel's net/ipv4/icmp.c, `icmpv6_err_convert` in
+/// net/ipv6/icmp.c), in contrast to EMSGSIZE, which on sending concerns the packet at hand.
+pub(super) fn tells_of_an_earlier_packet(errno: c_int) -> bool {
+    matches!(
+        errno,
+        libc::ECONNREFUSED
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::ENONET
+            | libc::ENOPROTOOPT
+            | libc::EOPNOTSUPP
+            | libc::EPROTO
+    )
+}
+
+impl Plan<'_> {
+    #[inline]
+    fn socket_of(&self, transmit: &Transmit<'_>) -> usize {
+        usize::from(transmit.flow).checked_rem(self.flows).unwrap_or(0)
+    }
+}
+
+impl Place {
+    /// The same, at the begin of the next transmit if it is at the end of one.
+    #[inline]
+    fn normalized(self, transmits: &[Transmit<'_>]) -> Self {
+        let mut place = self;
+        while let Some(transmit) = transmits.get(place.transmit) {
+            let begin = place.segment.saturating_mul(segment_size(transmit));
+            // An empty transmit is one datagram.
+            if begin < transmit.contents.len() || place.segment == 0 {
+                break;
+            }
+            place = Self { transmit: place.transmit + 1, segment: 0 };
+        }
+        place
+    }
+}
+
+#[inline]
+fn segment_size(transmit: &Transmit<'_>) -> usize {
+    transmit.segment_size.map_or(transmit.contents.len().max(1), NonZeroUsize::get)
+}
+
+/// The messages to be sent by one socket, as many as one system call takes.
+///
+/// It notes how many datagrams each one is made of: what it would be made of when asked again may have changed.
+#[derive(Debug)]
+pub(super) struct Messages<'m, 'c> {
+    plan: Plan<'m>,
+    transmits: &'m [Transmit<'m>],
+    place: Place,
+    segmented: bool,
+    /// The socket of the first message; the messages end before another one's.
+    socket: Option<usize>,
+    counts: core::slice::IterMut<'c, u8>,
+}
+
+/// The next message.
+#[derive(Clone, Copy, Debug)]
+struct Next<'m> {
+    transmit: &'m Transmit<'m>,
+    payload: &'m [u8],
+    /// How many datagrams.
+    segments: usize,
+    size: usize,
+}
+
+impl<'m> Messages<'m, '_> {
+    #[inline]
+    fn peek(&mut self) -> Option<Next<'m>> {
+        self.place = self.place.normalized(self.transmits);
+        let transmit = self.transmits.get(self.place.transmit)?;
+        let size = segment_size(transmit);
+        let rest = transmit.contents.get(self.place.segment * size..)?;
+        if rest.len() <= size {
+            return Some(Next { transmit, payload: rest, segments: 1, size });
+        }
+        let most = if !self.segmented || self.plan.fallbacks.contains(transmit.destination.ip()) {
+            1
+        } else {
+            (MESSAGE_MAX / size).clamp(1, SEGMENTS_MAX)
+        };
+        let payload = rest.get(..most * size).unwrap_or(rest);
+        Some(Next { transmit, payload, segments: payload.len().div_ceil(size), size })
+    }
+}
+
+impl<'m> Iterator for Messages<'m, '_> {
+    type Item = Message<'m>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Message<'m>> {
+        let next = self.peek()?;
+        let socket = self.plan.socket_of(next.transmit);
+        if *self.socket.get_or_insert(socket) != socket {
+            return None;
+        }
+        // At most `SEGMENTS_MAX`.
+        *self.counts.next()? = next.segments as u8;
+        self.place.segment += next.segments;
+        // A single datagram says nothing about segments: some drivers fail with EIO otherwise.
+        let segment = if next.segments > 1 { u16::try_from(next.size).ok() } else { None };
+        Some(Message { destination: next.transmit.destination, payload: next.payload, segment, ecn: next.transmit.ecn })
+    }
+}
+
+#[cfg(test)]
+mod tests;
