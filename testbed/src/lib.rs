@@ -22,9 +22,11 @@ pub mod probe;
 mod process;
 mod route;
 mod topology;
+mod vxlan;
 
 pub use netns::Namespace;
 pub use privileges::ensure_privileges;
-pub use process::{Child, exit_with_parent};
+pub use process::{Child, exec_with_parent, exit_with_parent};
 pub use route::RouteEntry;
 pub use topology::TwoHosts;
+pub use vxlan::Vxlan;

@@ -3,16 +3,19 @@
 use crate::Namespace;
 use crate::error::Context;
 use alloc::sync::Arc;
+use core::convert::Infallible;
 use core::str::FromStr;
 use core::time::Duration;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{self, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 /// How often [`Child::wait`] looks.
@@ -21,11 +24,12 @@ const WAIT_INTERVAL: Duration = Duration::from_millis(2);
 /// A running program, killed and reaped when dropped. The programs that it started itself are not.
 ///
 /// `SIGKILL` of this process runs no drop. The program's standard input is a pipe that ends then, so a program that calls
-/// [`exit_with_parent`], or reads its input, ends too.
+/// [`exit_with_parent`], or reads its input, ends too; any other does if [`exec_with_parent`] started it.
 #[derive(Debug)]
 pub struct Child {
     program: String,
     process: process::Child,
+    parent: Parent,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     stderr: Arc<Mutex<Vec<u8>>>,
@@ -39,12 +43,12 @@ impl Child {
     pub fn spawn(namespace: &Namespace, mut command: Command) -> io::Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = namespace.enter(|| command.spawn()).context(|| format!("cannot start {program}"))?;
+        let (mut process, parent) = Parent::spawn(namespace, command).context(|| format!("cannot start {program}"))?;
         let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let (sender, lines) = mpsc::channel();
         let stderr = Arc::new(Mutex::new(Vec::new()));
         // From here on an early return kills the program.
-        let child = Self { program, process, stdin, lines, stderr: Arc::clone(&stderr) };
+        let child = Self { program, process, parent, stdin, lines, stderr: Arc::clone(&stderr) };
         if let Some(stdout) = stdout {
             thread::Builder::new().name("child-stdout".into()).spawn(move || {
                 let mut reader = BufReader::new(stdout);
@@ -166,6 +170,14 @@ impl Child {
         field(&self.proc_file("status")?, "VmRSS:")
     }
 
+    /// The most resident memory it ever had, in KiB.
+    ///
+    /// # Errors
+    /// `InvalidData` when the program has ended, `NotFound` when it was also waited for.
+    pub fn peak_rss_kib(&self) -> io::Result<u64> {
+        field(&self.proc_file("status")?, "VmHWM:")
+    }
+
     fn proc_file(&self, name: &str) -> io::Result<String> {
         fs::read_to_string(format!("/proc/{}/{name}", self.id())).context(|| format!("{} has ended", self.program))
     }
@@ -176,6 +188,37 @@ impl Drop for Child {
         // Both fail only when it has been waited for.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        self.parent.end();
+    }
+}
+
+/// The thread that started a program, kept until the program has ended: to the kernel it is the parent (prctl(2),
+/// `PR_SET_PDEATHSIG`).
+#[derive(Debug)]
+struct Parent {
+    /// The thread ends when this is dropped.
+    hold: Option<Sender<Infallible>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Parent {
+    fn spawn(namespace: &Namespace, mut command: Command) -> io::Result<(process::Child, Self)> {
+        let (hold, held) = mpsc::channel();
+        let (report, spawned) = mpsc::channel();
+        let thread = namespace.spawn("child-parent", move || {
+            if report.send(command.spawn()).is_ok() {
+                // Nothing can be sent: it returns when the other end is dropped.
+                let _ = held.recv();
+            }
+        });
+        let process = spawned.recv().map_err(io::Error::other)??;
+        Ok((process, Self { hold: Some(hold), thread: Some(thread) }))
+    }
+
+    fn end(&mut self) {
+        drop(self.hold.take());
+        // Its panic would have been reported already.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -194,6 +237,17 @@ pub fn exit_with_parent() {
     };
     if let Err(error) = thread::Builder::new().name("parent-watch".into()).spawn(watch) {
         panic!("cannot make a thread that watches the parent: {error}");
+    }
+}
+
+/// Becomes another program, which the kernel kills with the process that started this one, however that ended.
+///
+/// For programs that do not watch their parent themselves: the program given to [`Child::spawn`] calls this. It returns
+/// only when that fails.
+pub fn exec_with_parent(mut command: Command) -> io::Error {
+    match set_pdeathsig(Signal::SIGKILL) {
+        Ok(()) => command.exec(),
+        Err(errno) => errno.into(),
     }
 }
 
@@ -289,11 +343,57 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_does_not_watch_ends_with_the_process_that_started_it() {
+        const ROLE: &str = "LODEN_TESTBED_STARTER";
+        let again = |role| {
+            let mut command = Command::new(env::current_exe().expect("own path"));
+            let own = "process::tests::a_program_that_does_not_watch_ends_with_the_process_that_started_it";
+            command.args(["--exact", own, "--nocapture"]).env(ROLE, role);
+            command
+        };
+        match env::var(ROLE).as_deref() {
+            Ok("starter") => {
+                let sleeper = Child::spawn(&Namespace::current().expect("current"), again("sleeper")).expect("spawn");
+                while !sleeper.next_line(SOON).expect("a line").contains("ready") {}
+                println!("sleeper {}", sleeper.id());
+                thread::sleep(Duration::from_secs(60));
+            }
+            Ok(_) => {
+                let mut sleep = Command::new("sh");
+                sleep.args(["-c", "echo ready; exec sleep 60"]);
+                panic!("{}", exec_with_parent(sleep));
+            }
+            Err(_) => {
+                let mut starter = Child::spawn(&Namespace::new().expect("namespace"), again("starter")).expect("spawn");
+                let line = loop {
+                    let line = starter.next_line(SOON).expect("a line");
+                    if let Some((_, id)) = line.split_once("sleeper ") {
+                        break id.to_owned();
+                    }
+                };
+                let directory = format!("/proc/{line}");
+                // Longer than the thread that started it would live if nobody kept it.
+                thread::sleep(Duration::from_millis(50));
+                assert!(Path::new(&directory).exists());
+                starter.signal(Signal::SIGKILL).expect("kill");
+                assert!(starter.wait(SOON).expect("wait").is_some());
+                let start = Instant::now();
+                // A zombie until somebody reaps it.
+                while fs::read_to_string(format!("{directory}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+                    assert!(start.elapsed() < SOON, "the sleeper outlived the process that started it");
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn its_consumption_is_measured() {
         let child = shell("i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo done; sleep 0.01; exec sleep 60");
         child.next_line(Duration::from_secs(60)).expect("a line");
         assert!(child.cpu_time().expect("CPU time") >= Duration::from_millis(20));
         assert!(child.context_switches().expect("switches") > 0);
         assert!((100..100_000).contains(&child.rss_kib().expect("RSS")));
+        assert!(child.peak_rss_kib().expect("peak") >= child.rss_kib().expect("RSS"));
     }
 }

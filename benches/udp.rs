@@ -1,0 +1,104 @@
+//! UDP over loopback, with and without trains each way, with one message per system call and with many.
+//!
+//! One thread sends four trains and then receives them: on loopback a datagram is in the receiver's queue when the call that
+//! sent it returns, so that what is timed is the system calls and the kernel's stack, and no scheduler.
+
+use core::net::{Ipv4Addr, SocketAddr};
+use core::num::NonZeroUsize;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use loden::Transmit;
+use loden::sys::{RecvBatch, RecvError, UdpConfig, UdpOffload, UdpTransport};
+
+/// Bytes in a datagram.
+const DATAGRAM: usize = 1400;
+/// Datagrams in a train: as many as fit into 64 KiB.
+const TRAIN: usize = 46;
+const TRAINS: usize = 4;
+
+/// How many messages a system call passes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Calls {
+    One,
+    Many,
+}
+
+fn bind(offload: UdpOffload) -> UdpTransport {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = UdpConfig { offload, ..UdpConfig::default() };
+    let transport = UdpTransport::bind(address, &config).expect("a socket on loopback");
+    assert_eq!(transport.offload(), offload, "this kernel does not offer what is to be measured");
+    transport
+}
+
+/// Sends everything and receives it, by turns of what the socket's buffers hold.
+fn pass(from: &UdpTransport, to: &UdpTransport, transmits: &[Transmit<'_>], calls: Calls, batch: &mut RecvBatch) {
+    match calls {
+        Calls::One => transmits.iter().for_each(|transmit| from.send(transmit).expect("sent")),
+        Calls::Many => from.send_batch(transmits, 0).expect("sent"),
+    }
+    let mut missing = DATAGRAM * TRAIN * TRAINS;
+    while missing > 0 {
+        match to.recv_batch(batch) {
+            Ok(_count) => {
+                let received = batch.iter_mut().map(|message| message.expect("whole").0.len);
+                missing -= received.sum::<usize>();
+            }
+            Err(RecvError::WouldBlock) => core::hint::spin_loop(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn loopback(criterion: &mut Criterion) {
+    let contents = vec![7; DATAGRAM * TRAIN];
+    let mut group = criterion.benchmark_group("udp_loopback");
+    group.throughput(Throughput::Bytes((DATAGRAM * TRAIN * TRAINS) as u64));
+    let both = [false, true];
+    let rows = both.into_iter().flat_map(|gso| both.into_iter().map(move |gro| UdpOffload { gso, gro }));
+    for (offload, calls) in rows.flat_map(|offload| [(offload, Calls::One), (offload, Calls::Many)]) {
+        let (from, to) = (bind(offload), bind(offload));
+        let train =
+            Transmit { segment_size: NonZeroUsize::new(DATAGRAM), ..Transmit::datagram(to.local_addr(), &contents) };
+        // Without trains each datagram is a transmit, as it is to whoever has no super-packets.
+        let trains = vec![train; TRAINS];
+        let transmits: Vec<_> = match offload.gso {
+            true => trains,
+            false => {
+                trains.iter().flat_map(Transmit::segments).map(|one| Transmit::datagram(to.local_addr(), one)).collect()
+            }
+        };
+        let mut batch = RecvBatch::new(if calls == Calls::Many { RecvBatch::MESSAGES_MAX } else { 1 });
+        let named = |on, name: &'static str| if on { name } else { "-" };
+        let row = [named(offload.gso, "gso"), named(offload.gro, "gro"), named(calls == Calls::Many, "mmsg")].join("/");
+        group.bench_function(BenchmarkId::from_parameter(row.replace('/', "_")), |bencher| {
+            bencher.iter(|| pass(&from, &to, &transmits, calls, &mut batch));
+        });
+    }
+    group.finish();
+}
+
+/// One short datagram there: what a system call costs with what is around it.
+fn small(criterion: &mut Criterion) {
+    let (from, to) = (bind(UdpOffload::ALL), bind(UdpOffload::ALL));
+    let transmit = Transmit::datagram(to.local_addr(), &[7; 64]);
+    let mut buffer = vec![0; 65_536];
+    criterion.bench_function("udp_loopback_64_bytes", |bencher| {
+        bencher.iter(|| {
+            from.send(&transmit).expect("sent");
+            while to.recv(&mut buffer).is_err() {}
+        });
+    });
+    let plain = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket on loopback");
+    let sink = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket on loopback");
+    let address = sink.local_addr().expect("bound");
+    criterion.bench_function("udp_loopback_64_bytes_std", |bencher| {
+        bencher.iter(|| {
+            plain.send_to(&[7; 64], address).expect("sent");
+            sink.recv_from(&mut buffer).expect("received");
+        });
+    });
+}
+
+criterion::criterion_group!(benches, loopback, small);
+criterion::criterion_main!(benches);

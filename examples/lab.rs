@@ -1,0 +1,172 @@
+//! What the tunnel costs, beside the kernel's own ways: `cargo run --release --example lab`.
+//!
+//! It needs root, or a system on which users may make user namespaces, and nothing else. Two hosts with a pod each are made
+//! in network namespaces for every variant and every round, joined by veth pairs; traffic goes from pod to pod:
+//!
+//! ```text
+//!   pod a ── host a ── tunnel ~~~ tunnel ── host b ── pod b
+//! ```
+//!
+//! The variants take turns, so that a machine that is slower for a while is slower for all of them. A table goes to
+//! standard output, progress to standard error, every single measurement and a chart into files. Status 0: measured,
+//! whatever the result; 1: something failed; 2: wrong arguments, or this process may not make namespaces or TUN devices;
+//! 130: Ctrl-C.
+//!
+//! Nothing that it makes has a name outside, and its programs end with it: nothing stays behind, however it ends.
+
+#[path = "lab/args.rs"]
+mod args;
+#[path = "lab/chart.rs"]
+mod chart;
+#[path = "lab/json.rs"]
+mod json;
+#[path = "lab/measure.rs"]
+mod measure;
+#[path = "lab/program.rs"]
+mod program;
+#[path = "lab/results.rs"]
+mod results;
+#[path = "lab/table.rs"]
+mod table;
+#[path = "lab/target.rs"]
+mod target;
+#[path = "lab/traffic/mod.rs"]
+mod traffic;
+#[path = "lab/variant.rs"]
+mod variant;
+
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::process::{self, Command, ExitCode};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+
+use args::{Args, Role};
+use measure::Measurement;
+use program::Tunnel;
+use results::Results;
+use variant::{Running, Variant};
+
+type Error = Box<dyn std::error::Error>;
+
+/// What a shell reports for a program that died of SIGINT.
+const INTERRUPTED: i32 = 130;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(role) = args.role {
+        return play(role);
+    }
+    // Before there is a second thread, because it may enter a user namespace.
+    if let Err(error) = testbed::ensure_privileges() {
+        say(&format!("lab: {error}"));
+        return ExitCode::from(2);
+    }
+    match lab(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("lab: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The lab as the program of one of its own children.
+fn play(role: Role) -> ExitCode {
+    let Role::WithParent { program, args } = role;
+    let mut command = Command::new(&program);
+    command.args(args);
+    let error = testbed::exec_with_parent(command);
+    say(&format!("lab: cannot run {}: {error}", program.display()));
+    ExitCode::FAILURE
+}
+
+fn lab(args: &Args) -> Result<(), Error> {
+    let plan = args.plan();
+    if plan.is_empty() {
+        return Err("--only names nothing that could be measured: the sweep is of the tunnel with everything on".into());
+    }
+    // The tunnel is built with the default signal mask: Ctrl-C ends cargo too.
+    let tunnel = if plan.iter().any(|(variant, _)| variant.is_tunnel()) { Some(Tunnel::find()?) } else { None };
+    end_on_signals()?;
+    // Now, rather than when everything has been measured.
+    fs::create_dir_all(&args.out).map_err(|error| format!("cannot make {}: {error}", args.out.display()))?;
+    if cfg!(debug_assertions) {
+        say("This is a debug build, whose numbers mean little: cargo run --release --example lab");
+    }
+
+    let mut results = Results::new(args.seconds, args.rounds);
+    for round in 1..=args.rounds {
+        for (variant, measurements) in &plan {
+            let measured = measure_variant(*variant, measurements, tunnel.as_ref(), args, round, &mut results);
+            measured.map_err(|error| format!("round {round}, {variant}: {error}"))?;
+        }
+    }
+
+    let [json, svg] = ["lab.json", "lab.svg"].map(|name| args.out.join(name));
+    let write = |path, content: String| {
+        fs::write(path, content).map_err(|error| format!("cannot write {}: {error}", args.out.display()))
+    };
+    write(&json, json::of(&results))?;
+    write(&svg, chart::of(&results))?;
+    match io::stdout().write_all(table::of(&results).as_bytes()) {
+        // Nobody reads on: `lab | head`.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
+    say(&format!("\n{}\n{}", json.display(), svg.display()));
+    Ok(())
+}
+
+/// One round of one variant, from nothing to nothing.
+fn measure_variant(
+    variant: Variant,
+    measurements: &[Measurement],
+    tunnel: Option<&Tunnel>,
+    args: &Args,
+    round: u32,
+    results: &mut Results,
+) -> Result<(), Error> {
+    let running = Running::start(variant, tunnel)?;
+    for measurement in measurements {
+        let figures = measurement.run(&running, args.seconds);
+        let figures = figures.map_err(|error| format!("{measurement}: {error}{}", running.complaints()))?;
+        let told: Vec<_> = figures.iter().filter(|(metric, _)| metric.is_leading()).map(results::told).collect();
+        say(&format!("round {round}/{}  {variant:<12} {measurement:<8} {}", args.rounds, told.join(", ")));
+        for (metric, value) in figures {
+            results.record(variant, metric, value);
+        }
+    }
+    if let Some(memory) = running.peak_memory()? {
+        results.record(variant, results::Metric::PeakMemory, memory);
+    }
+    Ok(())
+}
+
+/// Ctrl-C at any moment: there is nothing to undo that the kernel would not undo.
+fn end_on_signals() -> io::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.extend([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
+    // Threads that are made from here on inherit it, so that the signal is left for the one that waits for it.
+    signals.thread_block()?;
+    let watch = move || {
+        if signals.wait().is_ok() {
+            say("lab: interrupted; nothing stays behind");
+            process::exit(INTERRUPTED);
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(watch).map(drop)
+}
+
+/// Progress and complaints. Whoever closed standard error does not want to know.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// In the unit of the lab's figures.
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}

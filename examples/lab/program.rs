@@ -1,0 +1,63 @@
+//! The tunnel's program: the example of that name, built in the profile of the lab.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Error, say};
+
+/// The `tunnel` example.
+pub(crate) struct Tunnel {
+    program: PathBuf,
+    own: PathBuf,
+    knows_offload: bool,
+}
+
+impl Tunnel {
+    /// Has cargo build it if cargo runs the lab, so that it is never an old one; otherwise takes the one beside the lab.
+    pub(crate) fn find() -> Result<Self, Error> {
+        let own = env::current_exe()?;
+        let program = own.with_file_name("tunnel");
+        if let Some(cargo) = env::var_os("CARGO") {
+            build(&cargo, &own)?;
+        }
+        if !program.exists() {
+            let missing = program.display();
+            return Err(format!("{missing} is missing: cargo build --release --example tunnel").into());
+        }
+        let help = Command::new(&program).arg("--help").output()?;
+        let knows_offload = String::from_utf8_lossy(&help.stdout).contains("--offload");
+        if !knows_offload {
+            say("This tunnel has no offloads to switch: all its variants are the same.");
+        }
+        Ok(Self { program, own, knows_offload })
+    }
+
+    /// How to run it, so that it ends with the lab.
+    pub(crate) fn command(&self, offload: &[&str]) -> Result<Command, Error> {
+        let mut command = Command::new(&self.own);
+        command.arg("with-parent").arg("--").arg(&self.program);
+        if self.knows_offload {
+            command.args(offload);
+        }
+        Ok(command)
+    }
+}
+
+fn build(cargo: &OsStr, own: &Path) -> Result<(), Error> {
+    // <target>/<profile>/examples/lab
+    let profile = own.ancestors().nth(2).ok_or("the lab is not where cargo puts examples")?;
+    let target = profile.parent().ok_or("the lab is not where cargo puts examples")?;
+    let name = match profile.file_name() {
+        Some(name) if name != "debug" => name,
+        _ => "dev".as_ref(),
+    };
+    let mut build = Command::new(cargo);
+    build.args(["build", "--example", "tunnel", "--profile"]).arg(name).arg("--target-dir").arg(target);
+    build.current_dir(env::var_os("CARGO_MANIFEST_DIR").ok_or("cargo did not say where the package is")?);
+    if !build.status()?.success() {
+        return Err("cargo cannot build the tunnel".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! Round trips of one datagram at a time.
+
+use std::io;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use testbed::TwoHosts;
+use testbed::probe::UdpEcho;
+
+/// After this a datagram or its echo is lost.
+const LOST: Duration = Duration::from_secs(1);
+const PAYLOAD: usize = 64;
+
+/// The times of all round trips that were made, in ascending order.
+///
+/// # Errors
+/// When none was.
+pub(crate) fn run(hosts: &TwoHosts, window: Duration) -> io::Result<Vec<Duration>> {
+    let server = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 0)))?;
+    let address = server.local_addr()?;
+    let echo = hosts.pod_b.enter(|| UdpEcho::start(server))?;
+    let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0)))?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(LOST))?;
+    let mut content = [0; PAYLOAD];
+    let mut times = Vec::new();
+    let start = Instant::now();
+    for number in 0u64.. {
+        let sent = Instant::now();
+        if sent - start >= window {
+            break;
+        }
+        content[..8].copy_from_slice(&number.to_ne_bytes());
+        socket.send(&content)?;
+        if is_echoed(&socket, number)? {
+            times.push(sent.elapsed());
+        }
+    }
+    echo.stop()?;
+    if times.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "no datagram came back"));
+    }
+    times.sort_unstable();
+    Ok(times)
+}
+
+/// Waits for a datagram to come back, past such as were given up.
+fn is_echoed(socket: &UdpSocket, number: u64) -> io::Result<bool> {
+    let mut content = [0; PAYLOAD];
+    loop {
+        match socket.recv(&mut content) {
+            Ok(_) if content[..8] == number.to_ne_bytes() => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
