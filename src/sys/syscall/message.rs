@@ -111,6 +111,11 @@ pub(in crate::sys) fn send_messages<'a>(
         });
         count += 1;
     }
+    if count == 1 {
+        // SAFETY: the first of `entries` is initialized and begins with a `struct msghdr`; the rest is as below.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), entries.as_ptr().cast(), 0) };
+        return if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(1) };
+    }
     // SAFETY: the first `count` of `entries` are initialized, with the layout of `struct mmsghdr` as asserted above. What
     // they point to, in `parts` and in the payloads, lives until the call returns, and has the lengths that are told.
     let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), entries.as_mut_ptr().cast(), count, 0) };
@@ -220,6 +225,17 @@ pub(in crate::sys) fn receive_messages<'b, const N: usize>(
     }
     let pointer = entries.as_mut_ptr().cast();
     let flags = libc::MSG_TRUNC as _;
+    if N == 1 {
+        // SAFETY: as below, and an entry begins with a `struct msghdr`.
+        let received = unsafe { libc::recvmsg(socket.as_raw_fd(), entries.as_mut_ptr().cast(), libc::MSG_TRUNC) };
+        let length = usize::try_from(received).map_err(|_negative| io::Error::last_os_error())?;
+        if let ([slot, ..], [entry, ..]) = (slots, &entries[..]) {
+            slot.length = length;
+            slot.flags = entry.header.flags;
+            slot.control_length = entry.header.control_length;
+        }
+        return Ok(1);
+    }
     // SAFETY: the first `count` of `entries` have the layout of `struct mmsghdr` as asserted above and point to names,
     // control messages and buffers of the lengths told, all distinct, which live until the call returns and have, as
     // bytes, no invalid value. No time limit is passed.

@@ -208,6 +208,72 @@ fn offloads_that_were_left_behind_are_switched_off() {
     });
 }
 
+#[test]
+fn fault_15_a_read_shorter_than_the_header_is_an_error_of_that_packet() {
+    let header = VnetHeader { gso_type: 1, gso_size: 1400, ..VnetHeader::default() };
+    for len in 0..VNET_HEADER_LEN {
+        let error = received(len, header.to_bytes()).expect_err("short");
+        assert_eq!(error, TunError::Headless { len });
+        assert!(!error.is_fatal());
+    }
+    for len in [0, 1, 65_535] {
+        assert_eq!(received(VNET_HEADER_LEN + len, header.to_bytes()), Ok(TunMeta { len, header }));
+    }
+}
+
+/// A device whose header is 12 bytes, as virtio's with `num_buffers`, and in the machine's order or none.
+#[test]
+fn fault_40_the_header_of_a_former_process_becomes_ours() {
+    let namespace = Namespace::new().expect(NEEDS);
+    namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    namespace.enter(|| {
+        let foreign = || {
+            let fd = raw("loden0", flags::TUN | flags::NO_PI | flags::VNET_HDR);
+            syscall::set_vnet_header_len(fd.as_fd(), 12).expect("a length");
+            syscall::set_vnet_little_endian(fd.as_fd(), false).expect("an order");
+            syscall::set_offload(fd.as_fd(), 0).expect("none");
+            syscall::set_persist(fd.as_fd(), true).expect("persistent");
+            fd
+        };
+        drop(foreign());
+        namespace.add_address("loden0", "100.96.1.1/16".parse().expect("a network")).expect("address");
+        namespace.set_up("loden0").expect("up");
+        let socket = UdpSocket::bind("100.96.1.1:0").expect("bound");
+        for taken_over in [false, true] {
+            let fd = foreign();
+            let tun = if taken_over {
+                Tun::from_fd(fd, TunOffload::ALL)
+            } else {
+                drop(fd);
+                Tun::open(&TunConfig { name: "loden0".to_owned(), offload: TunOffload::ALL })
+            };
+            let tun = tun.expect("ours");
+            assert_eq!((tun.created(), tun.offload().tso), (false, true));
+            socket.send_to(b"out", "100.96.2.3:5000").expect("sent");
+            let mut buffer = [0; 64];
+            let meta = tun.recv(&mut buffer).expect("received");
+            assert_eq!((meta.len, &buffer[28..31]), (31, &b"out"[..]));
+            assert_eq!((meta.header.flags, meta.header.csum_start, meta.header.csum_offset), (1, 20, 6));
+            tun.send(&buffer[..31]).expect("sent");
+        }
+    });
+}
+
+#[test]
+fn a_descriptor_without_a_header_grants_no_offloads() {
+    Namespace::new().expect(NEEDS).enter(|| {
+        let bare = Tun::from_fd(raw("bare0", flags::TUN | flags::NO_PI), TunOffload::ALL).expect("taken over");
+        assert_eq!(bare.offload(), TunOffload::NONE);
+        let header = flags::TUN | flags::NO_PI | flags::VNET_HDR | flags::MULTI_QUEUE;
+        let queues = [(), ()].map(|()| Tun::from_fd(raw("many0", header), TunOffload::ALL).expect("taken over"));
+        assert!(queues.iter().all(|queue| queue.offload().tso && queue.name() == "many0"));
+        let without = Tun::from_fd(raw("head0", flags::TUN | flags::NO_PI | flags::VNET_HDR), TunOffload::NONE);
+        let without = without.expect("taken over");
+        assert_eq!(without.offload(), TunOffload::NONE);
+        assert_eq!(without.send(&[]), Err(TunError::Rejected(libc::EINVAL)));
+    });
+}
+
 fn udp_checksum_holds(packet: &[u8]) -> bool {
     let (addresses, datagram) = (&packet[12..20], &packet[20..]);
     let length = u16::try_from(datagram.len()).expect("short").to_be_bytes();

@@ -10,9 +10,9 @@ fn every_errno_of_a_bind_has_its_meaning() {
     assert!(matches!(error(libc::EMFILE), BindError::Other { .. }));
 }
 
-/// Fault 33, with the option that a socket of ours never has.
+/// With the option that a socket of ours never has.
 #[test]
-fn a_dead_peer_costs_a_healthy_one_no_packet() {
+fn fault_33_a_dead_peer_costs_a_healthy_one_no_packet() {
     let transport = UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), &UdpConfig::default()).unwrap();
     syscall::set_socket_option(transport.as_fd(), SocketOption::Ipv4ReceiveErrors, 1).unwrap();
     let healthy = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -20,7 +20,9 @@ fn a_dead_peer_costs_a_healthy_one_no_packet() {
     let dead = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     for round in 0..100_u8 {
         transport.send(&Transmit::datagram(dead, b"anyone?")).unwrap();
-        transport.send(&Transmit::datagram(healthy.local_addr().unwrap(), &[round])).unwrap();
+        let (dead_again, contents) = (Transmit::datagram(dead, b"anyone?"), [round]);
+        let batch = [Transmit::datagram(healthy.local_addr().unwrap(), &contents), dead_again];
+        transport.send_batch(&batch, 0).unwrap();
         let mut buffer = [0; 2];
         assert_eq!(healthy.recv(&mut buffer).unwrap(), 1);
         assert_eq!(buffer[0], round);
@@ -34,9 +36,13 @@ fn a_socket_that_is_taken_over_forgets_its_options() {
     let set = |option| syscall::set_socket_option(socket.as_fd(), option, 1).unwrap();
     set(SocketOption::Ipv4ReceiveErrors);
     set(SocketOption::Ipv6ReceiveErrors);
+    set(SocketOption::NoChecksum);
+    syscall::set_socket_option(socket.as_fd(), SocketOption::UdpSegment, 100).unwrap();
     let transport = UdpTransport::from_socket(socket, UdpOffload::ALL).unwrap();
     let value = |option| syscall::socket_option(transport.as_fd(), option).unwrap();
     assert_eq!((value(SocketOption::Ipv4ReceiveErrors), value(SocketOption::Ipv6ReceiveErrors)), (0, 0));
+    assert_eq!((value(SocketOption::NoChecksum), value(SocketOption::UdpSegment)), (0, 0), "R58");
+    assert_eq!(value(SocketOption::UdpGro), 1);
     assert_eq!(value(SocketOption::Ipv4MtuDiscover), libc::IP_PMTUDISC_DO);
     assert_eq!(value(SocketOption::Ipv6MtuDiscover), libc::IPV6_PMTUDISC_DO);
     assert_eq!(transport.recv(&mut [0; 8]), Err(RecvError::WouldBlock), "was blocking before");
@@ -63,4 +69,54 @@ fn buffers_are_as_large_as_permitted() {
     assert!(granted(&config(Some(usize::MAX))).0 >= receive);
     assert!(granted(&config(Some(0))).0 > 0);
     assert!(granted(&config(None)).0 < receive);
+}
+
+/// Without checksums the kernel cuts no trains (`udp_send_skb` in net/ipv4/udp.c): EINVAL, as over some devices and paths.
+#[test]
+fn fault_30_the_kernel_refuses_a_train_and_the_datagrams_arrive() {
+    let loopback = |last| SocketAddr::from(([127, 0, 0, last], 0));
+    let transport = UdpTransport::bind(loopback(1), &UdpConfig::default()).unwrap();
+    let receivers = [2, 3].map(|last| UdpSocket::bind(loopback(last)).unwrap());
+    let contents: Vec<u8> = (0..=255).cycle().take(10_500).collect();
+    let train = |to: &UdpSocket| Transmit {
+        segment_size: NonZeroUsize::new(100),
+        ..Transmit::datagram(to.local_addr().unwrap(), &contents)
+    };
+    let arrived = |to: &UdpSocket| {
+        let mut buffer = [0; 256];
+        for expected in contents.chunks(100) {
+            let length = to.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], expected);
+        }
+        to.set_nonblocking(true).unwrap();
+        assert!(to.recv(&mut buffer).is_err(), "nothing twice");
+        to.set_nonblocking(false).unwrap();
+    };
+    let [first, second] = &receivers;
+    syscall::set_socket_option(transport.as_fd(), SocketOption::NoChecksum, 1).unwrap();
+    for _ in 0..2 {
+        transport.send_batch(&[train(first)], 0).unwrap();
+        arrived(first);
+        assert_eq!(transport.gso_fallbacks(), 1);
+    }
+    syscall::set_socket_option(transport.as_fd(), SocketOption::NoChecksum, 0).unwrap();
+    transport.send_batch(&[train(first), train(second)], 0).unwrap();
+    receivers.iter().for_each(arrived);
+    assert!(transport.fallbacks.contains(first.local_addr().unwrap().ip()));
+    assert!(!transport.fallbacks.contains(second.local_addr().unwrap().ip()), "trains go on elsewhere");
+}
+
+#[test]
+fn the_ports_of_flows_never_fragment_and_hold_next_to_nothing() {
+    let config = UdpConfig { flow_ports: 3, ..UdpConfig::default() };
+    let transport = UdpTransport::bind((Ipv6Addr::LOCALHOST, 0).into(), &config).unwrap();
+    assert_eq!(transport.flows.len(), 3);
+    for socket in transport.flows.iter() {
+        let value = |option| syscall::socket_option(socket.as_fd(), option).unwrap();
+        assert!(value(SocketOption::ReceiveBuffer) < 8192);
+        assert!(value(SocketOption::SendBuffer) > 100_000);
+        assert_eq!(value(SocketOption::Ipv4MtuDiscover), libc::IP_PMTUDISC_DO);
+        assert_eq!(value(SocketOption::Ipv6MtuDiscover), libc::IPV6_PMTUDISC_DO);
+        assert_eq!((value(SocketOption::Ipv4ReceiveErrors), value(SocketOption::NoChecksum)), (0, 0));
+    }
 }

@@ -1,0 +1,56 @@
+//! Namespaces, devices and sockets to test with.
+
+use core::net::SocketAddr;
+use core::time::Duration;
+use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
+use std::net::UdpSocket;
+use std::thread;
+use std::time::Instant;
+use testbed::Namespace;
+
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+
+pub(crate) fn namespace() -> Namespace {
+    Namespace::new().expect("these tests make network namespaces and TUN devices, and need root")
+}
+
+pub(crate) fn named(name: &str) -> TunConfig {
+    TunConfig { name: name.to_owned(), offload: TunOffload::NONE }
+}
+
+/// Whether what is awaited comes about within `limit`.
+pub(crate) fn within(limit: Duration, mut comes_about: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if comes_about() {
+            return true;
+        }
+        if start.elapsed() > limit {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A namespace with a TUN device that is up, has 100.96.1.1/16 and no IPv6, so that nothing comes out of it unasked.
+pub(crate) fn with_tun(offload: TunOffload, test: impl FnOnce(&Namespace, Tun) + Send) {
+    let namespace = namespace();
+    namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    namespace.enter(|| {
+        let tun = Tun::open(&TunConfig { offload, ..TunConfig::default() }).expect("opened");
+        namespace.add_address(tun.name(), "100.96.1.1/16".parse().expect("a network")).expect("address");
+        namespace.set_up(tun.name()).expect("up");
+        test(&namespace, tun);
+    });
+}
+
+pub(crate) fn transport(address: &str) -> UdpTransport {
+    UdpTransport::bind(address.parse().expect("an address"), &UdpConfig::default()).expect("bound")
+}
+
+pub(crate) fn peer(address: &str) -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind(address).expect("bound");
+    socket.set_read_timeout(Some(SOON)).expect("timeout");
+    let address = socket.local_addr().expect("address");
+    (socket, address)
+}
