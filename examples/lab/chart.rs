@@ -48,7 +48,7 @@ pub(crate) fn of(results: &Results) -> String {
     }
     let (rounds, seconds) = (results.rounds, results.window.as_secs_f64());
     let how =
-        format!("Medians of {rounds} interleaved rounds of {seconds} s; pods, hosts and tunnels share one machine.");
+        format!("Medians of {rounds} rounds in turns, {seconds} s each; pods, hosts and tunnels share one machine.");
     content = content.add(text(&how, "note", MARGIN + 4, top + 4, "start"));
     let height = top + MARGIN;
     let page = Rectangle::new()

@@ -85,15 +85,15 @@ fn outbound(tun: &Tun, udp: &UdpTransport, peer: SocketAddr) -> Result<Infallibl
 fn send(udp: &UdpTransport, transmit: &Transmit<'_>) -> Result<(), Error> {
     let mut from = 0;
     while let Err(error) = udp.send_from(transmit, from) {
-        match error.kind {
-            SendErrorKind::WouldBlock => {
-                wait(udp, PollFlags::POLLOUT)?;
-                from = error.segment;
-            }
-            _ if error.is_fatal() => return Err(error.into()),
-            // Less than the whole train is of no use.
-            _ => return Ok(()),
+        if error.is_fatal() {
+            return Err(error.into());
         }
+        if error.kind != SendErrorKind::WouldBlock {
+            // Less than the whole train is of no use.
+            return Ok(());
+        }
+        wait(udp, PollFlags::POLLOUT)?;
+        from = error.segment;
     }
     Ok(())
 }
