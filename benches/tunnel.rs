@@ -14,7 +14,7 @@ use ipnet::Ipv4Net;
 use loden::forward::{Forwarder, Overlay};
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig};
-use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
+use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpOffload, UdpTransport};
 use loden::worker::{Budget, Progress, Worker};
 use nix::poll::{PollFd, PollFlags, poll};
 use testbed::TwoHosts;
@@ -39,16 +39,21 @@ type Loop = fn(Side, &AtomicBool) -> Result<(), Error>;
 
 fn main() -> Result<(), Error> {
     let seconds = if std::env::args().any(|arg| arg == "--test") { 0.2 } else { 2.0 };
-    let mut ratios = Vec::new();
-    println!("TCP, one stream, one packet per system call, Gbit/s:");
+    let mut ratios = [Vec::new(), Vec::new()];
+    println!("TCP, one stream, Gbit/s: a read/sendto loop, loden one packet per system call, loden:");
     for round in 1..=ROUNDS {
         let baseline = transfer(linear_loop, seconds)?;
+        let singly = transfer(single_loop, seconds)?;
         let loden = transfer(worker_loop, seconds)?;
-        println!("  round {round}: read/sendto loop {baseline:.2}, loden {loden:.2}, ratio {:.2}", loden / baseline);
-        ratios.push(loden / baseline);
+        println!("  round {round}: {baseline:.2}, {singly:.2}, {loden:.2}");
+        ratios[0].push(singly / baseline);
+        ratios[1].push(loden / baseline);
     }
-    ratios.sort_by(f64::total_cmp);
-    println!("  median ratio: {:.2}", ratios[ROUNDS / 2]);
+    let [singly, loden] = ratios.map(|mut ratios| {
+        ratios.sort_by(f64::total_cmp);
+        ratios[ROUNDS / 2]
+    });
+    println!("  median ratios to the read/sendto loop: {singly:.2}, {loden:.2}");
     Ok(())
 }
 
@@ -82,8 +87,8 @@ fn transfer(run: Loop, seconds: f64) -> Result<f64, Error> {
     Ok(sent?.bits_per_second() / 1e9)
 }
 
-fn device(side: Side) -> Result<(Tun, Link), Error> {
-    let tun = Tun::open(&TunConfig { offload: TunOffload::NONE, ..TunConfig::default() })?;
+fn device(side: Side, offload: TunOffload) -> Result<(Tun, Link), Error> {
+    let tun = Tun::open(&TunConfig { offload, ..TunConfig::default() })?;
     let config =
         LinkConfig { address: side.subnet.network(), network: TwoHosts::OVERLAY, mtu: 1472, form: AddressForm::Host };
     let link = Link::configure(tun.name(), &config)?;
@@ -91,14 +96,28 @@ fn device(side: Side) -> Result<(Tun, Link), Error> {
 }
 
 fn worker_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
-    let (tun, _link) = device(side)?;
+    let (tun, _link) = device(side, TunOffload::ALL)?;
+    let worker = worker(tun, side, UdpOffload::ALL)?;
+    run(worker, stop)
+}
+
+fn single_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
+    let (tun, _link) = device(side, TunOffload::NONE)?;
+    let worker = worker(tun, side, UdpOffload::NONE)?;
+    run(worker.one_by_one(), stop)
+}
+
+fn worker(tun: Tun, side: Side, offload: UdpOffload) -> Result<Worker, Error> {
     let own = SocketAddr::from((side.own, PORT));
-    let udp = UdpTransport::bind(own, &UdpConfig::default())?;
+    let udp = UdpTransport::bind(own, &UdpConfig { offload, ..UdpConfig::default() })?;
     let mut publisher = RoutePublisher::bound_to(own);
     let applied = publisher.apply([RouteChange::Set(Route::new(side.peer_subnet, (side.peer, PORT)))]);
     assert!(applied.refused.is_empty());
     let forwarder = Forwarder::new(Overlay::new(TwoHosts::OVERLAY, side.subnet, own))?;
-    let mut worker = Worker::new(tun, udp, forwarder, publisher.reader());
+    Ok(Worker::new(tun, udp, forwarder, publisher.reader()))
+}
+
+fn run(mut worker: Worker, stop: &AtomicBool) -> Result<(), Error> {
     let mut more = false;
     while !stop.load(Ordering::Relaxed) {
         let (tun, udp) = wait(worker.tun(), worker.udp(), more)?;
@@ -116,7 +135,7 @@ fn worker_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
 
 /// What flannel's proxy does, less its mistakes: no check but the length, and a list that is searched and reordered.
 fn linear_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
-    let (tun, _link) = device(side)?;
+    let (tun, _link) = device(side, TunOffload::NONE)?;
     let udp = UdpSocket::bind((side.own, PORT))?;
     udp.set_nonblocking(true)?;
     let mut routes = vec![(side.peer_subnet, SocketAddr::from((side.peer, PORT)))];

@@ -11,21 +11,24 @@
 mod args;
 #[path = "tunnel/control.rs"]
 mod control;
+#[path = "tunnel/queues.rs"]
+mod queues;
 #[path = "tunnel/report.rs"]
 mod report;
 #[path = "tunnel/routes.rs"]
 mod routes;
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use loden::control::Command;
-use loden::forward::{Forwarder, IcmpSource, Overlay, SourceCheck, Transit};
+use loden::forward::{EcnEgress, EcnIngress, Forwarder, IcmpSource, Overlay, SourceCheck, SourcePort, Transit};
 use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored, interface_of};
-use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Progress, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -35,6 +38,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use args::Args;
 use control::Control;
+use queues::{Queues, Tally};
 use report::{Report, say};
 use routes::Routes;
 
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
 struct Tunnel {
     signals: SignalFd,
     worker: Worker,
+    queues: Queues,
     monitor: LinkMonitor,
     link: Link,
     routes: Routes,
@@ -106,6 +111,9 @@ impl Tunnel {
             source_check: if args.no_source_check { SourceCheck::Off } else { SourceCheck::Strict },
             transit: if args.transit { Transit::Allowed } else { Transit::Refused },
             icmp_source: args.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed),
+            ecn_ingress: if args.ecn_copy { EcnIngress::Normal } else { EcnIngress::Compatibility },
+            ecn_egress: if args.ecn_ignore { EcnEgress::Ignored } else { EcnEgress::Combined },
+            source_port: if args.source_ports > 0 { SourcePort::ByFlow } else { SourcePort::Fixed },
             ..Overlay::new(args.network, args.subnet, listen)
         })?;
         let mut routes = Routes::new(listen, args.subnet);
@@ -114,17 +122,32 @@ impl Tunnel {
             routes.read_file(file.clone())?;
         }
 
-        let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
+        let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);
+        let config = UdpConfig { offload: args.udp_offload(), flow_ports: args.source_ports, ..UdpConfig::default() };
+        let sockets = UdpTransport::bind_queues(listen, &config, queues)?;
         let control = args.control.as_deref().map(Control::open).transpose()?;
-        let tun = Tun::open(&TunConfig { name: args.tun.clone(), offload: TunOffload::NONE })?;
-        let monitor = LinkMonitor::open(tun.name())?;
+        let config = TunConfig { name: args.tun.clone(), offload: args.tun_offload() };
+        let tuns = Tun::open_queues(&config, queues)?;
+        let name = tuns[0].name().to_owned();
+        let offloads = offloads(&tuns[0], &sockets[0]);
+        let monitor = LinkMonitor::open(&name)?;
         let network = args.network.trunc();
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
-        let link = Link::configure(tun.name(), &config)?;
+        let link = Link::configure(&name, &config)?;
         let report = Report::new(args.stats);
-        report.ready(tun.name(), listen, mtu);
-        let worker = Worker::new(tun, udp, forwarder, routes.reader());
-        Ok(Self { signals, worker, monitor, link, routes, control, report, mtu })
+        report.ready(&name, listen, mtu, &offloads);
+        let mut workers: Vec<_> = tuns
+            .into_iter()
+            .zip(sockets)
+            .map(|(tun, udp)| {
+                let worker = Worker::new(tun, udp, forwarder.clone(), routes.reader());
+                if args.no_offload { worker.one_by_one() } else { worker }
+            })
+            .collect();
+        let others = workers.split_off(1);
+        let worker = workers.remove(0);
+        let queues = Queues::start(others)?;
+        Ok(Self { signals, worker, queues, monitor, link, routes, control, report, mtu })
     }
 
     fn run(&mut self) -> Result<(), Error> {
@@ -148,8 +171,11 @@ impl Tunnel {
             if udp_more || ready.udp {
                 udp_more = self.worker.udp_ready(budget, now)? == Progress::More;
             }
+            if ready.queue_ended {
+                return Err(self.queues.stop().err().map_or_else(|| "a queue ended".into(), Error::from));
+            }
             if self.report.is_due(now) {
-                self.report.stats("stats", &self.worker, &self.routes, self.control.as_ref());
+                self.say_stats("stats");
             }
         }
     }
@@ -170,6 +196,7 @@ impl Tunnel {
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.worker.udp().as_fd(), udp),
+            PollFd::new(self.queues.ended(), PollFlags::POLLIN),
         ];
         let first = fds.len();
         fds.extend(control.into_iter().flat_map(|control| control.poll_fds(Instant::now())));
@@ -189,6 +216,7 @@ impl Tunnel {
             monitor: !events[1].is_empty(),
             udp: !(events[2] - PollFlags::POLLOUT).is_empty(),
             tun: events[clients.end..].iter().any(|events| !events.is_empty()),
+            queue_ended: !events[3].is_empty(),
             due: events[2].contains(PollFlags::POLLOUT) || passed(interest.wake_at),
             control: events[clients].iter().any(|events| !events.is_empty()) || passed(accept_at),
         })
@@ -246,9 +274,16 @@ impl Tunnel {
     /// Removes what was made, and says the last word.
     fn close(mut self) -> Result<(), Error> {
         self.worker.stop();
-        self.report.stats("stopped", &self.worker, &self.routes, self.control.as_ref());
+        let stopped = self.queues.stop();
+        self.say_stats("stopped");
         self.link.remove()?;
-        Ok(())
+        Ok(stopped?)
+    }
+
+    fn say_stats(&mut self, event: &str) {
+        let mut tally = Tally::of(&self.worker);
+        self.queues.add_to(&mut tally);
+        self.report.stats(event, &tally, &self.routes, self.control.as_ref());
     }
 }
 
@@ -258,9 +293,17 @@ struct Ready {
     monitor: bool,
     tun: bool,
     udp: bool,
+    queue_ended: bool,
     /// A packet that was held can be tried again.
     due: bool,
     control: bool,
+}
+
+/// The offloads that the kernel granted, by their names on the command line.
+fn offloads(tun: &Tun, udp: &UdpTransport) -> Vec<&'static str> {
+    let (tun, udp) = (tun.offload(), udp.offload());
+    let granted = [("tun-tso", tun.tso), ("tun-uso", tun.uso), ("udp-gso", udp.gso), ("udp-gro", udp.gro)];
+    granted.into_iter().filter(|(_, granted)| *granted).map(|(name, _)| name).collect()
 }
 
 /// Rounded up, so that the loop does not wake just before the moment and find nothing to do.

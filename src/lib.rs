@@ -18,7 +18,8 @@
 //! # The parts
 //! - The **core** is inert: no socket, clock, thread or log. Packets, routes and time are arguments, verdicts are return
 //!   values. [`forward::Forwarder`] decides in place and without allocating; [`route::RouteTable`] finds the longest match;
-//!   [`wire`] gives bytes names. It is `no_std` and runs wherever `alloc::sync::Arc` does.
+//!   [`wire`] gives bytes names; [`offload`] cuts super-packets and joins packets to them; [`transmit`] collects datagrams into
+//!   trains. It is `no_std` and runs wherever `alloc::sync::Arc` does.
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
 //!
@@ -63,6 +64,25 @@
 //! | `sys` (default, Linux) | [`sys::Tun`], [`sys::UdpTransport`], [`worker`] | no `libc`, `nix` |
 //! | `link` (default, Linux) | [`sys::link`] | no netlink, `socket2` |
 //!
+//! # Many packets at once
+//! A system call and a walk through the kernel's stack cost the same for 64 bytes and for 64 KiB. So the kernel hands over a
+//! burst of one TCP flow as a single packet (TSO on the TUN), which is cut here into datagrams that are sent as one train
+//! (`UDP_SEGMENT`); the other end receives the train as one message (`UDP_GRO`) and writes it as one packet. Small packets that
+//! wait in the TUN together leave in trains too, one for each peer. On the wire nothing differs but the time.
+//!
+//! ```text
+//!  64 KiB in one read          one sendmmsg, trains of up to 64         one recvmmsg         64 KiB in one write
+//!  ┌───────────────┐  cut   ┌──────┬──────┬──────┬ ─ ┐  underlay  ┌──────┬──────┬ ─ ┐  join  ┌───────────────┐
+//!  │ super-packet  ├───────▶│ 1472 │ 1472 │ 1472 │   ├───────────▶│ 1472 │ 1472 │   ├───────▶│ super-packet  │
+//!  └───────────────┘        └──────┴──────┴──────┴ ─ ┘            └──────┴──────┴ ─ ┘        └───────────────┘
+//! ```
+//!
+//! What the kernel does not grant is done without ([`sys::TunOffload`], [`sys::UdpOffload`]); what it grants and then refuses is
+//! done packet by packet, and counted. Nothing waits for more to come: what is collected leaves before the call returns.
+//!
+//! More than one core is used with a worker for each queue of the device: [`sys::Tun::open_queues`],
+//! [`sys::UdpTransport::bind_queues`].
+//!
 //! # What it is not
 //! As in flannel, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that
 //! peer. Known senders, their own inner sources and our own subnet as destination are checked; the underlay has to be trusted.
@@ -81,7 +101,7 @@ pub mod offload;
 pub mod route;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod sys;
-mod transmit;
+pub mod transmit;
 pub mod wire;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod worker;

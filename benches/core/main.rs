@@ -1,6 +1,7 @@
 //! The core without its system calls: route tables and the packet path.
 
 mod forward;
+mod offload;
 mod route;
 mod tables;
 
@@ -11,6 +12,9 @@ criterion::criterion_group!(
     route::build,
     route::publish,
     forward::forward,
-    forward::checksums
+    forward::checksums,
+    offload::copy_and_sum,
+    offload::segment,
+    offload::coalesce
 );
 criterion::criterion_main!(benches);

@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use ipnet::Ipv4Net;
 use loden::forward::TtlPolicy;
 use loden::sys::link::{MTU_MAX, MTU_MIN};
+use loden::sys::{TunOffload, UdpOffload};
 
 /// flannel's port.
 const DEFAULT_PORT: u16 = 8285;
@@ -50,12 +51,52 @@ pub(crate) struct Args {
     /// Deliver packets from peers that are not for our own subnet
     #[arg(long)]
     pub(crate) transit: bool,
+    /// Queues of the TUN device, each with a socket and a thread
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) queues: u16,
+    /// UDP source ports over which the flows to one peer are spread; 0: all leave from the listen port
+    #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub(crate) source_ports: u16,
+    /// Offloads to use, of tun-tso, tun-uso, udp-gso and udp-gro; the kernel may have fewer [default: all]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', conflicts_with = "no_offload")]
+    pub(crate) offload: Option<Vec<OffloadArg>>,
+    /// Use none, and move one packet with each system call
+    #[arg(long)]
+    pub(crate) no_offload: bool,
+    /// Copy the ECN field of packets to the outer header; all peers must heed it there, which flannel does not
+    #[arg(long)]
+    pub(crate) ecn_copy: bool,
+    /// Ignore congestion marks on outer headers, as flannel does
+    #[arg(long)]
+    pub(crate) ecn_ignore: bool,
     /// Print the counters every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) stats: Option<Duration>,
     /// Take flannel's commands (set route, delete route, stop) on this Unix socket
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+}
+
+impl Args {
+    pub(crate) fn tun_offload(&self) -> TunOffload {
+        TunOffload { tso: self.uses(OffloadArg::TunTso), uso: self.uses(OffloadArg::TunUso) }
+    }
+
+    pub(crate) fn udp_offload(&self) -> UdpOffload {
+        UdpOffload { gso: self.uses(OffloadArg::UdpGso), gro: self.uses(OffloadArg::UdpGro) }
+    }
+
+    fn uses(&self, offload: OffloadArg) -> bool {
+        !self.no_offload && self.offload.as_ref().is_none_or(|offloads| offloads.contains(&offload))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OffloadArg {
+    TunTso,
+    TunUso,
+    UdpGso,
+    UdpGro,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

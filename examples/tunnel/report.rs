@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use loden::forward::Flow;
-use loden::worker::Worker;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value, json};
 
 use crate::control::Control;
+use crate::queues::Tally;
 use crate::routes::Routes;
 
 /// Peers named in a line: those with most errors. With them a line is shorter than what a pipe takes at once (`PIPE_BUF`).
@@ -45,18 +45,19 @@ impl Report {
         true
     }
 
-    pub(crate) fn ready(&self, tun: &str, listen: SocketAddr, mtu: u32) {
-        print(&json!({ "event": "ready", "tun": tun, "listen": listen.to_string(), "mtu": mtu }));
+    pub(crate) fn ready(&self, tun: &str, listen: SocketAddr, mtu: u32, offloads: &[&str]) {
+        let listen = listen.to_string();
+        print(&json!({ "event": "ready", "tun": tun, "listen": listen, "mtu": mtu, "offload": offloads }));
     }
 
-    pub(crate) fn stats(&self, event: &str, worker: &Worker, routes: &Routes, control: Option<&Control>) {
-        let counters = worker.counters();
+    pub(crate) fn stats(&self, event: &str, tally: &Tally, routes: &Routes, control: Option<&Control>) {
+        let counters = &tally.counters;
         let mut anomalies: Map<_, _> =
             counters.anomalies.named().map(|(name, count)| (name.into(), count.into())).collect();
         let (malformed, refused) = control.map_or((0, 0), |control| (control.malformed, control.refused));
         anomalies.insert("control_malformed".into(), malformed.into());
         anomalies.insert("control_refused".into(), refused.into());
-        let mut peers: Vec<_> = worker.send_errors().collect();
+        let mut peers = tally.send_errors.clone();
         peers.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let send_errors: Map<_, _> =
             peers.iter().take(MOST_PEERS).map(|(peer, count)| (peer.to_string(), (*count).into())).collect();

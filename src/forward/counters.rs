@@ -38,17 +38,38 @@ pub struct Anomalies {
     pub read_errors: u64,
     /// Path MTUs lowered because a datagram was refused as too long.
     pub path_mtu_lowered: u64,
+    /// Datagrams made of super-packets out of the TUN.
+    pub segments_made: u64,
+    /// Packets that went to the TUN as part of a super-packet.
+    pub coalesced: u64,
+    /// Trains of datagrams that the kernel refused and took one by one.
+    pub gso_fallbacks: u64,
+    /// Super-packets that the TUN refused and that were written packet by packet.
+    pub tun_fallbacks: u64,
 }
 
 impl Anomalies {
     /// Names, for metrics, and values.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let Self { trimmed, icmp_limited, read_errors, path_mtu_lowered } = *self;
+        let Self {
+            trimmed,
+            icmp_limited,
+            read_errors,
+            path_mtu_lowered,
+            segments_made,
+            coalesced,
+            gso_fallbacks,
+            tun_fallbacks,
+        } = *self;
         [
             ("trimmed", trimmed),
             ("icmp_limited", icmp_limited),
             ("read_errors", read_errors),
             ("path_mtu_lowered", path_mtu_lowered),
+            ("segments_made", segments_made),
+            ("coalesced", coalesced),
+            ("gso_fallbacks", gso_fallbacks),
+            ("tun_fallbacks", tun_fallbacks),
         ]
         .into_iter()
     }
@@ -69,6 +90,13 @@ impl Flow {
         self.forwarded += 1;
     }
 
+    /// So many held packets were handed on.
+    #[inline]
+    pub fn forward_all(&mut self, packets: u64) {
+        self.held = self.held.saturating_sub(packets);
+        self.forwarded += packets;
+    }
+
     /// A held packet was answered with an ICMP error.
     #[inline]
     pub fn answer(&mut self) {
@@ -79,9 +107,15 @@ impl Flow {
     /// A held packet was dropped.
     #[inline]
     pub fn discard(&mut self, reason: DropReason) {
-        self.held = self.held.saturating_sub(1);
+        self.discard_all(reason, 1);
+    }
+
+    /// So many held packets were dropped, all for one reason.
+    #[inline]
+    pub fn discard_all(&mut self, reason: DropReason, packets: u64) {
+        self.held = self.held.saturating_sub(packets);
         if let Some(count) = self.dropped.get_mut(reason as usize) {
-            *count += 1;
+            *count += packets;
         }
     }
 
@@ -161,5 +195,9 @@ impl AddAssign<&Self> for Anomalies {
         self.icmp_limited += other.icmp_limited;
         self.read_errors += other.read_errors;
         self.path_mtu_lowered += other.path_mtu_lowered;
+        self.segments_made += other.segments_made;
+        self.coalesced += other.coalesced;
+        self.gso_fallbacks += other.gso_fallbacks;
+        self.tun_fallbacks += other.tun_fallbacks;
     }
 }

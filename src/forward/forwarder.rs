@@ -7,17 +7,34 @@ use ipnet::Ipv4Net;
 use super::policy::check_addresses;
 use super::verdict::Answer;
 use super::{
-    Decap, DropReason, Encap, IcmpSource, Overlay, OverlayError, Reject, RejectReason, ReplyTo, SourceCheck,
-    SourceRoutes, Transit, TtlPolicy,
+    Decap, DropReason, EcnEgress, EcnIngress, Encap, IcmpSource, Overlay, OverlayError, Reject, RejectReason, ReplyTo,
+    SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
 };
 use crate::route::RouteTable;
 use crate::transmit::Transmit;
 use crate::wire::ipv4::Ipv4PacketMut;
-use crate::wire::{icmpv4, protocol};
+use crate::wire::{Ecn, icmpv4, protocol};
+
+/// What is known of a datagram from the underlay beside its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// The ECN field it arrived with.
+    pub ecn: Ecn,
+}
+
+/// Without a congestion mark.
+impl From<SocketAddr> for Outer {
+    fn from(from: SocketAddr) -> Self {
+        Self { from, ecn: Ecn::NotEct }
+    }
+}
 
 /// Decides what becomes of a packet, in place and without remembering anything.
 ///
-/// The bytes change only when the verdict is [`Encap::Send`] or [`Decap::Deliver`], and then only TTL and header checksum.
+/// The bytes change only when the verdict is [`Encap::Send`] or [`Decap::Deliver`], and then only TTL, ECN field and header
+/// checksum.
 /// No call allocates, and a forwarder may be shared by any number of threads.
 #[derive(Clone, Debug)]
 pub struct Forwarder {
@@ -58,6 +75,25 @@ impl Forwarder {
     /// The first failing check gives the reason: header, addresses, route, loops, TTL, size.
     #[inline]
     pub fn encapsulate<'p>(&self, packet: &'p mut [u8], routes: &RouteTable) -> Encap<'p> {
+        self.encapsulate_within(packet, None, routes)
+    }
+
+    /// A super-packet that came out of the TUN, which is going to be cut into packets of at most `segment_len` bytes each
+    /// ([`SuperPacket::segment_len`](crate::offload::SuperPacket::segment_len)): these, and not the whole, have to fit the path.
+    ///
+    /// [`Encap::Send`] gives back the super-packet; cutting it is the caller's.
+    #[inline]
+    pub fn encapsulate_super_packet<'p>(
+        &self,
+        packet: &'p mut [u8],
+        segment_len: u16,
+        routes: &RouteTable,
+    ) -> Encap<'p> {
+        self.encapsulate_within(packet, Some(segment_len), routes)
+    }
+
+    #[inline(always)]
+    fn encapsulate_within<'p>(&self, packet: &'p mut [u8], segment_len: Option<u16>, routes: &RouteTable) -> Encap<'p> {
         let mut packet = match self.admit(packet) {
             Ok(packet) => packet,
             Err(reason) => return Encap::Drop(reason),
@@ -78,7 +114,7 @@ impl Forwarder {
             _ => {}
         }
         let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
-        if len > mtu {
+        if segment_len.unwrap_or(len) > mtu {
             return match self.too_long(packet, mtu) {
                 Ok(reject) => Encap::Reject(reject),
                 Err(reason) => Encap::Drop(reason),
@@ -87,7 +123,15 @@ impl Forwarder {
         if self.overlay.ttl != TtlPolicy::Preserve {
             packet.decrement_ttl();
         }
-        Encap::Send(Transmit::datagram(hop.address, packet.into_bytes()))
+        let ecn = match self.overlay.ecn_ingress {
+            EcnIngress::Compatibility => Ecn::NotEct,
+            EcnIngress::Normal => packet.header().ecn(),
+        };
+        let flow = match self.overlay.source_port {
+            SourcePort::Fixed => 0,
+            SourcePort::ByFlow => flow_number(&packet),
+        };
+        Encap::Send(Transmit { ecn, flow, ..Transmit::datagram(hop.address, packet.into_bytes()) })
     }
 
     /// A packet that [`encapsulate`](Self::encapsulate) let pass and whose path turned out to carry only `mtu` bytes.
@@ -107,10 +151,12 @@ impl Forwarder {
 
     /// A datagram that came from the underlay.
     ///
-    /// The first failing check gives the reason: peer, header, addresses, inner source, inner destination, TTL.
+    /// `outer` may be its sender alone. The first failing check gives the reason: peer, header, addresses, inner source, inner
+    /// destination, TTL, congestion.
     #[inline]
-    pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], from: SocketAddr, routes: &RouteTable) -> Decap<'p> {
-        let peer = from.ip().to_canonical();
+    pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], outer: impl Into<Outer>, routes: &RouteTable) -> Decap<'p> {
+        let outer = outer.into();
+        let peer = outer.from.ip().to_canonical();
         if !routes.has_peer(peer) {
             return Decap::Drop(DropReason::UnknownPeer);
         }
@@ -126,14 +172,21 @@ impl Forwarder {
             return Decap::Drop(reason);
         }
         match (ttl, self.overlay.ttl) {
-            (0, _) => Decap::Drop(DropReason::TtlZero),
-            (1, TtlPolicy::BothEnds) => Decap::Reject(self.reject_far(packet, routes)),
-            (_, TtlPolicy::BothEnds) => {
-                packet.decrement_ttl();
-                Decap::Deliver(packet.into_bytes())
-            }
-            (_, TtlPolicy::Ingress | TtlPolicy::Preserve) => Decap::Deliver(packet.into_bytes()),
+            (0, _) => return Decap::Drop(DropReason::TtlZero),
+            (1, TtlPolicy::BothEnds) => return Decap::Reject(self.reject_far(packet, routes)),
+            _ => {}
         }
+        if outer.ecn != Ecn::NotEct && self.overlay.ecn_egress == EcnEgress::Combined {
+            match packet.header().ecn().after_tunnel(outer.ecn) {
+                None => return Decap::Drop(DropReason::EcnNotCapable),
+                Some(ecn) if ecn == packet.header().ecn() => {}
+                Some(ecn) => packet.set_ecn(ecn),
+            }
+        }
+        if self.overlay.ttl == TtlPolicy::BothEnds {
+            packet.decrement_ttl();
+        }
+        Decap::Deliver(packet.into_bytes())
     }
 
     /// Header and addresses, the checks both directions share.
@@ -243,4 +296,22 @@ impl Forwarder {
             .map(|(source, reply_to)| Answer { source, ttl: self.overlay.icmp_ttl, reply_to });
         Reject { offender, reason, answer }
     }
+}
+
+/// The same number for all packets of a flow, and for most flows another one.
+///
+/// Fragments carry no ports but the first, so addresses and protocol have to do for all of a fragmented packet. Multiplying
+/// by a large odd number carries every bit up, and the upper bits are the well mixed ones (Knuth, TAOCP 6.4).
+fn flow_number(packet: &Ipv4PacketMut<'_>) -> u16 {
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let header = packet.header();
+    let is_fragment = header.more_fragments() || header.fragment_offset() != 0;
+    let ports = match header.protocol() {
+        protocol::TCP | protocol::UDP if !is_fragment => packet.payload().first_chunk().copied().unwrap_or_default(),
+        _ => [0; 4],
+    };
+    let addresses = u64::from(header.source().to_bits()) << 32 | u64::from(header.destination().to_bits());
+    let rest = u64::from(u32::from_be_bytes(ports)) << 8 | u64::from(header.protocol());
+    let mixed = (addresses.wrapping_mul(MULTIPLIER) ^ rest).wrapping_mul(MULTIPLIER);
+    (mixed >> 48) as u16
 }

@@ -11,8 +11,10 @@ mod policy;
 mod verdict;
 
 pub use counters::{Anomalies, Counters, Flow};
-pub use forwarder::Forwarder;
+pub use forwarder::{Forwarder, Outer};
 pub use limiter::{IcmpLimiter, Rate};
 pub use path_mtu::PathMtus;
-pub use policy::{IcmpSource, Overlay, OverlayError, SourceCheck, SourceRoutes, Transit, TtlPolicy};
+pub use policy::{
+    EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
+};
 pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo};

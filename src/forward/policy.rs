@@ -44,6 +44,12 @@ pub struct Overlay {
     pub icmp_source: IcmpSource,
     /// TTL of our ICMP errors, in hops. Default 64.
     pub icmp_ttl: u8,
+    /// Which ECN field the outer packets get.
+    pub ecn_ingress: EcnIngress,
+    /// What becomes of a congestion mark on an outer packet.
+    pub ecn_egress: EcnEgress,
+    /// Whether the flows to one peer may leave from different source ports.
+    pub source_port: SourcePort,
 }
 
 impl Overlay {
@@ -61,6 +67,9 @@ impl Overlay {
             source_routes: SourceRoutes::Dropped,
             icmp_source: IcmpSource::OffenderDestination,
             icmp_ttl: 64,
+            ecn_ingress: EcnIngress::Compatibility,
+            ecn_egress: EcnEgress::Combined,
+            source_port: SourcePort::Fixed,
         }
     }
 
@@ -197,6 +206,40 @@ pub enum IcmpSource {
     OffenderDestination,
     /// This one: routable from the pods, and not an address of this host unless the TUN's `accept_local` is 1.
     Fixed(Ipv4Addr),
+}
+
+/// Which ECN field the outer packets get (RFC 6040 4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EcnIngress {
+    /// Not-ECT on every one: the other end may ignore the outer field, as flannel does, and a mark would be lost.
+    #[default]
+    Compatibility,
+    /// The inner packet's: for tunnels whose other ends all combine.
+    Normal,
+}
+
+/// What becomes of a congestion mark on an outer packet (RFC 6040 4.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EcnEgress {
+    /// It goes on to the inner packet; one whose sender does not take part in ECN is dropped instead.
+    #[default]
+    Combined,
+    /// It is lost, and the inner packet keeps its field.
+    Ignored,
+}
+
+/// Which UDP source ports the packets to one peer have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SourcePort {
+    /// By a hash of the inner addresses and ports, as many as the transport has: routers and the other end's queues can then
+    /// spread the flows. One flow keeps its port, and so its order.
+    ByFlow,
+    /// The one port that we are bound to.
+    #[default]
+    Fixed,
 }
 
 /// Section B of the conformance list: sources and destinations that are dropped in silence, the source looked at first.

@@ -189,6 +189,10 @@ drop_reasons! {
     Loop = "loop",
     /// It arrived with TTL 0.
     TtlZero = "ttl_zero",
+    /// The other end met congestion, and its sender does not take part in ECN: a drop is what tells it (RFC 6040 4.2).
+    EcnNotCapable = "ecn_not_capable",
+    /// The kernel asked for a segmentation or a checksum that the packet does not allow.
+    BadOffload = "bad_offload",
     /// Its TTL ran out here, and the sender was not told.
     TimeExceeded = "time_exceeded",
     /// Too long for the path with DF set, and the sender was not told.

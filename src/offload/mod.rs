@@ -1,7 +1,25 @@
 //! Super-packets: many packets of one flow that travel through the system as one.
 //!
-//! Pure functions over bytes; nothing here knows of a device or a socket.
+//! ```text
+//! TUN ──▶ vnet header, packet ── inspect ─┬─ Nothing ──────────────────────────────▶ one packet
+//!                                         ├─ Checksum ── complete, in place ───────▶ one packet
+//!                                         └─ Segment ─── write_segment, 0..n ──────▶ n packets
+//!
+//! TUN ◀── vnet header, packet ◀── Coalescer ◀── push ◀────────────────────────────── n packets
+//! ```
+//!
+//! Pure functions over bytes; nothing here knows of a device or a socket. Every byte of payload is copied at most once, and
+//! the copy is where its checksum is taken. Only [`Coalescer::new`] allocates.
 
+mod candidate;
+mod coalesce;
+mod inspect;
+mod segment;
+mod train;
 mod vnet;
 
-pub use vnet::{VNET_HEADER_LEN, VnetHeader};
+pub use coalesce::{Coalesce, Coalescer};
+pub use inspect::{OffloadError, PartialChecksum, Work};
+pub use segment::SuperPacket;
+pub use train::{Coalesced, PACKETS_MAX};
+pub use vnet::{VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};

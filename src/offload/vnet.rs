@@ -3,14 +3,38 @@
 /// Bytes of the header: `struct virtio_net_hdr` of linux/virtio_net.h.
 pub const VNET_HEADER_LEN: usize = 10;
 
+/// `VIRTIO_NET_HDR_F_*` of linux/virtio_net.h.
+pub mod vnet_flag {
+    /// The checksum at `csum_start + csum_offset` is still to be completed.
+    pub const NEEDS_CSUM: u8 = 1;
+    /// The checksum was verified.
+    pub const DATA_VALID: u8 = 2;
+}
+
+/// `VIRTIO_NET_HDR_GSO_*` of linux/virtio_net.h.
+pub mod vnet_gso {
+    /// One packet.
+    pub const NONE: u8 = 0;
+    /// TCP over IPv4.
+    pub const TCPV4: u8 = 1;
+    /// One UDP datagram over IPv4, to be fragmented. Linux has given this up.
+    pub const UDP: u8 = 3;
+    /// TCP over IPv6.
+    pub const TCPV6: u8 = 4;
+    /// UDP over IPv4 or IPv6, many datagrams.
+    pub const UDP_L4: u8 = 5;
+    /// Beside a TCP type: CWR is set, and belongs to the first segment alone (RFC 3168 6.1.2).
+    pub const ECN: u8 = 0x80;
+}
+
 /// What the kernel leaves to be done to a packet, or is asked to do. All zeros: nothing.
 ///
 /// Little-endian on every machine: the adapter asks for that (`TUNSETVNETLE`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VnetHeader {
-    /// `VIRTIO_NET_HDR_F_*`.
+    /// See [`vnet_flag`].
     pub flags: u8,
-    /// `VIRTIO_NET_HDR_GSO_*`.
+    /// See [`vnet_gso`].
     pub gso_type: u8,
     /// Bytes of all headers, as the kernel says; not to be trusted.
     pub hdr_len: u16,

@@ -14,19 +14,82 @@
 pub fn sum(bytes: &[u8]) -> u16 {
     // Ones' complement addition does not care for the byte order (RFC 1071 section 2B), so whole words are added as the
     // machine reads them, 32 bits at a time into 64, and only the result is turned round.
-    let (words, rest) = bytes.as_chunks::<4>();
-    let mut total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-    let mut last = [0; 4];
-    for (slot, byte) in last.iter_mut().zip(rest) {
-        *slot = *byte;
+    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
+    let mut lanes = Lanes::default();
+    for block in blocks {
+        lanes.add(block);
     }
-    total += u64::from(u32::from_ne_bytes(last));
-    u16::from_be(fold(total))
+    lanes.fold_with(rest)
 }
 
-/// [`sum`] of a header without options, given as its words: five additions.
+/// Copies `from` to `to` and returns the [`sum`] of what was copied: as many bytes as the shorter of the two holds.
+///
+/// Every byte is loaded once. A copy and a sum after it take about twice as long on packets that are no longer in the first
+/// level cache.
+///
+/// ```
+/// let mut to = [0; 4];
+/// assert_eq!(loden::wire::checksum::copy_and_sum(&[0x12, 0x34, 0x00, 0x01], &mut to), 0x1235);
+/// assert_eq!(to, [0x12, 0x34, 0x00, 0x01]);
+/// ```
+#[inline]
+pub fn copy_and_sum(from: &[u8], to: &mut [u8]) -> u16 {
+    let len = from.len().min(to.len());
+    let (from, to) = (from.get(..len).unwrap_or_default(), to.get_mut(..len).unwrap_or_default());
+    let (blocks, rest) = from.as_chunks::<BLOCK>();
+    let (slots, rest_slot) = to.as_chunks_mut::<BLOCK>();
+    let mut lanes = Lanes::default();
+    for (block, slot) in blocks.iter().zip(slots) {
+        *slot = *block;
+        lanes.add(block);
+    }
+    rest_slot.copy_from_slice(rest);
+    lanes.fold_with(rest)
+}
+
+/// The sum of two sums, where the bytes of the second begin at an even distance from those of the first.
+#[must_use]
+#[inline]
+pub const fn add(one: u16, other: u16) -> u16 {
+    let (total, carry) = one.overflowing_add(other);
+    total + carry as u16
+}
+
+/// Bytes that are summed at a time.
+const BLOCK: usize = 4 * LANES;
+
+/// Sums that do not wait for one another. With eight of them and plain SSE2, compilers keep up with the first level cache;
+/// one sum alone is bound by the latency of its additions.
+const LANES: usize = 8;
+
+/// The sum of the blocks so far. No lane can overflow below 2^32 blocks.
+#[derive(Default)]
+struct Lanes([u64; LANES]);
+
+impl Lanes {
+    #[inline(always)]
+    fn add(&mut self, block: &[u8; BLOCK]) {
+        for (lane, word) in self.0.iter_mut().zip(block.as_chunks::<4>().0) {
+            *lane += u64::from(u32::from_ne_bytes(*word));
+        }
+    }
+
+    /// The sum of all blocks and of what is left behind them, in the byte order of the network.
+    #[inline(always)]
+    fn fold_with(self, rest: &[u8]) -> u16 {
+        let (words, rest) = rest.as_chunks::<4>();
+        let mut last = [0; 4];
+        for (slot, byte) in last.iter_mut().zip(rest) {
+            *slot = *byte;
+        }
+        let words = words.iter().chain([&last]).map(|word| u64::from(u32::from_ne_bytes(*word)));
+        u16::from_be(fold(self.0.into_iter().chain(words).sum()))
+    }
+}
+
+/// [`sum`] of something short, given as its big-endian words.
 #[inline(always)]
-pub(super) fn sum_of_words(words: [u32; 5]) -> u16 {
+pub(crate) fn sum_of_words<const N: usize>(words: [u32; N]) -> u16 {
     fold(words.into_iter().map(u64::from).sum())
 }
 
@@ -80,6 +143,24 @@ mod tests {
         #[test]
         fn sum_equals_the_naive_sum(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             prop_assert_eq!(sum(&bytes), naive(&bytes));
+        }
+
+        #[test]
+        fn a_copy_is_a_copy_and_its_sum_the_naive_sum(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            room in 0usize..300,
+        ) {
+            let mut to = std::vec![0x5a; room];
+            let len = bytes.len().min(room);
+            prop_assert_eq!(copy_and_sum(&bytes, &mut to), naive(&bytes[..len]));
+            prop_assert_eq!(&to[..len], &bytes[..len]);
+            prop_assert!(to[len..].iter().all(|byte| *byte == 0x5a));
+        }
+
+        #[test]
+        fn sums_of_parts_add_up(bytes in proptest::collection::vec(any::<u8>(), 0..300), words in 0usize..150) {
+            let (front, back) = bytes.split_at((words * 2).min(bytes.len()) & !1);
+            prop_assert_eq!(add(sum(front), sum(back)), naive(&bytes));
         }
     }
 

@@ -31,6 +31,21 @@ impl Ecn {
         }
     }
 
+    /// What a packet carries on when it leaves a tunnel: `self` inside, `outer` outside (RFC 6040 4.2, figure 4).
+    ///
+    /// `None`: a router on the way was congested, and the sender would not learn it unless the packet is dropped.
+    #[must_use]
+    #[inline]
+    pub const fn after_tunnel(self, outer: Self) -> Option<Self> {
+        match (self, outer) {
+            (Self::NotEct, Self::Ce) => None,
+            (Self::NotEct, _) => Some(Self::NotEct),
+            (Self::Ce, _) | (_, Self::Ce) => Some(Self::Ce),
+            (Self::Ect0, Self::Ect1) => Some(Self::Ect1),
+            (Self::Ect0 | Self::Ect1, _) => Some(self),
+        }
+    }
+
     /// The two bits.
     #[must_use]
     #[inline]

@@ -5,7 +5,7 @@
 
 use core::net::Ipv4Addr;
 
-use super::checksum;
+use super::{Ecn, checksum};
 
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
@@ -14,6 +14,7 @@ pub const HEADER_LEN: usize = 20;
 pub const MTU_MIN: u16 = 68;
 
 mod field {
+    pub(super) const TYPE_OF_SERVICE: usize = 1;
     pub(super) const TTL: usize = 8;
     pub(super) const CHECKSUM: usize = 10;
 }
@@ -166,6 +167,13 @@ impl Ipv4Header {
         (self.lengths >> 16) as u8
     }
 
+    /// The ECN field (RFC 3168).
+    #[must_use]
+    #[inline]
+    pub fn ecn(&self) -> Ecn {
+        Ecn::of(self.type_of_service())
+    }
+
     /// Length of the packet in bytes, header included.
     #[must_use]
     #[inline]
@@ -300,7 +308,8 @@ impl<'a> Ipv4Packet<'a> {
     }
 }
 
-/// A checked IPv4 packet that may be changed in the one way a forwarder changes packets: its TTL, checksum included.
+/// A checked IPv4 packet that may be changed in the ways a forwarder changes packets: its TTL and ECN field, checksum
+/// included.
 #[derive(Debug)]
 pub struct Ipv4PacketMut<'a> {
     header: Ipv4Header,
@@ -354,6 +363,19 @@ impl<'a> Ipv4PacketMut<'a> {
         let sum = u32::from(self.header.checksum()) + 0x0100;
         // 0xFFFF is never written for 0x0000 (RFC 1624 section 5).
         self.write_ttl(ttl - 1, (sum + u32::from(sum >= 0xffff)) as u16);
+    }
+
+    /// Writes the ECN field and patches the checksum (RFC 1624); every other byte stays.
+    #[cold]
+    pub fn set_ecn(&mut self, ecn: Ecn) {
+        let old = self.header.lengths;
+        let new = old & !(u32::from(Ecn::MASK) << 16) | u32::from(ecn.bits()) << 16;
+        let checksum = checksum::update(self.header.checksum(), (old >> 16) as u16, (new >> 16) as u16);
+        self.header.lengths = new;
+        if let Some(byte) = self.bytes.get_mut(field::TYPE_OF_SERVICE) {
+            *byte = (new >> 16) as u8;
+        }
+        self.write_ttl(self.header.ttl(), checksum);
     }
 
     #[inline(always)]

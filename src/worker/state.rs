@@ -1,28 +1,20 @@
-//! What a worker does with one packet's outcome: send it, hold it, answer it, count it.
+//! What both directions share: the two ends, and what is remembered from packet to packet.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use core::net::{IpAddr, SocketAddr};
+use core::num::NonZeroUsize;
 use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
-use crate::forward::{Counters, DropReason, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo};
-use crate::sys::{SendErrorKind, Tun, TunError, UdpTransport};
+use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo};
+use crate::sys::{Tun, TunError, UdpTransport};
 use crate::transmit::Transmit;
 use crate::wire::icmpv4;
 
 /// Peers whose send errors are counted one by one; those of later ones are not.
 const PEERS_COUNTED: usize = 1024;
-
-/// How long a packet is held for a socket that takes nothing.
-const HELD_FOR: Duration = Duration::from_secs(1);
-
-/// The first wait after the kernel had no buffers; it doubles with each of [`NO_BUFFERS_RETRIES`].
-const NO_BUFFERS_WAIT: Duration = Duration::from_millis(1);
-
-/// How often a packet is tried again for which the kernel had no buffers.
-const NO_BUFFERS_RETRIES: u32 = 4;
 
 /// Where packets come from and go to, and who decides.
 #[derive(Debug)]
@@ -41,32 +33,6 @@ pub(super) struct State {
     pub(super) send_errors: BTreeMap<IpAddr, u64>,
     /// Where the clock of the limiter and the path MTUs begins: at the first packet that asks for it.
     pub(super) started: Option<Instant>,
-}
-
-/// An encapsulated packet at the front of a buffer, to be sent.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Outgoing {
-    pub(super) destination: SocketAddr,
-    pub(super) len: usize,
-    /// When it is given up.
-    pub(super) until: Instant,
-    /// How often the kernel had no buffers for it.
-    pub(super) refusals: u32,
-}
-
-impl Outgoing {
-    #[inline]
-    pub(super) fn new(destination: SocketAddr, len: usize, now: Instant) -> Self {
-        Self { destination, len, until: now + HELD_FOR, refusals: 0 }
-    }
-}
-
-/// A packet that was not sent yet, and what it waits for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub(super) packet: Outgoing,
-    /// Tried again then. Without it, when the socket is writable; which one without buffers is all the time.
-    pub(super) retry_at: Option<Instant>,
 }
 
 impl Ends {
@@ -103,90 +69,25 @@ impl State {
         now.saturating_duration_since(*self.started.get_or_insert(now))
     }
 
-    /// Sends a packet; `Some` if it has to wait.
+    /// Whether no datagram of a train is longer than what is known of its path.
     #[inline]
-    pub(super) fn send(
-        &mut self,
-        packet: Outgoing,
-        ends: &Ends,
-        buffer: &mut [u8],
-        now: Instant,
-    ) -> Result<Option<Held>, WorkerError> {
-        let contents = buffer.get_mut(..packet.len).unwrap_or_default();
+    pub(super) fn fits_path(&mut self, train: &Transmit<'_>, now: Instant) -> bool {
+        let longest = train.segment_size.map_or(train.contents.len(), NonZeroUsize::get);
         let clock = self.clock(now);
-        let known = self.paths.lookup(packet.destination.ip(), clock);
-        let refused = match known {
-            Some(mtu) if contents.len() > usize::from(mtu) => SendErrorKind::TooLong,
-            _ => match ends.udp.send(&Transmit::datagram(packet.destination, contents)) {
-                Ok(()) => {
-                    self.counters.encap.forward();
-                    return Ok(None);
-                }
-                Err(error) => error.kind,
-            },
-        };
-        if refused == SendErrorKind::WouldBlock && now < packet.until {
-            return Ok(Some(Held { packet, retry_at: None }));
-        }
-        if refused == SendErrorKind::NoBuffers && packet.refusals < NO_BUFFERS_RETRIES {
-            let retry_at = now + NO_BUFFERS_WAIT * (1 << packet.refusals);
-            let packet = Outgoing { refusals: packet.refusals + 1, ..packet };
-            return Ok(Some(Held { packet, retry_at: Some(retry_at) }));
-        }
-        if refused == SendErrorKind::TooLong {
-            self.too_long(packet.destination, contents, ends, now)?;
-            return Ok(None);
-        }
-        self.counters.encap.discard(send_failure(refused));
-        self.count_send_error(packet.destination.ip());
-        if refused.is_fatal() {
-            return Err(ends.socket_gone());
-        }
-        Ok(None)
+        self.paths.lookup(train.destination.ip(), clock).is_none_or(|mtu| longest <= usize::from(mtu))
     }
 
-    /// The path to a peer carries less than was thought: remembers how much, and tells the packet's sender.
+    /// What the path to a peer carries that refused `len` bytes, in bytes of inner packet; `None` if it cannot be learned.
     #[cold]
-    fn too_long(
-        &mut self,
-        destination: SocketAddr,
-        contents: &mut [u8],
-        ends: &Ends,
-        now: Instant,
-    ) -> Result<(), WorkerError> {
+    pub(super) fn path_mtu(&mut self, destination: SocketAddr, len: usize, ends: &Ends, now: Instant) -> Option<u16> {
         let clock = self.clock(now);
-        let known = self.paths.lookup(destination.ip(), clock).filter(|mtu| usize::from(*mtu) < contents.len());
-        let mtu = known.or_else(|| {
-            let mtu = inner_mtu(ends.udp.path_mtu(destination).ok()?, destination);
-            self.counters.anomalies.path_mtu_lowered += u64::from(self.paths.lower(destination.ip(), mtu, clock));
-            (usize::from(mtu) < contents.len()).then_some(mtu)
-        });
-        // Without a number, or with one that the packet fits, there is nothing that could be told its sender.
-        let Some(mtu) = mtu else {
-            self.count_send_error(destination.ip());
-            self.counters.encap.discard(DropReason::SendFailed);
-            return Ok(());
-        };
-        match ends.forwarder.refused_as_too_long(contents, mtu) {
-            Ok(reject) => return self.answer_near(&reject, ends, now),
-            Err(reason) => self.counters.encap.discard(reason),
+        let refuses = |mtu: &u16| usize::from(*mtu) < len;
+        if let Some(known) = self.paths.lookup(destination.ip(), clock).filter(refuses) {
+            return Some(known);
         }
-        Ok(())
-    }
-
-    pub(super) fn deliver(&mut self, packet: &[u8], ends: &Ends) -> Result<(), WorkerError> {
-        let Err(error) = ends.tun.send(packet) else {
-            self.counters.decap.forward();
-            return Ok(());
-        };
-        self.counters.decap.discard(match error {
-            TunError::Down => DropReason::TunDown,
-            TunError::Full | TunError::WouldBlock => DropReason::TunFull,
-            TunError::Closed | TunError::Deleted | TunError::Headless { .. } | TunError::Rejected(_) => {
-                DropReason::TunFailed
-            }
-        });
-        if error.is_fatal() { Err(ends.tun_gone(error)) } else { Ok(()) }
+        let mtu = inner_mtu(ends.udp.path_mtu(destination).ok()?, destination);
+        self.counters.anomalies.path_mtu_lowered += u64::from(self.paths.lower(destination.ip(), mtu, clock));
+        Some(mtu).filter(refuses)
     }
 
     /// Answers the sender of a packet from the TUN, if that is permitted; otherwise the packet is dropped.
@@ -223,7 +124,7 @@ impl State {
                 Ok(()) => Ok(true),
                 Err(error) if error.is_fatal() => Err(ends.socket_gone()),
                 Err(_) => {
-                    self.count_send_error(peer.ip());
+                    self.count_send_errors(peer.ip(), 1);
                     Ok(false)
                 }
             },
@@ -235,9 +136,9 @@ impl State {
         self.counters.anomalies.trimmed += u64::from(packet.len() < received);
     }
 
-    fn count_send_error(&mut self, peer: IpAddr) {
+    pub(super) fn count_send_errors(&mut self, peer: IpAddr, packets: u64) {
         if self.send_errors.len() < PEERS_COUNTED || self.send_errors.contains_key(&peer) {
-            *self.send_errors.entry(peer).or_default() += 1;
+            *self.send_errors.entry(peer).or_default() += packets;
         }
     }
 }
@@ -260,15 +161,4 @@ fn inner_mtu(outer: u32, destination: SocketAddr) -> u16 {
         SocketAddr::V6(_) => 48,
     };
     outer.saturating_sub(overhead).min(DATAGRAM_MAX) as u16
-}
-
-fn send_failure(kind: SendErrorKind) -> DropReason {
-    match kind {
-        SendErrorKind::Forbidden => DropReason::SendForbidden,
-        SendErrorKind::NoBuffers => DropReason::SendNoBuffers,
-        SendErrorKind::Refused => DropReason::SendRefused,
-        SendErrorKind::Unreachable => DropReason::SendUnreachable,
-        SendErrorKind::WouldBlock => DropReason::SendBufferFull,
-        SendErrorKind::Closed | SendErrorKind::Other(_) | SendErrorKind::TooLong => DropReason::SendFailed,
-    }
 }

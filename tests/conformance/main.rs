@@ -9,6 +9,7 @@ mod support;
 mod addresses;
 mod corpus;
 mod counters;
+mod ecn;
 mod header;
 mod icmp;
 mod icmp_rules;

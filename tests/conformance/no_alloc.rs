@@ -215,7 +215,10 @@ fn no_verdict_allocates() {
         assert!([encap, decap].iter().all(|flow| flow.forwarded() > 0 && flow.answered() > 0));
         let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
         let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::SendBufferFull);
-        let unseen: Vec<_> = of_the_forwarder.filter(|reason| !seen(reason)).collect();
+        // These two need more than the bytes of a packet.
+        let of_bytes =
+            of_the_forwarder.filter(|reason| !matches!(reason, DropReason::EcnNotCapable | DropReason::BadOffload));
+        let unseen: Vec<_> = of_bytes.filter(|reason| !seen(reason)).collect();
         assert!(unseen.is_empty(), "never seen: {unseen:?}");
     }
 }

@@ -88,7 +88,10 @@ fn missing_rights_are_named() {
 fn the_first_line_says_what_came_to_be() {
     let hosts = TwoHosts::new().unwrap();
     let mut tunnel = Tunnel::on_a(&hosts, &[]);
-    let expected = serde_json::json!({ "event": "ready", "tun": "loden0", "listen": "10.168.0.2:8285", "mtu": 1472 });
+    let offload = ["tun-tso", "tun-uso", "udp-gso", "udp-gro"];
+    let listen = "10.168.0.2:8285";
+    let expected =
+        serde_json::json!({ "event": "ready", "tun": "loden0", "listen": listen, "mtu": 1472, "offload": offload });
     assert_eq!(tunnel.ready, expected);
     assert_eq!(hosts.host_a.link_mtu("loden0").unwrap(), Some(1472));
     assert_eq!(hosts.host_a.addresses("loden0").unwrap(), ["100.96.1.0/32".parse().unwrap()]);
@@ -106,9 +109,10 @@ fn the_first_line_says_what_came_to_be() {
 fn other_mtus_and_ports_are_taken() {
     let hosts = TwoHosts::new().unwrap();
     let args = ["--subnet", "100.96.1.0/24", "--listen", "10.168.0.2:65535", "--mtu", "1400", "--tun", "overlay%d"];
-    let mut tunnel = Tunnel::start(&hosts.host_a, &args);
+    let mut tunnel = Tunnel::start(&hosts.host_a, &[&args[..], &["--offload", "udp-gro,tun-tso"]].concat());
+    let (listen, offload) = ("10.168.0.2:65535", ["tun-tso", "udp-gro"]);
     let expected =
-        serde_json::json!({ "event": "ready", "tun": "overlay0", "listen": "10.168.0.2:65535", "mtu": 1400 });
+        serde_json::json!({ "event": "ready", "tun": "overlay0", "listen": listen, "mtu": 1400, "offload": offload });
     assert_eq!(tunnel.ready, expected);
     assert_eq!(hosts.host_a.link_mtu("overlay0").unwrap(), Some(1400));
     tunnel.stop();

@@ -1,8 +1,11 @@
-//! What leaves for the underlay.
+//! What leaves for the underlay: transmits, and trains of datagrams that are collected for one.
+
+mod trains;
 
 use core::net::SocketAddr;
 use core::num::NonZeroUsize;
 
+pub use self::trains::{GivenUp, Trains, Way};
 use crate::wire::Ecn;
 
 /// One datagram, or a train of equally long ones, to one peer.

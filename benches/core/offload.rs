@@ -1,0 +1,165 @@
+//! Super-packets: cutting and joining beside a plain copy of the same bytes, and the checksums they rest on.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use loden::offload::{Coalesce, Coalescer, SuperPacket, VnetHeader, Work, vnet_flag, vnet_gso};
+use loden::wire::{checksum, transport};
+
+const IP: usize = 20;
+const TCP: usize = 6;
+const UDP: usize = 17;
+
+/// Payload of a segment: an MTU of 1472, less 20 and 20 and 12 of timestamps.
+const PAYLOAD: usize = 1420;
+const TCP_HEADER: usize = 32;
+const SEGMENTS: usize = 45;
+
+/// A super-packet of `segments` times `size` bytes, the last one shorter.
+fn super_packet(protocol: usize, segments: usize, size: usize) -> (VnetHeader, Vec<u8>) {
+    let header = if protocol == TCP { TCP_HEADER } else { transport::UDP_HEADER_LEN };
+    let total = IP + header + segments * size - 1;
+    let mut packet: Vec<u8> = (0..total).map(|i| i as u8).collect();
+    packet[..IP].copy_from_slice(&[0x45, 0, 0, 0, 0, 1, 0, 0, 64, protocol as u8, 0, 0, 100, 96, 1, 2, 100, 96, 2, 3]);
+    packet[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+    let sum = checksum::checksum(&packet[..IP]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    let csum_offset = if protocol == TCP {
+        packet[IP + 12..IP + 14].copy_from_slice(&[(header / 4) as u8 * 16, 0x10]);
+        transport::tcp_field::CHECKSUM
+    } else {
+        packet[IP + 4..IP + 6].copy_from_slice(&((total - IP) as u16).to_be_bytes());
+        transport::udp_field::CHECKSUM
+    };
+    let vnet = VnetHeader {
+        flags: vnet_flag::NEEDS_CSUM,
+        gso_type: if protocol == TCP { vnet_gso::TCPV4 } else { vnet_gso::UDP_L4 },
+        hdr_len: 0,
+        gso_size: size as u16,
+        csum_start: IP as u16,
+        csum_offset: csum_offset as u16,
+    };
+    (vnet, packet)
+}
+
+fn inspect(vnet: &VnetHeader, packet: &[u8]) -> SuperPacket {
+    match vnet.inspect(packet) {
+        Ok(Work::Segment(many)) => many,
+        work => panic!("{work:?}"),
+    }
+}
+
+fn segments(vnet: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
+    let many = inspect(vnet, packet);
+    let write = |index| {
+        let mut segment = vec![0; many.len_of(index)];
+        many.write_segment(packet, index, &mut segment);
+        segment
+    };
+    (0..many.segments()).map(write).collect()
+}
+
+pub(crate) fn segment(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("segment");
+    for (name, protocol, count, size) in [("45 TCP of 1420", TCP, SEGMENTS, PAYLOAD), ("64 UDP of 64", UDP, 64, 64)] {
+        let (vnet, packet) = super_packet(protocol, count, size);
+        let mut out = vec![0; packet.len() * 2];
+        group.throughput(Throughput::Bytes(packet.len() as u64));
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                let packet = black_box(&packet[..]);
+                let many = inspect(&vnet, packet);
+                let mut rest = &mut out[..];
+                for index in 0..many.segments() {
+                    let (segment, behind) = rest.split_at_mut(many.len_of(index));
+                    many.write_segment(packet, index, segment);
+                    rest = behind;
+                }
+                black_box(&out);
+            });
+        });
+        let end = packet.len();
+        group.bench_function(BenchmarkId::new("plain copy", name), |bench| {
+            bench.iter(|| black_box(&mut out)[..end].copy_from_slice(black_box(&packet)));
+        });
+    }
+    group.finish();
+}
+
+pub(crate) fn coalesce(criterion: &mut Criterion) {
+    let (vnet, packet) = super_packet(TCP, SEGMENTS, PAYLOAD);
+    let tcp = segments(&vnet, &packet);
+    let (vnet, packet) = super_packet(UDP, 64, 64);
+    let udp = segments(&vnet, &packet);
+    // Four flows whose packets come by turns.
+    let mixed: Vec<_> = udp
+        .iter()
+        .enumerate()
+        .map(|(i, packet)| {
+            let mut packet = packet.clone();
+            packet[IP + 1] ^= i as u8 & 3;
+            packet[4..8].copy_from_slice(&[0, 0, 0x40, 0]);
+            packet[10..12].fill(0);
+            let sum = checksum::checksum(&packet[..IP]);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+            packet[IP + 6..IP + 8].fill(0);
+            let pseudo = transport::pseudo_header_sum(0x6460_0102, 0x6460_0203, UDP as u8, (packet.len() - IP) as u16);
+            let sum = !checksum::add(pseudo, checksum::sum(&packet[IP..]));
+            packet[IP + 6..IP + 8].copy_from_slice(&sum.to_be_bytes());
+            packet
+        })
+        .collect();
+    let mut group = criterion.benchmark_group("coalesce");
+    for (name, packets, writes) in
+        [("45 TCP of 1420", tcp, 1), ("64 UDP of 64", udp, 1), ("64 UDP of 64, 4 flows", mixed, 4)]
+    {
+        let bytes: usize = packets.iter().map(Vec::len).sum();
+        let mut coalescer = Coalescer::new(Coalesce { tcp: true, udp: true });
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                let mut delivered = 0;
+                let mut deliver = |coalesced: loden::offload::Coalesced<'_>| {
+                    black_box(coalesced.packet);
+                    delivered += 1;
+                };
+                for packet in &packets {
+                    coalescer.push(black_box(packet), &mut deliver);
+                }
+                coalescer.flush(&mut deliver);
+                assert_eq!(delivered, writes);
+            });
+        });
+        let mut out = vec![0; bytes];
+        group.bench_function(BenchmarkId::new("plain copy", name), |bench| {
+            bench.iter(|| {
+                let mut rest = &mut black_box(&mut out)[..];
+                for packet in &packets {
+                    let (slot, behind) = rest.split_at_mut(packet.len());
+                    slot.copy_from_slice(black_box(packet));
+                    rest = behind;
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+pub(crate) fn copy_and_sum(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("copy and sum");
+    for len in [64usize, 1420, 62_000] {
+        let from: Vec<u8> = (0..len).map(|i| i as u8).collect();
+        let mut to = vec![0; len];
+        group.throughput(Throughput::Bytes(len as u64));
+        group.bench_function(BenchmarkId::new("at once", len), |bench| {
+            bench.iter(|| checksum::copy_and_sum(black_box(&from), black_box(&mut to)));
+        });
+        group.bench_function(BenchmarkId::new("copy, then sum", len), |bench| {
+            bench.iter(|| {
+                black_box(&mut to).copy_from_slice(black_box(&from));
+                checksum::sum(black_box(&to))
+            });
+        });
+    }
+    group.finish();
+}

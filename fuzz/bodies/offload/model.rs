@@ -1,0 +1,214 @@
+//! Super-packets told slowly: how one is made, how the kernel cuts it, what is wrong with its vnet header. Nothing here uses
+//! loden's own parsing or arithmetic.
+
+use loden::offload::{OffloadError, VnetHeader};
+use loden::wire::transport::TransportError;
+
+use crate::support::packet::{TCP, UDP, ones_sum, repair_checksum};
+
+pub(crate) const FIN: u8 = 1;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const RST: u8 = 4;
+pub(crate) const PSH: u8 = 8;
+pub(crate) const ACK: u8 = 16;
+pub(crate) const URG: u8 = 32;
+pub(crate) const CWR: u8 = 128;
+
+/// A TCP segment to be. The checksum is left 0: see [`complete`] and [`partial`].
+#[derive(Clone, Debug)]
+pub(crate) struct Tcp {
+    pub(crate) source: u16,
+    pub(crate) destination: u16,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgment: u32,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
+    pub(crate) urgent: u16,
+    /// A multiple of four bytes.
+    pub(crate) options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Tcp {
+    pub(crate) fn new(sequence: u32, payload: Vec<u8>) -> Self {
+        Self {
+            source: 40_000,
+            destination: 443,
+            sequence,
+            acknowledgment: 0x0bad_cafe,
+            flags: ACK,
+            window: 501,
+            urgent: 0,
+            options: Vec::new(),
+            payload,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(self.source.to_be_bytes());
+        bytes.extend(self.destination.to_be_bytes());
+        bytes.extend(self.sequence.to_be_bytes());
+        bytes.extend(self.acknowledgment.to_be_bytes());
+        bytes.extend([((5 + self.options.len() / 4) << 4) as u8, self.flags]);
+        bytes.extend(self.window.to_be_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(self.urgent.to_be_bytes());
+        bytes.extend(&self.options);
+        bytes.extend(&self.payload);
+        bytes
+    }
+}
+
+/// Two no-operations and a timestamp, as Linux lays them out.
+pub(crate) fn timestamp(value: u32, echo: u32) -> Vec<u8> {
+    [[1, 1, 8, 10].as_slice(), &value.to_be_bytes(), &echo.to_be_bytes()].concat()
+}
+
+pub(crate) fn ip_len(packet: &[u8]) -> usize {
+    usize::from(packet[0] & 15) * 4
+}
+
+/// IP and transport header.
+pub(crate) fn headers_len(packet: &[u8]) -> usize {
+    let ip = ip_len(packet);
+    ip + if packet[9] == TCP { usize::from(packet[ip + 12] >> 4) * 4 } else { 8 }
+}
+
+fn checksum_at(packet: &[u8]) -> usize {
+    ip_len(packet) + if packet[9] == TCP { 16 } else { 6 }
+}
+
+fn pseudo_header(packet: &[u8]) -> Vec<u8> {
+    let len = (packet.len() - ip_len(packet)) as u16;
+    [&packet[12..20], &[0, packet[9]], &len.to_be_bytes()].concat()
+}
+
+/// Pseudo header and transport: `0xFFFF` if the checksum is right.
+pub(crate) fn transport_sum(packet: &[u8]) -> u16 {
+    ones_sum(&[&pseudo_header(packet), &packet[ip_len(packet)..]].concat())
+}
+
+/// Writes the whole transport checksum.
+pub(crate) fn complete(mut packet: Vec<u8>) -> Vec<u8> {
+    let at = checksum_at(&packet);
+    packet[at..at + 2].fill(0);
+    let sum = match !transport_sum(&packet) {
+        0 if packet[9] == UDP => 0xffff,
+        sum => sum,
+    };
+    packet[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// Writes the pseudo header's sum, as the kernel leaves it.
+pub(crate) fn partial(mut packet: Vec<u8>) -> Vec<u8> {
+    let at = checksum_at(&packet);
+    let sum = ones_sum(&pseudo_header(&packet));
+    packet[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// The vnet header that goes with a partial checksum and, if not 0, segments of this size.
+pub(crate) fn vnet(packet: &[u8], gso_size: u16) -> VnetHeader {
+    let (ip, at) = (ip_len(packet), checksum_at(packet));
+    VnetHeader {
+        flags: 1,
+        gso_type: match packet[9] {
+            _ if gso_size == 0 => 0,
+            TCP => 1,
+            _ => 5,
+        },
+        hdr_len: headers_len(packet) as u16,
+        gso_size,
+        csum_start: ip as u16,
+        csum_offset: (at - ip) as u16,
+    }
+}
+
+/// Segment `index` as `inet_gso_segment`, `tcp_gso_segment` and `__udp_gso_segment` make it, every checksum in full.
+pub(crate) fn segment(packet: &[u8], size: usize, index: usize) -> Vec<u8> {
+    let (ip, headers) = (ip_len(packet), headers_len(packet));
+    let payload = &packet[headers..];
+    let (start, end) = (index * size, payload.len().min((index + 1) * size));
+    let mut one = [&packet[..headers], &payload[start..end]].concat();
+    let total = one.len() as u16;
+    one[2..4].copy_from_slice(&total.to_be_bytes());
+    let id = u16::from_be_bytes([packet[4], packet[5]]).wrapping_add(index as u16);
+    one[4..6].copy_from_slice(&id.to_be_bytes());
+    if packet[9] == TCP {
+        let sequence = u32::from_be_bytes(packet[ip + 4..ip + 8].try_into().unwrap()).wrapping_add(start as u32);
+        one[ip + 4..ip + 8].copy_from_slice(&sequence.to_be_bytes());
+        if end < payload.len() {
+            one[ip + 13] &= !(FIN | PSH);
+        }
+        if index > 0 {
+            one[ip + 13] &= !CWR;
+        }
+    } else {
+        one[ip + 4..ip + 6].copy_from_slice(&(total - ip as u16).to_be_bytes());
+    }
+    repair_checksum(&mut one);
+    complete(one)
+}
+
+/// What has to be done to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Nothing,
+    Checksum,
+    Segments(usize),
+    Error(OffloadError),
+}
+
+/// The verdict on a sound IPv4 packet without trailer: the first condition in the list that holds.
+pub(crate) fn inspect(vnet: &VnetHeader, packet: &[u8]) -> Verdict {
+    let (flags, gso_type) = (vnet.flags, vnet.gso_type);
+    let (header, total, protocol) = (ip_len(packet), packet.len(), packet[9]);
+    let transport = &packet[header..];
+    let have = transport.len();
+    let fragment = u16::from_be_bytes([packet[6], packet[7]]);
+    let (needs_checksum, is_gso) = (flags & 1 == 1, gso_type != 0);
+    if flags & !2 == 0 && !is_gso {
+        return Verdict::Nothing;
+    }
+    let start = vnet.csum_start;
+    let at = usize::from(start) + usize::from(vnet.csum_offset);
+    let known = matches!(gso_type, 0 | 1 | 3 | 4 | 5 | 0x81 | 0x84);
+    let fits = matches!((gso_type, protocol), (1 | 0x81, TCP) | (5, UDP));
+    let words = transport.get(12).map_or(0, |byte| byte >> 4);
+    let need = if protocol == TCP { 20 } else { 8 };
+    let udp_length = transport.get(4..6).map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    let bad_offset = protocol == TCP && (words < 5 || usize::from(words) * 4 > have);
+    let bad_length = protocol == UDP && usize::from(udp_length) != have;
+    let offset = if protocol == TCP { 16 } else { 6 };
+    let misplaced = (usize::from(start), vnet.csum_offset) != (header, offset);
+    let unfit = OffloadError::UnfitGso { gso_type, protocol };
+    let errors = [
+        (flags > 3, OffloadError::UnknownFlags { flags }),
+        (fragment & 0x3fff != 0, OffloadError::Fragment { offset: fragment & 0x1fff }),
+        (needs_checksum && usize::from(start) < header, OffloadError::ChecksumInHeader { start, header }),
+        (needs_checksum && at + 2 > total, OffloadError::ChecksumPastEnd { at, total }),
+        (is_gso && !known, OffloadError::UnknownGso { gso_type }),
+        (is_gso && !fits, unfit),
+        (is_gso && vnet.gso_size == 0, OffloadError::GsoSizeZero),
+        (is_gso && have < need, OffloadError::Transport(TransportError::TooShort { have, need })),
+        (is_gso && bad_offset, OffloadError::Transport(TransportError::BadDataOffset { words, have })),
+        (is_gso && bad_length, OffloadError::Transport(TransportError::BadUdpLength { length: udp_length, have })),
+        (
+            is_gso && needs_checksum && misplaced,
+            OffloadError::ChecksumMisplaced { start, offset: vnet.csum_offset, protocol, header },
+        ),
+    ];
+    if let Some((_, error)) = errors.iter().find(|(holds, _)| *holds) {
+        return Verdict::Error(*error);
+    }
+    if is_gso {
+        let payload = total - headers_len(packet);
+        let segments = payload.div_ceil(vnet.gso_size.into());
+        if segments > 1 {
+            return Verdict::Segments(segments);
+        }
+    }
+    if needs_checksum { Verdict::Checksum } else { Verdict::Nothing }
+}

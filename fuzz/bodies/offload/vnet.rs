@@ -1,0 +1,78 @@
+//! Any vnet header in front of any packet: the verdict is the model's, and what is done by it is right.
+//!
+//! Byte 0 says what of the packet is put right first (bit 0 the total length, bit 1 the header checksum); then the vnet header
+//! and the packet.
+
+use loden::offload::{OffloadError, VNET_HEADER_LEN, VnetHeader, Work};
+use loden::wire::ipv4::Ipv4Packet;
+
+use super::model::{self, Verdict};
+use super::segment::check_segments;
+use crate::support::packet::{UDP, ones_sum, repair_checksum};
+
+pub(crate) const REPAIR_LENGTH: u8 = 1;
+pub(crate) const REPAIR_CHECKSUM: u8 = 2;
+
+pub(crate) fn run(bytes: &[u8]) {
+    let Some((mode, bytes)) = bytes.split_first() else { return };
+    let (vnet, packet) = match VnetHeader::split(bytes) {
+        Ok((vnet, packet)) => (vnet, packet),
+        Err(error) => {
+            assert_eq!((error, bytes.len() < VNET_HEADER_LEN), (OffloadError::TooShort { have: bytes.len() }, true));
+            return;
+        }
+    };
+    assert_eq!(vnet.to_bytes(), bytes[..VNET_HEADER_LEN]);
+    let mut packet = packet.to_vec();
+    if mode & REPAIR_LENGTH != 0 && packet.len() >= 20 {
+        let total = u16::try_from(packet.len()).unwrap_or(u16::MAX);
+        packet[2..4].copy_from_slice(&total.to_be_bytes());
+    }
+    if mode & REPAIR_CHECKSUM != 0 {
+        repair_checksum(&mut packet);
+    }
+    check(&vnet, &packet);
+}
+
+/// Everything that has to hold for one header and packet.
+pub(crate) fn check(vnet: &VnetHeader, packet: &[u8]) {
+    let work = vnet.inspect(packet);
+    let Ok(sound) = Ipv4Packet::parse(packet) else {
+        assert_eq!(work, Ok(Work::Nothing), "the forwarder says what is wrong with {packet:02x?}");
+        return;
+    };
+    let sound = sound.as_bytes();
+    let verdict = match work {
+        Ok(Work::Nothing) => Verdict::Nothing,
+        Ok(Work::Checksum(_)) => Verdict::Checksum,
+        Ok(Work::Segment(many)) => Verdict::Segments(many.segments()),
+        Err(error) => Verdict::Error(error),
+    };
+    assert_eq!(verdict, model::inspect(vnet, sound), "{vnet:?} and {sound:02x?}");
+    match work {
+        Ok(Work::Checksum(partial)) => {
+            let mut completed = packet.to_vec();
+            partial.complete(&mut completed);
+            assert_eq!(completed, completed_slowly(vnet, packet, sound.len()), "{vnet:?} and {packet:02x?}");
+            // One that was cut off meanwhile does no harm.
+            for len in [0, 19, 20, sound.len() - 1] {
+                partial.complete(&mut completed[..len]);
+            }
+        }
+        Ok(Work::Segment(many)) => check_segments(&many, packet, sound.len(), vnet.gso_size),
+        Ok(Work::Nothing) | Err(_) => {}
+    }
+}
+
+fn completed_slowly(vnet: &VnetHeader, packet: &[u8], total: usize) -> Vec<u8> {
+    let start = usize::from(vnet.csum_start);
+    let at = start + usize::from(vnet.csum_offset);
+    let sum = match !ones_sum(&packet[start..total]) {
+        0 if vnet.csum_offset == 6 => 0xffff,
+        sum => sum,
+    };
+    let mut packet = packet.to_vec();
+    packet[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    assert!(packet[9] != UDP || at != 26 || sum != 0, "R35");
+    packet
+}

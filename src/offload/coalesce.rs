@@ -1,0 +1,145 @@
+//! Packets of one flow joined to super-packets.
+
+use alloc::boxed::Box;
+
+use super::candidate::{Candidate, FlowKey, Kind, hosts_of};
+use super::train::{Appended, Coalesced, Train};
+
+/// Flows that are joined at the same time. Each has 64 KiB.
+const TRAINS: usize = 8;
+
+/// Which packets may be joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coalesce {
+    /// TCP, if the device takes `VIRTIO_NET_HDR_GSO_TCPV4`.
+    pub tcp: bool,
+    /// UDP, if the device takes `VIRTIO_NET_HDR_GSO_UDP_L4`.
+    pub udp: bool,
+}
+
+/// Joins packets on their way into a TUN device.
+///
+/// Two packets of one flow are never handed on in another order than they came in; of different flows they may be. Cutting
+/// what is handed on ([`VnetHeader::inspect`](super::VnetHeader::inspect), [`SuperPacket`](super::SuperPacket)) gives back
+/// the packets that came in, byte for byte, but for one thing: with DF set, which makes the identification meaningless
+/// (RFC 6864 4.1), packets are joined whatever theirs is, and cut into packets that count up from the first one's.
+///
+/// It has half a mebibyte from the begin, and never allocates again.
+#[derive(Debug)]
+pub struct Coalescer {
+    what: Coalesce,
+    /// The flows of `trains`, [`NONE`] where there is none: apart from them, so that a search reads two cache lines.
+    flows: [FlowKey; TRAINS],
+    trains: Box<[Train]>,
+    /// The train that was last looked for and found: most packets belong to the flow of the one before.
+    recent: usize,
+    /// Trains begun so far.
+    begun: u64,
+}
+
+/// The flow of a place without a train: no protocol has the number 0 here.
+const NONE: FlowKey = 0;
+
+impl Coalescer {
+    /// With room for the trains of eight flows.
+    #[must_use]
+    pub fn new(what: Coalesce) -> Self {
+        let trains = core::iter::repeat_with(Train::new).take(TRAINS).collect();
+        Self { what, flows: [NONE; TRAINS], trains, recent: 0, begun: 0 }
+    }
+
+    /// Takes in one packet, exactly as long as its total length says.
+    ///
+    /// What is complete by that goes to `deliver`, perhaps the packet itself. What cannot be joined, and be it because it is
+    /// broken, is handed on as it is.
+    #[inline]
+    pub fn push(&mut self, packet: &[u8], deliver: &mut impl FnMut(Coalesced<'_>)) {
+        match Kind::of(packet, self.what) {
+            Kind::Candidate(candidate) => self.join(&candidate, deliver),
+            Kind::Alone(flow) => {
+                if let Some(at) = self.find(flow) {
+                    self.close(at, deliver);
+                }
+                deliver(Coalesced::single(packet));
+            }
+            Kind::BetweenHosts(hosts) => {
+                for at in 0..TRAINS {
+                    if self.flows.get(at).is_some_and(|flow| hosts_of(*flow) == hosts) {
+                        self.close(at, deliver);
+                    }
+                }
+                deliver(Coalesced::single(packet));
+            }
+            Kind::Stranger => deliver(Coalesced::single(packet)),
+        }
+    }
+
+    /// Hands on all that is still open, the oldest first. To be called before waiting for more.
+    #[inline]
+    pub fn flush(&mut self, deliver: &mut impl FnMut(Coalesced<'_>)) {
+        while let Some(at) = self.oldest() {
+            self.close(at, deliver);
+        }
+    }
+
+    #[inline]
+    fn join(&mut self, packet: &Candidate<'_>, deliver: &mut impl FnMut(Coalesced<'_>)) {
+        if let Some(at) = self.find(packet.flow) {
+            let appended = self.trains.get_mut(at).map(|train| train.append(packet));
+            match appended {
+                Some(Appended::Open) => return,
+                Some(Appended::Complete) => return self.close(at, deliver),
+                Some(Appended::BadChecksum) => {
+                    self.close(at, deliver);
+                    return deliver(Coalesced::single(packet.bytes));
+                }
+                Some(Appended::Unfit) | None => self.close(at, deliver),
+            }
+        }
+        if packet.ends_train() {
+            return deliver(Coalesced::single(packet.bytes));
+        }
+        let at = self.place(deliver);
+        let Some((flow, train)) = self.flows.get_mut(at).zip(self.trains.get_mut(at)) else { return };
+        if train.begin(packet, self.begun) {
+            *flow = packet.flow;
+            self.recent = at;
+            self.begun += 1;
+        } else {
+            deliver(Coalesced::single(packet.bytes));
+        }
+    }
+
+    #[inline]
+    fn find(&mut self, wanted: FlowKey) -> Option<usize> {
+        if self.flows.get(self.recent) == Some(&wanted) {
+            return Some(self.recent);
+        }
+        self.recent = self.flows.iter().position(|flow| *flow == wanted)?;
+        Some(self.recent)
+    }
+
+    /// A place for a new train: the first free one, whose memory was in use last, or else the oldest train's.
+    #[inline]
+    fn place(&mut self, deliver: &mut impl FnMut(Coalesced<'_>)) -> usize {
+        let free = self.flows.iter().position(|flow| *flow == NONE);
+        free.unwrap_or_else(|| {
+            let oldest = self.oldest().unwrap_or(0);
+            self.close(oldest, deliver);
+            oldest
+        })
+    }
+
+    #[inline]
+    fn oldest(&self) -> Option<usize> {
+        let open = self.flows.iter().zip(&self.trains).enumerate().filter(|(_, (flow, _))| **flow != NONE);
+        open.min_by_key(|(_, (_, train))| train.number()).map(|(at, _)| at)
+    }
+
+    #[inline]
+    fn close(&mut self, at: usize, deliver: &mut impl FnMut(Coalesced<'_>)) {
+        let Some((flow, train)) = self.flows.get_mut(at).zip(self.trains.get_mut(at)) else { return };
+        *flow = NONE;
+        deliver(train.finish());
+    }
+}

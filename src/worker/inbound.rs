@@ -1,0 +1,203 @@
+//! From the peers to the TUN: receive, decide, coalesce, write.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use std::time::Instant;
+
+use super::state::{Ends, State};
+use super::{Budget, Progress, WorkerError};
+use crate::forward::{Decap, DropReason, Outer};
+use crate::offload::{Coalesce, Coalesced, Coalescer, Work};
+use crate::route::RouteTable;
+use crate::sys::{PACKET_MAX, RecvBatch, RecvError, TunError};
+
+/// Messages that one system call receives, each a datagram or a train: 1 MiB of buffers.
+const MESSAGES: usize = 16;
+
+/// So many super-packets refused in a row, with their parts accepted, and no more are tried: some kernels never take them.
+const REFUSALS: u32 = 8;
+
+/// What was received and is not in the TUN yet.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    messages: RecvBatch,
+    /// `None`: every packet is written by itself.
+    coalescer: Option<Coalescer>,
+    /// For a super-packet that has to be taken apart again.
+    scratch: Box<[u8]>,
+    refusals: u32,
+}
+
+impl Inbound {
+    pub(super) fn new(ends: &Ends) -> Self {
+        let offload = ends.tun.offload();
+        let coalesce = Coalesce { tcp: offload.tso, udp: offload.uso };
+        let coalescer = (coalesce.tcp || coalesce.udp).then(|| Coalescer::new(coalesce));
+        let scratch = vec![0; PACKET_MAX].into_boxed_slice();
+        Self { messages: RecvBatch::new(MESSAGES), coalescer, scratch, refusals: 0 }
+    }
+
+    /// Receives and writes one packet at a time.
+    pub(super) fn one_by_one(&mut self) {
+        self.messages = RecvBatch::new(1);
+        self.coalescer = None;
+    }
+
+    /// Moves datagrams until the socket is empty or the budget is used. Nothing is left behind.
+    pub(super) fn run(
+        &mut self,
+        ends: &Ends,
+        routes: &RouteTable,
+        state: &mut State,
+        budget: Budget,
+        now: Instant,
+    ) -> Result<Progress, WorkerError> {
+        let mut left = budget.count() as usize;
+        while left > 0 {
+            match ends.udp.recv_batch(&mut self.messages) {
+                Ok(_count) => left = left.saturating_sub(self.take_in(ends, routes, state, now)?),
+                Err(RecvError::WouldBlock) => return Ok(Progress::Drained),
+                Err(error) if error.is_fatal() => return Err(ends.socket_gone()),
+                Err(_) => {
+                    left -= 1;
+                    state.counters.anomalies.read_errors += 1;
+                }
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    /// Sees to all messages of the batch, and returns how many datagrams they were.
+    fn take_in(
+        &mut self,
+        ends: &Ends,
+        routes: &RouteTable,
+        state: &mut State,
+        now: Instant,
+    ) -> Result<usize, WorkerError> {
+        let Self { messages, coalescer, scratch, refusals } = self;
+        let mut writer = Writer { ends, scratch, refusals, end: Ok(()) };
+        let mut count = 0;
+        for message in messages.iter_mut() {
+            let (meta, bytes) = match message {
+                Ok(message) => message,
+                Err(_) => {
+                    count += 1;
+                    state.counters.anomalies.read_errors += 1;
+                    continue;
+                }
+            };
+            let outer = Outer { from: meta.from, ecn: meta.ecn };
+            let empty = bytes.is_empty();
+            let (datagrams, nothing) = (bytes.chunks_mut(meta.stride.max(1)), empty.then(<&mut [u8]>::default));
+            for datagram in datagrams.chain(nothing) {
+                count += 1;
+                state.counters.decap.receive();
+                let len = datagram.len();
+                match ends.forwarder.decapsulate(datagram, outer, routes) {
+                    Decap::Deliver(packet) => {
+                        state.count_trimmed(packet, len);
+                        match coalescer {
+                            Some(coalescer) => coalescer.push(packet, &mut |packets| writer.write(&packets, state)),
+                            None => writer.write_single(packet, state),
+                        }
+                    }
+                    Decap::Reject(reject) => {
+                        state.count_trimmed(reject.offender().as_bytes(), len);
+                        let answered = state.answer_far(&reject, ends, now);
+                        if answered.is_err() {
+                            writer.end = answered;
+                        }
+                    }
+                    Decap::Drop(reason) => state.counters.decap.discard(reason),
+                }
+            }
+        }
+        if let Some(coalescer) = coalescer {
+            coalescer.flush(&mut |packets| writer.write(&packets, state));
+        }
+        writer.end?;
+        if self.refusals >= REFUSALS {
+            self.coalescer = None;
+        }
+        Ok(count)
+    }
+}
+
+/// Writes to the TUN, until that is gone.
+struct Writer<'a> {
+    ends: &'a Ends,
+    scratch: &'a mut [u8],
+    refusals: &'a mut u32,
+    end: Result<(), WorkerError>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, packets: &Coalesced<'_>, state: &mut State) {
+        let Coalesced { header, packet, packets: count } = *packets;
+        if count == 1 {
+            return self.write_single(packet, state);
+        }
+        let count = count as u64;
+        match self.ends.tun.send_with(&header, packet) {
+            Ok(()) => {
+                *self.refusals = 0;
+                state.counters.decap.forward_all(count);
+                state.counters.anomalies.coalesced += count;
+            }
+            Err(TunError::Rejected(_)) => self.write_apart(packets, state),
+            Err(error) => {
+                state.counters.decap.discard_all(tun_failure(error), count);
+                self.note(error);
+            }
+        }
+    }
+
+    /// Some kernels refuse super-packets that they should take.
+    #[cold]
+    fn write_apart(&mut self, packets: &Coalesced<'_>, state: &mut State) {
+        state.counters.anomalies.tun_fallbacks += 1;
+        let Ok(Work::Segment(super_packet)) = packets.header.inspect(packets.packet) else {
+            state.counters.decap.discard_all(DropReason::TunFailed, packets.packets as u64);
+            return;
+        };
+        let forwarded = state.counters.decap.forwarded();
+        for index in 0..super_packet.segments() {
+            let len = super_packet.len_of(index);
+            let scratch = core::mem::take(&mut self.scratch);
+            let packet = scratch.get_mut(..len).unwrap_or_default();
+            super_packet.write_segment(packets.packet, index, packet);
+            self.write_single(packet, state);
+            self.scratch = scratch;
+        }
+        if state.counters.decap.forwarded() > forwarded {
+            *self.refusals += 1;
+        }
+    }
+
+    fn write_single(&mut self, packet: &[u8], state: &mut State) {
+        match self.ends.tun.send(packet) {
+            Ok(()) => state.counters.decap.forward(),
+            Err(error) => {
+                state.counters.decap.discard(tun_failure(error));
+                self.note(error);
+            }
+        }
+    }
+
+    fn note(&mut self, error: TunError) {
+        if error.is_fatal() {
+            self.end = Err(self.ends.tun_gone(error));
+        }
+    }
+}
+
+fn tun_failure(error: TunError) -> DropReason {
+    match error {
+        TunError::Down => DropReason::TunDown,
+        TunError::Full | TunError::WouldBlock => DropReason::TunFull,
+        TunError::Closed | TunError::Deleted | TunError::Headless { .. } | TunError::Rejected(_) => {
+            DropReason::TunFailed
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Section H: ECN on the way in and out, and source ports.
+
+use std::collections::HashSet;
+
+use loden::forward::{Decap, DropReason, EcnEgress, EcnIngress, Encap, Outer, Overlay, SourcePort, TtlPolicy};
+use loden::wire::Ecn::{self, Ce, Ect0, Ect1, NotEct};
+
+use crate::support::host::{Host, host_a, inbound, outbound, overlay, routes};
+use crate::support::packet::{Ipv4, MF, TCP, repair_checksum, udp};
+
+const ALL: [Ecn; 4] = [NotEct, Ect0, Ect1, Ce];
+
+/// The type of service byte of a packet with a DSCP that must not change.
+fn tos(ecn: Ecn) -> u8 {
+    0xb8 | ecn.bits()
+}
+
+fn decapsulated(host: &Host, inner: Ecn, outer: Ecn) -> Result<Vec<u8>, DropReason> {
+    let mut bytes = Ipv4 { tos: tos(inner), ..inbound() }.bytes();
+    let before = bytes.clone();
+    let verdict = match host.forwarder.decapsulate(&mut bytes, Outer { from: host_a(), ecn: outer }, &host.table) {
+        Decap::Deliver(packet) => Ok(packet.to_vec()),
+        Decap::Drop(reason) => Err(reason),
+        Decap::Reject(reject) => panic!("{reject:?}"),
+    };
+    if verdict.is_err() {
+        assert_eq!(bytes, before, "what is dropped is not touched");
+    }
+    verdict
+}
+
+/// R57: figure 4 of RFC 6040, cell by cell, in its order of rows and columns; and every other byte as it was.
+#[test]
+fn r57_every_cell_of_the_figure() {
+    let figure = [
+        (NotEct, [Some(NotEct), Some(NotEct), Some(NotEct), None]),
+        (Ect0, [Some(Ect0), Some(Ect0), Some(Ect1), Some(Ce)]),
+        (Ect1, [Some(Ect1), Some(Ect1), Some(Ect1), Some(Ce)]),
+        (Ce, [Some(Ce), Some(Ce), Some(Ce), Some(Ce)]),
+    ];
+    for policy in [TtlPolicy::BothEnds, TtlPolicy::Preserve] {
+        let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
+        for (inner, row) in figure {
+            for (outer, cell) in ALL.into_iter().zip(row) {
+                let expected = cell.ok_or(DropReason::EcnNotCapable).map(|ecn| {
+                    let mut bytes = Ipv4 { tos: tos(ecn), ..inbound() }.bytes();
+                    bytes[8] -= u8::from(policy == TtlPolicy::BothEnds);
+                    repair_checksum(&mut bytes);
+                    bytes
+                });
+                assert_eq!(decapsulated(&host, inner, outer), expected, "inner {inner:?}, outer {outer:?}, {policy:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn r57_a_host_may_ignore_outer_marks() {
+    let host = Host::new(Overlay { ecn_egress: EcnEgress::Ignored, ..overlay() }, routes());
+    for inner in ALL {
+        for outer in ALL {
+            assert_eq!(decapsulated(&host, inner, outer).unwrap()[1], tos(inner));
+        }
+    }
+}
+
+#[test]
+fn r56_the_outer_field_is_not_ect_unless_it_is_to_be_copied() {
+    for (policy, copies) in [(EcnIngress::Compatibility, false), (EcnIngress::Normal, true)] {
+        let host = Host::new(Overlay { ecn_ingress: policy, ..overlay() }, routes());
+        for inner in ALL {
+            let mut bytes = Ipv4 { tos: tos(inner), ..outbound() }.bytes();
+            let Encap::Send(transmit) = host.forwarder.encapsulate(&mut bytes, &host.table) else { panic!() };
+            assert_eq!(transmit.ecn, if copies { inner } else { NotEct });
+            assert_eq!(transmit.contents[1], tos(inner), "the inner field stays");
+        }
+    }
+}
+
+fn flow(host: &Host, packet: &Ipv4) -> u16 {
+    let mut bytes = packet.bytes();
+    let Encap::Send(transmit) = host.forwarder.encapsulate(&mut bytes, &host.table) else { panic!("not sent") };
+    transmit.flow
+}
+
+/// R60: one flow, one number, whatever else differs; and flows differ, so that they spread.
+#[test]
+fn r60_a_flow_has_one_number() {
+    let host = Host::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() }, routes());
+    let packet = |source: u16, data: &[u8]| Ipv4 { payload: udp(source, 53, data), ..outbound() };
+    for port in [1, 4000, 65_535] {
+        let number = flow(&host, &packet(port, b"one"));
+        let other = Ipv4 { ttl: 9, id: 7, tos: 0xb8, ..packet(port, b"something else") };
+        assert_eq!(flow(&host, &other), number);
+    }
+    for modulus in [2, 3, 8, 64] {
+        let numbers: Vec<_> = (0..1000).map(|port| flow(&host, &packet(port, b"")) % modulus).collect();
+        let most = (0..modulus).map(|n| numbers.iter().filter(|number| **number == n).count()).max().unwrap();
+        assert!(most < 1000 / usize::from(modulus) * 2 + 20, "{most} of 1000 flows share one of {modulus} ports");
+    }
+    let protocols: HashSet<_> = [TCP, 17].map(|protocol| flow(&host, &Ipv4 { protocol, ..packet(1, b"") })).into();
+    assert_eq!(protocols.len(), 2);
+}
+
+/// Only the first fragment has ports; the others must not overtake it.
+#[test]
+fn r60_fragments_of_a_packet_stay_together() {
+    let host = Host::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() }, routes());
+    let first = Ipv4 { fragment: MF, payload: udp(4000, 53, &[1; 16]), ..outbound() };
+    let second = Ipv4 { fragment: 3, payload: vec![2; 16], ..outbound() };
+    assert_eq!(flow(&host, &first), flow(&host, &second));
+}
+
+#[test]
+fn r60_the_source_port_is_fixed_unless_asked_otherwise() {
+    let host = Host::ordinary();
+    for port in 0..100 {
+        assert_eq!(flow(&host, &Ipv4 { payload: udp(port, 53, b""), ..outbound() }), 0);
+    }
+}

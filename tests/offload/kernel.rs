@@ -1,0 +1,214 @@
+//! The kernel as the oracle: super-packets that enter by a device with offloads, are forwarded, and leave by one without,
+//! which is where the kernel cuts them. Needs root.
+
+use core::time::Duration;
+use std::os::fd::AsFd;
+
+use loden::offload::{Coalesced, Coalescer, VnetHeader, Work};
+use loden::sys::{PACKET_MAX, Tun, TunConfig, TunError, TunOffload};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use testbed::Namespace;
+
+use super::coalesce::{BOTH, tcp_train, udp_train};
+use crate::bodies::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
+use crate::support::packet::{DF, Ipv4, ROUTER_ALERT, TCP, pattern, udp, with_ttl};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Longer than any segment here, so that nothing is too long to be forwarded.
+const MTU: u32 = 9000;
+
+/// A router between two devices.
+struct Router {
+    /// With offloads: what is sent here is forwarded to `plain`.
+    with_offload: Tun,
+    plain: Tun,
+}
+
+fn on_a_router(test: impl FnOnce(&Router) + Send) {
+    let namespace = Namespace::new().expect("these tests make network namespaces and TUN devices, and need root");
+    for (path, value) in [
+        ("net/ipv6/conf/default/disable_ipv6", "1"),
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/default/rp_filter", "0"),
+    ] {
+        namespace.sysctl(path, value).unwrap();
+    }
+    namespace.enter(|| {
+        let open = |name: &str, offload, address: &str| {
+            let tun = Tun::open(&TunConfig { offload, ..named(name) }).unwrap();
+            namespace.add_address(name, address.parse().unwrap()).unwrap();
+            namespace.set_mtu(name, MTU).unwrap();
+            namespace.set_up(name).unwrap();
+            tun
+        };
+        let with_offload = open("super0", TunOffload::ALL, "100.96.1.1/24");
+        let plain = open("plain0", TunOffload::NONE, "100.96.2.1/24");
+        test(&Router { with_offload, plain });
+    });
+}
+
+fn named(name: &str) -> TunConfig {
+    TunConfig { name: name.to_owned(), ..TunConfig::default() }
+}
+
+/// From behind the one device to behind the other.
+fn packet() -> Ipv4 {
+    Ipv4::new([100, 96, 1, 2], [100, 96, 2, 3])
+}
+
+impl Router {
+    /// What leaves by the plain device: at least `count` packets, and all there are then.
+    fn forwarded(&self, count: usize) -> Vec<Vec<u8>> {
+        let mut buffer = vec![0; PACKET_MAX + 1];
+        let mut packets = Vec::new();
+        loop {
+            match self.plain.recv(&mut buffer) {
+                Ok(meta) => {
+                    assert_eq!(meta.header, VnetHeader::default());
+                    packets.push(buffer[..meta.len].to_vec());
+                }
+                Err(TunError::WouldBlock) if packets.len() >= count => return packets,
+                Err(TunError::WouldBlock) => {
+                    let mut watched = [PollFd::new(self.plain.as_fd(), PollFlags::POLLIN)];
+                    let ready = poll(&mut watched, PollTimeout::try_from(SOON).unwrap()).unwrap();
+                    assert_eq!(ready, 1, "{} of {count} packets came", packets.len());
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// That the kernel makes of it what we make of it, with the TTL one less.
+    fn check(&self, header: &VnetHeader, packet: &[u8]) {
+        let hop = with_ttl(packet, packet[8] - 1);
+        let ours = match header.inspect(packet).unwrap() {
+            Work::Segment(many) => {
+                let write = |index| {
+                    let mut out = vec![0; many.len_of(index)];
+                    many.write_segment(&hop, index, &mut out);
+                    out
+                };
+                (0..many.segments()).map(write).collect()
+            }
+            Work::Checksum(partial) => {
+                let mut out = hop;
+                partial.complete(&mut out);
+                vec![out]
+            }
+            Work::Nothing => vec![hop],
+        };
+        self.with_offload.send_with(header, packet).unwrap();
+        let theirs = self.forwarded(ours.len());
+        assert_eq!(theirs.len(), ours.len(), "{header:?}");
+        for (index, (theirs, ours)) in theirs.iter().zip(&ours).enumerate() {
+            assert_eq!(theirs, ours, "segment {index} of {header:?}, {:02x?}", &packet[..packet.len().min(120)]);
+        }
+    }
+}
+
+/// One segment is asked for with room for the options: the kernel takes TCP headers for 20 bytes long when it decides whether
+/// there is more than one (`virtio_net_hdr_to_skb`), and loses a payload of just one segment behind options.
+#[test]
+fn tcp_is_cut_as_the_kernel_cuts_it() {
+    on_a_router(|router| {
+        for flags in [ACK, ACK | PSH, ACK | FIN | PSH, ACK | CWR | 0x40, 0xff, 0] {
+            for (ip_options, tcp_options) in
+                [(vec![], vec![]), (ROUTER_ALERT.to_vec(), timestamp(1, 2)), (vec![1; 40], pattern(40))]
+            {
+                for (len, size) in [
+                    (3000, 1400),
+                    (2800, 1400),
+                    (1401, 1400),
+                    (1400, 1440),
+                    (65_000, 1333),
+                    (300, 1),
+                    (999, 7),
+                    (1, 60),
+                ] {
+                    for (id, fragment, sequence) in [(0, DF, 1), (0xfffd, 0, 0xffff_f000)] {
+                        let tcp = Tcp { flags, options: tcp_options.clone(), ..Tcp::new(sequence, pattern(len)) };
+                        let ip = Ipv4 { protocol: TCP, id, fragment, options: ip_options.clone(), ..packet() };
+                        let bytes = partial(Ipv4 { payload: tcp.bytes(), ..ip }.bytes());
+                        let header = model::vnet(&bytes, size);
+                        router.check(&header, &bytes);
+                        if flags & CWR != 0 {
+                            router.check(&VnetHeader { gso_type: header.gso_type | 0x80, ..header }, &bytes);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn udp_is_cut_as_the_kernel_cuts_it() {
+    on_a_router(|router| {
+        for options in [vec![], ROUTER_ALERT.to_vec(), vec![1; 40]] {
+            for (len, size) in
+                [(3000, 1400), (2800, 1400), (1401, 1400), (1400, 1400), (64, 1), (640, 10), (65_000, 1333), (99, 7)]
+            {
+                for (id, fragment, tos) in [(0, DF, 0), (0xfffd, 0, 0xb9)] {
+                    let payload = udp(4000, 53, &pattern(len));
+                    let bytes =
+                        partial(Ipv4 { payload, options: options.clone(), id, fragment, tos, ..packet() }.bytes());
+                    router.check(&model::vnet(&bytes, size), &bytes);
+                }
+            }
+        }
+    });
+}
+
+/// R35, a checksum of 0 among them.
+#[test]
+fn a_checksum_is_completed_as_the_kernel_completes_it() {
+    on_a_router(|router| {
+        for len in [0, 1, 2, 1000, 1001] {
+            let tcp = Ipv4 { protocol: TCP, payload: Tcp::new(1, pattern(len)).bytes(), ..packet() };
+            for ip in [tcp, Ipv4 { payload: udp(4000, 53, &pattern(len)), ..packet() }] {
+                let bytes = partial(ip.bytes());
+                router.check(&model::vnet(&bytes, 0), &bytes);
+            }
+        }
+        let make = |data: &[u8]| Ipv4 { payload: udp(4000, 53, data), ..packet() }.bytes();
+        let rest = complete(make(&[0, 0]))[26..28].to_vec();
+        let bytes = partial(make(&rest));
+        assert_eq!(complete(bytes.clone())[26..28], [0xff; 2]);
+        router.check(&model::vnet(&bytes, 0), &bytes);
+        let bytes = partial(make(&[rest.as_slice(), &[0; 2]].concat()));
+        router.check(&model::vnet(&bytes, 2), &bytes);
+    });
+}
+
+/// The kernel takes what was joined, and cuts it into the packets that it was joined from.
+#[test]
+fn what_was_joined_is_cut_by_the_kernel_into_what_it_was() {
+    on_a_router(|router| {
+        let shorter_udp = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(7));
+        let trains = [
+            tcp_train(45, 1420, 44, |(_, tcp)| (tcp.flags, tcp.payload) = (ACK | PSH, pattern(33))),
+            tcp_train(5, 100, 0, |(_, tcp)| tcp.flags |= CWR),
+            tcp_train(2, 1, 1, |(_, tcp)| tcp.flags |= FIN),
+            udp_train(64, 64, 99, |_| ()),
+            udp_train(20, 1400, 19, shorter_udp),
+        ];
+        for train in trains {
+            let mut coalescer = Coalescer::new(BOTH);
+            let mut writes = 0;
+            let mut deliver = |coalesced: Coalesced<'_>| {
+                assert_eq!(coalesced.packets, train.len());
+                router.with_offload.send_with(&coalesced.header, coalesced.packet).unwrap();
+                writes += 1;
+            };
+            for packet in &train {
+                coalescer.push(packet, &mut deliver);
+            }
+            coalescer.flush(&mut deliver);
+            assert_eq!(writes, 1);
+            let expected: Vec<_> = train.iter().map(|packet| with_ttl(packet, packet[8] - 1)).collect();
+            assert_eq!(router.forwarded(train.len()), expected);
+        }
+    });
+}

@@ -1,0 +1,96 @@
+//! Nothing on the way of a packet allocates. An allocator that counts, thread by thread, is in place for this test binary.
+#![expect(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts and hands on")]
+
+use core::cell::Cell;
+use core::hint::black_box;
+use std::alloc::{GlobalAlloc, Layout, System};
+
+use loden::offload::{Coalesced, Coalescer, Work};
+
+use super::coalesce::{BOTH, udp_train};
+use super::inspect::{tcp_super, udp_super};
+use super::segment::segments;
+use crate::bodies::model::vnet;
+use crate::bodies::script::steps;
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+std::thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is handed on to the system's allocator, with the arguments as they came. What the trait provides beside
+// these two calls them.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Outside a thread's life there is nothing to count for.
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`, and the pointer came from the system's allocator.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.with(Cell::get);
+    work();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+#[test]
+fn the_allocator_counts() {
+    assert_eq!(allocations(|| drop(black_box(Vec::<u8>::with_capacity(black_box(1))))), 1);
+    assert_eq!(allocations(|| ()), 0);
+}
+
+#[test]
+fn cutting_does_not_allocate() {
+    let mut out = [0; 2048];
+    for mut packet in [tcp_super(), udp_super()] {
+        for size in [0, 1, 1000, 3000] {
+            let header = vnet(&packet, size);
+            let calls = allocations(|| match header.inspect(&packet) {
+                Ok(Work::Segment(many)) => {
+                    for index in 0..many.segments() {
+                        many.write_segment(&packet, index, &mut out[..many.len_of(index)]);
+                    }
+                }
+                Ok(Work::Checksum(partial)) => partial.complete(&mut packet),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(calls, 0);
+        }
+    }
+}
+
+/// With everything that may come: trains, more flows than there is room for, and what is odd.
+#[test]
+fn joining_does_not_allocate_after_the_constructor() {
+    let mut packets =
+        [segments(&tcp_super(), 100), segments(&udp_super(), 100), udp_train(100, 64, 999, |_| ())].concat();
+    packets.extend(
+        steps(&(0..4000u32).map(|i| (i * i / 8) as u8).collect::<Vec<_>>()).into_iter().map(|step| step.packet),
+    );
+    let mut coalescer = Coalescer::new(BOTH);
+    let (mut joined, mut single) = (0, 0);
+    let calls = allocations(|| {
+        let mut deliver = |coalesced: Coalesced<'_>| {
+            if coalesced.packets > 1 { joined += 1 } else { single += 1 }
+        };
+        for _ in 0..20 {
+            for packet in &packets {
+                coalescer.push(packet, &mut deliver);
+            }
+            coalescer.flush(&mut deliver);
+        }
+    });
+    assert_eq!(calls, 0);
+    assert!(joined > 20 && single > 20, "{joined} joined, {single} alone");
+}

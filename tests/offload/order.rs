@@ -1,0 +1,104 @@
+//! What waits for what: order within a flow, and what stays open.
+
+use loden::offload::{Coalesced, Coalescer};
+
+use super::coalesce::{BOTH, udp_train};
+use crate::bodies::model::complete;
+use crate::support::host::outbound;
+use crate::support::packet::{ICMP, Ipv4, icmp, pattern, udp};
+
+/// Packet `number` of the flow with this source port.
+fn datagram(port: u16, number: u8) -> Vec<u8> {
+    let payload = udp(port, 53, &[number; 50]);
+    complete(Ipv4 { id: number.into(), payload, ..outbound() }.bytes())
+}
+
+/// The source port and the number of packets of each delivery.
+fn flows(deliveries: &mut Vec<(u16, usize)>) -> impl FnMut(Coalesced<'_>) {
+    |coalesced| {
+        let port = u16::from_be_bytes([coalesced.packet[20], coalesced.packet[21]]);
+        deliveries.push((port, coalesced.packets));
+    }
+}
+
+#[test]
+fn eight_flows_by_turns_are_eight_writes_oldest_first() {
+    let mut coalescer = Coalescer::new(BOTH);
+    let mut deliveries = Vec::new();
+    for number in 0..5 {
+        for port in 0..8 {
+            coalescer.push(&datagram(port, number), &mut flows(&mut deliveries));
+        }
+    }
+    assert_eq!(deliveries, []);
+    coalescer.flush(&mut flows(&mut deliveries));
+    assert_eq!(deliveries, (0..8).map(|port| (port, 5)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_ninth_flow_takes_the_place_of_the_oldest() {
+    let mut coalescer = Coalescer::new(BOTH);
+    let mut deliveries = Vec::new();
+    for number in 0..2 {
+        for port in 0..8 {
+            coalescer.push(&datagram(port, number), &mut flows(&mut deliveries));
+        }
+    }
+    coalescer.push(&datagram(8, 0), &mut flows(&mut deliveries));
+    assert_eq!(deliveries, [(0, 2)]);
+    // The first flow again takes the place of the second.
+    coalescer.push(&datagram(0, 2), &mut flows(&mut deliveries));
+    assert_eq!(deliveries, [(0, 2), (1, 2)]);
+    coalescer.flush(&mut flows(&mut deliveries));
+    assert_eq!(deliveries[2..], [(2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (8, 1), (0, 1)]);
+}
+
+/// A complete train does not wait for a flush.
+#[test]
+fn a_train_that_nothing_can_follow_is_delivered_at_once() {
+    let mut coalescer = Coalescer::new(BOTH);
+    let mut deliveries = Vec::new();
+    for packet in udp_train(64, 50, 999, |_| ()) {
+        coalescer.push(&packet, &mut flows(&mut deliveries));
+    }
+    assert_eq!(deliveries, [(4000, 64)]);
+    let short = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(49));
+    for packet in udp_train(3, 50, 2, short) {
+        coalescer.push(&packet, &mut flows(&mut deliveries));
+    }
+    assert_eq!(deliveries, [(4000, 64), (4000, 3)]);
+    coalescer.flush(&mut |_| panic!("nothing is left"));
+}
+
+/// Other protocols have no order with anything; a fragment has one with every flow between its hosts.
+#[test]
+fn what_passes_by_and_what_does_not() {
+    let mut coalescer = Coalescer::new(BOTH);
+    let mut lengths = Vec::new();
+    let ping = Ipv4 { protocol: ICMP, payload: icmp(8, 0, b"ping"), ..outbound() }.bytes();
+    let elsewhere = Ipv4 { fragment: 100, destination: [100, 96, 2, 99].into(), ..outbound() }.bytes();
+    let fragment = Ipv4 { fragment: 100, payload: pattern(200), ..outbound() }.bytes();
+    let packets = [datagram(1, 0), datagram(2, 0), ping.clone(), elsewhere.clone(), fragment.clone(), datagram(1, 1)];
+    for packet in &packets {
+        coalescer.push(packet, &mut |coalesced| lengths.push(coalesced.packet.len()));
+    }
+    let datagram = packets[0].len();
+    assert_eq!(lengths, [ping.len(), elsewhere.len(), datagram, datagram, fragment.len()]);
+    coalescer.flush(&mut |coalesced| lengths.push(coalesced.packet.len()));
+    assert_eq!(lengths.len(), packets.len());
+}
+
+/// What was handed in alone is handed on byte for byte, also if it is no packet at all.
+#[test]
+fn what_is_broken_passes_as_it_is() {
+    let mut coalescer = Coalescer::new(BOTH);
+    let sound = datagram(1, 0);
+    for len in 0..sound.len() {
+        let mut delivered = Vec::new();
+        let mut deliver = |coalesced: Coalesced<'_>| delivered.push(coalesced.packet.to_vec());
+        coalescer.push(&sound[..len], &mut deliver);
+        coalescer.push(&[&sound[..], &[0; 3]].concat(), &mut deliver);
+        coalescer.flush(&mut deliver);
+        assert_eq!(delivered, [sound[..len].to_vec(), [&sound[..], &[0; 3]].concat()]);
+    }
+}
