@@ -22,6 +22,8 @@ mod chart;
 mod json;
 #[path = "lab/measure.rs"]
 mod measure;
+#[path = "lab/null.rs"]
+mod null;
 #[path = "lab/program.rs"]
 mod program;
 #[path = "lab/results.rs"]
@@ -76,11 +78,15 @@ fn main() -> ExitCode {
 
 /// The lab as the program of one of its own children.
 fn play(role: Role) -> ExitCode {
-    let Role::WithParent { program, args } = role;
-    let mut command = Command::new(&program);
-    command.args(args);
-    let error = testbed::exec_with_parent(command);
-    say(&format!("lab: cannot run {}: {error}", program.display()));
+    let error = match role {
+        Role::NullEnd(end) => null::run(end),
+        Role::WithParent { program, args } => {
+            let mut command = Command::new(program);
+            command.args(args);
+            testbed::exec_with_parent(command).into()
+        }
+    };
+    say(&format!("lab: {error}"));
     ExitCode::FAILURE
 }
 

@@ -8,6 +8,7 @@ use clap::builder::PossibleValue;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::measure::Measurement;
+use crate::null::NullEnd;
 use crate::variant::Variant;
 
 /// Measures the tunnel beside the kernel's VXLAN, plain routing and a forwarder that does no work, between two pods on two
@@ -35,6 +36,9 @@ pub(crate) struct Args {
 /// What the lab is when it is its own child.
 #[derive(Clone, Subcommand)]
 pub(crate) enum Role {
+    /// Forwards packets without work
+    #[command(hide = true)]
+    NullEnd(NullEnd),
     /// Becomes a program that ends with the lab
     #[command(hide = true)]
     WithParent { program: PathBuf, args: Vec<OsString> },

@@ -24,10 +24,10 @@ const STYLE: &str = "
 text { font: 12px system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328 }
 .title { font-weight: 600; font-size: 13px } .note, .value { fill: #59636e }
 .page { fill: #ffffff; stroke: #d1d9e0 }
-.tunnel { fill: #0969da } .part { fill: #80b3ec } .plain { fill: #b6cfea } .kernel { fill: #9a8c6f }
+.tunnel { fill: #0969da } .part { fill: #80b3ec } .plain { fill: #b6cfea } .kernel { fill: #9a8c6f } .null { fill: #c4c9d0 }
 @media (prefers-color-scheme: dark) {
 text { fill: #f0f6fc } .note, .value { fill: #9198a1 } .page { fill: #0d1117; stroke: #3d444d }
-.tunnel { fill: #4493f8 } .part { fill: #2b5f9e } .plain { fill: #23456e } .kernel { fill: #84775c }
+.tunnel { fill: #4493f8 } .part { fill: #2b5f9e } .plain { fill: #23456e } .kernel { fill: #84775c } .null { fill: #565d66 }
 }";
 
 struct Panel {
@@ -48,7 +48,7 @@ pub(crate) fn of(results: &Results) -> String {
     }
     let (rounds, seconds) = (results.rounds, results.window.as_secs_f64());
     let how =
-        format!("Medians of {rounds} interleaved rounds of {seconds} s; pods, hosts and tunnels share one machine.");
+        format!("Medians of {rounds} rounds in turns, {seconds} s each; pods, hosts and tunnels share one machine.");
     content = content.add(text(&how, "note", MARGIN + 4, top + 4, "start"));
     let height = top + MARGIN;
     let page = Rectangle::new()
@@ -138,5 +138,6 @@ fn class(variant: Variant) -> &'static str {
         Variant::NoTunTso | Variant::NoTunUso | Variant::NoUdpGso | Variant::NoUdpGro => "part",
         Variant::Plain => "plain",
         Variant::Vxlan | Variant::HostGw => "kernel",
+        Variant::Null => "null",
     }
 }

@@ -8,9 +8,10 @@ use crate::target::{self, Target};
 use crate::variant::Variant;
 
 /// What the ratios are to.
-const BASES: [(Variant, &str); 2] = [(Variant::Plain, "× all off"), (Variant::Vxlan, "× VXLAN")];
+const BASES: [(Variant, &str); 3] =
+    [(Variant::Plain, "× all off"), (Variant::Vxlan, "× VXLAN"), (Variant::Null, "× null")];
 
-/// What is shown together: the ratios are those of the metric marked so.
+/// What is shown together. The ratios are those of the column numbered so.
 struct Block {
     title: &'static str,
     columns: Vec<(&'static str, Metric)>,

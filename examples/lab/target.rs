@@ -47,6 +47,7 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     let targets = [
         ("TCP, one stream, × everything off", AtLeast(6.0), to(Variant::Plain, tcp)),
         ("TCP, one stream, × VXLAN", AtLeast(0.4), to(Variant::Vxlan, tcp)),
+        ("TCP, one stream, × null forwarder", AtLeast(0.8), to(Variant::Null, tcp)),
         ("64-byte UDP received at overload, × everything off", AtLeast(2.5), to(Variant::Plain, udp)),
         ("64-byte UDP received at overload, × VXLAN", AtLeast(1.5), to(Variant::Vxlan, udp)),
         ("64-byte UDP received at the highest load, × the best at any", AtLeast(0.9), at_highest_load(results)),

@@ -1,8 +1,10 @@
 //! The ways from pod to pod.
 
 use core::fmt;
+use std::env;
 use std::io;
 use std::net::Ipv4Addr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -10,6 +12,7 @@ use testbed::probe::{Ping, PingOutcome, ping};
 use testbed::{Child, Namespace, TwoHosts, Vxlan};
 
 use crate::Error;
+use crate::null::GSO_MAX_SIZE;
 use crate::program::Tunnel;
 
 /// How long a program may take to start, and a way to be open from end to end.
@@ -26,6 +29,7 @@ pub(crate) enum Variant {
     Plain,
     Vxlan,
     HostGw,
+    Null,
 }
 
 impl Variant {
@@ -39,6 +43,7 @@ impl Variant {
         Self::Plain,
         Self::Vxlan,
         Self::HostGw,
+        Self::Null,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -51,6 +56,7 @@ impl Variant {
             Self::Plain => "plain",
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Null => "null",
         }
     }
 
@@ -64,13 +70,14 @@ impl Variant {
             Self::Plain => "tunnel, everything off",
             Self::Vxlan => "kernel VXLAN",
             Self::HostGw => "plain routing (host-gw)",
+            Self::Null => "null forwarder",
         }
     }
 
     pub(crate) fn is_tunnel(self) -> bool {
         match self {
             Self::Tunnel | Self::NoTunTso | Self::NoTunUso | Self::NoUdpGso | Self::NoUdpGro | Self::Plain => true,
-            Self::Vxlan | Self::HostGw => false,
+            Self::Vxlan | Self::HostGw | Self::Null => false,
         }
     }
 
@@ -82,7 +89,7 @@ impl Variant {
             Self::NoUdpGso => &["--offload", "tun-tso,tun-uso,udp-gro"],
             Self::NoUdpGro => &["--offload", "tun-tso,tun-uso,udp-gso"],
             Self::Plain => &["--no-offload"],
-            Self::Tunnel | Self::Vxlan | Self::HostGw => &[],
+            Self::Tunnel | Self::Vxlan | Self::HostGw | Self::Null => &[],
         }
     }
 }
@@ -103,6 +110,7 @@ pub(crate) struct Running {
 /// What one end has to know.
 struct End<'a> {
     host: &'a Namespace,
+    pod: &'a Namespace,
     own: Ipv4Addr,
     peer: Ipv4Addr,
     subnet: Ipv4Net,
@@ -121,6 +129,7 @@ impl Running {
             match variant {
                 Variant::HostGw => end.host.add_route_via(end.peer_subnet, end.peer)?,
                 Variant::Vxlan => add_vxlan(&end, number)?,
+                Variant::Null => programs.push(start_null(&end)?),
                 Variant::Tunnel
                 | Variant::NoTunTso
                 | Variant::NoTunUso
@@ -178,13 +187,9 @@ impl Running {
 
 fn ends(hosts: &TwoHosts) -> [End<'_>; 2] {
     let (a, b) = ((TwoHosts::HOST_A, TwoHosts::SUBNET_A), (TwoHosts::HOST_B, TwoHosts::SUBNET_B));
-    [(&hosts.host_a, a, b), (&hosts.host_b, b, a)].map(|(host, (own, subnet), (peer, peer_subnet))| End {
-        host,
-        own,
-        peer,
-        subnet,
-        peer_subnet,
-    })
+    let [a_to_b, b_to_a] = [(a, b), (b, a)]
+        .map(|((own, subnet), (peer, peer_subnet))| move |host, pod| End { host, pod, own, peer, subnet, peer_subnet });
+    [a_to_b(&hosts.host_a, &hosts.pod_a), b_to_a(&hosts.host_b, &hosts.pod_b)]
 }
 
 fn add_vxlan(end: &End<'_>, number: u8) -> io::Result<()> {
@@ -204,8 +209,15 @@ fn start_tunnel(end: &End<'_>, tunnel: &Tunnel, offload: &[&str]) -> Result<Chil
     spawn(end, command)
 }
 
+fn start_null(end: &End<'_>) -> Result<Child, Error> {
+    end.pod.set_gso_max_size(TwoHosts::UPLINK, GSO_MAX_SIZE)?;
+    let mut command = Command::new(env::current_exe()?);
+    command.arg("null-end").args([end.own, end.peer, end.subnet.network()].map(|address| address.to_string()));
+    spawn(end, command)
+}
+
 /// Starts a program whose first line says that it is ready.
-fn spawn(end: &End<'_>, command: std::process::Command) -> Result<Child, Error> {
+fn spawn(end: &End<'_>, command: Command) -> Result<Child, Error> {
     let child = Child::spawn(end.host, command)?;
     let line = child.next_line(PATIENCE)?;
     if !line.contains("ready") {

@@ -6,11 +6,13 @@ use alloc::sync::Arc;
 use core::convert::Infallible;
 use core::str::FromStr;
 use core::time::Duration;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{self, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -242,11 +244,16 @@ pub fn exit_with_parent() {
 
 /// Becomes another program, which the kernel kills with the process that started this one, however that ended.
 ///
-/// For programs that do not watch their parent themselves: the program given to [`Child::spawn`] calls this. It returns
-/// only when that fails.
+/// For programs that do not watch their parent themselves: the program given to [`Child::spawn`] calls this, and has not
+/// touched its standard input. It returns only when that fails.
 pub fn exec_with_parent(mut command: Command) -> io::Error {
-    match set_pdeathsig(Signal::SIGKILL) {
-        Ok(()) => command.exec(),
+    if let Err(errno) = set_pdeathsig(Signal::SIGKILL) {
+        return errno.into();
+    }
+    // The kernel says nothing of a parent that had ended by then, but its end of our standard input is closed.
+    match poll(&mut [PollFd::new(io::stdin().as_fd(), PollFlags::empty())], PollTimeout::ZERO) {
+        Ok(0) => command.exec(),
+        Ok(_) => io::Error::new(io::ErrorKind::BrokenPipe, "the process that started this one has ended"),
         Err(errno) => errno.into(),
     }
 }

@@ -1,0 +1,131 @@
+//! The null forwarder: the same four copies of every byte as any tunnel in user space, and no work.
+//!
+//! A super-packet goes out as it was read, its virtio-net header in front, as one train of datagrams cut without a look at
+//! it; at the other end the train comes in whole and is written as it is. So this is the limit, and no tunnel: segments that
+//! are no packets mean nothing to anybody else, and one that is lost takes its train along.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::process;
+use std::thread;
+
+use clap::Args;
+use loden::Transmit;
+use loden::offload::{VNET_HEADER_LEN, VnetHeader};
+use loden::sys::link::{AddressForm, Link, LinkConfig};
+use loden::sys::{PACKET_MAX, RecvError, SendErrorKind, Tun, TunConfig, TunError, TunOffload, UdpConfig, UdpTransport};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use testbed::TwoHosts;
+
+use crate::{Error, say};
+
+/// Not the tunnel's.
+const PORT: u16 = 8286;
+/// What a datagram carries on a link of 1,500 bytes; of the last in a train, less.
+const SEGMENT: NonZeroUsize = NonZeroUsize::new(1472).expect("not zero");
+/// A packet that is no super-packet fits into one datagram.
+const TUN_MTU: u32 = SEGMENT.get() as u32 - VNET_HEADER_LEN as u32;
+/// The longest super-packet that fits into one train, which is a UDP datagram to the kernel until it is cut.
+pub(crate) const GSO_MAX_SIZE: u32 = 65_000;
+
+/// One end.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct NullEnd {
+    pub(crate) own: Ipv4Addr,
+    pub(crate) peer: Ipv4Addr,
+    /// Of the TUN device.
+    pub(crate) tun: Ipv4Addr,
+}
+
+/// Runs until it fails or the lab ends.
+pub(crate) fn run(end: NullEnd) -> Error {
+    testbed::exit_with_parent();
+    match open(end) {
+        Ok((tun, udp)) => {
+            println!("ready");
+            // A thread for each direction: one that serves both has to poll before every packet.
+            thread::scope(|scope| {
+                scope.spawn(|| fail(outbound(&tun, &udp, (end.peer, PORT).into())));
+                fail(inbound(&udp, &tun))
+            })
+        }
+        Err(error) => error,
+    }
+}
+
+fn open(end: NullEnd) -> Result<(Tun, UdpTransport), Error> {
+    let tun = Tun::open(&TunConfig { name: "null0".to_owned(), offload: TunOffload::ALL })?;
+    let udp = UdpTransport::bind((end.own, PORT).into(), &UdpConfig::default())?;
+    let network = TwoHosts::OVERLAY;
+    let config = LinkConfig { address: end.tun, network, mtu: TUN_MTU, form: AddressForm::Host };
+    Link::configure(tun.name(), &config)?;
+    Ok((tun, udp))
+}
+
+fn outbound(tun: &Tun, udp: &UdpTransport, peer: SocketAddr) -> Result<Infallible, Error> {
+    let mut buffer = vec![0; VNET_HEADER_LEN + PACKET_MAX + 1];
+    loop {
+        match tun.recv(&mut buffer[VNET_HEADER_LEN..]) {
+            Ok(meta) => {
+                buffer[..VNET_HEADER_LEN].copy_from_slice(&meta.header.to_bytes());
+                let contents = &buffer[..VNET_HEADER_LEN + meta.len];
+                let segment_size = (contents.len() > SEGMENT.get()).then_some(SEGMENT);
+                send(udp, &Transmit { segment_size, ..Transmit::datagram(peer, contents) })?;
+            }
+            Err(TunError::WouldBlock) => wait(tun, PollFlags::POLLIN)?,
+            Err(error) if error.is_fatal() => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+fn send(udp: &UdpTransport, transmit: &Transmit<'_>) -> Result<(), Error> {
+    let mut from = 0;
+    while let Err(error) = udp.send_from(transmit, from) {
+        if error.is_fatal() {
+            return Err(error.into());
+        }
+        if error.kind != SendErrorKind::WouldBlock {
+            // Less than the whole train is of no use.
+            return Ok(());
+        }
+        wait(udp, PollFlags::POLLOUT)?;
+        from = error.segment;
+    }
+    Ok(())
+}
+
+fn inbound(udp: &UdpTransport, tun: &Tun) -> Result<Infallible, Error> {
+    let mut buffer = vec![0; VNET_HEADER_LEN + PACKET_MAX + 1];
+    loop {
+        match udp.recv(&mut buffer) {
+            Ok(meta) => {
+                let Some((header, packet)) = buffer[..meta.len].split_first_chunk() else { continue };
+                match tun.send_with(&VnetHeader::from_bytes(*header), packet) {
+                    Err(error) if error.is_fatal() => return Err(error.into()),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            Err(RecvError::WouldBlock) => wait(udp, PollFlags::POLLIN)?,
+            Err(error) if error.is_fatal() => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+fn wait(fd: &impl AsFd, until: PollFlags) -> Result<(), Error> {
+    match poll(&mut [PollFd::new(fd.as_fd(), until)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Ends the process, the other direction with it.
+fn fail(ended: Result<Infallible, Error>) -> ! {
+    let Err(error) = ended;
+    say(&format!("null forwarder: {error}"));
+    process::exit(1)
+}
