@@ -13,7 +13,7 @@ pub struct TunConfig {
     /// 1 to 15 bytes; neither `/`, `:`, white space nor NUL; `%` only as one `%d`; not `.` or `..` (`dev_valid_name` in
     /// the kernel's net/core/dev.c).
     pub name: String,
-    /// Which packets to take unsegmented; a wish: [`Tun::offload`] says what was granted.
+    /// Which packets to take unsegmented; a wish: [`Tun::offload`](super::Tun::offload) says what was granted.
     pub offload: TunOffload,
 }
 
