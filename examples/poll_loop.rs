@@ -7,7 +7,7 @@ use loden::forward::{Forwarder, Overlay};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
-use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -38,10 +38,7 @@ fn open(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Re
     routes.apply([RouteChange::Set(peer)]).into_result()?;
     let mtu = interface_of((*own.ip()).into())?.tun_mtu();
     let forwarder = Forwarder::new(Overlay { mtu: mtu.try_into()?, ..Overlay::new(network, subnet, own) })?;
-    let (tun, udp) = (
-        Tun::open(&TunConfig { offload: TunOffload::NONE, ..TunConfig::default() })?,
-        UdpTransport::bind(own.into(), &UdpConfig::default())?,
-    );
+    let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(own.into(), &UdpConfig::default())?);
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     Link::configure(tun.name(), &link)?;
     Ok(Worker::new(tun, udp, forwarder, routes.reader()))

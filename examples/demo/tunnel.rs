@@ -13,7 +13,7 @@ use loden::forward::{Counters, Forwarder, Overlay};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
-use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -80,7 +80,7 @@ fn open(own: &Host, peer: &Host) -> Result<Worker, AnyError> {
     let mtu = interface_of(own.underlay.into())?.tun_mtu();
     let overlay = Overlay { mtu: mtu.try_into()?, ..Overlay::new(TwoHosts::OVERLAY, own.subnet, underlay) };
     let forwarder = Forwarder::new(overlay)?;
-    let tun = Tun::open(&TunConfig { name: DEVICE.into(), offload: TunOffload::NONE })?;
+    let tun = Tun::open(&TunConfig { name: DEVICE.into(), ..TunConfig::default() })?;
     let udp = UdpTransport::bind(underlay, &UdpConfig::default())?;
     let address = forwarder.tun_address();
     Link::configure(tun.name(), &LinkConfig { address, network: TwoHosts::OVERLAY, mtu, form: AddressForm::Host })?;
