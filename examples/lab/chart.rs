@@ -47,8 +47,8 @@ pub(crate) fn of(results: &Results) -> String {
         top += line.iter().map(Panel::height).max().unwrap_or(0);
     }
     let (rounds, seconds) = (results.rounds, results.window.as_secs_f64());
-    let how =
-        format!("Medians of {rounds} rounds in turns, {seconds} s each; pods, hosts and tunnels share one machine.");
+    let of = if rounds == 1 { "One round".to_owned() } else { format!("Medians of {rounds} rounds in turns") };
+    let how = format!("{of}, {seconds} s for each measurement; pods, hosts and tunnels share one machine.");
     content = content.add(text(&how, "note", MARGIN + 4, top + 4, "start"));
     let height = top + MARGIN;
     let page = Rectangle::new()

@@ -5,13 +5,13 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Error, say};
+use crate::Error;
 
 /// The `tunnel` example.
 pub(crate) struct Tunnel {
     program: PathBuf,
+    /// The lab itself.
     own: PathBuf,
-    knows_offload: bool,
 }
 
 impl Tunnel {
@@ -26,22 +26,14 @@ impl Tunnel {
             let missing = program.display();
             return Err(format!("{missing} is missing: cargo build --release --example tunnel").into());
         }
-        let help = Command::new(&program).arg("--help").output()?;
-        let knows_offload = String::from_utf8_lossy(&help.stdout).contains("--offload");
-        if !knows_offload {
-            say("This tunnel has no offloads to switch: all its variants are the same.");
-        }
-        Ok(Self { program, own, knows_offload })
+        Ok(Self { program, own })
     }
 
     /// How to run it, so that it ends with the lab.
-    pub(crate) fn command(&self, offload: &[&str]) -> Result<Command, Error> {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.own);
         command.arg("with-parent").arg("--").arg(&self.program);
-        if self.knows_offload {
-            command.args(offload);
-        }
-        Ok(command)
+        command
     }
 }
 

@@ -203,9 +203,10 @@ fn add_vxlan(end: &End<'_>, number: u8) -> io::Result<()> {
 }
 
 fn start_tunnel(end: &End<'_>, tunnel: &Tunnel, offload: &[&str]) -> Result<Child, Error> {
-    let mut command = tunnel.command(offload)?;
+    let mut command = tunnel.command();
     command.args(["--network", &TwoHosts::OVERLAY.to_string(), "--subnet", &end.subnet.to_string()]);
     command.args(["--listen", &end.own.to_string(), "--route", &format!("{}={}", end.peer_subnet, end.peer)]);
+    command.args(offload);
     spawn(end, command)
 }
 
