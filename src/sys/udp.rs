@@ -226,8 +226,12 @@ impl UdpTransport {
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> Result<usize, RecvError> {
         batch.fill(|slots, bytes, room| {
             skip_pending(|| {
-                let buffers = bytes.chunks_exact_mut(room);
-                syscall::receive_messages::<MESSAGES>(self.socket.as_fd(), slots, buffers)
+                let (socket, buffers) = (self.socket.as_fd(), bytes.chunks_exact_mut(room));
+                match slots.len() {
+                    1 => syscall::receive_messages::<1>(socket, slots, buffers),
+                    2..=16 => syscall::receive_messages::<16>(socket, slots, buffers),
+                    _ => syscall::receive_messages::<MESSAGES>(socket, slots, buffers),
+                }
             })
         })
     }
