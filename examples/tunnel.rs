@@ -26,7 +26,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use loden::control::Command;
-use loden::forward::{EcnEgress, EcnIngress, Forwarder, IcmpSource, Overlay, SourceCheck, SourcePort, Transit};
+use loden::forward::{
+    EcnEgress, EcnIngress, Forwarder, IcmpLimiter, IcmpSource, Overlay, Rate, SourceCheck, SourcePort, Transit,
+};
 use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Progress, Worker};
@@ -42,7 +44,7 @@ use queues::{Queues, Tally};
 use report::{Report, say};
 use routes::Routes;
 
-type Error = Box<dyn std::error::Error>;
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -122,12 +124,13 @@ impl Tunnel {
             routes.read_file(file.clone())?;
         }
 
-        let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);
-        let config = UdpConfig { offload: args.udp_offload(), flow_ports: args.source_ports, ..UdpConfig::default() };
-        let sockets = UdpTransport::bind_queues(listen, &config, queues)?;
         let control = args.control.as_deref().map(Control::open).transpose()?;
+        let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);
+        // Before the sockets: of several, each would take its share of the datagrams from a tunnel that runs already.
         let config = TunConfig { name: args.tun.clone(), offload: args.tun_offload() };
         let tuns = Tun::open_queues(&config, queues)?;
+        let config = UdpConfig { offload: args.udp_offload(), flow_ports: args.source_ports, ..UdpConfig::default() };
+        let sockets = UdpTransport::bind_queues(listen, &config, queues)?;
         let name = tuns[0].name().to_owned();
         let offloads = offloads(&tuns[0], &sockets[0]);
         let monitor = LinkMonitor::open(&name)?;
@@ -135,18 +138,19 @@ impl Tunnel {
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
         let link = Link::configure(&name, &config)?;
         let report = Report::new(args.stats);
-        report.ready(&name, listen, mtu, &offloads);
         let mut workers: Vec<_> = tuns
             .into_iter()
             .zip(sockets)
             .map(|(tun, udp)| {
                 let worker = Worker::new(tun, udp, forwarder.clone(), routes.reader());
+                let worker = worker.with_icmp_limiter(share_of_icmp(queues.get() as u32));
                 if args.no_offload { worker.one_by_one() } else { worker }
             })
             .collect();
         let others = workers.split_off(1);
         let worker = workers.remove(0);
         let queues = Queues::start(others)?;
+        report.ready(&name, listen, mtu, &offloads);
         Ok(Self { signals, worker, queues, monitor, link, routes, control, report, mtu })
     }
 
@@ -172,7 +176,7 @@ impl Tunnel {
                 udp_more = self.worker.udp_ready(budget, now)? == Progress::More;
             }
             if ready.queue_ended {
-                return Err(self.queues.stop().err().map_or_else(|| "a queue ended".into(), Error::from));
+                return Err(self.queues.stop().err().unwrap_or_else(|| "a queue ended".into()));
             }
             if self.report.is_due(now) {
                 self.say_stats("stats");
@@ -277,7 +281,7 @@ impl Tunnel {
         let stopped = self.queues.stop();
         self.say_stats("stopped");
         self.link.remove()?;
-        Ok(stopped?)
+        stopped
     }
 
     fn say_stats(&mut self, event: &str) {
@@ -297,6 +301,12 @@ struct Ready {
     /// A packet that was held can be tried again.
     due: bool,
     control: bool,
+}
+
+/// What each of so many queues may send of ICMP errors, so that together they keep the limits of one.
+fn share_of_icmp(queues: u32) -> IcmpLimiter {
+    let share = |rate: Rate| Rate { per_second: rate.per_second.div_ceil(queues), burst: rate.burst.div_ceil(queues) };
+    IcmpLimiter::new(share(IcmpLimiter::PER_SOURCE), share(IcmpLimiter::TOTAL))
 }
 
 /// The offloads that the kernel granted, by their names on the command line.

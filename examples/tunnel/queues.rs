@@ -8,12 +8,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use loden::forward::Counters;
-use loden::worker::{Budget, Progress, Worker, WorkerError};
+use loden::worker::{Budget, Progress, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::milliseconds_until;
+use crate::{Error, milliseconds_until};
 
 /// Where the packets of one worker, or of several, went.
 #[derive(Default)]
@@ -50,8 +50,19 @@ struct Queue {
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
     /// What it says at its end.
-    last_words: Receiver<(Tally, Result<(), WorkerError>)>,
+    last_words: Receiver<(Tally, Result<(), Error>)>,
     last: Option<Tally>,
+    /// Why it ended, if it was not asked to.
+    failure: Option<Error>,
+}
+
+/// Also when the thread panics.
+struct TellsOfItsEnd(Arc<EventFd>);
+
+impl Drop for TellsOfItsEnd {
+    fn drop(&mut self) {
+        let _ = self.0.write(1);
+    }
 }
 
 enum Ask {
@@ -60,7 +71,7 @@ enum Ask {
 }
 
 impl Queues {
-    pub(crate) fn start(workers: Vec<Worker>) -> Result<Self, Box<dyn std::error::Error>> {
+    pub(crate) fn start(workers: Vec<Worker>) -> Result<Self, Error> {
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let mut queues = Self { queues: Vec::new(), ended: Arc::new(event()?) };
         for (number, worker) in workers.into_iter().enumerate() {
@@ -69,13 +80,13 @@ impl Queues {
             let wake = Arc::new(event()?);
             let (woken, ended) = (Arc::clone(&wake), Arc::clone(&queues.ended));
             let thread = thread::Builder::new().name(format!("queue {}", number + 1)).spawn(move || {
+                let _ended = TellsOfItsEnd(ended);
                 let mut worker = worker;
                 let outcome = run(&mut worker, &asked, &woken);
                 worker.stop();
                 let _ = says.send((Tally::of(&worker), outcome));
-                let _ = ended.write(1);
             })?;
-            queues.queues.push(Queue { asks, wake, thread: Some(thread), last_words, last: None });
+            queues.queues.push(Queue { asks, wake, thread: Some(thread), last_words, last: None, failure: None });
         }
         Ok(queues)
     }
@@ -90,22 +101,22 @@ impl Queues {
         for queue in &mut self.queues {
             match queue.report() {
                 Some(reported) => tally.add(&reported),
-                None => tally.add(queue.last.as_ref().unwrap_or(&Tally::default())),
+                None => {
+                    queue.join();
+                    tally.add(queue.last.as_ref().unwrap_or(&Tally::default()));
+                }
             }
         }
     }
 
     /// Ends them all. An error is the first that one of them ended with.
-    pub(crate) fn stop(&mut self) -> Result<(), WorkerError> {
-        let mut outcome = Ok(());
+    pub(crate) fn stop(&mut self) -> Result<(), Error> {
         for queue in &self.queues {
             let _ = queue.asks.send(Ask::Stop);
             let _ = queue.wake.write(1);
         }
-        for queue in &mut self.queues {
-            outcome = outcome.and(queue.take_last_words());
-        }
-        outcome
+        self.queues.iter_mut().for_each(Queue::join);
+        self.queues.iter_mut().find_map(|queue| queue.failure.take()).map_or(Ok(()), Err)
     }
 }
 
@@ -124,16 +135,16 @@ impl Queue {
         replied.recv().ok()
     }
 
-    fn take_last_words(&mut self) -> Result<(), WorkerError> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
+    fn join(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
         let _ = thread.join();
-        let (tally, outcome) = self.last_words.recv().unwrap_or((Tally::default(), Ok(())));
-        self.last = Some(tally);
-        outcome
+        let panicked = || (Tally::default(), Err("a queue's thread panicked: a bug in the tunnel".into()));
+        let (tally, outcome) = self.last_words.recv().unwrap_or_else(|_| panicked());
+        (self.last, self.failure) = (Some(tally), outcome.err());
     }
 }
 
-fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<(), WorkerError> {
+fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<(), Error> {
     let budget = Budget::default();
     let mut more = false;
     loop {
@@ -150,8 +161,10 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
         ];
         let waited_for = if interest.tun_readable { &mut fds[..] } else { &mut fds[..2] };
-        if poll(waited_for, timeout) == Err(Errno::EINTR) {
-            continue;
+        match poll(waited_for, timeout) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(format!("waiting for packets failed: {errno}").into()),
         }
         let [wake, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
         let now = Instant::now();

@@ -42,7 +42,7 @@ pub struct Anomalies {
     pub segments_made: u64,
     /// Packets that went to the TUN as part of a super-packet.
     pub coalesced: u64,
-    /// Trains of datagrams that the kernel refused and took one by one.
+    /// Peers that get no trains any more, because the kernel refused one and took its datagrams one by one.
     pub gso_fallbacks: u64,
     /// Super-packets that the TUN refused and that were written packet by packet.
     pub tun_fallbacks: u64,

@@ -201,7 +201,8 @@ drop_reasons! {
     NotFragmented = "not_fragmented",
     /// The socket took nothing for longer than packets are held.
     SendBufferFull = "send_buffer_full",
-    /// The kernel had no memory for the datagram, several times over (ENOBUFS, ENOMEM).
+    /// The kernel had no memory for the datagram, or the socket of its source port no room, several times over (ENOBUFS,
+    /// ENOMEM).
     SendNoBuffers = "send_no_buffers",
     /// The peer's host refused it (ECONNREFUSED).
     SendRefused = "send_refused",

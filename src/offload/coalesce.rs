@@ -6,7 +6,7 @@ use super::candidate::{Candidate, FlowKey, Kind, hosts_of};
 use super::train::{Appended, Coalesced, Train};
 
 /// Flows that are joined at the same time. Each has 64 KiB.
-const TRAINS: usize = 8;
+const TRAINS: usize = 16;
 
 /// Which packets may be joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Coalesce {
 /// the packets that came in, byte for byte, but for one thing: with DF set, which makes the identification meaningless
 /// (RFC 6864 4.1), packets are joined whatever theirs is, and cut into packets that count up from the first one's.
 ///
-/// It has half a mebibyte from the begin, and never allocates again.
+/// It has a mebibyte from the begin, of which what was used is resident, and never allocates again.
 #[derive(Debug)]
 pub struct Coalescer {
     what: Coalesce,
@@ -41,11 +41,22 @@ pub struct Coalescer {
 const NONE: FlowKey = 0;
 
 impl Coalescer {
-    /// With room for the trains of eight flows.
+    /// With room for the trains of sixteen flows. With more that take turns, the oldest trains are handed on unfinished.
     #[must_use]
     pub fn new(what: Coalesce) -> Self {
         let trains = core::iter::repeat_with(Train::new).take(TRAINS).collect();
         Self { what, flows: [NONE; TRAINS], trains, recent: 0, begun: 0 }
+    }
+
+    /// Which packets are joined.
+    #[must_use]
+    pub fn what(&self) -> Coalesce {
+        self.what
+    }
+
+    /// From now on joins others: for a device that turns out not to take what it promised.
+    pub fn set(&mut self, what: Coalesce) {
+        self.what = what;
     }
 
     /// Takes in one packet, exactly as long as its total length says.

@@ -72,7 +72,11 @@ impl Tun {
     /// The same with several queues, 1 to 256, one for each thread of a program. The kernel gives each flow to one of them.
     ///
     /// A device that is made for several queues can be attached to by any process with the right to, which then gets a share
-    /// of the packets, so one queue asks for a device of one. An existing device must be of the same kind.
+    /// of the packets, so one queue asks for a device of one. An existing device must be of the same kind. That another process
+    /// has queues of a persistent one cannot be noticed.
+    ///
+    /// The kernel gives a flow to the queue that last sent a packet of its other direction. If that changes, two threads may
+    /// have packets of one flow for a moment.
     ///
     /// # Errors
     /// [`OpenError`]; nothing is left open or made then.
@@ -137,6 +141,9 @@ impl Tun {
     }
 
     /// Takes the next packet that was routed into the device.
+    ///
+    /// With offloads it may be a super-packet of up to 64 KiB, and its transport checksum may have yet to be computed:
+    /// [`VnetHeader::inspect`] of [`TunMeta::header`] says which, and has to be asked before the packet goes anywhere.
     ///
     /// With less than [`PACKET_MAX`] + 1 bytes of buffer a packet may be cut, which cannot be noticed.
     ///

@@ -99,26 +99,32 @@ impl UdpTransport {
     /// # Errors
     /// [`BindError`]; nothing is left open then.
     pub fn bind(address: SocketAddr, config: &UdpConfig) -> Result<Self, BindError> {
+        let transport = Self::bind_one(address, config, Sharing::Alone)?;
+        // After the port that was asked for, which could be among those that the kernel chooses from.
         let flows = flow_sockets(address, config)?;
-        Self::bind_one(address, config, Sharing::Alone, flows)
+        Ok(Self { flows, ..transport })
     }
 
     /// Makes several sockets on the same address and port, one for each thread of a program. The kernel gives each sender to
     /// one of them by a hash of addresses and ports (`SO_REUSEPORT` in socket(7)), so that its datagrams stay in order.
     ///
     /// The sockets share their [`flow_ports`](UdpConfig::flow_ports), so that a flow keeps its port whichever of them sends
-    /// it. With more than one, another process of the same user can bind to the address too, and gets a share.
+    /// it. With more than one, another process of the same user that asks for it can bind to the address too, and gets a
+    /// share; a second program that does as we do cannot.
     ///
     /// # Errors
     /// [`BindError`]; nothing is left open then.
     pub fn bind_queues(address: SocketAddr, config: &UdpConfig, queues: NonZeroUsize) -> Result<Vec<Self>, BindError> {
-        let sharing = if queues == NonZeroUsize::MIN { Sharing::Alone } else { Sharing::Port };
-        let flows = flow_sockets(address, config)?;
-        let first = Self::bind_one(address, config, sharing, Arc::clone(&flows))?;
+        // The first one alone, which fails if anybody has the port; only then others are let in.
+        let first = Self::bind(address, config)?;
+        if queues > NonZeroUsize::MIN {
+            syscall::set_socket_option(first.as_fd(), SocketOption::ReusePort, 1)
+                .map_err(|source| BindError::new(address, source))?;
+        }
         // With the port that the kernel chose, if it had the choice.
-        let address = first.local;
-        let others = (1..queues.get()).map(|_| Self::bind_one(address, config, sharing, Arc::clone(&flows)));
-        iter::once(Ok(first)).chain(others).collect()
+        let (address, flows) = (first.local, Arc::clone(&first.flows));
+        let another = |_| Ok(Self { flows: Arc::clone(&flows), ..Self::bind_one(address, config, Sharing::Port)? });
+        iter::once(Ok(first)).chain((1..queues.get()).map(another)).collect()
     }
 
     /// Takes over a bound socket, as systemd or a privileged parent passes it on.
@@ -260,12 +266,7 @@ impl UdpTransport {
         u32::try_from(mtu).map_err(io::Error::other)
     }
 
-    fn bind_one(
-        address: SocketAddr,
-        config: &UdpConfig,
-        sharing: Sharing,
-        flows: Arc<[UdpSocket]>,
-    ) -> Result<Self, BindError> {
+    fn bind_one(address: SocketAddr, config: &UdpConfig, sharing: Sharing) -> Result<Self, BindError> {
         let make = || {
             let socket = UdpSocket::from(syscall::socket(address)?);
             if sharing == Sharing::Port {
@@ -276,8 +277,7 @@ impl UdpTransport {
             syscall::bind(socket.as_fd(), address)?;
             Self::from_socket(socket, config.offload)
         };
-        let transport = make().map_err(|source| BindError::new(address, source))?;
-        Ok(Self { flows, ..transport })
+        make().map_err(|source| BindError::new(address, source))
     }
 }
 

@@ -163,8 +163,9 @@ impl Trains {
     #[inline]
     pub fn advance(&mut self, datagrams: usize) -> u64 {
         let Some((front, range)) = self.next(datagrams) else { return 0 };
+        let end = range.end;
         let packets = front.packets_ending(range);
-        self.done += datagrams;
+        self.done = end;
         self.pop_if_done();
         packets
     }
@@ -172,12 +173,13 @@ impl Trains {
     /// The next `datagrams` of the front train will not go, and with them all packets that they are part of.
     pub fn give_up(&mut self, datagrams: usize) -> GivenUp {
         let Some((front, range)) = self.next(datagrams) else { return GivenUp { packets: 0, unfinished: false } };
+        let end = range.end;
         let goes_on = !range.is_empty() && front.ends & bit(range.end - 1) == 0;
         // A packet that was lost before, and whose end is not among these, is what goes on.
         let was_lost = front.spoiled && front.next_end(range.start).is_none_or(|end| end >= range.end);
         let packets = front.packets_ending(range) + u64::from(goes_on && !was_lost);
         let way = front.way;
-        self.done += datagrams;
+        self.done = end;
         let unfinished = goes_on && !self.spoil_next(&way);
         self.pop_if_done();
         GivenUp { packets, unfinished }

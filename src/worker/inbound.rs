@@ -7,15 +7,29 @@ use std::time::Instant;
 use super::state::{Ends, State};
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{Decap, DropReason, Outer};
-use crate::offload::{Coalesce, Coalesced, Coalescer, Work};
+use crate::offload::{Coalesce, Coalesced, Coalescer, Work, vnet_gso};
 use crate::route::RouteTable;
 use crate::sys::{PACKET_MAX, RecvBatch, RecvError, TunError};
 
 /// Messages that one system call receives, each a datagram or a train: 1 MiB of buffers.
 const MESSAGES: usize = 16;
 
-/// So many super-packets refused in a row, with their parts accepted, and no more are tried: some kernels never take them.
+/// So many super-packets of a protocol refused in a row, with their parts accepted, and no more are tried: some kernels never
+/// take them.
 const REFUSALS: u32 = 8;
+
+/// How many were refused in a row.
+#[derive(Clone, Copy, Debug, Default)]
+struct Refusals {
+    tcp: u32,
+    udp: u32,
+}
+
+impl Refusals {
+    fn of(&mut self, packets: &Coalesced<'_>) -> &mut u32 {
+        if packets.header.gso_type == vnet_gso::UDP_L4 { &mut self.udp } else { &mut self.tcp }
+    }
+}
 
 /// What was received and is not in the TUN yet.
 #[derive(Debug)]
@@ -25,7 +39,7 @@ pub(super) struct Inbound {
     coalescer: Option<Coalescer>,
     /// For a super-packet that has to be taken apart again.
     scratch: Box<[u8]>,
-    refusals: u32,
+    refusals: Refusals,
 }
 
 impl Inbound {
@@ -34,7 +48,7 @@ impl Inbound {
         let coalesce = Coalesce { tcp: offload.tso, udp: offload.uso };
         let coalescer = (coalesce.tcp || coalesce.udp).then(|| Coalescer::new(coalesce));
         let scratch = vec![0; PACKET_MAX].into_boxed_slice();
-        Self { messages: RecvBatch::new(MESSAGES), coalescer, scratch, refusals: 0 }
+        Self { messages: RecvBatch::new(MESSAGES), coalescer, scratch, refusals: Refusals::default() }
     }
 
     /// Receives and writes one packet at a time.
@@ -115,11 +129,13 @@ impl Inbound {
         }
         if let Some(coalescer) = coalescer {
             coalescer.flush(&mut |packets| writer.write(&packets, state));
+            let Refusals { tcp, udp } = *writer.refusals;
+            if tcp >= REFUSALS || udp >= REFUSALS {
+                let Coalesce { tcp: with_tcp, udp: with_udp } = coalescer.what();
+                coalescer.set(Coalesce { tcp: with_tcp && tcp < REFUSALS, udp: with_udp && udp < REFUSALS });
+            }
         }
         writer.end?;
-        if self.refusals >= REFUSALS {
-            self.coalescer = None;
-        }
         Ok(count)
     }
 }
@@ -128,7 +144,7 @@ impl Inbound {
 struct Writer<'a> {
     ends: &'a Ends,
     scratch: &'a mut [u8],
-    refusals: &'a mut u32,
+    refusals: &'a mut Refusals,
     end: Result<(), WorkerError>,
 }
 
@@ -141,7 +157,7 @@ impl Writer<'_> {
         let count = count as u64;
         match self.ends.tun.send_with(&header, packet) {
             Ok(()) => {
-                *self.refusals = 0;
+                *self.refusals.of(packets) = 0;
                 state.counters.decap.forward_all(count);
                 state.counters.anomalies.coalesced += count;
             }
@@ -171,7 +187,7 @@ impl Writer<'_> {
             self.scratch = scratch;
         }
         if state.counters.decap.forwarded() > forwarded {
-            *self.refusals += 1;
+            *self.refusals.of(packets) += 1;
         }
     }
 

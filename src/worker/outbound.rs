@@ -2,34 +2,19 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
-use core::time::Duration;
 use std::time::Instant;
 
+use super::sender::{Held, Sender};
 use super::state::{Ends, State};
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{DropReason, Encap};
 use crate::offload::{SuperPacket, Work};
 use crate::route::RouteTable;
-use crate::sys::{BatchError, PACKET_MAX, SendErrorKind, TunError, TunMeta};
-use crate::transmit::{GivenUp, Trains, Transmit, Way};
+use crate::sys::{PACKET_MAX, TunError, TunMeta};
+use crate::transmit::{Trains, Way};
 
-/// Trains that are collected at most: 1 MiB of them.
-const SLOTS: usize = 16;
-
-/// Bytes that are collected before they are sent: more would leave the cache before the kernel copies them.
+/// Bytes that are collected before they are sent. Half of that costs system calls, and four times as much gains nothing.
 const BYTES_COLLECTED: usize = 128 << 10;
-
-/// Trains that one system call is given.
-const TRAINS_AT_ONCE: usize = 8;
-
-/// How long packets are held for a socket that takes nothing.
-const HELD_FOR: Duration = Duration::from_secs(1);
-
-/// The first wait after the kernel had no buffers; it doubles with each of [`NO_BUFFERS_RETRIES`].
-const NO_BUFFERS_WAIT: Duration = Duration::from_millis(1);
-
-/// How often a train is tried again for which the kernel had no buffers.
-const NO_BUFFERS_RETRIES: u32 = 4;
 
 /// What came out of the TUN and has not been sent yet.
 #[derive(Debug)]
@@ -38,8 +23,7 @@ pub(super) struct Outbound {
     buffer: Box<[u8]>,
     /// That packet, unless all of it is in trains.
     unfinished: Option<Unfinished>,
-    trains: Trains,
-    held: Option<Held>,
+    sender: Sender,
     /// Whether packets wait for each other; without, each is sent at once.
     pub(super) batched: bool,
 }
@@ -53,17 +37,8 @@ struct Unfinished {
     super_packet: Option<SuperPacket>,
     /// The first segment that is in no train.
     next: usize,
-}
-
-/// What the trains wait for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    /// When they are given up.
-    pub(super) until: Instant,
-    /// How often the kernel had no buffers for the front one.
-    refusals: u32,
-    /// Tried again then. Without it, when the socket is writable; which one without buffers is all the time.
-    pub(super) retry_at: Option<Instant>,
+    /// When the packet was taken in, or tried last.
+    since: Instant,
 }
 
 impl Outbound {
@@ -71,18 +46,22 @@ impl Outbound {
         Self {
             buffer: vec![0; PACKET_MAX + 1].into_boxed_slice(),
             unfinished: None,
-            trains: Trains::with_slots(SLOTS),
-            held: None,
+            sender: Sender::new(),
             batched: true,
         }
     }
 
     pub(super) fn held(&self) -> Option<&Held> {
-        self.held.as_ref()
+        self.sender.held()
+    }
+
+    /// Since when there is work that no file descriptor tells of.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.unfinished.as_ref().map(|unfinished| unfinished.since)
     }
 
     /// Moves packets until the TUN is empty, the budget is used or the socket takes no more. Nothing that could be sent is
-    /// left behind.
+    /// left behind, but for the rest of a super-packet of more segments than the budget.
     pub(super) fn run(
         &mut self,
         ends: &Ends,
@@ -91,18 +70,20 @@ impl Outbound {
         budget: Budget,
         now: Instant,
     ) -> Result<Progress, WorkerError> {
-        if self.held.is_some_and(|held| held.retry_at.is_some_and(|at| now < at)) {
+        if self.sender.has_to_wait(now) {
             return Ok(Progress::Held);
         }
+        let mut left = budget.count() as usize;
         self.flush(ends, state, now)?;
-        self.place(ends, state, now)?;
+        self.place(&mut left, ends, state, now)?;
         let mut progress = Progress::More;
-        for _ in 0..budget.count() {
-            if self.held.is_some() {
-                break;
-            }
+        while left > 0 && self.held().is_none() {
             match ends.tun.recv(&mut self.buffer) {
-                Ok(meta) => self.take_in(meta, ends, routes, state, now)?,
+                Ok(meta) => {
+                    left -= 1;
+                    self.take_in(meta, ends, routes, state, now)?;
+                    self.place(&mut left, ends, state, now)?;
+                }
                 Err(TunError::WouldBlock) => {
                     progress = Progress::Drained;
                     break;
@@ -111,25 +92,30 @@ impl Outbound {
                     self.flush(ends, state, now)?;
                     return Err(ends.tun_gone(error));
                 }
-                Err(_) => state.counters.anomalies.read_errors += 1,
+                Err(_) => {
+                    left -= 1;
+                    state.counters.anomalies.read_errors += 1;
+                }
             }
-            if !self.batched || self.trains.bytes() >= BYTES_COLLECTED {
+            let full = !self.batched || self.sender.trains.bytes() >= BYTES_COLLECTED;
+            if full && self.held().is_none() {
                 self.flush(ends, state, now)?;
             }
         }
-        if self.held.is_none() {
+        if self.held().is_none() {
             self.flush(ends, state, now)?;
         }
         state.counters.anomalies.gso_fallbacks = ends.udp.gso_fallbacks();
-        Ok(if self.held.is_some() { Progress::Held } else { progress })
+        Ok(if self.held().is_some() { Progress::Held } else { progress })
     }
 
     /// Forgets what waits; the caller has counted it.
     pub(super) fn clear(&mut self) {
-        self.trains.clear();
-        (self.unfinished, self.held) = (None, None);
+        self.sender.clear();
+        self.unfinished = None;
     }
 
+    /// Decides on the packet in the buffer. What is to be sent is unfinished then.
     #[inline]
     fn take_in(
         &mut self,
@@ -161,32 +147,31 @@ impl Outbound {
             Encap::Send(transmit) => {
                 state.count_trimmed(transmit.contents, meta.len);
                 let (way, len) = (Way::from(&transmit), transmit.contents.len());
-                self.unfinished = Some(Unfinished { way, len, super_packet, next: 0 });
-                self.place(ends, state, now)?;
+                self.unfinished = Some(Unfinished { way, len, super_packet, next: 0, since: now });
             }
             Encap::Reject(reject) => {
                 state.count_trimmed(reject.offender().as_bytes(), meta.len);
-                state.answer_near(&reject, ends, now)?;
+                return state.answer_near(&reject, ends, now);
             }
             Encap::Drop(reason) => state.counters.encap.discard(reason),
         }
         Ok(())
     }
 
-    /// Puts what is unfinished into trains, as far as there is room.
+    /// Puts what is unfinished into trains, as far as there is room and budget.
     #[inline]
-    fn place(&mut self, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+    fn place(&mut self, left: &mut usize, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
         while let Some(unfinished) = &mut self.unfinished {
-            let placed = unfinished.place(&self.buffer, &mut self.trains);
+            let placed = unfinished.place(&self.buffer, &mut self.sender.trains, left);
             state.counters.anomalies.segments_made += placed.segments;
             if placed.all {
                 self.unfinished = None;
-            } else if self.trains.is_empty() {
+            } else if *left == 0 || self.held().is_some() {
+                break;
+            } else if self.sender.trains.is_empty() {
                 // Longer than any datagram.
                 self.unfinished = None;
                 state.counters.encap.discard(DropReason::SendFailed);
-            } else if self.held.is_some() {
-                break;
             } else {
                 self.flush(ends, state, now)?;
             }
@@ -194,171 +179,13 @@ impl Outbound {
         Ok(())
     }
 
-    /// Sends all trains, unless the socket takes no more.
-    fn flush(&mut self, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
-        while !self.trains.is_empty() {
-            let sent = self.send(ends, state, now);
-            let (trains, error) = match sent {
-                Ok(trains) => (trains, None),
-                Err(error) => (error.transmit, Some(error)),
-            };
-            for _ in 0..trains {
-                self.advance(self.trains.left(), state);
-            }
-            let Some(BatchError { segment, kind, .. }) = error else { continue };
-            self.advance(segment.saturating_sub(self.trains.done()), state);
-            match kind {
-                SendErrorKind::WouldBlock => {
-                    let held = self.held.unwrap_or(Held { until: now + HELD_FOR, refusals: 0, retry_at: None });
-                    if now < held.until {
-                        self.held = Some(Held { retry_at: None, ..held });
-                        return Ok(());
-                    }
-                    while !self.trains.is_empty() {
-                        self.give_up(DropReason::SendBufferFull, state);
-                    }
-                }
-                SendErrorKind::NoBuffers => {
-                    let held = self.held.unwrap_or(Held { until: now + HELD_FOR, refusals: 0, retry_at: None });
-                    if held.refusals < NO_BUFFERS_RETRIES {
-                        let retry_at = Some(now + NO_BUFFERS_WAIT * (1 << held.refusals));
-                        self.held = Some(Held { refusals: held.refusals + 1, retry_at, ..held });
-                        return Ok(());
-                    }
-                    self.give_up(DropReason::SendNoBuffers, state);
-                }
-                SendErrorKind::TooLong => self.too_long(ends, state, now)?,
-                SendErrorKind::Closed
-                | SendErrorKind::Forbidden
-                | SendErrorKind::Other(_)
-                | SendErrorKind::Refused
-                | SendErrorKind::Unreachable => {
-                    self.give_up(send_failure(kind), state);
-                    if kind.is_fatal() {
-                        return Err(ends.socket_gone());
-                    }
-                }
-            }
-            self.held = None;
-        }
-        self.held = None;
-        Ok(())
-    }
-
-    /// Gives the socket as many trains as it takes at once. A path that is known to be narrow is not asked again.
-    fn send(&self, ends: &Ends, state: &mut State, now: Instant) -> Result<usize, BatchError> {
-        let refused = BatchError { transmit: 0, segment: self.trains.done(), kind: SendErrorKind::TooLong };
-        let first = self.trains.transmit(0).filter(|front| state.fits_path(front, now)).ok_or(refused)?;
-        if self.trains.len() == 1 {
-            return ends.udp.send_batch(&[first], self.trains.done()).map(|()| 1);
-        }
-        let mut trains = [first; TRAINS_AT_ONCE];
-        let mut count = 1;
-        for (index, slot) in trains.iter_mut().enumerate().skip(1) {
-            let Some(train) = self.trains.transmit(index).filter(|train| state.fits_path(train, now)) else { break };
-            *slot = train;
-            count += 1;
-        }
-        let trains = trains.get(..count).unwrap_or_default();
-        ends.udp.send_batch(trains, self.trains.done()).map(|()| count)
-    }
-
     #[inline]
-    fn advance(&mut self, datagrams: usize, state: &mut State) {
-        if datagrams > 0 {
-            self.held = None;
-            state.counters.encap.forward_all(self.trains.advance(datagrams));
-        }
-    }
-
-    /// The rest of the front train is lost.
-    #[cold]
-    fn give_up(&mut self, reason: DropReason, state: &mut State) {
-        let peer = self.trains.transmit(0).map(|train| train.destination.ip());
-        let GivenUp { packets, unfinished } = self.trains.give_up(self.trains.left());
-        if unfinished {
-            self.unfinished = None;
-        }
-        state.counters.encap.discard_all(reason, packets);
-        if let Some(peer) = peer {
-            state.count_send_errors(peer, packets);
-        }
-    }
-
-    /// The path to the front train's peer carries less than was thought: remembers how much, and tells the packets' senders.
-    #[cold]
-    fn too_long(&mut self, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
-        let Some(train) = self.trains.transmit(0) else { return Ok(()) };
-        let way = Way::from(&train);
-        let longest = train.segments().map(<[u8]>::len).max().unwrap_or(0);
-        let Some(mtu) = state.path_mtu(way.destination, longest, ends, now) else {
-            // There is nothing that could be told to the senders.
-            self.give_up(DropReason::SendFailed, state);
-            return Ok(());
-        };
-        let mut left = self.trains.left();
-        while left > 0 {
-            let datagrams = self.trains.next_packet().max(1);
-            left = left.saturating_sub(datagrams);
-            self.too_long_packet(way, datagrams, mtu, ends, state, now)?;
-        }
-        Ok(())
-    }
-
-    /// The next packet of a train whose longest datagram is too long: its sender is told if one of its own is.
-    fn too_long_packet(
-        &mut self,
-        way: Way,
-        datagrams: usize,
-        mtu: u16,
-        ends: &Ends,
-        state: &mut State,
-        now: Instant,
-    ) -> Result<(), WorkerError> {
-        let is_lost_already = self.trains.next_is_lost();
-        let mut offender = None;
-        for index in 0..datagrams {
-            let Some(datagram) = self.trains.datagram_mut(index) else { break };
-            if datagram.len() > usize::from(mtu) {
-                offender = Some(index);
-                break;
-            }
-        }
-        let Some(offender) = offender else { return self.send_singly(way, datagrams, ends, state) };
-        let mut outcome = Ok(());
-        if let Some(datagram) = self.trains.datagram_mut(offender).filter(|_| !is_lost_already) {
-            match ends.forwarder.refused_as_too_long(datagram, mtu) {
-                Ok(reject) => outcome = state.answer_near(&reject, ends, now),
-                Err(reason) => state.counters.encap.discard(reason),
-            }
-        }
-        if self.trains.give_up(datagrams).unfinished {
+    fn flush(&mut self, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+        let outcome = self.sender.flush(ends, state, now);
+        if self.sender.take_lost_unfinished() {
             self.unfinished = None;
         }
         outcome
-    }
-
-    fn send_singly(&mut self, way: Way, datagrams: usize, ends: &Ends, state: &mut State) -> Result<(), WorkerError> {
-        for _ in 0..datagrams {
-            let Some(datagram) = self.trains.datagram_mut(0) else { break };
-            let Way { destination, ecn, flow } = way;
-            let transmit = Transmit { ecn, flow, ..Transmit::datagram(destination, datagram) };
-            match ends.udp.send(&transmit) {
-                Ok(()) => self.advance(1, state),
-                Err(error) => {
-                    let GivenUp { packets, unfinished } = self.trains.give_up(1);
-                    if unfinished {
-                        self.unfinished = None;
-                    }
-                    state.counters.encap.discard_all(send_failure(error.kind), packets);
-                    state.count_send_errors(destination.ip(), packets);
-                    if error.is_fatal() {
-                        return Err(ends.socket_gone());
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -369,8 +196,9 @@ struct Placed {
 }
 
 impl Unfinished {
+    /// A datagram takes one off the budget, but for the first of a packet, which was paid for when it was read.
     #[inline]
-    fn place(&mut self, buffer: &[u8], trains: &mut Trains) -> Placed {
+    fn place(&mut self, buffer: &[u8], trains: &mut Trains, left: &mut usize) -> Placed {
         let packet = buffer.get(..self.len).unwrap_or_default();
         let Some(super_packet) = &self.super_packet else {
             let room = trains.push(&self.way, self.len, true);
@@ -379,23 +207,15 @@ impl Unfinished {
         };
         let first = self.next;
         let count = super_packet.segments();
-        while self.next < count {
+        while self.next < count && (*left > 0 || self.next == 0) {
             let is_last = self.next + 1 == count;
             let Some(room) = trains.push(&self.way, super_packet.len_of(self.next), is_last) else { break };
             super_packet.write_segment(packet, self.next, room);
+            if self.next > 0 {
+                *left -= 1;
+            }
             self.next += 1;
         }
         Placed { segments: (self.next - first) as u64, all: self.next == count }
-    }
-}
-
-fn send_failure(kind: SendErrorKind) -> DropReason {
-    match kind {
-        SendErrorKind::Forbidden => DropReason::SendForbidden,
-        SendErrorKind::NoBuffers => DropReason::SendNoBuffers,
-        SendErrorKind::Refused => DropReason::SendRefused,
-        SendErrorKind::Unreachable => DropReason::SendUnreachable,
-        SendErrorKind::WouldBlock => DropReason::SendBufferFull,
-        SendErrorKind::Closed | SendErrorKind::Other(_) | SendErrorKind::TooLong => DropReason::SendFailed,
     }
 }

@@ -8,8 +8,9 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
+use super::sender::Outlet;
 use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo};
-use crate::sys::{Tun, TunError, UdpTransport};
+use crate::sys::{BatchError, Tun, TunError, UdpTransport};
 use crate::transmit::Transmit;
 use crate::wire::icmpv4;
 
@@ -54,6 +55,29 @@ impl Ends {
     }
 }
 
+impl Outlet for Ends {
+    #[inline]
+    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize) -> Result<(), BatchError> {
+        self.udp.send_batch(trains, first_datagram)
+    }
+
+    fn path_mtu(&self, destination: SocketAddr) -> Option<u32> {
+        self.udp.path_mtu(destination).ok()
+    }
+
+    fn refuse(&self, packet: &mut [u8], mtu: u16, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+        match self.forwarder.refused_as_too_long(packet, mtu) {
+            Ok(reject) => return state.answer_near(&reject, self, now),
+            Err(reason) => state.counters.encap.discard(reason),
+        }
+        Ok(())
+    }
+
+    fn gone(&self) -> WorkerError {
+        self.socket_gone()
+    }
+}
+
 impl State {
     pub(super) fn new() -> Self {
         Self {
@@ -79,13 +103,19 @@ impl State {
 
     /// What the path to a peer carries that refused `len` bytes, in bytes of inner packet; `None` if it cannot be learned.
     #[cold]
-    pub(super) fn path_mtu(&mut self, destination: SocketAddr, len: usize, ends: &Ends, now: Instant) -> Option<u16> {
+    pub(super) fn path_mtu(
+        &mut self,
+        destination: SocketAddr,
+        len: usize,
+        outlet: &impl Outlet,
+        now: Instant,
+    ) -> Option<u16> {
         let clock = self.clock(now);
         let refuses = |mtu: &u16| usize::from(*mtu) < len;
         if let Some(known) = self.paths.lookup(destination.ip(), clock).filter(refuses) {
             return Some(known);
         }
-        let mtu = inner_mtu(ends.udp.path_mtu(destination).ok()?, destination);
+        let mtu = inner_mtu(outlet.path_mtu(destination)?, destination);
         self.counters.anomalies.path_mtu_lowered += u64::from(self.paths.lower(destination.ip(), mtu, clock));
         Some(mtu).filter(refuses)
     }

@@ -137,7 +137,7 @@ fn fault_31_32_an_error_in_a_batch_is_of_one_transmit() {
             Transmit::datagram(to, b"d"),
         ];
         let (mut at, mut first, mut errors) = (0, 0, Vec::new());
-        while let Err(BatchError { transmit, segment, kind }) = from.send_batch(&transmits[at..], first) {
+        while let Err(BatchError { transmit, segment, kind, .. }) = from.send_batch(&transmits[at..], first) {
             at += transmit;
             first = segment + 1;
             errors.push((at, segment, kind));

@@ -244,8 +244,7 @@ fn queues_share_the_work_and_the_counters() {
     assert_eq!(sent["encap"]["in"].as_u64(), sent["encap"]["forwarded"].as_u64().map(|n| n + sent_by_kernel), "{sent}");
 }
 
-/// Fault 41: a device of one queue is ours alone; and of several, no second tunnel begins beside the first either, because the
-/// address is taken.
+/// Fault 41: a device that a tunnel has is not another one's, with one queue or several, and neither is its address.
 #[test]
 fn fault_41_a_second_tunnel_on_the_same_device_does_not_begin() {
     for queues in ["1", "2"] {
@@ -253,9 +252,15 @@ fn fault_41_a_second_tunnel_on_the_same_device_does_not_begin() {
         let more = ["--queues", queues, "--tun", "shared0"];
         let mut tunnel = Tunnel::on_a(&hosts, &more);
         let args = ["--network", "100.96.0.0/16", "--subnet", "100.96.1.0/24", "--listen", "10.168.0.2:9999"];
-        let (status, said) = run(&hosts.host_a, &[&args[..], &["--tun", "shared0"]].concat());
+        for more in [["--tun", "shared0", "--queues", "1"], ["--tun", "shared0", "--queues", "2"]] {
+            let (status, said) = run(&hosts.host_a, &[&args[..], &more].concat());
+            assert_eq!(status.code(), Some(2), "{said}");
+            assert!(said.contains("shared0"), "{said}");
+        }
+        let args = ["--network", "100.96.0.0/16", "--subnet", "100.96.1.0/24", "--listen", "10.168.0.2"];
+        let (status, said) = run(&hosts.host_a, &[&args[..], &["--queues", queues]].concat());
         assert_eq!(status.code(), Some(2), "{said}");
-        assert!(said.contains("shared0"), "{said}");
+        assert!(said.contains("10.168.0.2:8285 is in use"), "{said}");
         tunnel.stop();
     }
 }
@@ -380,4 +385,16 @@ fn fault_31_a_stream_survives_a_peer_that_is_away() {
     assert!(lost > 0, "{last}");
     assert_eq!(last["send_errors"]["10.168.0.3"].as_u64(), Some(lost), "{last}");
     tunnels.b.stop();
+}
+
+/// Fault 36 with several queues: the end of the device is the end of the tunnel, and each thread's counters are told.
+#[test]
+fn fault_36_a_deleted_link_ends_all_queues() {
+    let hosts = TwoHosts::new().expect("two hosts");
+    let mut tunnel = Tunnel::on_a(&hosts, &["--queues", "3"]);
+    hosts.host_a.delete_link(tunnel.tun()).expect("deleted");
+    let status = tunnel.child.wait(SECOND).expect("a child").expect("an end within a second");
+    assert_eq!(status.code(), Some(1), "{}", tunnel.child.stderr());
+    assert!(tunnel.child.stderr().contains("was deleted"), "{}", tunnel.child.stderr());
+    tunnel.last_event();
 }

@@ -132,7 +132,7 @@ impl SendError {
 /// One datagram of a batch of transmits was not sent.
 ///
 /// Everything before it, in order, was sent; nothing behind it was tried. To go on, send the transmits from that number on,
-/// with `segment` as the first segment to try it again, or `segment + 1` to give it up.
+/// with `segment` as the first segment to try it again, or `segment + datagrams` to give up what was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("datagram {segment} of transmit {transmit} was not sent: {kind}")]
 pub struct BatchError {
@@ -140,6 +140,8 @@ pub struct BatchError {
     pub transmit: usize,
     /// Number of the datagram in the transmit, counted from 0.
     pub segment: usize,
+    /// How many datagrams the kernel refused with it: a train is refused as a whole.
+    pub datagrams: usize,
     /// Why.
     pub kind: SendErrorKind,
 }

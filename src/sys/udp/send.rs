@@ -80,7 +80,8 @@ pub(super) fn send_all(
             errno if tells_of_an_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),
             errno => {
                 let kind = SendErrorKind::from_errno(errno);
-                return Err(BatchError { transmit: place.transmit, segment: place.segment, kind });
+                let Place { transmit, segment } = place;
+                return Err(BatchError { transmit, segment, datagrams: first.segments, kind });
             }
         }
     }

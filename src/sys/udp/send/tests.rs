@@ -103,19 +103,25 @@ fn send(
     fallbacks: &Fallbacks,
     transmits: &[Transmit<'_>],
     first: usize,
-) -> Result<(), BatchError> {
-    send_all(&mut { script }, Plan { gso, flows: 0, fallbacks }, transmits, first)
+) -> Result<(), (usize, usize, SendErrorKind)> {
+    send_all(&mut { script }, Plan { gso, flows: 0, fallbacks }, transmits, first).map_err(|error| {
+        let BatchError { transmit, segment, datagrams, kind } = error;
+        let left = transmits[transmit].segments().count() - segment;
+        assert!((1..=left).contains(&datagrams), "{error:?} concerns datagrams of that transmit");
+        assert!(gso || datagrams == 1, "{error:?}: one by one, it concerns one");
+        (transmit, segment, kind)
+    })
 }
 
-fn error(transmit: usize, segment: usize, kind: SendErrorKind) -> Result<(), BatchError> {
-    Err(BatchError { transmit, segment, kind })
+fn error(transmit: usize, segment: usize, kind: SendErrorKind) -> Result<(), (usize, usize, SendErrorKind)> {
+    Err((transmit, segment, kind))
 }
 
 /// What the system call says to one datagram.
 fn attempt(answers: &[Result<usize, c_int>]) -> Result<(), SendErrorKind> {
     let transmit = Transmit::datagram(peer(1), b"x");
     let mut script = Script::answering(answers.iter().copied());
-    send(&mut script, true, &Fallbacks::default(), &[transmit], 0).map_err(|error| error.kind)
+    send(&mut script, true, &Fallbacks::default(), &[transmit], 0).map_err(|(_, _, kind)| kind)
 }
 
 #[test]
@@ -232,7 +238,7 @@ fn fault_32_the_error_belongs_to_one_datagram_and_the_rest_goes_on() {
         loop {
             match send(&mut script, true, &fallbacks, &transmits[at..], first) {
                 Ok(()) => break,
-                Err(BatchError { transmit, segment, kind }) => {
+                Err((transmit, segment, kind)) => {
                     at += transmit;
                     let sent: usize = transmits[..at].iter().map(|transmit| transmit.segments().count()).sum();
                     before = sent + segment;

@@ -1,0 +1,295 @@
+//! Trains on their way into the socket: what is sent, what waits, what is given up, and what is told to whom.
+
+use core::net::SocketAddr;
+use core::time::Duration;
+use std::time::Instant;
+
+use super::WorkerError;
+use super::state::State;
+use crate::forward::DropReason;
+use crate::sys::{BatchError, SendErrorKind};
+use crate::transmit::{Trains, Transmit, Way};
+
+/// Trains that are collected at most: 1 MiB of them.
+const SLOTS: usize = 16;
+
+/// Trains that one call is given.
+const TRAINS_AT_ONCE: usize = 8;
+
+/// How long trains are held for a socket that takes nothing.
+const HELD_FOR: Duration = Duration::from_secs(1);
+
+/// The first wait after the kernel had no buffers; it doubles with each of [`NO_BUFFERS_RETRIES`].
+const NO_BUFFERS_WAIT: Duration = Duration::from_millis(1);
+
+/// How often a train is tried again for which the kernel had no buffers.
+const NO_BUFFERS_RETRIES: u32 = 4;
+
+/// What trains go out by.
+pub(super) trait Outlet {
+    /// As [`UdpTransport::send_batch`](crate::sys::UdpTransport::send_batch).
+    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize) -> Result<(), BatchError>;
+
+    /// What the kernel thinks the path to a peer carries, in bytes of outer packet.
+    fn path_mtu(&self, destination: SocketAddr) -> Option<u32>;
+
+    /// Tells the sender of a packet that its path carries only so much, and counts the packet.
+    fn refuse(&self, packet: &mut [u8], mtu: u16, state: &mut State, now: Instant) -> Result<(), WorkerError>;
+
+    /// The end that a closed socket is.
+    fn gone(&self) -> WorkerError;
+}
+
+/// The trains that have not been sent yet.
+#[derive(Debug)]
+pub(super) struct Sender {
+    pub(super) trains: Trains,
+    held: Option<Held>,
+    /// Whether a packet was lost of which a part has still to be put in.
+    lost_unfinished: bool,
+}
+
+/// What the trains wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// When they are given up.
+    pub(super) until: Instant,
+    /// How often the kernel had no buffers for the front one.
+    refusals: u32,
+    /// Tried again then. Without it, when the socket is writable; which one without buffers is all the time.
+    pub(super) retry_at: Option<Instant>,
+}
+
+/// What keeps the front train from leaving.
+#[derive(Clone, Copy, Debug)]
+struct Obstacle {
+    kind: SendErrorKind,
+    /// How many datagrams it concerns.
+    datagrams: usize,
+}
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Self { trains: Trains::with_slots(SLOTS), held: None, lost_unfinished: false }
+    }
+
+    /// What is waited for, if the socket took no more.
+    pub(super) fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// Whether it is too early to try again.
+    pub(super) fn has_to_wait(&self, now: Instant) -> bool {
+        self.held.is_some_and(|held| held.retry_at.is_some_and(|at| now < at))
+    }
+
+    /// Whether the packet that is being put in was lost meanwhile, and counted: the rest of it is not to be put in.
+    pub(super) fn take_lost_unfinished(&mut self) -> bool {
+        core::mem::take(&mut self.lost_unfinished)
+    }
+
+    /// Forgets what waits; the caller has counted it.
+    pub(super) fn clear(&mut self) {
+        self.trains.clear();
+        (self.held, self.lost_unfinished) = (None, false);
+    }
+
+    /// Sends all trains, unless the socket takes no more.
+    #[inline]
+    pub(super) fn flush(&mut self, outlet: &impl Outlet, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+        while !self.trains.is_empty() {
+            let mut obstacle = self.send(outlet, state, now);
+            if let Some(Obstacle { kind: SendErrorKind::TooLong, .. }) = obstacle {
+                obstacle = self.too_long(outlet, state, now)?;
+            }
+            let Some(obstacle) = obstacle else { continue };
+            if self.holds(obstacle.kind, now) {
+                return Ok(());
+            }
+            self.overcome(obstacle, state);
+            if obstacle.kind.is_fatal() {
+                return Err(outlet.gone());
+            }
+        }
+        self.held = None;
+        Ok(())
+    }
+
+    /// Sends as many trains as go at once. A path that is known to be too narrow is not asked again.
+    #[inline]
+    fn send(&mut self, outlet: &impl Outlet, state: &mut State, now: Instant) -> Option<Obstacle> {
+        let done = self.trains.done();
+        let first = self.trains.transmit(0)?;
+        if !state.fits_path(&first, now) {
+            return Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 });
+        }
+        let mut count = 1;
+        let sent = if self.trains.len() == 1 {
+            outlet.send(&[first], done)
+        } else {
+            let mut trains = [first; TRAINS_AT_ONCE];
+            for (index, slot) in trains.iter_mut().enumerate().skip(1) {
+                let Some(train) = self.trains.transmit(index).filter(|train| state.fits_path(train, now)) else {
+                    break;
+                };
+                *slot = train;
+                count += 1;
+            }
+            outlet.send(trains.get(..count).unwrap_or_default(), done)
+        };
+        let (whole, error) = match sent {
+            Ok(()) => (count, None),
+            Err(error) => (error.transmit, Some(error)),
+        };
+        for _ in 0..whole {
+            self.advance(self.trains.left(), state);
+        }
+        let BatchError { segment, kind, datagrams, .. } = error?;
+        self.advance(segment.saturating_sub(self.trains.done()), state);
+        Some(Obstacle { kind, datagrams })
+    }
+
+    #[inline]
+    fn advance(&mut self, datagrams: usize, state: &mut State) {
+        if datagrams > 0 {
+            self.held = None;
+            state.counters.encap.forward_all(self.trains.advance(datagrams));
+        }
+    }
+
+    /// Whether the trains have to wait, and for what.
+    #[cold]
+    fn holds(&mut self, kind: SendErrorKind, now: Instant) -> bool {
+        let held = self.held.unwrap_or(Held { until: now + HELD_FOR, refusals: 0, retry_at: None });
+        let next = match kind {
+            SendErrorKind::WouldBlock if now < held.until => Held { retry_at: None, ..held },
+            SendErrorKind::NoBuffers if held.refusals < NO_BUFFERS_RETRIES => Held {
+                retry_at: Some(now + NO_BUFFERS_WAIT * (1 << held.refusals)),
+                refusals: held.refusals + 1,
+                ..held
+            },
+            SendErrorKind::Closed
+            | SendErrorKind::Forbidden
+            | SendErrorKind::NoBuffers
+            | SendErrorKind::Other(_)
+            | SendErrorKind::Refused
+            | SendErrorKind::TooLong
+            | SendErrorKind::Unreachable
+            | SendErrorKind::WouldBlock => return false,
+        };
+        self.held = Some(next);
+        true
+    }
+
+    /// Gives up what an obstacle concerns: a socket that took nothing for so long, all.
+    #[cold]
+    fn overcome(&mut self, obstacle: Obstacle, state: &mut State) {
+        let reason = send_failure(obstacle.kind);
+        self.held = None;
+        if obstacle.kind == SendErrorKind::WouldBlock {
+            while !self.trains.is_empty() {
+                self.give_up(self.trains.left(), reason, state);
+            }
+        } else {
+            self.give_up(obstacle.datagrams.clamp(1, self.trains.left().max(1)), reason, state);
+        }
+    }
+
+    #[cold]
+    fn give_up(&mut self, datagrams: usize, reason: DropReason, state: &mut State) {
+        let peer = self.trains.transmit(0).map(|train| train.destination.ip());
+        let packets = self.lose(datagrams);
+        state.counters.encap.discard_all(reason, packets);
+        if let Some(peer) = peer {
+            state.count_send_errors(peer, packets);
+        }
+    }
+
+    fn lose(&mut self, datagrams: usize) -> u64 {
+        let given_up = self.trains.give_up(datagrams);
+        self.lost_unfinished |= given_up.unfinished;
+        given_up.packets
+    }
+
+    /// The path to the front train's peer carries less than its longest datagram: tells the senders of the packets that do not
+    /// fit, and sends the others one by one.
+    #[cold]
+    fn too_long(
+        &mut self,
+        outlet: &impl Outlet,
+        state: &mut State,
+        now: Instant,
+    ) -> Result<Option<Obstacle>, WorkerError> {
+        let Some(train) = self.trains.transmit(0) else { return Ok(None) };
+        let way = Way::from(&train);
+        let longest = train.segments().map(<[u8]>::len).max().unwrap_or(0);
+        let Some(mut mtu) = state.path_mtu(way.destination, longest, outlet, now) else {
+            // There is nothing that could be told to the senders.
+            return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: self.trains.left() }));
+        };
+        let mut left = self.trains.left();
+        while left > 0 {
+            let datagrams = self.trains.next_packet().max(1);
+            if let Some(offender) = self.offender(datagrams, mtu) {
+                let outcome = self.refuse(offender, mtu, outlet, state, now);
+                self.lose(datagrams);
+                left = left.saturating_sub(datagrams);
+                outcome?;
+                continue;
+            }
+            let Some(datagram) = self.trains.datagram_mut(0) else { break };
+            let (len, Way { destination, ecn, flow }) = (datagram.len(), way);
+            let transmit = Transmit { ecn, flow, ..Transmit::datagram(destination, datagram) };
+            match outlet.send(&[transmit], 0) {
+                Ok(()) => {
+                    self.advance(1, state);
+                    left -= 1;
+                }
+                Err(BatchError { kind: SendErrorKind::TooLong, .. }) => {
+                    let Some(narrower) = state.path_mtu(destination, len, outlet, now) else {
+                        return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 }));
+                    };
+                    mtu = narrower;
+                }
+                Err(BatchError { kind, .. }) => return Ok(Some(Obstacle { kind, datagrams: 1 })),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first of the next so many datagrams that is too long.
+    fn offender(&mut self, datagrams: usize, mtu: u16) -> Option<usize> {
+        let is_too_long = |datagram: &mut [u8]| datagram.len() > usize::from(mtu);
+        (0..datagrams).find(|index| self.trains.datagram_mut(*index).is_some_and(is_too_long))
+    }
+
+    /// Tells a packet's sender, unless the packet was lost before.
+    fn refuse(
+        &mut self,
+        offender: usize,
+        mtu: u16,
+        outlet: &impl Outlet,
+        state: &mut State,
+        now: Instant,
+    ) -> Result<(), WorkerError> {
+        let is_lost_already = self.trains.next_is_lost();
+        match self.trains.datagram_mut(offender) {
+            Some(datagram) if !is_lost_already => outlet.refuse(datagram, mtu, state, now),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn send_failure(kind: SendErrorKind) -> DropReason {
+    match kind {
+        SendErrorKind::Forbidden => DropReason::SendForbidden,
+        SendErrorKind::NoBuffers => DropReason::SendNoBuffers,
+        SendErrorKind::Refused => DropReason::SendRefused,
+        SendErrorKind::Unreachable => DropReason::SendUnreachable,
+        SendErrorKind::WouldBlock => DropReason::SendBufferFull,
+        SendErrorKind::Closed | SendErrorKind::Other(_) | SendErrorKind::TooLong => DropReason::SendFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+use super::*;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use proptest::prelude::*;
+
+use crate::wire::Ecn;
+
+/// A socket that does as it is told, and remembers what went.
+#[derive(Default)]
+struct Script {
+    /// For each call: how many datagrams go, and then what happens. When it is over, everything goes.
+    steps: RefCell<VecDeque<(usize, SendErrorKind)>>,
+    /// Whether an error concerns the whole train.
+    as_trains: bool,
+    /// What the path carries, in bytes of inner packet.
+    mtu: Cell<u16>,
+    sent: RefCell<Vec<(SocketAddr, u32)>>,
+    refused: RefCell<Vec<u32>>,
+}
+
+fn mark(datagram: &[u8]) -> u32 {
+    datagram.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+impl Outlet for Script {
+    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize) -> Result<(), BatchError> {
+        let step = self.steps.borrow_mut().pop_front();
+        let (mut go, kind) = step.unwrap_or((usize::MAX, SendErrorKind::WouldBlock));
+        for (transmit, train) in trains.iter().enumerate() {
+            let first = if transmit == 0 { first_datagram } else { 0 };
+            let datagrams = train.segments().count();
+            for (segment, datagram) in train.segments().enumerate().skip(first) {
+                let fails = |kind, datagrams| Err(BatchError { transmit, segment, datagrams, kind });
+                if datagram.len() > usize::from(self.mtu.get()) {
+                    return fails(SendErrorKind::TooLong, datagrams - segment);
+                }
+                if go == 0 {
+                    return fails(kind, if self.as_trains { datagrams - segment } else { 1 });
+                }
+                go -= 1;
+                self.sent.borrow_mut().push((train.destination, mark(datagram)));
+            }
+        }
+        Ok(())
+    }
+
+    fn path_mtu(&self, _destination: SocketAddr) -> Option<u32> {
+        Some(u32::from(self.mtu.get()) + 28)
+    }
+
+    fn refuse(&self, packet: &mut [u8], _mtu: u16, state: &mut State, _now: Instant) -> Result<(), WorkerError> {
+        self.refused.borrow_mut().push(mark(packet));
+        state.counters.encap.answer();
+        Ok(())
+    }
+
+    fn gone(&self) -> WorkerError {
+        WorkerError::SocketClosed { local: ([127, 0, 0, 1], 0).into() }
+    }
+}
+
+fn way(peer: u8) -> Way {
+    Way { destination: ([10, 168, 0, peer], 8285).into(), ecn: Ecn::NotEct, flow: 0 }
+}
+
+/// Puts a packet of so many datagrams in, as far as there is room. Returns how many went in.
+fn put(sender: &mut Sender, state: &mut State, peer: u8, number: u32, datagrams: u32, len: usize) -> u32 {
+    state.counters.encap.receive();
+    for index in 0..datagrams {
+        let Some(room) = sender.trains.push(&way(peer), len, index + 1 == datagrams) else { return index };
+        room.fill(0);
+        room[..4].copy_from_slice(&(number << 8 | index).to_be_bytes());
+    }
+    datagrams
+}
+
+fn script(steps: &[(usize, SendErrorKind)]) -> Script {
+    let script = Script { steps: RefCell::new(steps.iter().copied().collect()), ..Script::default() };
+    script.mtu.set(1472);
+    script
+}
+
+fn marks(script: &Script) -> Vec<u32> {
+    script.sent.borrow().iter().map(|(_, mark)| *mark).collect()
+}
+
+/// Fault 27: the position is kept, nothing goes twice, and after a second all is given up and counted.
+#[test]
+fn fault_27_a_full_socket_is_waited_for() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    put(&mut sender, &mut state, 3, 1, 5, 100);
+    put(&mut sender, &mut state, 4, 2, 1, 100);
+    let socket = script(&[(3, SendErrorKind::WouldBlock), (1, SendErrorKind::WouldBlock)]);
+    sender.flush(&socket, &mut state, now).unwrap();
+    let held = *sender.held().unwrap();
+    assert_eq!((held.retry_at, held.until), (None, now + HELD_FOR));
+    assert_eq!((state.counters.encap.held(), state.counters.encap.forwarded()), (2, 0));
+    assert!(!sender.has_to_wait(now), "whoever waits for the socket to be writable may come at any time");
+    let later = now + HELD_FOR / 2;
+    sender.flush(&socket, &mut state, later).unwrap();
+    assert_eq!(sender.held().unwrap().until, later + HELD_FOR, "something went, so it is a new wait");
+    sender.flush(&socket, &mut state, later).unwrap();
+    assert!(sender.held().is_none() && sender.trains.is_empty());
+    assert_eq!(marks(&socket), [0x100, 0x101, 0x102, 0x103, 0x104, 0x200]);
+    assert_eq!(state.counters.encap.forwarded(), 2);
+}
+
+#[test]
+fn fault_27_what_waited_for_too_long_is_counted() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    put(&mut sender, &mut state, 3, 1, 5, 100);
+    put(&mut sender, &mut state, 4, 2, 1, 100);
+    let socket = script(&[(0, SendErrorKind::WouldBlock); 3]);
+    sender.flush(&socket, &mut state, now).unwrap();
+    sender.flush(&socket, &mut state, now + HELD_FOR - Duration::from_millis(1)).unwrap();
+    assert_eq!(state.counters.encap.held(), 2);
+    sender.flush(&socket, &mut state, now + HELD_FOR).unwrap();
+    assert_eq!(state.counters.encap.dropped(DropReason::SendBufferFull), 2);
+    assert!(sender.held().is_none() && sender.trains.is_empty() && state.counters.encap.is_conserved());
+}
+
+/// Fault 28: ENOBUFS is tried again after a wait that doubles, and a few times only; the other trains then go.
+#[test]
+fn fault_28_no_buffers_is_backed_off_from() {
+    let (mut sender, mut state, mut now) = (Sender::new(), State::new(), Instant::now());
+    put(&mut sender, &mut state, 3, 1, 2, 100);
+    put(&mut sender, &mut state, 4, 2, 1, 100);
+    let mut socket = script(&[(0, SendErrorKind::NoBuffers); 1 + NO_BUFFERS_RETRIES as usize]);
+    socket.as_trains = true;
+    for retry in 0..NO_BUFFERS_RETRIES {
+        sender.flush(&socket, &mut state, now).unwrap();
+        let at = sender.held().unwrap().retry_at.unwrap();
+        assert_eq!(at, now + NO_BUFFERS_WAIT * 2u32.pow(retry));
+        assert!(sender.has_to_wait(at - Duration::from_micros(1)) && !sender.has_to_wait(at));
+        now = at;
+    }
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!(state.counters.encap.dropped(DropReason::SendNoBuffers), 1);
+    assert_eq!((marks(&socket), state.counters.encap.forwarded()), (Vec::from([0x200]), 1));
+}
+
+/// Faults 31 and 32: an error costs the datagrams it is about, and no others.
+#[test]
+fn fault_32_an_error_belongs_to_one_message() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    for (number, peer) in [(1, 3), (2, 3), (3, 3), (4, 4)] {
+        put(&mut sender, &mut state, peer, number, 1, 100);
+    }
+    let socket = script(&[(1, SendErrorKind::Forbidden)]);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!(marks(&socket), [0x100, 0x300, 0x400]);
+    assert_eq!(state.counters.encap.dropped(DropReason::SendForbidden), 1);
+    assert_eq!(state.send_errors, BTreeMap::from([(way(3).destination.ip(), 1)]));
+}
+
+/// Fault 34.
+#[test]
+fn fault_34_a_closed_socket_is_the_end() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    put(&mut sender, &mut state, 3, 1, 1, 100);
+    assert!(sender.flush(&script(&[(0, SendErrorKind::Closed)]), &mut state, now).is_err());
+    assert!(state.counters.encap.is_conserved());
+}
+
+/// Fault 29: of a train on a path that became narrower, the packets that are too long are answered once each, and the others
+/// go; and the next ones do not even try.
+#[test]
+fn fault_29_too_long_concerns_the_packets_that_are() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    put(&mut sender, &mut state, 3, 1, 3, 1400);
+    put(&mut sender, &mut state, 3, 2, 1, 1400);
+    put(&mut sender, &mut state, 3, 3, 1, 900);
+    put(&mut sender, &mut state, 4, 4, 1, 1400);
+    let socket = script(&[]);
+    socket.mtu.set(1000);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!((marks(&socket), socket.refused.take()), (Vec::from([0x300]), Vec::from([0x100, 0x200, 0x400])));
+    assert_eq!(state.counters.anomalies.path_mtu_lowered, 2);
+    assert_eq!((state.counters.encap.answered(), state.counters.encap.forwarded()), (3, 1));
+    // Narrower again, where a packet was thought to fit.
+    put(&mut sender, &mut state, 3, 5, 1, 1200);
+    put(&mut sender, &mut state, 3, 6, 1, 900);
+    put(&mut sender, &mut state, 3, 7, 1, 100);
+    socket.mtu.set(800);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!((marks(&socket), socket.refused.take()), (Vec::from([0x300, 0x700]), Vec::from([0x500, 0x600])));
+    assert!(state.counters.encap.is_conserved() && sender.trains.is_empty());
+}
+
+/// A full socket in the middle of that is waited for as ever.
+#[test]
+fn fault_27_also_on_a_narrow_path() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    let socket = script(&[(9, SendErrorKind::Refused), (0, SendErrorKind::WouldBlock)]);
+    socket.mtu.set(1000);
+    put(&mut sender, &mut state, 3, 1, 1, 1400);
+    put(&mut sender, &mut state, 3, 2, 1, 900);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert!(sender.held().is_some());
+    assert_eq!((state.counters.encap.held(), state.counters.encap.answered()), (1, 1));
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!((marks(&socket), state.counters.encap.forwarded()), (Vec::from([0x200]), 1));
+}
+
+fn kind() -> impl Strategy<Value = SendErrorKind> {
+    use SendErrorKind::{Forbidden, NoBuffers, Other, Refused, TooLong, Unreachable, WouldBlock};
+    proptest::sample::select(alloc::vec![WouldBlock, NoBuffers, TooLong, Refused, Unreachable, Forbidden, Other(5)])
+}
+
+proptest! {
+    /// Whatever happens: every packet is in exactly one counter at every moment (R67), has been forwarded only if every one
+    /// of its datagrams went, once, and the datagrams of a peer went in order.
+    #[test]
+    fn no_error_loses_count(
+        packets in proptest::collection::vec((1..4u8, 1..70u32, proptest::sample::select(alloc::vec![64usize, 900, 1400])), 1..12),
+        steps in proptest::collection::vec((0..90usize, kind()), 0..40),
+        as_trains: bool,
+        mtu in proptest::sample::select(alloc::vec![1472u16, 1000]),
+    ) {
+        let (mut sender, mut state, mut now) = (Sender::new(), State::new(), Instant::now());
+        let mut socket = script(&steps);
+        (socket.as_trains, socket.mtu) = (as_trains, Cell::new(mtu));
+        for (number, (peer, datagrams, len)) in (1..).zip(&packets) {
+            state.counters.encap.receive();
+            let mut index = 0;
+            while index < *datagrams {
+                match sender.trains.push(&way(*peer), *len, index + 1 == *datagrams) {
+                    Some(room) => {
+                        room[..4].copy_from_slice(&(number << 8 | index).to_be_bytes());
+                        index += 1;
+                    }
+                    None => {
+                        now += Duration::from_millis(300);
+                        sender.flush(&socket, &mut state, now).unwrap();
+                        prop_assert!(state.counters.encap.is_conserved());
+                        if sender.take_lost_unfinished() {
+                            break;
+                        }
+                    }
+                }
+            }
+            if number % 3 == 0 {
+                sender.flush(&socket, &mut state, now).unwrap();
+                prop_assert!(state.counters.encap.is_conserved());
+                prop_assert!(!sender.take_lost_unfinished(), "nothing is unfinished");
+            }
+        }
+        for _ in 0..100 {
+            now += Duration::from_millis(300);
+            sender.flush(&socket, &mut state, now).unwrap();
+        }
+        prop_assert!(sender.trains.is_empty() && sender.held().is_none());
+        let flow = &state.counters.encap;
+        prop_assert!(flow.is_conserved() && flow.held() == 0 && flow.received() == packets.len() as u64);
+        let sent = socket.sent.borrow();
+        let marks: BTreeSet<_> = sent.iter().map(|(_, mark)| *mark).collect();
+        prop_assert_eq!(marks.len(), sent.len(), "nothing goes twice");
+        for peer in 1..4 {
+            let of_peer: Vec<_> = sent.iter().filter(|(to, _)| *to == way(peer).destination).map(|(_, mark)| mark).collect();
+            prop_assert!(of_peer.is_sorted());
+        }
+        let whole = (1..).zip(&packets).filter(|(number, (_, datagrams, _))| {
+            (0..*datagrams).all(|index| marks.contains(&(number << 8 | index)))
+        });
+        prop_assert_eq!(whole.count() as u64, flow.forwarded());
+    }
+}
