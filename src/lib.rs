@@ -19,7 +19,7 @@
 //! - The **core** is inert: no socket, clock, thread or log. Packets, routes and time are arguments, verdicts are return
 //!   values. [`forward::Forwarder`] decides in place and without allocating; [`route::RouteTable`] finds the longest match;
 //!   [`wire`] gives bytes names; [`offload`] cuts super-packets and joins packets to them; [`transmit`] collects datagrams into
-//!   trains. It is `no_std` and runs wherever `alloc::sync::Arc` does.
+//!   trains; [`lease::Reconciler`] turns leases into route changes. It is `no_std` and runs wherever `alloc::sync::Arc` does.
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
 //!
@@ -63,6 +63,7 @@
 //! | `std` (default) | [`route::RoutePublisher`] | `no_std` with `alloc` |
 //! | `sys` (default, Linux) | [`sys::Tun`], [`sys::UdpTransport`], [`worker`] | no `libc`, `nix` |
 //! | `link` (default, Linux) | [`sys::link`] | no netlink, `socket2` |
+//! | `flannel` | `lease::flannel`: lease keys and values, network config, `subnet.env` | no `serde_json` |
 //!
 //! # Many packets at once
 //! A system call and a walk through the kernel's stack cost the same for 64 bytes and for 64 KiB. So the kernel hands over a
@@ -97,6 +98,7 @@ extern crate std;
 
 pub mod control;
 pub mod forward;
+pub mod lease;
 pub mod offload;
 pub mod route;
 #[cfg(all(feature = "sys", target_os = "linux"))]

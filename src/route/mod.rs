@@ -116,14 +116,14 @@ pub enum RouteError {
 
 /// What must not be in a table on this host, where that is known.
 #[derive(Clone, Copy, Debug, Default)]
-struct Own {
+pub(crate) struct Own {
     /// The address and port it is bound to.
     address: Option<SocketAddr>,
     subnet: Option<IpNet>,
 }
 
 /// R20, R63, and our own subnet.
-fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
+pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     let address = route.next_hop.ip();
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
     match route.mtu {

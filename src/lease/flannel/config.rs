@@ -1,0 +1,173 @@
+//! The network config: the JSON at `<prefix>/config`.
+
+use alloc::format;
+use alloc::string::String;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::json::{JsonError, Object};
+use super::{BACKEND, DEFAULT_PORT, is_our_backend, shown};
+use crate::lease::range::{RangeError, SubnetRange};
+
+/// What all hosts of a network agree on. A value of this type is checked, its defaults filled in.
+///
+/// ```
+/// use loden::lease::flannel::NetworkConfig;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = NetworkConfig::from_json(br#"{"Network": "100.96.0.0/16"}"#)?;
+/// assert_eq!((config.range().subnet_len(), config.port()), (24, 8285));
+/// assert_eq!(config.range().first(), std::net::IpAddr::from([100, 96, 1, 0]));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NetworkConfig {
+    range: SubnetRange,
+    ipv6: Option<SubnetRange>,
+    port: u16,
+}
+
+/// Why a network config cannot be worked with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A network of another kind.
+    #[error("the network's Backend.Type is {kind:?}; only udp is spoken here")]
+    Backend {
+        /// The kind, the beginning of it if it is long.
+        kind: String,
+    },
+    /// flannel's udp mode has IPv4 only.
+    #[error("EnableIPv4 is false, and the udp mode carries nothing else")]
+    Ipv4Disabled,
+    /// The IPv6 network, its subnets' length, or one of their ends.
+    #[error("of the IPv6 fields: {0}")]
+    Ipv6Range(RangeError),
+    /// Not JSON, or not with these fields.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// There is nothing to cut subnets from.
+    #[error("there is no {field}; name the overlay's network, 100.96.0.0/16 say")]
+    NoNetwork {
+        /// `Network` or `IPv6Network`.
+        field: &'static str,
+    },
+    /// There is no UDP port 0.
+    #[error("Backend.Port is 0; the default is {DEFAULT_PORT}")]
+    Port,
+    /// The network, its subnets' length, or one of their ends.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+}
+
+/// What the fields of one family are called.
+struct Names {
+    network: &'static str,
+    subnet_len: &'static str,
+    min: &'static str,
+    max: &'static str,
+}
+
+const IPV4: Names = Names { network: "Network", subnet_len: "SubnetLen", min: "SubnetMin", max: "SubnetMax" };
+const IPV6: Names =
+    Names { network: "IPv6Network", subnet_len: "IPv6SubnetLen", min: "IPv6SubnetMin", max: "IPv6SubnetMax" };
+
+impl NetworkConfig {
+    /// A network of the udp mode without IPv6. `port` is every host's, 1..=65535.
+    ///
+    /// # Errors
+    /// [`ConfigError::Port`] if it is 0, [`ConfigError::Ipv4Disabled`] if the range is one of IPv6.
+    pub fn new(range: SubnetRange, port: u16) -> Result<Self, ConfigError> {
+        match port {
+            0 => Err(ConfigError::Port),
+            _ if range.first().is_ipv6() => Err(ConfigError::Ipv4Disabled),
+            _ => Ok(Self { range, ipv6: None, port }),
+        }
+    }
+
+    /// Reads a config. Null, 0 and 0.0.0.0 stand for the default of a field, as in flannel.
+    ///
+    /// # Errors
+    /// The first field that is wrong, and how.
+    pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
+        let object = Object::parse(text, "the network config")?;
+        let port = backend_port(&object)?;
+        if !object.bool("EnableIPv4")?.unwrap_or(true) {
+            return Err(ConfigError::Ipv4Disabled);
+        }
+        let network = object.parsed::<Ipv4Net>(IPV4.network, "an IPv4 network")?;
+        let network = network.ok_or(ConfigError::NoNetwork { field: IPV4.network })?;
+        let (subnet_len, min, max) = fields::<Ipv4Addr>(&object, &IPV4, "an IPv4 address")?;
+        let config = Self::new(SubnetRange::new(network, subnet_len, min, max)?, port)?;
+        if !object.bool("EnableIPv6")?.unwrap_or(false) {
+            return Ok(config);
+        }
+        let network = object.parsed::<Ipv6Net>(IPV6.network, "an IPv6 network")?;
+        let network = network.ok_or(ConfigError::NoNetwork { field: IPV6.network })?;
+        let (subnet_len, min, max) = fields::<Ipv6Addr>(&object, &IPV6, "an IPv6 address")?;
+        let ipv6 = SubnetRange::new(network, subnet_len, min, max).map_err(ConfigError::Ipv6Range)?;
+        Ok(Self { ipv6: Some(ipv6), ..config })
+    }
+
+    /// Writes a config with nothing left to defaults.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let ipv4 = range_json(&self.range, &IPV4);
+        let ipv6 = self.ipv6.map(|range| format!(r#""EnableIPv6":true,{},"#, range_json(&range, &IPV6)));
+        let port = self.port;
+        format!(r#"{{{ipv4},{}"Backend":{{"Type":"{BACKEND}","Port":{port}}}}}"#, ipv6.unwrap_or_default())
+    }
+
+    /// The overlay network, and which subnets of it may be leased.
+    #[must_use]
+    pub fn range(&self) -> &SubnetRange {
+        &self.range
+    }
+
+    /// The same for IPv6, if it is enabled. The udp mode carries none of it, but its hosts' keys name such subnets too.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<&SubnetRange> {
+        self.ipv6.as_ref()
+    }
+
+    /// The UDP port of every host, never 0.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+fn backend_port(object: &Object) -> Result<u16, ConfigError> {
+    let Some(backend) = object.object("Backend")? else { return Ok(DEFAULT_PORT) };
+    let kind = backend.text("Type")?;
+    if !is_our_backend(kind) {
+        return Err(ConfigError::Backend { kind: shown(kind.unwrap_or(BACKEND)) });
+    }
+    Ok(backend.number("Port", "a UDP port within 1 to 65535")?.unwrap_or(DEFAULT_PORT))
+}
+
+type Fields = (Option<u8>, Option<IpAddr>, Option<IpAddr>);
+
+fn fields<A>(object: &Object, names: &Names, wanted: &'static str) -> Result<Fields, JsonError>
+where
+    A: core::str::FromStr + Into<IpAddr>,
+{
+    let end = |field| {
+        let address = object.parsed::<A>(field, wanted)?.map(Into::into);
+        Ok(address.filter(|address: &IpAddr| !address.is_unspecified()))
+    };
+    let subnet_len = object.number(names.subnet_len, "a prefix length in bits")?.filter(|len| *len != 0);
+    Ok((subnet_len, end(names.min)?, end(names.max)?))
+}
+
+fn range_json(range: &SubnetRange, names: &Names) -> String {
+    let Names { network, subnet_len, min, max } = names;
+    format!(
+        r#""{network}":"{}","{subnet_len}":{},"{min}":"{}","{max}":"{}""#,
+        range.network(),
+        range.subnet_len(),
+        range.first(),
+        range.last()
+    )
+}

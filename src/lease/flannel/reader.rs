@@ -1,0 +1,162 @@
+//! Keys and values of etcd in, events out; what cannot be read is set aside alone.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use super::key::{LeaseKey, LeaseKeyError};
+use super::shown;
+use super::value::{LeaseValue, LeaseValueError};
+use crate::lease::{Lease, LeaseEvent};
+
+/// Reads the leases of one network. Next hops have the network's port.
+#[derive(Clone, Debug)]
+pub struct LeaseReader {
+    /// What keys of leases begin with, with the slash at the end.
+    subnets: String,
+    port: u16,
+    set_aside: SetAsideCounts,
+}
+
+/// What a message of etcd's says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Reading {
+    /// For the [`Reconciler`](crate::lease::Reconciler).
+    pub event: Option<LeaseEvent<LeaseKey>>,
+    /// What is no lease of ours.
+    pub set_aside: Vec<SetAside>,
+}
+
+/// A key that is not taken, and why. The others are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetAside {
+    /// A lease of another kind of overlay, or a value that cannot be read.
+    #[error("lease {key} is set aside: {reason}")]
+    Value {
+        /// The key.
+        key: LeaseKey,
+        /// What is wrong with its value.
+        reason: LeaseValueError,
+    },
+    /// A key that cannot be read.
+    #[error("key {key:?} is set aside: {reason}")]
+    Key {
+        /// The key as it is in etcd, the beginning of it if it is long.
+        key: String,
+        /// What is wrong with it.
+        reason: LeaseKeyError,
+    },
+    /// A key of something else.
+    #[error("key {key:?} is set aside: it is not below {subnets}")]
+    Elsewhere {
+        /// The key as it is in etcd, the beginning of it if it is long.
+        key: String,
+        /// What keys of leases begin with.
+        subnets: String,
+    },
+}
+
+/// How many keys were set aside, each time they were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SetAsideCounts {
+    /// Keys of something else.
+    pub elsewhere: u64,
+    /// Leases of other kinds of overlay.
+    pub other_backends: u64,
+    /// Keys that cannot be read.
+    pub unreadable_keys: u64,
+    /// Values that cannot be read.
+    pub unreadable_values: u64,
+}
+
+impl LeaseReader {
+    /// A reader of the leases below `<prefix>/subnets/` whose hosts all have this port.
+    #[must_use]
+    pub fn new(prefix: &str, port: u16) -> Self {
+        let subnets = format!("{}/subnets/", prefix.trim_end_matches('/'));
+        Self { subnets, port, set_aside: SetAsideCounts::default() }
+    }
+
+    /// What keys of leases begin with: the prefix to list and to watch.
+    #[must_use]
+    pub fn subnets(&self) -> &str {
+        &self.subnets
+    }
+
+    /// The full key of a lease.
+    #[must_use]
+    pub fn full_key(&self, key: &LeaseKey) -> String {
+        format!("{}{key}", self.subnets)
+    }
+
+    /// All that a listing returned, which is a snapshot of it.
+    pub fn snapshot<'a>(&mut self, entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Reading {
+        let mut set_aside = Vec::new();
+        let mut leases = Vec::new();
+        for (key, value) in entries {
+            match self.lease(key, value) {
+                Ok(lease) => leases.push(lease),
+                Err(aside) => set_aside.push(aside),
+            }
+        }
+        Reading { event: Some(LeaseEvent::Snapshot(leases)), set_aside }
+    }
+
+    /// A key that was put. If its value is no lease of ours, then there is none by this key: what it said before is no more.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Reading {
+        match self.lease(key, value) {
+            Ok((key, lease)) => Reading { event: Some(LeaseEvent::Added { key, lease }), set_aside: Vec::new() },
+            Err(aside) => {
+                let event = match &aside {
+                    SetAside::Value { key, .. } => Some(LeaseEvent::Removed { key: *key }),
+                    SetAside::Elsewhere { .. } | SetAside::Key { .. } => None,
+                };
+                Reading { event, set_aside: Vec::from([aside]) }
+            }
+        }
+    }
+
+    /// A key that was deleted, or whose time was over.
+    pub fn deleted(&mut self, key: &[u8]) -> Reading {
+        match self.key(key) {
+            Ok(key) => Reading { event: Some(LeaseEvent::Removed { key }), set_aside: Vec::new() },
+            Err(aside) => Reading { event: None, set_aside: Vec::from([aside]) },
+        }
+    }
+
+    /// How many keys were set aside so far.
+    #[must_use]
+    pub fn set_aside(&self) -> SetAsideCounts {
+        self.set_aside
+    }
+
+    fn lease(&mut self, key: &[u8], value: &[u8]) -> Result<(LeaseKey, Lease), SetAside> {
+        let key = self.key(key)?;
+        match LeaseValue::from_json(value) {
+            Ok(value) => Ok((key, Lease::new(key.ipv4, SocketAddr::new(value.public_ip.into(), self.port)))),
+            Err(reason) => {
+                match reason {
+                    LeaseValueError::Backend { .. } => self.set_aside.other_backends += 1,
+                    LeaseValueError::Json(_) | LeaseValueError::NoPublicIp => self.set_aside.unreadable_values += 1,
+                }
+                Err(SetAside::Value { key, reason })
+            }
+        }
+    }
+
+    fn key(&mut self, full: &[u8]) -> Result<LeaseKey, SetAside> {
+        let text = String::from_utf8_lossy(full);
+        let Some(key) = text.strip_prefix(&self.subnets) else {
+            self.set_aside.elsewhere += 1;
+            return Err(SetAside::Elsewhere { key: shown(&text), subnets: self.subnets.clone() });
+        };
+        key.parse().map_err(|reason| {
+            self.set_aside.unreadable_keys += 1;
+            SetAside::Key { key: shown(&text), reason }
+        })
+    }
+}

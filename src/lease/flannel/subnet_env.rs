@@ -1,0 +1,221 @@
+//! `subnet.env`: what the container runtime is told, and what a later run remembers.
+
+use alloc::format;
+use alloc::string::String;
+use core::net::Ipv4Addr;
+use core::str::FromStr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::shown;
+
+/// The contents of `subnet.env`.
+///
+/// ```
+/// use loden::lease::flannel::SubnetEnv;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let text = "FLANNEL_NETWORK=100.96.0.0/16\nFLANNEL_SUBNET=100.96.1.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
+/// let env: SubnetEnv = text.parse()?;
+/// assert_eq!(env.subnet(), "100.96.1.0/24".parse()?);
+/// assert_eq!(env.to_string(), text);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SubnetEnv {
+    network: Ipv4Net,
+    subnet: Ipv4Net,
+    ipv6: Option<(Ipv6Net, Ipv6Net)>,
+    mtu: u16,
+    ip_masq: bool,
+}
+
+/// A line of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Field {
+    /// `FLANNEL_IPMASQ`.
+    IpMasq,
+    /// `FLANNEL_IPV6_NETWORK`.
+    Ipv6Network,
+    /// `FLANNEL_IPV6_SUBNET`.
+    Ipv6Subnet,
+    /// `FLANNEL_MTU`.
+    Mtu,
+    /// `FLANNEL_NETWORK`.
+    Network,
+    /// `FLANNEL_SUBNET`.
+    Subnet,
+}
+
+/// Why a text is no `subnet.env`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubnetEnvError {
+    /// A line is not there.
+    #[error("there is no {}", .field.name())]
+    Missing {
+        /// Which one.
+        field: Field,
+    },
+    /// The subnet is not the network's.
+    #[error("subnet {subnet} is not inside the network {network}")]
+    Outside {
+        /// The subnet.
+        subnet: Ipv4Net,
+        /// The network.
+        network: Ipv4Net,
+    },
+    /// There is no usable address next to the subnet's own.
+    #[error("subnet {subnet} has no address for the bridge; a prefix of at most /30 is needed")]
+    TooSmall {
+        /// The subnet.
+        subnet: Ipv4Net,
+    },
+    /// A line does not say what it should.
+    #[error("{} is {value:?}, not {}", .field.name(), .field.wanted())]
+    Unreadable {
+        /// Which one.
+        field: Field,
+        /// What it says, the beginning of it if it is long.
+        value: String,
+    },
+}
+
+impl SubnetEnv {
+    /// What to tell of a subnet of an overlay network. Host bits do not matter.
+    ///
+    /// `mtu` is the TUN device's, in bytes; `ip_masq` says whether somebody masquerades what leaves the overlay.
+    ///
+    /// # Errors
+    /// [`SubnetEnvError::Outside`] and [`SubnetEnvError::TooSmall`].
+    pub fn new(network: Ipv4Net, subnet: Ipv4Net, mtu: u16, ip_masq: bool) -> Result<Self, SubnetEnvError> {
+        let (network, subnet) = (network.trunc(), subnet.trunc());
+        if subnet.prefix_len() > 30 {
+            return Err(SubnetEnvError::TooSmall { subnet });
+        }
+        if !network.contains(&subnet) {
+            return Err(SubnetEnvError::Outside { subnet, network });
+        }
+        Ok(Self { network, subnet, ipv6: None, mtu, ip_masq })
+    }
+
+    /// The overlay network.
+    #[must_use]
+    pub fn network(&self) -> Ipv4Net {
+        self.network
+    }
+
+    /// The host's subnet, host bits cleared: the one to ask for again.
+    #[must_use]
+    pub fn subnet(&self) -> Ipv4Net {
+        self.subnet
+    }
+
+    /// The subnet's first usable address, which the file names: the bridge's.
+    #[must_use]
+    pub fn bridge(&self) -> Ipv4Addr {
+        // A prefix of at most /30 begins far below the highest address.
+        Ipv4Addr::from_bits(self.subnet.network().to_bits() | 1)
+    }
+
+    /// Overlay network and subnet of a dual-stack flannel, as they were read.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<(Ipv6Net, Ipv6Net)> {
+        self.ipv6
+    }
+
+    /// The TUN device's MTU in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Whether somebody masquerades what leaves the overlay.
+    #[must_use]
+    pub fn ip_masq(&self) -> bool {
+        self.ip_masq
+    }
+}
+
+/// Reads lines like a shell would source them: comments, quotes and unknown names are no mistakes, of repeated names the last
+/// counts.
+impl FromStr for SubnetEnv {
+    type Err = SubnetEnvError;
+
+    fn from_str(text: &str) -> Result<Self, SubnetEnvError> {
+        let network = required(text, Field::Network)?;
+        let subnet = required(text, Field::Subnet)?;
+        let env = Self::new(network, subnet, required(text, Field::Mtu)?, required(text, Field::IpMasq)?)?;
+        let ipv6_network = optional::<Ipv6Net>(text, Field::Ipv6Network)?;
+        let ipv6_subnet = optional::<Ipv6Net>(text, Field::Ipv6Subnet)?;
+        let ipv6 = match (ipv6_network, ipv6_subnet) {
+            (Some(network), Some(subnet)) => Some((network, subnet)),
+            (None, None) => None,
+            (None, Some(_)) => return Err(SubnetEnvError::Missing { field: Field::Ipv6Network }),
+            (Some(_), None) => return Err(SubnetEnvError::Missing { field: Field::Ipv6Subnet }),
+        };
+        Ok(Self { ipv6, ..env })
+    }
+}
+
+/// The file as flannel writes it.
+impl core::fmt::Display for SubnetEnv {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let mut line = |field: Field, value: &dyn core::fmt::Display| writeln!(f, "{}={value}", field.name());
+        line(Field::Network, &self.network)?;
+        line(Field::Subnet, &format!("{}/{}", self.bridge(), self.subnet.prefix_len()))?;
+        if let Some((network, subnet)) = self.ipv6 {
+            line(Field::Ipv6Network, &network)?;
+            line(Field::Ipv6Subnet, &subnet)?;
+        }
+        line(Field::Mtu, &self.mtu)?;
+        line(Field::IpMasq, &self.ip_masq)
+    }
+}
+
+impl Field {
+    /// What the file calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IpMasq => "FLANNEL_IPMASQ",
+            Self::Ipv6Network => "FLANNEL_IPV6_NETWORK",
+            Self::Ipv6Subnet => "FLANNEL_IPV6_SUBNET",
+            Self::Mtu => "FLANNEL_MTU",
+            Self::Network => "FLANNEL_NETWORK",
+            Self::Subnet => "FLANNEL_SUBNET",
+        }
+    }
+
+    fn wanted(self) -> &'static str {
+        match self {
+            Self::IpMasq => "true or false",
+            Self::Ipv6Network | Self::Ipv6Subnet => "an address and prefix length like fd00:1::1/64",
+            Self::Mtu => "a number of bytes within 0 to 65535",
+            Self::Network | Self::Subnet => "an address and prefix length like 100.96.1.1/24",
+        }
+    }
+}
+
+fn required<T: FromStr>(text: &str, field: Field) -> Result<T, SubnetEnvError> {
+    optional(text, field)?.ok_or(SubnetEnvError::Missing { field })
+}
+
+fn optional<T: FromStr>(text: &str, field: Field) -> Result<Option<T>, SubnetEnvError> {
+    let mut values = text.lines().filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        let name = name.trim();
+        (name.strip_prefix("export ").unwrap_or(name).trim_start() == field.name()).then(|| unquoted(value.trim()))
+    });
+    let Some(value) = values.next_back() else { return Ok(None) };
+    match value.parse() {
+        Ok(parsed) => Ok(Some(parsed)),
+        Err(_) => Err(SubnetEnvError::Unreadable { field, value: shown(value) }),
+    }
+}
+
+fn unquoted(value: &str) -> &str {
+    let within = |quote| value.strip_prefix(quote).and_then(|value| value.strip_suffix(quote));
+    within('"').or_else(|| within('\'')).unwrap_or(value)
+}

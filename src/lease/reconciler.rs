@@ -1,0 +1,259 @@
+//! Events in, the fewest route changes out.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+use core::time::Duration;
+
+use super::claims::Claims;
+use super::conflict::{Conflict, ConflictChange, ConflictCounts, Subject};
+use super::event::{Lease, LeaseEvent, LeaseId, SourceId};
+use super::host::{Host, Standing};
+use super::source::Source;
+use crate::route::{Route, RouteChange};
+
+/// Turns leases into routes. See the [module](super) for the loop around it and for what becomes of which lease.
+///
+/// `K` is what the sources call their leases; two leases of one source never have the same.
+#[derive(Clone, Debug)]
+pub struct Reconciler<K> {
+    host: Host,
+    /// The latest time there was.
+    now: Duration,
+    sources: BTreeMap<SourceId, Source<K>>,
+    claims: Claims<K>,
+    own: usize,
+    counters: Counters,
+}
+
+/// What the sources have said so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Leases that were not held before.
+    pub added: u64,
+    /// Leases that lead elsewhere than before.
+    pub changed: u64,
+    /// Leases whose time was over.
+    pub expired: u64,
+    /// Times a source was lost; once until it is heard again.
+    pub lost: u64,
+    /// Leases that their source took away, or no longer had.
+    pub removed: u64,
+    /// Leases of a snapshot that had the key of another one in it.
+    pub repeated: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+}
+
+impl<K: Ord + Clone> Reconciler<K> {
+    /// A reconciler without leases.
+    #[must_use]
+    pub fn new(host: Host) -> Self {
+        let host = host.normalised();
+        Self {
+            host,
+            now: Duration::ZERO,
+            sources: BTreeMap::new(),
+            claims: Claims::new(host.subnet),
+            own: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes in what a source says at `now`. Leases that end by then do so too.
+    ///
+    /// `now` is the time since any fixed moment, by a clock that does not jump; going back is the same as standing still.
+    pub fn handle_event(&mut self, source: SourceId, event: LeaseEvent<K>, now: Duration) {
+        self.now = self.now.max(now);
+        let said = self.sources.entry(source).or_insert_with(Source::new);
+        match event {
+            LeaseEvent::Added { key, lease } => {
+                said.heard(self.now);
+                let lease = said.on_own_clock(lease);
+                self.put(source, key, lease);
+            }
+            LeaseEvent::Removed { key } => {
+                said.heard(self.now);
+                self.counters.removed += u64::from(self.remove(source, key));
+            }
+            LeaseEvent::Snapshot(leases) => {
+                said.heard(self.now);
+                self.replace_all(source, leases);
+            }
+            LeaseEvent::SourceLost => {
+                self.counters.lost += u64::from(said.stale_since().is_none());
+                said.lost(self.now);
+            }
+        }
+        self.expire();
+    }
+
+    /// Ends the leases whose time is over by `now`.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        self.expire();
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) next has something to do; `None` if only an event can bring it.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.sources.values().filter_map(Source::next_deadline).min()
+    }
+
+    /// The changes that make the routes of the last call those of now, in the order of their subnets: none that changes
+    /// nothing, and none for what came and went in between.
+    #[must_use = "changes are handed out once"]
+    pub fn take_changes(&mut self) -> Vec<RouteChange> {
+        self.claims.take_changes()
+    }
+
+    /// Whether [`take_changes`](Self::take_changes) would return any.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        self.claims.has_changes()
+    }
+
+    /// The routes of now, in the order of their subnets: for a table that is made anew.
+    pub fn routes(&self) -> impl Iterator<Item = Route> {
+        self.claims.routes()
+    }
+
+    /// How many routes there are.
+    #[must_use]
+    pub fn route_count(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// The conflicts that began and ended since the last call, but not those that did both.
+    #[must_use = "changes are handed out once"]
+    pub fn take_conflict_changes(&mut self) -> Vec<ConflictChange<K>> {
+        self.claims.book.take_changes()
+    }
+
+    /// The conflicts of now.
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict<K>> {
+        self.claims.book.iter()
+    }
+
+    /// How many conflicts there are of each kind.
+    #[must_use]
+    pub fn conflict_counts(&self) -> ConflictCounts {
+        self.claims.book.now()
+    }
+
+    /// How many conflicts of each kind ever began, those that changed and went on among them.
+    #[must_use]
+    pub fn conflict_totals(&self) -> ConflictCounts {
+        self.claims.book.ever()
+    }
+
+    /// Since when a source cannot be heard; `None` if it can. Its leases stay in force, and none of them ends meanwhile.
+    #[must_use]
+    pub fn stale_since(&self, source: SourceId) -> Option<Duration> {
+        self.sources.get(&source)?.stale_since()
+    }
+
+    /// The leases of a source, by key. Times are on the source's clock, which stands still while it is lost.
+    pub fn leases(&self, source: SourceId) -> impl Iterator<Item = (&K, &Lease)> {
+        self.sources.get(&source).into_iter().flat_map(|source| source.leases())
+    }
+
+    /// Whether some source has this host's own lease: its subnet with its address.
+    #[must_use]
+    pub fn holds_own_lease(&self) -> bool {
+        self.own > 0
+    }
+
+    /// What the sources have said so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Both lists are walked in the order of their keys, so that leases which are as they were cost a comparison each.
+    fn replace_all(&mut self, source: SourceId, mut leases: Vec<(K, Lease)>) {
+        self.counters.snapshots += 1;
+        let Some(said) = self.sources.get(&source) else { return };
+        leases.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut gone = Vec::new();
+        let mut news = Vec::new();
+        let mut known = said.leases().iter().peekable();
+        let mut leases = leases.into_iter().peekable();
+        while let Some((key, lease)) = leases.next() {
+            if leases.peek().is_some_and(|(next, _)| *next == key) {
+                self.counters.repeated += 1;
+                continue;
+            }
+            let lease = said.on_own_clock(lease);
+            let mut as_known = false;
+            while let Some((before, old)) = known.next_if(|(before, _)| **before <= key) {
+                match before.cmp(&key) {
+                    Ordering::Less => gone.push(before.clone()),
+                    Ordering::Equal | Ordering::Greater => as_known = *old == lease,
+                }
+            }
+            if !as_known {
+                news.push((key, lease));
+            }
+        }
+        gone.extend(known.map(|(key, _)| key.clone()));
+        for key in gone {
+            self.counters.removed += u64::from(self.remove(source, key));
+        }
+        for (key, lease) in news {
+            self.put(source, key, lease);
+        }
+    }
+
+    fn expire(&mut self) {
+        let sources: Vec<SourceId> = self.sources.keys().copied().collect();
+        for source in sources {
+            while let Some(key) = self.sources.get(&source).and_then(|said| said.overdue(self.now).cloned()) {
+                self.counters.expired += u64::from(self.remove(source, key));
+            }
+        }
+    }
+
+    /// Keeps a lease that is on its source's clock.
+    fn put(&mut self, source: SourceId, key: K, lease: Lease) {
+        let Some(said) = self.sources.get_mut(&source) else { return };
+        let old = said.insert(key.clone(), lease);
+        match old {
+            None => self.counters.added += 1,
+            Some(old) if old.route() == lease.route() => return,
+            Some(_) => self.counters.changed += 1,
+        }
+        let id = LeaseId { source, key };
+        let standing = self.host.judge(&lease);
+        if let Some(old) = old {
+            self.withdraw(&id, &old, standing == Standing::Contender && old.subnet == lease.subnet);
+        }
+        match standing {
+            Standing::Contender => self.claims.set(id, &lease),
+            Standing::Own => self.own += 1,
+            Standing::Refused(reason) => {
+                let Lease { subnet, next_hop, .. } = lease;
+                let conflict = Conflict::Refused { id: id.clone(), subnet, next_hop, reason };
+                self.claims.book.set(Subject::Lease(id), Some(conflict));
+            }
+        }
+    }
+
+    /// Whether there was such a lease.
+    fn remove(&mut self, source: SourceId, key: K) -> bool {
+        let Some(old) = self.sources.get_mut(&source).and_then(|said| said.remove(&key)) else { return false };
+        self.withdraw(&LeaseId { source, key }, &old, false);
+        true
+    }
+
+    /// Takes back all that follows from a lease, but for a claim that is about to be replaced.
+    fn withdraw(&mut self, id: &LeaseId<K>, old: &Lease, claim_stays: bool) {
+        match self.host.judge(old) {
+            Standing::Contender if claim_stays => {}
+            Standing::Contender => self.claims.remove(id, old.subnet),
+            Standing::Own => self.own -= 1,
+            Standing::Refused(_) => self.claims.book.set(Subject::Lease(id.clone()), None),
+        }
+    }
+}

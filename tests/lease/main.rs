@@ -1,0 +1,72 @@
+//! Leases against a full recompute, the mistakes of others by their numbers, flannel's formats, and allocation.
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
+#[path = "../../fuzz/bodies/lease/mod.rs"]
+mod bodies;
+
+mod allocate;
+mod corpus;
+mod faults;
+mod formats;
+mod mistakes;
+mod model;
+mod properties;
+mod subnet_file;
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::route::{Route, RouteChange};
+
+const SOURCE: SourceId = SourceId(0);
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+/// 10.168.0.2, which owns 100.96.1.0/24 of 100.96.0.0/16.
+fn host() -> Host {
+    Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285))
+}
+
+/// A lease of the host with this last byte, known by its subnet as it is written.
+fn lease(subnet: &'static str, host: u8) -> (&'static str, Lease) {
+    (subnet, Lease::new(net(subnet), ([10, 168, 0, host], 8285)))
+}
+
+fn ours() -> (&'static str, Lease) {
+    lease("100.96.1.0/24", 2)
+}
+
+fn set(subnet: &str, host: u8) -> RouteChange {
+    RouteChange::Set(Route::new(net(subnet), ([10, 168, 0, host], 8285)))
+}
+
+fn delete(subnet: &str) -> RouteChange {
+    RouteChange::Delete(net(subnet))
+}
+
+fn snapshot<const N: usize>(leases: [(&'static str, Lease); N]) -> LeaseEvent<&'static str> {
+    LeaseEvent::Snapshot(leases.to_vec())
+}
+
+fn added((key, lease): (&'static str, Lease)) -> LeaseEvent<&'static str> {
+    LeaseEvent::Added { key, lease }
+}
+
+/// A reconciler that had this list at second 0, its changes taken.
+fn listed<const N: usize>(leases: [(&'static str, Lease); N]) -> Reconciler<&'static str> {
+    let mut reconciler = Reconciler::new(host());
+    reconciler.handle_event(SOURCE, snapshot(leases), at(0));
+    drop((reconciler.take_changes(), reconciler.take_conflict_changes()));
+    reconciler
+}
+
+fn routes(reconciler: &Reconciler<&'static str>) -> Vec<String> {
+    reconciler.routes().map(|route| route.to_string()).collect()
+}

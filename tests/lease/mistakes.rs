@@ -1,0 +1,262 @@
+//! The eight mistakes of others, each by its number (fault 47).
+
+use loden::lease::SourceId;
+use loden::lease::flannel::LeaseReader;
+use loden::lease::{
+    Backoff, Conflict, ConflictChange, ConflictCounts, Lease, LeaseEvent, LeaseId, Reconciler, Refusal,
+};
+use loden::route::RoutePublisher;
+
+use crate::{SOURCE, added, at, delete, host, lease, listed, net, ours, routes, set, snapshot};
+
+#[test]
+fn mistake_1_a_lease_that_moved_during_a_gap_is_seen_by_its_attributes() {
+    let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3), lease("100.96.3.0/24", 4)]);
+    reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, at(10));
+    let narrower = ("100.96.3.0/24", Lease { mtu: Some(1400), ..lease("100.96.3.0/24", 4).1 });
+    reconciler.handle_event(SOURCE, snapshot([ours(), lease("100.96.2.0/24", 5), narrower]), at(20));
+    let changes = reconciler.take_changes();
+    assert_eq!(changes[0], set("100.96.2.0/24", 5));
+    assert_eq!(changes[1], loden::route::RouteChange::Set(narrower.1.route()));
+    assert_eq!(changes.len(), 2);
+    assert_eq!(reconciler.counters().changed, 2);
+}
+
+#[test]
+fn mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
+    let mut reader = LeaseReader::new("/coreos.com/network/", 8285);
+    let good: [(&[u8], &[u8]); 2] = [
+        (b"/coreos.com/network/subnets/100.96.2.0-24", br#"{"PublicIP":"10.168.0.3","PublicIPv6":null}"#),
+        (b"/coreos.com/network/subnets/100.96.3.0-24", br#"{"PublicIP":"10.168.0.4"}"#),
+    ];
+    let bad: [(&[u8], &[u8]); 7] = [
+        (b"/coreos.com/network/subnets/100.96.4.0-33", br#"{"PublicIP":"10.168.0.5"}"#),
+        (b"/coreos.com/network/subnets/\xff\xfe", br#"{"PublicIP":"10.168.0.5"}"#),
+        (b"/coreos.com/network/config", br#"{"Network":"100.96.0.0/16"}"#),
+        (b"/coreos.com/network/subnets/100.96.5.0-24", b"{"),
+        (b"/coreos.com/network/subnets/100.96.6.0-24", br#"{"PublicIP":"10.168.0"}"#),
+        (b"/coreos.com/network/subnets/100.96.7.0-24", b"{}"),
+        (b"/coreos.com/network/subnets/100.96.8.0-24", br#"{"PublicIP":"10.168.0.5","BackendType":"vxlan"}"#),
+    ];
+    for at_front in [true, false] {
+        let mut entries = good.to_vec();
+        let place = if at_front { 0 } else { 1 };
+        entries.splice(place..place, bad);
+        let reading = reader.snapshot(entries);
+        assert_eq!(reading.set_aside.len(), bad.len());
+        let mut reconciler = Reconciler::new(host());
+        reconciler.handle_event(SOURCE, reading.event.unwrap(), at(0));
+        assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 3), set("100.96.3.0/24", 4)]);
+    }
+    let counts = reader.set_aside();
+    assert_eq!((counts.unreadable_keys, counts.elsewhere), (4, 2));
+    assert_eq!((counts.unreadable_values, counts.other_backends), (6, 2));
+
+    // The same while watching: a value that became unreadable takes its own lease away, as listing it anew would.
+    let mut reconciler = Reconciler::new(host());
+    reconciler.handle_event(SOURCE, reader.snapshot(good).event.unwrap(), at(0));
+    drop(reconciler.take_changes());
+    let put = reader.put(good[0].0, b"garbage");
+    assert_eq!(
+        put.set_aside[0].to_string(),
+        "lease 100.96.2.0-24 is set aside: this is no JSON: expected value at line 1 column 1"
+    );
+    reconciler.handle_event(SOURCE, put.event.unwrap(), at(1));
+    assert_eq!(reader.put(bad[0].0, bad[0].1).event, None);
+    assert_eq!(reader.deleted(b"/coreos.com/network/config").event, None);
+    assert_eq!(reconciler.take_changes(), [delete("100.96.2.0/24")]);
+    reconciler.handle_event(SOURCE, reader.put(good[0].0, good[0].1).event.unwrap(), at(2));
+    assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 3)]);
+}
+
+/// A listing that failed has no leases to put into a snapshot; it is the source that is lost.
+#[test]
+fn mistake_3_a_failed_listing_takes_nothing_away_and_an_empty_one_does() {
+    let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
+    reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, at(10));
+    assert_eq!(reconciler.take_changes(), []);
+    assert_eq!(reconciler.stale_since(SOURCE), Some(at(10)));
+    reconciler.handle_event(SOURCE, snapshot([]), at(20));
+    assert_eq!(reconciler.take_changes(), [delete("100.96.2.0/24")]);
+    assert_eq!(reconciler.stale_since(SOURCE), None);
+}
+
+#[test]
+fn mistake_4_our_own_lease_is_never_a_route_and_never_removed_as_one() {
+    let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
+    assert!(reconciler.holds_own_lease());
+    for (second, list) in [
+        (1, snapshot([ours(), lease("100.96.2.0/24", 3)])),
+        (2, snapshot([lease("100.96.2.0/24", 3)])),
+        (3, snapshot([ours(), lease("100.96.2.0/24", 3)])),
+    ] {
+        reconciler.handle_event(SOURCE, list, at(second));
+        assert_eq!(reconciler.take_changes(), []);
+        assert_eq!(reconciler.take_conflict_changes(), []);
+        assert_eq!(reconciler.holds_own_lease(), second != 2);
+    }
+    reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "100.96.1.0/24" }, at(4));
+    assert_eq!(reconciler.take_changes(), []);
+    assert!(!reconciler.holds_own_lease(), "what tells the caller to stop");
+}
+
+/// After a compaction every list succeeds and every watch fails at once, for as long as it takes.
+#[test]
+fn mistake_5_compaction_backs_off_and_is_news_once() {
+    let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
+    let mut backoff = Backoff::default();
+    let (mut now, mut lists, mut news) = (at(100), 0, 0);
+    while now < at(100 + 3600) {
+        reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, now);
+        let retry = backoff.failed(now, 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(lists));
+        assert!(retry.at > now);
+        news += u32::from(retry.is_news);
+        now = retry.at;
+        reconciler.handle_event(SOURCE, snapshot([ours(), lease("100.96.2.0/24", 3)]), now);
+        backoff.succeeded(now);
+        lists += 1;
+        assert_eq!(reconciler.take_changes(), []);
+    }
+    assert_eq!(news, 1);
+    assert!((60..130).contains(&lists), "{lists} lists in an hour, a minute at most between two");
+    // Well for a while: the next time is news again, and soon tried again.
+    let retry = backoff.failed(now + at(3600), u64::MAX);
+    assert_eq!((retry.at, retry.is_news), (now + at(3601), true));
+}
+
+/// One conflict at a time beside an ordinary lease: named, counted once, the rest routed; gone when its cause is.
+#[test]
+fn mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
+    let hop = |host: u8| std::net::SocketAddr::from(([10, 168, 0, host], 8285));
+    let refused = |key, hop, reason| Conflict::Refused {
+        id: LeaseId { source: SOURCE, key },
+        subnet: net(key).trunc(),
+        next_hop: hop,
+        reason,
+    };
+    let in_overlay = ("100.96.4.0/24", Lease::new(net("100.96.4.0/24"), ([100, 96, 3, 7], 8285)));
+    let network = host().network;
+    let cases = [
+        (
+            vec![lease("100.96.3.0/24", 4), ("again", lease("100.96.3.0/24", 5).1)],
+            vec!["100.96.3.0/24 via 10.168.0.4:8285"],
+            Conflict::Duplicate { subnet: net("100.96.3.0/24"), in_force: hop(4), rival: hop(5) },
+        ),
+        (
+            vec![lease("100.96.3.0/24", 4), lease("100.96.4.0/24", 4)],
+            vec!["100.96.3.0/24 via 10.168.0.4:8285", "100.96.4.0/24 via 10.168.0.4:8285"],
+            Conflict::SharedNextHop { next_hop: hop(4) },
+        ),
+        (
+            vec![lease("100.96.4.0/23", 4), lease("100.96.5.0/24", 5)],
+            vec!["100.96.4.0/23 via 10.168.0.4:8285", "100.96.5.0/24 via 10.168.0.5:8285"],
+            Conflict::Overlap { inner: net("100.96.5.0/24"), outer: net("100.96.4.0/23") },
+        ),
+        (
+            vec![lease("100.96.4.0/24", 4), lease("100.96.5.0/24", 2)],
+            vec!["100.96.4.0/24 via 10.168.0.4:8285"],
+            refused("100.96.5.0/24", hop(2), Refusal::OwnAddress),
+        ),
+        (
+            vec![lease("100.96.5.0/24", 5), in_overlay],
+            vec!["100.96.5.0/24 via 10.168.0.5:8285"],
+            refused("100.96.4.0/24", in_overlay.1.next_hop, Refusal::NextHopInOverlay { network }),
+        ),
+        (
+            vec![lease("100.96.5.0/24", 5), lease("100.96.1.0/24", 9)],
+            vec!["100.96.5.0/24 via 10.168.0.5:8285"],
+            refused("100.96.1.0/24", hop(9), Refusal::OwnSubnet { own: host().subnet }),
+        ),
+    ];
+    for (leases, expected, conflict) in cases {
+        let mut reconciler = listed([lease("100.96.2.0/24", 3)]);
+        reconciler.handle_event(
+            SOURCE,
+            LeaseEvent::Snapshot([&leases[..], &[lease("100.96.2.0/24", 3)]].concat()),
+            at(1),
+        );
+        let others: Vec<String> =
+            routes(&reconciler).into_iter().filter(|route| !route.starts_with("100.96.2.")).collect();
+        assert_eq!(others, expected);
+        assert_eq!(reconciler.route_count(), expected.len() + 1, "the ordinary lease stays");
+        assert_eq!(reconciler.take_conflict_changes(), [ConflictChange::Began(conflict.clone())]);
+        assert_eq!(reconciler.conflicts().collect::<Vec<_>>(), [&conflict]);
+        assert_eq!((reconciler.conflict_counts().total(), reconciler.conflict_totals().total()), (1, 1));
+        reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: leases[1].0 }, at(2));
+        assert_eq!(reconciler.take_conflict_changes(), [ConflictChange::Ended(conflict)]);
+        assert_eq!(reconciler.conflict_counts(), ConflictCounts::default());
+        assert_eq!(reconciler.conflict_totals().total(), 1);
+    }
+}
+
+/// Who had to stand back has the route as soon as the other is gone, in one change.
+#[test]
+fn mistake_6_the_loser_takes_over_when_the_winner_leaves() {
+    let (etcd, operator) = (SourceId(1), SourceId(0));
+    let mut publisher = RoutePublisher::bound_to(host().underlay).owning(host().subnet);
+    let mut reconciler = Reconciler::new(host());
+    reconciler.handle_event(etcd, added(lease("100.96.2.0/24", 3)), at(0));
+    assert_eq!(publisher.apply(reconciler.take_changes()).changed, 1);
+    reconciler.handle_event(operator, added(("by hand", lease("100.96.2.0/24", 4).1)), at(1));
+    assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 4)]);
+    let first = reconciler.conflicts().next().unwrap();
+    assert_eq!(
+        first.to_string(),
+        "100.96.2.0/24 is leased to 10.168.0.4:8285, which is in force, and to 10.168.0.3:8285; delete one of the leases"
+    );
+    // Both say the same: no contradiction is left, and no change is due.
+    reconciler.handle_event(etcd, added(lease("100.96.2.0/24", 4)), at(2));
+    assert_eq!((reconciler.take_changes(), reconciler.conflicts().count()), (vec![], 0));
+    reconciler.handle_event(etcd, added(lease("100.96.2.0/24", 3)), at(3));
+    reconciler.handle_event(operator, LeaseEvent::Removed { key: "by hand" }, at(4));
+    assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 3)]);
+    assert_eq!(reconciler.conflicts().count(), 0);
+}
+
+#[test]
+fn mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
+    let for_a_day = |host, second: u64| {
+        let (key, lease) = lease("100.96.2.0/24", host);
+        (key, Lease { expires: Some(at(second + 86_400)), ..lease })
+    };
+    let mut reconciler = listed([ours(), for_a_day(3, 0)]);
+    for second in [3_600, 7_200, 10_800] {
+        reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, at(second));
+    }
+    assert_eq!(reconciler.stale_since(SOURCE), Some(at(3_600)));
+    assert_eq!(reconciler.poll_timeout(), None, "nothing ends while nobody could say that it was renewed");
+    reconciler.handle_timeout(at(10 * 86_400));
+    assert_eq!(reconciler.take_changes(), []);
+    assert_eq!(routes(&reconciler), ["100.96.2.0/24 via 10.168.0.3:8285"]);
+    assert_eq!(reconciler.counters().lost, 1);
+    // It is back with one event. The others had no time yet to be renewed: what they had left they have still.
+    reconciler.handle_event(SOURCE, added(lease("100.96.3.0/24", 4)), at(10 * 86_400));
+    assert_eq!(reconciler.stale_since(SOURCE), None);
+    assert_eq!(reconciler.take_changes(), [set("100.96.3.0/24", 4)]);
+    assert_eq!(reconciler.poll_timeout(), Some(at(10 * 86_400 + 86_400 - 3_600)));
+    reconciler.handle_event(SOURCE, added(for_a_day(3, 10 * 86_400)), at(10 * 86_400 + 1));
+    assert_eq!(reconciler.poll_timeout(), Some(at(11 * 86_400)));
+    assert_eq!(reconciler.take_changes(), []);
+}
+
+/// There is no wall clock to jump: only time that has passed ends a lease, and a clock that goes back stands still.
+#[test]
+fn mistake_8_only_time_that_passed_ends_a_lease() {
+    let (key, lease) = lease("100.96.2.0/24", 3);
+    let lease = Lease { expires: Some(at(1_000)), ..lease };
+    let mut reconciler = listed([ours()]);
+    reconciler.handle_event(SOURCE, added((key, lease)), at(500));
+    assert_eq!(reconciler.take_changes(), [set(key, 3)]);
+    assert_eq!(reconciler.poll_timeout(), Some(at(1_000)));
+    for second in [0, 999, 400] {
+        reconciler.handle_timeout(at(second));
+        assert_eq!(reconciler.take_changes(), []);
+    }
+    // Renewed in time: nothing changes but when it ends.
+    reconciler.handle_event(SOURCE, added((key, Lease { expires: Some(at(2_000)), ..lease })), at(999));
+    reconciler.handle_timeout(at(1_999));
+    assert_eq!(reconciler.take_changes(), []);
+    reconciler.handle_timeout(at(2_000));
+    assert_eq!(reconciler.take_changes(), [delete(key)]);
+    assert_eq!((reconciler.counters().expired, reconciler.poll_timeout()), (1, None));
+}

@@ -1,0 +1,158 @@
+//! The oracle: everything worked out anew from the set of leases, every pair of them looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use loden::lease::{Conflict, Host, Lease, LeaseEvent, LeaseId, Refusal, SourceId};
+use loden::route::{Route, RouteError};
+
+pub(crate) type Key = u8;
+
+/// What should be routed, and what should be complained about.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Expected {
+    pub(crate) routes: Vec<Route>,
+    pub(crate) conflicts: BTreeSet<String>,
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// `Ok(true)`: a contender.
+fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
+    let (subnet, hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
+    let ours = hop == host.underlay;
+    let ip = hop.ip();
+    let conditions = [
+        (host.subnet.contains(&subnet) && !ours, Refusal::OwnSubnet { own: host.subnet }),
+        (subnet.addr().is_ipv6(), Refusal::Unroutable(RouteError::Ipv6Subnet)),
+        (ip.is_unspecified(), Refusal::Unroutable(RouteError::UnspecifiedNextHop)),
+        (ip.is_multicast(), Refusal::Unroutable(RouteError::MulticastNextHop)),
+        (ip == IpAddr::V4(Ipv4Addr::BROADCAST), Refusal::Unroutable(RouteError::BroadcastNextHop)),
+        (hop.port() == 0, Refusal::Unroutable(RouteError::ZeroPort)),
+        (lease.mtu == Some(67), Refusal::Unroutable(RouteError::MtuTooSmall { mtu: 67 })),
+        (!host.network.contains(&subnet), Refusal::OutsideOverlay { network: host.network }),
+        (ours, Refusal::OwnAddress),
+        (host.network.contains(&ip), Refusal::NextHopInOverlay { network: host.network }),
+    ];
+    if subnet == host.subnet && ours {
+        return Ok(false);
+    }
+    match conditions.into_iter().find(|(holds, _)| *holds) {
+        Some((_, refusal)) => Err(refusal),
+        None => Ok(true),
+    }
+}
+
+pub(crate) fn text(conflict: &Conflict<Key>) -> String {
+    format!("{conflict:?}")
+}
+
+/// Everything that follows from these leases.
+pub(crate) fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expected {
+    let mut conflicts = Vec::new();
+    let mut routes: BTreeMap<IpNet, Route> = BTreeMap::new();
+    let mut disputed = BTreeSet::new();
+    // In the order of their ids: the first to claim a subnet has it.
+    for (id, lease) in leases {
+        let (subnet, next_hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
+        match judge(host, lease) {
+            Ok(false) => {}
+            Err(reason) => conflicts.push(Conflict::Refused { id: *id, subnet, next_hop, reason }),
+            Ok(true) => {
+                let route = Route { subnet, next_hop, mtu: lease.mtu };
+                let first = *routes.entry(subnet).or_insert(route);
+                if first != route && disputed.insert(subnet) {
+                    conflicts.push(Conflict::Duplicate { subnet, in_force: first.next_hop, rival: next_hop });
+                }
+            }
+        }
+    }
+    for inner in routes.keys().chain([&host.subnet]) {
+        let around = routes.keys().filter(|outer| *outer != inner && outer.contains(inner));
+        if let Some(outer) = around.max_by_key(|outer| outer.prefix_len()) {
+            conflicts.push(Conflict::Overlap { inner: *inner, outer: *outer });
+        }
+    }
+    let hosts: BTreeSet<SocketAddr> = routes.values().map(|route| route.next_hop).collect();
+    for next_hop in hosts {
+        if routes.values().filter(|route| route.next_hop == next_hop).count() > 1 {
+            conflicts.push(Conflict::SharedNextHop { next_hop });
+        }
+    }
+    Expected { routes: routes.into_values().collect(), conflicts: conflicts.iter().map(text).collect() }
+}
+
+/// The leases there are, by a naive account of time: every lease has so much left, and it grows less while its source is heard.
+#[derive(Default)]
+pub(crate) struct Model {
+    now: Duration,
+    sources: BTreeMap<SourceId, Source>,
+}
+
+#[derive(Default)]
+struct Source {
+    stale_since: Option<Duration>,
+    leases: BTreeMap<Key, (Lease, Option<Duration>)>,
+}
+
+impl Model {
+    pub(crate) fn leases(&self) -> BTreeMap<LeaseId<Key>, Lease> {
+        let of = |(source, said): (&SourceId, &Source)| {
+            let source = *source;
+            let ids = said.leases.iter().map(move |(key, (lease, _))| (LeaseId { source, key: *key }, *lease));
+            ids.collect::<Vec<_>>()
+        };
+        self.sources.iter().flat_map(of).collect()
+    }
+
+    pub(crate) fn stale_since(&self, source: SourceId) -> Option<Duration> {
+        self.sources.get(&source)?.stale_since
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        let heard = self.sources.values().filter(|said| said.stale_since.is_none());
+        heard.flat_map(|said| said.leases.values()).filter_map(|(_, left)| Some(self.now + (*left)?)).min()
+    }
+
+    pub(crate) fn advance(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.now);
+        self.now += passed;
+        for said in self.sources.values_mut().filter(|said| said.stale_since.is_none()) {
+            for (_, left) in said.leases.values_mut() {
+                *left = left.map(|left| left.saturating_sub(passed));
+            }
+        }
+    }
+
+    /// Ends what has nothing left. Whoever has a source that is lost had it before.
+    pub(crate) fn expire(&mut self) {
+        for said in self.sources.values_mut() {
+            said.leases.retain(|_, (_, left)| *left != Some(Duration::ZERO));
+        }
+    }
+
+    pub(crate) fn handle(&mut self, source: SourceId, event: &LeaseEvent<Key>) {
+        let now = self.now;
+        let said = self.sources.entry(source).or_default();
+        let put = |said: &mut Source, key: &Key, lease: &Lease| {
+            said.leases.insert(*key, (*lease, lease.expires.map(|at| at.saturating_sub(now))));
+        };
+        if *event == LeaseEvent::SourceLost {
+            said.stale_since.get_or_insert(now);
+            return;
+        }
+        said.stale_since = None;
+        if let LeaseEvent::Added { key, lease } = event {
+            put(said, key, lease);
+        } else if let LeaseEvent::Removed { key } = event {
+            said.leases.remove(key);
+        } else if let LeaseEvent::Snapshot(leases) = event {
+            said.leases.clear();
+            leases.iter().for_each(|(key, lease)| put(said, key, lease));
+        }
+    }
+}
