@@ -31,7 +31,7 @@ use loden::forward::{
 };
 use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Progress, Worker};
+use loden::worker::{Budget, Progress, Worker, WorkerError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let outcome = tunnel.run();
+    let outcome = tunnel.run().map_err(explained);
     if let Err(error) = &outcome {
         say(&format!("tunnel: {error}"));
     }
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         (Ok(()), Ok(())) => ExitCode::SUCCESS,
         (Err(error), outcome) => {
             if outcome.is_ok() {
-                say(&format!("tunnel: {error}"));
+                say(&format!("tunnel: {}", explained(error)));
             }
             ExitCode::FAILURE
         }
@@ -249,12 +249,16 @@ impl Tunnel {
     }
 
     fn take_link_events(&mut self) -> Result<(), Error> {
+        let mut events = Vec::new();
         while let Some(event) = self.monitor.next_event()? {
+            // It goes down and loses its route first, and nothing is to be put back then.
+            if matches!(event, LinkEvent::Deleted) {
+                return Err(deleted(self.worker.tun().name()));
+            }
+            events.push(event);
+        }
+        for event in events {
             match event {
-                LinkEvent::Deleted => {
-                    let name = self.worker.tun().name();
-                    return Err(format!("the TUN device {name} was deleted; start the tunnel again").into());
-                }
                 LinkEvent::Down => say("the TUN device is down: nothing is delivered until it is up"),
                 LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => {
                     match self.link.restore() {
@@ -307,6 +311,18 @@ struct Ready {
 fn share_of_icmp(queues: u32) -> IcmpLimiter {
     let share = |rate: Rate| Rate { per_second: rate.per_second.div_ceil(queues), burst: rate.burst.div_ceil(queues) };
     IcmpLimiter::new(share(IcmpLimiter::PER_SOURCE), share(IcmpLimiter::TOTAL))
+}
+
+fn deleted(name: &str) -> Error {
+    format!("the TUN device {name} was deleted; start the tunnel again").into()
+}
+
+/// A worker's end in the words of who started a tunnel: the worker's own are for who wrote one.
+fn explained(error: Error) -> Error {
+    match error.downcast_ref() {
+        Some(WorkerError::LinkDeleted { name }) => deleted(name),
+        _ => error,
+    }
 }
 
 /// The offloads that the kernel granted, by their names on the command line.

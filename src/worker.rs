@@ -26,7 +26,6 @@ use std::time::Instant;
 
 use self::inbound::Inbound;
 use self::outbound::Outbound;
-use self::sender::Held;
 use self::state::{Ends, State};
 use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter};
 use crate::route::RouteReader;
@@ -193,11 +192,9 @@ impl Worker {
     pub fn interest(&self) -> Interest {
         match self.outbound.held() {
             None => Interest { tun_readable: true, udp_writable: false, wake_at: self.outbound.due() },
-            Some(Held { until, retry_at, .. }) => Interest {
-                tun_readable: false,
-                udp_writable: retry_at.is_none(),
-                wake_at: Some(retry_at.unwrap_or(*until)),
-            },
+            Some(held) => {
+                Interest { tun_readable: false, udp_writable: held.retry_at.is_none(), wake_at: Some(held.wake_at()) }
+            }
         }
     }
 

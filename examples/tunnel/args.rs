@@ -67,7 +67,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) ecn_copy: bool,
     /// Ignore congestion marks on outer headers, as flannel does
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ecn_copy")]
     pub(crate) ecn_ignore: bool,
     /// Print the counters every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]

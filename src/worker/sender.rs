@@ -19,6 +19,10 @@ const TRAINS_AT_ONCE: usize = 8;
 /// How long trains are held for a socket that takes nothing.
 const HELD_FOR: Duration = Duration::from_secs(1);
 
+/// How long to wait at most for a full socket to be told writable: Linux says so only when half of its buffer is free
+/// (`sock_writeable` in include/net/sock.h), which takes long behind a slow device, while one train would fit much earlier.
+const TRY_AFTER: Duration = Duration::from_millis(10);
+
 /// The first wait after the kernel had no buffers; it doubles with each of [`NO_BUFFERS_RETRIES`].
 const NO_BUFFERS_WAIT: Duration = Duration::from_millis(1);
 
@@ -56,8 +60,17 @@ pub(super) struct Held {
     pub(super) until: Instant,
     /// How often the kernel had no buffers for the front one.
     refusals: u32,
-    /// Tried again then. Without it, when the socket is writable; which one without buffers is all the time.
+    /// Tried again then and not before. Without it, when the socket is writable; which one without buffers is all the time.
     pub(super) retry_at: Option<Instant>,
+    /// Tried again then, even if the socket is not told writable.
+    try_at: Instant,
+}
+
+impl Held {
+    /// When to try again at the latest.
+    pub(super) fn wake_at(&self) -> Instant {
+        self.retry_at.unwrap_or(self.until.min(self.try_at))
+    }
 }
 
 /// What keeps the front train from leaving.
@@ -160,9 +173,11 @@ impl Sender {
     /// Whether the trains have to wait, and for what.
     #[cold]
     fn holds(&mut self, kind: SendErrorKind, now: Instant) -> bool {
-        let held = self.held.unwrap_or(Held { until: now + HELD_FOR, refusals: 0, retry_at: None });
+        let try_at = now + TRY_AFTER;
+        let first = Held { until: now + HELD_FOR, refusals: 0, retry_at: None, try_at };
+        let held = self.held.unwrap_or(first);
         let next = match kind {
-            SendErrorKind::WouldBlock if now < held.until => Held { retry_at: None, ..held },
+            SendErrorKind::WouldBlock if now < held.until => Held { retry_at: None, try_at, ..held },
             SendErrorKind::NoBuffers if held.refusals < NO_BUFFERS_RETRIES => Held {
                 retry_at: Some(now + NO_BUFFERS_WAIT * (1 << held.refusals)),
                 refusals: held.refusals + 1,

@@ -395,6 +395,6 @@ fn fault_36_a_deleted_link_ends_all_queues() {
     hosts.host_a.delete_link(tunnel.tun()).expect("deleted");
     let status = tunnel.child.wait(SECOND).expect("a child").expect("an end within a second");
     assert_eq!(status.code(), Some(1), "{}", tunnel.child.stderr());
-    assert!(tunnel.child.stderr().contains("was deleted"), "{}", tunnel.child.stderr());
+    assert!(tunnel.child.stderr().contains("was deleted; start the tunnel again"), "{}", tunnel.child.stderr());
     tunnel.last_event();
 }

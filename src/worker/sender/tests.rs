@@ -95,6 +95,7 @@ fn fault_27_a_full_socket_is_waited_for() {
     sender.flush(&socket, &mut state, now).unwrap();
     let held = *sender.held().unwrap();
     assert_eq!((held.retry_at, held.until), (None, now + HELD_FOR));
+    assert_eq!(held.wake_at(), now + TRY_AFTER, "there may be room long before the kernel says so");
     assert_eq!((state.counters.encap.held(), state.counters.encap.forwarded()), (2, 0));
     assert!(!sender.has_to_wait(now), "whoever waits for the socket to be writable may come at any time");
     let later = now + HELD_FOR / 2;
