@@ -11,7 +11,7 @@ use super::WorkerError;
 use super::sender::Outlet;
 use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo};
 use crate::sys::{BatchError, Tun, TunError, UdpTransport};
-use crate::transmit::Transmit;
+use crate::transmit::{Trains, Transmit};
 use crate::wire::icmpv4;
 
 /// Peers whose send errors are counted one by one; those of later ones are not.
@@ -184,11 +184,9 @@ fn settle(flow: &mut Flow, reject: &Reject<'_>, answered: Result<bool, WorkerErr
 
 /// What of an outer packet is left for the inner one.
 fn inner_mtu(outer: u32, destination: SocketAddr) -> u16 {
-    /// The longest payload of a UDP datagram over IPv4.
-    const DATAGRAM_MAX: u32 = 65_507;
     let overhead = match destination {
         SocketAddr::V4(_) => 28,
         SocketAddr::V6(_) => 48,
     };
-    outer.saturating_sub(overhead).min(DATAGRAM_MAX) as u16
+    outer.saturating_sub(overhead).min(Trains::BYTES_MAX as u32) as u16
 }

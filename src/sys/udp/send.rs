@@ -8,12 +8,7 @@ use super::error::{BatchError, SendErrorKind};
 use super::fallback::Fallbacks;
 use crate::Transmit;
 use crate::sys::syscall::{MESSAGES, Message};
-
-/// Datagrams the kernel cuts a message into at most (`UDP_MAX_SEGMENTS` of linux/udp.h; 128 from 6.9 on).
-const SEGMENTS_MAX: usize = 64;
-
-/// Bytes in a message at most: what an IPv4 packet can hold beside its header and UDP's.
-const MESSAGE_MAX: usize = 65_507;
+use crate::transmit::Trains;
 
 /// A system call that sends messages, or in a test what stands in for it.
 pub(super) trait Wire {
@@ -170,7 +165,7 @@ impl<'m> Messages<'m, '_> {
         let most = if !self.segmented || self.plan.fallbacks.contains(transmit.destination.ip()) {
             1
         } else {
-            (MESSAGE_MAX / size).clamp(1, SEGMENTS_MAX)
+            (Trains::BYTES_MAX / size).clamp(1, Trains::SEGMENTS_MAX)
         };
         let payload = rest.get(..most * size).unwrap_or(rest);
         Some(Next { transmit, payload, segments: payload.len().div_ceil(size), size })
@@ -187,7 +182,7 @@ impl<'m> Iterator for Messages<'m, '_> {
         if *self.socket.get_or_insert(socket) != socket {
             return None;
         }
-        // At most `SEGMENTS_MAX`.
+        // At most `Trains::SEGMENTS_MAX`.
         *self.counts.next()? = next.segments as u8;
         self.place.segment += next.segments;
         // A single datagram says nothing about segments: some drivers fail with EIO otherwise.
