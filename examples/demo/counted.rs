@@ -32,6 +32,9 @@ pub(crate) fn show(a: &Counters, b: &Counters) -> Result<(), End> {
     if flows.iter().any(|flow| flow.dropped(DropReason::Ipv6NotCarried) > 0) {
         say!("   The IPv6 packets are the kernel's: it solicits routers on every new device.")?;
     }
+    say!(
+        "   What the kernel handed to a tunnel in one piece is one packet there; it is up to 64 of them on its way to the other."
+    )?;
     say!("   Every packet that came in is in one of the other rows.")
 }
 

@@ -2,10 +2,8 @@
 //!
 //! `LODEN_WRITE_SEEDS=1 cargo test --test conformance seeds` writes them anew.
 
-use std::fs;
-use std::path::PathBuf;
-
 use crate::bodies;
+use crate::seeds::{assert_committed, run_over};
 use crate::support::host::{NOBODY, POD, POD_B, inbound, outbound};
 use crate::support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, icmp, pattern, udp,
@@ -13,29 +11,6 @@ use crate::support::packet::{
 use crate::support::scenario::{Scenario, policy};
 
 type Seed = (&'static str, Vec<u8>);
-
-fn corpus(target: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
-}
-
-/// Runs a body over every file there is, a fuzzer's finds among them, and each seed with every byte changed once.
-fn run_over(target: &str, body: fn(&[u8])) {
-    let mut files = 0;
-    for entry in fs::read_dir(corpus(target)).unwrap() {
-        let bytes = fs::read(entry.unwrap().path()).unwrap();
-        body(&bytes);
-        for at in 0..bytes.len().min(96) {
-            for change in [0x01, 0x80] {
-                let mut changed = bytes.clone();
-                changed[at] ^= change;
-                body(&changed);
-            }
-            body(&bytes[..at]);
-        }
-        files += 1;
-    }
-    assert!(files >= 20, "{files} seeds for {target}");
-}
 
 #[test]
 fn header_over_the_corpus() {
@@ -56,14 +31,7 @@ fn icmp_over_the_corpus() {
 fn the_committed_seeds_are_these() {
     for (target, seeds) in [("header", header_seeds()), ("forward", forward_seeds()), ("icmp", icmp_seeds())] {
         assert!((20..=60).contains(&seeds.len()), "{} seeds for {target}", seeds.len());
-        for (name, bytes) in seeds {
-            let path = corpus(target).join(name);
-            if std::env::var_os("LODEN_WRITE_SEEDS").is_some() {
-                fs::create_dir_all(corpus(target)).unwrap();
-                fs::write(&path, &bytes).unwrap();
-            }
-            assert_eq!(fs::read(&path).unwrap(), bytes, "{target}/{name}");
-        }
+        assert_committed(target, seeds);
     }
 }
 

@@ -1,73 +1,15 @@
-//! Nothing on the packet path allocates. An allocator that counts, thread by thread, is in place for this whole test binary.
-#![expect(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts and hands on")]
+//! Nothing on the packet path allocates.
 
-use core::cell::Cell;
 use core::hint::black_box;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
-use std::alloc::{GlobalAlloc, Layout, System};
 
 use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, Transit};
 use loden::route::{Route, RouteChange, RoutePublisher};
 
+use crate::allocations::allocations;
 use crate::support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes};
 use crate::support::packet::{DF, ICMP, Ipv4, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
-
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-std::thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // Outside a thread's life there is nothing to count for.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-}
-
-// SAFETY: every call is handed on to the system's allocator, with the arguments as they came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`, and the pointer came from the system's allocator.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller keeps the contract of `dealloc`, and the pointer came from the system's allocator.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-/// Calls to the allocator by this thread while `work` ran, freeing included.
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.with(Cell::get);
-    work();
-    ALLOCATIONS.with(Cell::get) - before
-}
-
-#[test]
-fn the_allocator_counts() {
-    assert_eq!(allocations(|| drop(black_box(Vec::<u8>::with_capacity(black_box(1))))), 2);
-    let mut growing = Vec::with_capacity(1);
-    assert!(allocations(|| growing.extend(black_box([1u64, 2, 3, 4, 5]))) > 0);
-    assert_eq!(allocations(|| ()), 0);
-}
 
 /// What a worker keeps beside the forwarder.
 struct Worker {

@@ -2,30 +2,8 @@
 //!
 //! `LODEN_WRITE_SEEDS=1 cargo test --all-features --test lease seeds` writes them anew.
 
-use std::fs;
-use std::path::PathBuf;
-
 use crate::bodies;
-
-fn corpus(target: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
-}
-
-/// Runs a body over every file there is, a fuzzer's finds among them, each with every byte changed, and each of its fronts.
-fn run_over(target: &str, body: fn(&[u8])) {
-    for entry in fs::read_dir(corpus(target)).unwrap() {
-        let bytes = fs::read(entry.unwrap().path()).unwrap();
-        body(&bytes);
-        for at in 0..bytes.len() {
-            for change in [0x01, 0x02, 0x20, 0x80] {
-                let mut changed = bytes.clone();
-                changed[at] ^= change;
-                body(&changed);
-            }
-            body(&bytes[..at]);
-        }
-    }
-}
+use crate::seeds::{assert_committed, run_over};
 
 #[test]
 fn lease_key_over_the_corpus() {
@@ -52,14 +30,7 @@ fn the_committed_seeds_are_these() {
     for (target, seeds) in
         [("lease_key", KEYS), ("lease_value", VALUES), ("network_config", CONFIGS), ("subnet_env", SUBNET_ENVS)]
     {
-        for (name, text) in seeds {
-            let path = corpus(target).join(name);
-            if std::env::var_os("LODEN_WRITE_SEEDS").is_some() {
-                fs::create_dir_all(corpus(target)).unwrap();
-                fs::write(&path, text).unwrap();
-            }
-            assert_eq!(fs::read_to_string(&path).unwrap(), *text, "{target}/{name}");
-        }
+        assert_committed(target, seeds.iter().copied());
     }
 }
 

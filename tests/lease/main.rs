@@ -3,6 +3,8 @@
 
 #[path = "../../fuzz/bodies/lease/mod.rs"]
 mod bodies;
+#[path = "../support/corpus.rs"]
+mod seeds;
 
 mod allocate;
 mod corpus;

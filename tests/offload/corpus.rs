@@ -2,36 +2,14 @@
 //!
 //! `LODEN_WRITE_SEEDS=1 cargo test --test offload seeds` writes them anew.
 
-use std::fs;
-use std::path::PathBuf;
-
 use super::inspect::{tcp_super, udp_super};
 use crate::bodies;
 use crate::bodies::model::{PSH, vnet};
 use crate::bodies::script::odd;
 use crate::bodies::vnet::{REPAIR_CHECKSUM, REPAIR_LENGTH};
+use crate::seeds::{assert_committed, run_over};
 
 type Seed = (&'static str, Vec<u8>);
-
-fn corpus(target: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
-}
-
-/// Runs a body over every file there is, a fuzzer's finds among them, and each with every byte changed once.
-fn run_over(target: &str, body: fn(&[u8])) {
-    for entry in fs::read_dir(corpus(target)).unwrap() {
-        let bytes = fs::read(entry.unwrap().path()).unwrap();
-        body(&bytes);
-        for at in 0..bytes.len().min(64) {
-            for change in [0x01, 0x80] {
-                let mut changed = bytes.clone();
-                changed[at] ^= change;
-                body(&changed);
-            }
-            body(&bytes[..at]);
-        }
-    }
-}
 
 #[test]
 fn vnet_over_the_corpus() {
@@ -51,14 +29,7 @@ fn coalesce_over_the_corpus() {
 #[test]
 fn the_committed_seeds_are_these() {
     for (target, seeds) in [("vnet", vnet_seeds()), ("segment", segment_seeds()), ("coalesce", coalesce_seeds())] {
-        for (name, bytes) in seeds {
-            let path = corpus(target).join(name);
-            if std::env::var_os("LODEN_WRITE_SEEDS").is_some() {
-                fs::create_dir_all(corpus(target)).unwrap();
-                fs::write(&path, &bytes).unwrap();
-            }
-            assert_eq!(fs::read(&path).unwrap(), bytes, "{target}/{name}");
-        }
+        assert_committed(target, seeds);
     }
 }
 

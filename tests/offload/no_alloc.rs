@@ -1,54 +1,13 @@
-//! Nothing on the way of a packet allocates. An allocator that counts, thread by thread, is in place for this test binary.
-#![expect(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts and hands on")]
-
-use core::cell::Cell;
-use core::hint::black_box;
-use std::alloc::{GlobalAlloc, Layout, System};
+//! Nothing on the way of a packet allocates.
 
 use loden::offload::{Coalesced, Coalescer, Work};
 
 use super::coalesce::{BOTH, udp_train};
 use super::inspect::{tcp_super, udp_super};
 use super::segment::segments;
+use crate::allocations::allocations;
 use crate::bodies::model::vnet;
 use crate::bodies::script::steps;
-
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-std::thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed on to the system's allocator, with the arguments as they came. What the trait provides beside
-// these two calls them.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Outside a thread's life there is nothing to count for.
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and the pointer came from the system's allocator.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.with(Cell::get);
-    work();
-    ALLOCATIONS.with(Cell::get) - before
-}
-
-#[test]
-fn the_allocator_counts() {
-    assert_eq!(allocations(|| drop(black_box(Vec::<u8>::with_capacity(black_box(1))))), 1);
-    assert_eq!(allocations(|| ()), 0);
-}
 
 #[test]
 fn cutting_does_not_allocate() {
