@@ -17,6 +17,7 @@
 //! 2. When no event waits, give [`Reconciler::take_changes`] to the publisher, once for all of them.
 //! 3. Report [`Reconciler::take_conflict_changes`]. Where a source had to be asked again, [`Backoff`] says when, and whether that is
 //!    news.
+//! 4. A host that has to lease its own subnet tries [`candidates`] in their order, and renews as [`Tenure`] says.
 //!
 //! ```
 //! use core::time::Duration;
@@ -74,6 +75,7 @@ mod host;
 mod range;
 mod reconciler;
 mod source;
+mod tenure;
 
 pub use allocate::{AllocateError, Held, Step, candidates};
 pub use backoff::{Backoff, Retry};
@@ -82,3 +84,4 @@ pub use event::{Lease, LeaseEvent, LeaseId, SourceId};
 pub use host::Host;
 pub use range::{RangeEnd, RangeError, SubnetRange};
 pub use reconciler::{Counters, Reconciler};
+pub use tenure::Tenure;

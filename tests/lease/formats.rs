@@ -100,7 +100,8 @@ fn values_are_those_of_flannel_byte_for_byte() {
         assert_eq!(LeaseValue::from_json(ours.as_bytes()), Ok(value), "{ours}");
     }
     let vxlan = LeaseValue::from_json(br#"{"PublicIP":"10.168.0.3","BackendType":"vxlan"}"#);
-    assert_eq!(vxlan, Err(LeaseValueError::Backend { kind: "vxlan".into() }));
+    let public_ip = Some([10, 168, 0, 3].into());
+    assert_eq!(vxlan, Err(LeaseValueError::Backend { kind: "vxlan".into(), public_ip }));
     assert_eq!(LeaseValue::from_json(b"{}"), Err(LeaseValueError::NoPublicIp));
     let errors = [
         (r#"{"PublicIP":"10.168.0.300"}"#, "PublicIP is \"10.168.0.300\", not an IPv4 address"),

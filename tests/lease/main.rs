@@ -14,6 +14,7 @@ mod mistakes;
 mod model;
 mod properties;
 mod subnet_file;
+mod tenure;
 
 use std::time::Duration;
 

@@ -35,6 +35,8 @@ pub enum LeaseValueError {
     Backend {
         /// The kind, the beginning of it if it is long.
         kind: String,
+        /// Who holds it, if that can be read: a host that changes over to udp keeps its subnet.
+        public_ip: Option<Ipv4Addr>,
     },
     /// Not JSON, or not with these fields.
     #[error(transparent)]
@@ -43,6 +45,9 @@ pub enum LeaseValueError {
     #[error("there is no PublicIP")]
     NoPublicIp,
 }
+
+/// What a `PublicIP` should be.
+const ADDRESS: &str = "an IPv4 address";
 
 impl LeaseValue {
     /// A lease held by the host at this address.
@@ -59,9 +64,10 @@ impl LeaseValue {
         let object = Object::parse(text, "a lease")?;
         let kind = object.text("BackendType")?;
         if !is_our_backend(kind) {
-            return Err(LeaseValueError::Backend { kind: shown(kind.unwrap_or(BACKEND)) });
+            let public_ip = object.parsed("PublicIP", ADDRESS).unwrap_or_default();
+            return Err(LeaseValueError::Backend { kind: shown(kind.unwrap_or(BACKEND)), public_ip });
         }
-        let public_ip = object.parsed("PublicIP", "an IPv4 address")?.ok_or(LeaseValueError::NoPublicIp)?;
+        let public_ip = object.parsed("PublicIP", ADDRESS)?.ok_or(LeaseValueError::NoPublicIp)?;
         Ok(Self { public_ip, public_ipv6: object.parsed("PublicIPv6", "an IPv6 address")? })
     }
 

@@ -53,6 +53,12 @@ pub enum LinkError {
         /// The largest it takes.
         max: u32,
     },
+    /// The interface has no IPv4 address.
+    #[error("{interface} has no IPv4 address; give it one, or name an interface that has (`ip -4 address` lists them)")]
+    NoAddress {
+        /// The interface.
+        interface: String,
+    },
     /// The process may not configure the network.
     #[error(
         "no permission to {doing} on {interface}: it needs CAP_NET_ADMIN in the user namespace that owns this network \

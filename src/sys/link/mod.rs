@@ -48,7 +48,7 @@ use self::message::LinkState;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::Added;
-pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_of};
+pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_named, interface_of};
 
 /// Smallest MTU an IPv4 interface may have (RFC 791: every link carries 68 bytes); below it Linux switches IPv4 off on
 /// the device.

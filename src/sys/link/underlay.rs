@@ -29,7 +29,7 @@ pub struct Underlay {
     pub name: String,
     /// MTU of the interface in bytes, at the time of asking.
     pub mtu: u32,
-    /// The address it was asked for.
+    /// The address it was asked for, or its first one.
     pub address: IpAddr,
 }
 
@@ -62,17 +62,39 @@ pub fn interface_of(address: IpAddr) -> Result<Underlay, LinkError> {
     Ok(Underlay { index, name: link.name, mtu: link.mtu, address })
 }
 
+/// The interface of this name with its first IPv4 address, the one the kernel sends from.
+///
+/// # Errors
+/// [`LinkError::NoSuchInterface`]; [`LinkError::NoAddress`] if it holds none.
+pub fn interface_named(name: &str) -> Result<Underlay, LinkError> {
+    let mut kernel = Netlink::open()?;
+    let link = requests::link_named(&mut kernel, name)?;
+    let held = first_held(&mut kernel, AddressFamily::Inet, |held| held.index == link.index)?;
+    let held = held.ok_or_else(|| LinkError::NoAddress { interface: name.into() })?;
+    Ok(Underlay { index: link.index, name: link.name, mtu: link.mtu, address: held.address })
+}
+
 fn holder(kernel: &mut Netlink, address: IpAddr) -> Result<Option<u32>, LinkError> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    Ok(first_held(kernel, family, |held| held.address == address)?.map(|held| held.index))
+}
+
+/// The first address in the kernel's order that is wanted.
+fn first_held(
+    kernel: &mut Netlink,
+    family: AddressFamily,
+    wanted: impl Fn(&HeldAddress) -> bool,
+) -> Result<Option<HeldAddress>, LinkError> {
     let mut request = AddressMessage::default();
-    request.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.family = family;
     let read = |message: &Message<'_>| match message.kind {
-        libc::RTM_NEWADDR => Ok(Some(HeldAddress::parse(message.body)?).filter(|held| held.address == address)),
+        libc::RTM_NEWADDR => Ok(Some(HeldAddress::parse(message.body)?).filter(&wanted)),
         _ => Ok(None),
     };
     let held = kernel
         .dump(&RouteNetlinkMessage::GetAddress(request), read)
         .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))?;
-    Ok(held.first().map(|held| held.index))
+    Ok(held.into_iter().next())
 }
 
 #[cfg(test)]

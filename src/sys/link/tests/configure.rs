@@ -253,6 +253,24 @@ fn the_underlay_is_the_interface_with_the_address() {
 }
 
 #[test]
+fn an_interface_is_found_by_its_name_with_its_first_address() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let index = world.add_link("eth0");
+        world.add_link("eth1");
+        world.set_mtu("eth0", 9000);
+        world.add_address("eth0", "10.168.0.9/24");
+        world.add_address("eth0", "10.168.0.8/24");
+        let found = interface_named("eth0").expect("an underlay");
+        let address = IpAddr::from([10, 168, 0, 9]);
+        assert_eq!(found, Underlay { index, name: "eth0".into(), mtu: 9000, address });
+        let refused = |name| interface_named(name).expect_err("no underlay");
+        assert!(matches!(refused("eth1"), LinkError::NoAddress { interface } if interface == "eth1"));
+        assert!(matches!(refused("eth7"), LinkError::NoSuchInterface { interface } if interface == "eth7"));
+    });
+}
+
+#[test]
 fn our_decoder_agrees_with_the_full_one_on_every_link() {
     in_namespace(|| {
         let mut world = World::new();
