@@ -82,6 +82,8 @@ pub enum LeaseEvent<K> {
         /// The leases with their keys, in any order.
         Vec<(K, Lease)>,
     ),
+    /// The source can be heard again and has told everything in between: a watch that went on where it broke off.
+    SourceHeard,
     /// The source cannot be heard: a watch ended, a listing failed. Its leases stay.
     SourceLost,
 }

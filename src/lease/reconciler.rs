@@ -81,6 +81,7 @@ impl<K: Ord + Clone> Reconciler<K> {
                 said.heard(self.now);
                 self.replace_all(source, leases);
             }
+            LeaseEvent::SourceHeard => said.heard(self.now),
             LeaseEvent::SourceLost => {
                 self.counters.lost += u64::from(said.stale_since().is_none());
                 said.lost(self.now);

@@ -65,6 +65,7 @@ fn any_event() -> impl Strategy<Value = LeaseEvent<Key>> {
         6 => (0u8..8, any_lease()).prop_map(|(key, lease)| LeaseEvent::Added { key, lease }),
         3 => (0u8..8).prop_map(|key| LeaseEvent::Removed { key }),
         2 => vec((0u8..8, any_lease()), 0..8).prop_map(LeaseEvent::Snapshot),
+        1 => Just(LeaseEvent::SourceHeard),
         1 => Just(LeaseEvent::SourceLost),
     ]
 }

@@ -72,8 +72,8 @@ pub enum LinkError {
     },
     /// There is no such device, or it is gone.
     #[error(
-        "there is no interface {interface} in this network namespace; open the TUN device first, or again if it was \
-         deleted"
+        "there is no interface {interface} in this network namespace, or none any more; `ip link` lists those there are, \
+         and a TUN device is one while it is open"
     )]
     NoSuchInterface {
         /// The name asked for, or the name the device had.
