@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+mod bridge;
 mod error;
 mod link;
 mod netlink;

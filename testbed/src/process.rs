@@ -104,6 +104,11 @@ impl Child {
         stdin.write_all(format!("{line}\n").as_bytes())
     }
 
+    /// Ends the program's standard input.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
     /// What the program wrote to standard error until now.
     pub fn stderr(&self) -> String {
         self.stderr.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()

@@ -1,0 +1,176 @@
+//! A subnet of our own: acquired in flannel's order, each step by a transaction, and renewed.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, LeaseValueError};
+use loden::lease::{AllocateError, Held, Step, SubnetRange, candidates};
+
+use crate::etcd::EtcdError;
+use crate::registry::{Entry, Grant, Registry};
+
+/// How often all leases are read anew because others were faster each time. A listing has up to a hundred candidates.
+const ROUNDS: u32 = 10;
+
+/// A lease of ours.
+#[derive(Clone, Copy)]
+pub(crate) struct Holding {
+    pub(crate) key: LeaseKey,
+    pub(crate) host: Ipv4Addr,
+    pub(crate) grant: Grant,
+}
+
+/// How a lease was come by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// There was one for our address.
+    TakenOver,
+    /// It was free, and ours in an earlier run.
+    AsBefore,
+    /// It was free.
+    New,
+}
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AcquireError {
+    #[error(transparent)]
+    Allocate(#[from] AllocateError),
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    #[error("other hosts were faster {ROUNDS} times; something acquires leases all the time")]
+    Contended,
+}
+
+/// What became of a lease that was to be renewed.
+pub(crate) enum Renewal {
+    /// It lasts so long from now on.
+    Renewed(Duration),
+    /// It is not ours any more, for this reason.
+    Lost(String),
+}
+
+/// Whose a key is.
+enum Owner {
+    Host(Ipv4Addr),
+    Unknown,
+}
+
+fn owner_of(value: &[u8]) -> Owner {
+    match LeaseValue::from_json(value) {
+        Ok(LeaseValue { public_ip, .. })
+        // A host that changes over to udp keeps its subnet.
+        | Err(LeaseValueError::Backend { public_ip: Some(public_ip), .. }) => Owner::Host(public_ip),
+        Err(_) => Owner::Unknown,
+    }
+}
+
+/// Acquires a subnet for the host at `host`, `previous` before others.
+pub(crate) async fn acquire(
+    registry: &mut Registry,
+    reader: &LeaseReader,
+    range: &SubnetRange,
+    host: Ipv4Addr,
+    previous: Option<Ipv4Net>,
+    ttl: Duration,
+) -> Result<(Holding, How), AcquireError> {
+    let grant = registry.grant(ttl).await?;
+    let outcome = acquire_with(registry, reader, range, host, previous, grant).await;
+    if outcome.is_err() {
+        registry.revoke(grant).await;
+    }
+    outcome
+}
+
+async fn acquire_with(
+    registry: &mut Registry,
+    reader: &LeaseReader,
+    range: &SubnetRange,
+    host: Ipv4Addr,
+    previous: Option<Ipv4Net>,
+    grant: Grant,
+) -> Result<(Holding, How), AcquireError> {
+    let value = LeaseValue::new(host);
+    for _ in 0..ROUNDS {
+        let known = known(reader, registry.list().await?.entries);
+        let held: Vec<Held> = known.iter().map(|(held, ..)| *held).collect();
+        for step in candidates(range, &held, host.into(), previous.map(Into::into), random())? {
+            let held = match step {
+                Step::Create(IpNet::V4(subnet)) => {
+                    let key = LeaseKey::from(subnet);
+                    if registry.create(&key, &value, grant).await? {
+                        let how = if Some(subnet) == previous { How::AsBefore } else { How::New };
+                        return Ok((Holding { key, host, grant }, how));
+                    }
+                    continue;
+                }
+                Step::Delete(subnet) | Step::TakeOver(subnet) => {
+                    known.iter().find(|(held, ..)| *held == Held { subnet, host: host.into() })
+                }
+                // There are no IPv6 subnets in an IPv4 network.
+                Step::Create(IpNet::V6(_)) | _ => continue,
+            };
+            let Some((_, key, entry)) = held else { continue };
+            if matches!(step, Step::Delete(_)) {
+                registry.delete(key, entry.revision).await?;
+            } else if registry.replace(key, &value, grant, entry.revision).await? {
+                return Ok((Holding { key: *key, host, grant }, How::TakenOver));
+            } else {
+                // It changed since: its owner may be another one by now.
+                break;
+            }
+        }
+    }
+    Err(AcquireError::Contended)
+}
+
+/// The leases there are. Those that cannot be read, or are of another backend, hold their subnets too.
+fn known(reader: &LeaseReader, entries: Vec<Entry>) -> Vec<(Held, LeaseKey, Entry)> {
+    let named = |entry: Entry| {
+        let key: LeaseKey = std::str::from_utf8(&entry.key).ok()?.strip_prefix(reader.subnets())?.parse().ok()?;
+        let host = match owner_of(&entry.value) {
+            Owner::Host(host) => host.into(),
+            Owner::Unknown => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        };
+        Some((Held { subnet: key.ipv4.into(), host }, key, entry))
+    };
+    entries.into_iter().filter_map(named).collect()
+}
+
+/// Makes a lease last its whole time again, from now on.
+pub(crate) async fn renew(registry: &mut Registry, holding: &mut Holding, ttl: Duration) -> Result<Renewal, EtcdError> {
+    loop {
+        let Some(entry) = registry.entry(&holding.key).await? else {
+            return Ok(Renewal::Lost("it was deleted from etcd, or ended".into()));
+        };
+        match owner_of(&entry.value) {
+            Owner::Host(host) if host != holding.host => {
+                return Ok(Renewal::Lost(format!("{host} holds it now")));
+            }
+            Owner::Host(_) | Owner::Unknown => {}
+        }
+        let value = LeaseValue::new(holding.host);
+        let intact = entry.grant == holding.grant.id && LeaseValue::from_json(&entry.value) == Ok(value);
+        if intact && let Some(ttl) = registry.keep_alive(holding.grant.id).await? {
+            return Ok(Renewal::Renewed(ttl));
+        }
+        let grant = registry.grant(ttl).await?;
+        if registry.replace(&holding.key, &value, grant, entry.revision).await? {
+            holding.grant = grant;
+            return Ok(Renewal::Renewed(grant.ttl));
+        }
+        registry.revoke(grant).await;
+    }
+}
+
+/// Numbers nobody can foresee well enough to matter: the keys of a hash map are the system's own randomness.
+pub(crate) fn random() -> impl FnMut() -> u64 {
+    let keys = RandomState::new();
+    let mut drawn = 0_u64;
+    move || {
+        drawn += 1;
+        keys.hash_one(drawn)
+    }
+}

@@ -1,0 +1,146 @@
+//! The command line. Names, defaults and environment variables are flanneld's.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use ipnet::Ipv4Net;
+use loden::lease::Tenure;
+use loden::lease::flannel::DEFAULT_PREFIX;
+
+/// Joins a flannel cluster of the udp backend: leases a subnet in etcd and carries packets to the other hosts' subnets.
+#[derive(Parser)]
+#[command(name = "flannel-node", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Say everything as JSON, one object per line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Where etcd is and how to be let in.
+#[derive(Args, Clone)]
+pub(crate) struct EtcdArgs {
+    /// Members of the etcd cluster; one that answers is enough
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', global = true, env = "FLANNELD_ETCD_ENDPOINTS")]
+    #[arg(default_value = "http://127.0.0.1:2379")]
+    pub(crate) etcd_endpoints: Vec<String>,
+    /// What all of the network's keys begin with
+    #[arg(long, value_name = "PREFIX", global = true, env = "FLANNELD_ETCD_PREFIX", default_value = DEFAULT_PREFIX)]
+    pub(crate) etcd_prefix: String,
+    /// Certificate authority that etcd's certificates are checked with, PEM
+    #[arg(long, value_name = "FILE", global = true, env = "FLANNELD_ETCD_CAFILE")]
+    pub(crate) etcd_cafile: Option<PathBuf>,
+    /// Certificate to show to etcd, PEM
+    #[arg(long, value_name = "FILE", global = true, env = "FLANNELD_ETCD_CERTFILE")]
+    pub(crate) etcd_certfile: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", global = true, env = "FLANNELD_ETCD_KEYFILE")]
+    pub(crate) etcd_keyfile: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, value_name = "NAME", global = true, env = "FLANNELD_ETCD_USERNAME")]
+    pub(crate) etcd_username: Option<String>,
+    /// The user's password; other users of this host can read command lines, not the environment
+    #[arg(long, value_name = "PASSWORD", global = true, env = "FLANNELD_ETCD_PASSWORD", hide_env_values = true)]
+    pub(crate) etcd_password: Option<String>,
+}
+
+/// What the node itself needs.
+#[derive(Args, Clone)]
+pub(crate) struct NodeArgs {
+    /// Interface, or address of it, that packets between hosts take
+    #[arg(long, value_name = "NAME|ADDR", env = "FLANNELD_IFACE")]
+    pub(crate) iface: Option<String>,
+    /// Address that other hosts reach this one by [default: the interface's first]
+    #[arg(long, value_name = "ADDR", env = "FLANNELD_PUBLIC_IP")]
+    pub(crate) public_ip: Option<Ipv4Addr>,
+    /// Where to write what the container runtime needs to know, and to remember the subnet
+    #[arg(long, value_name = "FILE", env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env")]
+    pub(crate) subnet_file: PathBuf,
+    /// How many minutes before its end the lease is renewed
+    #[arg(long, value_name = "MIN", env = "FLANNELD_SUBNET_LEASE_RENEW_MARGIN", default_value = "60")]
+    #[arg(value_parser = minutes)]
+    pub(crate) subnet_lease_renew_margin: Duration,
+    /// Length of the lease in seconds, for tests of what happens at its end
+    #[arg(long, value_name = "SECONDS", hide = true, default_value_t = Tenure::TTL.as_secs())]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=Tenure::TTL.as_secs()))]
+    pub(crate) subnet_lease_ttl: u64,
+    /// TUN device: a name, or a pattern in which %d stands for the first free number
+    #[arg(long, value_name = "NAME", default_value = "flannel%d")]
+    pub(crate) tun: String,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Write the network's config, which all nodes read at their start
+    SetConfig(SetConfig),
+    /// Show the network's config and who holds which subnet
+    List,
+}
+
+/// A config in words, or as flannel's JSON.
+#[derive(Args)]
+#[group(id = "config", required = true)]
+pub(crate) struct SetConfig {
+    /// The network all hosts share, 100.96.0.0/16 for example
+    #[arg(long, value_name = "NETWORK", group = "config")]
+    pub(crate) network: Option<Ipv4Net>,
+    /// The same as flannel's JSON, from this file or from standard input (-)
+    #[arg(long, value_name = "FILE", group = "config")]
+    #[arg(conflicts_with_all = ["network", "subnet_len", "subnet_min", "subnet_max", "port"])]
+    pub(crate) file: Option<PathBuf>,
+    /// Length of every host's prefix in bits [default: 24, or two more than the network's]
+    #[arg(long, value_name = "BITS", requires = "network")]
+    pub(crate) subnet_len: Option<u8>,
+    /// The first subnet to lease [default: the network's second]
+    #[arg(long, value_name = "ADDR", requires = "network")]
+    pub(crate) subnet_min: Option<Ipv4Addr>,
+    /// The last subnet to lease [default: the network's last]
+    #[arg(long, value_name = "ADDR", requires = "network")]
+    pub(crate) subnet_max: Option<Ipv4Addr>,
+    /// UDP port of every host [default: 8285]
+    #[arg(long, value_name = "PORT", requires = "network")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+}
+
+fn minutes(text: &str) -> Result<Duration, String> {
+    let margin = text.parse().ok().and_then(|minutes: u64| minutes.checked_mul(60)).map(Duration::from_secs);
+    let (least, most) = (Tenure::MARGINS.start().as_secs() / 60, Tenure::MARGINS.end().as_secs() / 60);
+    let wanted = || format!("{text:?} is not a number of minutes within {least} to {most}");
+    margin.filter(|margin| Tenure::MARGINS.contains(margin)).ok_or_else(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn margins_are_those_of_flannel() {
+        assert_eq!(minutes("1"), Ok(Duration::from_secs(60)));
+        assert_eq!(minutes("1439"), Ok(Duration::from_secs(1439 * 60)));
+        for text in ["0", "1440", "-1", "", "1.5", "18446744073709551615"] {
+            assert!(minutes(text).unwrap_err().contains("within 1 to 1439"), "{text}");
+        }
+    }
+
+    #[test]
+    fn options_of_etcd_may_follow_the_subcommand() {
+        let line = ["flannel-node", "list", "--etcd-endpoints", "http://a:1,http://b:2", "--json"];
+        let parsed = Arguments::try_parse_from(line).unwrap();
+        assert_eq!(parsed.etcd.etcd_endpoints, ["http://a:1", "http://b:2"]);
+        assert!(parsed.json && matches!(parsed.command, Some(Command::List)));
+    }
+}

@@ -1,0 +1,110 @@
+//! What an operator asks and sets: the network's config, and who holds what.
+
+use std::io::Read;
+use std::time::Duration;
+
+use loden::lease::SubnetRange;
+use loden::lease::flannel::{LeaseReader, NetworkConfig};
+use loden::lease::{Lease, LeaseEvent};
+use serde_json::json;
+
+use crate::args::SetConfig;
+use crate::registry::{Entry, Registry};
+use crate::say::{Event, Say};
+use crate::start::say_config;
+use crate::{Error, Failure};
+
+/// Writes a config, once it is known to be one.
+pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, say: &Say) -> Result<(), Failure> {
+    let text = match (&args.network, &args.file) {
+        (Some(network), _) => {
+            let (first, last) = (args.subnet_min.map(Into::into), args.subnet_max.map(Into::into));
+            let range = SubnetRange::new(*network, args.subnet_len, first, last)?;
+            NetworkConfig::new(range, args.port.unwrap_or(loden::lease::flannel::DEFAULT_PORT))?.to_json()
+        }
+        (None, Some(file)) => read(file)?,
+        (None, None) => return Err("name the network, or a file of JSON".into()),
+    };
+    let config = NetworkConfig::from_json(text.as_bytes())?;
+    registry.set_config(text.trim()).await.map_err(failed)?;
+    say_config(&config, say);
+    let strangers = leases(&mut registry, &config).await.map_err(failed)?;
+    let strangers = strangers.iter().filter(|lease| !config.range().contains(lease.subnet)).count();
+    if strangers > 0 {
+        let (fits, hosts) =
+            if strangers == 1 { ("lease does", "its host leases") } else { ("leases do", "their hosts lease") };
+        let reason = format!("{strangers} {fits} not fit this config; {hosts} other subnets when started again");
+        say.say(&Event::Warning { reason });
+    }
+    Ok(())
+}
+
+fn read(file: &std::path::Path) -> Result<String, Error> {
+    let mut text = String::new();
+    let outcome = match file.to_str() {
+        Some("-") => std::io::stdin().read_to_string(&mut text),
+        _ => std::fs::File::open(file).and_then(|mut file| file.read_to_string(&mut text)),
+    };
+    outcome.map_err(|error| format!("--file {}: {error}", file.display()))?;
+    Ok(text)
+}
+
+async fn leases(registry: &mut Registry, config: &NetworkConfig) -> Result<Vec<Lease>, Error> {
+    let mut reader = LeaseReader::new(registry.prefix(), config.port());
+    let entries = registry.list().await?.entries;
+    let entries = entries.iter().map(|Entry { key, value, .. }| (key.as_slice(), value.as_slice()));
+    Ok(match reader.snapshot(entries).event {
+        Some(LeaseEvent::Snapshot(leases)) => leases.into_iter().map(|(_, lease)| lease).collect(),
+        _ => Vec::new(),
+    })
+}
+
+/// Prints the config and every key, those that cannot be read too.
+pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failure> {
+    let text = registry.config().await.map_err(failed)?;
+    let port = match text.map(|text| NetworkConfig::from_json(&text)) {
+        Some(Ok(config)) => {
+            say_config(&config, say);
+            config.port()
+        }
+        Some(Err(error)) => {
+            let reason = format!("the network config at {} cannot be used: {error}", registry.config_key());
+            say.say(&Event::Warning { reason });
+            loden::lease::flannel::DEFAULT_PORT
+        }
+        None => {
+            say.say(&Event::Warning { reason: format!("there is no network config at {}", registry.config_key()) });
+            loden::lease::flannel::DEFAULT_PORT
+        }
+    };
+    let mut reader = LeaseReader::new(registry.prefix(), port);
+    for entry in registry.list().await.map_err(failed)?.entries {
+        let left = match entry.grant {
+            0 => None,
+            grant => registry.time_left(grant).await.map_err(failed)?,
+        };
+        let reading = reader.put(&entry.key, &entry.value);
+        if let Some(aside) = reading.set_aside.first() {
+            say.say(&Event::SetAside { reason: aside.to_string() });
+        } else if let Some(LeaseEvent::Added { lease, .. }) = reading.event {
+            print(&lease, left, say);
+        }
+    }
+    Ok(())
+}
+
+fn print(lease: &Lease, left: Option<Duration>, say: &Say) {
+    let (subnet, next_hop) = (lease.subnet.to_string(), lease.next_hop.to_string());
+    if say.is_json() {
+        let left = left.map(|left| left.as_secs());
+        let line = json!({ "event": "held", "subnet": subnet, "next_hop": next_hop, "seconds_left": left });
+        say.print(&line.to_string());
+    } else {
+        let left = left.map_or("for ever".to_owned(), |left| format!("for {} min", left.as_secs().div_ceil(60)));
+        say.print(&format!("{subnet:<18} {next_hop:<21} {left}"));
+    }
+}
+
+fn failed(reason: impl Into<Error>) -> Failure {
+    Failure { status: 1, reason: reason.into() }
+}

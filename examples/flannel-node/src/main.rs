@@ -1,0 +1,72 @@
+//! A node of a flannel cluster: what flanneld does with the udp backend, on top of loden.
+//!
+//! ```text
+//!   etcd ──▶ registry ──▶ feed ──▶ node ──▶ LeaseReader ──▶ Reconciler ──▶ RoutePublisher
+//!    ▲          keys      list,     │                                           │
+//!    │                    watch     ├── renews the lease                        ▼
+//!    └───────── acquire ◀───────────┤── link: route put back, MTU       plane: TUN ⇄ Worker ⇄ UDP
+//!               transactions        └── says what happens               a thread of its own
+//! ```
+//!
+//! Status 0: stopped as asked; 1: ended by a fault; 2: never began.
+
+mod acquire;
+mod args;
+mod clock;
+mod commands;
+mod etcd;
+mod feed;
+mod links;
+mod node;
+mod plane;
+mod registry;
+mod say;
+mod start;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::task::LocalSet;
+
+use args::{Arguments, Command};
+use etcd::Etcd;
+use registry::Registry;
+use say::Say;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// An end that nobody asked for, and the status to end with.
+struct Failure {
+    status: u8,
+    reason: Error,
+}
+
+/// What is wrong before anything has begun.
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(reason: E) -> Self {
+        Self { status: 2, reason: reason.into() }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args = Arguments::parse();
+    let mut say = Say::new(args.json);
+    // etcd's futures stay on this thread, the only one beside that of the packets.
+    match LocalSet::new().run_until(act(&args, &mut say)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { status, reason }) => {
+            say.error(&reason.to_string());
+            ExitCode::from(status)
+        }
+    }
+}
+
+async fn act(args: &Arguments, say: &mut Say) -> Result<(), Failure> {
+    let registry = Registry::new(Etcd::new(&args.etcd)?, &args.etcd.etcd_prefix);
+    match &args.command {
+        None => node::run(registry, args, say).await,
+        Some(Command::SetConfig(config)) => commands::set_config(registry, config, say).await,
+        Some(Command::List) => commands::list(registry, say).await,
+    }
+}

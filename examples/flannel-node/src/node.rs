@@ -1,0 +1,254 @@
+//! A running node: news of leases become routes, the own lease is renewed, until it is told to stop or has to.
+
+use std::time::Duration;
+
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, LeaseValueError, Reading};
+use loden::lease::{ConflictChange, LeaseEvent, Reconciler, SourceId, Tenure};
+use loden::route::{RouteChange, RoutePublisher};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::Receiver;
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{sleep, sleep_until};
+
+use crate::acquire::{Holding, Renewal, renew};
+use crate::args::Arguments;
+use crate::clock::Clock;
+use crate::etcd::EtcdError;
+use crate::feed::{Change, News};
+use crate::links::Links;
+use crate::plane::Plane;
+use crate::registry::{Entry, Registry};
+use crate::say::{Event, Say, anomalies, flow};
+use crate::start::{Place, start};
+use crate::{Error, Failure};
+
+const SOURCE: SourceId = SourceId(0);
+
+pub(crate) struct Node {
+    pub(crate) clock: Clock,
+    pub(crate) registry: Registry,
+    pub(crate) reader: LeaseReader,
+    pub(crate) reconciler: Reconciler<LeaseKey>,
+    pub(crate) routes: RoutePublisher,
+    pub(crate) holding: Holding,
+    pub(crate) tenure: Tenure,
+    pub(crate) ttl: Duration,
+    /// One that is under way: etcd may take its time, and news go on meanwhile.
+    pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
+    pub(crate) links: Links,
+    pub(crate) plane: Plane,
+    pub(crate) news: Receiver<News>,
+}
+
+/// The signals that end a node.
+struct Stop([Signal; 2]);
+
+impl Stop {
+    async fn asked(&mut self) {
+        let [interrupt, terminate] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+}
+
+pub(crate) async fn run(registry: Registry, args: &Arguments, say: &mut Say) -> Result<(), Failure> {
+    let mut stop = Stop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
+    let place = Place::find(&args.node)?;
+    let started = tokio::select! {
+        () = stop.asked() => return Ok(()),
+        started = start(registry, args, &place, say) => started,
+    };
+    let mut node = started?;
+    let outcome = tokio::select! {
+        () = stop.asked() => Ok(()),
+        Err(reason) = node.live(say) => Err(reason),
+    };
+    let closed = node.close(say);
+    outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
+}
+
+impl Node {
+    /// Never returns but for a reason to end.
+    async fn live(&mut self, say: &mut Say) -> Result<(), Error> {
+        loop {
+            tokio::select! {
+                news = self.news.recv() => {
+                    let news = news.ok_or("the task that listens to etcd has ended: a bug in the node")?;
+                    self.take_in(news, say)?;
+                    // All that waits makes one table.
+                    while let Ok(news) = self.news.try_recv() {
+                        self.take_in(news, say)?;
+                    }
+                    self.publish(say);
+                }
+                () = sleep_until(self.clock.instant(self.tenure.poll_timeout())), if self.renewal.is_none() => {
+                    self.begin_renewal();
+                }
+                renewed = ended(&mut self.renewal) => {
+                    self.renewal = None;
+                    let (holding, outcome) = renewed?;
+                    self.holding = holding;
+                    self.settle_renewal(outcome, say)?;
+                }
+                events = self.links.events() => self.links.handle(&events?, say)?,
+                ended = &mut self.plane.ended => {
+                    return Err(ended.unwrap_or_else(|_| "forwarding has ended: a bug in the node".into()));
+                }
+                () = sleep(Say::LIMIT), if say.leaves_out() => say.flush_limit(),
+            }
+        }
+    }
+
+    fn take_in(&mut self, news: News, say: &mut Say) -> Result<(), Error> {
+        let now = self.clock.now();
+        let silent = self.reconciler.stale_since(SOURCE);
+        match news {
+            News::Listed(listing) => {
+                let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
+                self.check_own(own.map(|Entry { value, .. }| value.as_slice()))?;
+                let entries = listing.entries.iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
+                let reading = self.reader.snapshot(entries);
+                self.read(reading, say);
+            }
+            News::Changed(changes) => {
+                for Change { key, value } in changes {
+                    if self.is_own(&key) {
+                        self.check_own(value.as_deref())?;
+                    }
+                    let reading = match value {
+                        Some(value) => self.reader.put(&key, &value),
+                        None => self.reader.deleted(&key),
+                    };
+                    self.read(reading, say);
+                }
+            }
+            News::Heard => self.reconciler.handle_event(SOURCE, LeaseEvent::SourceHeard, now),
+            News::Silent(silence) => {
+                self.reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, now);
+                if silence.is_news {
+                    let routes = self.reconciler.route_count();
+                    say.say_limited(&Event::Stale { reason: silence.reason, routes });
+                }
+            }
+        }
+        if let Some(since) = silent.filter(|_| self.reconciler.stale_since(SOURCE).is_none()) {
+            say.say_limited(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, reading: Reading, say: &mut Say) {
+        for aside in reading.set_aside {
+            say.say_limited(&Event::SetAside { reason: aside.to_string() });
+        }
+        if let Some(event) = reading.event {
+            self.reconciler.handle_event(SOURCE, event, self.clock.now());
+        }
+    }
+
+    fn publish(&mut self, say: &mut Say) {
+        for change in self.reconciler.take_conflict_changes() {
+            let (conflict, ended) = match change {
+                ConflictChange::Began(conflict) => (conflict, false),
+                ConflictChange::Ended(conflict) => (conflict, true),
+                _ => continue,
+            };
+            say.say_limited(&Event::Conflict { ended, conflict: conflict.to_string() });
+        }
+        let changes = self.reconciler.take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        let applied = self.routes.apply(changes.iter().copied());
+        for refused in &applied.refused {
+            say.say_limited(&Event::SetAside { reason: refused.to_string() });
+        }
+        let (mut set, mut deleted) = (Vec::new(), Vec::new());
+        for change in changes {
+            match change {
+                RouteChange::Set(route) => set.push(route.to_string()),
+                RouteChange::Delete(subnet) => deleted.push(format!("no more {subnet}")),
+                _ => {}
+            }
+        }
+        say.say_limited(&Event::Routes { count: self.routes.table().len(), set, deleted });
+    }
+
+    fn is_own(&self, key: &[u8]) -> bool {
+        key == self.reader.full_key(&self.holding.key).as_bytes()
+    }
+
+    /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
+    fn check_own(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
+        let Some(value) = value else {
+            return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
+        };
+        match LeaseValue::from_json(value) {
+            Ok(LeaseValue { public_ip, .. }) if public_ip == self.holding.host => {}
+            Ok(LeaseValue { public_ip, .. }) => return Err(self.lost(&format!("{public_ip} holds it now"))),
+            Err(LeaseValueError::Backend { public_ip: Some(public_ip), .. }) if public_ip != self.holding.host => {
+                return Err(self.lost(&format!("{public_ip} holds it now, with another backend")));
+            }
+            // Ours, but nobody could read it: written anew at once.
+            Err(_) => self.tenure.doubted(self.clock.now()),
+        }
+        Ok(())
+    }
+
+    fn lost(&self, reason: &str) -> Error {
+        let subnet = self.holding.key.ipv4.trunc();
+        format!("the lease of {subnet} is lost: {reason}. Start the node again to lease a subnet").into()
+    }
+
+    fn begin_renewal(&mut self) {
+        let (mut registry, mut holding, ttl) = (self.registry.clone(), self.holding, self.ttl);
+        self.renewal = Some(spawn_local(async move {
+            let outcome = renew(&mut registry, &mut holding, ttl).await;
+            (holding, outcome)
+        }));
+    }
+
+    fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, say: &mut Say) -> Result<(), Error> {
+        let now = self.clock.now();
+        match outcome {
+            Ok(Renewal::Renewed(ttl)) => {
+                self.tenure.renewed(ttl, now);
+                let subnet = self.holding.key.ipv4.trunc().to_string();
+                say.say_limited(&Event::Renewed { subnet, seconds: ttl.as_secs() });
+            }
+            Ok(Renewal::Lost(reason)) => return Err(self.lost(&reason)),
+            Err(error) => {
+                self.tenure.failed(now);
+                say.say(&Event::NotRenewed {
+                    reason: error.to_string(),
+                    retry_seconds: self.tenure.poll_timeout().saturating_sub(now).as_secs_f64(),
+                    seconds_left: self.tenure.ends().saturating_sub(now).as_secs_f64(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was made on this host and says the last word. The lease stays: the next run wants it again.
+    fn close(mut self, say: &mut Say) -> Result<(), Error> {
+        let counters = self.plane.stop();
+        say.flush_limit();
+        say.say(&Event::Stopped {
+            encap: flow(&counters.encap),
+            decap: flow(&counters.decap),
+            anomalies: anomalies(&counters.anomalies),
+            routes: self.routes.table().len(),
+        });
+        self.links.remove()
+    }
+}
+
+/// Waits for a task that there may not be.
+async fn ended<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, Error> {
+    match task {
+        Some(task) => task.await.map_err(|_| "the task that renews the lease has ended: a bug in the node".into()),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,178 @@
+//! From nothing to packets: config, lease, subnet file, device. What others have to do first is waited for, visibly.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use loden::forward::{Forwarder, Overlay};
+use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
+use loden::lease::{Backoff, Host, Reconciler, Tenure};
+use loden::route::RoutePublisher;
+use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, Underlay, interface_named, interface_of};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::worker::Worker;
+
+use crate::acquire::{How, acquire};
+use crate::args::{Arguments, NodeArgs};
+use crate::clock::Clock;
+use crate::feed::{follow, pause};
+use crate::links::Links;
+use crate::node::Node;
+use crate::plane::Plane;
+use crate::registry::Registry;
+use crate::say::{Event, Say};
+use crate::{Error, Failure};
+
+/// The longest pause between two attempts to begin: an operator who has just mended something is waiting.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Where packets between hosts leave and arrive, and by which address others know this host.
+pub(crate) struct Place {
+    underlay: Underlay,
+    public_ip: Ipv4Addr,
+}
+
+impl Place {
+    pub(crate) fn find(args: &NodeArgs) -> Result<Self, Error> {
+        let underlay = match (&args.iface, args.public_ip) {
+            (Some(iface), _) => match iface.parse::<IpAddr>() {
+                Ok(address) => interface_of(address)?,
+                Err(_) => interface_named(iface)?,
+            },
+            (None, Some(address)) => interface_of(address.into())?,
+            (None, None) => return Err("name the interface to the other hosts: --iface eth0, or --public-ip".into()),
+        };
+        let IpAddr::V4(own) = underlay.address else {
+            return Err(format!("{} is IPv6; flannel's udp backend has IPv4 only", underlay.address).into());
+        };
+        let public_ip = args.public_ip.unwrap_or(own);
+        Ok(Self { underlay, public_ip })
+    }
+}
+
+pub(crate) async fn start(
+    mut registry: Registry,
+    args: &Arguments,
+    place: &Place,
+    say: &mut Say,
+) -> Result<Node, Failure> {
+    let clock = Clock::start();
+    let config = config(&mut registry, clock, say).await;
+    let IpNet::V4(network) = config.range().network() else {
+        return Err("the network is IPv6; flannel's udp backend has IPv4 only".into());
+    };
+    // Before the lease: a port that is taken is a reason not to lease anything.
+    let listen = SocketAddr::new(place.underlay.address, config.port());
+    let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
+    let mtu = place.underlay.tun_mtu();
+
+    let reader = LeaseReader::new(&args.etcd.etcd_prefix, config.port());
+    let previous = previous_subnet(&args.node.subnet_file, say);
+    let ttl = Duration::from_secs(args.node.subnet_lease_ttl);
+    let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
+    let (holding, how) = loop {
+        match acquire(&mut registry, &reader, config.range(), place.public_ip, previous, ttl).await {
+            Ok(acquired) => break acquired,
+            Err(error) => wait(&mut backoff, clock, say, error.to_string()).await,
+        }
+    };
+    let subnet = holding.key.ipv4.trunc();
+    let tenure = Tenure::granted(holding.grant.ttl, args.node.subnet_lease_renew_margin, clock.now());
+    say.say(&Event::Lease {
+        subnet: subnet.to_string(),
+        public_ip: holding.host.to_string(),
+        how: match how {
+            How::TakenOver => "which had it already",
+            How::AsBefore => "as in an earlier run",
+            How::New => "which is new",
+        },
+        seconds: holding.grant.ttl.as_secs(),
+    });
+    let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
+    write_subnet_env(&args.node.subnet_file, &env)?;
+
+    let routes = RoutePublisher::bound_to(listen).owning(subnet);
+    let overlay = Overlay { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..Overlay::new(network, subnet, listen) };
+    let forwarder = Forwarder::new(overlay)?;
+    let tun = Tun::open(&TunConfig { name: args.node.tun.clone(), ..TunConfig::default() })?;
+    let name = tun.name().to_owned();
+    // First the monitor: nothing that happens to the device may be missed.
+    let monitor = LinkMonitor::open(&name)?;
+    let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
+    let links = Links::new(monitor, Link::configure(&name, &link)?)?;
+    let plane = Plane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
+    let news = follow(registry.clone(), clock);
+    say.say(&Event::Ready {
+        tun: name,
+        listen: listen.to_string(),
+        mtu,
+        subnet_file: args.node.subnet_file.display().to_string(),
+    });
+    let own = SocketAddr::new(holding.host.into(), config.port());
+    let reconciler = Reconciler::new(Host::new(network, subnet, own));
+    Ok(Node { clock, registry, reader, reconciler, routes, holding, tenure, ttl, renewal: None, links, plane, news })
+}
+
+/// The network's config, once there is one that can be worked with.
+async fn config(registry: &mut Registry, clock: Clock, say: &mut Say) -> NetworkConfig {
+    let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
+    loop {
+        let reason = match registry.config().await {
+            Ok(Some(text)) => match NetworkConfig::from_json(&text) {
+                Ok(config) => {
+                    say_config(&config, say);
+                    return config;
+                }
+                Err(error) => format!("the network config at {} cannot be used: {error}", registry.config_key()),
+            },
+            Ok(None) => format!(
+                "there is no network config at {}; write one with `flannel-node set-config`",
+                registry.config_key()
+            ),
+            Err(error) => error.to_string(),
+        };
+        wait(&mut backoff, clock, say, reason).await;
+    }
+}
+
+pub(crate) fn say_config(config: &NetworkConfig, say: &Say) {
+    let range = config.range();
+    say.say(&Event::Config {
+        network: range.network().to_string(),
+        subnet_len: range.subnet_len(),
+        subnet_min: range.first().to_string(),
+        subnet_max: range.last().to_string(),
+        port: config.port(),
+    });
+    if config.ipv6().is_some() {
+        let reason = "the network has IPv6 too, which the udp backend does not carry: only IPv4 subnets are leased";
+        say.say(&Event::Warning { reason: reason.into() });
+    }
+}
+
+/// The subnet of an earlier run, if it left a file that can be read.
+fn previous_subnet(path: &Path, say: &Say) -> Option<Ipv4Net> {
+    let warn = |reason| say.say(&Event::Warning { reason });
+    let unread = "the subnet of an earlier run is not known";
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            warn(format!("{}: {error}; {unread}", path.display()));
+            return None;
+        }
+    };
+    match text.parse::<SubnetEnv>() {
+        Ok(env) => Some(env.subnet()),
+        Err(error) => {
+            warn(format!("{}: {error}; {unread}", path.display()));
+            None
+        }
+    }
+}
+
+async fn wait(backoff: &mut Backoff, clock: Clock, say: &Say, reason: String) {
+    let failed = |left: Duration, _| say.say(&Event::Waiting { reason, retry_seconds: left.as_secs_f64() });
+    pause(backoff, clock, failed).await;
+}

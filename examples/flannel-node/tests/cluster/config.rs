@@ -1,0 +1,147 @@
+//! Commands, options, and what is wrong with them.
+
+use crate::hosts::Site;
+use crate::node::{Node, run};
+use crate::operator::{Operator, PREFIX};
+use crate::wait_until;
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_operator_sets_and_lists() {
+    let site = Site::new(1, 1, true);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    let with = |more: &str, input: Option<&str>| {
+        let args = [words(more), site.etcd.args()].concat();
+        run(&site.switch, &args, input)
+    };
+    let (status, lines, _) = with("list", None);
+    assert!(status.success());
+    assert_eq!(lines, ["warning: there is no network config at /coreos.com/network/config"]);
+
+    let (status, lines, errors) = with("set-config --network 100.96.0.0/16 --subnet-len 25 --port 7890", None);
+    assert!(status.success(), "{errors}");
+    let sentence = "the network is 100.96.0.0/16, leased as /25 from 100.96.0.128 to 100.96.255.128, UDP port 7890";
+    assert_eq!(lines, [sentence]);
+    let stored: serde_json::Value = serde_json::from_str(&operator.get(&format!("{PREFIX}/config")).unwrap()).unwrap();
+    assert_eq!((&stored["Network"], &stored["SubnetLen"]), (&"100.96.0.0/16".into(), &25.into()));
+    assert_eq!(stored["Backend"], serde_json::json!({"Type": "udp", "Port": 7890}));
+
+    let before = operator.get(&format!("{PREFIX}/config"));
+    for (wrong, words) in [
+        ("set-config --network 100.96.0.0/29", "too small for four subnets"),
+        ("set-config --network 100.96.0.0/16 --subnet-len 31", "at most 30"),
+        ("set-config --network 100.96.0.0/16 --subnet-min 10.0.0.0", "outside of the network"),
+        ("set-config --network 100.96.0.0/16 --port 0", "0 is not in 1..=65535"),
+        ("set-config", "required"),
+        ("set-config --file /nowhere", "/nowhere: No such file"),
+        ("set-config --file -", "EOF while parsing"),
+    ] {
+        let (status, _, errors) = with(wrong, None);
+        assert_eq!(status.code(), Some(2), "{wrong}: {errors}");
+        assert!(errors.contains(words), "{wrong}: {errors}");
+    }
+    assert_eq!(operator.get(&format!("{PREFIX}/config")), before, "nothing wrong was written");
+
+    // flannel's own JSON goes through as it is.
+    let json = r#"{"Network":"100.96.0.0/16","Comment":"ours"}"#;
+    let (status, ..) = with("set-config --file -", Some(json));
+    assert!(status.success());
+    assert_eq!(operator.get(&format!("{PREFIX}/config")).as_deref(), Some(json));
+
+    operator.put_lease("100.96.7.0-24", [10, 168, 0, 7].into());
+    operator.put_lease("100.97.7.0-24", [10, 168, 0, 8].into());
+    operator.put_lease("nonsense", [10, 168, 0, 9].into());
+    let (_, lines, _) = with("set-config --network 100.96.0.0/16", None);
+    assert!(lines[1].starts_with("warning: 1 lease does not fit"), "{lines:?}");
+    let (status, lines, _) = with("list --json", None);
+    assert!(status.success());
+    let lines: Vec<serde_json::Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        lines.iter().map(|line| line["event"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["config", "held", "held", "set_aside"]
+    );
+    let held = serde_json::json!({"event": "held", "subnet": "100.96.7.0/24", "next_hop": "10.168.0.7:8285", "seconds_left": null});
+    assert_eq!(lines[1], held);
+}
+
+/// Without a certificate, or without the right password, nobody gets in, and that is said.
+#[test]
+fn who_is_not_let_in_is_told() {
+    let site = Site::new(1, 1, true);
+    Operator::of(&site.etcd, &site.switch);
+    let stranger: Vec<_> =
+        site.etcd.args().into_iter().filter(|arg| !arg.contains("certfile") && !arg.contains("keyfile")).collect();
+    let (status, _, errors) = run(&site.switch, &[words("list"), stranger].concat(), None);
+    assert_eq!(status.code(), Some(1));
+    assert!(errors.contains("--etcd-certfile"), "{errors}");
+
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    operator.act(async |client| {
+        let _ = client.user_add("root", "secret", None).await;
+        let _ = client.role_add("root").await;
+        let _ = client.user_grant_role("root", "root").await;
+        client.auth_enable().await.ok()
+    });
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &["--etcd-username=root", "--etcd-password=wrong"]);
+    let waiting = node.says("waiting");
+    assert!(waiting["reason"].as_str().unwrap().contains("authentication failed"), "{waiting}");
+    node.kill();
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &["--etcd-username=root", "--etcd-password=secret"]);
+    node.says("ready");
+    let mut operator = Operator::with_user(&site.etcd, &site.switch, Some(("root", "secret")));
+    assert_eq!(operator.leases().len(), 1);
+    operator.put_lease("100.96.77.0-24", [10, 168, 0, 77].into());
+    node.says("routes");
+}
+
+#[test]
+fn mistakes_end_it_with_status_2_and_a_sentence() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let host = &site.hosts[0].namespace;
+    let etcd = site.etcd.args();
+    for (wrong, sentence) in [
+        ("", "--iface eth0, or --public-ip"),
+        ("--iface eth7", "there is no interface eth7"),
+        ("--iface 10.168.0.99", "no interface of this host holds 10.168.0.99"),
+        ("--public-ip 10.168.0.99", "no interface of this host holds 10.168.0.99"),
+        ("--iface lo --public-ip nonsense", "invalid value 'nonsense'"),
+        ("--iface eth0 --subnet-lease-renew-margin 0", "within 1 to 1439"),
+        ("--iface eth0 --subnet-lease-renew-margin 1440", "within 1 to 1439"),
+        ("--iface eth0 --etcd-endpoints localhost:2379", "is no URL"),
+        ("--iface eth0 --etcd-cafile /nowhere", "write https://"),
+        ("--iface eth0 --frobnicate", "--frobnicate"),
+    ] {
+        let own = if wrong.contains("--etcd-endpoints") { Vec::new() } else { etcd.clone() };
+        let (status, _, errors) = run(host, &[own, words(wrong)].concat(), None);
+        assert_eq!(status.code(), Some(2), "{wrong}: {errors}");
+        assert!(errors.contains(sentence), "{wrong}: {errors}");
+    }
+    assert_eq!(operator.leases(), [], "nothing was leased for it");
+
+    // A second node on the same host: the port is taken, and nothing is leased or changed for it.
+    let mut first = Node::start(&site.hosts[0], &site.etcd);
+    let held = operator.leases();
+    let (status, _, errors) = run(host, &[etcd, words("--iface eth0 --subnet-file /dev/null/no")].concat(), None);
+    assert_eq!(status.code(), Some(2), "{errors}");
+    assert!(errors.contains("8285"), "{errors}");
+    assert_eq!(operator.leases(), held);
+    // A device that somebody deletes.
+    host.delete_link("flannel0").unwrap();
+    let error = first.says("error");
+    assert!(error["reason"].as_str().unwrap().contains("flannel0 was deleted"), "{error}");
+    assert_eq!(first.ends().code(), Some(1));
+    let again = Node::start(&site.hosts[0], &site.etcd);
+    // Down and up: its route is put back.
+    host.set_down("flannel0").unwrap();
+    host.set_up("flannel0").unwrap();
+    let overlay = "100.96.0.0/16".parse().unwrap();
+    wait_until("the overlay's route", || host.routes().unwrap().iter().any(|route| route.destination == overlay));
+    again.stop();
+}

@@ -1,0 +1,136 @@
+//! A real etcd cluster, in the namespace of the switch between the hosts.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use etcd_client::Client;
+use nix::sys::signal::Signal;
+use testbed::{Child, Namespace};
+
+use crate::tls::{Tls, shown};
+use crate::{SOON, wait_until};
+
+/// Where all members are, on ports of their own.
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 1);
+
+/// One member, running or not.
+pub(crate) struct Member {
+    number: u16,
+    process: Option<Child>,
+}
+
+/// The members, their data and their certificates.
+pub(crate) struct Etcd {
+    namespace: Namespace,
+    pub(crate) tls: Option<Tls>,
+    data: tempfile::TempDir,
+    members: Vec<Member>,
+}
+
+impl Etcd {
+    /// Starts so many members; they elect a leader in a second or two.
+    pub(crate) fn start(namespace: &Namespace, members: u16, tls: bool) -> Self {
+        Command::new("etcd").arg("--version").output().expect(MISSING);
+        let tls = tls.then(|| Tls::new(&ADDRESS.to_string()));
+        let members = (0..members).map(|number| Member { number, process: None }).collect();
+        let data = tempfile::tempdir().unwrap();
+        let mut etcd = Self { namespace: namespace.clone(), tls, data, members };
+        etcd.start_all();
+        etcd
+    }
+
+    pub(crate) fn start_all(&mut self) {
+        for number in 0..self.members.len() {
+            self.start_member(number);
+        }
+    }
+
+    pub(crate) fn start_member(&mut self, number: usize) {
+        let member = &self.members[number];
+        let scheme = self.scheme();
+        let clients = format!("{scheme}://{ADDRESS}:{}", client_port(member.number));
+        let peers = format!("http://{ADDRESS}:{}", peer_port(member.number));
+        let url = |number: u16| format!("member{number}=http://{ADDRESS}:{}", peer_port(number));
+        let all: Vec<_> = self.members.iter().map(|member| url(member.number)).collect();
+        let mut command = tied_to_its_parent("etcd");
+        command
+            .arg(format!("--name=member{number}"))
+            .arg(format!("--data-dir={}", shown(&self.data.path().join(number.to_string()))))
+            .arg(format!("--listen-client-urls={clients}"))
+            .arg(format!("--advertise-client-urls={clients}"))
+            .arg(format!("--listen-peer-urls={peers}"))
+            .arg(format!("--initial-advertise-peer-urls={peers}"))
+            .arg(format!("--initial-cluster={}", all.join(",")))
+            .arg("--logger=zap")
+            // The disk of a test machine may be slow, and what is on it is not needed afterwards.
+            .args(["--unsafe-no-fsync", "--heartbeat-interval=100", "--election-timeout=1000"])
+            .args(self.tls.iter().flat_map(Tls::of_server));
+        self.members[number].process = Some(Child::spawn(&self.namespace, command).unwrap());
+    }
+
+    /// As if its machine had lost power.
+    pub(crate) fn kill_member(&mut self, number: usize) {
+        let mut process = self.members[number].process.take().expect("it runs");
+        process.signal(Signal::SIGKILL).unwrap();
+        process.wait(SOON).unwrap().expect("an end");
+    }
+
+    /// Waits until a member answers for the whole cluster.
+    pub(crate) fn wait_for_member(&self, number: usize) {
+        let endpoint = self.endpoints().remove(number);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let options = self.tls.as_ref().map(Tls::options).unwrap_or_default().with_timeout(SOON / 10);
+        wait_until("a member to be back", || {
+            self.namespace.enter(|| {
+                runtime.block_on(async {
+                    let client = Client::connect([endpoint.as_str()], Some(options.clone())).await;
+                    match client {
+                        Ok(mut client) => client.get("anything", None).await.is_ok(),
+                        Err(_) => false,
+                    }
+                })
+            })
+        });
+    }
+
+    pub(crate) fn kill_all(&mut self) {
+        for number in 0..self.members.len() {
+            self.kill_member(number);
+        }
+    }
+
+    /// What clients are started with.
+    pub(crate) fn args(&self) -> Vec<String> {
+        let endpoints = self.endpoints().join(",");
+        let mut args = vec![format!("--etcd-endpoints={endpoints}")];
+        args.extend(self.tls.iter().flat_map(Tls::of_client));
+        args
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        let scheme = self.scheme();
+        self.members.iter().map(|member| format!("{scheme}://{ADDRESS}:{}", client_port(member.number))).collect()
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+const MISSING: &str = "etcd has to be on the path; the repository's test command installs it";
+
+fn client_port(member: u16) -> u16 {
+    2379 + 10 * member
+}
+
+fn peer_port(member: u16) -> u16 {
+    client_port(member) + 1
+}
+
+/// A program that the kernel kills with the thread that started it, so that a test which is killed leaves nothing behind.
+pub(crate) fn tied_to_its_parent(program: impl Into<PathBuf>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program.into());
+    command
+}

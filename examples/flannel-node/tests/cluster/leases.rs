@@ -1,0 +1,97 @@
+//! The lease itself: raced for, renewed, lost.
+
+use nix::sys::signal::Signal;
+
+use crate::hosts::Site;
+use crate::node::Node;
+use crate::operator::{Operator, subnets};
+use crate::wait_until;
+
+#[test]
+fn of_two_nodes_one_gets_the_last_free_subnet() {
+    let site = Site::new(2, 3, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16","SubnetMin":"100.96.7.0","SubnetMax":"100.96.7.0"}"#);
+    let mut nodes = [0, 1].map(|number| Node::spawn(&site.hosts[number], &site.etcd, &[]));
+    let won = |node: &Node| node.count("ready") > 0;
+    let waits = |node: &Node| node.said.iter().any(|said| said["reason"].to_string().contains("no /24 is free"));
+    wait_until("one of them to have it and the other one to wait", || {
+        nodes.iter_mut().for_each(|node| node.listen(std::time::Duration::from_millis(50)));
+        nodes.iter().any(won) && nodes.iter().any(waits)
+    });
+    assert_eq!(nodes.iter().filter(|node| won(node)).count(), 1);
+    assert_eq!(operator.leases().len(), 1);
+    let [mut first, mut second] = nodes;
+    if won(&second) {
+        std::mem::swap(&mut first, &mut second);
+    }
+    // Its lease is taken from it: it ends and says why, and the other one has the subnet.
+    operator.delete(&subnets("100.96.7.0-24"));
+    let error = first.says("error");
+    assert!(error["reason"].as_str().unwrap().contains("lease of 100.96.7.0/24 is lost: it was deleted"), "{error}");
+    assert_eq!(first.ends().code(), Some(1));
+    second.says("ready");
+    assert_eq!(second.lease().to_string(), "100.96.7.0/24");
+    assert_eq!(operator.leases().len(), 1);
+}
+
+/// A minute before the end, of a lease that is barely longer.
+#[test]
+fn a_lease_is_renewed_before_its_end() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let short = ["--subnet-lease-ttl=62", "--subnet-lease-renew-margin=1"];
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &short);
+    node.says("ready");
+    let held = operator.leases();
+    for _ in 0..2 {
+        let renewed = node.says("renewed");
+        assert!(matches!(renewed["seconds"].as_u64(), Some(61 | 62)), "{renewed}");
+    }
+    assert_eq!(operator.leases(), held, "nothing is written for it");
+
+    // Its etcd lease ends although it is alive: somebody revoked it, and the key is gone with it.
+    let grant = held[0].2;
+    operator.act(async |client| client.lease_revoke(grant).await.ok());
+    let error = node.says("error");
+    assert!(error["reason"].as_str().unwrap().contains("is lost"), "{error}");
+    assert_eq!(node.ends().code(), Some(1));
+    assert!(!site.hosts[0].namespace.links().unwrap().iter().any(|link| link.starts_with("flannel")));
+}
+
+/// While it could not be heard, somebody else got its subnet.
+#[test]
+fn a_lease_that_another_host_holds_is_lost() {
+    let mut site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    let key = format!("{}-24", node.lease().network());
+    node.child.signal(Signal::SIGSTOP).unwrap();
+    site.etcd.kill_all();
+    site.etcd.start_all();
+    operator.put_lease(&key, [10, 168, 0, 99].into());
+    operator.compact();
+    node.child.signal(Signal::SIGCONT).unwrap();
+    let error = node.says("error");
+    assert!(error["reason"].as_str().unwrap().contains("10.168.0.99 holds it now"), "{error}");
+    assert_eq!(node.ends().code(), Some(1));
+    assert!(operator.get(&subnets(&key)).unwrap().contains("10.168.0.99"), "it is left alone");
+}
+
+/// What does not fit a new config is given up for something that does.
+#[test]
+fn a_lease_of_an_older_network_is_replaced() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let node = Node::start(&site.hosts[0], &site.etcd);
+    node.stop();
+    operator.set_config(r#"{"Network":"100.97.0.0/16","SubnetLen":26}"#);
+    let node = Node::start(&site.hosts[0], &site.etcd);
+    assert_eq!((node.lease().prefix_len(), node.how()), (26, "which is new"));
+    let leases = operator.leases();
+    assert_eq!(leases.len(), 1, "{leases:?}");
+    assert!(leases[0].0.starts_with("100.97.") && leases[0].0.ends_with("-26"), "{leases:?}");
+}

@@ -1,0 +1,135 @@
+//! One running node, by what it says.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use testbed::{Child, Namespace};
+
+use crate::etcd::{Etcd, tied_to_its_parent};
+use crate::hosts::Host;
+use crate::tls::shown;
+use crate::{SOON, wait_until};
+
+pub(crate) struct Node {
+    pub(crate) child: Child,
+    /// All it has said so far.
+    pub(crate) said: Vec<Value>,
+}
+
+impl Node {
+    /// Starts it, and goes on without waiting.
+    pub(crate) fn spawn(host: &Host, etcd: &Etcd, more: &[&str]) -> Self {
+        Self::spawn_by(tied_to_its_parent(program()), host, etcd, more)
+    }
+
+    /// The same by way of another program, whose last argument it is.
+    pub(crate) fn spawn_by(mut command: Command, host: &Host, etcd: &Etcd, more: &[&str]) -> Self {
+        let file = format!("--subnet-file={}", shown(&host.subnet_file()));
+        let elsewhere = more.iter().any(|arg| arg.starts_with("--iface"));
+        command.args(etcd.args()).args(["--json", &file]).args((!elsewhere).then_some("--iface=eth0")).args(more);
+        Self { child: Child::spawn(&host.namespace, command).unwrap(), said: Vec::new() }
+    }
+
+    /// Starts it and waits until it forwards.
+    pub(crate) fn start(host: &Host, etcd: &Etcd) -> Self {
+        let mut node = Self::spawn(host, etcd, &[]);
+        node.says("ready");
+        node
+    }
+
+    /// The next event of this name. The others are kept, too.
+    pub(crate) fn says(&mut self, event: &str) -> Value {
+        self.says_that(event, |_| true)
+    }
+
+    /// The next event of this name for which something holds.
+    pub(crate) fn says_that(&mut self, event: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let left = SOON.saturating_sub(start.elapsed());
+            let line = self.child.next_line(left);
+            let line = line.unwrap_or_else(|error| panic!("no {event} like that: {error}; it said {:#?}", self.said));
+            let said: Value = serde_json::from_str(&line).expect("nothing but JSON on standard output");
+            assert!(said["message"].is_string(), "a sentence for who reads it: {said}");
+            self.said.push(said.clone());
+            if said["event"] == event && holds(&said) {
+                return said;
+            }
+        }
+    }
+
+    /// Takes in what it says for a while.
+    pub(crate) fn listen(&mut self, time: Duration) {
+        let start = Instant::now();
+        while let Ok(line) = self.child.next_line(time.saturating_sub(start.elapsed())) {
+            self.said.push(serde_json::from_str(&line).expect("nothing but JSON on standard output"));
+        }
+    }
+
+    /// How often it said something.
+    pub(crate) fn count(&self, event: &str) -> usize {
+        self.said.iter().filter(|said| said["event"] == event).count()
+    }
+
+    /// The subnet that it leased.
+    pub(crate) fn lease(&self) -> Ipv4Net {
+        let lease = self.said.iter().rfind(|said| said["event"] == "lease").expect("a lease");
+        lease["subnet"].as_str().expect("a text").parse().expect("a subnet")
+    }
+
+    /// How it came by it.
+    pub(crate) fn how(&self) -> &str {
+        let lease = self.said.iter().rfind(|said| said["event"] == "lease").expect("a lease");
+        lease["how"].as_str().expect("a text")
+    }
+
+    /// Stops it as an operator does, and checks that every packet is accounted for.
+    pub(crate) fn stop(mut self) -> Value {
+        self.child.signal(Signal::SIGTERM).unwrap();
+        let last = self.says("stopped");
+        assert!(self.ends().success(), "{}", self.child.stderr());
+        for direction in ["encap", "decap"] {
+            let flow = &last[direction];
+            let count = |name: &str| flow[name].as_u64().expect("a number");
+            let dropped: u64 = flow["dropped"].as_object().expect("an object").values().filter_map(Value::as_u64).sum();
+            assert_eq!(count("in"), count("forwarded") + count("answered") + count("held") + dropped, "{last}");
+        }
+        last
+    }
+
+    pub(crate) fn ends(&mut self) -> ExitStatus {
+        self.child.wait(SOON).unwrap().expect("an end")
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.signal(Signal::SIGKILL).unwrap();
+        self.ends();
+    }
+}
+
+pub(crate) fn program() -> PathBuf {
+    env!("CARGO_BIN_EXE_flannel-node").into()
+}
+
+/// Runs it to its end: status, standard output, standard error.
+pub(crate) fn run(namespace: &Namespace, args: &[String], input: Option<&str>) -> (ExitStatus, Vec<String>, String) {
+    let mut command = tied_to_its_parent(program());
+    command.args(args);
+    let mut child = Child::spawn(namespace, command).unwrap();
+    if let Some(input) = input {
+        child.send_line(input).unwrap();
+    }
+    child.close_stdin();
+    let mut lines = Vec::new();
+    while let Ok(line) = child.next_line(SOON) {
+        lines.push(line);
+    }
+    let status = child.wait(SOON).unwrap().expect("an end");
+    // Its reader may be a moment behind.
+    wait_until("a word on standard error", || status.success() || !child.stderr().is_empty());
+    (status, lines, child.stderr())
+}

@@ -1,0 +1,118 @@
+//! What an operator, another node or flannel itself does in etcd.
+
+use std::net::Ipv4Addr;
+
+use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
+use testbed::Namespace;
+use tokio::runtime::Runtime;
+
+use crate::etcd::Etcd;
+use crate::tls::Tls;
+use crate::{SOON, wait_until};
+
+pub(crate) const PREFIX: &str = "/coreos.com/network";
+
+/// A client of its own, in the namespace where etcd is.
+pub(crate) struct Operator {
+    namespace: Namespace,
+    runtime: Runtime,
+    client: Client,
+}
+
+impl Operator {
+    /// Waits until etcd answers.
+    pub(crate) fn of(etcd: &Etcd, namespace: &Namespace) -> Self {
+        Self::with_user(etcd, namespace, None)
+    }
+
+    pub(crate) fn with_user(etcd: &Etcd, namespace: &Namespace, user: Option<(&str, &str)>) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut options = etcd.tls.as_ref().map(Tls::options).unwrap_or_default().with_timeout(SOON / 10);
+        if let Some((name, password)) = user {
+            options = options.with_user(name, password);
+        }
+        let mut client = None;
+        let endpoints = etcd.endpoints();
+        wait_until("etcd to answer", || {
+            client = namespace.enter(|| {
+                runtime.block_on(async {
+                    let mut client = Client::connect(&endpoints, Some(options.clone())).await.ok()?;
+                    client.get("anything", None).await.ok()?;
+                    Some(client)
+                })
+            });
+            client.is_some()
+        });
+        Self { namespace: namespace.clone(), runtime, client: client.unwrap() }
+    }
+
+    /// Does something with the client; a member that is gone may be asked first.
+    pub(crate) fn act<T: Send>(&mut self, mut act: impl AsyncFnMut(&mut Client) -> Option<T> + Send) -> T {
+        let mut outcome = None;
+        let Self { namespace, runtime, client } = self;
+        wait_until("etcd to do what it is asked", || {
+            outcome = namespace.enter(|| runtime.block_on(act(client)));
+            outcome.is_some()
+        });
+        outcome.unwrap()
+    }
+
+    pub(crate) fn set_config(&mut self, json: &str) {
+        self.put(&format!("{PREFIX}/config"), json);
+    }
+
+    /// A lease as flannel writes it.
+    pub(crate) fn put_lease(&mut self, key: &str, host: Ipv4Addr) {
+        self.put(&subnets(key), &format!(r#"{{"PublicIP":"{host}","PublicIPv6":null}}"#));
+    }
+
+    pub(crate) fn put(&mut self, key: &str, value: &str) {
+        self.act(async |client| client.put(key, value, None).await.ok());
+    }
+
+    /// Puts a value and leaves the end of the key as it is.
+    pub(crate) fn overwrite(&mut self, key: &str, value: &str) {
+        let options = PutOptions::new().with_ignore_lease();
+        self.act(async |client| client.put(key, value, Some(options.clone())).await.ok());
+    }
+
+    /// Many at once.
+    pub(crate) fn put_leases(&mut self, leases: &[(String, Ipv4Addr)]) {
+        for some in leases.chunks(100) {
+            let puts =
+                some.iter().map(|(key, host)| TxnOp::put(subnets(key), format!(r#"{{"PublicIP":"{host}"}}"#), None));
+            let txn = Txn::new().and_then(puts.collect::<Vec<_>>());
+            self.act(async |client| client.txn(txn.clone()).await.ok());
+        }
+    }
+
+    pub(crate) fn delete(&mut self, key: &str) {
+        self.act(async |client| client.delete(key, None).await.ok());
+    }
+
+    pub(crate) fn get(&mut self, key: &str) -> Option<String> {
+        let answer = self.act(async |client| client.get(key, None).await.ok());
+        answer.kvs().first().map(|kv| kv.value_str().unwrap().to_owned())
+    }
+
+    /// All leases: key without what all begin with, value, etcd lease.
+    pub(crate) fn leases(&mut self) -> Vec<(String, String, i64)> {
+        let options = GetOptions::new().with_prefix();
+        let answer = self.act(async |client| client.get(subnets(""), Some(options.clone())).await.ok());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let key = |key: &[u8]| text(key)[subnets("").len()..].to_owned();
+        answer.kvs().iter().map(|kv| (key(kv.key()), text(kv.value()), kv.lease())).collect()
+    }
+
+    /// Forgets all that was written until now, in every member.
+    pub(crate) fn compact(&mut self) {
+        self.act(async |client| {
+            let revision = client.get("anything", None).await.ok()?.header()?.revision();
+            client.compact(revision, None).await.ok()
+        });
+    }
+}
+
+pub(crate) fn subnets(key: &str) -> String {
+    format!("{PREFIX}/subnets/{key}")
+}

@@ -1,0 +1,93 @@
+//! Keys and values that nobody should have written, beside good ones.
+
+use crate::hosts::{Attachment, Site};
+use crate::node::Node;
+use crate::operator::{Operator, PREFIX, subnets};
+
+#[test]
+fn poisoned_keys_are_set_aside_one_by_one() {
+    let site = Site::new(2, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    operator.put_lease("100.96.70.0-24", [10, 168, 0, 70].into());
+    // Some are there before the node, some come later.
+    operator.put(&subnets("100.96.71.0-24"), "\u{0}not JSON");
+    operator.put(&subnets("not-a-subnet"), r#"{"PublicIP":"10.168.0.71"}"#);
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    node.says_that("routes", |said| said["count"] == 1);
+    let asides: Vec<String> =
+        node.said.iter().filter(|said| said["event"] == "set_aside").map(|said| said["reason"].to_string()).collect();
+    assert_eq!(asides.len(), 2, "{asides:?}");
+    assert!(asides.iter().any(|aside| aside.contains("100.96.71.0-24") && aside.contains("no JSON")), "{asides:?}");
+    assert!(asides.iter().any(|aside| aside.contains("not-a-subnet")), "{asides:?}");
+
+    let vxlan = r#"{"PublicIP":"10.168.0.72","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
+    operator.put(&subnets("100.96.72.0-24"), vxlan);
+    let aside = node.says("set_aside");
+    assert!(aside["reason"].as_str().unwrap().contains("vxlan"), "{aside}");
+
+    // Contradictions are named, each with what is wrong.
+    let own = node.lease();
+    let inside_own = format!("{}-25", own.network());
+    for (key, host, words) in [
+        (inside_own.as_str(), "10.168.0.73", "belongs to this host's own"),
+        ("100.96.74.0-24", "100.96.70.9", "inside the overlay network"),
+        ("9.9.9.0-24", "10.168.0.75", "no part of the overlay network"),
+        ("100.96.76.0-24", "10.168.0.2", "owns another subnet"),
+        ("100.96.77.0-24", "0.0.0.0", "unspecified address"),
+    ] {
+        operator.put_lease(key, host.parse().unwrap());
+        let conflict = node.says_that("conflict", |said| said["ended"] == false);
+        assert!(conflict["conflict"].as_str().unwrap().contains(words), "{conflict}");
+        operator.delete(&subnets(key));
+        node.says_that("conflict", |said| said["ended"] == true);
+    }
+
+    // The good ones are there, old and new, and one that turns bad takes its own route alone.
+    operator.put_lease("100.96.78.0-24", [10, 168, 0, 78].into());
+    node.says_that("routes", |said| said["count"] == 2);
+    operator.put(&subnets("100.96.70.0-24"), "{}");
+    node.says_that("routes", |said| said["count"] == 1 && said["deleted"].to_string().contains("100.96.70.0/24"));
+    operator.put_lease("100.96.70.0-24", [10, 168, 0, 79].into());
+    node.says_that("routes", |said| said["count"] == 2 && said["set"].to_string().contains("10.168.0.79"));
+}
+
+/// Something else than a lease by our own key: it is ours, and written again.
+#[test]
+fn a_node_mends_its_own_lease() {
+    let site = Site::new(2, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let mut nodes = [0, 1].map(|number| Node::start(&site.hosts[number], &site.etcd));
+    let pods = [0, 1].map(|number| site.hosts[number].add_pod(nodes[number].lease(), Attachment::Veth));
+    pods[0].must_reach(&pods[1]);
+    let key = subnets(&format!("{}-24", nodes[0].lease().network()));
+    let good = operator.get(&key).unwrap();
+    // With its end, and without one.
+    operator.overwrite(&key, "rubbish");
+    nodes[0].says("renewed");
+    assert_eq!(operator.get(&key).as_ref(), Some(&good));
+    operator.put(&key, "rubbish");
+    nodes[0].says("renewed");
+    assert_eq!(operator.get(&key), Some(good));
+    assert!(operator.leases().iter().all(|(.., grant)| *grant != 0));
+    nodes[1].says_that("routes", |said| said["deleted"] == serde_json::json!([]));
+    pods[0].must_reach(&pods[1]);
+}
+
+/// Of a cluster that was another backend's: hosts keep their subnets when they change over.
+#[test]
+fn a_host_that_changes_its_backend_keeps_its_subnet() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.put(&format!("{PREFIX}/config"), r#"{"Network":"100.96.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let value = r#"{"PublicIP":"10.168.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}"#;
+    operator.put(&subnets("100.96.9.0-24"), value);
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &[]);
+    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("\"vxlan\"; only udp is spoken here"));
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    node.says("ready");
+    assert_eq!((node.lease().to_string().as_str(), node.how()), ("100.96.9.0/24", "which had it already"));
+    let value = operator.get(&subnets("100.96.9.0-24")).unwrap();
+    assert_eq!(value, r#"{"PublicIP":"10.168.0.2","PublicIPv6":null}"#);
+}

@@ -1,0 +1,72 @@
+//! A certificate authority of the test's own, and what it signs.
+
+use std::path::{Path, PathBuf};
+
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+
+/// Files that etcd and its clients are started with. They vanish with this.
+pub(crate) struct Tls {
+    directory: tempfile::TempDir,
+}
+
+impl Tls {
+    /// For servers that are known by `address`.
+    pub(crate) fn new(address: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let tls = Self { directory };
+        std::fs::write(tls.path("ca.pem"), authority.pem()).unwrap();
+        for (name, subject) in [("server", address), ("client", "flannel")] {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new([subject.to_owned()]).unwrap();
+            // etcd calls itself, too.
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            let signed = params.signed_by(&key, &issuer).unwrap();
+            std::fs::write(tls.path(&format!("{name}.pem")), signed.pem()).unwrap();
+            std::fs::write(tls.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        }
+        tls
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What a server is started with.
+    pub(crate) fn of_server(&self) -> Vec<String> {
+        let file = |name: &str| shown(&self.path(name));
+        vec![
+            "--client-cert-auth".into(),
+            format!("--trusted-ca-file={}", file("ca.pem")),
+            format!("--cert-file={}", file("server.pem")),
+            format!("--key-file={}", file("server.key")),
+        ]
+    }
+
+    /// What the operator connects with.
+    pub(crate) fn options(&self) -> ConnectOptions {
+        let read = |name: &str| std::fs::read(self.path(name)).unwrap();
+        let identity = Identity::from_pem(read("client.pem"), read("client.key"));
+        let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read("ca.pem"))).identity(identity);
+        ConnectOptions::new().with_tls(tls)
+    }
+
+    /// What a node is started with.
+    pub(crate) fn of_client(&self) -> Vec<String> {
+        let file = |name: &str| shown(&self.path(name));
+        vec![
+            format!("--etcd-cafile={}", file("ca.pem")),
+            format!("--etcd-certfile={}", file("client.pem")),
+            format!("--etcd-keyfile={}", file("client.key")),
+        ]
+    }
+}
+
+pub(crate) fn shown(path: &Path) -> String {
+    path.to_str().expect("a path that is text").to_owned()
+}

@@ -1,0 +1,59 @@
+//! Bridges, as container runtimes and switches have them.
+
+use crate::Namespace;
+use crate::error::Context;
+use crate::link::index_of;
+use rtnetlink::{LinkBridge, LinkUnspec};
+use std::io;
+
+impl Namespace {
+    /// Makes a bridge without ports and brings it up.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the name is taken; otherwise what the kernel refused.
+    pub fn add_bridge(&self, name: &str) -> io::Result<()> {
+        let bridge = LinkBridge::new(name).up().build();
+        self.netlink(async |handle| Ok(handle.link().add(bridge).execute().await?))
+            .context(|| format!("cannot make the bridge {name}"))
+    }
+
+    /// Makes a link a port of a bridge.
+    ///
+    /// # Errors
+    /// What the kernel refused, an unknown link or bridge among it.
+    pub fn add_port(&self, bridge: &str, link: &str) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let controller = index_of(&handle, bridge).await?;
+            let port = LinkUnspec::new_with_name(link).controller(controller).build();
+            Ok(handle.link().change(port).execute().await?)
+        })
+        .context(|| format!("cannot make {link} a port of {bridge}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Ping, PingOutcome, ping};
+    use core::net::Ipv4Addr;
+    use ipnet::Ipv4Net;
+
+    #[test]
+    fn ports_of_a_bridge_reach_each_other() {
+        let switch = Namespace::new().expect("namespace");
+        switch.add_bridge("br0").expect("bridge");
+        assert_eq!(switch.add_bridge("br0").expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
+        let hosts = [1_u8, 2].map(|number| {
+            let host = Namespace::new().expect("namespace");
+            let port = format!("port{number}");
+            switch.connect(&port, &host, "eth0").expect("veth");
+            switch.add_port("br0", &port).expect("port");
+            host.add_address("eth0", Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, number), 24)).expect("address");
+            host
+        });
+        let settings = Ping { count: 3, ..Ping::default() };
+        let outcomes = hosts[0].enter(|| ping(Ipv4Addr::new(10, 0, 0, 2), settings)).expect("ping");
+        assert!(outcomes.iter().any(|outcome| matches!(outcome, PingOutcome::Reply { .. })), "{outcomes:?}");
+        assert!(switch.add_port("br9", "port1").is_err());
+    }
+}
