@@ -11,12 +11,16 @@
 mod args;
 #[path = "tunnel/control.rs"]
 mod control;
+#[path = "tunnel/links.rs"]
+mod links;
 #[path = "tunnel/queues.rs"]
 mod queues;
 #[path = "tunnel/report.rs"]
 mod report;
 #[path = "tunnel/routes.rs"]
 mod routes;
+#[path = "tunnel/underlay.rs"]
+mod underlay;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -29,7 +33,7 @@ use loden::control::Command;
 use loden::forward::{
     EcnEgress, EcnIngress, Forwarder, IcmpLimiter, IcmpSource, Overlay, Rate, SourceCheck, SourcePort, Transit,
 };
-use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored, interface_of};
+use loden::sys::link::LinkConfig;
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Progress, Worker, WorkerError};
 use nix::errno::Errno;
@@ -40,9 +44,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use args::Args;
 use control::Control;
+use links::{Limit, Links};
 use queues::{Queues, Tally};
 use report::{Report, say};
 use routes::Routes;
+use underlay::Underlay;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -75,12 +81,10 @@ struct Tunnel {
     signals: SignalFd,
     worker: Worker,
     queues: Queues,
-    monitor: LinkMonitor,
-    link: Link,
+    links: Links,
     routes: Routes,
     control: Option<Control>,
     report: Report,
-    mtu: u32,
 }
 
 /// Whether the loop goes on.
@@ -105,10 +109,10 @@ impl Tunnel {
             let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
         }
         let listen = SocketAddr::V4(args.listen);
-        let path_mtu = interface_of(listen.ip())?.tun_mtu();
-        let mtu = args.mtu.unwrap_or(path_mtu);
+        let underlay = Underlay::watch(listen.ip())?;
+        let mtu = args.mtu.unwrap_or(underlay.tun_mtu());
         let forwarder = Forwarder::new(Overlay {
-            mtu: u16::try_from(path_mtu).unwrap_or(u16::MAX),
+            mtu: Limit::new(mtu, &underlay).packet,
             ttl: args.ttl.into(),
             source_check: if args.no_source_check { SourceCheck::Off } else { SourceCheck::Strict },
             transit: if args.transit { Transit::Allowed } else { Transit::Refused },
@@ -133,10 +137,9 @@ impl Tunnel {
         let sockets = UdpTransport::bind_queues(listen, &config, queues)?;
         let name = tuns[0].name().to_owned();
         let offloads = offloads(&tuns[0], &sockets[0]);
-        let monitor = LinkMonitor::open(&name)?;
         let network = args.network.trunc();
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
-        let link = Link::configure(&name, &config)?;
+        let links = Links::configure(&name, &config, underlay)?;
         let report = Report::new(args.stats);
         let mut workers: Vec<_> = tuns
             .into_iter()
@@ -151,7 +154,7 @@ impl Tunnel {
         let worker = workers.remove(0);
         let queues = Queues::start(others)?;
         report.ready(&name, listen, mtu, &offloads);
-        Ok(Self { signals, worker, queues, monitor, link, routes, control, report, mtu })
+        Ok(Self { signals, worker, queues, links, routes, control, report })
     }
 
     fn run(&mut self) -> Result<(), Error> {
@@ -166,8 +169,8 @@ impl Tunnel {
             if ready.control && self.take_commands(budget) == Next::Stop {
                 return Ok(());
             }
-            if ready.monitor {
-                self.take_link_events()?;
+            if ready.links && self.links.take_events()? {
+                self.apply_limit();
             }
             if tun_more || ready.tun || ready.due {
                 tun_more = self.worker.tun_ready(budget, now)? == Progress::More;
@@ -189,7 +192,8 @@ impl Tunnel {
         let interest = self.worker.interest();
         let control = self.control.as_ref();
         let accept_at = control.and_then(Control::wake_at);
-        let wake_at = [interest.wake_at, self.report.due(), accept_at].into_iter().flatten().min();
+        let links_at = self.links.wake_at();
+        let wake_at = [interest.wake_at, self.report.due(), accept_at, links_at].into_iter().flatten().min();
         let timeout = match wake_at {
             _ if more => PollTimeout::ZERO,
             None => PollTimeout::NONE,
@@ -198,13 +202,14 @@ impl Tunnel {
         let udp = PollFlags::POLLIN | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.worker.udp().as_fd(), udp),
             PollFd::new(self.queues.ended(), PollFlags::POLLIN),
         ];
         let first = fds.len();
+        fds.extend(self.links.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let links = first..fds.len();
         fds.extend(control.into_iter().flat_map(|control| control.poll_fds(Instant::now())));
-        let clients = first..fds.len();
+        let clients = links.end..fds.len();
         // Left out while it is not waited for: poll tells of a deleted device whether asked or not.
         if interest.tun_readable {
             fds.push(PollFd::new(self.worker.tun().as_fd(), PollFlags::POLLIN));
@@ -215,14 +220,15 @@ impl Tunnel {
         }
         let events: Vec<_> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::all())).collect();
         let passed = |at: Option<Instant>| at.is_some_and(|at| Instant::now() >= at);
+        let any = |events: &[PollFlags]| events.iter().any(|events| !events.is_empty());
         Ok(Ready {
-            signals: !events[0].is_empty(),
-            monitor: !events[1].is_empty(),
-            udp: !(events[2] - PollFlags::POLLOUT).is_empty(),
-            tun: events[clients.end..].iter().any(|events| !events.is_empty()),
-            queue_ended: !events[3].is_empty(),
-            due: events[2].contains(PollFlags::POLLOUT) || passed(interest.wake_at),
-            control: events[clients].iter().any(|events| !events.is_empty()) || passed(accept_at),
+            signals: any(&events[..1]),
+            links: any(&events[links]) || passed(links_at),
+            udp: !(events[1] - PollFlags::POLLOUT).is_empty(),
+            tun: any(&events[clients.end..]),
+            queue_ended: any(&events[2..3]),
+            due: events[1].contains(PollFlags::POLLOUT) || passed(interest.wake_at),
+            control: any(&events[clients]) || passed(accept_at),
         })
     }
 
@@ -248,35 +254,16 @@ impl Tunnel {
         if stop.is_some() { Next::Stop } else { Next::GoOn }
     }
 
-    fn take_link_events(&mut self) -> Result<(), Error> {
-        let mut events = Vec::new();
-        while let Some(event) = self.monitor.next_event()? {
-            // It goes down and loses its route first, and nothing is to be put back then.
-            if matches!(event, LinkEvent::Deleted) {
-                return Err(deleted(self.worker.tun().name()));
+    /// Tells all workers how long a packet may be now, also if that is as before: the links may have been narrower meanwhile.
+    fn apply_limit(&mut self) {
+        let limit = self.links.limit();
+        match self.worker.set_mtu(limit.packet) {
+            Ok(()) => {
+                self.queues.set_mtu(limit.packet);
+                self.report.limit(limit);
             }
-            events.push(event);
+            Err(error) => say(&format!("the longest packet stays what it was: {error}")),
         }
-        for event in events {
-            match event {
-                LinkEvent::Down => say("the TUN device is down: nothing is delivered until it is up"),
-                LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => {
-                    match self.link.restore() {
-                        Ok(Restored::Complete { address, route }) if address || route => {
-                            say("put back what the TUN device had lost: the overlay's route");
-                        }
-                        Ok(_) => {}
-                        Err(error) => say(&format!("cannot put the overlay's route back: {error}")),
-                    }
-                }
-                LinkEvent::MtuChanged(mtu) if mtu != self.mtu => {
-                    self.mtu = mtu;
-                    say(&format!("the TUN device's MTU is now {mtu}"));
-                }
-                LinkEvent::MtuChanged(_) | _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Removes what was made, and says the last word.
@@ -284,7 +271,7 @@ impl Tunnel {
         self.worker.stop();
         let stopped = self.queues.stop();
         self.say_stats("stopped");
-        self.link.remove()?;
+        self.links.remove()?;
         stopped
     }
 
@@ -298,7 +285,7 @@ impl Tunnel {
 /// What [`Tunnel::wait`] found.
 struct Ready {
     signals: bool,
-    monitor: bool,
+    links: bool,
     tun: bool,
     udp: bool,
     queue_ended: bool,

@@ -27,7 +27,7 @@ use std::time::Instant;
 use self::inbound::Inbound;
 use self::outbound::Outbound;
 use self::state::{Ends, State};
-use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter};
+use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter, OverlayError};
 use crate::route::RouteReader;
 use crate::sys::{Tun, UdpTransport};
 
@@ -150,6 +150,27 @@ impl Worker {
         self.outbound.batched = false;
         self.inbound.one_by_one();
         self
+    }
+
+    /// From now on the underlay carries inner packets of at most `mtu` bytes: the smaller of what its interface carries
+    /// (`link::Underlay::tun_mtu`) and of the TUN device's MTU. `link::LinkMonitor` tells when either changes; call it then.
+    ///
+    /// - The next packet that is read is decided on by it. The senders of longer ones are told the new number.
+    /// - Packets that wait for the socket were decided on already: they leave as they are, unless the interface refuses them,
+    ///   and then their senders are told.
+    /// - Unless the limit becomes lower, the paths' MTUs that were learned are forgotten: it may have been our own interface
+    ///   that was narrow. Those of paths that are narrow further on are learned again with one packet each.
+    /// - Packets from peers have no limit: what the underlay carried goes to the TUN.
+    ///
+    /// # Errors
+    /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
+        let before = self.ends.forwarder.overlay().mtu;
+        self.ends.forwarder.set_mtu(mtu)?;
+        if mtu >= before {
+            self.state.paths.forget();
+        }
+        Ok(())
     }
 
     /// Moves packets from the TUN to their peers.

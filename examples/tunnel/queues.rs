@@ -66,6 +66,7 @@ impl Drop for TellsOfItsEnd {
 }
 
 enum Ask {
+    Mtu(u16),
     Report(Sender<Tally>),
     Stop,
 }
@@ -106,6 +107,14 @@ impl Queues {
                     tally.add(queue.last.as_ref().unwrap_or(&Tally::default()));
                 }
             }
+        }
+    }
+
+    /// Tells them all how long a packet may be.
+    pub(crate) fn set_mtu(&self, mtu: u16) {
+        for queue in &self.queues {
+            let _ = queue.asks.send(Ask::Mtu(mtu));
+            let _ = queue.wake.write(1);
         }
     }
 
@@ -172,6 +181,7 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
             let _ = woken.read();
             for ask in asked.try_iter() {
                 match ask {
+                    Ask::Mtu(mtu) => worker.set_mtu(mtu)?,
                     Ask::Report(reply) => drop(reply.send(Tally::of(worker))),
                     Ask::Stop => return Ok(()),
                 }

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value, json};
 
 use crate::control::Control;
+use crate::links::Limit;
 use crate::queues::Tally;
 use crate::routes::Routes;
 
@@ -21,12 +22,13 @@ pub(crate) struct Report {
     interval: Option<Duration>,
     due: Option<Instant>,
     started: Instant,
+    limit: Option<Limit>,
 }
 
 impl Report {
     pub(crate) fn new(interval: Option<Duration>) -> Self {
         let started = Instant::now();
-        Self { interval, due: interval.map(|interval| started + interval), started }
+        Self { interval, due: interval.map(|interval| started + interval), started, limit: None }
     }
 
     pub(crate) fn due(&self) -> Option<Instant> {
@@ -48,6 +50,18 @@ impl Report {
     pub(crate) fn ready(&self, tun: &str, listen: SocketAddr, mtu: u32, offloads: &[&str]) {
         let listen = listen.to_string();
         print(&json!({ "event": "ready", "tun": tun, "listen": listen, "mtu": mtu, "offload": offloads }));
+    }
+
+    /// How long a packet may be from now on, if that is news.
+    pub(crate) fn limit(&mut self, limit: Limit) {
+        if self.limit.replace(limit) == Some(limit) {
+            return;
+        }
+        let Limit { tun_mtu, underlay_mtu, packet } = limit;
+        print(&json!({ "event": "mtu", "limit": packet, "tun": tun_mtu, "underlay": underlay_mtu }));
+        say(&format!(
+            "packets may have {packet} bytes: the MTUs are {tun_mtu} of the TUN, {underlay_mtu} of the underlay"
+        ));
     }
 
     pub(crate) fn stats(&self, event: &str, tally: &Tally, routes: &Routes, control: Option<&Control>) {

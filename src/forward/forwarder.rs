@@ -58,10 +58,22 @@ impl Forwarder {
         Ok(Self { overlay, network, subnet, mask: subnet.netmask().to_bits(), own })
     }
 
-    /// The settings it was made with.
+    /// The settings it was made with, and the limit it was given last.
     #[must_use]
     pub fn overlay(&self) -> &Overlay {
         &self.overlay
+    }
+
+    /// From now on the underlay carries inner packets of at most `mtu` bytes ([`Overlay::mtu`]); for when its interface, or the
+    /// TUN device, has another MTU than before. Packets that were decided on already are not looked at again.
+    ///
+    /// # Errors
+    /// [`OverlayError::Mtu`] below 68 bytes; the limit stays what it was then.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
+        let overlay = Overlay { mtu, ..self.overlay };
+        overlay.check()?;
+        self.overlay = overlay;
+        Ok(())
     }
 
     /// The address of our TUN device: as flannel has it, the network address of our subnet.

@@ -66,6 +66,12 @@ impl PathMtus {
         true
     }
 
+    /// Forgets what was learned, of all peers: for when our own end of the paths may have become wider. What a path itself
+    /// refuses is learned again with the next packet that is too long for it.
+    pub fn forget(&mut self) {
+        self.paths.clear();
+    }
+
     fn find(&self, peer: IpAddr) -> Result<usize, usize> {
         self.paths.binary_search_by_key(&peer, |path| path.peer)
     }
@@ -90,6 +96,16 @@ mod tests {
         assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), None);
         paths.lower(PEER, 1400, start + PathMtus::LIFETIME);
         assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), Some(1400));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_learned_anew() {
+        let (mut paths, now) = (PathMtus::default(), Duration::from_secs(5));
+        paths.lower(PEER, 1200, now);
+        paths.forget();
+        assert_eq!(paths.lookup(PEER, now), None);
+        assert!(paths.lower(PEER, 1300, now), "news again, although it is wider");
+        assert_eq!(paths.lookup(PEER, now), Some(1300));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope,
+};
 use std::io;
 
 /// One route of the main table.
@@ -88,6 +90,22 @@ impl Namespace {
             .context(|| format!("cannot add a route to {destination} via {gateway}"))
     }
 
+    /// Makes the path to one neighbour on a link narrower than the link: a host route with an MTU of its own, in bytes, as a
+    /// narrow tunnel on the way would have one.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when there is a route for this neighbour; otherwise what the kernel refused.
+    pub fn narrow_path(&self, neighbour: Ipv4Addr, link: &str, mtu: u32) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, link).await?;
+            let route = route_to(neighbour.into()).output_interface(index).scope(RouteScope::Link);
+            let mut route = route.build();
+            route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+            Ok(handle.route().add(route).execute().await?)
+        })
+        .context(|| format!("cannot narrow the path to {neighbour} to {mtu} bytes"))
+    }
+
     /// Deletes the first route to exactly this destination, whoever made it.
     ///
     /// # Errors
@@ -156,6 +174,7 @@ fn entry(message: &RouteMessage, links: &[(u32, String)]) -> io::Result<RouteEnt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::path_mtu;
 
     fn net(text: &str) -> Ipv4Net {
         text.parse().expect("a network")
@@ -196,6 +215,18 @@ mod tests {
         expected.drain(1..3);
         assert_eq!(here.routes().expect("routes"), expected);
         assert!(here.delete_route(net("10.1.0.0/16")).is_err());
+    }
+
+    #[test]
+    fn a_narrow_path_is_that_of_one_neighbour() {
+        let (here, there) = (Namespace::new().expect("namespace"), Namespace::new().expect("namespace"));
+        here.connect("eth0", &there, "eth0").expect("veth");
+        here.add_address("eth0", net("10.0.0.2/24")).expect("address");
+        let mtu = |to: [u8; 4]| here.enter(|| path_mtu(to.into())).expect("a path");
+        here.narrow_path([10, 0, 0, 3].into(), "eth0", 1300).expect("narrowed");
+        assert_eq!((mtu([10, 0, 0, 3]), mtu([10, 0, 0, 4])), (1300, 1500));
+        here.delete_route(net("10.0.0.3/32")).expect("deleted");
+        assert_eq!(mtu([10, 0, 0, 3]), 1500);
     }
 
     #[test]

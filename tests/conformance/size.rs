@@ -1,6 +1,6 @@
 //! Section G: what is too long, and what is said about it.
 
-use loden::forward::{DropReason, Overlay, RejectReason, ReplyTo, TtlPolicy};
+use loden::forward::{DropReason, Overlay, OverlayError, RejectReason, ReplyTo, TtlPolicy};
 use loden::route::Route;
 
 use crate::support::host::{Host, Outcome, POD_A, host_a, inbound, net, outbound, overlay, routes};
@@ -43,6 +43,32 @@ fn r50_too_long_with_df_is_answered_with_the_path_mtu() {
             message.assert_sound(&offender);
             let [high, low] = mtu.to_be_bytes();
             assert_eq!((message.type_code, message.rest), ([3, 4], [0, 0, high, low]));
+        }
+    }
+}
+
+/// Fault 38: after a change of the limit every verdict is that of a host which always had it, and what is no limit changes none.
+#[test]
+fn fault_38_a_new_limit_is_as_if_it_had_always_been() {
+    const LIMITS: [u16; 5] = [68, 576, 1472, 8972, u16::MAX];
+    let with = |mtu| Host::new(Overlay { mtu, ..overlay() }, routes());
+    for before in LIMITS {
+        let mut host = with(before);
+        for after in LIMITS {
+            host.forwarder.set_mtu(after).unwrap();
+            for refused in 0..68 {
+                assert_eq!(host.forwarder.set_mtu(refused), Err(OverlayError::Mtu { mtu: refused }));
+            }
+            assert_eq!(*host.forwarder.overlay(), Overlay { mtu: after, ..overlay() });
+            for limit in LIMITS.map(usize::from) {
+                for total in [limit - 1, limit, limit + 1].map(|total| total.min(65_535)) {
+                    for fragment in [0, DF] {
+                        let packet = of_length(total, fragment).bytes();
+                        let what = format!("{total} bytes after {before} → {after}");
+                        assert_eq!(host.encapsulate(&packet), with(after).encapsulate(&packet), "{what}");
+                    }
+                }
+            }
         }
     }
 }

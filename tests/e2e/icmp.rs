@@ -100,13 +100,12 @@ fn r50_fragmentation_needed_reaches_the_sender() {
     assert_eq!(dropped(&tunnels.a.stop(), "encap", "not_fragmented"), 1);
 }
 
-/// Fault 29: the underlay turns out narrower than its interface; EMSGSIZE teaches the path's MTU and the sender is told.
+/// Fault 29: the path turns out narrower than its interface; EMSGSIZE teaches the path's MTU and the sender is told.
 #[test]
 fn fault_29_a_narrower_path_is_learned_from_emsgsize() {
     let mut tunnels = Tunnels::start();
     let hosts = &tunnels.hosts;
-    // After the start, so that the tunnel believes in 1500.
-    hosts.host_a.set_mtu(TwoHosts::UPLINK, 1300).unwrap();
+    hosts.host_a.narrow_path(TwoHosts::HOST_B, TwoHosts::UPLINK, 1300).unwrap();
     let settings = || Ping { fragmentation: Fragmentation::Forbidden, payload_len: 1400, ..Ping::default() };
     for _ in 0..2 {
         hosts.pod_a.forget_path_mtus().unwrap();

@@ -5,6 +5,7 @@
 mod control;
 mod icmp;
 mod lifecycle;
+mod mtu;
 mod offload;
 mod support;
 mod traffic;

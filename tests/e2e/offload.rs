@@ -346,8 +346,8 @@ fn fault_29_a_stream_survives_a_path_that_shrinks() {
         let amount = Amount::For(Duration::from_millis(900));
         let sender = scope.spawn(move || hosts.pod_a.enter(|| tcp_send(target, amount, 3)));
         std::thread::sleep(Duration::from_millis(300));
-        for host in [&hosts.host_a, &hosts.host_b] {
-            host.set_mtu(TwoHosts::UPLINK, 1300).expect("an MTU");
+        for (host, peer) in [(&hosts.host_a, TwoHosts::HOST_B), (&hosts.host_b, TwoHosts::HOST_A)] {
+            host.narrow_path(peer, TwoHosts::UPLINK, 1300).expect("a narrow path");
         }
         sender.join().expect("no panic")
     });

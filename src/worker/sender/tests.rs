@@ -189,6 +189,23 @@ fn fault_29_too_long_concerns_the_packets_that_are() {
     assert!(state.counters.encap.is_conserved() && sender.trains.is_empty());
 }
 
+/// Fault 38: of what is held when the path becomes narrower, nothing is lost without a word and nothing is cut.
+#[test]
+fn fault_38_what_waits_while_the_path_shrinks_is_answered_or_sent_whole() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    put(&mut sender, &mut state, 3, 1, 1, 1400);
+    put(&mut sender, &mut state, 3, 2, 3, 900);
+    put(&mut sender, &mut state, 4, 3, 1, 1400);
+    let socket = script(&[(0, SendErrorKind::WouldBlock)]);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!(state.counters.encap.held(), 3);
+    socket.mtu.set(1000);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!((marks(&socket), socket.refused.take()), (Vec::from([0x200, 0x201, 0x202]), Vec::from([0x100, 0x300])));
+    assert_eq!((state.counters.encap.answered(), state.counters.encap.forwarded()), (2, 1));
+    assert!(state.counters.encap.is_conserved() && sender.trains.is_empty());
+}
+
 /// A full socket in the middle of that is waited for as ever.
 #[test]
 fn fault_27_also_on_a_narrow_path() {

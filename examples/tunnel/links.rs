@@ -1,0 +1,102 @@
+//! The links the tunnel lives on: its TUN device, kept as it has to be, and how long a packet may be on the way through both.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored};
+
+use crate::report::say;
+use crate::underlay::Underlay;
+use crate::{Error, deleted};
+
+/// The TUN device and the interface below the tunnel, both watched.
+pub(crate) struct Links {
+    monitor: LinkMonitor,
+    link: Link,
+    tun_mtu: u32,
+    underlay: Underlay,
+}
+
+/// How long a packet may be, and why.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit {
+    pub(crate) tun_mtu: u32,
+    pub(crate) underlay_mtu: u32,
+    /// The longest packet in bytes: the smaller of the TUN's MTU and of what the underlay's leaves.
+    pub(crate) packet: u16,
+}
+
+impl Limit {
+    pub(crate) fn new(tun_mtu: u32, underlay: &Underlay) -> Self {
+        let packet = u16::try_from(tun_mtu.min(underlay.tun_mtu())).unwrap_or(u16::MAX);
+        Self { tun_mtu, underlay_mtu: underlay.mtu(), packet }
+    }
+}
+
+impl Links {
+    /// Makes the TUN device what it has to be, and begins to watch it.
+    pub(crate) fn configure(name: &str, config: &LinkConfig, underlay: Underlay) -> Result<Self, Error> {
+        let monitor = LinkMonitor::open(name)?;
+        let link = Link::configure(name, config)?;
+        Ok(Self { monitor, link, tun_mtu: config.mtu, underlay })
+    }
+
+    pub(crate) fn limit(&self) -> Limit {
+        Limit::new(self.tun_mtu, &self.underlay)
+    }
+
+    /// To wait for: readable when something happened to a link.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        core::iter::once(self.monitor.as_fd()).chain(self.underlay.fd())
+    }
+
+    /// When to take events at the latest.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        self.underlay.retry_at()
+    }
+
+    /// Sees to what happened. Returns whether packets may have to be shorter now, or may be longer.
+    pub(crate) fn take_events(&mut self) -> Result<bool, Error> {
+        let of_underlay = self.underlay.take_events()?;
+        Ok(self.take_events_of_tun()? || of_underlay)
+    }
+
+    /// Takes back what was made.
+    pub(crate) fn remove(self) -> Result<(), Error> {
+        Ok(self.link.remove()?)
+    }
+
+    fn take_events_of_tun(&mut self) -> Result<bool, Error> {
+        let mut events = Vec::new();
+        while let Some(event) = self.monitor.next_event()? {
+            // It goes down and loses its route first, and nothing is to be put back then.
+            if matches!(event, LinkEvent::Deleted) {
+                return Err(deleted(self.link.interface()));
+            }
+            events.push(event);
+        }
+        let mut changed = false;
+        for event in events {
+            match event {
+                LinkEvent::Down => say("the TUN device is down: nothing is delivered until it is up"),
+                LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => self.restore(),
+                LinkEvent::MtuChanged(mtu) => {
+                    changed |= mtu != self.tun_mtu;
+                    self.tun_mtu = mtu;
+                }
+                LinkEvent::Deleted | _ => {}
+            }
+        }
+        Ok(changed)
+    }
+
+    fn restore(&mut self) {
+        match self.link.restore() {
+            Ok(Restored::Complete { address, route }) if address || route => {
+                say("put back what the TUN device had lost: the overlay's route");
+            }
+            Ok(_) => {}
+            Err(error) => say(&format!("cannot put the overlay's route back: {error}")),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The interface that carries the tunnel's datagrams. It may go and come back; the tunnel goes on.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use loden::sys::link::{self, LinkEvent, LinkMonitor, interface_of};
+
+use crate::Error;
+use crate::report::say;
+
+/// How often to look for an interface with the listen address while none has it.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(crate) struct Underlay {
+    /// As it was when it was last there.
+    interface: link::Underlay,
+    watch: Watch,
+}
+
+enum Watch {
+    On(LinkMonitor),
+    /// No interface has the address.
+    Missing {
+        retry_at: Instant,
+    },
+}
+
+impl Underlay {
+    /// Begins to watch the interface that holds `listen`.
+    pub(crate) fn watch(listen: IpAddr) -> Result<Self, Error> {
+        let monitor = LinkMonitor::open(&interface_of(listen)?.name)?;
+        // Asked once more: from here on, whatever changes is announced.
+        Ok(Self { interface: interface_of(listen)?, watch: Watch::On(monitor) })
+    }
+
+    pub(crate) fn mtu(&self) -> u32 {
+        self.interface.mtu
+    }
+
+    /// What is left of it for a packet.
+    pub(crate) fn tun_mtu(&self) -> u32 {
+        self.interface.tun_mtu()
+    }
+
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.watch {
+            Watch::On(monitor) => Some(monitor.as_fd()),
+            Watch::Missing { .. } => None,
+        }
+    }
+
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        match self.watch {
+            Watch::On(_) => None,
+            Watch::Missing { retry_at } => Some(retry_at),
+        }
+    }
+
+    /// Says what happened. Returns whether it may carry less or more than before.
+    pub(crate) fn take_events(&mut self) -> Result<bool, Error> {
+        let link::Underlay { name, address, mtu, .. } = &mut self.interface;
+        let monitor = match &mut self.watch {
+            Watch::On(monitor) => monitor,
+            Watch::Missing { retry_at } if Instant::now() < *retry_at => return Ok(false),
+            Watch::Missing { retry_at } => {
+                *retry_at = Instant::now() + RETRY;
+                let Ok(found) = Self::watch(*address) else { return Ok(false) };
+                *self = found;
+                say(&format!("{} has the address {} now", self.interface.name, self.interface.address));
+                return Ok(true);
+            }
+        };
+        let mut changed = false;
+        while let Some(event) = monitor.next_event()? {
+            match event {
+                LinkEvent::MtuChanged(now) => {
+                    changed = true;
+                    *mtu = now;
+                }
+                LinkEvent::Down => say(&format!("{name} is down: nothing leaves or arrives until it is up")),
+                // Said too when changes were missed, of the MTU maybe.
+                LinkEvent::Up => {
+                    changed = true;
+                    say(&format!("{name} is up"));
+                }
+                LinkEvent::AddressRemoved(removed) if *address != removed => {}
+                LinkEvent::AddressRemoved(_) | LinkEvent::Deleted => {
+                    say(&format!("no interface has the address {address} any more: it was {name}'s"));
+                    self.watch = Watch::Missing { retry_at: Instant::now() + RETRY };
+                    break;
+                }
+                LinkEvent::RouteRemoved(_) | _ => {}
+            }
+        }
+        Ok(changed)
+    }
+}
