@@ -1,35 +1,59 @@
-//! The TUN device as others change it: its route is put back, its end is told.
+//! The TUN device and the interface to the other hosts, as others change them: routes are put back, MTUs are followed, the
+//! device's end is told.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
-use loden::sys::link::{Link, LinkEvent, LinkMonitor, Restored};
+use loden::sys::link::{Link, LinkError, LinkEvent, LinkMonitor, MTU_MIN, Restored, Underlay, interface_of};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
 use crate::Error;
 use crate::plane::deleted;
 use crate::say::{Event, Say};
 
+/// How often an interface that is gone is looked for.
+const LOOK: Duration = Duration::from_secs(2);
+
 pub(crate) struct Links {
-    monitor: LinkMonitor,
-    readable: AsyncFd<OwnedFd>,
+    tun: Watched,
     link: Link,
+    tun_mtu: u32,
+    underlay: Underlay,
+    /// `None` while no interface holds our address.
+    underlay_watched: Option<Watched>,
 }
 
-impl Links {
+/// What happened, and where.
+pub(crate) enum News {
+    Tun(Vec<LinkEvent>),
+    Underlay(Vec<LinkEvent>),
+    UnderlayIsBack(Box<(Underlay, Watched)>),
+}
+
+pub(crate) struct Watched {
+    monitor: LinkMonitor,
+    readable: AsyncFd<OwnedFd>,
+}
+
+impl Watched {
     #[expect(
         deprecated,
         reason = "the successor is unsafe, because not every `AsRawFd` keeps its word as `OwnedFd` does"
     )]
-    pub(crate) fn new(monitor: LinkMonitor, link: Link) -> io::Result<Self> {
+    pub(crate) fn new(monitor: LinkMonitor) -> io::Result<Self> {
         // A duplicate, because asking for events needs the monitor itself.
         let readable = AsyncFd::with_interest(monitor.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
-        Ok(Self { monitor, readable, link })
+        Ok(Self { monitor, readable })
     }
 
-    /// Waits until something happened to the device.
-    pub(crate) async fn events(&mut self) -> Result<Vec<LinkEvent>, Error> {
+    fn open(interface: &str) -> Result<Self, Error> {
+        Ok(Self::new(LinkMonitor::open(interface)?)?)
+    }
+
+    async fn events(&mut self) -> Result<Vec<LinkEvent>, Error> {
         let mut ready = self.readable.readable().await?;
         let mut events = Vec::new();
         while let Some(event) = self.monitor.next_event()? {
@@ -38,38 +62,124 @@ impl Links {
         ready.clear_ready();
         Ok(events)
     }
+}
 
-    /// Sees to what happened.
-    pub(crate) fn handle(&mut self, events: &[LinkEvent], say: &Say) -> Result<(), Error> {
-        // It goes down and loses its route first, and nothing is to be put back then.
-        if events.contains(&LinkEvent::Deleted) {
-            return Err(deleted(self.link.interface()));
+impl Links {
+    pub(crate) fn new(tun: LinkMonitor, link: Link, underlay: Underlay) -> Result<Self, Error> {
+        let underlay_watched = Some(Watched::open(&underlay.name)?);
+        Ok(Self { tun: Watched::new(tun)?, tun_mtu: link.config().mtu, link, underlay, underlay_watched })
+    }
+
+    /// Waits until something happened.
+    pub(crate) async fn news(&mut self) -> Result<News, Error> {
+        let underlay = async {
+            match &mut self.underlay_watched {
+                Some(watched) => watched.events().await.map(News::Underlay),
+                None => Ok(News::UnderlayIsBack(Box::new(found_again(&self.underlay).await))),
+            }
+        };
+        tokio::select! {
+            events = self.tun.events() => events.map(News::Tun),
+            news = underlay => news,
         }
-        let name = self.link.interface().to_owned();
-        for event in events {
-            let state = match event {
-                LinkEvent::Down => format!("{name} is down: nothing is forwarded until it is up"),
-                LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => {
-                    match self.link.restore() {
-                        Ok(Restored::Complete { address, route }) if address || route => {
-                            format!("put back what {name} had lost: the overlay's route")
-                        }
-                        Ok(_) => continue,
-                        Err(error) => format!("cannot put the overlay's route back: {error}"),
-                    }
-                }
-                LinkEvent::MtuChanged(mtu) if *mtu != self.link.config().mtu => {
-                    format!("the MTU of {name} is now {mtu}")
-                }
-                LinkEvent::MtuChanged(_) | _ => continue,
-            };
-            say.say(&Event::Link { state });
+    }
+
+    /// Sees to what happened; returns the longest packet there may be now, in bytes, if that was touched.
+    pub(crate) fn handle(&mut self, news: News, say: &Say) -> Result<Option<u16>, Error> {
+        match news {
+            News::Tun(events) => self.handle_tun(&events, say),
+            News::Underlay(events) => Ok(self.handle_underlay(&events, say)),
+            News::UnderlayIsBack(found) => {
+                let (underlay, watched) = *found;
+                self.say(say, format!("{} holds {} again", underlay.name, underlay.address));
+                (self.underlay, self.underlay_watched) = (underlay, Some(watched));
+                Ok(self.limit(say))
+            }
         }
-        Ok(())
     }
 
     /// Takes back what was made.
     pub(crate) fn remove(self) -> Result<(), Error> {
         Ok(self.link.remove()?)
+    }
+
+    fn handle_tun(&mut self, events: &[LinkEvent], say: &Say) -> Result<Option<u16>, Error> {
+        // It goes down and loses its route first, and nothing is to be put back then.
+        if events.contains(&LinkEvent::Deleted) {
+            return Err(deleted(self.link.interface()));
+        }
+        let (name, mut limit) = (self.link.interface().to_owned(), None);
+        for event in events {
+            match event {
+                LinkEvent::Down => self.say(say, format!("{name} is down: nothing is forwarded until it is up")),
+                LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => {
+                    match self.link.restore() {
+                        Ok(Restored::Complete { address, route }) if address || route => {
+                            self.say(say, format!("put back what {name} had lost: the overlay's route"));
+                        }
+                        Ok(_) => {}
+                        Err(error) => self.say(say, format!("cannot put the overlay's route back: {error}")),
+                    }
+                }
+                LinkEvent::MtuChanged(mtu) if *mtu != self.tun_mtu => {
+                    self.tun_mtu = *mtu;
+                    limit = self.limit(say);
+                }
+                LinkEvent::MtuChanged(_) | _ => {}
+            }
+        }
+        Ok(limit)
+    }
+
+    fn handle_underlay(&mut self, events: &[LinkEvent], say: &Say) -> Option<u16> {
+        let (name, mut limit) = (self.underlay.name.clone(), None);
+        for event in events {
+            match event {
+                LinkEvent::AddressRemoved(address) if self.underlay.address != *address => {}
+                LinkEvent::AddressRemoved(_) | LinkEvent::Deleted => {
+                    let address = self.underlay.address;
+                    self.say(
+                        say,
+                        format!("no interface holds {address} any more, which {name} did: no host is reached"),
+                    );
+                    self.underlay_watched = None;
+                    return limit;
+                }
+                LinkEvent::Down => self.say(say, format!("{name} is down: no host is reached until it is up")),
+                LinkEvent::Up => self.say(say, format!("{name} is up")),
+                LinkEvent::MtuChanged(mtu) => {
+                    self.underlay.mtu = *mtu;
+                    limit = self.limit(say);
+                }
+                LinkEvent::RouteRemoved(_) | _ => {}
+            }
+        }
+        limit
+    }
+
+    /// The longest packet that both carry, if that is enough for any.
+    fn limit(&self, say: &Say) -> Option<u16> {
+        let limit = self.tun_mtu.min(self.underlay.tun_mtu());
+        let Self { link, underlay, tun_mtu, .. } = self;
+        let (tun, name, outer) = (link.interface(), &underlay.name, underlay.mtu);
+        self.say(say, format!("packets may have {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} {outer}"));
+        u16::try_from(limit).ok().filter(|limit| u32::from(*limit) >= MTU_MIN)
+    }
+
+    fn say(&self, say: &Say, state: String) {
+        say.say(&Event::Link { state });
+    }
+}
+
+/// The interface that holds the address, once there is one again.
+async fn found_again(lost: &Underlay) -> (Underlay, Watched) {
+    loop {
+        sleep(LOOK).await;
+        let found: Result<Underlay, LinkError> = interface_of(lost.address);
+        if let Ok(found) = found
+            && let Ok(watched) = Watched::open(&found.name)
+        {
+            return (found, watched);
+        }
     }
 }

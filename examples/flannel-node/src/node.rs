@@ -92,7 +92,11 @@ impl Node {
                     self.holding = holding;
                     self.settle_renewal(outcome, say)?;
                 }
-                events = self.links.events() => self.links.handle(&events?, say)?,
+                news = self.links.news() => {
+                    if let Some(mtu) = self.links.handle(news?, say)? {
+                        self.plane.set_mtu(mtu);
+                    }
+                }
                 ended = &mut self.plane.ended => {
                     return Err(ended.unwrap_or_else(|_| "forwarding has ended: a bug in the node".into()));
                 }

@@ -25,6 +25,7 @@ pub(crate) struct Plane {
 }
 
 enum Ask {
+    Mtu(u16),
     Stop,
 }
 
@@ -42,6 +43,12 @@ impl Plane {
             worker.counters().clone()
         })?;
         Ok(Self { asks, wake, thread: Some(thread), ended })
+    }
+
+    /// From now on inner packets may have so many bytes.
+    pub(crate) fn set_mtu(&self, mtu: u16) {
+        let _ = self.asks.send(Ask::Mtu(mtu));
+        let _ = self.wake.write(1);
     }
 
     /// Ends it, within one budget of packets; where they went.
@@ -86,6 +93,7 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
             let _ = woken.read();
             for ask in asked.try_iter() {
                 match ask {
+                    Ask::Mtu(mtu) => worker.set_mtu(mtu)?,
                     Ask::Stop => return Ok(()),
                 }
             }

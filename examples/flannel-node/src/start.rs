@@ -100,7 +100,7 @@ pub(crate) async fn start(
     // First the monitor: nothing that happens to the device may be missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
-    let links = Links::new(monitor, Link::configure(&name, &link)?)?;
+    let links = Links::new(monitor, Link::configure(&name, &link)?, place.underlay.clone())?;
     let plane = Plane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
     let news = follow(registry.clone(), clock);
     say.say(&Event::Ready {

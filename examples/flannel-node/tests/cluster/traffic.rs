@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
-use testbed::probe::{Amount, tcp_send, tcp_sink};
+use testbed::probe::{Amount, Fragmentation, Ping, PingOutcome, ping, tcp_send, tcp_sink};
 
 use crate::hosts::{Attachment, Pod, Site};
 use crate::node::Node;
@@ -195,6 +195,32 @@ fn packets_to_flannel_are_bare() {
     socket.send_to(&reply, (site.hosts[0].address, 8285)).unwrap();
     let (length, from) = inner.recv_from(&mut datagram).unwrap();
     assert_eq!((&datagram[..length], from), (&b"bare"[..], ([100, 96, 7, 9], 6000).into()));
+}
+
+/// The interface between the hosts becomes narrower, and wider again: packets follow, without a restart.
+#[test]
+fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
+    let (site, _operator, mut nodes, pods) = cluster();
+    pods[2].must_reach(&pods[0]);
+    let longest = |fits: u16, too_long: bool| {
+        let len = usize::from(fits) - 28 + usize::from(too_long);
+        let settings = Ping { payload_len: len, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
+        pods[2].namespace.forget_path_mtus().unwrap();
+        pods[2].namespace.enter(|| ping(pods[0].address, settings)).unwrap().remove(0)
+    };
+    for outer in [1400, 1500] {
+        site.hosts[2].namespace.set_mtu("eth0", outer).unwrap();
+        let inner = u16::try_from(outer).unwrap() - 28;
+        nodes[2]
+            .says_that("link", |said| said["state"].to_string().contains(&format!("packets may have {inner} bytes")));
+        wait_until("a packet that just fits to be answered", || {
+            matches!(longest(inner, false), PingOutcome::Reply { .. })
+        });
+        let PingOutcome::Error { kind: 3, code: 4, mtu, .. } = longest(inner, true) else {
+            panic!("no 3/4 at {inner}")
+        };
+        assert_eq!(mtu, inner);
+    }
 }
 
 /// However many hosts there are, the kernel has one route for all of them.
