@@ -29,7 +29,7 @@ use crate::offload::{VNET_HEADER_LEN, VnetHeader};
 pub const PACKET_MAX: usize = 65_535;
 
 /// Where the kernel offers TUN devices (Documentation/networking/tuntap.rst).
-const DEVICE_NODE: &str = "/dev/net/tun";
+pub(super) const DEVICE_NODE: &str = "/dev/net/tun";
 
 /// `IFF_*` of linux/if_tun.h. `TUNSETIFF` takes and `TUNGETIFF` gives them as a 16-bit number.
 mod flags {

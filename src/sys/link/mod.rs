@@ -33,6 +33,7 @@ mod filter;
 mod message;
 mod monitor;
 mod netlink;
+pub mod preflight;
 mod requests;
 #[cfg(test)]
 mod tests;
