@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use super::host::{Host, Interface};
 use super::{Finding, Intended};
+use crate::sys::link::Underlay;
 
 impl Host {
     pub(super) fn check_bridges(&self, intended: &Intended) -> Vec<Finding> {
@@ -47,7 +48,7 @@ impl Host {
 
     /// The longest packet in bytes that passes the TUN device and the underlay.
     fn passes(&self, intended: &Intended) -> Option<u32> {
-        let underlay = self.underlay.as_ref().map(super::super::Underlay::tun_mtu);
+        let underlay = self.underlay.as_ref().map(Underlay::tun_mtu);
         self.tun_mtu(intended).into_iter().chain(underlay).min()
     }
 }

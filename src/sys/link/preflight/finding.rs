@@ -188,6 +188,16 @@ pub enum Finding {
         /// Whether the route to the overlay is the better one for other hosts' underlay addresses.
         loops: bool,
     },
+    /// No interface can have the name of the TUN device.
+    #[error(
+        "{name:?} cannot name the TUN device: {problem}; use a name such as \"loden0\" or a pattern such as \"loden%d\""
+    )]
+    BadName {
+        /// What is intended.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The name of the TUN device is another interface's.
     #[error(
         "the interface {interface} exists and is {}, not a TUN device; choose another name, or remove it with \
@@ -348,7 +358,8 @@ impl Finding {
             | Self::Overlap { loops: false, .. }
             | Self::StrictReversePath { .. }
             | Self::Unchecked { .. } => Severity::MayFail,
-            Self::BridgeElsewhere { address: Some(_), .. }
+            Self::BadName { .. }
+            | Self::BridgeElsewhere { address: Some(_), .. }
             | Self::ForwardDropped { rules: 0, .. }
             | Self::ForwardingOff { .. }
             | Self::ListenNotHeld { .. }
@@ -366,6 +377,7 @@ impl Finding {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::BadName { .. } => "bad_name",
             Self::BridgeElsewhere { .. } => "bridge_elsewhere",
             Self::BridgeMtu { .. } => "bridge_mtu",
             Self::ForwardDropped { .. } => "forward_dropped",

@@ -14,24 +14,15 @@ pub(super) struct Dropping {
 }
 
 pub(super) fn check(network: Ipv4Net) -> Vec<Finding> {
+    let described = |Dropping { firewall, rules }| Finding::ForwardDropped { firewall, rules, network };
     let mut findings = Vec::new();
-    let mut found = |chains: Vec<Dropping>| {
-        findings.extend(chains.into_iter().map(|Dropping { firewall, rules }| Finding::ForwardDropped {
-            firewall,
-            rules,
-            network,
-        }));
-    };
-    let (nftables, iptables) = (nftables::dropping(), iptables::dropping());
-    let mut unchecked = Vec::new();
-    match nftables {
-        Ok(chains) => found(chains),
-        Err(error) => unchecked.push(Finding::unchecked("the forward chains of nftables", &error)),
+    match nftables::dropping() {
+        Ok(chains) => findings.extend(chains.into_iter().map(described)),
+        Err(error) => findings.push(Finding::unchecked("the forward chains of nftables", &error)),
     }
-    match iptables {
-        Ok(chain) => found(chain.into_iter().collect()),
-        Err(error) => unchecked.push(Finding::unchecked("the chain FORWARD of iptables-legacy", &error)),
+    match iptables::dropping() {
+        Ok(chain) => findings.extend(chain.map(described)),
+        Err(error) => findings.push(Finding::unchecked("the chain FORWARD of iptables-legacy", &error)),
     }
-    findings.extend(unchecked);
     findings
 }

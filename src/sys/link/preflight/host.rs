@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::address::AddressMessage;
@@ -135,7 +135,7 @@ fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Vec<(Ipv4Net, RouteE
             return Ok(None);
         }
         let route = RouteEntry::parse(message.body)?;
-        let Some(IpAddr::V4(address)) = route.destination else { return Ok(None) };
+        let IpAddr::V4(address) = route.destination.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) else { return Ok(None) };
         let Ok(destination) = Ipv4Net::new(address, route.prefix_len) else { return Ok(None) };
         let is_main = route.table == u32::from(RouteHeader::RT_TABLE_MAIN) && !route.cloned;
         Ok((is_main && network.contains(&destination)).then_some((destination, route)))

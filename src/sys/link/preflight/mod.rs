@@ -17,6 +17,7 @@
 //! - **It never passes in silence.** What could not be read is a finding of its own, [`Finding::Unchecked`].
 //! - **It does not evaluate firewalls.** A forward chain that drops by policy is reported; whether its rules accept the
 //!   overlay's packets first, or drop them in spite of a policy that accepts, is not looked at.
+//! - **It looks at the main table**, not at the rules that may lead past it.
 //! - **Which namespace.** The network namespace of the calling thread, for all readings.
 //!
 //! ```no_run
@@ -34,7 +35,7 @@
 //! ```
 //!
 //! It blocks for as long as the kernel takes to list its links, addresses and routes: a millisecond, or a second where there
-//! are a million routes.
+//! are a million routes. From an asynchronous program, call it where blocking is allowed, on any thread of the namespace.
 
 mod bridge;
 mod device;

@@ -85,13 +85,14 @@ fn matters(kind: RouteType) -> bool {
     !matches!(kind, RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast)
 }
 
+/// What `ip route` writes in front of a route of this kind.
 fn kind_name(kind: RouteType) -> &'static str {
-    match kind {
-        RouteType::Local => "local",
-        RouteType::BlackHole => "blackhole",
-        RouteType::Unreachable => "unreachable",
-        RouteType::Prohibit => "prohibit",
-        RouteType::Throw => "throw",
-        _ => "",
-    }
+    const NAMED: [(RouteType, &str); 5] = [
+        (RouteType::Local, "local"),
+        (RouteType::BlackHole, "blackhole"),
+        (RouteType::Unreachable, "unreachable"),
+        (RouteType::Prohibit, "prohibit"),
+        (RouteType::Throw, "throw"),
+    ];
+    NAMED.iter().find(|(named, _)| *named == kind).map_or("", |(_, name)| name)
 }

@@ -54,7 +54,7 @@ fn without_any_rights_the_rest_is_checked() {
         firewall::legacy_table_is_made();
         hide("/dev/net");
         let node = File::create("/dev/net/tun").expect("a file");
-        node.set_permissions(Permissions::from_mode(0)).expect("for nobody");
+        node.set_permissions(Permissions::from_mode(0o0)).expect("for nobody");
         run_child(&["--user"], "child_without_any_rights");
     });
 }
@@ -130,7 +130,15 @@ fn overlay_and_underlay_have_to_be_apart() {
 }
 
 #[test]
-fn the_name_of_the_device_has_to_be_free_or_a_tuns() {
+fn the_name_of_the_device_has_to_be_one_and_free_or_a_tuns() {
+    for (name, problem) in [("a-name-that-is-too-long", "longer than 15"), ("", "empty"), ("a/b", "slash")] {
+        in_namespace(move || {
+            let _world = World::host();
+            let found = check(&Intended { tun: name.into(), ..intended() });
+            let [finding @ Finding::BadName { .. }] = found.as_slice() else { panic!("{found:#?}") };
+            assert!(finding.to_string().contains(problem), "{finding}");
+        });
+    }
     let named = |tun: &str| Intended { tun: tun.into(), ..intended() };
     let taken = |name: &str, kind: &str| Finding::NotTun { interface: name.into(), kind: Some(kind.into()) };
     provokes(|_| {}, named("eth0"), taken("eth0", "veth"), &["eth0 exists and is veth"]);

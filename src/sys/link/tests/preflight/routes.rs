@@ -144,6 +144,18 @@ fn the_overlays_own_route_has_to_be_free() {
     );
 }
 
+#[test]
+fn an_overlay_of_everything_needs_the_default_route() {
+    in_namespace(|| {
+        let mut world = World::host();
+        let everything = Intended { network: net("0.0.0.0/0"), ..intended() };
+        let taken = Finding::RouteTaken { network: everything.network, interface: Some("eth0".into()) };
+        assert!(!check(&everything).contains(&taken));
+        leave(&mut world, "0.0.0.0/0", Some(PEER), "eth0", vec![]);
+        assert!(check(&everything).contains(&taken));
+    });
+}
+
 /// The tunnel's own routes are none of a former backend, and a tunnel of another name is one that runs already.
 #[test]
 fn a_running_tunnel_is_no_fault_of_its_own() {
