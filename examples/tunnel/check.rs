@@ -31,19 +31,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     let count = |severity| findings.iter().filter(|finding| finding.severity() == severity).count();
     let [will_fail, may_fail, hint] = [Severity::WillFail, Severity::MayFail, Severity::Hint].map(count);
     print(&json!({ "event": "checked", "will_fail": will_fail, "may_fail": may_fail, "hint": hint }));
-    say_all(&findings);
+    for sentence in sentences(&findings) {
+        let _ = writeln!(std::io::stderr(), "{sentence}");
+    }
     Ok(if will_fail == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Says what is found of a tunnel that is about to start, whatever comes of it.
 pub(crate) fn warn(args: &Args) {
-    say_all(&check(&intended(args)));
+    for sentence in sentences(&check(&intended(args))) {
+        say(&sentence);
+    }
 }
 
-fn say_all(findings: &[Finding]) {
-    for finding in findings {
-        say(&format!("{}: {finding}", finding.severity()));
-    }
+fn sentences(findings: &[Finding]) -> impl Iterator<Item = String> {
+    findings.iter().map(|finding| format!("{}: {finding}", finding.severity()))
 }
 
 fn intended(args: &Args) -> Intended {

@@ -32,7 +32,9 @@ impl Host {
     /// A bridge with an address of the overlay and none of this host's; or the bridge that was named, with any other or none.
     pub(super) fn bridge_elsewhere(&self, link: &Interface, intended: &Intended) -> Option<Finding> {
         let is_named = intended.bridge.as_ref() == Some(&link.state.name);
-        if !is_named && !link.is_bridge() {
+        // An underlay that is a bridge, and overlaps the overlay, is a finding of its own.
+        let is_underlay = self.underlay.as_ref().is_some_and(|underlay| underlay.index == link.state.index);
+        if !is_named && (!link.is_bridge() || is_underlay) {
             return None;
         }
         let addresses: Vec<_> = self.addresses_of(link.state.index).collect();

@@ -68,7 +68,7 @@ impl Firewall {
         };
         match self {
             Self::IptablesLegacy => iptables("iptables-legacy"),
-            // The names that iptables-nft gives: it is to be told, or it finds rules that it cannot show.
+            // The names are those of iptables-nft, which may refuse to show a chain that was changed past it.
             Self::Nftables { family: "ip", table, chain } if table == "filter" && chain == "FORWARD" => {
                 iptables("iptables")
             }

@@ -40,6 +40,23 @@ fn a_named_bridge_has_to_exist_and_to_have_an_address() {
     provokes(bare, named("docker0"), elsewhere("docker0", None), &["no IPv4 address"]);
 }
 
+/// The hosts' own bridge is no pods' bridge, even where its addresses are in the overlay.
+#[test]
+fn an_underlay_that_is_a_bridge_is_none_of_pods() {
+    let wide = Intended { network: net("96.0.0.0/3"), listen: [120, 0, 0, 2].into(), ..intended() };
+    let overlap = Finding::Overlap {
+        network: wide.network,
+        underlay: net("120.0.0.0/24"),
+        interface: "wan0".into(),
+        loops: false,
+    };
+    let add = |world: &mut World| {
+        world.add_bridge("wan0", "120.0.0.2/24");
+        world.set_mtu("wan0", 1500);
+    };
+    provokes(add, wide, overlap, &["120.0.0.0/24"]);
+}
+
 /// A second address beside the right one is somebody's choice.
 #[test]
 fn one_address_of_the_subnet_is_enough() {
