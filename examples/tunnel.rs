@@ -5,10 +5,12 @@
 //! ```
 //!
 //! Standard output carries one JSON object per line, everything else goes to standard error. Status 0: stopped as asked;
-//! 1: ended by a fault; 2: never began.
+//! 1: ended by a fault; 2: never began. With `--check`, 0: nothing keeps it from working; 1: something does.
 
 #[path = "tunnel/args.rs"]
 mod args;
+#[path = "tunnel/check.rs"]
+mod check;
 #[path = "tunnel/control.rs"]
 mod control;
 #[path = "tunnel/links.rs"]
@@ -30,9 +32,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use loden::control::Command;
-use loden::forward::{
-    EcnEgress, EcnIngress, Forwarder, IcmpLimiter, IcmpSource, Overlay, Rate, SourceCheck, SourcePort, Transit,
-};
+use loden::forward::{Forwarder, IcmpLimiter, Rate};
 use loden::sys::link::LinkConfig;
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Progress, Worker, WorkerError};
@@ -54,12 +54,16 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let never_began = |error| {
+        say(&format!("tunnel: {error}"));
+        ExitCode::from(2)
+    };
+    if args.check {
+        return check::run(&args).unwrap_or_else(never_began);
+    }
     let mut tunnel = match Tunnel::open(&args) {
         Ok(tunnel) => tunnel,
-        Err(error) => {
-            say(&format!("tunnel: {error}"));
-            return ExitCode::from(2);
-        }
+        Err(error) => return never_began(error),
     };
     let outcome = tunnel.run().map_err(explained);
     if let Err(error) = &outcome {
@@ -111,22 +115,9 @@ impl Tunnel {
         let listen = SocketAddr::V4(args.listen);
         let underlay = Underlay::watch(listen.ip())?;
         let mtu = args.mtu.unwrap_or(underlay.tun_mtu());
-        let forwarder = Forwarder::new(Overlay {
-            mtu: Limit::new(mtu, &underlay).packet,
-            ttl: args.ttl.into(),
-            source_check: if args.no_source_check { SourceCheck::Off } else { SourceCheck::Strict },
-            transit: if args.transit { Transit::Allowed } else { Transit::Refused },
-            icmp_source: args.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed),
-            ecn_ingress: if args.ecn_copy { EcnIngress::Normal } else { EcnIngress::Compatibility },
-            ecn_egress: if args.ecn_ignore { EcnEgress::Ignored } else { EcnEgress::Combined },
-            source_port: if args.source_ports > 0 { SourcePort::ByFlow } else { SourcePort::Fixed },
-            ..Overlay::new(args.network, args.subnet, listen)
-        })?;
-        let mut routes = Routes::new(listen, args.subnet);
-        routes.set_from_command_line(&args.route)?;
-        if let Some(file) = &args.routes_file {
-            routes.read_file(file.clone())?;
-        }
+        let forwarder = Forwarder::new(args.overlay(Some(Limit::new(mtu, &underlay).packet)))?;
+        let routes = Routes::of(args)?;
+        check::warn(args);
 
         let control = args.control.as_deref().map(Control::open).transpose()?;
         let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);

@@ -21,6 +21,7 @@
 //!   [`wire`] gives bytes names; [`offload`] cuts super-packets and joins packets to them; [`transmit`] collects datagrams into
 //!   trains; [`lease::Reconciler`] turns leases into route changes. It is `no_std` and runs wherever `alloc::sync::Arc` does.
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
+//!   [`sys::link::preflight`] tells what on a host would keep a tunnel from working.
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
 //!
 //! # With the adapters

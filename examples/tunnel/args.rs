@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use ipnet::Ipv4Net;
-use loden::forward::TtlPolicy;
+use loden::forward::{EcnEgress, EcnIngress, IcmpSource, Overlay, SourceCheck, SourcePort, Transit, TtlPolicy};
 use loden::sys::link::{MTU_MAX, MTU_MIN};
 use loden::sys::{TunOffload, UdpOffload};
 
@@ -69,6 +69,12 @@ pub(crate) struct Args {
     /// Ignore congestion marks on outer headers, as flannel does
     #[arg(long, conflicts_with = "ecn_copy")]
     pub(crate) ecn_ignore: bool,
+    /// Only say what on this host would keep the tunnel from working, and change nothing; status 1 if something does
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Bridge of the pods, to be checked too [default: those with addresses of the overlay]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bridge: Option<String>,
     /// Print the counters every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) stats: Option<Duration>,
@@ -78,6 +84,22 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// The settings of the forwarder, for packets of so many bytes or flannel's usual ones.
+    pub(crate) fn overlay(&self, mtu: Option<u16>) -> Overlay {
+        let overlay = Overlay::new(self.network, self.subnet, self.listen);
+        Overlay {
+            mtu: mtu.unwrap_or(overlay.mtu),
+            ttl: self.ttl.into(),
+            source_check: if self.no_source_check { SourceCheck::Off } else { SourceCheck::Strict },
+            transit: if self.transit { Transit::Allowed } else { Transit::Refused },
+            icmp_source: self.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed),
+            ecn_ingress: if self.ecn_copy { EcnIngress::Normal } else { EcnIngress::Compatibility },
+            ecn_egress: if self.ecn_ignore { EcnEgress::Ignored } else { EcnEgress::Combined },
+            source_port: if self.source_ports > 0 { SourcePort::ByFlow } else { SourcePort::Fixed },
+            ..overlay
+        }
+    }
+
     pub(crate) fn tun_offload(&self) -> TunOffload {
         TunOffload { tso: self.uses(OffloadArg::TunTso), uso: self.uses(OffloadArg::TunUso) }
     }

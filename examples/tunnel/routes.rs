@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteChange, RoutePublisher, RouteReader};
 
-use crate::args::{NextHopArg, RouteArg, parse_subnet};
+use crate::args::{Args, NextHopArg, RouteArg, parse_subnet};
 use crate::report::{Limited, say};
 
 /// The published routes and their origins.
@@ -33,7 +33,17 @@ struct Line {
 }
 
 impl Routes {
-    pub(crate) fn new(listen: SocketAddr, own_subnet: Ipv4Net) -> Self {
+    /// Those of the command line and of the file it names.
+    pub(crate) fn of(args: &Args) -> Result<Self, String> {
+        let mut routes = Self::new(args.listen.into(), args.subnet);
+        routes.set_from_command_line(&args.route)?;
+        if let Some(file) = &args.routes_file {
+            routes.read_file(file.clone())?;
+        }
+        Ok(routes)
+    }
+
+    fn new(listen: SocketAddr, own_subnet: Ipv4Net) -> Self {
         let publisher = RoutePublisher::bound_to(listen).owning(own_subnet);
         Self { publisher, origins: HashMap::new(), file: None, port: listen.port(), complaints: Limited::new() }
     }
@@ -47,7 +57,7 @@ impl Routes {
     }
 
     /// Takes the routes of the command line; one that cannot be a route is a mistake of whoever wrote it.
-    pub(crate) fn set_from_command_line(&mut self, routes: &[RouteArg]) -> Result<(), String> {
+    fn set_from_command_line(&mut self, routes: &[RouteArg]) -> Result<(), String> {
         for RouteArg { subnet, next_hop } in routes {
             let route = Route::new(subnet.trunc(), next_hop.or_port(self.port));
             let applied = self.publisher.apply([RouteChange::Set(route)]);
@@ -60,7 +70,7 @@ impl Routes {
     }
 
     /// Takes the routes of a file for the first time. Bad lines are reported; a file that cannot be read is an error.
-    pub(crate) fn read_file(&mut self, file: PathBuf) -> Result<(), String> {
+    fn read_file(&mut self, file: PathBuf) -> Result<(), String> {
         let text = read(&file).map_err(|error| format!("--routes-file {}: {error}", file.display()))?;
         self.file = Some(file);
         self.replace_from_file(&text);

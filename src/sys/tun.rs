@@ -29,7 +29,7 @@ use crate::offload::{VNET_HEADER_LEN, VnetHeader};
 pub const PACKET_MAX: usize = 65_535;
 
 /// Where the kernel offers TUN devices (Documentation/networking/tuntap.rst).
-const DEVICE_NODE: &str = "/dev/net/tun";
+pub(super) const DEVICE_NODE: &str = "/dev/net/tun";
 
 /// `IFF_*` of linux/if_tun.h. `TUNSETIFF` takes and `TUNGETIFF` gives them as a 16-bit number.
 mod flags {
@@ -325,7 +325,7 @@ fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> Result<usize, T
 }
 
 /// The name as the kernel takes it, if `dev_valid_name` and `dev_alloc_name` in its net/core/dev.c would.
-fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], OpenError> {
+pub(super) fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], OpenError> {
     let bad = |problem| Err(OpenError::BadName { name: name.to_owned(), problem });
     let mut field = [0; INTERFACE_NAME];
     match field.split_last_mut().and_then(|(_end, room)| room.get_mut(..name.len())) {

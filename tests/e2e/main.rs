@@ -2,6 +2,7 @@
 //!
 //! Needs root, or a user namespace in which `/dev/net/tun` may be opened; every test says so and fails without.
 
+mod check;
 mod control;
 mod icmp;
 mod lifecycle;

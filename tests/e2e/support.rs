@@ -118,8 +118,9 @@ pub(crate) fn spawn(namespace: &Namespace, args: &[&str]) -> Child {
 pub(crate) fn run(namespace: &Namespace, args: &[&str]) -> (ExitStatus, String) {
     let mut child = spawn(namespace, args);
     let status = child.wait(5 * SECOND).expect("a child").expect("an end");
-    // The reader of standard error may be a moment behind.
-    wait_until("a word on standard error", || !child.stderr().is_empty());
+    // The reader of standard error may be a moment behind. Its last word is its own, or of who reads its arguments.
+    let is_last = |line: &str| line.starts_with("tunnel: ") || line.starts_with("error: ");
+    wait_until("its last word on standard error", || child.stderr().lines().any(is_last));
     (status, child.stderr())
 }
 

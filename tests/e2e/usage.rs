@@ -77,7 +77,7 @@ fn missing_rights_are_named() {
     command.arg("--user").arg(crate::support::program("tunnel")).args(HOST);
     let mut child = testbed::Child::spawn(&hosts.host_a, command).unwrap();
     let status = child.wait(5 * SECOND).unwrap().expect("an end");
-    wait_until("a sentence", || !child.stderr().is_empty());
+    wait_until("a sentence", || child.stderr().contains("tunnel: "));
     assert_eq!(status.code(), Some(2));
     let said = child.stderr();
     assert!(said.contains("permission") && said.contains("root"), "{said}");

@@ -8,7 +8,7 @@ use netlink_packet_core::{NetlinkBuffer, NlasIterator};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeader;
 use netlink_packet_route::link::{LinkFlags, LinkHeader};
-use netlink_packet_route::route::{RouteHeader, RouteType};
+use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteProtocol, RouteType};
 
 use super::error::MalformedReply;
 use super::{MTU_MAX, MTU_MIN};
@@ -24,9 +24,13 @@ pub(super) mod fixed {
 mod ifla {
     pub(super) const IFNAME: u16 = 3;
     pub(super) const MTU: u16 = 4;
+    pub(super) const LINKINFO: u16 = 18;
     pub(super) const MIN_MTU: u16 = 50;
     pub(super) const MAX_MTU: u16 = 51;
 }
+
+/// `IFLA_INFO_KIND` in linux/if_link.h, inside of `IFLA_LINKINFO`.
+const INFO_KIND: u16 = 1;
 
 /// One netlink message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,11 +115,18 @@ pub(super) fn link_header(body: &[u8]) -> Result<LinkHeader, MalformedReply> {
     LinkHeader::parse(body).map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::LINK })
 }
 
+/// The kind of a link in a link message, as `ip -d link` tells it: "tun", "bridge", "vxlan". Hardware has none.
+pub(super) fn link_kind(body: &[u8]) -> Result<Option<String>, MalformedReply> {
+    let kind = attribute(attributes(body, fixed::LINK)?, ifla::LINKINFO, |info| attribute_string(info, INFO_KIND))?;
+    Ok(kind.flatten())
+}
+
 /// What an address message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HeldAddress {
     pub(super) index: u32,
     pub(super) address: IpAddr,
+    pub(super) prefix_len: u8,
 }
 
 impl HeldAddress {
@@ -129,7 +140,7 @@ impl HeldAddress {
             None => attribute_address(attributes, libc::IFA_ADDRESS, header.family)?,
         };
         let address = address.ok_or(MalformedReply::Missing { what: "IFA_LOCAL and IFA_ADDRESS" })?;
-        Ok(Self { index: header.index, address })
+        Ok(Self { index: header.index, address, prefix_len: header.prefix_len })
     }
 }
 
@@ -144,7 +155,12 @@ pub(super) struct RouteEntry {
     pub(super) priority: u32,
     /// `None` for routes without an interface, or with several.
     pub(super) interface: Option<u32>,
-    pub(super) local: bool,
+    pub(super) gateway: Option<IpAddr>,
+    pub(super) kind: RouteType,
+    /// Made by the kernel itself, as the networks of its addresses are.
+    pub(super) connected: bool,
+    /// No route, but what was learned of one destination of it.
+    pub(super) cloned: bool,
 }
 
 impl RouteEntry {
@@ -159,7 +175,10 @@ impl RouteEntry {
             tos: header.tos,
             priority: attribute_u32(attributes, libc::RTA_PRIORITY)?.unwrap_or(0),
             interface: attribute_u32(attributes, libc::RTA_OIF)?,
-            local: header.kind == RouteType::Local,
+            gateway: attribute_address(attributes, libc::RTA_GATEWAY, header.address_family)?,
+            kind: header.kind,
+            connected: header.protocol == RouteProtocol::Kernel,
+            cloned: header.flags.contains(RouteFlags::Cloned),
         })
     }
 }
@@ -178,7 +197,8 @@ pub(super) fn attribute_string(attributes: &[u8], kind: u16) -> Result<Option<St
     })
 }
 
-fn attributes(body: &[u8], header: usize) -> Result<&[u8], MalformedReply> {
+/// What follows the fixed part of a message.
+pub(super) fn attributes(body: &[u8], header: usize) -> Result<&[u8], MalformedReply> {
     body.get(header..).ok_or(MalformedReply::Header { have: body.len(), needed: header })
 }
 
@@ -196,12 +216,13 @@ fn attribute_address(attributes: &[u8], kind: u16, family: AddressFamily) -> Res
     }
 }
 
-fn sized<const N: usize>(value: &[u8], attribute: u16) -> Result<[u8; N], MalformedReply> {
+/// A value of exactly `N` bytes.
+pub(super) fn sized<const N: usize>(value: &[u8], attribute: u16) -> Result<[u8; N], MalformedReply> {
     value.try_into().map_err(|_| MalformedReply::AttributeSize { attribute, have: value.len(), needed: N })
 }
 
 /// Finds the first attribute `kind` and reads its value.
-fn attribute<T>(
+pub(super) fn attribute<T>(
     attributes: &[u8],
     kind: u16,
     read: impl FnOnce(&[u8]) -> Result<T, MalformedReply>,
@@ -213,6 +234,16 @@ fn attribute<T>(
         }
     }
     Ok(None)
+}
+
+/// An attribute as the kernel writes it.
+#[cfg(test)]
+pub(super) fn nla(kind: u16, value: &[u8]) -> alloc::vec::Vec<u8> {
+    let mut attribute = u16::try_from(4 + value.len()).unwrap_or(u16::MAX).to_ne_bytes().to_vec();
+    attribute.extend(kind.to_ne_bytes());
+    attribute.extend(value);
+    attribute.resize(attribute.len().next_multiple_of(4), 0);
+    attribute
 }
 
 #[cfg(test)]
@@ -230,14 +261,6 @@ mod unit {
         message.extend(body);
         message.resize(message.len().next_multiple_of(4), 0);
         message
-    }
-
-    fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut attribute = u16::try_from(4 + value.len()).expect("small").to_ne_bytes().to_vec();
-        attribute.extend(kind.to_ne_bytes());
-        attribute.extend(value);
-        attribute.resize(attribute.len().next_multiple_of(4), 0);
-        attribute
     }
 
     fn link_body() -> Vec<u8> {
@@ -319,12 +342,25 @@ mod unit {
     }
 
     #[test]
+    fn the_kind_of_a_link_is_inside_an_attribute() {
+        let mut body = link_body();
+        assert_eq!(link_kind(&body), Ok(None));
+        // With the flag that it is nested, which some kernels set.
+        body.extend(nla(ifla::LINKINFO | 0x8000, &[nla(2, &[0; 6]), nla(INFO_KIND, b"bridge\0")].concat()));
+        assert_eq!(link_kind(&body), Ok(Some("bridge".into())));
+        for length in link_body().len() + 1..body.len() {
+            assert!(link_kind(body.get(..length).expect("in range")).is_err(), "{length} of {} bytes", body.len());
+        }
+    }
+
+    #[test]
     fn the_far_end_of_a_point_to_point_address_is_not_ours() {
         let mut body = [2, 32, 0, 0].to_vec();
         body.extend(3_u32.to_ne_bytes());
         body.extend(nla(libc::IFA_ADDRESS, &[10, 0, 0, 2]));
         body.extend(nla(libc::IFA_LOCAL, &[10, 0, 0, 1]));
-        assert_eq!(HeldAddress::parse(&body), Ok(HeldAddress { index: 3, address: Ipv4Addr::new(10, 0, 0, 1).into() }));
+        let ours = HeldAddress { index: 3, address: Ipv4Addr::new(10, 0, 0, 1).into(), prefix_len: 32 };
+        assert_eq!(HeldAddress::parse(&body), Ok(ours));
     }
 
     #[test]

@@ -18,11 +18,16 @@
 //! - **Why a monitor.** `ip link set loden0 down` drops every route of the device and `up` brings back only those the
 //!   kernel makes itself. Removing the device's last address drops them as well. The kernel announces the link and the
 //!   address, never those routes (`fib_table_flush` sends no message).
+//! - **Why two monitors.** The longest packet is the smaller of what the device takes and of what the underlay's interface
+//!   ([`interface_of`]) leaves. Both may change at any time, and [`Worker::set_mtu`](crate::worker::Worker::set_mtu) is for
+//!   that.
 //! - **Who removes.** [`Link::remove`] takes back what this `Link` made, and nothing else. Dropping a `Link` changes
 //!   nothing in the kernel, so that a persistent device survives a restart; [`Link::configure`] then finds everything
 //!   in place and keeps it.
 //! - **Which namespace.** A [`Link`] and a [`LinkMonitor`] belong to the network namespace of the thread that made
 //!   them, also when that thread moves later: each keeps a socket open in it.
+//!
+//! What else on a host keeps a tunnel from working is what the [`preflight`] tells.
 //!
 //! Requests block the calling thread; the kernel answers inside the `send` itself, unless another process holds its
 //! configuration lock. Sources: rtnetlink(7), RFC 3549, the kernel's `net/ipv4/{devinet,fib_frontend,fib_trie}.c` and
@@ -33,6 +38,7 @@ mod filter;
 mod message;
 mod monitor;
 mod netlink;
+pub mod preflight;
 mod requests;
 #[cfg(test)]
 mod tests;

@@ -8,9 +8,8 @@ use std::io;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NLMSG_NOOP, NLMSG_OVERRUN, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLMSG_NOOP, NLMSG_OVERRUN, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use socket2::SockRef;
@@ -50,7 +49,7 @@ impl From<MalformedReply> for Failure {
     }
 }
 
-/// A socket to the kernel's rtnetlink, in the network namespace the calling thread was in when it was opened.
+/// A socket to a part of the kernel that speaks netlink, mostly rtnetlink, in the network namespace the calling thread was in when it was opened.
 #[derive(Debug)]
 pub(super) struct Netlink {
     socket: Socket,
@@ -59,11 +58,12 @@ pub(super) struct Netlink {
 
 impl Netlink {
     pub(super) fn open() -> Result<Self, LinkError> {
-        Self::connect().map_err(|source| LinkError::Socket { doing: "open a netlink socket", source })
+        Self::connect(NETLINK_ROUTE).map_err(|source| LinkError::Socket { doing: "open a netlink socket", source })
     }
 
-    fn connect() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+    /// A socket for a protocol of netlink(7).
+    pub(super) fn connect(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
         // Reasons in words, short error messages, and filters that are honoured. Kernels before 4.20 lack some: all are
@@ -75,14 +75,14 @@ impl Netlink {
     }
 
     /// Asks for a change and waits for the kernel's yes or no.
-    pub(super) fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
+    pub(super) fn change(&mut self, request: impl NetlinkSerializable, flags: u16) -> Result<(), Failure> {
         self.exchange(request, flags, |_| Ok(())).map(|_intact| ())
     }
 
     /// Asks for one object.
     pub(super) fn ask<T>(
         &mut self,
-        request: RouteNetlinkMessage,
+        request: impl NetlinkSerializable,
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
     ) -> Result<Option<T>, Failure> {
         let mut found = None;
@@ -99,7 +99,7 @@ impl Netlink {
     /// meanwhile.
     pub(super) fn dump<T>(
         &mut self,
-        request: &RouteNetlinkMessage,
+        request: &(impl NetlinkSerializable + Clone),
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
     ) -> Result<Vec<T>, Failure> {
         for _ in 0..DUMP_ATTEMPTS {
@@ -118,7 +118,7 @@ impl Netlink {
     /// Returns whether the answer is a consistent snapshot.
     fn exchange(
         &mut self,
-        request: RouteNetlinkMessage,
+        request: impl NetlinkSerializable,
         flags: u16,
         mut each: impl FnMut(&Message<'_>) -> Result<(), MalformedReply>,
     ) -> Result<bool, Failure> {
@@ -149,12 +149,12 @@ impl Netlink {
         }
     }
 
-    fn send(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    fn send(&mut self, request: impl NetlinkSerializable, flags: u16) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);

@@ -154,7 +154,7 @@ pub(super) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Optio
     request.header.flags = RouteFlags::FibMatch;
     request.attributes = vec![RouteAttribute::Destination(address.into())];
     match kernel.ask(RouteNetlinkMessage::GetRoute(request), read_route) {
-        Ok(found) => Ok(found.filter(|route| route.local)),
+        Ok(found) => Ok(found.filter(|route| route.kind == RouteType::Local)),
         // Unreachable, prohibited, blackholed: in any case not local.
         Err(Failure::Refused { .. }) => Ok(None),
         Err(failure) => Err(LinkError::new(failure, "look an address up", "this host")),

@@ -7,6 +7,10 @@
 mod address;
 mod control;
 mod message;
+#[cfg(feature = "link")]
+mod namespace;
+#[cfg(feature = "link")]
+mod netfilter;
 mod socket;
 mod tun;
 
@@ -14,6 +18,12 @@ use core::ffi::c_int;
 use std::io;
 
 pub(super) use self::message::{MESSAGES, Message, Slot, receive_messages, send_messages};
+#[cfg(feature = "link")]
+pub(super) use self::namespace::owning_user_namespace;
+#[cfg(all(test, feature = "link"))]
+pub(super) use self::netfilter::replace_table;
+#[cfg(feature = "link")]
+pub(super) use self::netfilter::{TableQuestion, table_option};
 pub(super) use self::socket::{SocketOption, bind, set_socket_option, socket, socket_option};
 pub(super) use self::tun::{
     INTERFACE_NAME, InterfaceRequest, interface, set_interface, set_offload, set_persist, set_vnet_big_endian,

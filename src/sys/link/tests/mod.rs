@@ -18,6 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::*;
 
 mod configure;
+mod preflight;
 mod watch;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 0);
@@ -53,10 +54,13 @@ impl World {
     }
 
     fn add_link(&mut self, name: &str) -> u32 {
+        self.add_link_of(name, vec![LinkInfo::Kind(InfoKind::Veth)])
+    }
+
+    fn add_link_of(&mut self, name: &str, info: Vec<LinkInfo>) -> u32 {
         let mut message = LinkMessage::default();
-        message.attributes =
-            vec![LinkAttribute::IfName(name.into()), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)])];
-        self.0.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).expect("a veth pair");
+        message.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::LinkInfo(info)];
+        self.0.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).expect("a link");
         self.state(name).index
     }
 

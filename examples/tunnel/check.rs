@@ -1,0 +1,61 @@
+//! What on this host would keep the tunnel from working: `--check` says that and nothing else, and a tunnel says it once as it
+//! starts.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use loden::forward::Forwarder;
+use loden::sys::link::preflight::{Finding, Intended, Severity, check};
+use loden::sys::link::{Underlay, interface_of};
+use serde_json::json;
+
+use crate::Error;
+use crate::args::Args;
+use crate::report::say;
+use crate::routes::Routes;
+
+/// Says everything that is found. Nothing is opened, made or changed.
+///
+/// # Errors
+/// If the command line itself is wrong.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    Forwarder::new(args.overlay(args.mtu.and_then(|mtu| u16::try_from(mtu).ok())))?;
+    Routes::of(args)?;
+    let findings = check(&intended(args));
+    for finding in &findings {
+        let (severity, name) = (finding.severity().name(), finding.name());
+        let says = finding.to_string();
+        print(&json!({ "event": "finding", "severity": severity, "finding": name, "says": says }));
+    }
+    let count = |severity| findings.iter().filter(|finding| finding.severity() == severity).count();
+    let [will_fail, may_fail, hint] = [Severity::WillFail, Severity::MayFail, Severity::Hint].map(count);
+    print(&json!({ "event": "checked", "will_fail": will_fail, "may_fail": may_fail, "hint": hint }));
+    for sentence in sentences(&findings) {
+        let _ = writeln!(std::io::stderr(), "{sentence}");
+    }
+    Ok(if will_fail == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says what is found of a tunnel that is about to start, whatever comes of it.
+pub(crate) fn warn(args: &Args) {
+    for sentence in sentences(&check(&intended(args))) {
+        say(&sentence);
+    }
+}
+
+fn sentences(findings: &[Finding]) -> impl Iterator<Item = String> {
+    findings.iter().map(|finding| format!("{}: {finding}", finding.severity()))
+}
+
+fn intended(args: &Args) -> Intended {
+    let listen = IpAddr::V4(*args.listen.ip());
+    // What the tunnel gives the device, whatever MTU that has now.
+    let mtu = args.mtu.or_else(|| interface_of(listen).as_ref().map(Underlay::tun_mtu).ok());
+    Intended { mtu, bridge: args.bridge.clone(), ..Intended::new(args.network, args.subnet, listen, &args.tun) }
+}
+
+/// In contrast to a running tunnel, which does not wait for whoever reads.
+fn print(line: &serde_json::Value) {
+    let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
+}

@@ -1,0 +1,116 @@
+//! What on this host would keep a tunnel from working: asked of the kernel, before a tunnel is made or while one runs.
+//!
+//! ```text
+//!   Intended { network, subnet, listen, tun, … }
+//!       │                                     rights      CAP_NET_ADMIN, /dev/net/tun
+//!       │       ┌── rtnetlink ──────────────▶ underlay    listen address, overlap
+//!       ▼       │                             device      kind and MTU of the TUN
+//!     check ────┤                             bridge      its range and MTU
+//!               │                             routes      of a former backend
+//!               ├── /proc/sys/net ──────────▶ settings    forwarding, rp_filter
+//!               ├── nfnetlink ──────────────▶ firewall    forward chains that drop by policy
+//!               └── ip_tables' own option ──▶             the same of the legacy FORWARD chain
+//! ```
+//!
+//! - **It changes nothing.** No device is opened, no table made, no setting written; no other program is run. One thing a
+//!   question can cause: a kernel that has netfilter as modules may load the one that answers.
+//! - **It never passes in silence.** What could not be read is a finding of its own, [`Finding::Unchecked`].
+//! - **It does not evaluate firewalls.** A forward chain that drops by policy is reported; whether its rules accept the
+//!   overlay's packets first, or drop them in spite of a policy that accepts, is not looked at.
+//! - **It looks at the main table**, not at the rules that may lead past it.
+//! - **Which namespace.** The network namespace of the calling thread, for all readings.
+//!
+//! ```no_run
+//! use loden::sys::link::preflight::{Intended, Severity, check};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (network, subnet) = ("100.96.0.0/16".parse()?, "100.96.1.0/24".parse()?);
+//! let findings = check(&Intended::new(network, subnet, [10, 168, 0, 2], "loden0"));
+//! for finding in &findings {
+//!     eprintln!("{}: {finding}", finding.severity());
+//! }
+//! let works = findings.iter().all(|finding| finding.severity() < Severity::WillFail);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It blocks for as long as the kernel takes to list its links, addresses and routes: a millisecond, or a second where there
+//! are a million routes. From an asynchronous program, call it where blocking is allowed, on any thread of the namespace.
+
+mod bridge;
+mod device;
+mod finding;
+mod firewall;
+mod host;
+mod iptables;
+mod nftables;
+mod rights;
+mod routes;
+mod settings;
+mod underlay;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use ipnet::Ipv4Net;
+
+pub use self::finding::{Finding, Firewall, KernelRoute, Severity};
+use self::host::Host;
+
+/// The tunnel as it is going to be, or is.
+///
+/// [`Intended::new`] has what every tunnel has; the rest is a struct update away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intended {
+    /// The whole overlay network, 100.96.0.0/16 say. Host bits are ignored.
+    pub network: Ipv4Net,
+    /// The subnet of it that this host owns, 100.96.1.0/24 say. Host bits are ignored.
+    pub subnet: Ipv4Net,
+    /// The address of this host that peers send to.
+    pub listen: IpAddr,
+    /// The name of the TUN device, which need not exist. A pattern such as `loden%d` never does.
+    pub tun: String,
+    /// The MTU that the device is going to be given, in bytes; `None`: what it has, or what the underlay carries. Default
+    /// `None`.
+    pub mtu: Option<u32>,
+    /// The bridge of the pods, if it is known by name; others are found by their addresses. Default `None`.
+    pub bridge: Option<String>,
+}
+
+impl Intended {
+    /// A tunnel whose MTU and bridge are not decided on.
+    #[must_use]
+    pub fn new(network: Ipv4Net, subnet: Ipv4Net, listen: impl Into<IpAddr>, tun: impl Into<String>) -> Self {
+        Self { network, subnet, listen: listen.into(), tun: tun.into(), mtu: None, bridge: None }
+    }
+}
+
+/// Everything that is found, the worst first. Nothing found is nothing wrong, as far as the kernel can be asked.
+///
+/// Whether the settings fit each other (the subnet into the network, say) is not looked at here:
+/// [`Forwarder::new`](crate::forward::Forwarder::new) does.
+#[must_use]
+pub fn check(intended: &Intended) -> Vec<Finding> {
+    let intended = Intended { network: intended.network.trunc(), subnet: intended.subnet.trunc(), ..intended.clone() };
+    let mut findings = rights::check();
+    match Host::read(&intended) {
+        Ok(host) => findings.extend(host.check(&intended)),
+        Err(error) => findings.push(Finding::unchecked("the links, addresses and routes", &error)),
+    }
+    findings.extend(firewall::check(intended.network));
+    findings.sort_by_key(|finding| core::cmp::Reverse(finding.severity()));
+    findings
+}
+
+impl Host {
+    fn check(&self, intended: &Intended) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        findings.extend(self.check_underlay(intended));
+        findings.extend(self.check_device(intended));
+        findings.extend(self.check_bridges(intended));
+        findings.extend(self.check_routes(intended));
+        findings.extend(self.check_settings(intended));
+        findings
+    }
+}

@@ -1,0 +1,69 @@
+//! Whether this process may make a TUN device here at all.
+
+use alloc::vec::Vec;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+
+use super::Finding;
+use crate::sys::syscall;
+use crate::sys::tun::DEVICE_NODE;
+
+/// `CAP_NET_ADMIN` as a bit of `CapEff` (linux/capability.h).
+const NET_ADMIN: u64 = 1 << 12;
+
+pub(super) fn check() -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match is_net_admin() {
+        Ok(true) => {}
+        Ok(false) => findings.push(Finding::NoNetAdmin),
+        Err(error) => findings.push(Finding::unchecked("the capabilities of this process", &error)),
+    }
+    // Nothing comes of opening it: a device is made by TUNSETIFF.
+    if let Err(error) = OpenOptions::new().read(true).write(true).open(DEVICE_NODE) {
+        findings.push(match error.raw_os_error() {
+            Some(errno) => Finding::TunNode { node: DEVICE_NODE, errno },
+            None => Finding::unchecked(DEVICE_NODE, &error),
+        });
+    }
+    findings
+}
+
+/// A capability counts in the user namespaces below one's own (capabilities(7)), and root in one beside it has none here.
+fn is_net_admin() -> io::Result<bool> {
+    let status = fs::read_to_string("/proc/thread-self/status")?;
+    let capabilities = effective(&status)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no CapEff in /proc/thread-self/status"))?;
+    Ok(capabilities & NET_ADMIN != 0 && is_above_namespace()?)
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(field.trim(), 16).ok()
+}
+
+/// Whether the user namespace that owns the network namespace is our own or one below it: the kernel shows no other
+/// (ioctl_nsfs(2)).
+fn is_above_namespace() -> io::Result<bool> {
+    let namespace = File::open("/proc/thread-self/ns/net")?;
+    match syscall::owning_user_namespace(namespace.as_fd()) {
+        Ok(_owner) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(false),
+        // Before Linux 4.9 there was no such question.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn the_effective_set_is_the_one_that_counts() {
+        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\nCapBnd:\t000001ffffffffff\n";
+        assert_eq!(effective(status), Some(NET_ADMIN));
+        assert_eq!(effective(""), None);
+        assert_eq!(effective("CapEff:\tnonsense\n"), None);
+    }
+}

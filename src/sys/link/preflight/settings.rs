@@ -1,0 +1,175 @@
+//! Settings of the kernel under /proc/sys/net, which show those of the calling thread's network namespace.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use std::{fs, io};
+
+use super::host::Host;
+use super::{Finding, Intended};
+
+/// Stands for devices that are made from now on: they begin with its settings.
+const DEFAULT: &str = "default";
+/// A value from which on reverse path filtering is loose (Documentation/networking/ip-sysctl.rst).
+const STRICT: i64 = 1;
+
+impl Host {
+    pub(super) fn check_settings(&self, intended: &Intended) -> Vec<Finding> {
+        let device = if self.named(&intended.tun).is_some() { intended.tun.as_str() } else { DEFAULT };
+        let mut pods: Vec<&str> = self.pod_links(intended).map(|link| link.state.name.as_str()).collect();
+        if pods.is_empty() {
+            pods.push(DEFAULT);
+        }
+        let underlay = self.underlay.as_ref().map(|underlay| underlay.name.as_str());
+        let mut findings = check_forwarding(pods.into_iter().chain([device]), &read);
+        findings.extend(check_reverse_path(underlay.into_iter().chain([device]), &read));
+        findings
+    }
+}
+
+/// Linux asks the interface a packet came in by, and no other and nothing global, whether to forward it (`ip_route_input_slow`
+/// in net/ipv4/route.c). `net.ipv4.ip_forward` writes the same into all of them.
+fn check_forwarding<'a>(from: impl Iterator<Item = &'a str>, read: &Reads<'_>) -> Vec<Finding> {
+    let mut off = Vec::new();
+    for interface in unique(from) {
+        let setting = setting(interface, "forwarding");
+        match read(&setting) {
+            Ok(0) => off.push(setting),
+            Ok(_) => {}
+            Err(error) => return [Finding::unchecked(setting, &error)].into(),
+        }
+    }
+    const GLOBAL: &str = "net.ipv4.ip_forward";
+    match read(GLOBAL) {
+        // It is off for all by one setting, and on by one.
+        Ok(0) if !off.is_empty() => [Finding::ForwardingOff { setting: GLOBAL.into() }].into(),
+        Ok(_) => off.into_iter().map(|setting| Finding::ForwardingOff { setting }).collect(),
+        Err(error) => [Finding::unchecked(GLOBAL, &error)].into(),
+    }
+}
+
+/// What counts is the larger of the interface's value and that of `all` (`IN_DEV_RPFILTER` in include/linux/inetdevice.h), so that
+/// 2 on the interface is loose whatever `all` says.
+fn check_reverse_path<'a>(of: impl Iterator<Item = &'a str>, read: &Reads<'_>) -> Vec<Finding> {
+    let all = setting("all", "rp_filter");
+    let mut findings = Vec::new();
+    for interface in unique(of) {
+        let own = setting(interface, "rp_filter");
+        match read(&all).and_then(|all| Ok((all, read(&own)?))) {
+            Ok((of_all, of_own)) if of_all.max(of_own) == STRICT => {
+                let because = if of_own == STRICT { own.clone() } else { all.clone() };
+                findings.push(Finding::StrictReversePath { interface: interface.into(), because, setting: own });
+            }
+            Ok(_) => {}
+            Err(error) => return [Finding::unchecked(own, &error)].into(),
+        }
+    }
+    findings
+}
+
+type Reads<'a> = dyn Fn(&str) -> io::Result<i64> + 'a;
+
+/// A setting of an interface as sysctl(8) takes it: dots in names make it want slashes.
+fn setting(interface: &str, name: &str) -> String {
+    if interface.contains('.') {
+        format!("net/ipv4/conf/{interface}/{name}")
+    } else {
+        format!("net.ipv4.conf.{interface}.{name}")
+    }
+}
+
+fn path(setting: &str) -> String {
+    let path = if setting.contains('/') { setting.into() } else { setting.replace('.', "/") };
+    format!("/proc/sys/{path}")
+}
+
+fn read(setting: &str) -> io::Result<i64> {
+    let path = path(setting);
+    let text = fs::read_to_string(&path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{path} holds {text:?}, which is no number"));
+    text.trim().parse().map_err(|_| bad())
+}
+
+fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut unique = Vec::new();
+    for name in names {
+        if !unique.contains(&name) {
+            unique.push(name);
+        }
+    }
+    unique
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may fail by panicking")]
+mod unit {
+    use alloc::collections::BTreeMap;
+
+    use super::*;
+
+    /// A host with these settings and no others.
+    fn host<'a>(settings: &'a [(&'a str, i64)]) -> impl Fn(&str) -> io::Result<i64> + 'a {
+        let settings: BTreeMap<_, _> = settings.iter().copied().collect();
+        move |setting| settings.get(setting).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn forwarding(settings: &[(&str, i64)]) -> Vec<Finding> {
+        check_forwarding(["pod0", "loden0", "loden0"].into_iter(), &host(settings))
+    }
+
+    fn off(setting: &str) -> Finding {
+        Finding::ForwardingOff { setting: setting.into() }
+    }
+
+    const POD: &str = "net.ipv4.conf.pod0.forwarding";
+    const TUN: &str = "net.ipv4.conf.loden0.forwarding";
+    const ALL: &str = "net.ipv4.ip_forward";
+
+    #[test]
+    fn forwarding_is_what_the_interfaces_say_and_mended_by_one_setting_if_that_is_off() {
+        assert_eq!(forwarding(&[(ALL, 1), (POD, 1), (TUN, 1)]), []);
+        assert_eq!(forwarding(&[(ALL, 0), (POD, 1), (TUN, 1)]), [], "the kernel does not ask it");
+        assert_eq!(forwarding(&[(ALL, 0), (POD, 0), (TUN, 1)]), [off(ALL)]);
+        assert_eq!(forwarding(&[(ALL, 1), (POD, 0), (TUN, 1)]), [off(POD)]);
+        assert_eq!(forwarding(&[(ALL, 1), (POD, 0), (TUN, 0)]), [off(POD), off(TUN)]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_once() {
+        for settings in [&[][..], &[(ALL, 1), (POD, 0)], &[(POD, 0), (TUN, 1)]] {
+            let found = forwarding(settings);
+            assert!(matches!(found[..], [Finding::Unchecked { .. }]), "{settings:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn reverse_paths_are_strict_by_the_larger_of_two_values() {
+        for (all, own, strict_by) in [
+            (0, 0, None),
+            (1, 0, Some("net.ipv4.conf.all.rp_filter")),
+            (0, 1, Some("net.ipv4.conf.eth0.rp_filter")),
+            (1, 1, Some("net.ipv4.conf.eth0.rp_filter")),
+            (2, 1, None),
+            (1, 2, None),
+            (2, 2, None),
+        ] {
+            let settings = [("net.ipv4.conf.all.rp_filter", all), ("net.ipv4.conf.eth0.rp_filter", own)];
+            let found = check_reverse_path(["eth0"].into_iter(), &host(&settings));
+            let expected = strict_by.map(|because| Finding::StrictReversePath {
+                interface: "eth0".into(),
+                because: because.into(),
+                setting: "net.ipv4.conf.eth0.rp_filter".into(),
+            });
+            assert_eq!(found, Vec::from_iter(expected), "{all} and {own}");
+        }
+    }
+
+    #[test]
+    fn a_dot_in_a_name_is_no_separator() {
+        let setting = setting("eth0.7", "rp_filter");
+        assert_eq!(path(&setting), "/proc/sys/net/ipv4/conf/eth0.7/rp_filter");
+        assert_eq!(path("net.ipv4.ip_forward"), "/proc/sys/net/ipv4/ip_forward");
+        read("net.ipv4.ip_forward").expect("every kernel with IPv4 has it");
+        assert!(read("net.ipv4.no_such_setting").is_err());
+    }
+}

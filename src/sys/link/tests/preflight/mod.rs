@@ -1,0 +1,100 @@
+//! Every finding, provoked in a namespace that has none before.
+
+use std::fs;
+use std::path::Path;
+
+use netlink_packet_route::link::{InfoData, InfoVxlan};
+
+use super::*;
+use crate::sys::link::preflight::{Finding, Intended, KernelRoute, check};
+use crate::sys::{Tun, TunConfig, TunOffload};
+
+mod bridges;
+mod firewall;
+mod host;
+mod routes;
+
+const LISTEN: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 2);
+
+fn subnet() -> Ipv4Net {
+    net("100.96.1.0/24")
+}
+
+fn net(text: &str) -> Ipv4Net {
+    text.parse().expect("a network")
+}
+
+fn intended() -> Intended {
+    Intended::new(network(), subnet(), LISTEN, "loden0")
+}
+
+/// Writes a setting of the namespace.
+fn set(setting: &str, value: u8) {
+    let path = setting.replace('.', "/");
+    fs::write(format!("/proc/sys/net/ipv4/{path}"), value.to_string()).expect("the setting exists");
+}
+
+impl World {
+    /// A host with an underlay and a bridge for pods, as it has to be, whatever the machine's settings are.
+    fn host() -> Self {
+        let mut world = Self::new();
+        set("ip_forward", 1);
+        for all in ["all", "default", "lo"] {
+            set(&format!("conf.{all}.rp_filter"), 0);
+        }
+        world.add_link("eth0");
+        world.set_up("eth0", true);
+        world.add_address("eth0", "10.168.0.2/24");
+        world.add_bridge("br0", "100.96.1.1/24");
+        assert_eq!(check(&intended()), []);
+        world
+    }
+
+    fn add_bridge(&mut self, name: &str, address: &str) {
+        self.add_link_of(name, vec![LinkInfo::Kind(InfoKind::Bridge)]);
+        self.set_mtu(name, 1472);
+        self.set_up(name, true);
+        self.add_address(name, address);
+    }
+
+    fn add_vxlan(&mut self, name: &str, vni: u32) {
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Id(vni)]))];
+        self.add_link_of(name, info);
+    }
+
+    /// The device of a tunnel, with the right MTU and nothing else.
+    fn open_tun(&mut self, name: &str) -> Tun {
+        let tun = Tun::open(&TunConfig { name: name.into(), offload: TunOffload::NONE }).expect("a TUN device");
+        self.set_mtu(name, 1472);
+        tun
+    }
+}
+
+/// In a good host, `provoke` is all it takes for exactly this finding, whose words have all of `texts`.
+fn provokes(
+    provoke: impl FnOnce(&mut World) + Send + 'static,
+    intended: Intended,
+    expected: Finding,
+    texts: &'static [&'static str],
+) {
+    in_namespace(move || {
+        let mut world = World::host();
+        provoke(&mut world);
+        let found = check(&intended);
+        let [finding] = found.as_slice() else { panic!("{found:#?} instead of {expected:#?}") };
+        assert_eq!(*finding, expected);
+        let words = finding.to_string();
+        for text in texts {
+            assert!(words.contains(text), "{text:?} in {words}");
+        }
+    });
+}
+
+/// In a good host, `provoke` is no reason for any finding.
+fn provokes_nothing(provoke: impl FnOnce(&mut World) + Send + 'static, intended: Intended) {
+    in_namespace(move || {
+        let mut world = World::host();
+        provoke(&mut world);
+        assert_eq!(check(&intended), []);
+    });
+}
