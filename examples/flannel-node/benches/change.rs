@@ -3,7 +3,7 @@
 //! A lease moves to and fro between two addresses. A watch of the bench's own says when etcd told of it; plain sockets at both
 //! addresses say when the first packet arrived there.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench may fail by panicking")]
-#![allow(dead_code, reason = "the fixtures of the tests have more than is used here")]
+#![expect(dead_code, reason = "the fixtures of the tests have more than is used here")]
 
 #[path = "../tests/cluster/etcd.rs"]
 mod etcd;
@@ -31,6 +31,8 @@ use operator::{Operator, PREFIX};
 
 const SOON: Duration = Duration::from_secs(30);
 const MOVES: usize = 300;
+/// How long nothing arrives where packets do not go any more.
+const QUIET: Duration = Duration::from_millis(15);
 const SUBNET: &str = "100.96.7.0-24";
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -91,6 +93,8 @@ fn one_move(
     arrived: &Receiver<(usize, Instant)>,
 ) -> f64 {
     let to = number % 2;
+    // Until the place it left has fallen quiet.
+    thread::sleep(4 * QUIET);
     operator.put_lease(SUBNET, places[to]);
     let event = told.recv_timeout(SOON).expect("an event");
     let packet = loop {
@@ -105,7 +109,7 @@ fn one_move(
 
 /// Tells of the first packet after a pause, and of no other.
 fn tell_changes(receiver: &UdpSocket, place: usize, stop: &AtomicBool, arrives: &Sender<(usize, Instant)>) {
-    receiver.set_read_timeout(Some(Duration::from_millis(15))).unwrap();
+    receiver.set_read_timeout(Some(QUIET)).unwrap();
     let mut quiet = true;
     while !stop.load(Ordering::Relaxed) {
         match receiver.recv(&mut [0; 2048]) {
