@@ -28,6 +28,13 @@ impl PathMtus {
     /// How long a value holds before a longer packet is tried again (RFC 1191 6.3: not before 10 minutes).
     pub const LIFETIME: Duration = Duration::from_secs(600);
 
+    /// Whether nothing was ever learned.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
     /// What is known of the path to `peer`, in bytes of inner packet. `now` is the time since any fixed moment.
     #[must_use]
     #[inline]
