@@ -134,7 +134,7 @@ impl State {
         if let Some(known) = self.paths.lookup(destination.ip(), clock).filter(refuses) {
             return Some(known);
         }
-        let mtu = inner_mtu(outlet.path_mtu(destination)?, destination);
+        let mtu = PathMtus::inner(outlet.path_mtu(destination)?, destination.ip());
         self.counters.anomalies.path_mtu_lowered += u64::from(self.paths.lower(destination.ip(), mtu, clock));
         Some(mtu).filter(refuses)
     }
@@ -199,13 +199,4 @@ fn settle(flow: &mut Flow, reject: &Reject<'_>, answered: Result<bool, WorkerErr
         Ok(false) | Err(_) => flow.discard(reject.reason().into()),
     }
     answered.map(|_| ())
-}
-
-/// What of an outer packet is left for the inner one.
-fn inner_mtu(outer: u32, destination: SocketAddr) -> u16 {
-    let overhead = match destination {
-        SocketAddr::V4(_) => 28,
-        SocketAddr::V6(_) => 48,
-    };
-    outer.saturating_sub(overhead).min(Trains::BYTES_MAX as u32) as u16
 }
