@@ -1,12 +1,16 @@
-//! Bytes with names: checksums, IPv4 packets, TCP and UDP headers, and ICMPv4 errors. Nothing here knows of tunnels, routes or sockets.
+//! Bytes with names: checksums, IPv4 packets and their fragments, TCP and UDP headers, and ICMPv4 errors. Nothing here knows of
+//! tunnels, routes or sockets.
 
 pub mod checksum;
 mod ecn;
+pub mod fragment;
 pub mod icmpv4;
 pub mod ipv4;
+mod too_big;
 pub mod transport;
 
 pub use ecn::Ecn;
+pub use too_big::DatagramTooBig;
 
 /// IP protocol numbers the tunnel has to tell apart (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {

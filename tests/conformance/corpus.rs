@@ -3,6 +3,7 @@
 //! `LODEN_WRITE_SEEDS=1 cargo test --test conformance seeds` writes them anew.
 
 use crate::bodies;
+use crate::path_mtu;
 use crate::seeds::{assert_committed, run_over};
 use crate::support::host::{NOBODY, POD, POD_B, inbound, outbound};
 use crate::support::packet::{
@@ -28,8 +29,19 @@ fn icmp_over_the_corpus() {
 }
 
 #[test]
+fn path_mtu_over_the_corpus() {
+    run_over("path_mtu", bodies::path_mtu::run);
+}
+
+#[test]
 fn the_committed_seeds_are_these() {
-    for (target, seeds) in [("header", header_seeds()), ("forward", forward_seeds()), ("icmp", icmp_seeds())] {
+    let of_target = [
+        ("header", header_seeds()),
+        ("forward", forward_seeds()),
+        ("icmp", icmp_seeds()),
+        ("path_mtu", path_mtu::seeds()),
+    ];
+    for (target, seeds) in of_target {
         assert!((20..=60).contains(&seeds.len()), "{} seeds for {target}", seeds.len());
         assert_committed(target, seeds);
     }
@@ -83,6 +95,8 @@ fn forward_seeds() -> Vec<Seed> {
     let to_tunnel = Ipv4 { payload: udp(4000, 8285, b""), ..Ipv4::new(POD, [10, 168, 0, 2]) };
     let source_route = Ipv4 { options: STRICT_SOURCE_ROUTE.to_vec(), ..outbound() };
     let long = Ipv4 { payload: pattern(100), ..outbound() };
+    let options = [RECORD_ROUTE.as_slice(), &ROUTER_ALERT, &[1, 1, 130, 3, 9, 1]].concat();
+    let narrow = |packet: &Ipv4| Scenario::encode(0, 1, a, None, &packet.bytes());
     vec![
         ("out-bad-checksum", out(&Ipv4 { checksum: Some(1), ..outbound() })),
         ("out-broadcast", out(&Ipv4 { destination: [255; 4].into(), ..outbound() })),
@@ -100,8 +114,11 @@ fn forward_seeds() -> Vec<Seed> {
         ("out-repaired", with(policy::REPAIR_CHECKSUM | policy::REPAIR_LENGTH, &outbound())),
         ("out-source-route", out(&source_route)),
         ("out-source-route-allowed", with(policy::SOURCE_ROUTES, &source_route)),
-        ("out-too-long", Scenario::encode(0, 1, a, None, &long.bytes())),
-        ("out-too-long-df", Scenario::encode(0, 1, a, None, &Ipv4 { fragment: DF, ..long }.bytes())),
+        ("out-too-long", narrow(&long)),
+        ("out-too-long-fragment", narrow(&Ipv4 { fragment: MF | 99, ..long.clone() })),
+        ("out-too-long-options", narrow(&Ipv4 { options, ..long.clone() })),
+        ("out-too-long-past-the-end", narrow(&Ipv4 { fragment: 0x1fff, ..long.clone() })),
+        ("out-too-long-df", narrow(&Ipv4 { fragment: DF, ..long })),
         ("out-trailer", out(&Ipv4 { trailer: vec![0xee; 9], ..outbound() })),
         ("out-ttl-0", out(&Ipv4 { ttl: 0, ..outbound() })),
         ("in-dressed-as-ipv6", from(8, &inbound())),

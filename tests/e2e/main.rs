@@ -7,6 +7,7 @@ mod control;
 mod icmp;
 mod lifecycle;
 mod mtu;
+mod narrow;
 mod offload;
 mod support;
 mod traffic;
