@@ -1,8 +1,12 @@
 //! What each peer's path carries, learned from refusals (RFC 1191), with the clock as an argument.
 
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
+
+use super::Anomalies;
+use crate::transmit::Trains;
+use crate::wire::ipv4::MTU_MIN;
 
 /// The longest inner packets of the few peers whose path is narrower than the overlay's MTU.
 ///
@@ -38,6 +42,45 @@ impl PathMtus {
         let at = self.find(peer).ok()?;
         let path = self.paths.get(at)?;
         (now.saturating_sub(path.learned) < Self::LIFETIME).then_some(path.mtu)
+    }
+
+    /// What is left of an outer packet of `outer` bytes for the inner one: all but 8 bytes of UDP and 20 of IPv4, or 40 of IPv6.
+    #[must_use]
+    pub fn inner_mtu(outer: u32, destination: SocketAddr) -> u16 {
+        let overhead = match destination {
+            SocketAddr::V4(_) => 28,
+            SocketAddr::V6(_) => 48,
+        };
+        outer.saturating_sub(overhead).min(Trains::BYTES_MAX as u32) as u16
+    }
+
+    /// What the path to `destination` carries that refused `len` bytes of inner packet (EMSGSIZE): what is known of it, if that
+    /// explains the refusal, or else what the system thinks, in bytes of outer packet (`IP_MTU`), which is then remembered.
+    /// `None` if neither explains it: there is nothing that could be told to the sender.
+    pub fn after_refusal(
+        &mut self,
+        destination: SocketAddr,
+        len: usize,
+        outer: impl FnOnce() -> Option<u32>,
+        now: Duration,
+        anomalies: &mut Anomalies,
+    ) -> Option<u16> {
+        let refuses = |mtu: &u16| usize::from(*mtu) < len;
+        if let Some(known) = self.lookup(destination.ip(), now).filter(refuses) {
+            return Some(known);
+        }
+        let mtu = Self::inner_mtu(outer()?, destination);
+        anomalies.path_mtu_lowered += u64::from(self.lower(destination.ip(), mtu, now));
+        Some(mtu).filter(refuses)
+    }
+
+    /// A router's "fragmentation needed" about a datagram of ours to `destination`: the path carries `outer` bytes, headers
+    /// included. Below 68, which every IPv4 path carries, it is ignored, and so is what would raise a value in force (R54).
+    /// Returns whether it was news.
+    ///
+    /// That the message quotes a datagram of ours is the caller's to check. Not for Linux, whose kernel does all that.
+    pub fn fragmentation_needed(&mut self, destination: SocketAddr, outer: u16, now: Duration) -> bool {
+        outer >= MTU_MIN && self.lower(destination.ip(), Self::inner_mtu(outer.into(), destination), now)
     }
 
     /// The path to `peer` refused a packet: from now on it carries `mtu` bytes of inner packet. A value that would raise one
@@ -90,6 +133,27 @@ mod tests {
         assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), None);
         paths.lower(PEER, 1400, start + PathMtus::LIFETIME);
         assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), Some(1400));
+    }
+
+    #[test]
+    fn r54_routers_lower_and_never_below_68() {
+        let (mut paths, now, to) = (PathMtus::default(), Duration::from_secs(5), SocketAddr::new(PEER, 8285));
+        let heard = [0, 67, 1500, 1400, 1450, 68].map(|outer| paths.fragmentation_needed(to, outer, now));
+        assert_eq!(heard, [false, false, true, true, false, true]);
+        assert_eq!(paths.lookup(PEER, now), Some(40));
+    }
+
+    #[test]
+    fn a_refusal_is_explained_by_what_is_known_or_by_the_system() {
+        let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+        let to = SocketAddr::new(PEER, 8285);
+        let mut after = |len, outer| paths.after_refusal(to, len, || outer, Duration::ZERO, &mut anomalies);
+        assert_eq!(after(1400, None), None, "nobody knows");
+        assert_eq!(after(1400, Some(1500)), None, "1472 bytes would have passed");
+        assert_eq!(after(1400, Some(1328)), Some(1300));
+        assert_eq!(after(1301, None), Some(1300), "known by now");
+        assert_eq!(after(1300, Some(1228)), Some(1200));
+        assert_eq!(anomalies.path_mtu_lowered, 3);
     }
 
     #[test]
