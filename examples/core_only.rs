@@ -47,6 +47,12 @@ impl<P: Packets> Host<P> {
                     peer.send(transmit.contents);
                     flow.forward();
                 }
+                Encap::Fragment(mut fragments) => {
+                    while let Some(transmit) = fragments.cut_next() {
+                        peer.send(transmit.contents);
+                    }
+                    flow.forward();
+                }
                 Encap::Reject(reject) => answer(&reject, flow, pods, peer),
                 Encap::Drop(reason) => flow.discard(reason),
             }

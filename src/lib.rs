@@ -50,6 +50,7 @@
 //! ];
 //! match forwarder.encapsulate(&mut packet, &routes) {
 //!     Encap::Send(transmit) => assert_eq!(transmit.destination, ([10, 168, 0, 3], 8285).into()),
+//!     Encap::Fragment(fragments) => panic!("send what {fragments:?} gives"),
 //!     Encap::Reject(reject) => panic!("answer with {:?}", reject.reason()),
 //!     Encap::Drop(reason) => panic!("count it as {reason}"),
 //! }

@@ -38,8 +38,10 @@ pub struct Anomalies {
     pub read_errors: u64,
     /// Path MTUs lowered because a datagram was refused as too long.
     pub path_mtu_lowered: u64,
-    /// Datagrams made of super-packets out of the TUN.
+    /// Packets made of super-packets out of the TUN.
     pub segments_made: u64,
+    /// Fragments made of packets, or of segments, that were too long for their path.
+    pub fragments_made: u64,
     /// Packets that went to the TUN as part of a super-packet.
     pub coalesced: u64,
     /// Peers that get no trains any more, because the kernel refused one and took its datagrams one by one.
@@ -57,6 +59,7 @@ impl Anomalies {
             read_errors,
             path_mtu_lowered,
             segments_made,
+            fragments_made,
             coalesced,
             gso_fallbacks,
             tun_fallbacks,
@@ -67,6 +70,7 @@ impl Anomalies {
             ("read_errors", read_errors),
             ("path_mtu_lowered", path_mtu_lowered),
             ("segments_made", segments_made),
+            ("fragments_made", fragments_made),
             ("coalesced", coalesced),
             ("gso_fallbacks", gso_fallbacks),
             ("tun_fallbacks", tun_fallbacks),
@@ -201,6 +205,7 @@ impl AddAssign<&Self> for Anomalies {
         self.read_errors += other.read_errors;
         self.path_mtu_lowered += other.path_mtu_lowered;
         self.segments_made += other.segments_made;
+        self.fragments_made += other.fragments_made;
         self.coalesced += other.coalesced;
         self.gso_fallbacks += other.gso_fallbacks;
         self.tun_fallbacks += other.tun_fallbacks;

@@ -7,11 +7,12 @@ use ipnet::Ipv4Net;
 use super::policy::check_addresses;
 use super::verdict::Answer;
 use super::{
-    Decap, DropReason, EcnEgress, EcnIngress, Encap, IcmpSource, Overlay, OverlayError, Reject, RejectReason, ReplyTo,
-    SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
+    Decap, DropReason, EcnEgress, EcnIngress, Encap, Fragments, IcmpSource, Overlay, OverlayError, Reject,
+    RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, TooLong, Transit, TtlPolicy,
 };
-use crate::route::RouteTable;
-use crate::transmit::Transmit;
+use crate::route::{NextHop, RouteTable};
+use crate::transmit::{Transmit, Way};
+use crate::wire::fragment::Fragmenter;
 use crate::wire::ipv4::Ipv4PacketMut;
 use crate::wire::{Ecn, icmpv4, protocol};
 
@@ -33,8 +34,8 @@ impl From<SocketAddr> for Outer {
 
 /// Decides what becomes of a packet, in place and without remembering anything.
 ///
-/// The bytes change only when the verdict is [`Encap::Send`] or [`Decap::Deliver`], and then only TTL, ECN field and header
-/// checksum.
+/// The bytes change only when the verdict is [`Encap::Send`], [`Encap::Fragment`] or [`Decap::Deliver`], and then only TTL, ECN
+/// field and header checksum; while [`Fragments`] are cut, they get headers of their own.
 /// No call allocates, and a forwarder may be shared by any number of threads.
 #[derive(Clone, Debug)]
 pub struct Forwarder {
@@ -81,7 +82,8 @@ impl Forwarder {
     /// A super-packet that came out of the TUN, which is going to be cut into packets of at most `segment_len` bytes each
     /// ([`SuperPacket::segment_len`](crate::offload::SuperPacket::segment_len)): these, and not the whole, have to fit the path.
     ///
-    /// [`Encap::Send`] gives back the super-packet; cutting it is the caller's.
+    /// [`Encap::Send`] gives back the super-packet; cutting it is the caller's. So does [`Encap::Fragment`], when these packets are
+    /// too long: see [`Fragments::fragmenter`].
     #[inline]
     pub fn encapsulate_super_packet<'p>(
         &self,
@@ -115,38 +117,55 @@ impl Forwarder {
         }
         let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
         if segment_len.unwrap_or(len) > mtu {
-            return match self.too_long(packet, mtu) {
-                Ok(reject) => Encap::Reject(reject),
-                Err(reason) => Encap::Drop(reason),
-            };
+            return self.encapsulate_too_long(packet.into_bytes(), hop, mtu);
         }
         if self.overlay.ttl != TtlPolicy::Preserve {
             packet.decrement_ttl();
         }
-        let ecn = match self.overlay.ecn_ingress {
-            EcnIngress::Compatibility => Ecn::NotEct,
-            EcnIngress::Normal => packet.header().ecn(),
-        };
-        let flow = match self.overlay.source_port {
-            SourcePort::Fixed => 0,
-            SourcePort::ByFlow => flow_number(&packet),
-        };
+        let (ecn, flow) = (self.outer_ecn(&packet), self.flow(&packet));
         Encap::Send(Transmit { ecn, flow, ..Transmit::datagram(hop.address, packet.into_bytes()) })
     }
 
-    /// A packet that [`encapsulate`](Self::encapsulate) let pass and whose path turned out to carry only `mtu` bytes.
-    ///
-    /// `sent` are the contents that were to be sent; they become again what came out of the TUN, so that an ICMP error quotes
-    /// the packet its sender knows.
-    ///
-    /// # Errors
-    /// The reason to count, if its sender is not to be told.
-    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], mtu: u16) -> Result<Reject<'p>, DropReason> {
-        let mut packet = Ipv4PacketMut::parse(sent)?;
-        if self.overlay.ttl != TtlPolicy::Preserve {
-            packet.set_ttl(packet.header().ttl().saturating_add(1));
+    /// Takes bytes and parses them once more, because a header that is handed on in memory costs every packet a little.
+    #[cold]
+    fn encapsulate_too_long<'p>(&self, packet: &'p mut [u8], hop: &NextHop, mtu: u16) -> Encap<'p> {
+        let mut packet = match Ipv4PacketMut::parse(packet) {
+            Ok(packet) => packet,
+            Err(error) => return Encap::Drop(error.into()),
+        };
+        if packet.header().dont_fragment() {
+            return Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }));
         }
-        self.too_long(packet, mtu)
+        let way = Way { destination: hop.address, ecn: self.outer_ecn(&packet), flow: self.flow(&packet) };
+        let Some(fragmenter) = Fragmenter::new(packet.header(), mtu) else {
+            return Encap::Drop(DropReason::NotFragmented);
+        };
+        if self.overlay.ttl != TtlPolicy::Preserve {
+            packet.decrement_ttl();
+        }
+        Encap::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter))
+    }
+
+    /// A packet, or a super-packet, that [`encapsulate`](Self::encapsulate) let pass and whose path turned out to carry only
+    /// `mtu` bytes, which it exceeds.
+    ///
+    /// `sent` are the contents that were to be sent that way. If the packet is rejected, they become again what came out of the
+    /// TUN, so that an ICMP error quotes the packet its sender knows.
+    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], way: Way, mtu: u16) -> TooLong<'p> {
+        let mut packet = match Ipv4PacketMut::parse(sent) {
+            Ok(packet) => packet,
+            Err(error) => return TooLong::Drop(error.into()),
+        };
+        if packet.header().dont_fragment() {
+            if self.overlay.ttl != TtlPolicy::Preserve {
+                packet.set_ttl(packet.header().ttl().saturating_add(1));
+            }
+            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }));
+        }
+        match Fragmenter::new(packet.header(), mtu) {
+            Some(fragmenter) => TooLong::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter)),
+            None => TooLong::Drop(DropReason::NotFragmented),
+        }
     }
 
     /// A datagram that came from the underlay.
@@ -257,12 +276,19 @@ impl Forwarder {
         [self.network, self.subnet].iter().any(|net| net.prefix_len() < 31 && net.broadcast() == address)
     }
 
-    #[cold]
-    fn too_long<'p>(&self, packet: Ipv4PacketMut<'p>, mtu: u16) -> Result<Reject<'p>, DropReason> {
-        if packet.header().dont_fragment() {
-            Ok(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }))
-        } else {
-            Err(DropReason::NotFragmented)
+    #[inline(always)]
+    fn outer_ecn(&self, packet: &Ipv4PacketMut<'_>) -> Ecn {
+        match self.overlay.ecn_ingress {
+            EcnIngress::Compatibility => Ecn::NotEct,
+            EcnIngress::Normal => packet.header().ecn(),
+        }
+    }
+
+    #[inline(always)]
+    fn flow(&self, packet: &Ipv4PacketMut<'_>) -> u16 {
+        match self.overlay.source_port {
+            SourcePort::Fixed => 0,
+            SourcePort::ByFlow => flow_number(packet),
         }
     }
 

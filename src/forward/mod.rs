@@ -5,6 +5,7 @@
 
 mod counters;
 mod forwarder;
+mod fragments;
 mod limiter;
 mod path_mtu;
 mod policy;
@@ -12,9 +13,10 @@ mod verdict;
 
 pub use counters::{Anomalies, Counters, Flow};
 pub use forwarder::{Forwarder, Outer};
+pub use fragments::Fragments;
 pub use limiter::{IcmpLimiter, Rate};
 pub use path_mtu::PathMtus;
 pub use policy::{
     EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
 };
-pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo};
+pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo, TooLong};

@@ -5,8 +5,6 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use super::Anomalies;
-use crate::transmit::Trains;
-use crate::wire::ipv4::MTU_MIN;
 
 /// The longest inner packets of the few peers whose path is narrower than the overlay's MTU.
 ///
@@ -32,6 +30,13 @@ impl PathMtus {
     /// How long a value holds before a longer packet is tried again (RFC 1191 6.3: not before 10 minutes).
     pub const LIFETIME: Duration = Duration::from_secs(600);
 
+    /// Whether nothing was ever learned.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
     /// What is known of the path to `peer`, in bytes of inner packet. `now` is the time since any fixed moment.
     #[must_use]
     #[inline]
@@ -44,14 +49,14 @@ impl PathMtus {
         (now.saturating_sub(path.learned) < Self::LIFETIME).then_some(path.mtu)
     }
 
-    /// What is left of an outer packet of `outer` bytes for the inner one: all but 8 bytes of UDP and 20 of IPv4, or 40 of IPv6.
+    /// What an outer packet of so many bytes leaves for the inner one: 28 bytes less over IPv4, 48 less over IPv6.
     #[must_use]
-    pub fn inner_mtu(outer: u32, destination: SocketAddr) -> u16 {
-        let overhead = match destination {
-            SocketAddr::V4(_) => 28,
-            SocketAddr::V6(_) => 48,
+    pub fn inner(outer: u32, peer: IpAddr) -> u16 {
+        let overhead = match peer {
+            IpAddr::V4(_) => 28,
+            IpAddr::V6(_) => 48,
         };
-        outer.saturating_sub(overhead).min(Trains::BYTES_MAX as u32) as u16
+        u16::try_from(outer.saturating_sub(overhead)).unwrap_or(u16::MAX)
     }
 
     /// What the path to `destination` carries that refused `len` bytes of inner packet (EMSGSIZE): what is known of it, if that
@@ -69,18 +74,9 @@ impl PathMtus {
         if let Some(known) = self.lookup(destination.ip(), now).filter(refuses) {
             return Some(known);
         }
-        let mtu = Self::inner_mtu(outer()?, destination);
+        let mtu = Self::inner(outer()?, destination.ip());
         anomalies.path_mtu_lowered += u64::from(self.lower(destination.ip(), mtu, now));
         Some(mtu).filter(refuses)
-    }
-
-    /// A router's "fragmentation needed" about a datagram of ours to `destination`: the path carries `outer` bytes, headers
-    /// included. Below 68, which every IPv4 path carries, it is ignored, and so is what would raise a value in force (R54).
-    /// Returns whether it was news.
-    ///
-    /// That the message quotes a datagram of ours is the caller's to check. Not for Linux, whose kernel does all that.
-    pub fn fragmentation_needed(&mut self, destination: SocketAddr, outer: u16, now: Duration) -> bool {
-        outer >= MTU_MIN && self.lower(destination.ip(), Self::inner_mtu(outer.into(), destination), now)
     }
 
     /// The path to `peer` refused a packet: from now on it carries `mtu` bytes of inner packet. A value that would raise one
@@ -133,14 +129,6 @@ mod tests {
         assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), None);
         paths.lower(PEER, 1400, start + PathMtus::LIFETIME);
         assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), Some(1400));
-    }
-
-    #[test]
-    fn r54_routers_lower_and_never_below_68() {
-        let (mut paths, now, to) = (PathMtus::default(), Duration::from_secs(5), SocketAddr::new(PEER, 8285));
-        let heard = [0, 67, 1500, 1400, 1450, 68].map(|outer| paths.fragmentation_needed(to, outer, now));
-        assert_eq!(heard, [false, false, true, true, false, true]);
-        assert_eq!(paths.lookup(PEER, now), Some(40));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use core::net::{Ipv4Addr, SocketAddr};
 
+use super::Fragments;
 use crate::transmit::Transmit;
 use crate::wire::icmpv4::{ERROR_MAX, IcmpError};
 use crate::wire::ipv4::{HeaderError, Ipv4Packet};
@@ -14,10 +15,35 @@ use crate::wire::ipv4::{HeaderError, Ipv4Packet};
 pub enum Encap<'p> {
     /// Goes to a peer; its TTL is one less where the policy says so.
     Send(Transmit<'p>),
+    /// Likewise, but in fragments, because it is longer than the path carries and DF is clear.
+    Fragment(Fragments<'p>),
     /// Goes nowhere, and its sender may be told why.
     Reject(Reject<'p>),
     /// Goes nowhere, in silence.
     Drop(DropReason),
+}
+
+/// The verdict on a packet that was let pass and is too long for its path all the same. Exhaustive, as [`Encap`] is, and a part
+/// of it.
+#[derive(Debug)]
+#[must_use = "a packet whose verdict is ignored is lost without being counted"]
+pub enum TooLong<'p> {
+    /// Goes to its peer in fragments.
+    Fragment(Fragments<'p>),
+    /// Goes nowhere, and its sender may be told why.
+    Reject(Reject<'p>),
+    /// Goes nowhere, in silence.
+    Drop(DropReason),
+}
+
+impl<'p> From<TooLong<'p>> for Encap<'p> {
+    fn from(verdict: TooLong<'p>) -> Self {
+        match verdict {
+            TooLong::Fragment(fragments) => Self::Fragment(fragments),
+            TooLong::Reject(reject) => Self::Reject(reject),
+            TooLong::Drop(reason) => Self::Drop(reason),
+        }
+    }
 }
 
 /// The verdict on a datagram that came from the underlay. Exhaustive, as [`Encap`] is.
@@ -197,7 +223,8 @@ drop_reasons! {
     TimeExceeded = "time_exceeded",
     /// Too long for the path with DF set, and the sender was not told.
     FragmentationNeeded = "fragmentation_needed",
-    /// Too long for the path with DF clear: it would have to be fragmented, which is not done yet.
+    /// Too long for the path with DF clear, and it cannot be fragmented: the path has no room for its header and 8 bytes, or it
+    /// is a fragment that reaches past the longest packet there is.
     NotFragmented = "not_fragmented",
     /// The socket took nothing for longer than packets are held.
     SendBufferFull = "send_buffer_full",

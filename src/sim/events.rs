@@ -82,6 +82,7 @@ impl<K: Ord + Clone> Sim<K> {
         let (now, mut outputs) = (self.now, core::mem::take(&mut self.outputs));
         let fate = decision(self.node_mut(id), now, &mut outputs);
         self.record(|| Event::Settled { node: id, direction, fate });
+        self.node_mut(id).seen.fragmented += u64::from(outputs.len() > 1);
         for output in outputs.drain(..) {
             match output {
                 Output::Tun(packet) => self.write_to_tun(id, packet),

@@ -57,7 +57,7 @@ pub enum Border {
     FromUnderlay,
     /// To its TUN.
     ToTun,
-    /// To the underlay.
+    /// To the underlay; of a packet in fragments, all of them and the packet itself.
     ToUnderlay,
 }
 
@@ -89,7 +89,7 @@ pub(super) fn check<'n>(
 }
 
 fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
-    let Counters { encap, decap, .. } = node.counters();
+    let Counters { encap, decap, anomalies } = node.counters();
     for (direction, flow) in [(Direction::Encap, encap), (Direction::Decap, decap)] {
         if !flow.is_conserved() {
             return Err(Unaccounted::Flow { node: id, direction, flow: flow.clone().into() });
@@ -99,7 +99,11 @@ fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
         (Border::FromTun, encap.received(), node.seen.from_tun),
         (Border::FromUnderlay, decap.received(), node.seen.from_underlay),
         (Border::ToTun, decap.forwarded() + encap.answered(), node.seen.to_tun),
-        (Border::ToUnderlay, encap.forwarded() + decap.answered(), node.seen.to_underlay),
+        (
+            Border::ToUnderlay,
+            encap.forwarded() + decap.answered() + anomalies.fragments_made,
+            node.seen.to_underlay + node.seen.fragmented,
+        ),
     ];
     match borders.into_iter().find(|(_, counted, seen)| counted != seen) {
         Some((border, counted, seen)) => Err(Unaccounted::Border { node: id, border, counted, seen }),

@@ -14,6 +14,8 @@ use crate::forward::{
     ReplyTo,
 };
 use crate::lease::Host;
+use crate::transmit::{Transmit, Way};
+use crate::wire::ipv4::MTU_MIN;
 use crate::wire::{Ecn, icmpv4};
 
 /// A node's own link, unless it is set.
@@ -68,6 +70,8 @@ pub(super) struct Seen {
     pub(super) to_tun: u64,
     pub(super) from_underlay: u64,
     pub(super) to_underlay: u64,
+    /// Packets that went to the underlay in pieces.
+    pub(super) fragmented: u64,
 }
 
 /// What a node remembers from packet to packet.
@@ -139,7 +143,8 @@ impl Node {
 
     /// A router on the way to a peer says what the path carries, in bytes of outer packet.
     pub(super) fn fragmentation_needed(&mut self, destination: SocketAddr, mtu: u16, now: Duration) -> bool {
-        let is_news = self.memory.paths.fragmentation_needed(destination, mtu, now);
+        let inner = PathMtus::inner(mtu.into(), destination.ip());
+        let is_news = mtu >= MTU_MIN && self.memory.paths.lower(destination.ip(), inner, now);
         self.memory.counters.anomalies.path_mtu_lowered += u64::from(is_news);
         is_news
     }
@@ -149,24 +154,35 @@ impl Node {
         let Self { forwarder, routes, memory, .. } = self;
         let received = packet.len();
         memory.counters.encap.receive();
-        let (to, ecn, len) = match forwarder.encapsulate(&mut packet, routes.table()) {
-            Encap::Send(transmit) => (transmit.destination, transmit.ecn, transmit.contents.len()),
+        let bytes: &mut [u8] = &mut packet;
+        let mut verdict = forwarder.encapsulate(bytes, routes.table());
+        if let Some((way, longest)) = datagrams_of(&verdict)
+            && let Some(mtu) = memory.refusing_mtu(way.destination, longest, now)
+        {
+            verdict = forwarder.refused_as_too_long(bytes, way, mtu).into();
+        }
+        match verdict {
+            Encap::Send(transmit) => {
+                let Transmit { destination: to, ecn, contents, .. } = transmit;
+                let len = contents.len();
+                packet.truncate(len);
+                memory.count_trimmed(len, received);
+                out.push(Output::Underlay { to, ecn, payload: packet.freeze() });
+            }
+            Encap::Fragment(mut fragments) => {
+                memory.count_trimmed(fragments.packet().len(), received);
+                while let Some(Transmit { destination: to, ecn, contents, .. }) = fragments.cut_next() {
+                    memory.counters.anomalies.fragments_made += 1;
+                    out.push(Output::Underlay { to, ecn, payload: Bytes::copy_from_slice(contents) });
+                }
+            }
             Encap::Reject(reject) => {
                 memory.count_trimmed(reject.offender().as_bytes().len(), received);
                 return memory.answer(Direction::Encap, &reject, now, out);
             }
             Encap::Drop(reason) => return memory.discard(Direction::Encap, reason),
-        };
-        packet.truncate(len);
-        memory.count_trimmed(len, received);
-        if let Some(mtu) = memory.refusing_mtu(to, len, now) {
-            return match forwarder.refused_as_too_long(&mut packet, mtu) {
-                Ok(reject) => memory.answer(Direction::Encap, &reject, now, out),
-                Err(reason) => memory.discard(Direction::Encap, reason),
-            };
         }
         memory.counters.encap.forward();
-        out.push(Output::Underlay { to, ecn, payload: packet.freeze() });
         Fate::Forwarded
     }
 
@@ -197,6 +213,15 @@ impl Node {
     }
 }
 
+/// Where the datagrams of a packet go that is sent, and the longest of them in bytes.
+fn datagrams_of(verdict: &Encap<'_>) -> Option<(Way, usize)> {
+    match verdict {
+        Encap::Send(transmit) => Some((Way::from(transmit), transmit.contents.len())),
+        Encap::Fragment(fragments) => Some((fragments.way(), fragments.fragmenter().mtu().into())),
+        Encap::Reject(_) | Encap::Drop(_) => None,
+    }
+}
+
 impl Memory {
     fn flow(&mut self, direction: Direction) -> &mut Flow {
         match direction {
@@ -207,7 +232,7 @@ impl Memory {
 
     /// Whether as much is sent to a peer. A node knows what paths have refused, and its own link refuses at once (EMSGSIZE).
     fn fits(&self, to: SocketAddr, len: usize, now: Duration) -> bool {
-        let link = PathMtus::inner_mtu(self.link_mtu.into(), to);
+        let link = PathMtus::inner(self.link_mtu.into(), to.ip());
         let narrowest = self.paths.lookup(to.ip(), now).map_or(link, |known| known.min(link));
         len <= usize::from(narrowest)
     }

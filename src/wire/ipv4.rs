@@ -13,23 +13,26 @@ pub const HEADER_LEN: usize = 20;
 /// The smallest MTU, in bytes, that a path of IPv4 may have (RFC 791 3.2).
 pub const MTU_MIN: u16 = 68;
 
-mod field {
-    pub(super) const TYPE_OF_SERVICE: usize = 1;
-    pub(super) const TTL: usize = 8;
-    pub(super) const CHECKSUM: usize = 10;
+pub(super) mod field {
+    pub(crate) const TYPE_OF_SERVICE: usize = 1;
+    pub(crate) const TOTAL_LEN: usize = 2;
+    /// Three flags and the fragment offset, as one word.
+    pub(crate) const FRAGMENT: usize = 6;
+    pub(crate) const TTL: usize = 8;
+    pub(crate) const CHECKSUM: usize = 10;
 }
 
-mod flag {
-    pub(super) const DONT_FRAGMENT: u16 = 0x4000;
-    pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
-    pub(super) const OFFSET: u16 = 0x1fff;
+pub(super) mod flag {
+    pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
+    pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
+    pub(crate) const OFFSET: u16 = 0x1fff;
 }
 
 mod option {
-    pub(super) const END: u8 = 0;
-    pub(super) const NO_OPERATION: u8 = 1;
-    pub(super) const LOOSE_SOURCE_ROUTE: u8 = 131;
-    pub(super) const STRICT_SOURCE_ROUTE: u8 = 137;
+    pub(crate) const END: u8 = 0;
+    pub(crate) const NO_OPERATION: u8 = 1;
+    pub(crate) const LOOSE_SOURCE_ROUTE: u8 = 131;
+    pub(crate) const STRICT_SOURCE_ROUTE: u8 = 137;
 }
 
 /// Why bytes are not a sound IPv4 packet. The first check that fails, in the order of the variants, gives the reason.
@@ -402,24 +405,46 @@ impl<'a> Ipv4PacketMut<'a> {
     }
 }
 
-/// Walks the options of a header with IHL above 5: every one must fit (R13). Each step moves at least one byte, so the walk
-/// ends within 40.
+/// Looks at all options of a header with IHL above 5: every one must fit (R13).
 #[cold]
 fn options_hold_source_route(header: &[u8]) -> Result<bool, HeaderError> {
     let mut source_route = false;
-    let mut at = HEADER_LEN;
-    while let Some(&kind) = header.get(at) {
-        at += match kind {
-            option::END => break,
-            option::NO_OPERATION => 1,
-            _ => match header.get(at + 1) {
-                Some(&len) if len >= 2 && at + usize::from(len) <= header.len() => usize::from(len),
-                _ => return Err(HeaderError::BadOption { at, header: header.len() }),
-            },
-        };
-        source_route |= matches!(kind, option::LOOSE_SOURCE_ROUTE | option::STRICT_SOURCE_ROUTE);
+    for option in Options::of(header) {
+        let kind = option?.first();
+        source_route |= matches!(kind, Some(&(option::LOOSE_SOURCE_ROUTE | option::STRICT_SOURCE_ROUTE)));
     }
     Ok(source_route)
+}
+
+/// The options of a header one by one, kind and length included, up to the end marker or the first that does not fit (RFC 791
+/// 3.1). Each step moves at least one byte, so the walk ends within 40.
+pub(super) struct Options<'h> {
+    header: &'h [u8],
+    at: usize,
+}
+
+impl<'h> Options<'h> {
+    pub(super) fn of(header: &'h [u8]) -> Self {
+        Self { header, at: HEADER_LEN }
+    }
+}
+
+impl<'h> Iterator for Options<'h> {
+    type Item = Result<&'h [u8], HeaderError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (at, header) = (self.at, self.header.len());
+        let rest = self.header.get(at..)?;
+        let len = match rest {
+            [] | [option::END, ..] => return None,
+            [option::NO_OPERATION, ..] => 1,
+            [_, len, ..] if *len >= 2 => usize::from(*len),
+            [_, ..] => usize::MAX,
+        };
+        let option = rest.get(..len);
+        self.at = if option.is_some() { at + len } else { header };
+        Some(option.ok_or(HeaderError::BadOption { at, header }))
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
-//! Bytes with names: checksums, IPv4 packets, TCP and UDP headers, and ICMPv4 errors. Nothing here knows of tunnels, routes or sockets.
+//! Bytes with names: checksums, IPv4 packets and their fragments, TCP and UDP headers, and ICMPv4 errors. Nothing here knows of
+//! tunnels, routes or sockets.
 
 pub mod checksum;
 mod ecn;
+pub mod fragment;
 pub mod icmpv4;
 pub mod ipv4;
 pub mod transport;

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use super::sender::{Held, Sender};
 use super::state::{Ends, State};
+use super::unfinished::Unfinished;
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{DropReason, Encap};
 use crate::offload::{SuperPacket, Work};
 use crate::route::RouteTable;
 use crate::sys::{PACKET_MAX, TunError, TunMeta};
-use crate::transmit::{Trains, Way};
+use crate::transmit::Way;
 
 /// Bytes that are collected before they are sent. Half of that costs system calls, and four times as much gains nothing.
 const BYTES_COLLECTED: usize = 128 << 10;
@@ -23,22 +24,11 @@ pub(super) struct Outbound {
     buffer: Box<[u8]>,
     /// That packet, unless all of it is in trains.
     unfinished: Option<Unfinished>,
+    /// For a segment of it that is too long for its path.
+    scratch: Box<[u8]>,
     sender: Sender,
     /// Whether packets wait for each other; without, each is sent at once.
     pub(super) batched: bool,
-}
-
-/// A packet on its way from the buffer into trains.
-#[derive(Clone, Copy, Debug)]
-struct Unfinished {
-    way: Way,
-    len: usize,
-    /// How it is to be cut, if it is.
-    super_packet: Option<SuperPacket>,
-    /// The first segment that is in no train.
-    next: usize,
-    /// When the packet was taken in, or tried last.
-    since: Instant,
 }
 
 impl Outbound {
@@ -46,6 +36,7 @@ impl Outbound {
         Self {
             buffer: vec![0; PACKET_MAX + 1].into_boxed_slice(),
             unfinished: None,
+            scratch: vec![0; PACKET_MAX].into_boxed_slice(),
             sender: Sender::new(),
             batched: true,
         }
@@ -139,15 +130,26 @@ impl Outbound {
                 return Ok(());
             }
         };
-        let verdict = match &super_packet {
+        let mut verdict = match &super_packet {
             None => ends.forwarder.encapsulate(packet, routes),
             Some(cut) => ends.forwarder.encapsulate_super_packet(packet, cut.segment_len(), routes),
         };
+        if let Some((way, longest)) = datagrams_of(&verdict, super_packet.as_ref()) {
+            let limit = state.path_limit(way.destination, now);
+            if longest > limit.into() {
+                verdict = ends.forwarder.refused_as_too_long(packet, way, limit).into();
+            }
+        }
         match verdict {
             Encap::Send(transmit) => {
                 state.count_trimmed(transmit.contents, meta.len);
                 let (way, len) = (Way::from(&transmit), transmit.contents.len());
-                self.unfinished = Some(Unfinished { way, len, super_packet, next: 0, since: now });
+                self.unfinished = Some(Unfinished::new(way, len, super_packet, now));
+            }
+            Encap::Fragment(fragments) => {
+                state.count_trimmed(fragments.packet(), meta.len);
+                let (way, fragmenter) = (fragments.way(), fragments.fragmenter());
+                self.unfinished = Some(Unfinished::fragmented(way, fragmenter, super_packet, now));
             }
             Encap::Reject(reject) => {
                 state.count_trimmed(reject.offender().as_bytes(), meta.len);
@@ -162,14 +164,15 @@ impl Outbound {
     #[inline]
     fn place(&mut self, left: &mut usize, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
         while let Some(unfinished) = &mut self.unfinished {
-            let placed = unfinished.place(&self.buffer, &mut self.sender.trains, left);
+            let placed = unfinished.place(&mut self.buffer, &mut self.scratch, &mut self.sender.trains, left);
             state.counters.anomalies.segments_made += placed.segments;
+            state.counters.anomalies.fragments_made += placed.fragments;
             if placed.all {
                 self.unfinished = None;
             } else if *left == 0 || self.held().is_some() {
                 break;
             } else if self.sender.trains.is_empty() {
-                // Longer than any datagram.
+                // Nothing takes so much room that there is none in empty trains; a loop without end would be worse than a loss.
                 self.unfinished = None;
                 state.counters.encap.discard(DropReason::SendFailed);
             } else {
@@ -189,33 +192,15 @@ impl Outbound {
     }
 }
 
-/// What [`Unfinished::place`] did.
-struct Placed {
-    segments: u64,
-    all: bool,
-}
-
-impl Unfinished {
-    /// A datagram takes one off the budget, but for the first of a packet, which was paid for when it was read.
-    #[inline]
-    fn place(&mut self, buffer: &[u8], trains: &mut Trains, left: &mut usize) -> Placed {
-        let packet = buffer.get(..self.len).unwrap_or_default();
-        let Some(super_packet) = &self.super_packet else {
-            let room = trains.push(&self.way, self.len, true);
-            let all = room.map(|room| room.copy_from_slice(packet)).is_some();
-            return Placed { segments: 0, all };
-        };
-        let first = self.next;
-        let count = super_packet.segments();
-        while self.next < count && (*left > 0 || self.next == 0) {
-            let is_last = self.next + 1 == count;
-            let Some(room) = trains.push(&self.way, super_packet.len_of(self.next), is_last) else { break };
-            super_packet.write_segment(packet, self.next, room);
-            if self.next > 0 {
-                *left -= 1;
-            }
-            self.next += 1;
+/// Where the datagrams of a packet go that is sent, and the longest of them in bytes.
+#[inline]
+fn datagrams_of(verdict: &Encap<'_>, super_packet: Option<&SuperPacket>) -> Option<(Way, usize)> {
+    match verdict {
+        Encap::Send(transmit) => {
+            let longest = super_packet.map_or(transmit.contents.len(), |cut| cut.segment_len().into());
+            Some((Way::from(transmit), longest))
         }
-        Placed { segments: (self.next - first) as u64, all: self.next == count }
+        Encap::Fragment(fragments) => Some((fragments.way(), fragments.fragmenter().mtu().into())),
+        Encap::Reject(_) | Encap::Drop(_) => None,
     }
 }

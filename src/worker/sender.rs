@@ -9,6 +9,7 @@ use super::state::State;
 use crate::forward::DropReason;
 use crate::sys::{BatchError, SendErrorKind};
 use crate::transmit::{Trains, Transmit, Way};
+use crate::wire::fragment::Fragmenter;
 
 /// Trains that are collected at most: 1 MiB of them.
 const SLOTS: usize = 16;
@@ -37,8 +38,16 @@ pub(super) trait Outlet {
     /// What the kernel thinks the path to a peer carries, in bytes of outer packet.
     fn path_mtu(&self, destination: SocketAddr) -> Option<u32>;
 
-    /// Tells the sender of a packet that its path carries only so much, and counts the packet.
-    fn refuse(&self, packet: &mut [u8], mtu: u16, state: &mut State, now: Instant) -> Result<(), WorkerError>;
+    /// What becomes of a packet whose path carries only so much: it is to be fragmented, or its sender is told if it may be, and
+    /// the packet is counted.
+    fn refuse(
+        &self,
+        packet: &mut [u8],
+        way: Way,
+        mtu: u16,
+        state: &mut State,
+        now: Instant,
+    ) -> Result<Option<Fragmenter>, WorkerError>;
 
     /// The end that a closed socket is.
     fn gone(&self) -> WorkerError;
@@ -49,6 +58,8 @@ pub(super) trait Outlet {
 pub(super) struct Sender {
     pub(super) trains: Trains,
     held: Option<Held>,
+    /// Cuts the next datagram, of which some fragments have gone.
+    fragmenter: Option<Fragmenter>,
     /// Whether a packet was lost of which a part has still to be put in.
     lost_unfinished: bool,
 }
@@ -83,7 +94,7 @@ struct Obstacle {
 
 impl Sender {
     pub(super) fn new() -> Self {
-        Self { trains: Trains::with_slots(SLOTS), held: None, lost_unfinished: false }
+        Self { trains: Trains::with_slots(SLOTS), held: None, fragmenter: None, lost_unfinished: false }
     }
 
     /// What is waited for, if the socket took no more.
@@ -104,7 +115,7 @@ impl Sender {
     /// Forgets what waits; the caller has counted it.
     pub(super) fn clear(&mut self) {
         self.trains.clear();
-        (self.held, self.lost_unfinished) = (None, false);
+        (self.held, self.fragmenter, self.lost_unfinished) = (None, None, false);
     }
 
     /// Sends all trains, unless the socket takes no more.
@@ -133,7 +144,7 @@ impl Sender {
     fn send(&mut self, outlet: &impl Outlet, state: &mut State, now: Instant) -> Option<Obstacle> {
         let done = self.trains.done();
         let first = self.trains.transmit(0)?;
-        if !state.fits_path(&first, now) {
+        if self.fragmenter.is_some() || !state.fits_path(&first, now) {
             return Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 });
         }
         let mut count = 1;
@@ -221,13 +232,14 @@ impl Sender {
     }
 
     fn lose(&mut self, datagrams: usize) -> u64 {
+        self.fragmenter = None;
         let given_up = self.trains.give_up(datagrams);
         self.lost_unfinished |= given_up.unfinished;
         given_up.packets
     }
 
     /// The path to the front train's peer carries less than its longest datagram: tells the senders of the packets that do not
-    /// fit, and sends the others one by one.
+    /// fit and must not be fragmented, and sends the others one by one, in fragments where they are too long.
     #[cold]
     fn too_long(
         &mut self,
@@ -238,30 +250,41 @@ impl Sender {
         let Some(train) = self.trains.transmit(0) else { return Ok(None) };
         let way = Way::from(&train);
         let longest = train.segments().map(<[u8]>::len).max().unwrap_or(0);
-        let Some(mut mtu) = state.path_mtu(way.destination, longest, outlet, now) else {
+        let begun = self.fragmenter.map(|fragmenter| fragmenter.mtu());
+        let Some(mut mtu) = begun.or_else(|| state.path_mtu(way.destination, longest, outlet, now)) else {
             // There is nothing that could be told to the senders.
             return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: self.trains.left() }));
         };
         let mut left = self.trains.left();
         while left > 0 {
             let datagrams = self.trains.next_packet().max(1);
-            if let Some(offender) = self.offender(datagrams, mtu) {
-                let outcome = self.refuse(offender, mtu, outlet, state, now);
-                self.lose(datagrams);
-                left = left.saturating_sub(datagrams);
-                outcome?;
-                continue;
+            if self.fragmenter.is_none()
+                && let Some(offender) = self.offender(datagrams, mtu)
+            {
+                match self.refuse(offender, way, mtu, outlet, state, now) {
+                    Ok(Some(fragmenter)) if offender == 0 => {
+                        if !self.fragment(fragmenter) {
+                            return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 }));
+                        }
+                    }
+                    // Its turn comes after those before it.
+                    Ok(Some(_)) => {}
+                    refused => {
+                        self.lose(datagrams);
+                        left = left.saturating_sub(datagrams);
+                        refused?;
+                        continue;
+                    }
+                }
             }
-            let Some(datagram) = self.trains.datagram_mut(0) else { break };
+            let Some(datagram) = self.next_piece() else { break };
             let (len, Way { destination, ecn, flow }) = (datagram.len(), way);
             let transmit = Transmit { ecn, flow, ..Transmit::datagram(destination, datagram) };
             match outlet.send(&[transmit], 0) {
-                Ok(()) => {
-                    self.advance(1, state);
-                    left -= 1;
-                }
+                Ok(()) => left -= self.piece_has_gone(state),
                 Err(BatchError { kind: SendErrorKind::TooLong, .. }) => {
-                    let Some(narrower) = state.path_mtu(destination, len, outlet, now) else {
+                    let Some(narrower) = state.path_mtu(destination, len, outlet, now).filter(|mtu| self.narrow(*mtu))
+                    else {
                         return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 }));
                     };
                     mtu = narrower;
@@ -272,25 +295,59 @@ impl Sender {
         Ok(None)
     }
 
+    /// Begins to cut the next datagram, if that is what the fragmenter was made for.
+    fn fragment(&mut self, mut fragmenter: Fragmenter) -> bool {
+        let begun = self.trains.datagram_mut(0).is_some_and(|datagram| fragmenter.advance(datagram));
+        self.fragmenter = begun.then_some(fragmenter);
+        begun
+    }
+
+    /// The next datagram, or what is next of it.
+    fn next_piece(&mut self) -> Option<&[u8]> {
+        let datagram = self.trains.datagram_mut(0)?;
+        Some(self.fragmenter.map_or(&*datagram, |fragmenter| fragmenter.fragment(datagram)))
+    }
+
+    /// Goes on to the next piece, and returns how many datagrams are done with by that: one or none.
+    fn piece_has_gone(&mut self, state: &mut State) -> usize {
+        if let Some(fragmenter) = &mut self.fragmenter {
+            self.held = None;
+            state.counters.anomalies.fragments_made += 1;
+            if self.trains.datagram_mut(0).is_some_and(|datagram| fragmenter.advance(datagram)) {
+                return 0;
+            }
+            self.fragmenter = None;
+        }
+        self.advance(1, state);
+        1
+    }
+
+    /// Makes the next fragment shorter, if it is one that is next. `false` if no fragment is as short as that.
+    fn narrow(&mut self, mtu: u16) -> bool {
+        let Some(fragmenter) = &mut self.fragmenter else { return true };
+        self.trains.datagram_mut(0).is_some_and(|datagram| fragmenter.narrow(datagram, mtu))
+    }
+
     /// The first of the next so many datagrams that is too long.
     fn offender(&mut self, datagrams: usize, mtu: u16) -> Option<usize> {
         let is_too_long = |datagram: &mut [u8]| datagram.len() > usize::from(mtu);
         (0..datagrams).find(|index| self.trains.datagram_mut(*index).is_some_and(is_too_long))
     }
 
-    /// Tells a packet's sender, unless the packet was lost before.
+    /// What becomes of a packet of which a datagram is too long: nothing more, if the packet was lost before.
     fn refuse(
         &mut self,
         offender: usize,
+        way: Way,
         mtu: u16,
         outlet: &impl Outlet,
         state: &mut State,
         now: Instant,
-    ) -> Result<(), WorkerError> {
+    ) -> Result<Option<Fragmenter>, WorkerError> {
         let is_lost_already = self.trains.next_is_lost();
         match self.trains.datagram_mut(offender) {
-            Some(datagram) if !is_lost_already => outlet.refuse(datagram, mtu, state, now),
-            _ => Ok(()),
+            Some(datagram) if !is_lost_already => outlet.refuse(datagram, way, mtu, state, now),
+            _ => Ok(None),
         }
     }
 }

@@ -9,9 +9,10 @@ use std::time::Instant;
 
 use super::WorkerError;
 use super::sender::Outlet;
-use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo};
+use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo, TooLong};
 use crate::sys::{BatchError, Tun, TunError, UdpTransport};
-use crate::transmit::Transmit;
+use crate::transmit::{Trains, Transmit, Way};
+use crate::wire::fragment::Fragmenter;
 use crate::wire::icmpv4;
 
 /// Peers whose send errors are counted one by one; those of later ones are not.
@@ -65,12 +66,20 @@ impl Outlet for Ends {
         self.udp.path_mtu(destination).ok()
     }
 
-    fn refuse(&self, packet: &mut [u8], mtu: u16, state: &mut State, now: Instant) -> Result<(), WorkerError> {
-        match self.forwarder.refused_as_too_long(packet, mtu) {
-            Ok(reject) => return state.answer_near(&reject, self, now),
-            Err(reason) => state.counters.encap.discard(reason),
+    fn refuse(
+        &self,
+        packet: &mut [u8],
+        way: Way,
+        mtu: u16,
+        state: &mut State,
+        now: Instant,
+    ) -> Result<Option<Fragmenter>, WorkerError> {
+        match self.forwarder.refused_as_too_long(packet, way, mtu) {
+            TooLong::Fragment(fragments) => return Ok(Some(fragments.fragmenter())),
+            TooLong::Reject(reject) => state.answer_near(&reject, self, now)?,
+            TooLong::Drop(reason) => state.counters.encap.discard(reason),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn gone(&self) -> WorkerError {
@@ -93,12 +102,22 @@ impl State {
         now.saturating_duration_since(*self.started.get_or_insert(now))
     }
 
+    /// The longest packet in bytes that gets to a peer, as far as is known: no longer than any datagram.
+    #[inline]
+    pub(super) fn path_limit(&mut self, peer: SocketAddr, now: Instant) -> u16 {
+        const LONGEST: u16 = Trains::BYTES_MAX as u16;
+        if self.paths.is_empty() {
+            return LONGEST;
+        }
+        let clock = self.clock(now);
+        self.paths.lookup(peer.ip(), clock).map_or(LONGEST, |mtu| mtu.min(LONGEST))
+    }
+
     /// Whether no datagram of a train is longer than what is known of its path.
     #[inline]
     pub(super) fn fits_path(&mut self, train: &Transmit<'_>, now: Instant) -> bool {
         let longest = train.segment_size.map_or(train.contents.len(), NonZeroUsize::get);
-        let clock = self.clock(now);
-        self.paths.lookup(train.destination.ip(), clock).is_none_or(|mtu| longest <= usize::from(mtu))
+        longest <= self.path_limit(train.destination, now).into()
     }
 
     /// What the path to a peer carries that refused `len` bytes, in bytes of inner packet; `None` if it cannot be learned.

@@ -83,6 +83,8 @@ fn forward_seeds() -> Vec<Seed> {
     let to_tunnel = Ipv4 { payload: udp(4000, 8285, b""), ..Ipv4::new(POD, [10, 168, 0, 2]) };
     let source_route = Ipv4 { options: STRICT_SOURCE_ROUTE.to_vec(), ..outbound() };
     let long = Ipv4 { payload: pattern(100), ..outbound() };
+    let options = [RECORD_ROUTE.as_slice(), &ROUTER_ALERT, &[1, 1, 130, 3, 9, 1]].concat();
+    let narrow = |packet: &Ipv4| Scenario::encode(0, 1, a, None, &packet.bytes());
     vec![
         ("out-bad-checksum", out(&Ipv4 { checksum: Some(1), ..outbound() })),
         ("out-broadcast", out(&Ipv4 { destination: [255; 4].into(), ..outbound() })),
@@ -100,8 +102,11 @@ fn forward_seeds() -> Vec<Seed> {
         ("out-repaired", with(policy::REPAIR_CHECKSUM | policy::REPAIR_LENGTH, &outbound())),
         ("out-source-route", out(&source_route)),
         ("out-source-route-allowed", with(policy::SOURCE_ROUTES, &source_route)),
-        ("out-too-long", Scenario::encode(0, 1, a, None, &long.bytes())),
-        ("out-too-long-df", Scenario::encode(0, 1, a, None, &Ipv4 { fragment: DF, ..long }.bytes())),
+        ("out-too-long", narrow(&long)),
+        ("out-too-long-fragment", narrow(&Ipv4 { fragment: MF | 99, ..long.clone() })),
+        ("out-too-long-options", narrow(&Ipv4 { options, ..long.clone() })),
+        ("out-too-long-past-the-end", narrow(&Ipv4 { fragment: 0x1fff, ..long.clone() })),
+        ("out-too-long-df", narrow(&Ipv4 { fragment: DF, ..long })),
         ("out-trailer", out(&Ipv4 { trailer: vec![0xee; 9], ..outbound() })),
         ("out-ttl-0", out(&Ipv4 { ttl: 0, ..outbound() })),
         ("in-dressed-as-ipv6", from(8, &inbound())),

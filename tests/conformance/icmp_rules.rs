@@ -100,7 +100,9 @@ fn r40_broadcasts_are_not_answered() {
         Outcome::Reject { reason: RejectReason::TimeExceeded | RejectReason::NetUnreachable, answer } => {
             answer.is_some()
         }
-        other @ (Outcome::Reject { .. } | Outcome::Forward { .. } | Outcome::Drop(_)) => panic!("{other:?}"),
+        other @ (Outcome::Reject { .. } | Outcome::Forward { .. } | Outcome::Fragments { .. } | Outcome::Drop(_)) => {
+            panic!("{other:?}")
+        }
     };
     let hosts = [Host::ordinary(), Host::with_default_route(overlay(), host_a())];
     for host in hosts {

@@ -14,6 +14,7 @@ mod addresses;
 mod corpus;
 mod counters;
 mod ecn;
+mod fragments;
 mod header;
 mod icmp;
 mod icmp_rules;

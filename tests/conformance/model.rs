@@ -8,7 +8,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::support::host::{Host, net, routes};
+use crate::support::host::{Host, Outcome, net, routes};
 use crate::support::model;
 use crate::support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, UDP, icmp, pattern,
@@ -61,13 +61,25 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
         vec![1; 40],
         vec![0; 4],
     ]);
-    prop_oneof![6 => Just(Vec::new()), 3 => lists, 1 => vec(any::<u8>(), 0..=40)]
+    // Some of which belong into every fragment, and some do not.
+    let kinds = select(vec![
+        RECORD_ROUTE.to_vec(),
+        ROUTER_ALERT.to_vec(),
+        vec![1],
+        vec![130, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+        vec![68, 5, 5, 0, 9],
+        vec![0xde, 2],
+    ]);
+    let sound =
+        vec(kinds, 1..5).prop_map(|list| list.concat()).prop_filter("at most 40 bytes", |list| list.len() <= 40);
+    prop_oneof![6 => Just(Vec::new()), 3 => lists, 3 => sound, 1 => vec(any::<u8>(), 0..=40)]
 }
 
 /// Mostly sound ones.
 fn packet() -> impl Strategy<Value = Ipv4> {
     let ttl = prop_oneof![4 => Just(64u8), 3 => Just(1), 1 => Just(0), 1 => Just(2), 1 => any::<u8>()];
-    let fragment = prop_oneof![4 => Just(0u16), 3 => Just(DF), 1 => Just(MF), 1 => any::<u16>()];
+    let fragment =
+        prop_oneof![8 => Just(0u16), 6 => Just(DF), 2 => Just(MF), 2 => any::<u16>(), 1 => 0x1f00..=MF | 0x1fff];
     let trailer = prop_oneof![4 => Just(0usize), 1 => 1usize..50];
     let header = (address(), address(), ttl, fragment, any::<u8>(), any::<u16>());
     (header, payload(), options(), trailer).prop_map(|(header, (protocol, payload), options, trailer)| {
@@ -159,12 +171,14 @@ fn the_generators_reach_every_verdict() {
 
     let mut runner = TestRunner::deterministic();
     let mut seen: HashMap<(&str, Option<DropReason>, bool), u32> = HashMap::new();
+    let mut fragmented = 0;
     for _ in 0..500 {
         let host = host().new_tree(&mut runner).unwrap().current();
         let packets = vec(bytes(), 40).new_tree(&mut runner).unwrap().current();
         let from = select(senders().to_vec()).new_tree(&mut runner).unwrap().current();
         for bytes in packets {
             let (out, back) = (model::encapsulate(&host, &bytes), model::decapsulate(&host, &bytes, from));
+            fragmented += u32::from(matches!(out, Outcome::Fragments { .. }));
             *seen.entry(("encapsulate", out.reason(), out.icmp().is_some())).or_default() += 1;
             *seen.entry(("decapsulate", back.reason(), back.icmp().is_some())).or_default() += 1;
         }
@@ -195,4 +209,5 @@ fn the_generators_reach_every_verdict() {
     }
     assert!(missing.is_empty(), "{missing:?}");
     assert!(seen[&("encapsulate", None, false)] > 500 && seen[&("decapsulate", None, false)] > 100);
+    assert!(fragmented > 100, "{fragmented} went in fragments");
 }

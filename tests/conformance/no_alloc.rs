@@ -4,12 +4,12 @@ use core::hint::black_box;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
-use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, Transit};
+use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, TooLong, Transit};
 use loden::route::{Route, RouteChange, RoutePublisher};
 
 use crate::allocations::allocations;
-use crate::support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes};
-use crate::support::packet::{DF, ICMP, Ipv4, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
+use crate::support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes, way};
+use crate::support::packet::{DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
 
 /// What a worker keeps beside the forwarder.
 struct Worker {
@@ -46,6 +46,13 @@ impl Worker {
                     black_box(segment);
                 }
                 black_box(self.paths.lookup(transmit.destination.ip(), self.now));
+                self.counters.encap.forward();
+            }
+            Encap::Fragment(mut fragments) => {
+                while let Some(transmit) = fragments.cut_next() {
+                    black_box(transmit.contents);
+                    self.counters.anomalies.fragments_made += 1;
+                }
                 self.counters.encap.forward();
             }
             Encap::Reject(reject) => {
@@ -122,7 +129,9 @@ fn packets() -> Vec<Ipv4> {
             with(|p| p.ttl = 0),
             with(|p| p.ttl = 1),
             with(|p| (p.payload, p.fragment) = (pattern(2000), DF)),
-            with(|p| p.payload = pattern(2000)),
+            with(|p| p.payload = pattern(65_000)),
+            with(|p| (p.payload, p.options) = (pattern(2000), [ROUTER_ALERT.as_slice(), &RECORD_ROUTE].concat())),
+            with(|p| (p.payload, p.fragment) = (pattern(2000), 0x1fff)),
         ]);
     }
     packets
@@ -151,8 +160,9 @@ fn no_verdict_allocates() {
         });
         assert_eq!(calls, 0);
         // That the calls were of every kind, or nothing was shown.
-        let Counters { encap, decap, anomalies: _, .. } = &worker.counters;
+        let Counters { encap, decap, anomalies, .. } = &worker.counters;
         assert_eq!(encap.received(), u64::from(ROUNDS) * originals.len() as u64);
+        assert!(anomalies.fragments_made > u64::from(ROUNDS) * 40, "65,000 bytes are many fragments");
         assert!(encap.is_conserved() && decap.is_conserved());
         assert!([encap, decap].iter().all(|flow| flow.forwarded() > 0 && flow.answered() > 0));
         let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
@@ -166,21 +176,32 @@ fn no_verdict_allocates() {
 }
 
 #[test]
-fn an_answer_after_a_refusal_does_not_allocate() {
+fn what_follows_a_refusal_does_not_allocate() {
     let mut worker = Worker::new(overlay());
-    let mut packet = Ipv4 { payload: pattern(1452), fragment: DF, ..outbound() }.bytes();
+    let mut refused = Ipv4 { payload: pattern(1452), fragment: DF, ..outbound() }.bytes();
+    let cut = Ipv4 { payload: pattern(1452), ..outbound() }.bytes();
+    let mut buffer = cut.clone();
     let calls = allocations(|| {
         for _ in 0..10_000 {
             let forwarder = &worker.host.forwarder;
-            let Encap::Send(_) = forwarder.encapsulate(&mut packet, &worker.host.table) else { return };
-            let Ok(reject) = forwarder.refused_as_too_long(&mut packet, 1300) else { return };
+            let Encap::Send(_) = forwarder.encapsulate(&mut refused, &worker.host.table) else { return };
+            // Which brings it back to the TTL it began with.
+            let TooLong::Reject(reject) = forwarder.refused_as_too_long(&mut refused, way(), 1300) else { return };
             black_box(answer(&mut worker.limiter, &mut worker.out, worker.now, &reject));
-            // Back to the TTL it began with, which a refusal restores.
             worker.counters.encap.receive();
             worker.counters.encap.answer();
+            buffer.copy_from_slice(&cut);
+            let TooLong::Fragment(mut fragments) = forwarder.refused_as_too_long(&mut buffer, way(), 300) else {
+                return;
+            };
+            while let Some(transmit) = fragments.cut_next() {
+                worker.counters.anomalies.fragments_made += 1;
+                black_box(transmit.contents);
+            }
         }
     });
-    assert_eq!((calls, worker.counters.encap.answered()), (0, 10_000));
+    let Counters { encap, anomalies, .. } = &worker.counters;
+    assert_eq!((calls, encap.answered(), anomalies.fragments_made), (0, 10_000, 60_000));
 }
 
 /// The limiter's table has a fixed size: any number of sources, with a place or without.

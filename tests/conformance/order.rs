@@ -84,7 +84,10 @@ fn out_of_the_tun_policy_before_ttl_and_size() {
         }),
         TTL_0,
         TTL_1,
-        defect(DropReason::NotFragmented, &["length"], |p| p.payload.extend(pattern(1460))),
+        defect(DropReason::FragmentationNeeded, &["length", "fragment"], |p| {
+            p.payload.extend(pattern(1460));
+            p.fragment = DF;
+        }),
     ];
     let host = Host::with_default_route(overlay(), host_a());
     let defects: Vec<_> = SHARED.iter().chain(&own_part).collect();

@@ -10,6 +10,7 @@ use crate::support::packet::Ipv4;
 fn sent_to(host: &Host, destination: [u8; 4]) -> Option<core::net::SocketAddr> {
     match host.encapsulate(&Ipv4::new(POD, destination).bytes()) {
         Outcome::Forward { to, .. } => to,
+        Outcome::Fragments { to, .. } => Some(to),
         Outcome::Reject { .. } | Outcome::Drop(_) => None,
     }
 }
@@ -71,7 +72,7 @@ fn a_verdict_follows_the_table_it_is_given() {
         let mut packet = outbound().bytes();
         let to = match host.forwarder.encapsulate(&mut packet, table) {
             Encap::Send(transmit) => Some(transmit.destination),
-            Encap::Reject(_) | Encap::Drop(_) => None,
+            Encap::Fragment(_) | Encap::Reject(_) | Encap::Drop(_) => None,
         };
         assert_eq!(to, expected);
     }

@@ -5,6 +5,7 @@ use loden::route::Route;
 
 use crate::support::host::{Host, Outcome, POD_A, host_a, inbound, net, outbound, overlay, routes};
 use crate::support::icmp::Message;
+use crate::support::model;
 use crate::support::packet::{DF, Ipv4, MF, pattern, with_ttl};
 
 fn of_length(total: usize, fragment: u16) -> Ipv4 {
@@ -54,20 +55,42 @@ fn r50_trailers_do_not_count() {
     assert_eq!(Host::ordinary().encapsulate(&packet.bytes()).reason(), None);
 }
 
-/// R51 asks for fragments. There is none yet, and such packets have a reason of their own (fault 29).
+/// R51: one byte decides here too, and the fragment fields of the packet do not.
 #[test]
-fn r51_too_long_without_df_is_dropped_with_its_own_reason() {
+fn r51_too_long_without_df_goes_in_fragments() {
     for (host, mtu) in hosts() {
         let most = usize::from(mtu);
-        for fragment in [0, MF, 0x8000, 100] {
+        for fragment in [0, MF, 0x8000, 100, MF | 100] {
             assert_eq!(host.encapsulate(&of_length(most, fragment).bytes()).reason(), None, "{mtu} bytes fit");
-            let outcome = host.encapsulate(&of_length(most + 1, fragment).bytes());
-            assert_eq!(outcome, Outcome::Drop(DropReason::NotFragmented));
+            for total in [most + 1, 2 * most, 60_000.min(50 * most)] {
+                let packet = of_length(total, fragment).bytes();
+                let expected = model::fragments(&with_ttl(&packet, 63), most).unwrap();
+                assert!(expected.len() > 1);
+                let outcome = host.encapsulate(&packet);
+                assert_eq!(outcome, Outcome::Fragments { to: host_a(), pieces: expected });
+            }
         }
     }
 }
 
-/// R52 and R53, fault 5: DF and the fragment fields go through as they are, both ways.
+/// Fault 5 with R51: what reaches past the longest packet there is would need an offset that does not exist. As far as there is
+/// one it is fragmented; it is never made to look like another part of the packet.
+#[test]
+fn fault_5_a_fragment_past_the_end_is_not_fragmented() {
+    let host = Host::ordinary();
+    let of = |payload: usize, fragment| host.encapsulate(&of_length(20 + payload, fragment).bytes());
+    for (payload, last) in [(1453, 0x1fff - 181), (1456, 0x1fff - 181), (1457, 0x1fff - 182), (3000, 0x1fff - 374)] {
+        for more in [0, MF] {
+            assert!(matches!(of(payload, more | last), Outcome::Fragments { .. }), "{payload} bytes at {last}");
+            for offset in [last + 1, 0x1fff] {
+                let expected = Outcome::Drop(DropReason::NotFragmented);
+                assert_eq!(of(payload, more | offset), expected, "{payload} bytes at {offset}");
+            }
+        }
+    }
+}
+
+/// R52 and R53, fault 5: DF and the fragment fields of what fits go through as they are, both ways.
 #[test]
 fn r52_r53_fragments_and_df_pass_as_they_are() {
     let host = Host::ordinary();
@@ -110,7 +133,33 @@ fn refused_as_too_long_undoes_the_hop_and_answers() {
             assert_eq!(message.source(), POD_A);
             assert_eq!((message.type_code, message.rest), ([3, 4], [0, 0, 5, 20]));
         }
+    }
+}
+
+/// R51, when the path shows its width only at sending: the hop is taken already.
+#[test]
+fn refused_as_too_long_keeps_the_hop_of_what_it_fragments() {
+    for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
+        let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
         let Outcome::Forward { mut bytes, .. } = host.encapsulate(&of_length(1400, 0).bytes()) else { panic!() };
-        assert_eq!(host.refused_as_too_long(&mut bytes, 1300), Outcome::Drop(DropReason::NotFragmented));
+        let pieces = model::fragments(&bytes, 1300).unwrap();
+        assert_eq!(host.refused_as_too_long(&mut bytes, 1300), Outcome::Fragments { to: host_a(), pieces });
+    }
+}
+
+/// A path narrower than any that IPv4 has, as a link of 68 bytes leaves it to what is inside: as long as a header and 8 bytes
+/// fit there are fragments, and then a reason.
+#[test]
+fn a_path_too_narrow_for_a_fragment() {
+    let host = Host::ordinary();
+    for (options, least) in [(0, 28), (4, 32), (40, 68)] {
+        let sent = Ipv4 { options: vec![1; options], ..of_length(1400, 0) }.bytes();
+        let outcome = |mtu| host.refused_as_too_long(&mut sent.clone(), mtu);
+        let pieces = model::fragments(&sent, least.into()).unwrap();
+        assert_eq!(outcome(least), Outcome::Fragments { to: host_a(), pieces });
+        for mtu in [0, 19, 20, least - 1] {
+            assert_eq!(model::fragments(&sent, mtu.into()), None);
+            assert_eq!(outcome(mtu), Outcome::Drop(DropReason::NotFragmented), "{mtu}");
+        }
     }
 }

@@ -18,7 +18,7 @@ fn fate(outcome: &Outcome) -> Fate {
         Outcome::Forward { bytes, .. } => GoesOnWith(bytes[8]),
         Outcome::Reject { reason: RejectReason::TimeExceeded, answer: Some(_) } => Expires,
         Outcome::Drop(DropReason::TtlZero) => ArrivedDead,
-        Outcome::Reject { .. } | Outcome::Drop(_) => panic!("{outcome:?}"),
+        Outcome::Fragments { .. } | Outcome::Reject { .. } | Outcome::Drop(_) => panic!("{outcome:?}"),
     }
 }
 

@@ -6,7 +6,7 @@ use loden::forward::{EcnIngress, Overlay};
 use loden::sim::{Chance, Conditions, Loss, Sim};
 use loden::wire::Ecn;
 
-use crate::{SOURCE, lease, mesh, ms, network, numbers, overlay, packet};
+use crate::{SOURCE, at, lease, mesh, ms, network, numbers, overlay, packet, with_byte};
 use loden::lease::LeaseEvent;
 
 const PACKETS: u32 = 10_000;
@@ -94,11 +94,7 @@ fn a_congested_way_marks_those_who_take_part() {
     sim.lease_event(SOURCE, LeaseEvent::Snapshot(vec![lease(0), lease(1)]));
     sim.set_conditions_from(a, b, Conditions { congestion: Chance::ALWAYS, ..Conditions::default() });
     for ecn in [Ecn::NotEct, Ecn::Ect0] {
-        let mut packet = packet(0, 1, 0).to_vec();
-        packet[1] = ecn.bits();
-        let sum = u16::from_be_bytes([packet[10], packet[11]]) - u16::from(ecn.bits());
-        packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        sim.send(a, packet);
+        sim.send(a, with_byte(&packet(0, 1, 0), at::TOS, ecn.bits()));
     }
     sim.run_until_idle();
     let marks: Vec<_> =

@@ -1,21 +1,25 @@
 //! R67 over random histories: after every step, and by an account of its own that is kept from the trace.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
+use loden::forward::{Counters, DropReason};
 use loden::lease::{Lease, LeaseEvent};
 use loden::route::{Route, RouteChange};
 use loden::sim::{Chance, Conditions, Direction, Event, Fate, Loss, NodeId, Record, Sim};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
-use crate::{SOURCE, mesh, ms, packet, packet_of, subnet, underlay};
+use crate::{SOURCE, at, mesh, ms, packet, packet_of, subnet, underlay, with_byte};
 
 const NODES: u32 = 4;
 
 /// Something that a user of the simulator does.
 #[derive(Clone, Debug)]
 enum Act {
-    Send { from: u32, to: u32, len: usize, change: Option<(usize, u8)> },
+    Send { from: u32, to: u32, len: usize, header: Option<(usize, u8)>, change: Option<(usize, u8)> },
     Inject { to: u32, from: u32, change: Option<(usize, u8)> },
     Lease { key: u32, host: u32 },
     LeaseGone(u32),
@@ -37,6 +41,7 @@ fn act() -> impl Strategy<Value = Act> {
     let anybody = || 0..NODES + 2;
     let change = || proptest::option::weighted(0.2, (0usize..32, any::<u8>()));
     let len = || prop_oneof![4 => 32usize..64, 1 => 500usize..1600];
+    let header = || proptest::sample::select(vec![None, Some((at::FLAGS, 0)), Some((at::TTL, 1)), Some((at::TTL, 2))]);
     let chance = || prop_oneof![2 => Just(Chance::NEVER), 1 => (0u32..60).prop_map(Chance::percent)];
     let mtu = || prop_oneof![3 => Just(1500u16), 1 => 40u16..1500];
     let conditions =
@@ -45,7 +50,8 @@ fn act() -> impl Strategy<Value = Act> {
             Conditions { latency, jitter, loss, duplication, mtu, ..Conditions::default() }
         });
     prop_oneof![
-        12 => (node(), anybody(), len(), change()).prop_map(|(from, to, len, change)| Act::Send { from, to, len, change }),
+        12 => (node(), anybody(), len(), header(), change())
+            .prop_map(|(from, to, len, header, change)| Act::Send { from, to, len, header, change }),
         3 => (node(), anybody(), change()).prop_map(|(to, from, change)| Act::Inject { to, from, change }),
         2 => (anybody(), anybody()).prop_map(|(key, host)| Act::Lease { key, host }),
         1 => anybody().prop_map(Act::LeaseGone),
@@ -71,7 +77,13 @@ fn changed(packet: bytes::Bytes, change: Option<(usize, u8)>) -> Vec<u8> {
 fn perform(sim: &mut Sim<u32>, nodes: &[NodeId], act: Act) {
     let at = |number: u32| nodes[number as usize];
     match act {
-        Act::Send { from, to, len, change } => sim.send(at(from), changed(packet_of(len, from, to), change)),
+        Act::Send { from, to, len, header, change } => {
+            let packet = packet_of(len, from, to);
+            sim.send(
+                at(from),
+                changed(header.map_or(packet.clone(), |(at, byte)| with_byte(&packet, at, byte)), change),
+            );
+        }
         Act::Inject { to, from, change } => sim.inject(at(to), underlay(from), changed(packet(from, to, 0), change)),
         Act::Lease { key, host } => {
             let lease = Lease::new(subnet(key), underlay(host));
@@ -153,34 +165,64 @@ fn assert_accounts(sim: &Sim<u32>, trace: &[Record]) {
     }
 }
 
+/// Goes through a history, and looks after every step of it and at the end whether all is accounted for.
+fn history(seed: u64, acts: Vec<Act>) -> Sim<u32> {
+    let (mut sim, nodes) = mesh::<{ NODES as usize }>(seed);
+    sim.keep_trace();
+    let (mut offered, mut injected) = (0, 0);
+    for act in acts {
+        offered += u64::from(matches!(act, Act::Send { .. }));
+        injected += u64::from(matches!(act, Act::Inject { .. }));
+        perform(&mut sim, &nodes, act);
+        sim.check().unwrap();
+    }
+    sim.run_until_idle();
+    sim.check().unwrap();
+    let refused: u64 = nodes.iter().map(|node| sim[*node].refused()).sum();
+    assert_eq!(sim.counters().encap.received() + refused, offered);
+    assert_eq!((sim.underlay().injected(), sim.underlay().in_flight()), (injected, 0));
+    let trace = sim.take_trace();
+    assert_accounts(&sim, &trace);
+    // What was delivered is for a pod there, or an answer to whoever sent something there.
+    for delivered in sim.take_delivered() {
+        let destination = Ipv4Addr::from(<[u8; 4]>::try_from(&delivered.packet[16..20]).unwrap());
+        let is_ours = sim[delivered.node].overlay().subnet.contains(&IpAddr::V4(destination));
+        assert!(is_ours || delivered.packet[9] == 1, "{destination} at {}", delivered.node);
+    }
+    sim
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn r67_every_packet_is_in_one_place_after_every_step(seed in any::<u64>(), acts in vec(act(), 1..120)) {
-        let (mut sim, nodes) = mesh::<{ NODES as usize }>(seed);
-        sim.keep_trace();
-        let (mut offered, mut injected) = (0, 0);
-        for act in acts {
-            offered += u64::from(matches!(act, Act::Send { .. }));
-            injected += u64::from(matches!(act, Act::Inject { .. }));
-            perform(&mut sim, &nodes, act);
-            prop_assert_eq!(sim.check(), Ok(()));
-        }
-        sim.run_until_idle();
-        prop_assert_eq!(sim.check(), Ok(()));
-        let refused: u64 = nodes.iter().map(|node| sim[*node].refused()).sum();
-        let (total, underlay) = (sim.counters(), sim.underlay());
-        prop_assert_eq!(total.encap.received() + refused, offered);
-        prop_assert_eq!((underlay.injected(), underlay.in_flight()), (injected, 0));
-        let delivered = sim.take_delivered();
-        let trace = sim.take_trace();
-        assert_accounts(&sim, &trace);
-        // What was delivered is in the subnet it was delivered to, or an answer to somebody in it.
-        for delivered in &delivered {
-            let destination = core::net::Ipv4Addr::from(<[u8; 4]>::try_from(&delivered.packet[16..20]).unwrap());
-            let is_ours = sim[delivered.node].overlay().subnet.contains(&core::net::IpAddr::V4(destination));
-            prop_assert!(is_ours || delivered.packet[9] == 1, "{} at {}", destination, delivered.node);
-        }
+        history(seed, acts);
     }
+}
+
+/// The histories are such that everything happens in them.
+#[test]
+fn the_histories_reach_every_fate() {
+    let mut runner = TestRunner::deterministic();
+    let (mut total, mut lost) = (Counters::default(), BTreeMap::<Loss, u64>::new());
+    for seed in 0..150 {
+        let acts = vec(act(), 100).new_tree(&mut runner).unwrap().current();
+        let sim = history(seed, acts);
+        total += &sim.counters();
+        sim.underlay().losses().for_each(|(loss, count)| *lost.entry(loss).or_default() += count);
+    }
+    assert_eq!(lost.len(), Loss::ALL.len(), "{lost:?}");
+    let Counters { encap, decap, anomalies } = total;
+    assert!(
+        encap.forwarded() > 500 && decap.forwarded() > 500 && encap.answered() > 100 && decap.answered() > 10,
+        "{encap:?} {decap:?}"
+    );
+    assert!(anomalies.fragments_made > 10 && anomalies.path_mtu_lowered > 10, "{anomalies:?}");
+    let reasons = [DropReason::UnknownPeer, DropReason::SpoofedSource, DropReason::ForeignDestination];
+    assert!(reasons.iter().all(|reason| decap.dropped(*reason) > 10), "{decap:?}");
+    assert!(
+        [DropReason::NoRoute, DropReason::BadChecksum].iter().all(|reason| encap.dropped(*reason) > 10),
+        "{encap:?}"
+    );
 }

@@ -19,6 +19,7 @@ use ipnet::Ipv4Net;
 use loden::forward::Overlay;
 use loden::lease::{Lease, LeaseEvent, SourceId};
 use loden::sim::{Delivered, NodeId, Sim, udp_packet};
+use loden::wire::checksum;
 
 const SOURCE: SourceId = SourceId(0);
 
@@ -74,6 +75,23 @@ fn number(packet: &[u8]) -> u32 {
 /// A packet of this many bytes in all.
 fn packet_of(len: usize, from: u32, to: u32) -> Bytes {
     udp_packet(SocketAddrV4::new(pod(from), 4000), SocketAddrV4::new(pod(to), 53), &vec![0; len - 28])
+}
+
+/// Where in a header something is.
+mod at {
+    pub(crate) const TOS: usize = 1;
+    pub(crate) const FLAGS: usize = 6;
+    pub(crate) const TTL: usize = 8;
+}
+
+/// The packet with another byte in its header, and the checksum right again.
+fn with_byte(packet: &Bytes, at: usize, byte: u8) -> Bytes {
+    let mut packet = packet.to_vec();
+    packet[at] = byte;
+    packet[10..12].fill(0);
+    let sum = checksum::checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.into()
 }
 
 fn numbers(delivered: &[Delivered]) -> Vec<u32> {

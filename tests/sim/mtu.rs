@@ -3,7 +3,7 @@
 use loden::forward::{DropReason, Overlay, PathMtus};
 use loden::sim::{Conditions, Loss, Sim};
 
-use crate::{icmp, mesh, ms, network, overlay, packet_of, underlay};
+use crate::{at, icmp, mesh, ms, network, overlay, packet_of, underlay, with_byte};
 
 /// As with EMSGSIZE: nothing is sent, and the packet's sender has its answer at once.
 #[test]
@@ -85,11 +85,8 @@ fn an_answer_that_is_too_long_is_not_sent() {
         );
     }
     sim.set_link_mtu(b, 300);
-    let mut packet = packet_of(500, 0, 1).to_vec();
-    // TTL 2, which is used up at the far end: R30.
-    let sum = u16::from_be_bytes([packet[10], packet[11]]).checked_add(62 << 8).unwrap();
-    packet[8] = 2;
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    // A TTL that is used up at the far end: R30.
+    let packet = with_byte(&packet_of(500, 0, 1), at::TTL, 2);
     sim.send(a, packet.clone());
     sim.run_until_idle();
     assert_eq!(sim[b].counters().decap.dropped(DropReason::TimeExceeded), 1);
@@ -101,4 +98,25 @@ fn an_answer_that_is_too_long_is_not_sent() {
     assert_eq!((told.node, &icmp(&told.packet)), (a, &(11, 0, 0)));
     assert_eq!(sim[b].counters().decap.answered(), 1);
     sim.check().unwrap();
+}
+
+/// R51: what may be fragmented is, at the node's own link and on a path that is known to be narrow. Fragments are lost one by one.
+#[test]
+fn without_df_it_goes_in_fragments() {
+    let (mut sim, [a, b, c]) = mesh::<3>(1);
+    sim.set_link_mtu(a, 1000);
+    let send = |sim: &mut Sim<u32>, to| {
+        sim.send(a, with_byte(&packet_of(1400, 0, to), at::FLAGS, 0));
+        sim.run_until_idle();
+        sim.check().unwrap();
+        sim.take_delivered().iter().map(|delivered| (delivered.node, delivered.packet.len())).collect::<Vec<_>>()
+    };
+    // 972 bytes leave room for 952 of payload, a multiple of 8.
+    assert_eq!(send(&mut sim, 1), [(b, 972), (b, 448)]);
+    sim.set_conditions_from(a, c, Conditions { mtu: 600, ..Conditions::default() });
+    assert_eq!(send(&mut sim, 2), [(c, 448)], "the first of two is lost, and the path known from then on");
+    assert_eq!(send(&mut sim, 2), [(c, 572), (c, 572), (c, 296)]);
+    let counters = sim[a].counters();
+    assert_eq!((counters.encap.forwarded(), counters.anomalies.fragments_made, sim.underlay().sent()), (3, 7, 7));
+    assert_eq!(sim.underlay().lost(Loss::TooLong), 1);
 }

@@ -2,9 +2,11 @@
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use loden::forward::{Decap, DropReason, Encap, Forwarder, Overlay, Reject, RejectReason, ReplyTo};
+use loden::Transmit;
+use loden::forward::{Decap, DropReason, Encap, Forwarder, Fragments, Overlay, Reject, RejectReason, ReplyTo, TooLong};
 use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteTable};
+use loden::transmit::Way;
 
 use super::packet::{Ipv4, ones_sum};
 
@@ -66,6 +68,11 @@ pub(crate) enum Outcome {
         to: Option<SocketAddr>,
         bytes: Vec<u8>,
     },
+    /// To a peer in pieces.
+    Fragments {
+        to: SocketAddr,
+        pieces: Vec<Vec<u8>>,
+    },
     /// With the whole ICMP packet, if there may be one.
     Reject {
         reason: RejectReason,
@@ -78,7 +85,7 @@ impl Outcome {
     /// Why it was not forwarded.
     pub(crate) fn reason(&self) -> Option<DropReason> {
         match self {
-            Self::Forward { .. } => None,
+            Self::Forward { .. } | Self::Fragments { .. } => None,
             Self::Reject { reason, .. } => Some((*reason).into()),
             Self::Drop(reason) => Some(*reason),
         }
@@ -88,7 +95,7 @@ impl Outcome {
     pub(crate) fn icmp(&self) -> Option<&[u8]> {
         match self {
             Self::Reject { answer: Some((_, bytes)), .. } => Some(bytes),
-            Self::Reject { answer: None, .. } | Self::Forward { .. } | Self::Drop(_) => None,
+            Self::Reject { answer: None, .. } | Self::Forward { .. } | Self::Fragments { .. } | Self::Drop(_) => None,
         }
     }
 }
@@ -145,6 +152,7 @@ impl Host {
                 assert_eq!(transmit.segment_size, None, "one packet is one datagram");
                 Outcome::Forward { to: Some(transmit.destination), bytes: transmit.contents.to_vec() }
             }
+            Encap::Fragment(fragments) => fragments_outcome(fragments),
             Encap::Reject(reject) => reject_outcome(&reject, packet),
             Encap::Drop(reason) => Outcome::Drop(reason),
         };
@@ -152,15 +160,19 @@ impl Host {
         outcome
     }
 
-    /// What becomes of a packet that was let pass and that the path refused.
+    /// What becomes of a packet that was let pass to host A and that the path refused.
     pub(crate) fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
-        match self.forwarder.refused_as_too_long(sent, mtu) {
-            Ok(reject) => {
+        let before = sent.to_vec();
+        let outcome = match self.forwarder.refused_as_too_long(sent, way(), mtu) {
+            TooLong::Fragment(fragments) => fragments_outcome(fragments),
+            TooLong::Reject(reject) => {
                 let offender = reject.offender().as_bytes().to_vec();
                 reject_outcome(&reject, &offender)
             }
-            Err(reason) => Outcome::Drop(reason),
-        }
+            TooLong::Drop(reason) => Outcome::Drop(reason),
+        };
+        assert!(!matches!(outcome, Outcome::Drop(_)) || sent == before, "what is dropped is not touched");
+        outcome
     }
 
     /// What becomes of a datagram from the underlay, likewise.
@@ -176,6 +188,11 @@ impl Host {
     }
 }
 
+/// The way to host A.
+pub(crate) fn way() -> Way {
+    Way::from(&Transmit::datagram(host_a(), &[]))
+}
+
 pub(crate) fn table_of(routes: &[Route]) -> RouteTable {
     let (table, refused) = RouteTable::try_from_routes(routes.iter().copied());
     assert_eq!(refused, [], "the tests use routes that are taken");
@@ -188,6 +205,16 @@ pub(crate) fn holds(subnet: IpNet, address: Ipv4Addr) -> bool {
     u64::from(network.to_bits()) >> host_bits == u64::from(address.to_bits()) >> host_bits
 }
 
+fn fragments_outcome(mut fragments: Fragments<'_>) -> Outcome {
+    let (way, mut pieces) = (fragments.way(), Vec::new());
+    while let Some(transmit) = fragments.cut_next() {
+        assert_eq!((Way::from(&transmit), transmit.segment_size), (way, None), "all go one way, each by itself");
+        pieces.push(transmit.contents.to_vec());
+    }
+    assert!(fragments.cut_next().is_none(), "the end is the end");
+    Outcome::Fragments { to: way.destination, pieces }
+}
+
 fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
     let offender = reject.offender().as_bytes();
     assert_eq!(offender, &packet[..offender.len()], "the offender is the packet as it arrived");
@@ -197,13 +224,22 @@ fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
     Outcome::Reject { reason: reject.reason(), answer: reject.reply_to().zip(message) }
 }
 
-/// The bytes are as they were, unless the packet goes on: then TTL and checksum may differ, and the checksum is right.
+/// The bytes are as they were, unless the packet goes on: then TTL and checksum may differ, and the checksum is right. One that
+/// goes on in pieces has lost its form, and what is behind it has not.
 fn assert_little_changed(before: &[u8], after: &[u8], outcome: &Outcome) {
-    let Outcome::Forward { bytes, .. } = outcome else {
-        assert_eq!(before, after, "only packets that go on are touched");
-        return;
+    let total = || usize::from(u16::from_be_bytes([before[2], before[3]]));
+    let bytes = match outcome {
+        Outcome::Forward { bytes, .. } => bytes,
+        Outcome::Fragments { .. } => {
+            assert_eq!(before[total()..], after[total()..], "behind the total length");
+            return;
+        }
+        Outcome::Reject { .. } | Outcome::Drop(_) => {
+            assert_eq!(before, after, "only packets that go on are touched");
+            return;
+        }
     };
-    let total = usize::from(u16::from_be_bytes([before[2], before[3]]));
+    let total = total();
     assert_eq!(bytes.as_slice(), &after[..total], "what goes on is the front of the buffer, total length bytes of it");
     let differing: Vec<_> = (0..before.len()).filter(|at| before[*at] != after[*at]).collect();
     assert!(differing.iter().all(|at| [8, 10, 11].contains(at)), "bytes {differing:?} differ");

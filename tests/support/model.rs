@@ -41,10 +41,13 @@ pub(crate) fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
     };
     let mtu = route.mtu.unwrap_or(u16::MAX).min(overlay.mtu);
     if packet.bytes.len() > usize::from(mtu) {
-        let dont_fragment = packet.bytes[6] & 0x40 != 0;
-        // R51 asks for fragments; fault 29 has them dropped while fragmentation does not exist.
-        let dropped = Outcome::Drop(DropReason::NotFragmented);
-        return if dont_fragment { reject(RejectReason::FragmentationNeeded { mtu }) } else { dropped };
+        if packet.bytes[6] & 0x40 != 0 {
+            return reject(RejectReason::FragmentationNeeded { mtu });
+        }
+        return match fragments(&packet.with_ttl(ttl), mtu.into()) {
+            Some(pieces) => Outcome::Fragments { to: route.next_hop, pieces },
+            None => Outcome::Drop(DropReason::NotFragmented),
+        };
     }
     Outcome::Forward { to: Some(route.next_hop), bytes: packet.with_ttl(ttl) }
 }
@@ -90,6 +93,57 @@ pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcom
         (ttl, TtlPolicy::BothEnds) => Outcome::Forward { to: None, bytes: packet.with_ttl(ttl - 1) },
         (_, _) => Outcome::Forward { to: None, bytes: packet.bytes.to_vec() },
     }
+}
+
+/// R51: where each unit of 8 bytes goes is worked out first, then the packets are made field by field. `None` if there is no
+/// room for 8 bytes, or an offset would not fit its 13 bits.
+pub(crate) fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
+    let (head, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
+    let copied = copied_options(&head[20..]);
+    let later = 20 + copied.len().next_multiple_of(4);
+    let mut cuts = vec![0];
+    while payload.len() - cuts[cuts.len() - 1] > mtu.checked_sub(if cuts.len() == 1 { head.len() } else { later })? {
+        let room = mtu - if cuts.len() == 1 { head.len() } else { later };
+        if room < 8 {
+            return None;
+        }
+        cuts.push(cuts[cuts.len() - 1] + room / 8 * 8);
+    }
+    cuts.push(payload.len());
+    let word = u16::from_be_bytes([packet[6], packet[7]]);
+    let (reserved, more, offset) = (word & 0x8000, word & 0x2000, usize::from(word & 0x1fff));
+    if offset * 8 + payload.len() > 65_536 {
+        return None;
+    }
+    let address = |at: usize| Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]);
+    let piece = |index: usize| {
+        let more = if index + 2 < cuts.len() { 0x2000 } else { more };
+        let piece = super::packet::Ipv4 {
+            tos: packet[1],
+            id: u16::from_be_bytes([packet[4], packet[5]]),
+            fragment: reserved | more | (offset + cuts[index] / 8) as u16,
+            ttl: packet[8],
+            protocol: packet[9],
+            options: if index == 0 { head[20..].to_vec() } else { copied.clone() },
+            payload: payload[cuts[index]..cuts[index + 1]].to_vec(),
+            ..super::packet::Ipv4::new(address(12), address(16))
+        };
+        piece.bytes()
+    };
+    Some((0..cuts.len() - 1).map(piece).collect())
+}
+
+/// The options of which RFC 791 wants a copy in every fragment: those of kind 128 and more.
+fn copied_options(mut options: &[u8]) -> Vec<u8> {
+    let mut copied = Vec::new();
+    while let [kind @ 1..=255, rest @ ..] = options {
+        let len = if *kind == 1 { 1 } else { usize::from(rest[0]) };
+        if *kind >= 128 {
+            copied.extend(&options[..len]);
+        }
+        options = &options[len..];
+    }
+    copied
 }
 
 impl<'a> Packet<'a> {

@@ -1,10 +1,13 @@
 use super::*;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::ops::Range;
 use proptest::prelude::*;
 
 use crate::wire::Ecn;
+use crate::wire::checksum;
+use crate::wire::ipv4::Ipv4Packet;
 
 /// A socket that does as it is told, and remembers what went.
 #[derive(Default)]
@@ -15,12 +18,33 @@ struct Script {
     as_trains: bool,
     /// What the path carries, in bytes of inner packet.
     mtu: Cell<u16>,
-    sent: RefCell<Vec<(SocketAddr, u32)>>,
+    sent: RefCell<Vec<Sent>>,
     refused: RefCell<Vec<u32>>,
 }
 
+/// A datagram that went, or a piece of one.
+#[derive(Clone, Debug)]
+struct Sent {
+    to: SocketAddr,
+    mark: u32,
+    /// Which bytes of the whole payload.
+    payload: Range<usize>,
+}
+
+/// The identification of a packet: its number, and which of its datagrams it is.
 fn mark(datagram: &[u8]) -> u32 {
-    datagram.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    Ipv4Packet::parse(datagram).unwrap().header().identification().into()
+}
+
+impl Sent {
+    fn new(to: SocketAddr, datagram: &[u8]) -> Self {
+        let packet = Ipv4Packet::parse(datagram).unwrap();
+        assert_eq!(packet.as_bytes().len(), datagram.len());
+        let start = usize::from(packet.header().fragment_offset()) * 8;
+        let payload = start..start + packet.payload().len();
+        assert!(payload.clone().zip(packet.payload()).all(|(at, byte)| *byte == at as u8), "the bytes are its own");
+        Self { to, mark: mark(datagram), payload }
+    }
 }
 
 impl Outlet for Script {
@@ -39,7 +63,7 @@ impl Outlet for Script {
                     return fails(kind, if self.as_trains { datagrams - segment } else { 1 });
                 }
                 go -= 1;
-                self.sent.borrow_mut().push((train.destination, mark(datagram)));
+                self.sent.borrow_mut().push(Sent::new(train.destination, datagram));
             }
         }
         Ok(())
@@ -49,10 +73,25 @@ impl Outlet for Script {
         Some(u32::from(self.mtu.get()) + 28)
     }
 
-    fn refuse(&self, packet: &mut [u8], _mtu: u16, state: &mut State, _now: Instant) -> Result<(), WorkerError> {
-        self.refused.borrow_mut().push(mark(packet));
-        state.counters.encap.answer();
-        Ok(())
+    fn refuse(
+        &self,
+        packet: &mut [u8],
+        _way: Way,
+        mtu: u16,
+        state: &mut State,
+        _now: Instant,
+    ) -> Result<Option<Fragmenter>, WorkerError> {
+        let parsed = Ipv4Packet::parse(packet).unwrap();
+        if parsed.header().dont_fragment() {
+            self.refused.borrow_mut().push(mark(packet));
+            state.counters.encap.answer();
+            return Ok(None);
+        }
+        let fragmenter = Fragmenter::new(parsed.header(), mtu);
+        if fragmenter.is_none() {
+            state.counters.encap.discard(DropReason::NotFragmented);
+        }
+        Ok(fragmenter)
     }
 
     fn gone(&self) -> WorkerError {
@@ -64,13 +103,42 @@ fn way(peer: u8) -> Way {
     Way { destination: ([10, 168, 0, peer], 8285).into(), ecn: Ecn::NotEct, flow: 0 }
 }
 
+const DF: u16 = 0x4000;
+
+/// Writes a packet over all of a datagram, its payload counting up.
+fn write(datagram: &mut [u8], mark: u32, fragment: u16) {
+    let len = datagram.len() as u16;
+    let mut header = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 100, 96, 1, 2, 100, 96, 2, 3];
+    header[2..4].copy_from_slice(&len.to_be_bytes());
+    header[4..6].copy_from_slice(&(mark as u16).to_be_bytes());
+    header[6..8].copy_from_slice(&fragment.to_be_bytes());
+    let sum = checksum::checksum(&header);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    datagram[..20].copy_from_slice(&header);
+    let start = usize::from(fragment & 0x1fff) * 8;
+    for (at, byte) in (start..).zip(&mut datagram[20..]) {
+        *byte = at as u8;
+    }
+}
+
 /// Puts a packet of so many datagrams in, as far as there is room. Returns how many went in.
 fn put(sender: &mut Sender, state: &mut State, peer: u8, number: u32, datagrams: u32, len: usize) -> u32 {
+    put_with(DF, sender, state, peer, number, datagrams, len)
+}
+
+fn put_with(
+    fragment: u16,
+    sender: &mut Sender,
+    state: &mut State,
+    peer: u8,
+    number: u32,
+    datagrams: u32,
+    len: usize,
+) -> u32 {
     state.counters.encap.receive();
     for index in 0..datagrams {
         let Some(room) = sender.trains.push(&way(peer), len, index + 1 == datagrams) else { return index };
-        room.fill(0);
-        room[..4].copy_from_slice(&(number << 8 | index).to_be_bytes());
+        write(room, number << 8 | index, fragment);
     }
     datagrams
 }
@@ -82,7 +150,7 @@ fn script(steps: &[(usize, SendErrorKind)]) -> Script {
 }
 
 fn marks(script: &Script) -> Vec<u32> {
-    script.sent.borrow().iter().map(|(_, mark)| *mark).collect()
+    script.sent.borrow().iter().map(|sent| sent.mark).collect()
 }
 
 /// Fault 27: the position is kept, nothing goes twice, and after a second all is given up and counted.
@@ -204,31 +272,124 @@ fn fault_27_also_on_a_narrow_path() {
     assert_eq!((marks(&socket), state.counters.encap.forwarded()), (Vec::from([0x200]), 1));
 }
 
+/// What went, as marks and bytes of payload.
+fn pieces(script: &Script) -> Vec<(u32, usize)> {
+    script.sent.borrow().iter().map(|sent| (sent.mark, sent.payload.len())).collect()
+}
+
+/// Fault 29 with DF clear: the packets that met the narrow path are fragmented, not lost, and count once.
+#[test]
+fn fault_29_what_may_be_fragmented_is() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    // A packet of two datagrams, one of one, and one that fits.
+    put_with(0, &mut sender, &mut state, 3, 1, 2, 1400);
+    put_with(0, &mut sender, &mut state, 3, 2, 1, 1400);
+    put_with(0, &mut sender, &mut state, 3, 3, 1, 900);
+    put_with(DF, &mut sender, &mut state, 4, 4, 1, 900);
+    let socket = script(&[]);
+    socket.mtu.set(1000);
+    sender.flush(&socket, &mut state, now).unwrap();
+    let (first, second) = (976, 404);
+    let expected = [(0x100, first), (0x100, second), (0x101, first), (0x101, second), (0x200, first), (0x200, second)];
+    assert_eq!(pieces(&socket)[..6], expected);
+    assert_eq!(pieces(&socket)[6..], [(0x300, 880), (0x400, 880)]);
+    let counters = &state.counters;
+    assert_eq!((counters.encap.forwarded(), counters.encap.answered(), counters.anomalies.fragments_made), (4, 0, 6));
+    assert!(counters.encap.is_conserved() && sender.trains.is_empty());
+}
+
+/// Faults 27 and 29: a socket that is full between two fragments is waited for, and goes on with the next of them, also if the
+/// path has become narrower still.
+#[test]
+fn fault_27_between_two_fragments() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    put_with(0, &mut sender, &mut state, 3, 1, 1, 1400);
+    put_with(0, &mut sender, &mut state, 3, 2, 1, 1400);
+    let socket = script(&[(9, SendErrorKind::Other(0)), (9, SendErrorKind::Other(0)), (0, SendErrorKind::WouldBlock)]);
+    socket.mtu.set(600);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert!(sender.held().is_some());
+    assert_eq!((pieces(&socket), state.counters.encap.held()), (Vec::from([(0x100, 576)]), 2));
+    socket.mtu.set(500);
+    sender.flush(&socket, &mut state, now).unwrap();
+    let first = [(0x100, 576), (0x100, 480), (0x100, 324)];
+    assert_eq!(pieces(&socket), [&first[..], &[(0x200, 480), (0x200, 480), (0x200, 420)]].concat());
+    assert_eq!((state.counters.encap.forwarded(), state.counters.anomalies.fragments_made), (2, 6));
+    assert!(sender.held().is_none() && sender.trains.is_empty());
+}
+
+/// R67: of a packet of which a fragment fails nothing more is sent; it is lost once, for that reason, and the next one goes.
+#[test]
+fn r67_a_fragment_that_fails_is_the_packets_fate() {
+    for kind in [SendErrorKind::Unreachable, SendErrorKind::Forbidden, SendErrorKind::Other(5)] {
+        let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+        put_with(0, &mut sender, &mut state, 3, 1, 2, 1400);
+        put_with(0, &mut sender, &mut state, 3, 2, 1, 1400);
+        let socket = script(&[(9, kind), (9, kind), (0, kind)]);
+        socket.mtu.set(600);
+        sender.flush(&socket, &mut state, now).unwrap();
+        let (flow, sent) = (&state.counters.encap, marks(&socket));
+        assert_eq!(flow.dropped(send_failure(kind)), 1);
+        assert_eq!((flow.forwarded(), flow.is_conserved()), (1, true), "{flow:?}");
+        assert_eq!(sent.iter().filter(|mark| **mark == 0x100).count(), 1, "the rest of the datagram stays: {sent:?}");
+        assert!(!sent.contains(&0x101), "and so does the packet's other datagram");
+        assert_eq!(sent.iter().filter(|mark| **mark == 0x200).count(), 3, "{sent:?}");
+        assert_eq!(state.send_errors.values().sum::<u64>(), 1);
+    }
+}
+
+/// A path that has no room for a fragment: a reason of its own.
+#[test]
+fn what_cannot_be_fragmented_is_counted() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    put_with(0, &mut sender, &mut state, 3, 1, 1, 1400);
+    put_with(0x1fff, &mut sender, &mut state, 3, 2, 1, 1400);
+    let socket = script(&[]);
+    socket.mtu.set(1000);
+    sender.flush(&socket, &mut state, now).unwrap();
+    assert_eq!(state.counters.encap.dropped(DropReason::NotFragmented), 1);
+    socket.mtu.set(20);
+    put_with(0, &mut sender, &mut state, 3, 3, 1, 1400);
+    sender.flush(&socket, &mut state, now).unwrap();
+    let flow = &state.counters.encap;
+    assert_eq!((flow.forwarded(), flow.dropped(DropReason::SendFailed), flow.is_conserved()), (1, 1, true), "{flow:?}");
+}
+
 fn kind() -> impl Strategy<Value = SendErrorKind> {
     use SendErrorKind::{Forbidden, NoBuffers, Other, Refused, TooLong, Unreachable, WouldBlock};
     proptest::sample::select(alloc::vec![WouldBlock, NoBuffers, TooLong, Refused, Unreachable, Forbidden, Other(5)])
 }
 
+/// A packet: its peer, how many datagrams of which length, and its fragment field.
+fn packet() -> impl Strategy<Value = (u8, u32, usize, u16)> {
+    let len = proptest::sample::select(alloc::vec![64usize, 900, 1400]);
+    let fragment = proptest::sample::select(alloc::vec![DF, 0, 0, 0x2000 | 7]);
+    (1..4u8, 1..70u32, len, fragment)
+}
+
 proptest! {
-    /// Whatever happens: every packet is in exactly one counter at every moment (R67), has been forwarded only if every one
-    /// of its datagrams went, once, and the datagrams of a peer went in order.
+    /// Whatever happens: every packet is in exactly one counter at every moment (R67), has been forwarded only if every byte
+    /// of its datagrams went, once, and the datagrams of a peer, and their fragments, went in order.
     #[test]
     fn no_error_loses_count(
-        packets in proptest::collection::vec((1..4u8, 1..70u32, proptest::sample::select(alloc::vec![64usize, 900, 1400])), 1..12),
+        packets in proptest::collection::vec(packet(), 1..12),
         steps in proptest::collection::vec((0..90usize, kind()), 0..40),
         as_trains: bool,
-        mtu in proptest::sample::select(alloc::vec![1472u16, 1000]),
+        mtus in proptest::collection::vec(proptest::sample::select(alloc::vec![1472u16, 1472, 1000, 600]), 1..12),
     ) {
         let (mut sender, mut state, mut now) = (Sender::new(), State::new(), Instant::now());
         let mut socket = script(&steps);
-        (socket.as_trains, socket.mtu) = (as_trains, Cell::new(mtu));
-        for (number, (peer, datagrams, len)) in (1..).zip(&packets) {
+        socket.as_trains = as_trains;
+        // It only ever becomes narrower, as far as anybody is told.
+        let narrow = |to: usize| socket.mtu.set(socket.mtu.get().min(mtus[to % mtus.len()]));
+        for (number, (peer, datagrams, len, fragment)) in (1..).zip(&packets) {
+            narrow(number as usize);
             state.counters.encap.receive();
             let mut index = 0;
             while index < *datagrams {
                 match sender.trains.push(&way(*peer), *len, index + 1 == *datagrams) {
                     Some(room) => {
-                        room[..4].copy_from_slice(&(number << 8 | index).to_be_bytes());
+                        write(room, number << 8 | index, *fragment);
                         index += 1;
                     }
                     None => {
@@ -247,23 +408,31 @@ proptest! {
                 prop_assert!(!sender.take_lost_unfinished(), "nothing is unfinished");
             }
         }
-        for _ in 0..100 {
+        for turn in 0..100 {
+            narrow(turn);
             now += Duration::from_millis(300);
             sender.flush(&socket, &mut state, now).unwrap();
         }
         prop_assert!(sender.trains.is_empty() && sender.held().is_none());
         let flow = &state.counters.encap;
         prop_assert!(flow.is_conserved() && flow.held() == 0 && flow.received() == packets.len() as u64);
-        let sent = socket.sent.borrow();
-        let marks: BTreeSet<_> = sent.iter().map(|(_, mark)| *mark).collect();
-        prop_assert_eq!(marks.len(), sent.len(), "nothing goes twice");
+        // How far each datagram has gone; its pieces join without a gap, and nothing is in two of them.
+        let mut gone = BTreeMap::new();
         for peer in 1..4 {
-            let of_peer: Vec<_> = sent.iter().filter(|(to, _)| *to == way(peer).destination).map(|(_, mark)| mark).collect();
-            prop_assert!(of_peer.is_sorted());
+            let mut last = 0;
+            for sent in socket.sent.borrow().iter().filter(|sent| sent.to == way(peer).destination) {
+                prop_assert!(sent.mark >= last, "in order");
+                last = sent.mark;
+                let (_, _, _, fragment) = packets[(sent.mark >> 8) as usize - 1];
+                let so_far = gone.entry(sent.mark).or_insert(usize::from(fragment & 0x1fff) * 8);
+                prop_assert_eq!(sent.payload.start, *so_far, "{:?}", sent);
+                *so_far = sent.payload.end;
+            }
         }
-        let whole = (1..).zip(&packets).filter(|(number, (_, datagrams, _))| {
-            (0..*datagrams).all(|index| marks.contains(&(number << 8 | index)))
-        });
-        prop_assert_eq!(whole.count() as u64, flow.forwarded());
+        let is_whole = |(number, (_, datagrams, len, fragment)): &(u32, &(u8, u32, usize, u16))| {
+            let end = usize::from(fragment & 0x1fff) * 8 + len - 20;
+            (0..*datagrams).all(|index| gone.get(&(number << 8 | index)) == Some(&end))
+        };
+        prop_assert_eq!((1..).zip(&packets).filter(is_whole).count() as u64, flow.forwarded());
     }
 }

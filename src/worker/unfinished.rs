@@ -1,0 +1,161 @@
+//! A packet on its way from the buffer into trains: as it is, in segments, in fragments, or in fragments of segments.
+
+use std::time::Instant;
+
+use crate::offload::SuperPacket;
+use crate::transmit::{Trains, Way};
+use crate::wire::fragment::Fragmenter;
+
+/// A packet of which not all is in trains.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unfinished {
+    way: Way,
+    pieces: Pieces,
+    /// When the packet was taken in, or tried last.
+    pub(super) since: Instant,
+}
+
+/// What becomes of it, and how far that is.
+#[derive(Clone, Copy, Debug)]
+enum Pieces {
+    Whole {
+        len: usize,
+    },
+    /// The super-packet's segments from this one on.
+    Segments(SuperPacket, usize),
+    Fragments(Fragmented),
+}
+
+/// What [`Unfinished::place`] did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Placed {
+    pub(super) segments: u64,
+    pub(super) fragments: u64,
+    /// Whether nothing is left.
+    pub(super) all: bool,
+}
+
+impl Unfinished {
+    /// A packet of `len` bytes, which if it is a super-packet is cut into its segments.
+    #[inline]
+    pub(super) fn new(way: Way, len: usize, super_packet: Option<SuperPacket>, since: Instant) -> Self {
+        let pieces = super_packet.map_or(Pieces::Whole { len }, |super_packet| Pieces::Segments(super_packet, 0));
+        Self { way, pieces, since }
+    }
+
+    /// A packet that is too long for its path, or a super-packet whose segments are.
+    #[cold]
+    pub(super) fn fragmented(
+        way: Way,
+        fragmenter: Fragmenter,
+        super_packet: Option<SuperPacket>,
+        since: Instant,
+    ) -> Self {
+        Self { way, pieces: Pieces::Fragments(Fragmented::new(fragmenter, super_packet)), since }
+    }
+
+    /// Puts as much into trains as there is room and budget for. `buffer` holds the packet, `scratch` one segment at a time.
+    ///
+    /// A datagram takes one off the budget, but for the first of a packet, which was paid for when it was read.
+    #[inline]
+    pub(super) fn place(
+        &mut self,
+        buffer: &mut [u8],
+        scratch: &mut [u8],
+        trains: &mut Trains,
+        left: &mut usize,
+    ) -> Placed {
+        match &mut self.pieces {
+            Pieces::Whole { len } => {
+                let room = trains.push(&self.way, *len, true);
+                let all = room.map(|room| room.copy_from_slice(buffer.get(..*len).unwrap_or_default())).is_some();
+                Placed { all, ..Placed::default() }
+            }
+            Pieces::Segments(super_packet, next) => {
+                let first = *next;
+                let count = super_packet.segments();
+                while *next < count && (*left > 0 || *next == 0) {
+                    let is_last = *next + 1 == count;
+                    let Some(room) = trains.push(&self.way, super_packet.len_of(*next), is_last) else { break };
+                    super_packet.write_segment(buffer, *next, room);
+                    if *next > 0 {
+                        *left -= 1;
+                    }
+                    *next += 1;
+                }
+                Placed { segments: (*next - first) as u64, fragments: 0, all: *next == count }
+            }
+            Pieces::Fragments(fragmented) => fragmented.place(&self.way, buffer, scratch, trains, left),
+        }
+    }
+}
+
+/// A packet, or one segment after another, on its way into fragments.
+#[derive(Clone, Copy, Debug)]
+struct Fragmented {
+    super_packet: Option<SuperPacket>,
+    /// Cuts any packet with the header of this one.
+    template: Fragmenter,
+    /// How many segments have been written to where they are cut.
+    segments: usize,
+    /// Cuts the packet, or the segment that was written last.
+    fragmenter: Fragmenter,
+    /// Whether the fragment that was cut off last is in no train yet.
+    waits: bool,
+}
+
+impl Fragmented {
+    fn new(fragmenter: Fragmenter, super_packet: Option<SuperPacket>) -> Self {
+        let current = if super_packet.is_some() { fragmenter.for_segment(0) } else { fragmenter };
+        Self { super_packet, template: fragmenter, segments: 0, fragmenter: current, waits: false }
+    }
+
+    #[cold]
+    fn place(
+        &mut self,
+        way: &Way,
+        buffer: &mut [u8],
+        scratch: &mut [u8],
+        trains: &mut Trains,
+        left: &mut usize,
+    ) -> Placed {
+        let mut placed = Placed::default();
+        loop {
+            while !self.waits {
+                let packet = if self.super_packet.is_some() { &mut *scratch } else { &mut *buffer };
+                self.waits = self.fragmenter.advance(packet);
+                if !self.waits && !self.write_segment(buffer, scratch) {
+                    return Placed { all: true, ..placed };
+                }
+            }
+            let is_first = self.segments <= 1 && self.fragmenter.is_first();
+            if *left == 0 && !is_first {
+                return placed;
+            }
+            let is_last_packet = self.super_packet.is_none_or(|super_packet| super_packet.segments() == self.segments);
+            let Some(room) = trains.push(way, self.fragmenter.len(), is_last_packet && self.fragmenter.is_last())
+            else {
+                return placed;
+            };
+            let packet = if self.super_packet.is_some() { &*scratch } else { &*buffer };
+            room.copy_from_slice(self.fragmenter.fragment(packet));
+            self.waits = false;
+            *left -= usize::from(!is_first);
+            placed.segments += u64::from(self.super_packet.is_some() && self.fragmenter.is_first());
+            placed.fragments += u64::from(!(self.fragmenter.is_first() && self.fragmenter.is_last()));
+        }
+    }
+
+    /// Writes the next segment to where it is cut; `false` after the last.
+    fn write_segment(&mut self, buffer: &[u8], scratch: &mut [u8]) -> bool {
+        let Some(super_packet) = self.super_packet.filter(|super_packet| self.segments < super_packet.segments())
+        else {
+            return false;
+        };
+        let len = super_packet.len_of(self.segments);
+        super_packet.write_segment(buffer, self.segments, scratch.get_mut(..len).unwrap_or_default());
+        self.fragmenter = self.template.for_segment(len as u16);
+        self.segments += 1;
+        true
+    }
+}

@@ -1,0 +1,286 @@
+//! R51 by its consequences: whatever is cut can be put together again, by a list of holes and by etherparse.
+
+use core::ops::Range;
+
+use etherparse::defrag::IpDefragPool;
+use etherparse::{Ipv4Slice, SlicedPacket};
+use loden::forward::{DropReason, Overlay, TooLong};
+use loden::wire::fragment::Fragmenter;
+use loden::wire::ipv4::Ipv4Packet;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::support::host::{Host, Outcome, host_a, outbound, overlay, routes, way};
+use crate::support::model::option_kinds;
+use crate::support::packet::{
+    DF, ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, UDP, ones_sum, pattern, repair_checksum, with_ttl,
+};
+
+/// RFC 815 with a list of holes, for the pieces of what may itself be a piece: it begins at offset `first`.
+struct Reassembly {
+    first: usize,
+    payload: Vec<u8>,
+    holes: Vec<Range<usize>>,
+    /// Of the front piece, with its options, and what the last piece says of what follows.
+    header: Option<Vec<u8>>,
+    more: bool,
+}
+
+impl Reassembly {
+    fn new(first: u16) -> Self {
+        let everything = 0..usize::MAX;
+        Self { first: usize::from(first) * 8, payload: vec![], holes: vec![everything], header: None, more: false }
+    }
+
+    fn add(&mut self, piece: &[u8], is_last: bool) {
+        let (header, data) = piece.split_at(usize::from(piece[0] & 15) * 4);
+        let word = u16::from_be_bytes([piece[6], piece[7]]);
+        let start = usize::from(word & 0x1fff) * 8 - self.first;
+        let end = start + data.len();
+        let hole = self.holes.iter().position(|hole| hole.start <= start && end <= hole.end).expect("no overlap");
+        let hole = self.holes.swap_remove(hole);
+        self.holes.extend([hole.start..start, end..hole.end].into_iter().filter(|hole| !hole.is_empty()));
+        self.payload.resize(self.payload.len().max(end), 0);
+        self.payload[start..end].copy_from_slice(data);
+        if start == 0 {
+            self.header = Some(header.to_vec());
+        }
+        if is_last {
+            self.holes.retain(|hole| hole.start != end);
+            self.more = word & MF != 0;
+        }
+    }
+
+    fn packet(self) -> Vec<u8> {
+        assert!(self.holes.is_empty(), "{:?} are missing", self.holes);
+        let mut packet = self.header.expect("a piece in front");
+        packet.extend(self.payload);
+        let total = (packet.len() as u16).to_be_bytes();
+        packet[2..4].copy_from_slice(&total);
+        packet[6] = packet[6] & !0x20 | if self.more { 0x20 } else { 0 };
+        repair_checksum(&mut packet);
+        packet
+    }
+}
+
+/// Puts pieces together that come in an order drawn from `order`.
+fn reassembled(offset: u16, pieces: &[Vec<u8>], order: usize) -> Vec<u8> {
+    let mut waiting: Vec<_> = (0..pieces.len()).collect();
+    let mut reassembly = Reassembly::new(offset);
+    while !waiting.is_empty() {
+        let piece = waiting.remove(order % waiting.len());
+        reassembly.add(&pieces[piece], piece + 1 == pieces.len());
+    }
+    reassembly.packet()
+}
+
+/// What holds for every piece by itself, as etherparse reads it.
+fn assert_sound(packet: &[u8], pieces: &[Vec<u8>], mtu: usize) {
+    let whole = Ipv4Slice::from_slice(packet).unwrap();
+    let (whole, whole_more) = (whole.header(), whole.header().more_fragments());
+    for (index, piece) in pieces.iter().enumerate() {
+        let is_last = index + 1 == pieces.len();
+        let header = Ipv4Slice::from_slice(piece).unwrap().header().to_header();
+        assert!(piece.len() <= mtu, "{} of {mtu} bytes", piece.len());
+        assert_eq!(usize::from(header.total_len), piece.len());
+        assert_eq!(ones_sum(&piece[..header.header_len()]), 0xffff);
+        // Etherparse has no reserved flag, and sums without it.
+        assert!(piece[6] & 0x80 != 0 || header.header_checksum == header.calc_header_checksum());
+        assert_eq!(header.identification, whole.identification());
+        assert_eq!((header.dscp, header.ecn), (whole.dcp(), whole.ecn()));
+        assert_eq!((header.time_to_live, header.protocol), (whole.ttl(), whole.protocol()));
+        assert_eq!((header.source, header.destination), (whole.source(), whole.destination()));
+        assert!(!header.dont_fragment, "R52");
+        assert_eq!(piece[6] & 0x80, packet[6] & 0x80, "R10: the reserved flag");
+        assert_eq!(header.more_fragments, !is_last || whole_more);
+        if !is_last {
+            assert_eq!((piece.len() - header.header_len()) % 8, 0);
+            assert!(piece.len() + 8 > mtu, "fewest: piece {index} could have held more");
+        }
+        let kinds = |options: &[u8]| option_kinds(options).unwrap();
+        let copied = kinds(whole.options()).into_iter().filter(|kind| *kind >= 128).collect();
+        let expected = if index == 0 { kinds(whole.options()) } else { copied };
+        assert_eq!(kinds(&header.options), expected);
+    }
+}
+
+fn options() -> impl Strategy<Value = Vec<u8>> {
+    let security = [130, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+    let kinds =
+        select(vec![RECORD_ROUTE.to_vec(), ROUTER_ALERT.to_vec(), vec![1], security.to_vec(), vec![68, 5, 5, 0, 9]]);
+    let list = vec(kinds, 0..6).prop_map(|list| list.concat());
+    prop_oneof![1 => Just(vec![]), 1 => list.prop_filter("at most 40 bytes", |list| list.len() <= 40)]
+}
+
+/// A packet that may be fragmented, itself a fragment or not.
+fn packet() -> impl Strategy<Value = Ipv4> {
+    let fragment = prop_oneof![2 => Just(0u16), 1 => Just(MF), 1 => Just(0x8000), 2 => (0u16..5000, any::<bool>())
+        .prop_map(|(offset, more)| offset | if more { MF } else { 0 })];
+    let len = prop_oneof![2 => 0usize..200, 2 => 0usize..3000, 1 => 0usize..20_000];
+    let header = (any::<u8>(), any::<u16>(), fragment, 2u8..=255, select(vec![UDP, TCP, ICMP, 47]));
+    (header, options(), len).prop_map(|((tos, id, fragment, ttl, protocol), options, len)| Ipv4 {
+        tos,
+        id,
+        fragment,
+        ttl,
+        protocol,
+        options,
+        payload: pattern(len),
+        ..outbound()
+    })
+}
+
+/// All pieces, made one after the other in a copy of the packet.
+fn cut(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
+    let mut buffer = packet.to_vec();
+    let mut fragmenter = Fragmenter::new(Ipv4Packet::parse(packet).unwrap().header(), mtu).unwrap();
+    let mut pieces = Vec::new();
+    while fragmenter.advance(&mut buffer) {
+        assert_eq!(fragmenter.is_first(), pieces.is_empty());
+        assert_eq!(fragmenter.len(), fragmenter.fragment(&buffer).len());
+        pieces.push(fragmenter.fragment(&buffer).to_vec());
+        assert_eq!(fragmenter.is_last(), fragmenter.fragment(&buffer).as_ptr_range().end == buffer.as_ptr_range().end);
+    }
+    pieces
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    /// R51: what comes out is the packet with one hop less, whatever the order it arrives in.
+    #[test]
+    fn r51_reassembles_to_the_original(packet in packet(), mtu in 68u16..=1500, order: usize) {
+        let host = Host::new(Overlay { mtu, ..overlay() }, routes());
+        let bytes = packet.bytes();
+        let hop = with_ttl(&bytes, packet.ttl - 1);
+        match host.encapsulate(&bytes) {
+            Outcome::Forward { bytes, .. } => prop_assert!(bytes == hop && hop.len() <= usize::from(mtu)),
+            Outcome::Fragments { to, pieces } => {
+                prop_assert_eq!(to, host_a());
+                prop_assert!(hop.len() > usize::from(mtu) && pieces.len() > 1);
+                assert_sound(&hop, &pieces, mtu.into());
+                prop_assert_eq!(reassembled(packet.fragment & 0x1fff, &pieces, order), hop);
+            }
+            outcome @ (Outcome::Reject { .. } | Outcome::Drop(_)) => panic!("{outcome:?}"),
+        }
+    }
+
+    /// The same with somebody else's reassembly, for what is no fragment yet.
+    #[test]
+    fn r51_etherparse_puts_it_together(packet in packet(), mtu in 68u16..=1500) {
+        let bytes = Ipv4 { fragment: 0, ..packet }.bytes();
+        let pieces = cut(&bytes, mtu);
+        if pieces.len() == 1 {
+            return Ok(());
+        }
+        let mut pool = IpDefragPool::<(), ()>::new();
+        let mut whole = None;
+        for piece in &pieces {
+            prop_assert!(whole.is_none(), "before the last piece");
+            whole = pool.process_sliced_packet(&SlicedPacket::from_ip(piece).unwrap(), (), ()).unwrap();
+        }
+        let payload = &bytes[usize::from(bytes[0] & 15) * 4..];
+        prop_assert_eq!(whole.unwrap().payload, payload);
+    }
+
+    /// The path becomes narrower while a packet is on its way: what has gone has gone, and the rest is cut to fit.
+    #[test]
+    fn a_path_that_narrows_in_the_middle(packet in packet(), mtus in vec(68u16..=1500, 1..5), steps in vec(0usize..4, 0..40)) {
+        let bytes = packet.bytes();
+        let mut buffer = bytes.clone();
+        let mut mtu = mtus[0];
+        let mut fragmenter = Fragmenter::new(Ipv4Packet::parse(&bytes).unwrap().header(), mtu).unwrap();
+        let (mut pieces, mut steps) = (Vec::new(), steps.into_iter());
+        while fragmenter.advance(&mut buffer) {
+            if let Some(narrower) = steps.next().and_then(|step| mtus.get(step)) {
+                prop_assert!(fragmenter.narrow(&mut buffer, *narrower));
+                mtu = mtu.min(*narrower);
+            }
+            prop_assert!(fragmenter.len() <= usize::from(mtu) && fragmenter.mtu() == mtu);
+            pieces.push(fragmenter.fragment(&buffer).to_vec());
+        }
+        prop_assert_eq!(reassembled(packet.fragment & 0x1fff, &pieces, 0), bytes);
+    }
+
+    /// Fragments of fragments are those of the packet: the offsets add up, and only the last of the last has nothing behind it.
+    #[test]
+    fn fragments_of_fragments_add_up(packet in packet(), wide in 200u16..=1500, narrow in 68u16..200) {
+        let bytes = packet.bytes();
+        let pieces: Vec<_> = cut(&bytes, wide).iter().flat_map(|piece| cut(piece, narrow)).collect();
+        prop_assert!(pieces.iter().all(|piece| piece.len() <= usize::from(narrow)));
+        prop_assert_eq!(reassembled(packet.fragment & 0x1fff, &pieces, 0), bytes);
+    }
+}
+
+/// RFC 791 appendix A, example 2.
+#[test]
+fn r51_the_example_of_rfc_791() {
+    let packet = Ipv4 { id: 111, ttl: 123, protocol: TCP, payload: pattern(452), ..outbound() }.bytes();
+    let pieces = cut(&packet, 280);
+    let fields: Vec<_> = pieces.iter().map(|piece| (piece.len(), u16::from_be_bytes([piece[6], piece[7]]))).collect();
+    assert_eq!(fields, [(276, MF), (216, 32)]);
+    assert!(pieces.iter().all(|piece| piece[4..6] == [0, 111] && piece[8..10] == [123, TCP]));
+}
+
+/// RFC 791 3.1: what has the copy bit is in all fragments, what has not in the first; filled up with the end of options.
+#[test]
+fn r51_options_with_the_copy_bit_alone_are_copied() {
+    let options = [&[1], RECORD_ROUTE.as_slice(), &ROUTER_ALERT, &[0x9e, 3, 7], &[1, 68, 4, 5, 0]].concat();
+    let packet = Ipv4 { options: options.clone(), payload: pattern(300), ..outbound() }.bytes();
+    let pieces = cut(&packet, 100);
+    assert_eq!(pieces[0][20..40], options);
+    for piece in &pieces[1..] {
+        assert_eq!((piece[0], &piece[20..28]), (0x47, [ROUTER_ALERT.as_slice(), &[0x9e, 3, 7, 0]].concat().as_slice()));
+    }
+    assert_eq!(reassembled(0, &pieces, 0), packet);
+}
+
+/// R52: with DF there are no fragments, at whatever point its path turns out too narrow.
+#[test]
+fn r52_a_packet_with_df_is_never_fragmented() {
+    for fragment in [DF, DF | MF, DF | 100] {
+        let packet = Ipv4 { fragment, payload: pattern(1400), ..outbound() }.bytes();
+        for mtu in [68, 576, 1300] {
+            assert_eq!(Fragmenter::new(Ipv4Packet::parse(&packet).unwrap().header(), mtu), None);
+            let outcome = Host::ordinary().refused_as_too_long(&mut packet.clone(), mtu);
+            assert_eq!(outcome.reason(), Some(DropReason::FragmentationNeeded));
+        }
+    }
+}
+
+/// A segment of a super-packet is cut as a packet of its own.
+#[test]
+fn segments_are_cut_like_packets() {
+    let host = Host::ordinary();
+    let mut many = Ipv4 { payload: pattern(4000), ..outbound() }.bytes();
+    let mut one = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();
+    let (before, expected) = (many.clone(), cut(&one, 600));
+    let verdict = host.forwarder.refused_as_too_long(&mut many, way(), 600);
+    let TooLong::Fragment(fragments) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(fragments.packet(), before, "nothing is cut before it is asked for");
+    let mut fragmenter = fragments.fragmenter().for_segment(1420);
+    let mut pieces = Vec::new();
+    while fragmenter.advance(&mut one) {
+        pieces.push(fragmenter.fragment(&one).to_vec());
+    }
+    assert_eq!(pieces, expected);
+}
+
+/// Bytes that are not what a fragmenter was made for are not cut; nothing panics and the walk ends.
+#[test]
+fn other_bytes_than_its_packet_end_the_walk() {
+    let packet = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();
+    let fragmenter = Fragmenter::new(Ipv4Packet::parse(&packet).unwrap().header(), 100).unwrap();
+    for mut other in [vec![], vec![0x45], packet[..700].to_vec(), vec![0; 1420], vec![0xff; 1420], vec![0x4f; 30]] {
+        let mut walk = fragmenter;
+        let mut steps = 0;
+        while walk.advance(&mut other) {
+            assert!(walk.fragment(&other).len() <= 100);
+            let _ = walk.narrow(&mut other, 90);
+            other.iter_mut().for_each(|byte| *byte ^= 0x0a);
+            steps += 1;
+        }
+        assert!(steps < 1420);
+    }
+}
