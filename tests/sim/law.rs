@@ -221,8 +221,5 @@ fn the_histories_reach_every_fate() {
     assert!(anomalies.fragments_made > 10 && anomalies.path_mtu_lowered > 10, "{anomalies:?}");
     let reasons = [DropReason::UnknownPeer, DropReason::SpoofedSource, DropReason::ForeignDestination];
     assert!(reasons.iter().all(|reason| decap.dropped(*reason) > 10), "{decap:?}");
-    assert!(
-        [DropReason::NoRoute, DropReason::BadChecksum].iter().all(|reason| encap.dropped(*reason) > 10),
-        "{encap:?}"
-    );
+    assert!(encap.dropped(DropReason::BadChecksum) > 10, "{encap:?}");
 }
