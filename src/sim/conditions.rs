@@ -28,8 +28,8 @@ pub struct Conditions {
     /// The longest outer packet that the routers on the way carry, in bytes, headers included. Default 65,535: whatever the
     /// sender's own link does.
     ///
-    /// What is longer is lost, and after the latency the sender has the router's "fragmentation needed" with this number, as
-    /// Linux has it with DF set. Below 68 such a message is not believed (RFC 791).
+    /// What is longer is lost. Over IPv4 the sender has, after the latency, a router's "fragmentation needed" with this number,
+    /// and [heeds](crate::forward::PathMtus::heed) it, unless it is below the 68 that every path has to carry.
     pub mtu: u16,
 }
 

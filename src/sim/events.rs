@@ -32,6 +32,7 @@ impl<K: Ord + Clone> Sim<K> {
             Next::FromTun { node, packet } => self.read_from_tun(node, packet),
             Next::Arrival { node, sender, datagram } => self.arrive(node, sender, datagram),
             Next::FragmentationNeeded { node, peer, mtu } => {
+                self.refresh(node);
                 let now = self.now;
                 if self.node_mut(node).is_up && self.node_mut(node).fragmentation_needed(peer, mtu, now) {
                     self.record(|| Event::PathNarrowed { node, peer, mtu });

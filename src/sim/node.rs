@@ -10,13 +10,12 @@ use bytes::{Bytes, BytesMut};
 use super::leases::NodeRoutes;
 use super::trace::Direction;
 use crate::forward::{
-    Counters, Decap, DropReason, Encap, Flow, Forwarder, IcmpLimiter, Outer, Overlay, PathMtus, Reject, RejectReason,
-    ReplyTo,
+    Counters, Decap, DropReason, Encap, Flow, Forwarder, Heeded, IcmpLimiter, Outer, Overlay, PathMtus, Reject,
+    RejectReason, ReplyTo,
 };
 use crate::lease::Host;
 use crate::transmit::{Transmit, Way};
-use crate::wire::ipv4::MTU_MIN;
-use crate::wire::{Ecn, icmpv4};
+use crate::wire::{DatagramTooBig, Ecn, icmpv4};
 
 /// A node's own link, unless it is set.
 const LINK_MTU: u16 = 1500;
@@ -141,11 +140,15 @@ impl Node {
         self.memory.link_mtu = mtu;
     }
 
-    /// A router on the way to a peer says what the path carries, in bytes of outer packet.
+    /// A router on the way to a peer says what the path carries, in bytes of outer packet. Only those of IPv4 are played.
     pub(super) fn fragmentation_needed(&mut self, destination: SocketAddr, mtu: u16, now: Duration) -> bool {
-        let inner = PathMtus::inner(mtu.into(), destination.ip());
-        let is_news = mtu >= MTU_MIN && self.memory.paths.lower(destination.ip(), inner, now);
-        self.memory.counters.anomalies.path_mtu_lowered += u64::from(is_news);
+        let Self { forwarder, routes, memory, .. } = self;
+        let SocketAddr::V4(destination) = destination else { return false };
+        let SocketAddr::V4(source) = forwarder.overlay().underlay else { return false };
+        let report = DatagramTooBig { mtu, source, destination };
+        let heeded = memory.paths.heed(&report, forwarder, routes.table(), now);
+        let is_news = matches!(heeded, Heeded::Lowered { .. });
+        memory.counters.anomalies.path_mtu_lowered += u64::from(is_news);
         is_news
     }
 

@@ -9,7 +9,10 @@ use super::{checksum, protocol};
 pub const ERROR_MAX: usize = 576;
 
 /// Bytes of an ICMP header.
-const ICMP_HEADER_LEN: usize = 8;
+pub(super) const ICMP_HEADER_LEN: usize = 8;
+
+/// Type and code of "fragmentation needed and DF set".
+pub(super) const FRAGMENTATION_NEEDED: [u8; 2] = [kind::DESTINATION_UNREACHABLE, 4];
 
 /// Precedence 6, "internetwork control" (RFC 1812 4.3.2.5).
 const PRECEDENCE_INTERNETWORK_CONTROL: u8 = 0xc0;
@@ -47,7 +50,7 @@ impl IcmpError {
     fn type_code(self) -> [u8; 2] {
         match self {
             Self::NetUnreachable => [kind::DESTINATION_UNREACHABLE, 0],
-            Self::FragmentationNeeded { .. } => [kind::DESTINATION_UNREACHABLE, 4],
+            Self::FragmentationNeeded { .. } => FRAGMENTATION_NEEDED,
             Self::TimeExceeded => [kind::TIME_EXCEEDED, 0],
         }
     }

@@ -19,6 +19,7 @@ pub(super) mod field {
     /// Three flags and the fragment offset, as one word.
     pub(crate) const FRAGMENT: usize = 6;
     pub(crate) const TTL: usize = 8;
+    pub(crate) const PROTOCOL: usize = 9;
     pub(crate) const CHECKSUM: usize = 10;
 }
 

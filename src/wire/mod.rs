@@ -6,9 +6,11 @@ mod ecn;
 pub mod fragment;
 pub mod icmpv4;
 pub mod ipv4;
+mod too_big;
 pub mod transport;
 
 pub use ecn::Ecn;
+pub use too_big::DatagramTooBig;
 
 /// IP protocol numbers the tunnel has to tell apart (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {

@@ -3,6 +3,7 @@
 //! `LODEN_WRITE_SEEDS=1 cargo test --test conformance seeds` writes them anew.
 
 use crate::bodies;
+use crate::path_mtu;
 use crate::seeds::{assert_committed, run_over};
 use crate::support::host::{NOBODY, POD, POD_B, inbound, outbound};
 use crate::support::packet::{
@@ -28,8 +29,19 @@ fn icmp_over_the_corpus() {
 }
 
 #[test]
+fn path_mtu_over_the_corpus() {
+    run_over("path_mtu", bodies::path_mtu::run);
+}
+
+#[test]
 fn the_committed_seeds_are_these() {
-    for (target, seeds) in [("header", header_seeds()), ("forward", forward_seeds()), ("icmp", icmp_seeds())] {
+    let of_target = [
+        ("header", header_seeds()),
+        ("forward", forward_seeds()),
+        ("icmp", icmp_seeds()),
+        ("path_mtu", path_mtu::seeds()),
+    ];
+    for (target, seeds) in of_target {
         assert!((20..=60).contains(&seeds.len()), "{} seeds for {target}", seeds.len());
         assert_committed(target, seeds);
     }

@@ -21,6 +21,7 @@ mod icmp_rules;
 mod model;
 mod no_alloc;
 mod order;
+mod path_mtu;
 mod routes;
 mod size;
 mod ttl;
