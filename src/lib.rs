@@ -66,6 +66,7 @@
 //! | `sys` (default, Linux) | [`sys::Tun`], [`sys::UdpTransport`], [`worker`] | no `libc`, `nix` |
 //! | `link` (default, Linux) | [`sys::link`] | no netlink, `socket2` |
 //! | `flannel` | `lease::flannel`: lease keys and values, network config, `subnet.env` | no `serde_json` |
+//! | `sim` | `sim`: any number of hosts on a virtual clock, to test your own tool with | no `bytes` |
 //!
 //! # Many packets at once
 //! A system call and a walk through the kernel's stack cost the same for 64 bytes and for 64 KiB. So the kernel hands over a
@@ -103,6 +104,8 @@ pub mod forward;
 pub mod lease;
 pub mod offload;
 pub mod route;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod sys;
 pub mod transmit;

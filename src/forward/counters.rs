@@ -2,7 +2,7 @@
 
 use core::ops::AddAssign;
 
-use super::DropReason;
+use super::{DropReason, Reject};
 
 /// The counters of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +106,11 @@ impl Flow {
     pub fn answer(&mut self) {
         self.held = self.held.saturating_sub(1);
         self.answered += 1;
+    }
+
+    /// A held packet was rejected: answered, or dropped for the same reason without an answer.
+    pub fn settle(&mut self, reject: &Reject<'_>, answered: bool) {
+        if answered { self.answer() } else { self.discard(reject.reason().into()) }
     }
 
     /// A held packet was dropped.

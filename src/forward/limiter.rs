@@ -5,6 +5,9 @@ use alloc::vec;
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
+use super::{Anomalies, Reject, ReplyTo};
+use crate::wire::icmpv4::ERROR_MAX;
+
 /// A token bucket's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -34,6 +37,8 @@ pub struct IcmpLimiter {
     total: Rate,
     bucket: Bucket,
     sources: Box<[[Source; WAYS]]>,
+    /// The latest time there was.
+    now: Duration,
 }
 
 /// Sets in the table of sources. With [`WAYS`]: 1,024 sources, 24 KiB.
@@ -64,18 +69,39 @@ impl IcmpLimiter {
     #[must_use]
     pub fn new(per_source: Rate, total: Rate) -> Self {
         let sources = vec![[Source::default(); WAYS]; SETS].into_boxed_slice();
-        Self { per_source, total, bucket: Bucket::default(), sources }
+        Self { per_source, total, bucket: Bucket::default(), sources, now: Duration::ZERO }
     }
 
     /// Whether one more error may go to `source`. `now` is the time since any fixed moment; going back is the same as
     /// standing still.
     pub fn allow(&mut self, source: Ipv4Addr, now: Duration) -> bool {
+        self.now = self.now.max(now);
+        let now = self.now;
         let Some(total) = self.bucket.with_one_less(self.total, now) else { return false };
         let Some(entry) = entry(&mut self.sources, source) else { return false };
         let Some(bucket) = entry.bucket.with_one_less(self.per_source, now) else { return false };
         entry.bucket = bucket;
         self.bucket = total;
         true
+    }
+
+    /// The answer to a packet that goes nowhere, and where it is to go: the whole ICMP packet, written into `out`. `None` if
+    /// there may be none, or if the limits are reached, which is counted.
+    ///
+    /// Whether it could be sent is what [`Flow::settle`](super::Flow::settle) is to be told.
+    pub fn answer<'o>(
+        &mut self,
+        reject: &Reject<'_>,
+        now: Duration,
+        anomalies: &mut Anomalies,
+        out: &'o mut [u8; ERROR_MAX],
+    ) -> Option<(ReplyTo, &'o [u8])> {
+        let reply_to = reject.reply_to()?;
+        if !self.allow(reject.offender().header().source(), now) {
+            anomalies.icmp_limited += 1;
+            return None;
+        }
+        Some((reply_to, reject.icmp_error(out)?))
     }
 }
 
@@ -143,6 +169,14 @@ mod tests {
         assert!(limiter.allow(Ipv4Addr::new(100, 96, 1, 9), Duration::ZERO));
         assert!(!limiter.allow(A, Duration::ZERO));
         assert!(limiter.allow(A, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_stands_still() {
+        let at = |second| Duration::from_secs(second);
+        let mut limiter = IcmpLimiter::new(Rate { per_second: 1, burst: 2 }, IcmpLimiter::TOTAL);
+        let allowed = [10, 5, 0, 10, 11, 4].map(|second| limiter.allow(A, at(second)));
+        assert_eq!(allowed, [true, true, false, false, true, false]);
     }
 
     #[test]

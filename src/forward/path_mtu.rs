@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
-use super::{Forwarder, SourcePort};
+use super::{Anomalies, Forwarder, SourcePort};
 use crate::route::RouteTable;
 use crate::wire::DatagramTooBig;
 use crate::wire::ipv4::MTU_MIN;
@@ -54,6 +54,26 @@ impl PathMtus {
         let at = self.find(peer).ok()?;
         let path = self.paths.get(at)?;
         (now.saturating_sub(path.learned) < Self::LIFETIME).then_some(path.mtu)
+    }
+
+    /// What the path to `destination` carries that refused `len` bytes of inner packet (EMSGSIZE): what is known of it, if that
+    /// explains the refusal, or else what the system thinks, in bytes of outer packet (`IP_MTU`), which is then remembered.
+    /// `None` if neither explains it: there is nothing that could be told to the sender.
+    pub fn after_refusal(
+        &mut self,
+        destination: SocketAddr,
+        len: usize,
+        outer: impl FnOnce() -> Option<u32>,
+        now: Duration,
+        anomalies: &mut Anomalies,
+    ) -> Option<u16> {
+        let refuses = |mtu: &u16| usize::from(*mtu) < len;
+        if let Some(known) = self.lookup(destination.ip(), now).filter(refuses) {
+            return Some(known);
+        }
+        let mtu = Self::inner(outer()?, destination.ip());
+        anomalies.path_mtu_lowered += u64::from(self.lower(destination.ip(), mtu, now));
+        Some(mtu).filter(refuses)
     }
 
     /// The path to `peer` refused a packet: from now on it carries `mtu` bytes of inner packet. A value that would raise one
@@ -216,6 +236,19 @@ mod tests {
         assert_eq!(paths.lookup(PEER, now), None);
         assert!(paths.lower(PEER, 1300, now), "news again, although it is wider");
         assert_eq!(paths.lookup(PEER, now), Some(1300));
+    }
+
+    #[test]
+    fn a_refusal_is_explained_by_what_is_known_or_by_the_system() {
+        let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+        let to = SocketAddr::new(PEER, 8285);
+        let mut after = |len, outer| paths.after_refusal(to, len, || outer, Duration::ZERO, &mut anomalies);
+        assert_eq!(after(1400, None), None, "nobody knows");
+        assert_eq!(after(1400, Some(1500)), None, "1472 bytes would have passed");
+        assert_eq!(after(1400, Some(1328)), Some(1300));
+        assert_eq!(after(1301, None), Some(1300), "known by now");
+        assert_eq!(after(1300, Some(1228)), Some(1200));
+        assert_eq!(anomalies.path_mtu_lowered, 3);
     }
 
     #[test]

@@ -96,6 +96,19 @@ impl<K: Ord + Clone> Claims<K> {
         self.subnets.len()
     }
 
+    #[cfg(feature = "sim")]
+    pub(super) fn routed_inside(&self, outer: IpNet) -> impl Iterator<Item = IpNet> {
+        let from = self.subnets.range(outer..).map(|(subnet, _)| *subnet);
+        from.take_while(move |subnet| outer.contains(subnet))
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn route_without(&self, subnet: IpNet, host: SocketAddr) -> Option<Route> {
+        let claimants = self.subnets.get(&subnet)?;
+        let mut claims = core::iter::once(&claimants.first).chain(&claimants.others);
+        claims.find(|claim| claim.hop.address != host).map(|claim| route(subnet, claim.hop))
+    }
+
     pub(super) fn has_changes(&self) -> bool {
         !self.before.is_empty()
     }

@@ -36,7 +36,7 @@ impl Host {
         Self { network: network.into(), subnet: subnet.into(), underlay: underlay.into() }
     }
 
-    pub(super) fn normalised(self) -> Self {
+    pub(crate) fn normalised(self) -> Self {
         let underlay = SocketAddr::new(self.underlay.ip().to_canonical(), self.underlay.port());
         Self { network: self.network.trunc(), subnet: self.subnet.trunc(), underlay }
     }

@@ -3,7 +3,12 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
+#[cfg(feature = "sim")]
+use core::net::SocketAddr;
 use core::time::Duration;
+
+#[cfg(feature = "sim")]
+use ipnet::IpNet;
 
 use super::claims::Claims;
 use super::conflict::{Conflict, ConflictChange, ConflictCounts, Subject};
@@ -118,6 +123,18 @@ impl<K: Ord + Clone> Reconciler<K> {
     /// The routes of now, in the order of their subnets: for a table that is made anew.
     pub fn routes(&self) -> impl Iterator<Item = Route> {
         self.claims.routes()
+    }
+
+    /// The routes of subnets inside another one, itself included.
+    #[cfg(feature = "sim")]
+    pub(crate) fn routed_inside(&self, outer: IpNet) -> impl Iterator<Item = IpNet> {
+        self.claims.routed_inside(outer)
+    }
+
+    /// The route of a subnet, had `host` no lease.
+    #[cfg(feature = "sim")]
+    pub(crate) fn route_without(&self, subnet: IpNet, host: SocketAddr) -> Option<Route> {
+        self.claims.route_without(subnet, host)
     }
 
     /// How many routes there are.

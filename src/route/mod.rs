@@ -71,6 +71,17 @@ pub enum RouteChange {
     Set(Route),
 }
 
+impl RouteChange {
+    /// The subnet whose route it changes, host bits cleared.
+    #[must_use]
+    pub fn subnet(&self) -> IpNet {
+        match self {
+            Self::Delete(subnet) => subnet.trunc(),
+            Self::Set(route) => route.subnet.trunc(),
+        }
+    }
+}
+
 /// A route that was not taken into the table, and why. The others of its batch were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("route {route} is refused: {reason}")]
@@ -120,6 +131,14 @@ pub(crate) struct Own {
     /// The address and port it is bound to.
     address: Option<SocketAddr>,
     subnet: Option<IpNet>,
+}
+
+#[cfg(feature = "sim")]
+impl Own {
+    pub(crate) fn new(address: SocketAddr, subnet: IpNet) -> Self {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        Self { address: Some(address), subnet: Some(subnet.trunc()) }
+    }
 }
 
 /// R20, R63, and our own subnet.

@@ -149,7 +149,7 @@ impl RouteTable {
     }
 
     /// Applies changes in place, copying only what another table shares.
-    pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>, own: &Own) -> Applied {
+    pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>, own: &Own) -> Applied {
         let mut applied = Applied::default();
         let mut marked = Marked::none();
         for change in changes {

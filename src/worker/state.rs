@@ -130,13 +130,8 @@ impl State {
         now: Instant,
     ) -> Option<u16> {
         let clock = self.clock(now);
-        let refuses = |mtu: &u16| usize::from(*mtu) < len;
-        if let Some(known) = self.paths.lookup(destination.ip(), clock).filter(refuses) {
-            return Some(known);
-        }
-        let mtu = PathMtus::inner(outlet.path_mtu(destination)?, destination.ip());
-        self.counters.anomalies.path_mtu_lowered += u64::from(self.paths.lower(destination.ip(), mtu, clock));
-        Some(mtu).filter(refuses)
+        let outer = || outlet.path_mtu(destination);
+        self.paths.after_refusal(destination, len, outer, clock, &mut self.counters.anomalies)
     }
 
     /// Answers the sender of a packet from the TUN, if that is permitted; otherwise the packet is dropped.
@@ -155,14 +150,9 @@ impl State {
 
     /// Whether an ICMP error is on its way to the packet's sender.
     fn answer(&mut self, reject: &Reject<'_>, ends: &Ends, now: Instant) -> Result<bool, WorkerError> {
-        let Some(reply_to) = reject.reply_to() else { return Ok(false) };
-        let clock = self.clock(now);
-        if !self.limiter.allow(reject.offender().header().source(), clock) {
-            self.counters.anomalies.icmp_limited += 1;
-            return Ok(false);
-        }
-        let mut message = [0; icmpv4::ERROR_MAX];
-        let Some(message) = reject.icmp_error(&mut message) else { return Ok(false) };
+        let (clock, mut message) = (self.clock(now), [0; icmpv4::ERROR_MAX]);
+        let answer = self.limiter.answer(reject, clock, &mut self.counters.anomalies, &mut message);
+        let Some((reply_to, message)) = answer else { return Ok(false) };
         match reply_to {
             ReplyTo::Tun => match ends.tun.send(message) {
                 Ok(()) => Ok(true),
@@ -194,9 +184,6 @@ impl State {
 
 /// Counts a rejected packet, also when answering it showed that the worker is at its end.
 fn settle(flow: &mut Flow, reject: &Reject<'_>, answered: Result<bool, WorkerError>) -> Result<(), WorkerError> {
-    match answered {
-        Ok(true) => flow.answer(),
-        Ok(false) | Err(_) => flow.discard(reject.reason().into()),
-    }
+    flow.settle(reject, matches!(answered, Ok(true)));
     answered.map(|_| ())
 }

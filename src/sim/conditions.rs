@@ -1,0 +1,47 @@
+//! What the underlay does to datagrams on their way.
+
+use core::time::Duration;
+
+use super::Chance;
+
+/// The way from one host to another.
+///
+/// ```
+/// use core::time::Duration;
+/// use loden::sim::{Chance, Conditions};
+/// let bad = Conditions { loss: Chance::percent(5), jitter: Duration::from_millis(20), ..Conditions::default() };
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    /// How long a datagram takes at least. Default 1 ms.
+    pub latency: Duration,
+    /// How much longer it may take, each one anew and any time up to this alike: of datagrams that are sent within this of one
+    /// another, the later may arrive first. Default zero, which keeps their order.
+    pub jitter: Duration,
+    /// How likely a datagram is lost, each one by itself.
+    pub loss: Chance,
+    /// How likely a second copy arrives, which takes its own time.
+    pub duplication: Chance,
+    /// How likely a router marks a datagram as having met congestion, if its outer ECN field says that its sender takes part
+    /// (RFC 3168). What does not take part is never dropped in its place; that is [`loss`](Self::loss).
+    pub congestion: Chance,
+    /// The longest outer packet that the routers on the way carry, in bytes, headers included. Default 65,535: whatever the
+    /// sender's own link does.
+    ///
+    /// What is longer is lost. Over IPv4 the sender has, after the latency, a router's "fragmentation needed" with this number,
+    /// and [heeds](crate::forward::PathMtus::heed) it, unless it is below the 68 that every path has to carry.
+    pub mtu: u16,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        Self {
+            latency: Duration::from_millis(1),
+            jitter: Duration::ZERO,
+            loss: Chance::NEVER,
+            duplication: Chance::NEVER,
+            congestion: Chance::NEVER,
+            mtu: u16::MAX,
+        }
+    }
+}

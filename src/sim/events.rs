@@ -1,0 +1,145 @@
+//! What follows from what: one event, and all that comes of it at the same moment.
+
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+use core::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::node::Output;
+use super::underlay::{Datagram, Journey};
+use super::{Delivered, Direction, Event, Fate, Loss, Node, NodeId, Record, Sim};
+use crate::forward::Outer;
+use crate::wire::Ecn;
+
+/// What is going to happen.
+#[derive(Debug)]
+pub(super) enum Next {
+    Arrival { node: NodeId, sender: NodeId, datagram: Datagram },
+    FragmentationNeeded { node: NodeId, peer: SocketAddr, mtu: u16 },
+    FromTun { node: NodeId, packet: Bytes },
+}
+
+impl<K: Ord + Clone> Sim<K> {
+    /// Lets the time be this. Leases that end by then do so.
+    pub(super) fn go_to(&mut self, at: Duration) {
+        self.now = at;
+        self.leases.handle_timeout(at);
+    }
+
+    pub(super) fn handle(&mut self, next: Next) {
+        match next {
+            Next::FromTun { node, packet } => self.read_from_tun(node, packet),
+            Next::Arrival { node, sender, datagram } => self.arrive(node, sender, datagram),
+            Next::FragmentationNeeded { node, peer, mtu } => {
+                self.refresh(node);
+                let now = self.now;
+                if self.node_mut(node).is_up && self.node_mut(node).fragmentation_needed(peer, mtu, now) {
+                    self.record(|| Event::PathNarrowed { node, peer, mtu });
+                }
+            }
+        }
+    }
+
+    pub(super) fn read_from_tun(&mut self, node: NodeId, packet: Bytes) {
+        if !self.node_mut(node).is_up {
+            self.node_mut(node).seen.refused += 1;
+            return self.record(|| Event::Refused { node, packet });
+        }
+        self.record(|| Event::FromTun { node, packet: packet.clone() });
+        self.node_mut(node).seen.from_tun += 1;
+        self.decide(node, Direction::Encap, |node, now, out| node.encapsulate(owned(packet), now, out));
+    }
+
+    /// What a node has sent reaches another.
+    fn arrive(&mut self, node: NodeId, sender: NodeId, datagram: Datagram) {
+        self.underlay.counters.in_flight -= 1;
+        if self.underlay.is_parted(sender, node) {
+            return self.lose(datagram.from, datagram.to, Loss::Partition);
+        }
+        self.receive(node, datagram);
+    }
+
+    pub(super) fn receive(&mut self, node: NodeId, datagram: Datagram) {
+        let Datagram { from, to, ecn, payload } = datagram;
+        if !self.node_mut(node).is_up {
+            return self.lose(from, to, Loss::NodeStopped);
+        }
+        self.underlay.counters.arrived += 1;
+        self.record(|| Event::Arrived { node, from, datagram: payload.clone() });
+        self.node_mut(node).seen.from_underlay += 1;
+        let outer = Outer { from, ecn };
+        self.decide(node, Direction::Decap, |node, now, out| node.decapsulate(owned(payload), outer, now, out));
+    }
+
+    /// Has a node decide on a packet, by its routes of now, and sees to what follows.
+    fn decide(
+        &mut self,
+        id: NodeId,
+        direction: Direction,
+        decision: impl FnOnce(&mut Node, Duration, &mut Vec<Output>) -> Fate,
+    ) {
+        self.refresh(id);
+        let (now, mut outputs) = (self.now, core::mem::take(&mut self.outputs));
+        let fate = decision(self.node_mut(id), now, &mut outputs);
+        self.record(|| Event::Settled { node: id, direction, fate });
+        self.node_mut(id).seen.fragmented += u64::from(outputs.len() > 1);
+        for output in outputs.drain(..) {
+            match output {
+                Output::Tun(packet) => self.write_to_tun(id, packet),
+                Output::Underlay { to, ecn, payload } => self.put_on_underlay(id, to, ecn, payload),
+            }
+        }
+        self.outputs = outputs;
+    }
+
+    fn write_to_tun(&mut self, node: NodeId, packet: Bytes) {
+        self.node_mut(node).seen.to_tun += 1;
+        self.record(|| Event::ToTun { node, packet: packet.clone() });
+        self.delivered.push(Delivered { at: self.now, node, packet });
+    }
+
+    fn put_on_underlay(&mut self, id: NodeId, to: SocketAddr, ecn: Ecn, payload: Bytes) {
+        let node = self.node_mut(id);
+        node.seen.to_underlay += 1;
+        let from = node.overlay().underlay;
+        self.record(|| Event::Sent { node: id, to, datagram: payload.clone() });
+        self.underlay.counters.sent += 1;
+        let mut datagram = Datagram { from, to, ecn, payload };
+        match self.underlay.carry(id, &datagram, self.now) {
+            Journey::Lost(loss) => self.lose(from, to, loss),
+            Journey::TooLong { told_at, mtu } => {
+                self.lose(from, to, Loss::TooLong);
+                self.queue.push(told_at, Next::FragmentationNeeded { node: id, peer: to, mtu });
+            }
+            Journey::Arrives { node, at, ecn, copy_at } => {
+                datagram.ecn = ecn;
+                self.underlay.counters.in_flight += 1;
+                if let Some(copy_at) = copy_at {
+                    self.record(|| Event::Duplicated { from, to });
+                    self.underlay.counters.duplicated += 1;
+                    self.underlay.counters.in_flight += 1;
+                    let datagram = datagram.clone();
+                    self.queue.push(copy_at, Next::Arrival { node, sender: id, datagram });
+                }
+                self.queue.push(at, Next::Arrival { node, sender: id, datagram });
+            }
+        }
+    }
+
+    fn lose(&mut self, from: SocketAddr, to: SocketAddr, loss: Loss) {
+        self.underlay.counters.lose(loss);
+        self.record(|| Event::Lost { from, to, loss });
+    }
+
+    fn record(&mut self, event: impl FnOnce() -> Event) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(Record { at: self.now, event: event() });
+        }
+    }
+}
+
+/// Bytes to write to: without a copy, if nobody else has them.
+fn owned(bytes: Bytes) -> BytesMut {
+    bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared))
+}

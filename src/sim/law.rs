@@ -1,0 +1,112 @@
+//! R67 for a whole network: every packet and datagram is in exactly one place, and both sides of every border count alike.
+
+use core::fmt;
+
+use super::trace::Direction;
+use super::{Node, NodeId, UnderlayCounters};
+use crate::forward::{Counters, Flow};
+
+/// A packet that was lost without being counted, or counted twice: a fault in this crate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unaccounted {
+    /// A node and the simulator, who stands outside of it, disagree about what crossed its border.
+    #[error("{node}, {border}: the node counted {counted}, and {seen} crossed it")]
+    Border {
+        /// The node.
+        node: NodeId,
+        /// Which of its borders.
+        border: Border,
+        /// By the node's counters.
+        counted: u64,
+        /// By the simulator.
+        seen: u64,
+    },
+    /// A direction of a node is not conserved.
+    #[error(
+        "{node}, {direction}: {} packets received, but {} forwarded, {} answered, {} held and {} dropped",
+        .flow.received(), .flow.forwarded(), .flow.answered(), .flow.held(), .flow.drops().map(|(_, count)| count).sum::<u64>()
+    )]
+    Flow {
+        /// The node.
+        node: NodeId,
+        /// The direction.
+        direction: Direction,
+        /// Its counters.
+        flow: alloc::boxed::Box<Flow>,
+    },
+    /// The underlay is not conserved, or it and the nodes together disagree.
+    #[error("the underlay does not add up: {underlay:?}; the nodes sent {sent} and received {received}")]
+    Underlay {
+        /// Its counters.
+        underlay: alloc::boxed::Box<UnderlayCounters>,
+        /// Datagrams that all nodes sent.
+        sent: u64,
+        /// Datagrams that all nodes received.
+        received: u64,
+    },
+}
+
+/// Where packets enter and leave a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Border {
+    /// From its TUN.
+    FromTun,
+    /// From the underlay.
+    FromUnderlay,
+    /// To its TUN.
+    ToTun,
+    /// To the underlay; of a packet in fragments, all of them and the packet itself.
+    ToUnderlay,
+}
+
+impl fmt::Display for Border {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FromTun => "packets from the TUN",
+            Self::FromUnderlay => "datagrams from the underlay",
+            Self::ToTun => "packets to the TUN",
+            Self::ToUnderlay => "datagrams to the underlay",
+        })
+    }
+}
+
+pub(super) fn check<'n>(
+    nodes: impl Iterator<Item = (NodeId, &'n Node)>,
+    underlay: &UnderlayCounters,
+) -> Result<(), Unaccounted> {
+    let (mut sent, mut received) = (0, 0);
+    for (id, node) in nodes {
+        check_node(id, node)?;
+        sent += node.seen.to_underlay;
+        received += node.seen.from_underlay;
+    }
+    if underlay.is_conserved() && sent == underlay.sent() && received == underlay.arrived() {
+        return Ok(());
+    }
+    Err(Unaccounted::Underlay { underlay: underlay.clone().into(), sent, received })
+}
+
+fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
+    let Counters { encap, decap, anomalies } = node.counters();
+    for (direction, flow) in [(Direction::Encap, encap), (Direction::Decap, decap)] {
+        if !flow.is_conserved() {
+            return Err(Unaccounted::Flow { node: id, direction, flow: flow.clone().into() });
+        }
+    }
+    let borders = [
+        (Border::FromTun, encap.received(), node.seen.from_tun),
+        (Border::FromUnderlay, decap.received(), node.seen.from_underlay),
+        (Border::ToTun, decap.forwarded() + encap.answered(), node.seen.to_tun),
+        (
+            Border::ToUnderlay,
+            encap.forwarded() + decap.answered() + anomalies.fragments_made,
+            node.seen.to_underlay + node.seen.fragmented,
+        ),
+    ];
+    match borders.into_iter().find(|(_, counted, seen)| counted != seen) {
+        Some((border, counted, seen)) => Err(Unaccounted::Border { node: id, border, counted, seen }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,150 @@
+//! The leases that all nodes hear of, once for all of them, and what each node's table differs in.
+//!
+//! What becomes of a lease is the same on every host but for the host's own leases: it has no route to itself, none inside its
+//! own subnet, and where it claims a subnet along with another host, the other one's. So there is one reconciler, of no host,
+//! and one table; a node's shares all of its parts but those few that its own routes are in.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::net::{Ipv6Addr, SocketAddr};
+use core::time::Duration;
+
+use ipnet::{IpNet, Ipv6Net};
+
+use crate::lease::{Counters, Host, LeaseEvent, Reconciler, SourceId};
+use crate::route::{Applied, Own, Route, RouteChange, RouteTable};
+
+#[derive(Debug)]
+pub(super) struct Leases<K> {
+    reconciler: Reconciler<K>,
+    table: RouteTable,
+    /// The subnets that are routed to a host.
+    routed: BTreeMap<SocketAddr, BTreeSet<IpNet>>,
+}
+
+/// One node's routes.
+#[derive(Debug)]
+pub(super) struct NodeRoutes {
+    host: Host,
+    own: Own,
+    table: RouteTable,
+    /// The leases it was made of.
+    revision: u64,
+    /// What stands whatever the leases say.
+    fixed: BTreeMap<IpNet, RouteChange>,
+    pub(super) hears_leases: bool,
+}
+
+impl<K: Ord + Clone> Leases<K> {
+    pub(super) fn new(network: IpNet) -> Self {
+        // IPv6 is never routed, so that neither can be anything to an IPv4 lease.
+        let nobody = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+        let reconciler = Reconciler::new(Host::new(network, Ipv6Net::from(Ipv6Addr::UNSPECIFIED), nobody));
+        Self { reconciler, table: RouteTable::new(), routed: BTreeMap::new() }
+    }
+
+    pub(super) fn reconciler(&self) -> &Reconciler<K> {
+        &self.reconciler
+    }
+
+    pub(super) fn handle_event(&mut self, source: SourceId, event: LeaseEvent<K>, now: Duration) {
+        self.reconciler.handle_event(source, event, now);
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Duration) {
+        if self.reconciler.poll_timeout().is_some_and(|at| at <= now) {
+            self.reconciler.handle_timeout(now);
+        }
+    }
+
+    /// Brings a node's table up to date, if it hears of leases.
+    pub(super) fn refresh(&mut self, node: &mut NodeRoutes) {
+        if self.reconciler.has_changes() {
+            self.follow();
+        }
+        let revision = self.revision();
+        if node.hears_leases && node.revision != revision {
+            node.revision = revision;
+            node.table = self.table_of(node);
+        }
+    }
+
+    /// How often leases have changed. The table has not always: that a host's claim stands before another's is the same to
+    /// all but that host.
+    fn revision(&self) -> u64 {
+        let Counters { added, changed, expired, removed, .. } = self.reconciler.counters();
+        added + changed + expired + removed
+    }
+
+    fn follow(&mut self) {
+        let changes = self.reconciler.take_changes();
+        for change in &changes {
+            let subnet = change.subnet();
+            if let Some(hop) = self.table.exact(subnet)
+                && let Some(subnets) = self.routed.get_mut(&hop.address)
+            {
+                subnets.remove(&subnet);
+                if subnets.is_empty() {
+                    let left = hop.address;
+                    self.routed.remove(&left);
+                }
+            }
+            if let RouteChange::Set(route) = change {
+                self.routed.entry(route.next_hop).or_default().insert(subnet);
+            }
+        }
+        // A reconciler hands out no route that a table refuses.
+        let _ = self.table.apply(changes, &Own::default());
+    }
+
+    fn table_of(&self, node: &NodeRoutes) -> RouteTable {
+        let Host { subnet: own, underlay, .. } = node.host;
+        let mut changes: Vec<_> = self.reconciler.routed_inside(own).map(RouteChange::Delete).collect();
+        let to_itself = self.routed.get(&underlay).into_iter().flatten().filter(|subnet| !own.contains(*subnet));
+        changes.extend(to_itself.map(|subnet| {
+            let other = self.reconciler.route_without(*subnet, underlay);
+            other.map_or(RouteChange::Delete(*subnet), RouteChange::Set)
+        }));
+        changes.extend(node.fixed.values());
+        let mut table = self.table.clone();
+        // What the node refuses of its fixed routes it refused, and reported, when they were given.
+        let _ = table.apply(changes, &node.own);
+        table
+    }
+}
+
+impl NodeRoutes {
+    pub(super) fn new(host: Host) -> Self {
+        let host = host.normalised();
+        Self {
+            host,
+            own: Own::new(host.underlay, host.subnet),
+            table: RouteTable::new(),
+            revision: 0,
+            fixed: BTreeMap::new(),
+            hears_leases: true,
+        }
+    }
+
+    pub(super) fn table(&self) -> &RouteTable {
+        &self.table
+    }
+
+    /// Changes the routes for good.
+    pub(super) fn change(&mut self, changes: Vec<RouteChange>) -> Applied {
+        let applied = self.table.apply(changes.iter().copied(), &self.own);
+        let is_refused = |route: &Route| applied.refused.iter().any(|refused| refused.route == *route);
+        for change in changes {
+            match change {
+                RouteChange::Set(route) if is_refused(&route) => {}
+                RouteChange::Set(_) | RouteChange::Delete(_) => {
+                    self.fixed.insert(change.subnet(), change);
+                }
+            }
+        }
+        applied
+    }
+}
+
+#[cfg(test)]
+mod tests;

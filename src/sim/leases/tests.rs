@@ -1,0 +1,168 @@
+use super::*;
+use crate::lease::Lease;
+use crate::route::RoutePublisher;
+use core::net::Ipv4Addr;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const SOURCE: SourceId = SourceId(0);
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn network() -> IpNet {
+    net("100.96.0.0/16")
+}
+
+/// Few subnets and few hosts: they contradict one another all the time.
+fn any_lease() -> impl Strategy<Value = Lease> {
+    let subnets =
+        ["100.96.1.0/24", "100.96.1.128/25", "100.96.0.0/23", "100.96.2.0/24", "100.96.2.7/32", "100.96.0.0/16"];
+    let others = ["0.0.0.0/0", "9.9.9.0/24", "fd00:1::/64", "::/128", "0.0.0.0/32"];
+    let subnet = prop_oneof![5 => select(subnets.to_vec()), 1 => select(others.to_vec())];
+    let host = prop_oneof![6 => 2u8..5, 1 => Just(0)].prop_map(|host| match host {
+        0 => SocketAddr::from(([100, 96, 1, 1], 8285)),
+        host => underlay(host),
+    });
+    let expires = prop_oneof![3 => Just(None), 1 => (0u64..20).prop_map(|at| Some(Duration::from_secs(at)))];
+    (subnet, host, select([None, Some(1300), Some(67)].to_vec()), expires)
+        .prop_map(|(subnet, next_hop, mtu, expires)| Lease { mtu, expires, ..Lease::new(net(subnet), next_hop) })
+}
+
+fn any_event() -> impl Strategy<Value = LeaseEvent<u8>> {
+    prop_oneof![
+        6 => (0u8..12, any_lease()).prop_map(|(key, lease)| LeaseEvent::Added { key, lease }),
+        3 => (0u8..12).prop_map(|key| LeaseEvent::Removed { key }),
+        1 => vec((0u8..12, any_lease()), 0..12).prop_map(LeaseEvent::Snapshot),
+        1 => Just(LeaseEvent::SourceLost),
+    ]
+}
+
+fn any_change() -> impl Strategy<Value = RouteChange> {
+    (any_lease(), any::<bool>()).prop_map(|(lease, is_set)| match is_set {
+        true => RouteChange::Set(lease.route()),
+        false => RouteChange::Delete(lease.subnet),
+    })
+}
+
+fn underlay(host: u8) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(10, 168, 0, host), 8285))
+}
+
+/// The last one has a subnet in which others have theirs.
+fn hosts() -> [Host; 4] {
+    let host = |subnet, host| Host::new(network(), net(subnet), underlay(host));
+    [host("100.96.1.0/24", 2), host("100.96.2.0/24", 3), host("100.96.1.0/24", 4), host("100.96.0.0/22", 5)]
+}
+
+fn sorted(table: &RouteTable) -> Vec<Route> {
+    let mut routes = table.routes();
+    routes.sort_by_key(|route| route.subnet);
+    routes
+}
+
+/// One host by itself, with all that a simulation shares.
+struct Alone {
+    reconciler: Reconciler<u8>,
+    publisher: RoutePublisher,
+}
+
+impl Alone {
+    fn new(host: Host) -> Self {
+        let publisher = RoutePublisher::bound_to(host.underlay).owning(host.subnet);
+        Self { reconciler: Reconciler::new(host), publisher }
+    }
+
+    fn follow(&mut self) {
+        let _ = self.publisher.apply(self.reconciler.take_changes());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Whatever leases there are, and whenever a node looks: its routes are those that a reconciler of its own gives it.
+    #[test]
+    fn every_node_sees_what_it_would_see_alone(
+        steps in vec((any_event(), 0u64..4, 0usize..5), 1..40),
+    ) {
+        let mut leases = Leases::new(network());
+        let mut nodes = hosts().map(NodeRoutes::new);
+        let mut alone = hosts().map(Alone::new);
+        let mut now = Duration::ZERO;
+        for (event, passed, who) in steps {
+            now += Duration::from_secs(passed);
+            leases.handle_timeout(now);
+            leases.handle_event(SOURCE, event.clone(), now);
+            for alone in &mut alone {
+                alone.reconciler.handle_event(SOURCE, event.clone(), now);
+                alone.follow();
+            }
+            // One of them looks, or all, or none.
+            for (at, (node, alone)) in nodes.iter_mut().zip(&alone).enumerate() {
+                if who == 4 || who == at {
+                    leases.refresh(node);
+                    prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()), "host {}", at);
+                }
+            }
+        }
+        // A table that grew with its changes and one that is made at once are the same.
+        for (host, alone) in hosts().into_iter().zip(&alone) {
+            let mut node = NodeRoutes::new(host);
+            leases.refresh(&mut node);
+            prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()));
+        }
+    }
+
+    /// Fixed routes stand over whatever leases say, before and after.
+    #[test]
+    fn fixed_routes_stand(
+        before in vec(any_event(), 0..10),
+        changes in vec(any_change(), 0..8),
+        after in vec(any_event(), 0..10),
+    ) {
+        let mut leases = Leases::new(network());
+        let host = hosts()[0];
+        let (mut node, mut alone) = (NodeRoutes::new(host), Alone::new(host));
+        for event in before.into_iter().chain([LeaseEvent::Removed { key: 99 }]).chain(after) {
+            if event == (LeaseEvent::Removed { key: 99 }) {
+                leases.refresh(&mut node);
+                alone.follow();
+                let expected = alone.publisher.apply(changes.iter().copied());
+                prop_assert_eq!(node.change(changes.clone()), expected);
+                prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()));
+            }
+            leases.handle_event(SOURCE, event.clone(), Duration::ZERO);
+            alone.reconciler.handle_event(SOURCE, event, Duration::ZERO);
+        }
+        leases.refresh(&mut node);
+        alone.follow();
+        let _ = alone.publisher.apply(changes);
+        prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()));
+    }
+
+    /// A node that does not hear keeps what it has, and misses nothing in the end.
+    #[test]
+    fn one_that_hears_again_has_missed_nothing(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
+        let mut leases = Leases::new(network());
+        let mut nodes = [hosts()[0]; 2].map(NodeRoutes::new);
+        for event in before {
+            leases.handle_event(SOURCE, event, Duration::ZERO);
+        }
+        leases.refresh(&mut nodes[1]);
+        nodes[1].hears_leases = false;
+        let kept = sorted(nodes[1].table());
+        for event in after {
+            leases.handle_event(SOURCE, event, Duration::ZERO);
+        }
+        leases.refresh(&mut nodes[1]);
+        prop_assert_eq!(sorted(nodes[1].table()), kept);
+        nodes[1].hears_leases = true;
+        let [one, other] = &mut nodes;
+        leases.refresh(one);
+        leases.refresh(other);
+        prop_assert_eq!(sorted(one.table()), sorted(other.table()));
+    }
+}

@@ -1,0 +1,99 @@
+//! Chance that is the same everywhere: the seed decides all, on every platform.
+
+use core::time::Duration;
+
+/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): one word of state, and good enough for dice.
+#[derive(Clone, Debug)]
+pub(super) struct Random(u64);
+
+/// How likely something is. Kept as a whole number, so that no rounding differs between platforms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Chance(
+    /// Out of 2^32.
+    u64,
+);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    /// Whether it happens this time.
+    pub(super) fn happens(&mut self, chance: Chance) -> bool {
+        self.next() >> 32 < chance.0
+    }
+
+    /// Anything from zero to `most`, in nanoseconds.
+    pub(super) fn up_to(&mut self, most: Duration) -> Duration {
+        let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds = (u128::from(self.next()) * (u128::from(most) + 1)) >> 64;
+        Duration::from_nanos(nanoseconds as u64)
+    }
+}
+
+impl Chance {
+    /// Every time.
+    pub const ALWAYS: Self = Self(1 << 32);
+    /// Never. The default.
+    pub const NEVER: Self = Self(0);
+
+    /// So many times out of a hundred; more than that is always.
+    #[must_use]
+    pub const fn percent(times: u32) -> Self {
+        Self::of(times, 100)
+    }
+
+    /// `times` out of `among`, as near as one in four billion comes to it; more than that is always, and so is anything out of 0.
+    ///
+    /// ```
+    /// use loden::sim::Chance;
+    /// assert_eq!(Chance::of(1, 4), Chance::percent(25));
+    /// assert_eq!(Chance::of(7, 7), Chance::ALWAYS);
+    /// ```
+    #[must_use]
+    pub const fn of(times: u32, among: u32) -> Self {
+        if times >= among { Self::ALWAYS } else { Self(((times as u64) << 32) / among as u64) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first words of the reference implementation (Vigna, splitmix64.c) for the seed 1234567.
+    #[test]
+    fn the_words_are_those_of_the_reference() {
+        let mut random = Random::new(1_234_567);
+        let words = [(); 3].map(|()| random.next());
+        assert_eq!(words, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
+
+    #[test]
+    fn never_always_and_in_between() {
+        let mut random = Random::new(1);
+        let mut count = |chance| (0..10_000).filter(|_| random.happens(chance)).count();
+        assert_eq!((count(Chance::NEVER), count(Chance::ALWAYS)), (0, 10_000));
+        assert!((2800..3200).contains(&count(Chance::percent(30))));
+    }
+
+    #[test]
+    fn a_time_is_within_its_bounds_and_reaches_both() {
+        let mut random = Random::new(1);
+        let most = Duration::from_nanos(3);
+        let mut seen = [0; 4];
+        for _ in 0..1000 {
+            seen[random.up_to(most).as_nanos() as usize] += 1;
+        }
+        assert!(seen.iter().all(|count| *count > 150), "{seen:?}");
+        assert_eq!(random.up_to(Duration::ZERO), Duration::ZERO);
+        assert!(random.up_to(Duration::MAX) > Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,122 @@
+//! Ways that are too narrow, at their beginning and in the middle.
+
+use loden::forward::{DropReason, Overlay, PathMtus};
+use loden::sim::{Conditions, Loss, Sim};
+
+use crate::{at, icmp, mesh, ms, network, overlay, packet_of, underlay, with_byte};
+
+/// As with EMSGSIZE: nothing is sent, and the packet's sender has its answer at once.
+#[test]
+fn the_nodes_own_link_refuses_at_once() {
+    let (mut sim, [a, b]) = mesh::<2>(1);
+    sim.set_link_mtu(a, 1300);
+    sim.send(a, packet_of(1273, 0, 1));
+    let [told] = &sim.take_delivered()[..] else { panic!("one answer") };
+    assert_eq!((told.node, told.at, icmp(&told.packet)), (a, ms(0), (3, 4, 1272)));
+    assert_eq!((sim.underlay().sent(), sim[a].counters().anomalies.path_mtu_lowered), (0, 1));
+    sim.send(a, packet_of(1272, 0, 1));
+    sim.run_until_idle();
+    assert_eq!(sim.take_delivered().iter().map(|delivered| delivered.node).collect::<Vec<_>>(), [b]);
+    sim.check().unwrap();
+}
+
+/// R50 and R54: the first one is lost on the way, and everyone after it is answered here, until ten minutes have passed.
+#[test]
+fn a_router_in_the_middle_says_so_after_a_while() {
+    let (mut sim, [a, b]) = mesh::<2>(1);
+    sim.set_conditions_from(a, b, Conditions { latency: ms(10), mtu: 1000, ..Conditions::default() });
+    let try_one = |sim: &mut Sim<u32>, len| {
+        sim.send(a, packet_of(len, 0, 1));
+        sim.run_until_idle();
+        sim.check().unwrap();
+        sim.take_delivered().iter().map(|delivered| (delivered.node, icmp(&delivered.packet))).collect::<Vec<_>>()
+    };
+    assert_eq!(try_one(&mut sim, 1400), []);
+    assert_eq!((sim.underlay().lost(Loss::TooLong), sim.now()), (1, ms(10)));
+    assert_eq!(sim[a].path_mtu(underlay(1).ip(), sim.now()), Some(972));
+    assert_eq!(try_one(&mut sim, 973), [(a, (3, 4, 972))]);
+    assert_eq!(sim.underlay().sent(), 1);
+    sim.send(a, packet_of(972, 0, 1));
+    sim.run_until_idle();
+    assert_eq!(sim.take_delivered()[0].node, b);
+    sim.run_until(ms(10) + PathMtus::LIFETIME);
+    assert_eq!(try_one(&mut sim, 973), [], "tried again, and lost again");
+    assert_eq!(sim.underlay().lost(Loss::TooLong), 2);
+    assert_eq!(try_one(&mut sim, 973), [(a, (3, 4, 972))]);
+}
+
+/// Several are lost before the first message is back; a node that was stopped meanwhile has learned nothing.
+#[test]
+fn who_is_not_there_is_not_told() {
+    let (mut sim, [a, b]) = mesh::<2>(1);
+    sim.set_conditions_from(a, b, Conditions { latency: ms(10), mtu: 1000, ..Conditions::default() });
+    sim.send(a, packet_of(1400, 0, 1));
+    sim.send(a, packet_of(1400, 0, 1));
+    sim.stop(a);
+    sim.run_until_idle();
+    sim.start(a);
+    assert_eq!(sim[a].path_mtu(underlay(1).ip(), sim.now()), None);
+    assert_eq!(sim.underlay().lost(Loss::TooLong), 2);
+}
+
+/// A number that no path can have is not believed; whatever is longer is lost in silence.
+#[test]
+fn an_impossible_mtu_is_a_hole() {
+    let (mut sim, [a, b]) = mesh::<2>(1);
+    sim.set_conditions_from(a, b, Conditions { mtu: 67, ..Conditions::default() });
+    for _ in 0..3 {
+        sim.send(a, packet_of(100, 0, 1));
+        sim.run_until_idle();
+    }
+    assert_eq!((sim.underlay().lost(Loss::TooLong), sim.take_delivered()), (3, vec![]));
+}
+
+/// An answer that goes back through the tunnel and does not fit is not sent: its offender is dropped, and counted.
+#[test]
+fn an_answer_that_is_too_long_is_not_sent() {
+    let mut sim: Sim = Sim::new(network(), 1);
+    let [a, b] = [0, 1].map(|number| sim.add_node(Overlay { mtu: 1472, ..overlay(number) }).unwrap());
+    for (node, other) in [(a, 1), (b, 0)] {
+        let (subnet, next_hop) = (crate::subnet(other), underlay(other));
+        assert_eq!(
+            sim.change_routes(node, [loden::route::RouteChange::Set(loden::route::Route::new(subnet, next_hop))])
+                .changed,
+            1
+        );
+    }
+    sim.set_link_mtu(b, 300);
+    // A TTL that is used up at the far end: R30.
+    let packet = with_byte(&packet_of(500, 0, 1), at::TTL, 2);
+    sim.send(a, packet.clone());
+    sim.run_until_idle();
+    assert_eq!(sim[b].counters().decap.dropped(DropReason::TimeExceeded), 1);
+    assert_eq!((sim.take_delivered(), sim.underlay().sent()), (vec![], 1));
+    sim.set_link_mtu(b, 1500);
+    sim.send(a, packet);
+    sim.run_until_idle();
+    let [told] = &sim.take_delivered()[..] else { panic!("one answer") };
+    assert_eq!((told.node, &icmp(&told.packet)), (a, &(11, 0, 0)));
+    assert_eq!(sim[b].counters().decap.answered(), 1);
+    sim.check().unwrap();
+}
+
+/// R51: what may be fragmented is, at the node's own link and on a path that is known to be narrow. Fragments are lost one by one.
+#[test]
+fn without_df_it_goes_in_fragments() {
+    let (mut sim, [a, b, c]) = mesh::<3>(1);
+    sim.set_link_mtu(a, 1000);
+    let send = |sim: &mut Sim<u32>, to| {
+        sim.send(a, with_byte(&packet_of(1400, 0, to), at::FLAGS, 0));
+        sim.run_until_idle();
+        sim.check().unwrap();
+        sim.take_delivered().iter().map(|delivered| (delivered.node, delivered.packet.len())).collect::<Vec<_>>()
+    };
+    // 972 bytes leave room for 952 of payload, a multiple of 8.
+    assert_eq!(send(&mut sim, 1), [(b, 972), (b, 448)]);
+    sim.set_conditions_from(a, c, Conditions { mtu: 600, ..Conditions::default() });
+    assert_eq!(send(&mut sim, 2), [(c, 448)], "the first of two is lost, and the path known from then on");
+    assert_eq!(send(&mut sim, 2), [(c, 572), (c, 572), (c, 296)]);
+    let counters = sim[a].counters();
+    assert_eq!((counters.encap.forwarded(), counters.anomalies.fragments_made, sim.underlay().sent()), (3, 7, 7));
+    assert_eq!(sim.underlay().lost(Loss::TooLong), 1);
+}

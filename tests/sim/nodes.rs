@@ -1,0 +1,129 @@
+//! Nodes that come, go and come back, and datagrams from elsewhere.
+
+use loden::forward::{DropReason, Outer, Overlay, OverlayError};
+use loden::sim::{Conditions, Loss, NodeError, Sim};
+use loden::wire::Ecn;
+
+use crate::{icmp, mesh, ms, network, numbers, overlay, packet, packet_of, subnet, underlay};
+
+#[test]
+fn a_node_that_cannot_be_is_refused() {
+    let mut sim: Sim = Sim::new(network(), 1);
+    let first = sim.add_node(overlay(1)).unwrap();
+    let other = Overlay { underlay: underlay(1), ..overlay(2) };
+    assert_eq!(sim.add_node(other), Err(NodeError::AddressTaken { address: underlay(1), node: first }));
+    let elsewhere = Overlay { network: "100.64.0.0/16".parse().unwrap(), ..overlay(2) };
+    let error = sim.add_node(elsewhere).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the overlay network is 100.64.0.0/10 for all nodes of this simulation, not 100.64.0.0/16"
+    );
+    assert_eq!(sim.add_node(Overlay { mtu: 1, ..overlay(2) }), Err(OverlayError::Mtu { mtu: 1 }.into()));
+    assert!(sim.add_node(overlay(2)).is_ok());
+    assert_eq!(sim.nodes().count(), 2);
+}
+
+/// A stopped node takes nothing from either side. Started again it is a new process: what it learned is forgotten, its routes
+/// are there, and its counters go on.
+#[test]
+fn a_node_that_restarts_goes_on() {
+    let (mut sim, [a, b]) = mesh::<2>(1);
+    sim.set_link_mtu(b, 1000);
+    sim.send(b, packet_of(1400, 1, 0));
+    sim.send(a, packet(0, 1, 1));
+    sim.run_until_idle();
+    assert_eq!(icmp(&sim.take_delivered()[0].packet), (3, 4, 972));
+    sim.stop(b);
+    sim.set_link_mtu(b, 1500);
+    assert!(!sim[b].is_up());
+    sim.send(a, packet(0, 1, 2));
+    sim.send(b, packet(1, 0, 3));
+    sim.run_until_idle();
+    assert_eq!((sim.take_delivered(), sim[b].refused(), sim.underlay().lost(Loss::NodeStopped)), (vec![], 1, 1));
+    sim.check().unwrap();
+    sim.start(b);
+    sim.send(b, packet_of(1400, 1, 0));
+    sim.send(a, packet(0, 1, 4));
+    sim.run_until_idle();
+    assert_eq!(sim.take_delivered().len(), 2, "the long packet goes, too");
+    let counters = sim[b].counters();
+    assert_eq!((counters.encap.received(), counters.decap.received()), (2, 2));
+    sim.check().unwrap();
+    // One that runs is not started again.
+    sim.set_link_mtu(b, 1000);
+    sim.send(b, packet_of(1400, 1, 0));
+    sim.start(b);
+    assert_eq!(sim[b].path_mtu(underlay(0).ip(), sim.now()), Some(972));
+}
+
+/// R48: the limits hold on the virtual clock, and for a new process anew.
+#[test]
+fn icmp_errors_are_limited_by_the_simulations_clock() {
+    let (mut sim, [a]) = mesh::<1>(1);
+    for at in 0..10_000 {
+        sim.send_at(ms(at) / 10, a, packet(0, 9, 0));
+    }
+    sim.run_until_idle();
+    let answered = sim[a].counters().encap.answered();
+    assert!((29..=30).contains(&answered), "{answered} answers in a second, burst 20 and 10 a second");
+    assert_eq!(sim[a].counters().encap.dropped(DropReason::NoRoute), 10_000 - answered);
+    assert_eq!(sim.take_delivered().len() as u64, answered);
+    sim.stop(a);
+    sim.start(a);
+    for _ in 0..100 {
+        sim.send(a, packet(0, 9, 0));
+    }
+    assert_eq!(sim[a].counters().encap.answered(), answered + 20);
+    sim.check().unwrap();
+}
+
+/// Strangers, and peers who send what is not theirs.
+#[test]
+fn what_no_node_has_sent_can_arrive() {
+    let (mut sim, [a, b, _]) = mesh::<3>(1);
+    let inner = packet(0, 1, 1);
+    sim.inject(b, underlay(99), inner.clone());
+    sim.inject(b, underlay(2), inner.clone());
+    sim.inject(b, Outer { from: underlay(0), ecn: Ecn::Ce }, inner.clone());
+    sim.inject(b, underlay(0), inner.clone());
+    let decap = &sim[b].counters().decap;
+    let reasons = [DropReason::UnknownPeer, DropReason::SpoofedSource, DropReason::EcnNotCapable];
+    assert_eq!(reasons.map(|reason| decap.dropped(reason)), [1, 1, 1]);
+    assert_eq!((numbers(&sim.take_delivered()), sim.underlay().injected()), (vec![1], 4));
+    sim.stop(a);
+    sim.inject(a, underlay(0), inner);
+    assert_eq!(sim.underlay().lost(Loss::NodeStopped), 1);
+    sim.check().unwrap();
+}
+
+/// A route to where nobody is.
+#[test]
+fn a_host_that_is_not_there_receives_nothing() {
+    let (mut sim, [a]) = mesh::<1>(1);
+    sim.lease_event(crate::SOURCE, loden::lease::LeaseEvent::Snapshot(vec![crate::lease(0), crate::lease(5)]));
+    sim.send(a, packet(0, 5, 1));
+    sim.run_until_idle();
+    assert_eq!((sim.underlay().sent(), sim.underlay().lost(Loss::NoHost)), (1, 1));
+    let losses: Vec<_> = sim.underlay().losses().collect();
+    assert_eq!(losses, [(Loss::NoHost, 1)]);
+    sim.check().unwrap();
+}
+
+/// Time goes where it is told to, and never back.
+#[test]
+fn the_clock_stands_where_it_was_sent() {
+    let (mut sim, [a, b]) = mesh::<2>(1);
+    sim.set_conditions(Conditions { latency: ms(10), ..Conditions::default() });
+    sim.run_for(ms(5));
+    sim.send(a, packet(0, 1, 1));
+    sim.send_at(ms(1), a, packet(0, 1, 2));
+    sim.run_for(ms(9));
+    assert_eq!((sim.now(), sim.take_delivered()), (ms(14), vec![]));
+    sim.run_until(ms(3));
+    assert_eq!(sim.now(), ms(14));
+    sim.run_until(ms(15));
+    let delivered = sim.take_delivered();
+    assert_eq!(delivered.iter().map(|delivered| (delivered.node, delivered.at)).collect::<Vec<_>>(), [(b, ms(15)); 2]);
+    assert!(!sim.step());
+    assert_eq!(subnet(0).addr(), network().addr());
+}
