@@ -89,6 +89,11 @@ impl Fib {
         }
         self.arrays.are_deep = self.arrays.sixteens.in_use > self.arrays.blocks.in_use;
     }
+
+    /// Whether few of its arrays are in use, of more than a handful of segments.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.arrays.blocks.is_sparse() || self.arrays.sixteens.is_sparse()
+    }
 }
 
 impl Arrays {
@@ -149,7 +154,8 @@ impl Arrays {
 }
 
 /// Arrays of one length, by number, in segments of `COUNT`. Those in no use form a list: the first word of each is the number
-/// of the next, so that no version has to copy a list of them.
+/// of the next, so that no version has to copy a list of them. They stay for the next use, until a table that has become
+/// [sparse](Fib::is_sparse) is made anew.
 #[derive(Clone)]
 struct Arena<const WORDS: usize, const COUNT: usize> {
     segments: Vec<Arc<[[u32; WORDS]; COUNT]>>,
@@ -199,6 +205,10 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
         if let Some(array) = segment.and_then(|segment| segment.get_mut(place % COUNT)) {
             *array = *words;
         }
+    }
+
+    fn is_sparse(&self) -> bool {
+        super::is_sparse(self.segments.len(), COUNT, self.in_use)
     }
 
     fn acquire(&mut self) -> u32 {
