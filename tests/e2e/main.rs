@@ -8,5 +8,6 @@ mod lifecycle;
 mod offload;
 mod support;
 mod traffic;
+mod updates;
 mod usage;
 mod wire;
