@@ -18,6 +18,8 @@
 //! 3. Report [`Reconciler::take_conflict_changes`]. Where a source had to be asked again, [`Backoff`] says when, and whether that is
 //!    news.
 //!
+//! `examples/static_leases.rs` is such a loop, with a file for a source.
+//!
 //! ```
 //! use core::time::Duration;
 //! use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};

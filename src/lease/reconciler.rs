@@ -203,11 +203,9 @@ impl<K: Ord + Clone> Reconciler<K> {
     }
 
     fn expire(&mut self) {
-        let sources: Vec<SourceId> = self.sources.keys().copied().collect();
-        for source in sources {
-            while let Some(key) = self.sources.get(&source).and_then(|said| said.overdue(self.now).cloned()) {
-                self.counters.expired += u64::from(self.remove(source, key));
-            }
+        let overdue = |(source, said): (&SourceId, &Source<K>), now| Some((*source, said.overdue(now)?.clone()));
+        while let Some((source, key)) = self.sources.iter().find_map(|said| overdue(said, self.now)) {
+            self.counters.expired += u64::from(self.remove(source, key));
         }
     }
 
