@@ -11,7 +11,7 @@ use loden::forward::{Forwarder, Overlay};
 use loden::ipnet::{IpNet, Ipv4Net};
 use loden::lease::{ConflictChange, Host, Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::RoutePublisher;
-use loden::sys::link::{AddressForm, Link, LinkConfig, LinkEvent, LinkMonitor, interface_of};
+use loden::sys::link::{AddressForm, Link, LinkConfig, LinkError, LinkMonitor, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Worker};
 use nix::errno::Errno;
@@ -121,12 +121,12 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
             let _ = worker.udp_ready(Budget::default(), now)?;
         }
         is_news = !news.is_empty() && !watch.read_events()?.is_empty();
-        // Down and up again, the device has lost the overlay's route. One that is gone is the worker's to tell.
-        while !device.is_empty()
-            && let Some(event) = monitor.next_event()?
-        {
-            if event == LinkEvent::Up {
-                link.restore()?;
+        if !device.is_empty() {
+            while monitor.next_event()?.is_some() {}
+            // Whatever it was, the overlay's route is there again. A device that is gone is the worker's to tell.
+            match link.restore() {
+                Err(LinkError::NoSuchInterface { .. }) | Ok(_) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         if !stop.is_empty() {
