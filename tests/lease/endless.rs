@@ -17,9 +17,9 @@ const TABLES: u32 = 20;
 
 /// What may be kept once all leases are back where they were, of the 14 MB that they take: arrays and places for those that
 /// came and went in between, which the table has for the next ones.
-const ROOM: i64 = 1 << 20;
+const ROOM: i64 = 2 << 20;
 /// What a second half may add to what the first one kept: how full a map's nodes are is a matter of chance.
-const CHANCE: i64 = 1 << 18;
+const CHANCE: i64 = 1 << 19;
 /// What may be kept once all leases are gone: the roots of maps.
 const ROOTS: i64 = 1 << 14;
 
@@ -55,7 +55,8 @@ fn fault_43_no_lookup_is_torn_and_memory_is_given_back() {
         assert!(flow.is_conserved() && flow.received() > 0);
         assert_eq!(flow.received(), flow.forwarded() + flow.dropped(DropReason::NoRoute));
     }
-    for Watched { flow, tables, .. } in halves {
+    for Watched { flow, tables, empty_looks, .. } in halves {
+        assert_eq!(empty_looks, 0, "there were leases all the time");
         assert!(tables >= TABLES && flow.forwarded() > 0 && flow.dropped(DropReason::NoRoute) > 0);
     }
     assert_eq!((list.is_empty, end.is_empty), (false, true));
@@ -67,6 +68,8 @@ struct Watched {
     bytes: i64,
     /// How many tables were seen.
     tables: u32,
+    /// How many looks found nothing at all.
+    empty_looks: u32,
     /// Whether the last one was empty.
     is_empty: bool,
     flow: Flow,
@@ -90,27 +93,28 @@ fn watch(feeder: &mut Feeder, act: impl FnOnce(&mut Feeder, &AtomicU32, &AtomicU
         let (published, tables, done) = (&published, &tables, &done);
         let looking = scope.spawn(move || {
             let _ends = Ends(tables);
-            let (bytes, last) = bytes_kept(|| {
-                let mut last = None;
+            let (bytes, looks) = bytes_kept(|| {
+                let (mut last, mut empty_looks) = (None, 0);
                 loop {
                     // Asked before it looks, so that the last look is at the last table.
                     let done = done.load(Ordering::Acquire);
                     let version = observer.look(published.load(Ordering::Acquire));
                     assert!(version >= last || version.is_none(), "{version:?} after {last:?}");
                     tables.fetch_add(u32::from(version != last), Ordering::Relaxed);
+                    empty_looks += u32::from(version.is_none());
                     last = version;
                     if done {
-                        return last;
+                        return (last, empty_looks);
                     }
                 }
             });
-            (bytes, last, observer.flow().clone())
+            (bytes, looks, observer.flow().clone())
         });
         let (by_feeder, ()) = bytes_kept(|| act(feeder, published, tables));
         done.store(true, Ordering::Release);
-        let (by_observer, last, flow) = looking.join().unwrap();
+        let (by_observer, (last, empty_looks), flow) = looking.join().unwrap();
         let (swept, ()) = bytes_kept(|| feeder.sweep());
         let bytes = by_feeder + by_observer + swept;
-        Watched { bytes, tables: tables.load(Ordering::Relaxed), is_empty: last.is_none(), flow }
+        Watched { bytes, tables: tables.load(Ordering::Relaxed), empty_looks, is_empty: last.is_none(), flow }
     })
 }
