@@ -11,5 +11,6 @@ mod narrow;
 mod offload;
 mod support;
 mod traffic;
+mod updates;
 mod usage;
 mod wire;
