@@ -159,3 +159,6 @@ impl Fragmented {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

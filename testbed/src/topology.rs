@@ -29,6 +29,8 @@ pub struct TwoHosts {
     pub host_b: Namespace,
     /// The container on host B.
     pub pod_b: Namespace,
+    /// What is between the hosts, from A to B: nothing, or the routers of [`with_narrow_middle`](Self::with_narrow_middle).
+    pub routers: Vec<Namespace>,
 }
 
 impl TwoHosts {
@@ -68,21 +70,76 @@ impl TwoHosts {
     /// # Errors
     /// See [`Namespace::new`]; otherwise what the kernel refused.
     pub fn with_underlay_mtu(mtu: u32) -> io::Result<Self> {
+        let hosts = Self::apart()?;
+        hosts.host_a.connect(Self::UPLINK, &hosts.host_b, Self::UPLINK)?;
+        for (host, address) in [(&hosts.host_a, Self::HOST_A), (&hosts.host_b, Self::HOST_B)] {
+            host.set_mtu(Self::UPLINK, mtu)?;
+            host.add_address(Self::UPLINK, Ipv4Net::new_assert(address, 24))?;
+        }
+        hosts.with_pods()
+    }
+
+    /// Makes the topology with two routers between the hosts, and another MTU on the link between these. The hosts see 1500
+    /// bytes until a router tells them more:
+    ///
+    /// ```text
+    ///  ┌ host_a ┐      ┌───── routers[0] ─────┐        ┌───── routers[1] ─────┐      ┌ host_b ┐
+    ///  │   eth0 ┼──────┼ host0        middle0 ┼── mtu ─┼ middle0        host0 ┼──────┼ eth0   │
+    ///  └────────┘      └──────────────────────┘        └──────────────────────┘      └────────┘
+    ///  10.168.0.2      10.168.0.1    10.168.1.1        10.168.1.2    10.168.0.1      10.168.0.3
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    pub fn with_narrow_middle(mtu: u32) -> io::Result<Self> {
+        const HOST_LINK: &str = "host0";
+        const MIDDLE: &str = "middle0";
+        let gateway = Ipv4Addr::new(10, 168, 0, 1);
+        let ends = [Ipv4Addr::new(10, 168, 1, 1), Ipv4Addr::new(10, 168, 1, 2)];
+        let one = |address| Ipv4Net::new_assert(address, 32);
+
+        let mut hosts = Self::apart()?;
+        let routers = [Namespace::new()?, Namespace::new()?];
+        routers[0].connect(MIDDLE, &routers[1], MIDDLE)?;
+        let hosts_of_routers = [(&hosts.host_a, Self::HOST_A), (&hosts.host_b, Self::HOST_B)];
+        for (index, (host, address)) in hosts_of_routers.into_iter().enumerate() {
+            let (router, other) = (&routers[index], hosts_of_routers[1 - index].1);
+            router.sysctl("net/ipv4/ip_forward", "1")?;
+            router.set_mtu(MIDDLE, mtu)?;
+            router.add_address(MIDDLE, Ipv4Net::new_assert(ends[index], 24))?;
+            router.add_route_via(one(other), ends[1 - index])?;
+            // The hosts' addresses are neighbours' by their looks, so that their own network must be no route.
+            host.connect(Self::UPLINK, router, HOST_LINK)?;
+            host.add_address(Self::UPLINK, one(address))?;
+            router.add_address(HOST_LINK, one(gateway))?;
+            router.add_route(one(address), None, HOST_LINK)?;
+            host.add_route(one(gateway), None, Self::UPLINK)?;
+            host.add_route_via(one(other), gateway)?;
+        }
+        hosts.routers = routers.into();
+        hosts.with_pods()
+    }
+
+    /// The namespaces, and no links.
+    fn apart() -> io::Result<Self> {
         let hosts = Self {
             pod_a: Namespace::new()?,
             host_a: Namespace::new()?,
             host_b: Namespace::new()?,
             pod_b: Namespace::new()?,
+            routers: Vec::new(),
         };
-        hosts.host_a.connect(Self::UPLINK, &hosts.host_b, Self::UPLINK)?;
-        for (host, address) in [(&hosts.host_a, Self::HOST_A), (&hosts.host_b, Self::HOST_B)] {
-            host.set_mtu(Self::UPLINK, mtu)?;
-            host.add_address(Self::UPLINK, Ipv4Net::new_assert(address, 24))?;
+        for host in [&hosts.host_a, &hosts.host_b] {
             host.sysctl("net/ipv4/ip_forward", "1")?;
         }
-        join_pod(&hosts.host_a, Self::GATEWAY_A, &hosts.pod_a, Self::POD_A)?;
-        join_pod(&hosts.host_b, Self::GATEWAY_B, &hosts.pod_b, Self::POD_B)?;
         Ok(hosts)
+    }
+
+    /// The same with the pods' links.
+    fn with_pods(self) -> io::Result<Self> {
+        join_pod(&self.host_a, Self::GATEWAY_A, &self.pod_a, Self::POD_A)?;
+        join_pod(&self.host_b, Self::GATEWAY_B, &self.pod_b, Self::POD_B)?;
+        Ok(self)
     }
 }
 
@@ -167,5 +224,17 @@ mod tests {
         assert_eq!(hosts.pod_a.enter(|| path_mtu(TwoHosts::POD_B)).expect("MTU"), 1500);
         let longer = Ping { payload_len: 1473, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
         assert_eq!(one(&hosts.pod_a, TwoHosts::POD_B, longer), PingOutcome::TooLong);
+    }
+    #[test]
+    fn a_narrow_middle_is_found_out_from_both_ends() {
+        let hosts = TwoHosts::with_narrow_middle(1400).expect("topology");
+        for (from, to) in [(&hosts.host_a, TwoHosts::HOST_B), (&hosts.host_b, TwoHosts::HOST_A)] {
+            assert_eq!(from.link_mtu(TwoHosts::UPLINK).expect("MTU"), Some(1500));
+            let outcome = one(from, to, Ping::default());
+            assert!(matches!(outcome, PingOutcome::Reply { ttl: 62, .. }), "{outcome:?}");
+            let too_long = Ping { payload_len: 1373, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
+            assert_eq!(error_of(one(from, to, too_long)), (Ipv4Addr::new(10, 168, 0, 1), 3, 4, 1400));
+            assert_eq!(from.enter(|| path_mtu(to)).expect("MTU"), 1400);
+        }
     }
 }

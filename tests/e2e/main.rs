@@ -5,6 +5,7 @@
 mod control;
 mod icmp;
 mod lifecycle;
+mod narrow;
 mod offload;
 mod support;
 mod traffic;

@@ -1,31 +1,39 @@
 //! The kernel as the oracle: super-packets that enter by a device with offloads, are forwarded, and leave by one without,
-//! which is where the kernel cuts them. Needs root.
+//! which is where the kernel cuts them, and fragments what is longer than that device's MTU. Needs root.
 
 use core::time::Duration;
 use std::os::fd::AsFd;
 
 use loden::offload::{Coalesced, Coalescer, VnetHeader, Work};
 use loden::sys::{PACKET_MAX, Tun, TunConfig, TunError, TunOffload};
+use loden::wire::fragment::Fragmenter;
+use loden::wire::ipv4::Ipv4Packet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::Namespace;
 
 use super::coalesce::{BOTH, tcp_train, udp_train};
 use crate::bodies::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
-use crate::support::packet::{DF, Ipv4, ROUTER_ALERT, TCP, pattern, udp, with_ttl};
+use crate::support::packet::{DF, Ipv4, MF, ROUTER_ALERT, TCP, pattern, udp, with_ttl};
 
 const SOON: Duration = Duration::from_secs(5);
 
 /// Longer than any segment here, so that nothing is too long to be forwarded.
-const MTU: u32 = 9000;
+const MTU: u16 = 9000;
 
 /// A router between two devices.
 struct Router {
     /// With offloads: what is sent here is forwarded to `plain`.
     with_offload: Tun,
     plain: Tun,
+    /// What the latter carries.
+    mtu: u16,
 }
 
 fn on_a_router(test: impl FnOnce(&Router) + Send) {
+    on_a_narrow_router(MTU, test);
+}
+
+fn on_a_narrow_router(mtu: u16, test: impl FnOnce(&Router) + Send) {
     let namespace = Namespace::new().expect("these tests make network namespaces and TUN devices, and need root");
     for (path, value) in [
         ("net/ipv6/conf/default/disable_ipv6", "1"),
@@ -36,16 +44,16 @@ fn on_a_router(test: impl FnOnce(&Router) + Send) {
         namespace.sysctl(path, value).unwrap();
     }
     namespace.enter(|| {
-        let open = |name: &str, offload, address: &str| {
+        let open = |name: &str, offload, address: &str, mtu: u16| {
             let tun = Tun::open(&TunConfig { offload, ..named(name) }).unwrap();
             namespace.add_address(name, address.parse().unwrap()).unwrap();
-            namespace.set_mtu(name, MTU).unwrap();
+            namespace.set_mtu(name, mtu.into()).unwrap();
             namespace.set_up(name).unwrap();
             tun
         };
-        let with_offload = open("super0", TunOffload::ALL, "100.96.1.1/24");
-        let plain = open("plain0", TunOffload::NONE, "100.96.2.1/24");
-        test(&Router { with_offload, plain });
+        let with_offload = open("super0", TunOffload::ALL, "100.96.1.1/24", MTU);
+        let plain = open("plain0", TunOffload::NONE, "100.96.2.1/24", mtu);
+        test(&Router { with_offload, plain, mtu });
     });
 }
 
@@ -83,7 +91,7 @@ impl Router {
     /// That the kernel makes of it what we make of it, with the TTL one less.
     fn check(&self, header: &VnetHeader, packet: &[u8]) {
         let hop = with_ttl(packet, packet[8] - 1);
-        let ours = match header.inspect(packet).unwrap() {
+        let ours: Vec<_> = match header.inspect(packet).unwrap() {
             Work::Segment(many) => {
                 let write = |index| {
                     let mut out = vec![0; many.len_of(index)];
@@ -99,12 +107,65 @@ impl Router {
             }
             Work::Nothing => vec![hop],
         };
+        let ours: Vec<_> = ours.into_iter().flat_map(|packet| fragments(packet, self.mtu)).collect();
         self.with_offload.send_with(header, packet).unwrap();
         let theirs = self.forwarded(ours.len());
         assert_eq!(theirs.len(), ours.len(), "{header:?}");
         for (index, (theirs, ours)) in theirs.iter().zip(&ours).enumerate() {
             assert_eq!(theirs, ours, "segment {index} of {header:?}, {:02x?}", &packet[..packet.len().min(120)]);
         }
+    }
+}
+
+/// The packet, if it fits, or its fragments.
+fn fragments(mut packet: Vec<u8>, mtu: u16) -> Vec<Vec<u8>> {
+    if packet.len() <= mtu.into() {
+        return vec![packet];
+    }
+    let mut fragmenter = Fragmenter::new(Ipv4Packet::parse(&packet).unwrap().header(), mtu).unwrap();
+    let mut pieces = Vec::new();
+    while fragmenter.advance(&mut packet) {
+        pieces.push(fragmenter.fragment(&packet).to_vec());
+    }
+    pieces
+}
+
+/// R51. The kernel keeps the room of options that it does not copy, filled with NOPs, where RFC 791 3.1 has none; without such
+/// options its fragments are ours.
+#[test]
+fn fragments_are_the_kernels() {
+    let copied = [0x88, 4, 0, 9, 0x9e, 4, 1, 2];
+    for mtu in [68, 100, 576, 1272, 1279, 1500] {
+        on_a_narrow_router(mtu, |router| {
+            let most = usize::from(mtu);
+            for len in [most - 19, most - 12, most, 2 * most - 40, 2 * most - 39, 2 * most, 8000.min(300 * (most - 60))]
+            {
+                for options in [&copied[..0], &copied[..4], &copied] {
+                    for (fragment, tos, id) in [(0, 0, 0), (MF, 0xb9, 0xffff), (100, 3, 1), (MF | 0x1000, 0, 7)] {
+                        let options = options.to_vec();
+                        let ip = Ipv4 { payload: pattern(len), options, fragment, tos, id, protocol: 47, ..packet() };
+                        router.check(&VnetHeader::default(), &ip.bytes());
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The kernel too makes segments first, and then fragments of each.
+#[test]
+fn fragments_of_segments_are_the_kernels() {
+    for mtu in [576, 1272] {
+        on_a_narrow_router(mtu, |router| {
+            for (len, size) in [(20_000, 1400), (2801, 1400), (5000, 1300), (4000, 1245), (3000, 1232)] {
+                let payload = udp(4000, 53, &pattern(len));
+                let bytes = partial(Ipv4 { payload, id: 0xfffe, ..packet() }.bytes());
+                router.check(&model::vnet(&bytes, size), &bytes);
+                let tcp = Tcp { flags: ACK | PSH, options: timestamp(1, 2), ..Tcp::new(1, pattern(len)) };
+                let bytes = partial(Ipv4 { protocol: TCP, payload: tcp.bytes(), ..packet() }.bytes());
+                router.check(&model::vnet(&bytes, size), &bytes);
+            }
+        });
     }
 }
 

@@ -1,0 +1,192 @@
+//! A path that is narrower in its middle than either host can see: R50 to R52 and fault 29 end to end. The receiving kernel puts
+//! the fragments together.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
+use serde_json::Value;
+use socket2::SockRef;
+use testbed::probe::{Amount, Ping, PingOutcome, UdpEcho, path_mtu, ping, tcp_send, tcp_sink, udp_exchange};
+use testbed::{Namespace, TwoHosts};
+
+use crate::support::{SECOND, Tunnel, Tunnels, dropped, wait_until};
+
+/// Of the link between the two routers, which leaves 1272 bytes to an inner packet.
+const MIDDLE: u32 = 1300;
+const INNER: u32 = MIDDLE - 28;
+
+impl Tunnels {
+    /// Two routers between the hosts, and pods and devices with an MTU that neither the hosts nor the routers have.
+    fn over_a_narrow_middle(mtu: u32, more: &[&str]) -> Self {
+        let hosts = TwoHosts::with_narrow_middle(MIDDLE).expect("two hosts and two routers");
+        for (namespace, link) in [
+            (&hosts.host_a, TwoHosts::POD_LINK),
+            (&hosts.pod_a, TwoHosts::UPLINK),
+            (&hosts.host_b, TwoHosts::POD_LINK),
+            (&hosts.pod_b, TwoHosts::UPLINK),
+        ] {
+            namespace.set_mtu(link, mtu).expect("an MTU");
+        }
+        let mtu = mtu.to_string();
+        let more = [&["--mtu", &mtu], more].concat();
+        let a = Tunnel::on_a(&hosts, &more);
+        let b = Tunnel::on_b(&hosts, &more);
+        Self { hosts, a, b }
+    }
+
+    /// Until both tunnels know what the path carries, which costs the datagrams that find it out.
+    fn find_the_narrow_middle(&self) {
+        for (pod, to) in [(&self.hosts.pod_a, TwoHosts::POD_B), (&self.hosts.pod_b, TwoHosts::POD_A)] {
+            let long = || Ping { payload_len: 1400, timeout: SECOND / 2, ..Ping::default() };
+            wait_until("an answer to what is longer", || {
+                let outcome = pod.enter(|| ping(to, long())).expect("a ping");
+                matches!(outcome[..], [PingOutcome::Reply { .. }])
+            });
+        }
+    }
+}
+
+/// Sockets of this namespace no longer set DF (`ip_no_pmtu_disc` in ip(7)).
+fn without_df(namespace: &Namespace) {
+    namespace.sysctl("net/ipv4/ip_no_pmtu_disc", "1").expect("a setting");
+}
+
+fn anomaly(event: &Value, name: &str) -> u64 {
+    event["anomalies"][name].as_u64().unwrap_or_else(|| panic!("{name} in {event}"))
+}
+
+/// Nothing was dropped that a sender could have wanted to arrive.
+fn assert_nothing_lost(event: &Value) {
+    let drops = event["encap"]["dropped"].as_object().expect("an object");
+    assert!(drops.keys().all(|reason| reason == "ipv6_not_carried"), "{event}");
+}
+
+fn tcp(hosts: &TwoHosts, bytes: u64) {
+    let target = SocketAddr::from((TwoHosts::POD_B, 5001));
+    let listener = hosts.pod_b.enter(|| TcpListener::bind(target)).expect("a listener");
+    let sink = tcp_sink(listener, 9);
+    let sent = hosts.pod_a.enter(|| tcp_send(target, Amount::Bytes(bytes), 9)).expect("sent");
+    let received = sink.join().expect("no panic").expect("received");
+    assert_eq!((sent.bytes, received.bytes), (bytes, bytes));
+}
+
+/// R50: TCP sets DF, is told what fits, and heeds it. Nothing is fragmented.
+#[test]
+fn r50_tcp_finds_the_size_of_a_path() {
+    for more in [&[][..], &["--no-offload"]] {
+        let mut tunnels = Tunnels::over_a_narrow_middle(1472, more);
+        tcp(&tunnels.hosts, 4 << 20);
+        let known = tunnels.hosts.pod_a.enter(|| path_mtu(TwoHosts::POD_B)).expect("a path");
+        assert_eq!(known, INNER);
+        let last = tunnels.a.stop();
+        assert_eq!((anomaly(&last, "path_mtu_lowered"), anomaly(&last, "fragments_made")), (1, 0), "{last}");
+        assert!(last["encap"]["answered"].as_u64() >= Some(1), "{last}");
+        assert_eq!(anomaly(&last, "gso_fallbacks"), 0, "the path is to blame, not the trains: {last}");
+        tunnels.b.stop();
+    }
+}
+
+/// R51: UDP without DF of every size on either side of what fits arrives whole, and so do the answers.
+#[test]
+fn r51_udp_without_df_arrives_whole() {
+    for (mtu, more) in [(9000, &[][..]), (9000, &["--no-offload"]), (1472, &[])] {
+        let mut tunnels = Tunnels::over_a_narrow_middle(mtu, more);
+        let hosts = &tunnels.hosts;
+        without_df(&hosts.pod_a);
+        without_df(&hosts.pod_b);
+        let echo = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).expect("a socket");
+        let echo = UdpEcho::start(echo).expect("an echo");
+        tunnels.find_the_narrow_middle();
+        let edges = (1..7).flat_map(|count| (0..17).map(move |off| count * 1248 - 16 + off));
+        let sizes: Vec<_> = (1400..=9000).step_by(89).chain(edges).chain([20_000, 65_507]).collect();
+        let target = SocketAddr::from((TwoHosts::POD_B, 7));
+        hosts.pod_a.enter(|| udp_exchange(target, &sizes, 5 * SECOND)).expect("every size");
+        assert!(echo.stop().expect("an echo") >= sizes.len() as u64);
+        for last in [tunnels.a.stop(), tunnels.b.stop()] {
+            assert_nothing_lost(&last);
+            assert!(anomaly(&last, "fragments_made") > sizes.len() as u64, "{last}");
+            assert_eq!(anomaly(&last, "path_mtu_lowered"), 1, "{last}");
+        }
+    }
+}
+
+/// R51: once the path is known, a packet that the route's MTU would have cut is cut to what the path carries, at once.
+#[test]
+fn r51_a_known_path_takes_the_fewest_fragments() {
+    let hosts = TwoHosts::with_narrow_middle(MIDDLE).expect("two hosts and two routers");
+    let mut tunnel = Tunnel::on_a(&hosts, &["--mtu", "9000"]);
+    for (namespace, link) in [(&hosts.host_a, TwoHosts::POD_LINK), (&hosts.pod_a, TwoHosts::UPLINK)] {
+        namespace.set_mtu(link, 9000).expect("an MTU");
+    }
+    without_df(&hosts.pod_a);
+    let wire = hosts.host_b.enter(|| UdpSocket::bind((TwoHosts::HOST_B, 8285))).expect("a socket");
+    let pod = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).expect("a socket");
+    let lengths_of = |len: usize, patience| {
+        wire.set_read_timeout(Some(patience)).expect("a timeout");
+        pod.send_to(&vec![7; len], (TwoHosts::POD_B, 9)).expect("sent");
+        let (mut buffer, mut lengths) = ([0; 65_536], Vec::new());
+        let (mut behind_headers, all) = (0, 8 + len);
+        while behind_headers < all
+            && let Ok(len) = wire.recv(&mut buffer)
+        {
+            // Not what the kernel says of its own accord to a fresh device.
+            if buffer[12..16] == TwoHosts::POD_A.octets() {
+                lengths.push(len);
+                behind_headers += len - 20;
+            }
+        }
+        lengths
+    };
+    wait_until("the path to be known", || lengths_of(1400, SECOND / 2) == [20 + 1248, 20 + 1408 - 1248]);
+    // What fits in units of 8 bytes, seven times, and what is left of 8980.
+    assert_eq!(lengths_of(9000 - 28, 5 * SECOND), [1268, 1268, 1268, 1268, 1268, 1268, 1268, 20 + 244]);
+    assert_nothing_lost(&tunnel.stop());
+}
+
+/// R51 and R50 at once: the segments of a UDP super-packet are longer than the path and may be fragmented. Each arrives whole.
+#[test]
+fn r51_a_udp_super_packet_arrives_whole() {
+    const SEGMENT: usize = 1400;
+    let mut tunnels = Tunnels::over_a_narrow_middle(1472, &[]);
+    let hosts = &tunnels.hosts;
+    without_df(&hosts.pod_a);
+    tunnels.find_the_narrow_middle();
+    let receiver = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).expect("a socket");
+    SockRef::from(&receiver).set_recv_buffer_size(4 << 20).expect("room");
+    receiver.set_read_timeout(Some(5 * SECOND)).expect("a timeout");
+    let sender = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).expect("a socket");
+    setsockopt(&sender, UdpGsoSegment, &(SEGMENT as i32)).expect("super-packets");
+    let contents: Vec<u8> = (0..SEGMENT * 40 + 77).map(|at| (at % 251) as u8).collect();
+    for round in 0..3 {
+        assert_eq!(sender.send_to(&contents, (TwoHosts::POD_B, 7)).expect("sent"), contents.len());
+        let mut buffer = [0; 65_536];
+        for (index, expected) in contents.chunks(SEGMENT).enumerate() {
+            let len = receiver.recv(&mut buffer).expect("a datagram");
+            assert_eq!(&buffer[..len], expected, "datagram {index} of round {round}");
+        }
+    }
+    let last = tunnels.a.stop();
+    assert_nothing_lost(&last);
+    assert!(anomaly(&last, "fragments_made") >= 3 * 80, "{last}");
+    let has_uso = tunnels.a.ready["offload"].as_array().expect("names").iter().any(|name| name == "tun-uso");
+    assert_eq!(anomaly(&last, "segments_made") >= 3 * 41, has_uso, "{last}");
+    tunnels.b.stop();
+}
+
+/// The same with TCP whose DF is clear: it is not told anything, and does not have to be.
+#[test]
+fn r51_tcp_without_df_goes_in_fragments() {
+    let mut tunnels = Tunnels::over_a_narrow_middle(1472, &[]);
+    // The other one as well, or it would find out the path and ask for segments that fit.
+    without_df(&tunnels.hosts.pod_a);
+    without_df(&tunnels.hosts.pod_b);
+    tunnels.find_the_narrow_middle();
+    tcp(&tunnels.hosts, 4 << 20);
+    let last = tunnels.a.stop();
+    // Two for each of at least so many segments.
+    assert!(anomaly(&last, "fragments_made") > 2 * (4 << 20) / 1472, "{last}");
+    assert_eq!(last["encap"]["answered"], 0, "{last}");
+    assert_eq!(dropped(&last, "encap", "not_fragmented"), 0, "{last}");
+    tunnels.b.stop();
+}
