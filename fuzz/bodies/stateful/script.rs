@@ -1,4 +1,4 @@
-//! Steps out of any bytes, and the bytes for the seeds.
+//! Steps out of any bytes.
 //!
 //! Byte 0 is the policy ([`scenario::policy`](crate::support::scenario::policy)), byte 1 the overlay's MTU. Then steps of five
 //! bytes, see [`op`]. Addresses, next hops, subnets, lengths and times are numbers of what is in the lists here, so that histories
@@ -49,9 +49,9 @@ pub(crate) mod op {
 const STEP: usize = 5;
 const MTUS: [u16; 4] = [1472, 576, 1300, 9000];
 const TTLS: [u8; 8] = [64, 2, 1, 0, 255, 3, 64, 64];
-pub(crate) const LENGTHS: [usize; 16] = [0, 7, 8, 29, 100, 480, 528, 529, 548, 900, 952, 1280, 1400, 1444, 1452, 1453];
+const LENGTHS: [usize; 16] = [0, 7, 8, 29, 100, 480, 528, 529, 548, 900, 952, 1280, 1400, 1444, 1452, 1453];
 /// In bytes of outer packet.
-pub(crate) const OUTER_MTUS: [u16; 8] = [1500, 0, 67, 68, 576, 1000, 1328, 1499];
+const OUTER_MTUS: [u16; 8] = [1500, 0, 67, 68, 576, 1000, 1328, 1499];
 /// In milliseconds.
 const TIMES: [u64; 8] = [1, 10, 50, 100, 1000, 30_000, 599_999, 600_000];
 
@@ -85,19 +85,14 @@ pub(crate) enum Mishap {
 
 impl Step {
     /// With the leases' ends as times on the clock.
-    pub(crate) fn at(self, now: Duration) -> Self {
+    pub(crate) fn at(mut self, now: Duration) -> Self {
         let ends = |lease: &mut Lease| lease.expires = lease.expires.map(|left| now + left);
-        match self {
-            Self::Lease { source, mut event } => {
-                match &mut event {
-                    LeaseEvent::Added { lease, .. } => ends(lease),
-                    LeaseEvent::Snapshot(leases) => leases.iter_mut().for_each(|(_, lease)| ends(lease)),
-                    _ => {}
-                }
-                Self::Lease { source, event }
-            }
-            other => other,
+        if let Self::Lease { event: LeaseEvent::Added { lease, .. }, .. } = &mut self {
+            ends(lease);
+        } else if let Self::Lease { event: LeaseEvent::Snapshot(leases), .. } = &mut self {
+            leases.iter_mut().for_each(|(_, lease)| ends(lease));
         }
+        self
     }
 }
 
