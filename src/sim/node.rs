@@ -112,6 +112,11 @@ impl Node {
         &self.memory.counters
     }
 
+    #[cfg(test)]
+    pub(super) fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.memory.counters
+    }
+
     /// Whether it runs.
     #[must_use]
     pub fn is_up(&self) -> bool {
