@@ -157,7 +157,28 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let tight = [op::ROUTE, n::A, n::A, n::MTU_68, 0];
     let report = [op::REPORT, n::OUTER_1000, 0, n::A, 0];
     let pieces = to_a(n::NO_DF, n::FULL);
+    let in_from_a = |addresses, kind, shape| [op::IN, addresses, kind, shape, n::A];
+    let every_address =
+        (0..16).flat_map(|to| [out(n::POD, to, n::DF, n::SHORT), in_from_a(n::POD_A << 4 | to, n::DF, n::SHORT)]);
+    let every_defect = (0..6)
+        .map(|defect| defect << 4 | n::SHORT)
+        .flat_map(|shape| [to_a(n::DF, shape), in_from_a(n::POD_A << 4, n::DF, shape)]);
+    let every_kind =
+        (0..32).map(|kind| to_a(kind << 3 | n::NO_DF, n::FULL)).chain((0..8).map(|fragment| to_a(fragment, n::FULL)));
+    let every_lease = (0..13).map(|number| added(number, number, number, number)).chain([
+        PUBLISH,
+        short,
+        [op::SNAPSHOT, 7, 5, 8, 0],
+        PUBLISH,
+        short,
+    ]);
+    let every_route = (0..13).flat_map(|number| [[op::ROUTE, number, number, number, 0], short, to_b]);
     let histories: Vec<(&'static str, u8, Vec<Step>)> = vec![
+        ("addresses-of-every-kind", policy::TRANSIT, every_address.collect()),
+        ("defects-of-every-kind", 0, every_defect.collect()),
+        ("kinds-of-packets", 0, every_kind.chain([FLUSH]).collect()),
+        ("leases-of-every-kind", 0, every_lease.chain([FLUSH]).collect()),
+        ("routes-of-every-kind", 0, every_route.chain([FLUSH]).collect()),
         (
             "answer-from-the-far-end",
             0,
