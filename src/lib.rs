@@ -23,6 +23,7 @@
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
 //!   [`sys::link::preflight`] tells what on a host would keep a tunnel from working.
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
+//! - The **simulator** (feature `sim`) has any number of hosts made of the core, on a virtual clock and without sockets.
 //!
 //! # With the adapters
 //! 1. Open a [`sys::Tun`] and a [`sys::UdpTransport`]; set address, MTU and route with [`sys::link::Link`].
@@ -119,5 +120,7 @@ pub mod wire;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod worker;
 
+#[cfg(feature = "sim")]
+pub use bytes;
 pub use ipnet;
 pub use transmit::Transmit;
