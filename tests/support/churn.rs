@@ -180,7 +180,7 @@ fn next_hop(subnet: u32, forwarder: &Forwarder, table: &RouteTable, flow: &mut F
             flow.discard(reject.reason().into());
             None
         }
-        verdict @ (Encap::Drop(_) | Encap::Fragment(_) | _) => panic!("{verdict:?}"),
+        verdict @ (Encap::Drop(_) | Encap::Fragment(_)) => panic!("{verdict:?}"),
     }
 }
 
