@@ -113,6 +113,7 @@ fn decode_step([first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
             let lease = |number: u8| (number, lease(b.wrapping_add(number), c.wrapping_add(number), d));
             Step::Lease { source, event: LeaseEvent::Snapshot((0..a % 8).map(lease).collect()) }
         }
+        op::SOURCE_LOST if a & 1 != 0 => Step::Lease { source, event: LeaseEvent::SourceHeard },
         op::SOURCE_LOST => Step::Lease { source, event: LeaseEvent::SourceLost },
         op::PUBLISH => Step::Publish,
         op::ROUTE if d & 1 != 0 => Step::Route(RouteChange::Delete(pick(&subnets(), a))),
