@@ -173,10 +173,12 @@ mod tests {
     /// makes the checksum come out as wanted.
     #[test]
     fn update_equals_a_full_recompute_for_every_checksum_and_ttl() {
-        for ttl in 1..=255u16 {
+        // An interpreter would take hours for all of them.
+        let (ttls, frees) = if cfg!(miri) { (51, 4099) } else { (1, 1) };
+        for ttl in (1..=255u16).step_by(ttls) {
             let old = ttl << 8 | 17;
             let new = (ttl - 1) << 8 | 17;
-            for free in 0..=0xffffu16 {
+            for free in (0..=0xffffu16).step_by(frees) {
                 let before = !naive_of_words(&[old, free]);
                 let after = !naive_of_words(&[new, free]);
                 assert_eq!(update(before, old, new), after, "ttl {ttl}, checksum {before:#06x}");

@@ -455,8 +455,10 @@ mod tests {
     /// R32 on a packet: for every checksum and TTL, a decrement gives what the general rewrite gives, byte for byte.
     #[test]
     fn a_decrement_equals_the_general_rewrite() {
-        for ttl in 0..=255u8 {
-            for identification in (0..=0xffffu16).step_by(if ttl == 64 { 1 } else { 97 }) {
+        // An interpreter would take hours for all of them.
+        let (ttls, all, some) = if cfg!(miri) { (51, 4099, 4099) } else { (1, 1, 97) };
+        for ttl in (0..=255u8).step_by(ttls) {
+            for identification in (0..=0xffffu16).step_by(if ttl == 64 { all } else { some }) {
                 let mut fixed = [0x45, 0, 0, 20, 0, 0, 0, 0, ttl, 17, 0, 0, 10, 1, 2, 3, 10, 4, 5, 6];
                 [fixed[4], fixed[5]] = identification.to_be_bytes();
                 let sum = checksum::checksum(&fixed).to_be_bytes();
