@@ -93,7 +93,13 @@ impl Etcd {
     ) -> Result<T, EtcdError> {
         let mut left = self.endpoints.len();
         loop {
+            let was_connected = self.client.is_some();
             let outcome = timeout(ANSWER, self.attempt(&mut act)).await;
+            if was_connected && matches!(outcome, Ok(Err(_))) {
+                // Maybe not the member's fault but the connection's: its token has expired, or is older than etcd's users.
+                self.client = None;
+                continue;
+            }
             let reason = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => self.hinted(&error),

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
     WatchStream,
 };
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
 
 use crate::etcd::{Etcd, EtcdError};
 
-/// Keys in one answer of a listing; an answer may have 4 MiB.
+/// Keys in one answer of a listing, unless they are too long for that.
 const PAGE: i64 = 4096;
 
 /// The keys of one network.
@@ -88,10 +88,22 @@ impl Registry {
         etcd.call(async |client| client.put(config.as_str(), text, None).await).await.map(|_| ())
     }
 
-    /// All leases, those of other backends and unreadable ones too.
+    /// All leases, those of other backends and unreadable ones too: page by page, all as of the first page's moment.
     pub(crate) async fn list(&mut self) -> Result<Listing, EtcdError> {
-        let Self { etcd, subnets, .. } = self;
-        etcd.call(async |client| list(client, subnets).await).await
+        let mut listing = Listing { entries: Vec::new(), revision: 0 };
+        let mut from = self.subnets.as_bytes().to_vec();
+        let range = GetOptions::new().with_range(successor_of_prefix(&from));
+        loop {
+            let options = range.clone().with_revision(listing.revision);
+            let page = self.etcd.call(async |client| page(client, &from, &options).await).await?;
+            if listing.revision == 0 {
+                listing.revision = page.header().map_or(0, |header| header.revision());
+            }
+            listing.entries.extend(page.kvs().iter().map(Entry::from));
+            let Some(last) = listing.entries.last().filter(|_| page.more()) else { return Ok(listing) };
+            // The next key there can be.
+            from = [last.key.as_slice(), &[0]].concat();
+        }
     }
 
     /// The entry of a lease; `None` if there is none.
@@ -192,21 +204,21 @@ impl Registry {
     }
 }
 
-/// Page by page, all as of the first page's moment.
-async fn list(client: &mut Client, subnets: &str) -> Result<Listing, Error> {
-    let mut listing = Listing { entries: Vec::new(), revision: 0 };
-    let end = successor_of_prefix(subnets.as_bytes());
-    let mut from = subnets.as_bytes().to_vec();
+/// As many keys from `from` on as one answer can hold. Somebody may have written values that make it too long for gRPC's 4 MiB,
+/// which must not hide the leases beside them.
+async fn page(client: &mut Client, from: &[u8], range: &GetOptions) -> Result<GetResponse, Error> {
+    let mut limit = PAGE;
     loop {
-        let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(listing.revision);
-        let page = client.get(from, Some(options)).await?;
-        if listing.revision == 0 {
-            listing.revision = page.header().map_or(0, |header| header.revision());
+        let options = range.clone().with_limit(limit);
+        match client.get(from, Some(options.clone())).await {
+            Err(Error::GRpcStatus(status)) if status.message().contains("too large") => {}
+            outcome => return outcome,
         }
-        listing.entries.extend(page.kvs().iter().map(Entry::from));
-        let Some(last) = listing.entries.last().filter(|_| page.more()) else { return Ok(listing) };
-        // The next key there can be.
-        from = [last.key.as_slice(), &[0]].concat();
+        if limit == 1 {
+            // No lease, whatever it is.
+            return client.get(from, Some(options.with_keys_only())).await;
+        }
+        limit /= 2;
     }
 }
 

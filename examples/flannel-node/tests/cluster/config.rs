@@ -78,15 +78,7 @@ fn who_is_not_let_in_is_told() {
     assert_eq!(status.code(), Some(1));
     assert!(errors.contains("--etcd-certfile"), "{errors}");
 
-    let site = Site::new(1, 1, false);
-    let mut operator = Operator::of(&site.etcd, &site.switch);
-    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
-    operator.act(async |client| {
-        let _ = client.user_add("root", "secret", None).await;
-        let _ = client.role_add("root").await;
-        let _ = client.user_grant_role("root", "root").await;
-        client.auth_enable().await.ok()
-    });
+    let site = site_with_users();
     let mut node = Node::spawn(&site.hosts[0], &site.etcd, &["--etcd-username=root", "--etcd-password=wrong"]);
     let waiting = node.says("waiting");
     assert!(waiting["reason"].as_str().unwrap().contains("authentication failed"), "{waiting}");
@@ -97,6 +89,36 @@ fn who_is_not_let_in_is_told() {
     assert_eq!(operator.leases().len(), 1);
     operator.put_lease("100.96.77.0-24", [10, 168, 0, 77].into());
     node.says("routes");
+}
+
+fn site_with_users() -> Site {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    operator.act(async |client| {
+        let _ = client.user_add("root", "secret", None).await;
+        let _ = client.role_add("root").await;
+        let _ = client.user_grant_role("root", "root").await;
+        client.auth_enable().await.ok()
+    });
+    site
+}
+
+/// The next renewal is not the first to notice: with a margin of a minute there is none after it.
+#[test]
+fn a_token_that_is_no_longer_good_is_asked_for_anew() {
+    let site = site_with_users();
+    let short = ["--subnet-lease-ttl=62", "--subnet-lease-renew-margin=1"];
+    let args = [&short[..], &["--etcd-username=root", "--etcd-password=secret"]].concat();
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &args);
+    node.says("renewed");
+    // All tokens are older than the users from now on. etcd forgets those that are not used for five minutes, too.
+    let mut operator = Operator::with_user(&site.etcd, &site.switch, Some(("root", "secret")));
+    operator.act(async |client| client.user_add("another", "secret", None).await.ok());
+    for _ in 0..2 {
+        node.says("renewed");
+    }
+    assert_eq!(node.count("not_renewed"), 0, "{:#?}", node.said);
 }
 
 #[test]

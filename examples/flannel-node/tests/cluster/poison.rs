@@ -75,6 +75,27 @@ fn a_node_mends_its_own_lease() {
     pods[0].must_reach(&pods[1]);
 }
 
+/// A listing of four such values has more than gRPC takes in one message.
+#[test]
+fn values_as_long_as_etcd_takes_them_hide_no_lease() {
+    let site = Site::new(2, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let long = "x".repeat(1_500_000);
+    for number in 201..205 {
+        operator.put(&subnets(&format!("100.96.{number}.0-24")), &long);
+    }
+    operator.put_lease("100.96.7.0-24", [10, 168, 0, 7].into());
+    operator.put_lease("100.96.250.0-24", [10, 168, 0, 25].into());
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    let routes = node.says("routes");
+    assert_eq!(routes["set"], serde_json::json!(["100.96.7.0/24 via 10.168.0.7:8285", "100.96.250.0/24 via 10.168.0.25:8285"]));
+    assert_eq!(node.count("set_aside"), 4, "{:#?}", node.said);
+    // And one more while it watches.
+    operator.put(&subnets("100.96.205.0-24"), &long);
+    node.says_that("set_aside", |said| said["reason"].as_str().unwrap().contains("100.96.205.0-24"));
+}
+
 /// Of a cluster that was another backend's: hosts keep their subnets when they change over.
 #[test]
 fn a_host_that_changes_its_backend_keeps_its_subnet() {
