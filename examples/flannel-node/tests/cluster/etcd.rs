@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use etcd_client::Client;
 use nix::sys::signal::Signal;
@@ -13,6 +14,9 @@ use crate::{SOON, wait_until};
 
 /// Where all members are, on ports of their own.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 1);
+
+/// For how long a token is good that nobody shows; five minutes, if etcd is not told otherwise.
+pub(crate) const TOKEN_TTL: Duration = Duration::from_secs(1);
 
 /// One member, running or not.
 pub(crate) struct Member {
@@ -62,6 +66,7 @@ impl Etcd {
             .arg(format!("--listen-peer-urls={peers}"))
             .arg(format!("--initial-advertise-peer-urls={peers}"))
             .arg(format!("--initial-cluster={}", all.join(",")))
+            .arg(format!("--auth-token-ttl={}", TOKEN_TTL.as_secs()))
             .arg("--logger=zap")
             // The disk of a test machine may be slow, and what is on it is not needed afterwards.
             .args(["--unsafe-no-fsync", "--heartbeat-interval=100", "--election-timeout=1000"])

@@ -29,7 +29,7 @@ impl Operator {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut options = etcd.tls.as_ref().map(Tls::options).unwrap_or_default().with_timeout(SOON / 10);
         if let Some((name, password)) = user {
-            options = options.with_user(name, password);
+            options = options.with_user(name, password).with_auto_token_refresh(true);
         }
         let mut client = None;
         let endpoints = etcd.endpoints();

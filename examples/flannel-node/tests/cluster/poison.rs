@@ -89,7 +89,10 @@ fn values_as_long_as_etcd_takes_them_hide_no_lease() {
     operator.put_lease("100.96.250.0-24", [10, 168, 0, 25].into());
     let mut node = Node::start(&site.hosts[0], &site.etcd);
     let routes = node.says("routes");
-    assert_eq!(routes["set"], serde_json::json!(["100.96.7.0/24 via 10.168.0.7:8285", "100.96.250.0/24 via 10.168.0.25:8285"]));
+    assert_eq!(
+        routes["set"],
+        serde_json::json!(["100.96.7.0/24 via 10.168.0.7:8285", "100.96.250.0/24 via 10.168.0.25:8285"])
+    );
     assert_eq!(node.count("set_aside"), 4, "{:#?}", node.said);
     // And one more while it watches.
     operator.put(&subnets("100.96.205.0-24"), &long);
