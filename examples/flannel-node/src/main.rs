@@ -31,7 +31,7 @@ use tokio::task::LocalSet;
 use args::{Arguments, Command};
 use etcd::Etcd;
 use registry::Registry;
-use say::Say;
+use say::{Pace, Say};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -51,7 +51,8 @@ impl<E: Into<Error>> From<E> for Failure {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Arguments::parse();
-    let mut say = Say::new(args.json);
+    let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
+    let mut say = Say::new(args.json, pace);
     // etcd's futures stay on this thread, the only one beside that of the packets.
     match LocalSet::new().run_until(act(&args, &mut say)).await {
         Ok(()) => ExitCode::SUCCESS,

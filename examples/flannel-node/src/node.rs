@@ -23,6 +23,8 @@ use crate::start::{Place, start};
 use crate::{Error, Failure};
 
 const SOURCE: SourceId = SourceId(0);
+/// Changes that are named of those which are made at once.
+const MOST_ROUTES: usize = 16;
 
 pub(crate) struct Node {
     pub(crate) clock: Clock,
@@ -170,14 +172,15 @@ impl Node {
             say.say_limited(&Event::SetAside { reason: refused.to_string() });
         }
         let (mut set, mut deleted) = (Vec::new(), Vec::new());
-        for change in changes {
+        for change in changes.iter().take(MOST_ROUTES) {
             match change {
                 RouteChange::Set(route) => set.push(route.to_string()),
-                RouteChange::Delete(subnet) => deleted.push(format!("no more {subnet}")),
+                RouteChange::Delete(subnet) => deleted.push(subnet.to_string()),
                 _ => {}
             }
         }
-        say.say_limited(&Event::Routes { count: self.routes.table().len(), set, deleted });
+        let (count, changes) = (self.routes.table().len(), changes.len());
+        say.say_limited(&Event::Routes { count, changes, set, deleted });
     }
 
     fn is_own(&self, key: &[u8]) -> bool {

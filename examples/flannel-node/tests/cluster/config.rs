@@ -64,8 +64,8 @@ fn an_operator_sets_and_lists() {
         lines.iter().map(|line| line["event"].as_str().unwrap()).collect::<Vec<_>>(),
         ["config", "held", "held", "set_aside"]
     );
-    let held = serde_json::json!({"event": "held", "subnet": "100.96.7.0/24", "next_hop": "10.168.0.7:8285", "seconds_left": null});
-    assert_eq!(lines[1], held);
+    let held = ["subnet", "next_hop", "seconds_left"].map(|field| lines[1][field].clone());
+    assert_eq!(held, ["100.96.7.0/24".into(), "10.168.0.7:8285".into(), serde_json::Value::Null]);
 }
 
 /// Without a certificate, or without the right password, nobody gets in, and that is said.
