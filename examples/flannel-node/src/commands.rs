@@ -83,8 +83,8 @@ pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failur
         } else if let Some(LeaseEvent::Added { lease, .. }) = reading.event {
             let seconds_left = match entry.grant {
                 0 => None,
-                grant => match registry.time_left(grant).await.map_err(failed)? {
-                    Some(left) => Some(left.as_secs()),
+                grant => match registry.remaining(grant).await.map_err(failed)? {
+                    Some(remaining) => Some(remaining.left.as_secs()),
                     // It has ended since.
                     None => continue,
                 },

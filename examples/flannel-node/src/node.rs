@@ -37,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) ttl: Duration,
     /// One that is under way: etcd may take its time, and news go on meanwhile.
     pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
+    /// What somebody, maybe we ourselves, wrote by our key while it was under way.
+    pub(crate) meanwhile: Option<Entry>,
     pub(crate) links: Links,
     pub(crate) plane: Plane,
     pub(crate) news: Receiver<News>,
@@ -93,6 +95,9 @@ impl Node {
                     let (holding, outcome) = renewed?;
                     self.holding = holding;
                     self.settle_renewal(outcome, say)?;
+                    if let Some(entry) = self.meanwhile.take() {
+                        self.check_own(Some(&entry))?;
+                    }
                 }
                 news = self.links.news() => {
                     if let Some(mtu) = self.links.handle(news?, say)? {
@@ -113,20 +118,22 @@ impl Node {
         match news {
             News::Listed(listing) => {
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
-                self.check_own(own.map(|Entry { value, .. }| value.as_slice()))?;
+                self.check_own(own)?;
                 let entries = listing.entries.iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
                 let reading = self.reader.snapshot(entries);
                 self.read(reading, say);
             }
             News::Changed(changes) => {
-                for Change { key, value } in changes {
-                    if self.is_own(&key) {
-                        self.check_own(value.as_deref())?;
-                    }
-                    let reading = match value {
-                        Some(value) => self.reader.put(&key, &value),
-                        None => self.reader.deleted(&key),
+                for change in changes {
+                    let reading = match &change {
+                        Change::Put(entry) => self.reader.put(&entry.key, &entry.value),
+                        Change::Deleted { key } => self.reader.deleted(key),
                     };
+                    match &change {
+                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry))?,
+                        Change::Deleted { key } if self.is_own(key) => self.check_own(None)?,
+                        Change::Put(_) | Change::Deleted { .. } => {}
+                    }
                     self.read(reading, say);
                 }
             }
@@ -140,6 +147,8 @@ impl Node {
             }
         }
         if let Some(since) = silent.filter(|_| self.reconciler.stale_since(SOURCE).is_none()) {
+            // A renewal that failed meanwhile need not wait; and an etcd that was restored may know less of our lease than we do.
+            self.tenure.doubted(now);
             say.say_limited(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
         }
         Ok(())
@@ -188,18 +197,26 @@ impl Node {
     }
 
     /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
-    fn check_own(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
-        let Some(value) = value else {
+    fn check_own(&mut self, entry: Option<&Entry>) -> Result<(), Error> {
+        let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
-        match LeaseValue::from_json(value) {
-            Ok(LeaseValue { public_ip, .. }) if public_ip == self.holding.host => {}
-            Ok(LeaseValue { public_ip, .. }) => return Err(self.lost(&format!("{public_ip} holds it now"))),
+        let ours = match LeaseValue::from_json(&entry.value) {
+            Ok(LeaseValue { public_ip, .. }) if public_ip != self.holding.host => {
+                return Err(self.lost(&format!("{public_ip} holds it now")));
+            }
             Err(LeaseValueError::Backend { public_ip: Some(public_ip), .. }) if public_ip != self.holding.host => {
                 return Err(self.lost(&format!("{public_ip} holds it now, with another backend")));
             }
-            // Ours, but nobody could read it: written anew at once.
-            Err(_) => self.tenure.doubted(self.clock.now()),
+            Ok(_) => entry.grant == self.holding.grant.map_or(0, |grant| grant.id),
+            // Nobody could read it.
+            Err(_) => false,
+        };
+        if self.renewal.is_some() {
+            self.meanwhile = Some(entry.clone());
+        } else if !ours {
+            // Written anew at once, or kept by what ends it now.
+            self.tenure.doubted(self.clock.now());
         }
         Ok(())
     }
@@ -220,10 +237,11 @@ impl Node {
     fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, say: &mut Say) -> Result<(), Error> {
         let now = self.clock.now();
         match outcome {
-            Ok(Renewal::Renewed(ttl)) => {
-                self.tenure.renewed(ttl, now);
+            Ok(Renewal::Renewed) => {
+                self.tenure.renewed(self.holding.lasts(), now);
                 let subnet = self.holding.key.ipv4.trunc().to_string();
-                say.say_limited(&Event::Renewed { subnet, seconds: ttl.as_secs() });
+                let seconds = self.holding.grant.map(|grant| grant.ttl.as_secs());
+                say.say_limited(&Event::Renewed { subnet, seconds });
             }
             Ok(Renewal::Lost(reason)) => return Err(self.lost(&reason)),
             Err(error) => {
@@ -231,7 +249,7 @@ impl Node {
                 say.say(&Event::NotRenewed {
                     reason: error.to_string(),
                     retry_seconds: self.tenure.poll_timeout().saturating_sub(now).as_secs_f64(),
-                    seconds_left: self.tenure.ends().saturating_sub(now).as_secs_f64(),
+                    seconds_left: self.holding.grant.map(|_| self.tenure.ends().saturating_sub(now).as_secs_f64()),
                 });
             }
         }

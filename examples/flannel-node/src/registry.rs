@@ -46,6 +46,12 @@ pub(crate) struct Grant {
     pub(crate) ttl: Duration,
 }
 
+/// Of the time of a grant.
+pub(crate) struct Remaining {
+    pub(crate) left: Duration,
+    pub(crate) whole: Duration,
+}
+
 impl From<&KeyValue> for Entry {
     fn from(kv: &KeyValue) -> Self {
         let (key, value) = (kv.key().to_vec(), kv.value().to_vec());
@@ -120,20 +126,21 @@ impl Registry {
     }
 
     /// Makes a grant last its whole time again; `None` if it has ended.
-    pub(crate) async fn keep_alive(&mut self, grant: i64) -> Result<Option<Duration>, EtcdError> {
+    pub(crate) async fn keep_alive(&mut self, grant: i64) -> Result<Option<Remaining>, EtcdError> {
         let keep = async |client: &mut Client| match client.lease_keep_alive(grant).await {
             Ok(_) => Ok(true),
             // So the client library calls a grant that has ended.
             Err(Error::LeaseKeepAliveError(_)) => Ok(false),
             Err(error) => Err(error),
         };
-        if self.etcd.call(keep).await? { self.time_left(grant).await } else { Ok(None) }
+        if self.etcd.call(keep).await? { self.remaining(grant).await } else { Ok(None) }
     }
 
     /// How long a grant has still to go; `None` if it has ended.
-    pub(crate) async fn time_left(&mut self, grant: i64) -> Result<Option<Duration>, EtcdError> {
+    pub(crate) async fn remaining(&mut self, grant: i64) -> Result<Option<Remaining>, EtcdError> {
         let answer = self.etcd.call(async |client| client.lease_time_to_live(grant, None).await).await?;
-        Ok((answer.ttl() > 0).then(|| seconds_of(answer.ttl())))
+        let remaining = || Remaining { left: seconds_of(answer.ttl()), whole: seconds_of(answer.granted_ttl()) };
+        Ok((answer.ttl() > 0).then(remaining))
     }
 
     /// Ends a grant that nothing is bound to. If that fails, it ends by itself.
@@ -144,15 +151,15 @@ impl Registry {
     /// Writes a lease unless there is one by this key; whether it is ours now.
     pub(crate) async fn create(&mut self, key: &LeaseKey, value: &LeaseValue, grant: Grant) -> Result<bool, EtcdError> {
         let unless = Compare::create_revision(self.full_key(key), CompareOp::Equal, 0);
-        self.put_if(unless, key, value, grant).await
+        self.put_if(unless, key, value, Some(grant)).await
     }
 
-    /// Writes a lease over the one that was read at `revision`; whether it is ours now.
+    /// Writes a lease over the one that was read at `revision`; whether it is ours now. Without a grant it has no end.
     pub(crate) async fn replace(
         &mut self,
         key: &LeaseKey,
         value: &LeaseValue,
-        grant: Grant,
+        grant: Option<Grant>,
         revision: i64,
     ) -> Result<bool, EtcdError> {
         let unchanged = Compare::mod_revision(self.full_key(key), CompareOp::Equal, revision);
@@ -189,15 +196,17 @@ impl Registry {
         condition: Compare,
         key: &LeaseKey,
         value: &LeaseValue,
-        grant: Grant,
+        grant: Option<Grant>,
     ) -> Result<bool, EtcdError> {
-        let (key, value) = (self.full_key(key), value.to_json());
-        let put = TxnOp::put(key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(grant.id)));
+        let (key, value, grant) = (self.full_key(key), value.to_json(), grant.map_or(0, |grant| grant.id));
+        let put = TxnOp::put(key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(grant)));
         let txn = Txn::new().when([condition]).and_then([put]).or_else([TxnOp::get(key, None)]);
         let answer = self.etcd.call(async |client| client.txn(txn.clone()).await).await?;
-        // Our own write whose answer was lost, so that it was asked for again: nobody else has this grant.
+        // Our own write whose answer was lost, so that it was asked for again: nobody else writes the same.
         let ours = |response: &TxnOpResponse| match response {
-            TxnOpResponse::Get(found) => found.kvs().iter().any(|kv| kv.lease() == grant.id),
+            TxnOpResponse::Get(found) => {
+                found.kvs().iter().any(|kv| kv.lease() == grant && kv.value() == value.as_bytes())
+            }
             TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => false,
         };
         Ok(answer.succeeded() || answer.op_responses().iter().any(ours))

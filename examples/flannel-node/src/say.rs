@@ -30,9 +30,9 @@ pub(crate) enum Event {
         subnet: String,
         public_ip: String,
         how: &'static str,
-        seconds: u64,
+        seconds: Option<u64>,
     },
-    /// A lease of anybody's. `None`: it has no end.
+    /// A lease of anybody's.
     Held {
         subnet: String,
         next_hop: String,
@@ -73,12 +73,12 @@ pub(crate) enum Event {
     },
     Renewed {
         subnet: String,
-        seconds: u64,
+        seconds: Option<u64>,
     },
     NotRenewed {
         reason: String,
         retry_seconds: f64,
-        seconds_left: f64,
+        seconds_left: Option<f64>,
     },
     Link {
         state: String,
@@ -110,14 +110,10 @@ impl fmt::Display for Event {
                 write!(f, ", UDP port {port}")
             }
             Self::Lease { subnet, public_ip, how, seconds } => {
-                write!(f, "leased {subnet} for {public_ip}, {how}, for {}", Span(*seconds))
+                write!(f, "leased {subnet} for {public_ip}, {how}, {}", Term(*seconds))
             }
             Self::Held { subnet, next_hop, seconds_left } => {
-                write!(f, "{subnet:<18} {next_hop:<21} ")?;
-                match seconds_left {
-                    Some(seconds) => write!(f, "for {}", Span(*seconds)),
-                    None => f.write_str("for ever"),
-                }
+                write!(f, "{subnet:<18} {next_hop:<21} {}", Term(*seconds_left))
             }
             Self::Finding { severity, says, .. } => write!(f, "{}: {says}", severity.replace('_', " ")),
             Self::Ready { tun, listen, mtu, subnet_file } => {
@@ -136,11 +132,14 @@ impl fmt::Display for Event {
                 write!(f, "leases cannot be heard: {reason}. Forwarding goes on with the {routes} routes there are")
             }
             Self::Heard { seconds } => write!(f, "leases are heard again, after {seconds:.1} s"),
-            Self::Renewed { subnet, seconds } => write!(f, "renewed the lease of {subnet} for {}", Span(*seconds)),
+            Self::Renewed { subnet, seconds } => write!(f, "renewed the lease of {subnet} {}", Term(*seconds)),
             Self::NotRenewed { reason, retry_seconds, seconds_left } => {
                 write!(f, "the lease cannot be renewed: {reason}; trying again in {retry_seconds:.0} s")?;
-                let left = *seconds_left as u64;
-                if left > 0 { write!(f, ", {} are left", Span(left)) } else { f.write_str(", its time is over") }
+                match seconds_left.map(|seconds| seconds as u64) {
+                    Some(0) => f.write_str(", its time is over"),
+                    Some(left) => write!(f, ", {} are left", Span(left)),
+                    None => Ok(()),
+                }
             }
             Self::LeftOut { lines } => write!(f, "({lines} lines were left out)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
@@ -166,6 +165,18 @@ impl fmt::Display for Span {
             seconds @ ..120 => write!(f, "{seconds} s"),
             seconds @ 120..7200 => write!(f, "{} min", seconds / 60),
             seconds => write!(f, "{:.1} h", seconds as f64 / 3600.0),
+        }
+    }
+}
+
+/// For how long; `None`: it has no end.
+struct Term(Option<u64>);
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(seconds) => write!(f, "for {}", Span(seconds)),
+            None => f.write_str("for ever"),
         }
     }
 }

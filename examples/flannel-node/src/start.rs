@@ -79,7 +79,7 @@ pub(crate) async fn start(
         }
     };
     let subnet = holding.key.ipv4.trunc();
-    let tenure = Tenure::granted(holding.grant.ttl, args.node.subnet_lease_renew_margin, clock.now());
+    let tenure = Tenure::granted(holding.lasts(), args.node.subnet_lease_renew_margin, clock.now());
     say.say(&Event::Lease {
         subnet: subnet.to_string(),
         public_ip: holding.host.to_string(),
@@ -88,7 +88,7 @@ pub(crate) async fn start(
             How::AsBefore => "as in an earlier run",
             How::New => "which is new",
         },
-        seconds: holding.grant.ttl.as_secs(),
+        seconds: holding.grant.map(|grant| grant.ttl.as_secs()),
     });
     look_around(network, subnet, listen.ip(), mtu, &args.node.tun, say);
     let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
@@ -113,7 +113,21 @@ pub(crate) async fn start(
     });
     let own = SocketAddr::new(holding.host.into(), config.port());
     let reconciler = Reconciler::new(Host::new(network, subnet, own));
-    Ok(Node { clock, registry, reader, reconciler, routes, holding, tenure, ttl, renewal: None, links, plane, news })
+    Ok(Node {
+        clock,
+        registry,
+        reader,
+        reconciler,
+        routes,
+        holding,
+        tenure,
+        ttl,
+        renewal: None,
+        meanwhile: None,
+        links,
+        plane,
+        news,
+    })
 }
 
 /// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.

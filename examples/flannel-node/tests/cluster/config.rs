@@ -88,7 +88,7 @@ fn who_is_not_let_in_is_told() {
     node.says("ready");
     let mut operator = Operator::with_user(&site.etcd, &site.switch, Some(("root", "secret")));
     assert_eq!(operator.leases().len(), 1);
-    operator.put_lease("100.96.77.0-24", [10, 168, 0, 77].into());
+    operator.put_lease("100.96.177.0-24", [10, 168, 0, 77].into());
     node.says("routes");
 }
 

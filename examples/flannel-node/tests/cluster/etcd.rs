@@ -1,7 +1,7 @@
 //! A real etcd cluster, in the namespace of the switch between the hosts.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -105,6 +105,19 @@ impl Etcd {
         }
     }
 
+    /// A copy of all data, while no member runs.
+    pub(crate) fn back_up(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        copy_all(self.data.path(), copy.path());
+        copy
+    }
+
+    /// The data are those of a copy again.
+    pub(crate) fn restore(&mut self, copy: &tempfile::TempDir) {
+        self.data = tempfile::tempdir().unwrap();
+        copy_all(copy.path(), self.data.path());
+    }
+
     /// What clients are started with.
     pub(crate) fn args(&self) -> Vec<String> {
         let endpoints = self.endpoints().join(",");
@@ -121,6 +134,10 @@ impl Etcd {
     fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap().success());
 }
 
 const MISSING: &str = "etcd has to be on the path; the repository's test command installs it";

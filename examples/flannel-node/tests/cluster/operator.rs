@@ -66,6 +66,16 @@ impl Operator {
         self.put(&subnets(key), &format!(r#"{{"PublicIP":"{host}","PublicIPv6":null}}"#));
     }
 
+    /// The same with an end, in so many seconds: another node with this address, by mistake. Returns the etcd lease.
+    pub(crate) fn put_lease_for(&mut self, key: &str, host: Ipv4Addr, seconds: i64) -> i64 {
+        let value = format!(r#"{{"PublicIP":"{host}","PublicIPv6":null}}"#);
+        self.act(async |client| {
+            let grant = client.lease_grant(seconds, None).await.ok()?.id();
+            client.put(subnets(key), value.as_str(), Some(PutOptions::new().with_lease(grant))).await.ok()?;
+            Some(grant)
+        })
+    }
+
     pub(crate) fn put(&mut self, key: &str, value: &str) {
         self.act(async |client| client.put(key, value, None).await.ok());
     }

@@ -40,9 +40,9 @@ fn forwarding_goes_on_without_etcd_and_what_was_missed_comes() {
         pods[1].must_reach(&pods[0]);
     }
     site.etcd.start_all();
-    operator.put_lease("100.96.77.0-24", [10, 168, 0, 77].into());
+    operator.put_lease("100.96.177.0-24", [10, 168, 0, 77].into());
     for node in &mut nodes {
-        node.says_that("routes", is_route("100.96.77.0/24", [10, 168, 0, 77].into()));
+        node.says_that("routes", is_route("100.96.177.0/24", [10, 168, 0, 77].into()));
         assert_eq!(node.count("heard"), node.count("stale"), "{:?}", node.said);
     }
     pods[0].must_reach(&pods[1]);
@@ -52,8 +52,8 @@ fn forwarding_goes_on_without_etcd_and_what_was_missed_comes() {
 #[test]
 fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() {
     let (mut site, mut operator, mut nodes, pods) = two_nodes(3);
-    operator.put_lease("100.96.70.0-24", [10, 168, 0, 70].into());
-    operator.put_lease("100.96.71.0-24", [10, 168, 0, 71].into());
+    operator.put_lease("100.96.170.0-24", [10, 168, 0, 70].into());
+    operator.put_lease("100.96.171.0-24", [10, 168, 0, 71].into());
     let [node, other] = &mut nodes;
     node.says_that("routes", |said| said["count"] == 3);
     other.says_that("routes", |said| said["count"] == 3);
@@ -61,13 +61,13 @@ fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() 
     site.etcd.kill_all();
     site.etcd.start_all();
     // One moved, one gone, one new, one as it was.
-    operator.put_lease("100.96.70.0-24", [10, 168, 0, 80].into());
-    operator.delete(&subnets("100.96.71.0-24"));
-    operator.put_lease("100.96.72.0-24", [10, 168, 0, 72].into());
+    operator.put_lease("100.96.170.0-24", [10, 168, 0, 80].into());
+    operator.delete(&subnets("100.96.171.0-24"));
+    operator.put_lease("100.96.172.0-24", [10, 168, 0, 72].into());
     operator.compact();
     let (before, cpu) = (node.said.len(), node.child.cpu_time().unwrap());
     node.child.signal(Signal::SIGCONT).unwrap();
-    let changed = node.says_that("routes", is_route("100.96.70.0/24", [10, 168, 0, 80].into()));
+    let changed = node.says_that("routes", is_route("100.96.170.0/24", [10, 168, 0, 80].into()));
     assert_eq!(changed["set"].as_array().unwrap().len(), 2, "{changed}");
     assert_eq!(changed["deleted"].as_array().unwrap().len(), 1, "{changed}");
     assert_eq!(changed["count"], 3);
@@ -78,8 +78,31 @@ fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() 
     assert!(since.len() < 10, "and not much else: {since:#?}");
     assert!(node.child.cpu_time().unwrap() - cpu < Duration::from_secs(1), "and does not ask without end");
     // The other one was there all the time.
-    other.says_that("routes", is_route("100.96.72.0/24", [10, 168, 0, 72].into()));
+    other.says_that("routes", is_route("100.96.172.0/24", [10, 168, 0, 72].into()));
     pods[0].must_reach(&pods[1]);
+}
+
+/// What was written after the backup never was, if it is one write only.
+#[test]
+fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
+    let (mut site, mut operator, mut nodes, pods) = two_nodes(1);
+    site.etcd.kill_all();
+    let backup = site.etcd.back_up();
+    site.etcd.start_all();
+    let host = Ipv4Addr::new(10, 168, 0, 77);
+    operator.put_lease("100.96.177.0-24", host);
+    for node in &mut nodes {
+        node.says_that("routes", is_route("100.96.177.0/24", host));
+    }
+    site.etcd.kill_all();
+    site.etcd.restore(&backup);
+    site.etcd.start_all();
+    for node in &mut nodes {
+        let routes = node.says("routes");
+        assert_eq!(routes["deleted"], serde_json::json!(["100.96.177.0/24"]), "{routes}");
+    }
+    pods[0].must_reach(&pods[1]);
+    pods[1].must_reach(&pods[0]);
 }
 
 /// The wall clock is a day ahead, then a day behind: nothing ends, and nothing is done that was not due.
@@ -112,8 +135,8 @@ fn a_clock_that_jumps_ends_nothing() {
     assert_eq!(node.said.len(), said, "{:#?}", node.said);
     assert_eq!(operator.leases(), held);
     // It still listens.
-    operator.put_lease("100.96.77.0-24", [10, 168, 0, 77].into());
-    node.says_that("routes", is_route("100.96.77.0/24", [10, 168, 0, 77].into()));
+    operator.put_lease("100.96.177.0-24", [10, 168, 0, 77].into());
+    node.says_that("routes", is_route("100.96.177.0/24", [10, 168, 0, 77].into()));
 }
 
 /// The library that lies about the time to one program.

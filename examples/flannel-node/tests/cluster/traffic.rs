@@ -172,20 +172,20 @@ fn packets_to_flannel_are_bare() {
     let flannel = &site.hosts[1];
     let socket = flannel.namespace.enter(|| UdpSocket::bind((flannel.address, 8285))).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
-    operator.put(&subnets("100.96.7.0-24"), &format!(r#"{{"PublicIP":"{}"}}"#, flannel.address));
+    operator.put(&subnets("100.96.207.0-24"), &format!(r#"{{"PublicIP":"{}"}}"#, flannel.address));
     let mut node = Node::start(&site.hosts[0], &site.etcd);
-    node.says_that("routes", |said| said["set"].to_string().contains("100.96.7.0/24"));
+    node.says_that("routes", |said| said["set"].to_string().contains("100.96.207.0/24"));
     let pod = site.hosts[0].add_pod(node.lease(), Attachment::Veth);
 
     let inner = pod.namespace.enter(|| UdpSocket::bind((pod.address, 5000))).unwrap();
     inner.set_read_timeout(Some(SOON)).unwrap();
-    inner.send_to(b"bare", ("100.96.7.9", 6000)).unwrap();
+    inner.send_to(b"bare", ("100.96.207.9", 6000)).unwrap();
     let mut datagram = [0; 2048];
     let (length, from) = socket.recv_from(&mut datagram).unwrap();
     assert_eq!(from, (site.hosts[0].address, 8285).into());
     let packet = &datagram[..length];
     assert_eq!((packet[0], packet[8], packet[9], length), (0x45, 62, 17, 20 + 8 + 4), "TTL 64, less two routers");
-    assert_eq!((&packet[12..16], &packet[16..20]), (&pod.address.octets()[..], &[100, 96, 7, 9][..]));
+    assert_eq!((&packet[12..16], &packet[16..20]), (&pod.address.octets()[..], &[100, 96, 207, 9][..]));
     assert_eq!(&packet[28..], b"bare");
 
     // And back: addresses and ports swapped, which no checksum notices.
@@ -194,7 +194,7 @@ fn packets_to_flannel_are_bare() {
     reply[20..24].rotate_left(2);
     socket.send_to(&reply, (site.hosts[0].address, 8285)).unwrap();
     let (length, from) = inner.recv_from(&mut datagram).unwrap();
-    assert_eq!((&datagram[..length], from), (&b"bare"[..], ([100, 96, 7, 9], 6000).into()));
+    assert_eq!((&datagram[..length], from), (&b"bare"[..], ([100, 96, 207, 9], 6000).into()));
 }
 
 /// The interface between the hosts becomes narrower, and wider again: packets follow, without a restart.
