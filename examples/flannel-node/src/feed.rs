@@ -6,7 +6,7 @@ use etcd_client::{EventType, WatchResponse, WatchStream};
 use loden::lease::Backoff;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::spawn_local;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 
 use crate::acquire::random;
 use crate::clock::Clock;
@@ -99,7 +99,7 @@ impl Feed {
                 return;
             }
             tokio::select! {
-                () = sleep_until(self.clock.instant(retry.at)) => {}
+                () = self.clock.sleep_until(retry.at) => {}
                 () = self.sender.closed() => return,
             }
         }
@@ -196,12 +196,4 @@ impl Feed {
     async fn say(&mut self, news: News) -> Result<(), Trouble> {
         self.sender.send(news).await.map_err(|_| Trouble::Unheard)
     }
-}
-
-/// The next moment to try something again at, and the reason why not before.
-pub(crate) async fn pause(backoff: &mut Backoff, clock: Clock, failed: impl FnOnce(Duration, bool)) {
-    let now = clock.now();
-    let retry = backoff.failed(now, random()());
-    failed(retry.at.saturating_sub(now), retry.is_news);
-    sleep_until(clock.instant(retry.at)).await;
 }

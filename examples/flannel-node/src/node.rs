@@ -8,7 +8,7 @@ use loden::route::{RouteChange, RoutePublisher};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::acquire::{Holding, Renewal, renew};
 use crate::args::Arguments;
@@ -87,7 +87,7 @@ impl Node {
                     }
                     self.publish(say);
                 }
-                () = sleep_until(self.clock.instant(self.tenure.poll_timeout())), if self.renewal.is_none() => {
+                () = self.clock.sleep_until(self.tenure.poll_timeout()), if self.renewal.is_none() => {
                     self.begin_renewal();
                 }
                 renewed = ended(&mut self.renewal) => {

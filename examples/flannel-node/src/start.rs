@@ -14,10 +14,10 @@ use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, Underlay, int
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
 
-use crate::acquire::{How, acquire};
+use crate::acquire::{How, acquire, random};
 use crate::args::{Arguments, NodeArgs};
 use crate::clock::Clock;
-use crate::feed::{follow, pause};
+use crate::feed::follow;
 use crate::links::Links;
 use crate::node::Node;
 use crate::plane::Plane;
@@ -196,7 +196,10 @@ fn previous_subnet(path: &Path, say: &Say) -> Option<Ipv4Net> {
     }
 }
 
+/// Says for what, and waits until it is to be tried again.
 async fn wait(backoff: &mut Backoff, clock: Clock, say: &Say, reason: String) {
-    let failed = |left: Duration, _| say.say(&Event::Waiting { reason, retry_seconds: left.as_secs_f64() });
-    pause(backoff, clock, failed).await;
+    let now = clock.now();
+    let at = backoff.failed(now, random()()).at;
+    say.say(&Event::Waiting { reason, retry_seconds: at.saturating_sub(now).as_secs_f64() });
+    clock.sleep_until(at).await;
 }
