@@ -25,7 +25,6 @@ mod start;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use tokio::task::LocalSet;
 
 use args::{Arguments, Command};
@@ -50,7 +49,7 @@ impl<E: Into<Error>> From<E> for Failure {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let args = Arguments::parse();
+    let args = Arguments::of_process();
     let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
     let mut say = Say::new(args.json, pace);
     // etcd's futures stay on this thread, the only one beside that of the packets.

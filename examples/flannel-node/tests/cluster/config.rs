@@ -1,8 +1,8 @@
 //! Commands, options, and what is wrong with them.
 
-use crate::etcd::TOKEN_TTL;
+use crate::etcd::{TOKEN_TTL, tied_to_its_parent};
 use crate::hosts::Site;
-use crate::node::{Node, run};
+use crate::node::{Node, program, run};
 use crate::operator::{Operator, PREFIX};
 use crate::wait_until;
 
@@ -66,6 +66,22 @@ fn an_operator_sets_and_lists() {
     );
     let held = ["subnet", "next_hop", "seconds_left"].map(|field| lines[1][field].clone());
     assert_eq!(held, ["100.96.7.0/24".into(), "10.168.0.7:8285".into(), serde_json::Value::Null]);
+}
+
+/// As in flannel: a file of variables names all there are.
+#[test]
+fn variables_that_are_empty_are_not_set() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let mut command = tied_to_its_parent("env");
+    for name in ["PUBLIC_IP", "ETCD_CAFILE", "ETCD_USERNAME", "ETCD_PASSWORD", "SUBNET_LEASE_RENEW_MARGIN"] {
+        command.arg(format!("FLANNELD_{name}="));
+    }
+    command.arg("FLANNELD_ETCD_PREFIX=/coreos.com/network/").arg(program());
+    let mut node = Node::spawn_by(command, &site.hosts[0], &site.etcd, &[]);
+    node.says("ready");
+    assert_eq!(operator.leases().len(), 1);
 }
 
 /// Without a certificate, or without the right password, nobody gets in, and that is said.
@@ -140,6 +156,12 @@ fn mistakes_end_it_with_status_2_and_a_sentence() {
         assert_eq!(status.code(), Some(2), "{wrong}: {errors}");
         assert!(errors.contains(sentence), "{wrong}: {errors}");
     }
+    let mut command = tied_to_its_parent("setpriv");
+    command.arg("--bounding-set=-net_admin").arg(program());
+    let mut powerless = Node::spawn_by(command, &site.hosts[0], &site.etcd, &[]);
+    let error = powerless.says("error");
+    assert!(error["reason"].as_str().unwrap().contains("CAP_NET_ADMIN"), "{error}");
+    assert_eq!(powerless.ends().code(), Some(2));
     assert_eq!(operator.leases(), [], "nothing was leased for it");
 
     // A second node on the same host: the port is taken, and nothing is leased or changed for it.

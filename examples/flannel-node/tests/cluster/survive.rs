@@ -166,8 +166,12 @@ fn what_is_not_there_yet_is_waited_for() {
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config("{");
     node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("cannot be used: this is no JSON"));
+    // The host is no more what it was at the start.
+    site.hosts[0].namespace.set_mtu("eth0", 1400).unwrap();
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
-    node.says("ready");
+    assert_eq!(node.says("ready")["mtu"], 1372);
+    let env = std::fs::read_to_string(site.hosts[0].subnet_file()).unwrap();
+    assert!(env.contains("FLANNEL_MTU=1372"), "{env}");
     let tun = "flannel0".to_owned();
     wait_until("the device", || site.hosts[0].namespace.links().unwrap().contains(&tun));
     node.stop();

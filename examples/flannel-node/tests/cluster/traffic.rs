@@ -1,9 +1,11 @@
 //! Packets between the pods of hosts that come, go and move.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use testbed::probe::{Amount, Fragmentation, Ping, PingOutcome, ping, tcp_send, tcp_sink};
 
 use crate::hosts::{Attachment, Pod, Site};
@@ -221,6 +223,33 @@ fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
         };
         assert_eq!(mtu, inner);
     }
+}
+
+/// The interface to the other hosts is deleted and made anew, while leases come and go without a pause.
+#[test]
+fn an_interface_that_comes_back_is_found_whatever_else_happens() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let (host, neighbour) = (&site.hosts[0].namespace, testbed::Namespace::new().unwrap());
+    // Not the one by which etcd is reached.
+    let make = || {
+        host.connect("eth1", &neighbour, "eth0").unwrap();
+        host.add_address("eth1", Ipv4Net::new_assert([10, 169, 0, 2].into(), 24)).unwrap();
+    };
+    make();
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &["--iface=eth1"]);
+    node.says("ready");
+    host.delete_link("eth1").unwrap();
+    node.says_that("link", |said| said["state"].to_string().contains("no interface holds 10.169.0.2"));
+    make();
+    let found = |said: &Value| said["state"].to_string().contains("eth1 holds 10.169.0.2 again");
+    wait_until("the interface to be found", || {
+        operator.put_lease("100.96.177.0-24", [10, 168, 0, 77].into());
+        operator.delete(&subnets("100.96.177.0-24"));
+        node.listen(Duration::from_millis(100));
+        node.said.iter().any(found)
+    });
 }
 
 /// However many hosts there are, the kernel has one route for all of them.
