@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, LeaseValueError, Reading};
 use loden::lease::{ConflictChange, LeaseEvent, Reconciler, SourceId, Tenure};
 use loden::route::{RouteChange, RoutePublisher};
@@ -69,7 +70,8 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &mut Say) -> 
         () = stop.asked() => Ok(()),
         Err(reason) = node.live(say) => Err(reason),
     };
-    let closed = node.close(say);
+    let leased = outcome.is_ok().then(|| node.holding.key.ipv4.trunc());
+    let closed = node.close(leased, say);
     outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
 }
 
@@ -256,11 +258,12 @@ impl Node {
         Ok(())
     }
 
-    /// Removes what was made on this host and says the last word. The lease stays: the next run wants it again.
-    fn close(mut self, say: &mut Say) -> Result<(), Error> {
+    /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
+    fn close(mut self, leased: Option<Ipv4Net>, say: &mut Say) -> Result<(), Error> {
         let counters = self.plane.stop();
         say.flush_limit();
         say.say(&Event::Stopped {
+            leased: leased.map(|subnet| subnet.to_string()),
             encap: flow(&counters.encap),
             decap: flow(&counters.decap),
             anomalies: anomalies(&counters.anomalies),

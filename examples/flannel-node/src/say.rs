@@ -90,6 +90,7 @@ pub(crate) enum Event {
         reason: String,
     },
     Stopped {
+        leased: Option<String>,
         encap: Value,
         decap: Value,
         anomalies: Value,
@@ -143,13 +144,14 @@ impl fmt::Display for Event {
             }
             Self::LeftOut { lines } => write!(f, "({lines} lines were left out)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
-            Self::Stopped { encap, decap, .. } => {
+            Self::Stopped { leased, encap, decap, .. } => {
                 let count = |flow: &Value, what: &str| flow[what].as_u64().unwrap_or(0);
                 let (sent, delivered) = (count(encap, "forwarded"), count(decap, "forwarded"));
                 let lost = count(encap, "in") - sent - count(encap, "answered") + count(decap, "in")
                     - delivered
                     - count(decap, "answered");
-                write!(f, "stopped, the lease stays; packets: {sent} sent, {delivered} delivered, {lost} dropped")
+                let leased = leased.as_ref().map(|subnet| format!(", {subnet} stays leased")).unwrap_or_default();
+                write!(f, "stopped{leased}; packets: {sent} sent, {delivered} delivered, {lost} dropped")
             }
             Self::Error { reason } => f.write_str(reason),
         }

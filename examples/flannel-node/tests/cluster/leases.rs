@@ -27,6 +27,7 @@ fn of_two_nodes_one_gets_the_last_free_subnet() {
     }
     // Its lease is taken from it: it ends and says why, and the other one has the subnet.
     operator.delete(&subnets("100.96.7.0-24"));
+    assert_eq!(first.says("stopped")["leased"], serde_json::Value::Null);
     let error = first.says("error");
     assert!(error["reason"].as_str().unwrap().contains("lease of 100.96.7.0/24 is lost: it was deleted"), "{error}");
     assert_eq!(first.ends().code(), Some(1));
