@@ -98,7 +98,7 @@ impl Node {
                     self.holding = holding;
                     self.settle_renewal(outcome, say)?;
                     if let Some(entry) = self.meanwhile.take() {
-                        self.check_own(Some(&entry))?;
+                        self.check_own(Some(&entry), say)?;
                     }
                 }
                 news = self.links.news() => {
@@ -120,7 +120,7 @@ impl Node {
         match news {
             News::Listed(listing) => {
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
-                self.check_own(own)?;
+                self.check_own(own, say)?;
                 let entries = listing.entries.iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
                 let reading = self.reader.snapshot(entries);
                 self.read(reading, say);
@@ -132,8 +132,8 @@ impl Node {
                         Change::Deleted { key } => self.reader.deleted(key),
                     };
                     match &change {
-                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry))?,
-                        Change::Deleted { key } if self.is_own(key) => self.check_own(None)?,
+                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry), say)?,
+                        Change::Deleted { key } if self.is_own(key) => self.check_own(None, say)?,
                         Change::Put(_) | Change::Deleted { .. } => {}
                     }
                     self.read(reading, say);
@@ -199,7 +199,7 @@ impl Node {
     }
 
     /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
-    fn check_own(&mut self, entry: Option<&Entry>) -> Result<(), Error> {
+    fn check_own(&mut self, entry: Option<&Entry>, say: &mut Say) -> Result<(), Error> {
         let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
@@ -217,6 +217,9 @@ impl Node {
         if self.renewal.is_some() {
             self.meanwhile = Some(entry.clone());
         } else if !ours {
+            let subnet = self.holding.key.ipv4.trunc();
+            let who = "an operator maybe, or another node that has this one's address by mistake";
+            say.say_limited(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
             // Written anew at once, or kept by what ends it now.
             self.tenure.doubted(self.clock.now());
         }

@@ -91,6 +91,8 @@ fn a_lease_that_somebody_else_wrote_anew_is_renewed_at_once() {
     let key = format!("{}-24", node.lease().network());
     let own = operator.leases()[0].2;
     let short = operator.put_lease_for(&key, site.hosts[0].address, 5);
+    let warning = node.says("warning");
+    assert!(warning["reason"].as_str().unwrap().contains("somebody else wrote the lease"), "{warning}");
     node.says("renewed");
     wait_until("its end", || {
         let answer = operator.act(async |client| client.lease_time_to_live(short, None).await.ok());
@@ -102,7 +104,7 @@ fn a_lease_that_somebody_else_wrote_anew_is_renewed_at_once() {
     let long = operator.put_lease_for(&key, site.hosts[0].address, 2 * 24 * 3600);
     node.says("renewed");
     node.listen(std::time::Duration::from_secs(1));
-    assert_eq!((operator.leases()[0].2, node.count("renewed")), (long, 2));
+    assert_eq!((operator.leases()[0].2, node.count("renewed"), node.count("warning")), (long, 2, 2));
     node.stop();
 }
 
