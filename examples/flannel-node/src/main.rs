@@ -25,6 +25,7 @@ mod start;
 
 use std::process::ExitCode;
 
+use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
 use args::{Arguments, Command};
@@ -47,13 +48,21 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let args = Arguments::of_process();
     let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
     let mut say = Say::new(args.json, pace);
-    // etcd's futures stay on this thread, the only one beside that of the packets.
-    match LocalSet::new().run_until(act(&args, &mut say)).await {
+    let outcome = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            // etcd's futures stay on this thread, the only one beside that of the packets.
+            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &mut say)));
+            // Without waiting for a name of etcd's that is being looked up.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { status, reason }) => {
             say.error(&reason.to_string());

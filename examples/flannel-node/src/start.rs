@@ -41,7 +41,8 @@ impl Place {
                 Ok(address) => interface_of(address)?,
                 Err(_) => interface_named(iface)?,
             },
-            (None, Some(address)) => interface_of(address.into())?,
+            (None, Some(address)) => interface_of(address.into())
+                .map_err(|error| format!("{error}; if a router translates it, name --iface too"))?,
             (None, None) => return Err("name the interface to the other hosts: --iface eth0, or --public-ip".into()),
         };
         let IpAddr::V4(own) = underlay.address else {
