@@ -5,7 +5,8 @@ use core::time::Duration;
 
 /// The time of one lease: who holds it renews it when [`poll_timeout`](Self::poll_timeout) says so.
 ///
-/// Time is the caller's, by a clock that does not jump. A wall clock that was set a day forward ends nothing.
+/// Time is the caller's, by a clock that does not jump: a wall clock that was set a day forward ends nothing. On a host that may
+/// be suspended it is one that goes on meanwhile (Linux: `CLOCK_BOOTTIME`, not `Instant`), since the lease does too.
 ///
 /// ```
 /// use core::time::Duration;

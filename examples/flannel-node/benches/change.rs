@@ -33,7 +33,7 @@ const SOON: Duration = Duration::from_secs(30);
 const MOVES: usize = 300;
 /// How long nothing arrives where packets do not go any more.
 const QUIET: Duration = Duration::from_millis(15);
-const SUBNET: &str = "100.96.7.0-24";
+const SUBNET: &str = "100.96.207.0-24";
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -62,7 +62,7 @@ fn main() {
         let stop = &stop;
         scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let _ = sender.send_to(b"where to?", "100.96.7.9:9");
+                let _ = sender.send_to(b"where to?", "100.96.207.9:9");
                 thread::sleep(Duration::from_micros(100));
             }
         });

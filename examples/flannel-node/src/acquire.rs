@@ -9,7 +9,7 @@ use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, LeaseValueError};
 use loden::lease::{AllocateError, Held, Step, SubnetRange, candidates};
 
 use crate::etcd::EtcdError;
-use crate::registry::{Entry, Grant, Registry};
+use crate::registry::{Entry, Grant, Registry, Remaining};
 
 /// How often all leases are read anew because others were faster each time. A listing has up to a hundred candidates.
 const ROUNDS: u32 = 10;
@@ -19,7 +19,14 @@ const ROUNDS: u32 = 10;
 pub(crate) struct Holding {
     pub(crate) key: LeaseKey,
     pub(crate) host: Ipv4Addr,
-    pub(crate) grant: Grant,
+    /// `None`: it has no end. flannel calls that a reservation: an operator wrote the key so, and it stays so.
+    pub(crate) grant: Option<Grant>,
+}
+
+impl Holding {
+    pub(crate) fn lasts(&self) -> Duration {
+        self.grant.map_or(Duration::MAX, |grant| grant.ttl)
+    }
 }
 
 /// How a lease was come by.
@@ -46,8 +53,8 @@ pub(crate) enum AcquireError {
 
 /// What became of a lease that was to be renewed.
 pub(crate) enum Renewal {
-    /// It lasts so long from now on.
-    Renewed(Duration),
+    /// It lasts its whole time again, or has no end.
+    Renewed,
     /// It is not ours any more, for this reason.
     Lost(String),
 }
@@ -78,7 +85,7 @@ pub(crate) async fn acquire(
 ) -> Result<(Holding, How), AcquireError> {
     let grant = registry.grant(ttl).await?;
     let outcome = acquire_with(registry, reader, range, host, previous, grant).await;
-    if outcome.is_err() {
+    if !matches!(outcome, Ok((Holding { grant: Some(_), .. }, _))) {
         registry.revoke(grant).await;
     }
     outcome
@@ -102,7 +109,7 @@ async fn acquire_with(
                     let key = LeaseKey::from(subnet);
                     if registry.create(&key, &value, grant).await? {
                         let how = if Some(subnet) == previous { How::AsBefore } else { How::New };
-                        return Ok((Holding { key, host, grant }, how));
+                        return Ok((Holding { key, host, grant: Some(grant) }, how));
                     }
                     continue;
                 }
@@ -113,6 +120,7 @@ async fn acquire_with(
                 Step::Create(IpNet::V6(_)) | _ => continue,
             };
             let Some((_, key, entry)) = held else { continue };
+            let grant = (entry.grant != 0).then_some(grant);
             if matches!(step, Step::Delete(_)) {
                 registry.delete(key, entry.revision).await?;
             } else if registry.replace(key, &value, grant, entry.revision).await? {
@@ -152,14 +160,23 @@ pub(crate) async fn renew(registry: &mut Registry, holding: &mut Holding, ttl: D
             Owner::Host(_) | Owner::Unknown => {}
         }
         let value = LeaseValue::new(holding.host);
-        let intact = entry.grant == holding.grant.id && LeaseValue::from_json(&entry.value) == Ok(value);
-        if intact && let Some(ttl) = registry.keep_alive(holding.grant.id).await? {
-            return Ok(Renewal::Renewed(ttl));
+        if LeaseValue::from_json(&entry.value) == Ok(value) {
+            if entry.grant == 0 {
+                holding.grant = None;
+                return Ok(Renewal::Renewed);
+            }
+            // Also if somebody else bound it to another grant: who has our address too, by mistake, would do the same as we, and
+            // both would write without end.
+            let kept = registry.keep_alive(entry.grant).await?;
+            if let Some(Remaining { left, .. }) = kept.filter(|kept| kept.whole >= ttl) {
+                holding.grant = Some(Grant { id: entry.grant, ttl: left });
+                return Ok(Renewal::Renewed);
+            }
         }
         let grant = registry.grant(ttl).await?;
-        if registry.replace(&holding.key, &value, grant, entry.revision).await? {
-            holding.grant = grant;
-            return Ok(Renewal::Renewed(grant.ttl));
+        if registry.replace(&holding.key, &value, Some(grant), entry.revision).await? {
+            holding.grant = Some(grant);
+            return Ok(Renewal::Renewed);
         }
         registry.revoke(grant).await;
     }

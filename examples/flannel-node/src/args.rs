@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::Ipv4Net;
 use loden::lease::Tenure;
 use loden::lease::flannel::DEFAULT_PREFIX;
@@ -76,6 +77,22 @@ pub(crate) struct NodeArgs {
     pub(crate) tun: String,
 }
 
+impl Arguments {
+    /// Those of this process. Ends it if they are wrong.
+    pub(crate) fn of_process() -> Self {
+        let matches = without_empty_variables(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// To flanneld, a variable that is empty is one that is not set, and files of variables are full of them.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| {
+        let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        if is_empty { arg.env(Resettable::Reset) } else { arg }
+    })
+}
+
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Write the network's config, which all nodes read at their start
@@ -120,7 +137,6 @@ fn minutes(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {

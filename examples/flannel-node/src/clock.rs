@@ -1,26 +1,73 @@
-//! Time as the library takes it: since the start of this process, by the clock that nobody sets.
+//! Time as the library takes it: since the start of this process, by a clock that nobody sets, and that goes on while the host
+//! is suspended, since etcd's does.
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use nix::time::{ClockId, clock_gettime};
+use tokio::time::sleep;
+
+/// How often a wait looks at the clock: what it sleeps by stands still with the host, so that it would end late.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A clock that began at zero.
 #[derive(Clone, Copy)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct Clock {
+    start: Duration,
+}
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self(Instant::now())
+        Self { start: since_boot() }
     }
 
     pub(crate) fn now(self) -> Duration {
-        self.0.elapsed()
+        since_boot().saturating_sub(self.start)
     }
 
-    /// When this clock shows `at`.
-    pub(crate) fn instant(self, at: Duration) -> Instant {
-        /// As good as never, and far from what an `Instant` cannot hold.
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        self.0.checked_add(at).unwrap_or_else(|| Instant::now() + YEAR)
+    /// Waits until this clock shows `at`, or a minute longer if the host slept meanwhile.
+    pub(crate) async fn sleep_until(self, at: Duration) {
+        sleep_until(at, || self.now()).await;
+    }
+}
+
+fn since_boot() -> Duration {
+    // Linux has had it since 2.6.39.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
+async fn sleep_until(at: Duration, mut now: impl FnMut() -> Duration) {
+    loop {
+        let left = at.saturating_sub(now());
+        if left.is_zero() {
+            return;
+        }
+        sleep(left.min(LOOK)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_at_its_time() {
+        let start = Instant::now();
+        sleep_until(23 * HOUR, || start.elapsed()).await;
+        assert_eq!(start.elapsed(), 23 * HOUR);
+        sleep_until(HOUR, || start.elapsed()).await;
+        assert_eq!(start.elapsed(), 23 * HOUR, "what is over is not waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_slept_past_it_is_a_minute_late_at_most() {
+        let start = Instant::now();
+        let slept = 20 * HOUR;
+        // Suspended for most of a day, four hours after the start.
+        let now = || start.elapsed() + if start.elapsed() < 4 * HOUR { Duration::ZERO } else { slept };
+        sleep_until(23 * HOUR, now).await;
+        assert!(start.elapsed() <= 4 * HOUR + LOOK, "{:?}", start.elapsed());
     }
 }

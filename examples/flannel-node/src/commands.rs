@@ -1,12 +1,10 @@
 //! What an operator asks and sets: the network's config, and who holds what.
 
-use std::io::Read;
-use std::time::Duration;
+use std::io::{ErrorKind, Read};
 
 use loden::lease::SubnetRange;
 use loden::lease::flannel::{LeaseReader, NetworkConfig};
 use loden::lease::{Lease, LeaseEvent};
-use serde_json::json;
 
 use crate::args::SetConfig;
 use crate::registry::{Entry, Registry};
@@ -79,30 +77,30 @@ pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failur
     };
     let mut reader = LeaseReader::new(registry.prefix(), port);
     for entry in registry.list().await.map_err(failed)?.entries {
-        let left = match entry.grant {
-            0 => None,
-            grant => registry.time_left(grant).await.map_err(failed)?,
-        };
         let reading = reader.put(&entry.key, &entry.value);
-        if let Some(aside) = reading.set_aside.first() {
-            say.say(&Event::SetAside { reason: aside.to_string() });
+        let event = if let Some(aside) = reading.set_aside.first() {
+            Event::SetAside { reason: aside.to_string() }
         } else if let Some(LeaseEvent::Added { lease, .. }) = reading.event {
-            print(&lease, left, say);
+            let seconds_left = match entry.grant {
+                0 => None,
+                grant => match registry.remaining(grant).await.map_err(failed)? {
+                    Some(remaining) => Some(remaining.left.as_secs()),
+                    // It has ended since.
+                    None => continue,
+                },
+            };
+            let Lease { subnet, next_hop, .. } = lease;
+            Event::Held { subnet: subnet.to_string(), next_hop: next_hop.to_string(), seconds_left }
+        } else {
+            continue;
+        };
+        match say.answer(&event) {
+            // Who has seen enough, as `head` does.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            outcome => outcome.map_err(|error| failed(format!("standard output: {error}")))?,
         }
     }
     Ok(())
-}
-
-fn print(lease: &Lease, left: Option<Duration>, say: &Say) {
-    let (subnet, next_hop) = (lease.subnet.to_string(), lease.next_hop.to_string());
-    if say.is_json() {
-        let left = left.map(|left| left.as_secs());
-        let line = json!({ "event": "held", "subnet": subnet, "next_hop": next_hop, "seconds_left": left });
-        say.print(&line.to_string());
-    } else {
-        let left = left.map_or("for ever".to_owned(), |left| format!("for {} min", left.as_secs().div_ceil(60)));
-        say.print(&format!("{subnet:<18} {next_hop:<21} {left}"));
-    }
 }
 
 fn failed(reason: impl Into<Error>) -> Failure {

@@ -60,11 +60,12 @@ impl Etcd {
             // A member that lost the others answers watches with silence unless it is asked to say so.
             .with_require_leader(true);
         if let Some(cafile) = &args.etcd_cafile {
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read("--etcd-cafile", cafile)?));
+            let authority = read("--etcd-cafile", cafile, CERTIFICATE)?;
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(authority));
             match (&args.etcd_certfile, &args.etcd_keyfile) {
                 (Some(cert), Some(key)) => {
-                    let (cert, key) = (read("--etcd-certfile", cert)?, read("--etcd-keyfile", key)?);
-                    tls = tls.identity(Identity::from_pem(cert, key));
+                    let cert = read("--etcd-certfile", cert, CERTIFICATE)?;
+                    tls = tls.identity(Identity::from_pem(cert, read("--etcd-keyfile", key, KEY)?));
                 }
                 (None, None) => {}
                 _ => return Err("--etcd-certfile and --etcd-keyfile go together".into()),
@@ -93,7 +94,13 @@ impl Etcd {
     ) -> Result<T, EtcdError> {
         let mut left = self.endpoints.len();
         loop {
+            let was_connected = self.client.is_some();
             let outcome = timeout(ANSWER, self.attempt(&mut act)).await;
+            if was_connected && matches!(outcome, Ok(Err(_))) {
+                // Maybe not the member's fault but the connection's: its token has expired, or is older than etcd's users.
+                self.client = None;
+                continue;
+            }
             let reason = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => self.hinted(&error),
@@ -114,14 +121,17 @@ impl Etcd {
         self.at = (self.at + 1) % self.endpoints.len().max(1);
     }
 
-    /// A TLS connection that breaks early is most often one that etcd ends because nobody showed a certificate.
+    /// A connection that breaks early is most often one that etcd ends because nobody showed a certificate, or spoke TLS at all.
     fn hinted(&self, error: &Error) -> String {
         let reason = explained(error);
-        let refused = reason.contains("Connection refused");
-        if self.certified || refused || !self.endpoint().starts_with("https") || reason.starts_with("etcdserver") {
-            return reason;
-        }
-        format!("{reason}; if etcd asks for certificates, name yours with --etcd-certfile and --etcd-keyfile")
+        let hint = match self.endpoint().split_once("://") {
+            Some(("https", _)) if self.certified => "maybe etcd does not trust who signed --etcd-certfile",
+            Some(("https", _)) => "if etcd asks for certificates, name yours with --etcd-certfile and --etcd-keyfile",
+            _ => "if etcd speaks TLS, write https:// and name --etcd-cafile",
+        };
+        let broke =
+            reason.contains("stream closed") || reason.contains("connection closed") || reason.contains("alert");
+        if broke { format!("{reason}; {hint}") } else { reason }
     }
 
     async fn attempt<T>(&mut self, act: &mut impl AsyncFnMut(&mut Client) -> Result<T, Error>) -> Result<T, Error> {
@@ -133,8 +143,19 @@ impl Etcd {
     }
 }
 
-fn read(option: &str, path: &Path) -> Result<Vec<u8>, String> {
-    fs::read(path).map_err(|error| format!("{option} {}: {error}", path.display()))
+/// What the first line of a part in PEM form ends with.
+const CERTIFICATE: &str = "CERTIFICATE";
+const KEY: &str = "PRIVATE KEY";
+
+/// Reads a file in PEM form. One without what it is for would be found out only when etcd is asked, and blamed on etcd.
+fn read(option: &str, path: &Path, part: &str) -> Result<String, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{option} {}: {error}", path.display()))?;
+    let begins = |line: &str| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{part}-----"));
+    if text.lines().any(begins) {
+        Ok(text)
+    } else {
+        Err(format!("{option} {}: there is no {part} in PEM form", path.display()))
+    }
 }
 
 /// The innermost reason, which is the one that helps: the outer ones say "transport error".
@@ -175,9 +196,18 @@ mod tests {
         assert!(refused(&["--etcd-endpoints", "https://127.0.0.1:2379"]).contains("--etcd-cafile"));
         assert!(refused(&["--etcd-cafile", "/dev/null"]).contains("write https://"));
         assert!(refused(&["--etcd-username", "somebody"]).contains("go together"));
-        let missing = ["--etcd-endpoints", "https://a:1", "--etcd-cafile", "/nowhere"];
-        assert!(refused(&missing).starts_with("--etcd-cafile /nowhere: No such file"), "{}", refused(&missing));
-        let half = ["--etcd-endpoints", "https://a:1", "--etcd-cafile", "/dev/null", "--etcd-keyfile", "/dev/null"];
-        assert!(refused(&half).contains("go together"));
+        let refused = |more: &[&str]| refused(&[&["--etcd-endpoints", "https://a:1", "--etcd-cafile"], more].concat());
+        assert!(
+            refused(&["/nowhere"]).starts_with("--etcd-cafile /nowhere: No such file"),
+            "{}",
+            refused(&["/nowhere"])
+        );
+        assert_eq!(refused(&["/dev/null"]), "--etcd-cafile /dev/null: there is no CERTIFICATE in PEM form");
+        let mut ca = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut ca, b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n").unwrap();
+        let ca = ca.path().to_str().unwrap();
+        assert!(refused(&[ca, "--etcd-keyfile", ca]).contains("go together"));
+        let swapped = [ca, "--etcd-certfile", ca, "--etcd-keyfile", ca];
+        assert_eq!(refused(&swapped), format!("--etcd-keyfile {ca}: there is no PRIVATE KEY in PEM form"));
     }
 }

@@ -6,12 +6,12 @@ use etcd_client::{EventType, WatchResponse, WatchStream};
 use loden::lease::Backoff;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::spawn_local;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 
 use crate::acquire::random;
 use crate::clock::Clock;
 use crate::etcd::{EtcdError, explained};
-use crate::registry::{Listing, Registry};
+use crate::registry::{Entry, Listing, Registry};
 
 /// News that wait to be taken in; a watch that brings more has to wait.
 const QUEUE: usize = 256;
@@ -30,11 +30,10 @@ pub(crate) enum News {
     Silent(Silence),
 }
 
-/// One key that was written or deleted.
-pub(crate) struct Change {
-    pub(crate) key: Vec<u8>,
-    /// `None` if it was deleted.
-    pub(crate) value: Option<Vec<u8>>,
+/// What happened to one key.
+pub(crate) enum Change {
+    Deleted { key: Vec<u8> },
+    Put(Entry),
 }
 
 /// Why nothing can be heard.
@@ -66,7 +65,7 @@ enum Trouble {
 /// Begins to list and watch, in a task of its own, which ends when the receiver is dropped.
 pub(crate) fn follow(registry: Registry, clock: Clock) -> Receiver<News> {
     let (sender, receiver) = channel(QUEUE);
-    let feed = Feed { registry, clock, sender, next: None };
+    let feed = Feed { registry, clock, sender, next: None, seen: 0 };
     spawn_local(feed.run());
     receiver
 }
@@ -77,6 +76,8 @@ struct Feed {
     sender: Sender<News>,
     /// The first revision that may bring something new; `None` if all has to be listed.
     next: Option<i64>,
+    /// The last one there was, as far as is known.
+    seen: i64,
 }
 
 impl Feed {
@@ -98,7 +99,7 @@ impl Feed {
                 return;
             }
             tokio::select! {
-                () = sleep_until(self.clock.instant(retry.at)) => {}
+                () = self.clock.sleep_until(retry.at) => {}
                 () = self.sender.closed() => return,
             }
         }
@@ -111,16 +112,16 @@ impl Feed {
             Some(next) => next,
             None => {
                 let listing = self.registry.list().await?;
-                let next = listing.revision + 1;
+                self.seen = listing.revision;
                 self.say(News::Listed(listing)).await?;
-                *self.next.insert(next)
+                *self.next.insert(self.seen + 1)
             }
         };
         let mut watch = self.registry.watch(from).await?;
         let confirmed = timeout(CONFIRM, watch.message()).await.map_err(|_| self.ended("it does not confirm it"))?;
         let confirmed = self.intact(confirmed)?;
         let revision = confirmed.header().map_or(0, |header| header.revision());
-        if revision + 1 < from {
+        if revision < self.seen {
             let endpoint = self.registry.endpoint().to_owned();
             return Err(Trouble::GoneBack { endpoint, revision });
         }
@@ -169,19 +170,24 @@ impl Feed {
         let revisions = response.events().iter().filter_map(|event| event.kv()).map(|kv| kv.mod_revision());
         match revisions.max() {
             // From this one on again, should the watch break off: one write can be of several keys, and come in parts.
-            Some(last) => self.next = Some(last),
+            Some(last) => (self.next, self.seen) = (Some(last), last),
             // The first answer says where etcd is, not how far we are.
             None if response.created() => {}
             // Nothing, up to here.
-            None => self.next = response.header().map(|header| header.revision() + 1).max(self.next),
+            None => {
+                self.seen = response.header().map_or(0, |header| header.revision()).max(self.seen);
+                self.next = Some(self.seen + 1);
+            }
         }
         let changes: Vec<Change> = response
             .events()
             .iter()
             .filter_map(|event| {
                 let kv = event.kv()?;
-                let value = (event.event_type() == EventType::Put).then(|| kv.value().to_vec());
-                Some(Change { key: kv.key().to_vec(), value })
+                Some(match event.event_type() {
+                    EventType::Put => Change::Put(Entry::from(kv)),
+                    EventType::Delete => Change::Deleted { key: kv.key().to_vec() },
+                })
             })
             .collect();
         if changes.is_empty() { Ok(()) } else { self.say(News::Changed(changes)).await }
@@ -190,12 +196,4 @@ impl Feed {
     async fn say(&mut self, news: News) -> Result<(), Trouble> {
         self.sender.send(news).await.map_err(|_| Trouble::Unheard)
     }
-}
-
-/// The next moment to try something again at, and the reason why not before.
-pub(crate) async fn pause(backoff: &mut Backoff, clock: Clock, failed: impl FnOnce(Duration, bool)) {
-    let now = clock.now();
-    let retry = backoff.failed(now, random()());
-    failed(retry.at.saturating_sub(now), retry.is_news);
-    sleep_until(clock.instant(retry.at)).await;
 }

@@ -2,13 +2,15 @@
 //! device's end is told.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use loden::sys::link::{Link, LinkError, LinkEvent, LinkMonitor, MTU_MIN, Restored, Underlay, interface_of};
+use loden::sys::link::{Link, LinkEvent, LinkMonitor, MTU_MIN, Restored, Underlay, interface_of};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::sleep;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::Error;
 use crate::plane::deleted;
@@ -24,6 +26,8 @@ pub(crate) struct Links {
     underlay: Underlay,
     /// `None` while no interface holds our address.
     underlay_watched: Option<Watched>,
+    /// When it is looked for then. Waiting for it ends whenever anything else happens, and begins again.
+    looks: Interval,
 }
 
 /// What happened, and where.
@@ -49,8 +53,10 @@ impl Watched {
         Ok(Self { monitor, readable })
     }
 
-    fn open(interface: &str) -> Result<Self, Error> {
-        Ok(Self::new(LinkMonitor::open(interface)?)?)
+    /// The interface that holds an address. It is asked what it is like when it is watched already, so that nothing is missed.
+    pub(crate) fn underlay(address: IpAddr) -> Result<(Underlay, Self), Error> {
+        let watched = Self::new(LinkMonitor::open(&interface_of(address)?.name)?)?;
+        Ok((interface_of(address)?, watched))
     }
 
     async fn events(&mut self) -> Result<Vec<LinkEvent>, Error> {
@@ -59,15 +65,20 @@ impl Watched {
         while let Some(event) = self.monitor.next_event()? {
             events.push(event);
         }
-        ready.clear_ready();
+        // The monitor does not look at messages without end, and what it left is not announced again.
+        if poll(&mut [PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(0) {
+            ready.clear_ready();
+        }
         Ok(events)
     }
 }
 
 impl Links {
-    pub(crate) fn new(tun: LinkMonitor, link: Link, underlay: Underlay) -> Result<Self, Error> {
-        let underlay_watched = Some(Watched::open(&underlay.name)?);
-        Ok(Self { tun: Watched::new(tun)?, tun_mtu: link.config().mtu, link, underlay, underlay_watched })
+    pub(crate) fn new(tun: LinkMonitor, link: Link, (underlay, watched): (Underlay, Watched)) -> Result<Self, Error> {
+        let (tun, tun_mtu, underlay_watched) = (Watched::new(tun)?, link.config().mtu, Some(watched));
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { tun, tun_mtu, link, underlay, underlay_watched, looks })
     }
 
     /// Waits until something happened.
@@ -75,7 +86,7 @@ impl Links {
         let underlay = async {
             match &mut self.underlay_watched {
                 Some(watched) => watched.events().await.map(News::Underlay),
-                None => Ok(News::UnderlayIsBack(Box::new(found_again(&self.underlay).await))),
+                None => Ok(News::UnderlayIsBack(Box::new(found_again(self.underlay.address, &mut self.looks).await))),
             }
         };
         tokio::select! {
@@ -172,14 +183,11 @@ impl Links {
 }
 
 /// The interface that holds the address, once there is one again.
-async fn found_again(lost: &Underlay) -> (Underlay, Watched) {
+async fn found_again(address: IpAddr, looks: &mut Interval) -> (Underlay, Watched) {
     loop {
-        sleep(LOOK).await;
-        let found: Result<Underlay, LinkError> = interface_of(lost.address);
-        if let Ok(found) = found
-            && let Ok(watched) = Watched::open(&found.name)
-        {
-            return (found, watched);
+        looks.tick().await;
+        if let Ok(found) = Watched::underlay(address) {
+            return found;
         }
     }
 }

@@ -25,13 +25,13 @@ mod start;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
 use args::{Arguments, Command};
 use etcd::Etcd;
 use registry::Registry;
-use say::Say;
+use say::{Pace, Say};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -48,12 +48,21 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let args = Arguments::parse();
-    let mut say = Say::new(args.json);
-    // etcd's futures stay on this thread, the only one beside that of the packets.
-    match LocalSet::new().run_until(act(&args, &mut say)).await {
+fn main() -> ExitCode {
+    let args = Arguments::of_process();
+    let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
+    let mut say = Say::new(args.json, pace);
+    let outcome = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            // etcd's futures stay on this thread, the only one beside that of the packets.
+            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &mut say)));
+            // Without waiting for a name of etcd's that is being looked up.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { status, reason }) => {
             say.error(&reason.to_string());

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, LeaseValueError, Reading};
 use loden::lease::{ConflictChange, LeaseEvent, Reconciler, SourceId, Tenure};
 use loden::route::{RouteChange, RoutePublisher};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::acquire::{Holding, Renewal, renew};
 use crate::args::Arguments;
@@ -23,6 +24,8 @@ use crate::start::{Place, start};
 use crate::{Error, Failure};
 
 const SOURCE: SourceId = SourceId(0);
+/// Changes that are named of those which are made at once.
+const MOST_ROUTES: usize = 16;
 
 pub(crate) struct Node {
     pub(crate) clock: Clock,
@@ -35,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) ttl: Duration,
     /// One that is under way: etcd may take its time, and news go on meanwhile.
     pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
+    /// What somebody, maybe we ourselves, wrote by our key while it was under way.
+    pub(crate) meanwhile: Option<Entry>,
     pub(crate) links: Links,
     pub(crate) plane: Plane,
     pub(crate) news: Receiver<News>,
@@ -65,7 +70,8 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &mut Say) -> 
         () = stop.asked() => Ok(()),
         Err(reason) = node.live(say) => Err(reason),
     };
-    let closed = node.close(say);
+    let leased = outcome.is_ok().then(|| node.holding.key.ipv4.trunc());
+    let closed = node.close(leased, say);
     outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
 }
 
@@ -83,7 +89,7 @@ impl Node {
                     }
                     self.publish(say);
                 }
-                () = sleep_until(self.clock.instant(self.tenure.poll_timeout())), if self.renewal.is_none() => {
+                () = self.clock.sleep_until(self.tenure.poll_timeout()), if self.renewal.is_none() => {
                     self.begin_renewal();
                 }
                 renewed = ended(&mut self.renewal) => {
@@ -91,6 +97,9 @@ impl Node {
                     let (holding, outcome) = renewed?;
                     self.holding = holding;
                     self.settle_renewal(outcome, say)?;
+                    if let Some(entry) = self.meanwhile.take() {
+                        self.check_own(Some(&entry), say)?;
+                    }
                 }
                 news = self.links.news() => {
                     if let Some(mtu) = self.links.handle(news?, say)? {
@@ -111,20 +120,22 @@ impl Node {
         match news {
             News::Listed(listing) => {
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
-                self.check_own(own.map(|Entry { value, .. }| value.as_slice()))?;
+                self.check_own(own, say)?;
                 let entries = listing.entries.iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
                 let reading = self.reader.snapshot(entries);
                 self.read(reading, say);
             }
             News::Changed(changes) => {
-                for Change { key, value } in changes {
-                    if self.is_own(&key) {
-                        self.check_own(value.as_deref())?;
-                    }
-                    let reading = match value {
-                        Some(value) => self.reader.put(&key, &value),
-                        None => self.reader.deleted(&key),
+                for change in changes {
+                    let reading = match &change {
+                        Change::Put(entry) => self.reader.put(&entry.key, &entry.value),
+                        Change::Deleted { key } => self.reader.deleted(key),
                     };
+                    match &change {
+                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry), say)?,
+                        Change::Deleted { key } if self.is_own(key) => self.check_own(None, say)?,
+                        Change::Put(_) | Change::Deleted { .. } => {}
+                    }
                     self.read(reading, say);
                 }
             }
@@ -138,6 +149,8 @@ impl Node {
             }
         }
         if let Some(since) = silent.filter(|_| self.reconciler.stale_since(SOURCE).is_none()) {
+            // A renewal that failed meanwhile need not wait; and an etcd that was restored may know less of our lease than we do.
+            self.tenure.doubted(now);
             say.say_limited(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
         }
         Ok(())
@@ -170,14 +183,15 @@ impl Node {
             say.say_limited(&Event::SetAside { reason: refused.to_string() });
         }
         let (mut set, mut deleted) = (Vec::new(), Vec::new());
-        for change in changes {
+        for change in changes.iter().take(MOST_ROUTES) {
             match change {
                 RouteChange::Set(route) => set.push(route.to_string()),
-                RouteChange::Delete(subnet) => deleted.push(format!("no more {subnet}")),
+                RouteChange::Delete(subnet) => deleted.push(subnet.to_string()),
                 _ => {}
             }
         }
-        say.say_limited(&Event::Routes { count: self.routes.table().len(), set, deleted });
+        let (count, changes) = (self.routes.table().len(), changes.len());
+        say.say_limited(&Event::Routes { count, changes, set, deleted });
     }
 
     fn is_own(&self, key: &[u8]) -> bool {
@@ -185,18 +199,29 @@ impl Node {
     }
 
     /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
-    fn check_own(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
-        let Some(value) = value else {
+    fn check_own(&mut self, entry: Option<&Entry>, say: &mut Say) -> Result<(), Error> {
+        let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
-        match LeaseValue::from_json(value) {
-            Ok(LeaseValue { public_ip, .. }) if public_ip == self.holding.host => {}
-            Ok(LeaseValue { public_ip, .. }) => return Err(self.lost(&format!("{public_ip} holds it now"))),
+        let ours = match LeaseValue::from_json(&entry.value) {
+            Ok(LeaseValue { public_ip, .. }) if public_ip != self.holding.host => {
+                return Err(self.lost(&format!("{public_ip} holds it now")));
+            }
             Err(LeaseValueError::Backend { public_ip: Some(public_ip), .. }) if public_ip != self.holding.host => {
                 return Err(self.lost(&format!("{public_ip} holds it now, with another backend")));
             }
-            // Ours, but nobody could read it: written anew at once.
-            Err(_) => self.tenure.doubted(self.clock.now()),
+            Ok(_) => entry.grant == self.holding.grant.map_or(0, |grant| grant.id),
+            // Nobody could read it.
+            Err(_) => false,
+        };
+        if self.renewal.is_some() {
+            self.meanwhile = Some(entry.clone());
+        } else if !ours {
+            let subnet = self.holding.key.ipv4.trunc();
+            let who = "an operator maybe, or another node that has this one's address by mistake";
+            say.say_limited(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
+            // Written anew at once, or kept by what ends it now.
+            self.tenure.doubted(self.clock.now());
         }
         Ok(())
     }
@@ -217,10 +242,11 @@ impl Node {
     fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, say: &mut Say) -> Result<(), Error> {
         let now = self.clock.now();
         match outcome {
-            Ok(Renewal::Renewed(ttl)) => {
-                self.tenure.renewed(ttl, now);
+            Ok(Renewal::Renewed) => {
+                self.tenure.renewed(self.holding.lasts(), now);
                 let subnet = self.holding.key.ipv4.trunc().to_string();
-                say.say_limited(&Event::Renewed { subnet, seconds: ttl.as_secs() });
+                let seconds = self.holding.grant.map(|grant| grant.ttl.as_secs());
+                say.say_limited(&Event::Renewed { subnet, seconds });
             }
             Ok(Renewal::Lost(reason)) => return Err(self.lost(&reason)),
             Err(error) => {
@@ -228,18 +254,19 @@ impl Node {
                 say.say(&Event::NotRenewed {
                     reason: error.to_string(),
                     retry_seconds: self.tenure.poll_timeout().saturating_sub(now).as_secs_f64(),
-                    seconds_left: self.tenure.ends().saturating_sub(now).as_secs_f64(),
+                    seconds_left: self.holding.grant.map(|_| self.tenure.ends().saturating_sub(now).as_secs_f64()),
                 });
             }
         }
         Ok(())
     }
 
-    /// Removes what was made on this host and says the last word. The lease stays: the next run wants it again.
-    fn close(mut self, say: &mut Say) -> Result<(), Error> {
+    /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
+    fn close(mut self, leased: Option<Ipv4Net>, say: &mut Say) -> Result<(), Error> {
         let counters = self.plane.stop();
         say.flush_limit();
         say.say(&Event::Stopped {
+            leased: leased.map(|subnet| subnet.to_string()),
             encap: flow(&counters.encap),
             decap: flow(&counters.decap),
             anomalies: anomalies(&counters.anomalies),

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
-    WatchStream,
+    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchStream,
 };
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
 
 use crate::etcd::{Etcd, EtcdError};
 
-/// Keys in one answer of a listing; an answer may have 4 MiB.
+/// Keys in one answer of a listing, unless they are too long for that.
 const PAGE: i64 = 4096;
 
 /// The keys of one network.
@@ -44,6 +44,12 @@ pub(crate) struct Listing {
 pub(crate) struct Grant {
     pub(crate) id: i64,
     pub(crate) ttl: Duration,
+}
+
+/// Of the time of a grant.
+pub(crate) struct Remaining {
+    pub(crate) left: Duration,
+    pub(crate) whole: Duration,
 }
 
 impl From<&KeyValue> for Entry {
@@ -88,10 +94,22 @@ impl Registry {
         etcd.call(async |client| client.put(config.as_str(), text, None).await).await.map(|_| ())
     }
 
-    /// All leases, those of other backends and unreadable ones too.
+    /// All leases, those of other backends and unreadable ones too: page by page, all as of the first page's moment.
     pub(crate) async fn list(&mut self) -> Result<Listing, EtcdError> {
-        let Self { etcd, subnets, .. } = self;
-        etcd.call(async |client| list(client, subnets).await).await
+        let mut listing = Listing { entries: Vec::new(), revision: 0 };
+        let mut from = self.subnets.as_bytes().to_vec();
+        let range = GetOptions::new().with_range(successor_of_prefix(&from));
+        loop {
+            let options = range.clone().with_revision(listing.revision);
+            let page = self.etcd.call(async |client| page(client, &from, &options).await).await?;
+            if listing.revision == 0 {
+                listing.revision = page.header().map_or(0, |header| header.revision());
+            }
+            listing.entries.extend(page.kvs().iter().map(Entry::from));
+            let Some(last) = listing.entries.last().filter(|_| page.more()) else { return Ok(listing) };
+            // The next key there can be.
+            from = [last.key.as_slice(), &[0]].concat();
+        }
     }
 
     /// The entry of a lease; `None` if there is none.
@@ -108,20 +126,21 @@ impl Registry {
     }
 
     /// Makes a grant last its whole time again; `None` if it has ended.
-    pub(crate) async fn keep_alive(&mut self, grant: i64) -> Result<Option<Duration>, EtcdError> {
+    pub(crate) async fn keep_alive(&mut self, grant: i64) -> Result<Option<Remaining>, EtcdError> {
         let keep = async |client: &mut Client| match client.lease_keep_alive(grant).await {
             Ok(_) => Ok(true),
             // So the client library calls a grant that has ended.
             Err(Error::LeaseKeepAliveError(_)) => Ok(false),
             Err(error) => Err(error),
         };
-        if self.etcd.call(keep).await? { self.time_left(grant).await } else { Ok(None) }
+        if self.etcd.call(keep).await? { self.remaining(grant).await } else { Ok(None) }
     }
 
     /// How long a grant has still to go; `None` if it has ended.
-    pub(crate) async fn time_left(&mut self, grant: i64) -> Result<Option<Duration>, EtcdError> {
+    pub(crate) async fn remaining(&mut self, grant: i64) -> Result<Option<Remaining>, EtcdError> {
         let answer = self.etcd.call(async |client| client.lease_time_to_live(grant, None).await).await?;
-        Ok((answer.ttl() > 0).then(|| seconds_of(answer.ttl())))
+        let remaining = || Remaining { left: seconds_of(answer.ttl()), whole: seconds_of(answer.granted_ttl()) };
+        Ok((answer.ttl() > 0).then(remaining))
     }
 
     /// Ends a grant that nothing is bound to. If that fails, it ends by itself.
@@ -132,15 +151,15 @@ impl Registry {
     /// Writes a lease unless there is one by this key; whether it is ours now.
     pub(crate) async fn create(&mut self, key: &LeaseKey, value: &LeaseValue, grant: Grant) -> Result<bool, EtcdError> {
         let unless = Compare::create_revision(self.full_key(key), CompareOp::Equal, 0);
-        self.put_if(unless, key, value, grant).await
+        self.put_if(unless, key, value, Some(grant)).await
     }
 
-    /// Writes a lease over the one that was read at `revision`; whether it is ours now.
+    /// Writes a lease over the one that was read at `revision`; whether it is ours now. Without a grant it has no end.
     pub(crate) async fn replace(
         &mut self,
         key: &LeaseKey,
         value: &LeaseValue,
-        grant: Grant,
+        grant: Option<Grant>,
         revision: i64,
     ) -> Result<bool, EtcdError> {
         let unchanged = Compare::mod_revision(self.full_key(key), CompareOp::Equal, revision);
@@ -177,36 +196,38 @@ impl Registry {
         condition: Compare,
         key: &LeaseKey,
         value: &LeaseValue,
-        grant: Grant,
+        grant: Option<Grant>,
     ) -> Result<bool, EtcdError> {
-        let (key, value) = (self.full_key(key), value.to_json());
-        let put = TxnOp::put(key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(grant.id)));
+        let (key, value, grant) = (self.full_key(key), value.to_json(), grant.map_or(0, |grant| grant.id));
+        let put = TxnOp::put(key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(grant)));
         let txn = Txn::new().when([condition]).and_then([put]).or_else([TxnOp::get(key, None)]);
         let answer = self.etcd.call(async |client| client.txn(txn.clone()).await).await?;
-        // Our own write whose answer was lost, so that it was asked for again: nobody else has this grant.
+        // Our own write whose answer was lost, so that it was asked for again: nobody else writes the same.
         let ours = |response: &TxnOpResponse| match response {
-            TxnOpResponse::Get(found) => found.kvs().iter().any(|kv| kv.lease() == grant.id),
+            TxnOpResponse::Get(found) => {
+                found.kvs().iter().any(|kv| kv.lease() == grant && kv.value() == value.as_bytes())
+            }
             TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => false,
         };
         Ok(answer.succeeded() || answer.op_responses().iter().any(ours))
     }
 }
 
-/// Page by page, all as of the first page's moment.
-async fn list(client: &mut Client, subnets: &str) -> Result<Listing, Error> {
-    let mut listing = Listing { entries: Vec::new(), revision: 0 };
-    let end = successor_of_prefix(subnets.as_bytes());
-    let mut from = subnets.as_bytes().to_vec();
+/// As many keys from `from` on as one answer can hold. Somebody may have written values that make it too long for gRPC's 4 MiB,
+/// which must not hide the leases beside them.
+async fn page(client: &mut Client, from: &[u8], range: &GetOptions) -> Result<GetResponse, Error> {
+    let mut limit = PAGE;
     loop {
-        let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(listing.revision);
-        let page = client.get(from, Some(options)).await?;
-        if listing.revision == 0 {
-            listing.revision = page.header().map_or(0, |header| header.revision());
+        let options = range.clone().with_limit(limit);
+        match client.get(from, Some(options.clone())).await {
+            Err(Error::GRpcStatus(status)) if status.message().contains("too large") => {}
+            outcome => return outcome,
         }
-        listing.entries.extend(page.kvs().iter().map(Entry::from));
-        let Some(last) = listing.entries.last().filter(|_| page.more()) else { return Ok(listing) };
-        // The next key there can be.
-        from = [last.key.as_slice(), &[0]].concat();
+        if limit == 1 {
+            // No lease, whatever it is.
+            return client.get(from, Some(options.with_keys_only())).await;
+        }
+        limit /= 2;
     }
 }
 

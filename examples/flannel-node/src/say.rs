@@ -1,10 +1,11 @@
 //! What the node says: one sentence a line, or the same as JSON.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::libc::PIPE_BUF;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -29,7 +30,13 @@ pub(crate) enum Event {
         subnet: String,
         public_ip: String,
         how: &'static str,
-        seconds: u64,
+        seconds: Option<u64>,
+    },
+    /// A lease of anybody's.
+    Held {
+        subnet: String,
+        next_hop: String,
+        seconds_left: Option<u64>,
     },
     /// Something on this host may keep the node from working.
     Finding {
@@ -43,8 +50,10 @@ pub(crate) enum Event {
         mtu: u32,
         subnet_file: String,
     },
+    /// What changed; of many changes, some are named.
     Routes {
         count: usize,
+        changes: usize,
         set: Vec<String>,
         deleted: Vec<String>,
     },
@@ -64,12 +73,12 @@ pub(crate) enum Event {
     },
     Renewed {
         subnet: String,
-        seconds: u64,
+        seconds: Option<u64>,
     },
     NotRenewed {
         reason: String,
         retry_seconds: f64,
-        seconds_left: f64,
+        seconds_left: Option<f64>,
     },
     Link {
         state: String,
@@ -81,6 +90,7 @@ pub(crate) enum Event {
         reason: String,
     },
     Stopped {
+        leased: Option<String>,
         encap: Value,
         decap: Value,
         anomalies: Value,
@@ -101,16 +111,19 @@ impl fmt::Display for Event {
                 write!(f, ", UDP port {port}")
             }
             Self::Lease { subnet, public_ip, how, seconds } => {
-                write!(f, "leased {subnet} for {public_ip}, {how}, for {}", Span(*seconds))
+                write!(f, "leased {subnet} for {public_ip}, {how}, {}", Term(*seconds))
+            }
+            Self::Held { subnet, next_hop, seconds_left } => {
+                write!(f, "{subnet:<18} {next_hop:<21} {}", Term(*seconds_left))
             }
             Self::Finding { severity, says, .. } => write!(f, "{}: {says}", severity.replace('_', " ")),
             Self::Ready { tun, listen, mtu, subnet_file } => {
                 write!(f, "forwarding: {tun}, MTU {mtu}, listening on {listen}; {subnet_file} is written")
             }
-            Self::Routes { count, set, deleted } => {
-                let shown = set.iter().chain(deleted).map(String::as_str).collect::<Vec<_>>().join(", ");
-                let summary = format!("{} set, {} deleted", set.len(), deleted.len());
-                let what = if set.len() + deleted.len() > MOST_ROUTES { &summary } else { &shown };
+            Self::Routes { count, changes, set, deleted } => {
+                let deleted = deleted.iter().map(|subnet| format!("no more {subnet}"));
+                let named: Vec<_> = set.iter().cloned().chain(deleted).collect();
+                let what = if named.len() < *changes { format!("{changes} changes") } else { named.join(", ") };
                 write!(f, "routes: {what}; {count} in all")
             }
             Self::Conflict { ended: false, conflict } => write!(f, "conflict: {conflict}"),
@@ -120,29 +133,30 @@ impl fmt::Display for Event {
                 write!(f, "leases cannot be heard: {reason}. Forwarding goes on with the {routes} routes there are")
             }
             Self::Heard { seconds } => write!(f, "leases are heard again, after {seconds:.1} s"),
-            Self::Renewed { subnet, seconds } => write!(f, "renewed the lease of {subnet} for {}", Span(*seconds)),
+            Self::Renewed { subnet, seconds } => write!(f, "renewed the lease of {subnet} {}", Term(*seconds)),
             Self::NotRenewed { reason, retry_seconds, seconds_left } => {
                 write!(f, "the lease cannot be renewed: {reason}; trying again in {retry_seconds:.0} s")?;
-                let left = *seconds_left as u64;
-                if left > 0 { write!(f, ", {} are left", Span(left)) } else { f.write_str(", its time is over") }
+                match seconds_left.map(|seconds| seconds as u64) {
+                    Some(0) => f.write_str(", its time is over"),
+                    Some(left) => write!(f, ", {} are left", Span(left)),
+                    None => Ok(()),
+                }
             }
-            Self::LeftOut { lines } => write!(f, "({lines} lines about leases were left out)"),
+            Self::LeftOut { lines } => write!(f, "({lines} lines were left out)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
-            Self::Stopped { encap, decap, .. } => {
+            Self::Stopped { leased, encap, decap, .. } => {
                 let count = |flow: &Value, what: &str| flow[what].as_u64().unwrap_or(0);
                 let (sent, delivered) = (count(encap, "forwarded"), count(decap, "forwarded"));
                 let lost = count(encap, "in") - sent - count(encap, "answered") + count(decap, "in")
                     - delivered
                     - count(decap, "answered");
-                write!(f, "stopped, the lease stays; packets: {sent} sent, {delivered} delivered, {lost} dropped")
+                let leased = leased.as_ref().map(|subnet| format!(", {subnet} stays leased")).unwrap_or_default();
+                write!(f, "stopped{leased}; packets: {sent} sent, {delivered} delivered, {lost} dropped")
             }
             Self::Error { reason } => f.write_str(reason),
         }
     }
 }
-
-/// Routes named in one sentence, at most.
-const MOST_ROUTES: usize = 8;
 
 /// A time in the largest units that make sense of it.
 struct Span(u64);
@@ -157,10 +171,32 @@ impl fmt::Display for Span {
     }
 }
 
+/// For how long; `None`: it has no end.
+struct Term(Option<u64>);
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(seconds) => write!(f, "for {}", Span(seconds)),
+            None => f.write_str("for ever"),
+        }
+    }
+}
+
 /// Where it is said.
 pub(crate) struct Say {
     json: bool,
+    pace: Pace,
     limit: Limit,
+}
+
+/// Who waits for whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Lines that a reader is too slow for are lost: neither packets nor leases wait for one.
+    Own,
+    /// Every line is somebody's answer.
+    OfReader,
 }
 
 /// For what others can cause as often as they like: so many lines a second, and then how many were left out.
@@ -174,19 +210,18 @@ impl Limit {
 }
 
 impl Say {
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json, limit: Limit { since: Instant::now(), said: 0 } }
+    pub(crate) fn new(json: bool, pace: Pace) -> Self {
+        Self { json, pace, limit: Limit { since: Instant::now(), said: 0 } }
     }
 
-    /// Says it on standard output, unless nobody listens: neither packets nor leases wait for a reader.
+    /// Says it on standard output, if anybody listens.
     pub(crate) fn say(&self, event: &Event) {
-        if self.json {
-            let mut object = json!(event);
-            object["message"] = event.to_string().into();
-            self.print(&object.to_string());
-        } else {
-            self.print(&event.to_string());
-        }
+        let _ = self.answer(event);
+    }
+
+    /// The same for what somebody has asked for.
+    pub(crate) fn answer(&self, event: &Event) -> io::Result<()> {
+        self.put(std::io::stdout().lock(), &self.line(event))
     }
 
     /// How long what others cause is counted, until more of it is said.
@@ -223,21 +258,31 @@ impl Say {
         if self.json {
             self.say(&Event::Error { reason: reason.to_owned() });
         }
-        let _ = writeln!(std::io::stderr(), "flannel-node: {reason}");
+        let _ = self.put(std::io::stderr().lock(), &format!("flannel-node: {reason}"));
     }
 
-    /// A line that is no event: what was asked for.
-    pub(crate) fn print(&self, line: &str) {
-        let stdout = std::io::stdout();
-        let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-        if poll(&mut fds, PollTimeout::ZERO) != Ok(0) {
-            // In one piece, which a pipe that is writable has room for.
-            let _ = stdout.lock().write_all(format!("{line}\n").as_bytes());
+    fn line(&self, event: &Event) -> String {
+        if !self.json {
+            return event.to_string();
         }
+        let mut object = json!(event);
+        object["message"] = event.to_string().into();
+        object.to_string()
     }
 
-    pub(crate) fn is_json(&self) -> bool {
-        self.json
+    fn put(&self, mut out: impl Write + AsFd, line: &str) -> io::Result<()> {
+        let mut line = format!("{line}\n");
+        if self.pace == Pace::Own {
+            // A pipe that is writable has room for so much. Whatever others made longer is not worth waiting.
+            if line.len() > PIPE_BUF {
+                line = format!("{}\n", self.line(&Event::LeftOut { lines: 1 }));
+            }
+            if poll(&mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(0) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        // In one piece, so that no line is cut.
+        out.write_all(line.as_bytes())
     }
 }
 

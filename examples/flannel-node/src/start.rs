@@ -10,15 +10,15 @@ use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_
 use loden::lease::{Backoff, Host, Reconciler, Tenure};
 use loden::route::RoutePublisher;
 use loden::sys::link::preflight::{Intended, check};
-use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, Underlay, interface_named, interface_of};
+use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_named, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
 
-use crate::acquire::{How, acquire};
+use crate::acquire::{How, acquire, random};
 use crate::args::{Arguments, NodeArgs};
 use crate::clock::Clock;
-use crate::feed::{follow, pause};
-use crate::links::Links;
+use crate::feed::follow;
+use crate::links::{Links, Watched};
 use crate::node::Node;
 use crate::plane::Plane;
 use crate::registry::Registry;
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Where packets between hosts leave and arrive, and by which address others know this host.
 pub(crate) struct Place {
-    underlay: Underlay,
+    address: IpAddr,
     public_ip: Ipv4Addr,
 }
 
@@ -41,14 +41,15 @@ impl Place {
                 Ok(address) => interface_of(address)?,
                 Err(_) => interface_named(iface)?,
             },
-            (None, Some(address)) => interface_of(address.into())?,
+            (None, Some(address)) => interface_of(address.into())
+                .map_err(|error| format!("{error}; if a router translates it, name --iface too"))?,
             (None, None) => return Err("name the interface to the other hosts: --iface eth0, or --public-ip".into()),
         };
         let IpAddr::V4(own) = underlay.address else {
             return Err(format!("{} is IPv6; flannel's udp backend has IPv4 only", underlay.address).into());
         };
         let public_ip = args.public_ip.unwrap_or(own);
-        Ok(Self { underlay, public_ip })
+        Ok(Self { address: own.into(), public_ip })
     }
 }
 
@@ -63,10 +64,11 @@ pub(crate) async fn start(
     let IpNet::V4(network) = config.range().network() else {
         return Err("the network is IPv6; flannel's udp backend has IPv4 only".into());
     };
-    // Before the lease: a port that is taken is a reason not to lease anything.
-    let listen = SocketAddr::new(place.underlay.address, config.port());
+    // Before the lease: a port that is taken, or a device that may not be made, is a reason not to lease anything.
+    let listen = SocketAddr::new(place.address, config.port());
     let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
-    let mtu = place.underlay.tun_mtu();
+    let tun = Tun::open(&TunConfig { name: args.node.tun.clone(), ..TunConfig::default() })?;
+    let name = tun.name().to_owned();
 
     let reader = LeaseReader::new(&args.etcd.etcd_prefix, config.port());
     let previous = previous_subnet(&args.node.subnet_file, say);
@@ -79,7 +81,7 @@ pub(crate) async fn start(
         }
     };
     let subnet = holding.key.ipv4.trunc();
-    let tenure = Tenure::granted(holding.grant.ttl, args.node.subnet_lease_renew_margin, clock.now());
+    let tenure = Tenure::granted(holding.lasts(), args.node.subnet_lease_renew_margin, clock.now());
     say.say(&Event::Lease {
         subnet: subnet.to_string(),
         public_ip: holding.host.to_string(),
@@ -88,21 +90,22 @@ pub(crate) async fn start(
             How::AsBefore => "as in an earlier run",
             How::New => "which is new",
         },
-        seconds: holding.grant.ttl.as_secs(),
+        seconds: holding.grant.map(|grant| grant.ttl.as_secs()),
     });
-    look_around(network, subnet, listen.ip(), mtu, &args.node.tun, say);
+    // Only now: for all that came before somebody may have been waited for.
+    let underlay = Watched::underlay(place.address)?;
+    let mtu = underlay.0.tun_mtu();
+    look_around(network, subnet, listen.ip(), mtu, &name, say);
     let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
     let routes = RoutePublisher::bound_to(listen).owning(subnet);
     let overlay = Overlay { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..Overlay::new(network, subnet, listen) };
     let forwarder = Forwarder::new(overlay)?;
-    let tun = Tun::open(&TunConfig { name: args.node.tun.clone(), ..TunConfig::default() })?;
-    let name = tun.name().to_owned();
     // First the monitor: nothing that happens to the device may be missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
-    let links = Links::new(monitor, Link::configure(&name, &link)?, place.underlay.clone())?;
+    let links = Links::new(monitor, Link::configure(&name, &link)?, underlay)?;
     let plane = Plane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
     let news = follow(registry.clone(), clock);
     say.say(&Event::Ready {
@@ -113,7 +116,21 @@ pub(crate) async fn start(
     });
     let own = SocketAddr::new(holding.host.into(), config.port());
     let reconciler = Reconciler::new(Host::new(network, subnet, own));
-    Ok(Node { clock, registry, reader, reconciler, routes, holding, tenure, ttl, renewal: None, links, plane, news })
+    Ok(Node {
+        clock,
+        registry,
+        reader,
+        reconciler,
+        routes,
+        holding,
+        tenure,
+        ttl,
+        renewal: None,
+        meanwhile: None,
+        links,
+        plane,
+        news,
+    })
 }
 
 /// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
@@ -182,7 +199,10 @@ fn previous_subnet(path: &Path, say: &Say) -> Option<Ipv4Net> {
     }
 }
 
+/// Says for what, and waits until it is to be tried again.
 async fn wait(backoff: &mut Backoff, clock: Clock, say: &Say, reason: String) {
-    let failed = |left: Duration, _| say.say(&Event::Waiting { reason, retry_seconds: left.as_secs_f64() });
-    pause(backoff, clock, failed).await;
+    let now = clock.now();
+    let at = backoff.failed(now, random()()).at;
+    say.say(&Event::Waiting { reason, retry_seconds: at.saturating_sub(now).as_secs_f64() });
+    clock.sleep_until(at).await;
 }

@@ -1,8 +1,9 @@
 //! A real etcd cluster, in the namespace of the switch between the hosts.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use etcd_client::Client;
 use nix::sys::signal::Signal;
@@ -13,6 +14,9 @@ use crate::{SOON, wait_until};
 
 /// Where all members are, on ports of their own.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 1);
+
+/// For how long a token is good that nobody shows; five minutes, if etcd is not told otherwise.
+pub(crate) const TOKEN_TTL: Duration = Duration::from_secs(1);
 
 /// One member, running or not.
 pub(crate) struct Member {
@@ -62,6 +66,7 @@ impl Etcd {
             .arg(format!("--listen-peer-urls={peers}"))
             .arg(format!("--initial-advertise-peer-urls={peers}"))
             .arg(format!("--initial-cluster={}", all.join(",")))
+            .arg(format!("--auth-token-ttl={}", TOKEN_TTL.as_secs()))
             .arg("--logger=zap")
             // The disk of a test machine may be slow, and what is on it is not needed afterwards.
             .args(["--unsafe-no-fsync", "--heartbeat-interval=100", "--election-timeout=1000"])
@@ -100,6 +105,19 @@ impl Etcd {
         }
     }
 
+    /// A copy of all data, while no member runs.
+    pub(crate) fn back_up(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        copy_all(self.data.path(), copy.path());
+        copy
+    }
+
+    /// The data are those of a copy again.
+    pub(crate) fn restore(&mut self, copy: &tempfile::TempDir) {
+        self.data = tempfile::tempdir().unwrap();
+        copy_all(copy.path(), self.data.path());
+    }
+
     /// What clients are started with.
     pub(crate) fn args(&self) -> Vec<String> {
         let endpoints = self.endpoints().join(",");
@@ -116,6 +134,10 @@ impl Etcd {
     fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap().success());
 }
 
 const MISSING: &str = "etcd has to be on the path; the repository's test command installs it";

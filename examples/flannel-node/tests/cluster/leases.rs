@@ -27,6 +27,7 @@ fn of_two_nodes_one_gets_the_last_free_subnet() {
     }
     // Its lease is taken from it: it ends and says why, and the other one has the subnet.
     operator.delete(&subnets("100.96.7.0-24"));
+    assert_eq!(first.says("stopped")["leased"], serde_json::Value::Null);
     let error = first.says("error");
     assert!(error["reason"].as_str().unwrap().contains("lease of 100.96.7.0/24 is lost: it was deleted"), "{error}");
     assert_eq!(first.ends().code(), Some(1));
@@ -78,6 +79,60 @@ fn a_lease_that_another_host_holds_is_lost() {
     assert!(error["reason"].as_str().unwrap().contains("10.168.0.99 holds it now"), "{error}");
     assert_eq!(node.ends().code(), Some(1));
     assert!(operator.get(&subnets(&key)).unwrap().contains("10.168.0.99"), "it is left alone");
+}
+
+/// Its etcd lease would end it soon, or later than our own: it lasts as long as we are there, and nobody writes without end.
+#[test]
+fn a_lease_that_somebody_else_wrote_anew_is_renewed_at_once() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    let key = format!("{}-24", node.lease().network());
+    let own = operator.leases()[0].2;
+    let short = operator.put_lease_for(&key, site.hosts[0].address, 5);
+    let warning = node.says("warning");
+    assert!(warning["reason"].as_str().unwrap().contains("somebody else wrote the lease"), "{warning}");
+    node.says("renewed");
+    wait_until("its end", || {
+        let answer = operator.act(async |client| client.lease_time_to_live(short, None).await.ok());
+        answer.ttl() <= 0
+    });
+    let held = operator.leases()[0].2;
+    assert!(held != short && held != own && held != 0, "{held}");
+
+    let long = operator.put_lease_for(&key, site.hosts[0].address, 2 * 24 * 3600);
+    node.says("renewed");
+    node.listen(std::time::Duration::from_secs(1));
+    assert_eq!((operator.leases()[0].2, node.count("renewed"), node.count("warning")), (long, 2, 2));
+    node.stop();
+}
+
+/// A key without an end is what flannel calls a reservation.
+#[test]
+fn a_reserved_subnet_stays_reserved() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let host = site.hosts[0].address;
+    operator.put_lease("100.96.9.0-24", host);
+    let node = Node::start(&site.hosts[0], &site.etcd);
+    assert_eq!((node.lease().to_string().as_str(), node.how()), ("100.96.9.0/24", "which had it already"));
+    assert_eq!(operator.leases()[0].2, 0);
+    node.stop();
+    operator.delete(&subnets("100.96.9.0-24"));
+
+    // A lease becomes one, and a lease again, while it is held.
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    let held = operator.leases().remove(0);
+    assert_ne!(held.2, 0);
+    operator.put_lease(&held.0, host);
+    assert_eq!(node.says("renewed")["seconds"], serde_json::Value::Null);
+    assert_eq!(operator.leases(), [(held.0.clone(), held.1, 0)]);
+    operator.put_lease_for(&held.0, host, 3600);
+    assert!(node.says("renewed")["seconds"].as_u64() > Some(3600));
+    assert_ne!(operator.leases()[0].2, 0);
+    node.stop();
 }
 
 /// What does not fit a new config is given up for something that does.

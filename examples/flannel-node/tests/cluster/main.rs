@@ -9,6 +9,7 @@ mod leases;
 mod node;
 mod operator;
 mod poison;
+mod readers;
 mod survive;
 mod tls;
 mod traffic;

@@ -92,6 +92,7 @@ impl Node {
         self.child.signal(Signal::SIGTERM).unwrap();
         let last = self.says("stopped");
         assert!(self.ends().success(), "{}", self.child.stderr());
+        assert_eq!(last["leased"], self.lease().to_string(), "{last}");
         for direction in ["encap", "decap"] {
             let flow = &last[direction];
             let count = |name: &str| flow[name].as_u64().expect("a number");

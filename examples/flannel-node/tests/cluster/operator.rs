@@ -29,7 +29,7 @@ impl Operator {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut options = etcd.tls.as_ref().map(Tls::options).unwrap_or_default().with_timeout(SOON / 10);
         if let Some((name, password)) = user {
-            options = options.with_user(name, password);
+            options = options.with_user(name, password).with_auto_token_refresh(true);
         }
         let mut client = None;
         let endpoints = etcd.endpoints();
@@ -64,6 +64,16 @@ impl Operator {
     /// A lease as flannel writes it.
     pub(crate) fn put_lease(&mut self, key: &str, host: Ipv4Addr) {
         self.put(&subnets(key), &format!(r#"{{"PublicIP":"{host}","PublicIPv6":null}}"#));
+    }
+
+    /// The same with an end, in so many seconds: another node with this address, by mistake. Returns the etcd lease.
+    pub(crate) fn put_lease_for(&mut self, key: &str, host: Ipv4Addr, seconds: i64) -> i64 {
+        let value = format!(r#"{{"PublicIP":"{host}","PublicIPv6":null}}"#);
+        self.act(async |client| {
+            let grant = client.lease_grant(seconds, None).await.ok()?.id();
+            client.put(subnets(key), value.as_str(), Some(PutOptions::new().with_lease(grant))).await.ok()?;
+            Some(grant)
+        })
     }
 
     pub(crate) fn put(&mut self, key: &str, value: &str) {

@@ -40,9 +40,9 @@ fn forwarding_goes_on_without_etcd_and_what_was_missed_comes() {
         pods[1].must_reach(&pods[0]);
     }
     site.etcd.start_all();
-    operator.put_lease("100.96.77.0-24", [10, 168, 0, 77].into());
+    operator.put_lease("100.96.177.0-24", [10, 168, 0, 77].into());
     for node in &mut nodes {
-        node.says_that("routes", is_route("100.96.77.0/24", [10, 168, 0, 77].into()));
+        node.says_that("routes", is_route("100.96.177.0/24", [10, 168, 0, 77].into()));
         assert_eq!(node.count("heard"), node.count("stale"), "{:?}", node.said);
     }
     pods[0].must_reach(&pods[1]);
@@ -52,8 +52,8 @@ fn forwarding_goes_on_without_etcd_and_what_was_missed_comes() {
 #[test]
 fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() {
     let (mut site, mut operator, mut nodes, pods) = two_nodes(3);
-    operator.put_lease("100.96.70.0-24", [10, 168, 0, 70].into());
-    operator.put_lease("100.96.71.0-24", [10, 168, 0, 71].into());
+    operator.put_lease("100.96.170.0-24", [10, 168, 0, 70].into());
+    operator.put_lease("100.96.171.0-24", [10, 168, 0, 71].into());
     let [node, other] = &mut nodes;
     node.says_that("routes", |said| said["count"] == 3);
     other.says_that("routes", |said| said["count"] == 3);
@@ -61,13 +61,13 @@ fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() 
     site.etcd.kill_all();
     site.etcd.start_all();
     // One moved, one gone, one new, one as it was.
-    operator.put_lease("100.96.70.0-24", [10, 168, 0, 80].into());
-    operator.delete(&subnets("100.96.71.0-24"));
-    operator.put_lease("100.96.72.0-24", [10, 168, 0, 72].into());
+    operator.put_lease("100.96.170.0-24", [10, 168, 0, 80].into());
+    operator.delete(&subnets("100.96.171.0-24"));
+    operator.put_lease("100.96.172.0-24", [10, 168, 0, 72].into());
     operator.compact();
     let (before, cpu) = (node.said.len(), node.child.cpu_time().unwrap());
     node.child.signal(Signal::SIGCONT).unwrap();
-    let changed = node.says_that("routes", is_route("100.96.70.0/24", [10, 168, 0, 80].into()));
+    let changed = node.says_that("routes", is_route("100.96.170.0/24", [10, 168, 0, 80].into()));
     assert_eq!(changed["set"].as_array().unwrap().len(), 2, "{changed}");
     assert_eq!(changed["deleted"].as_array().unwrap().len(), 1, "{changed}");
     assert_eq!(changed["count"], 3);
@@ -78,8 +78,31 @@ fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() 
     assert!(since.len() < 10, "and not much else: {since:#?}");
     assert!(node.child.cpu_time().unwrap() - cpu < Duration::from_secs(1), "and does not ask without end");
     // The other one was there all the time.
-    other.says_that("routes", is_route("100.96.72.0/24", [10, 168, 0, 72].into()));
+    other.says_that("routes", is_route("100.96.172.0/24", [10, 168, 0, 72].into()));
     pods[0].must_reach(&pods[1]);
+}
+
+/// What was written after the backup never was, if it is one write only.
+#[test]
+fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
+    let (mut site, mut operator, mut nodes, pods) = two_nodes(1);
+    site.etcd.kill_all();
+    let backup = site.etcd.back_up();
+    site.etcd.start_all();
+    let host = Ipv4Addr::new(10, 168, 0, 77);
+    operator.put_lease("100.96.177.0-24", host);
+    for node in &mut nodes {
+        node.says_that("routes", is_route("100.96.177.0/24", host));
+    }
+    site.etcd.kill_all();
+    site.etcd.restore(&backup);
+    site.etcd.start_all();
+    for node in &mut nodes {
+        let routes = node.says("routes");
+        assert_eq!(routes["deleted"], serde_json::json!(["100.96.177.0/24"]), "{routes}");
+    }
+    pods[0].must_reach(&pods[1]);
+    pods[1].must_reach(&pods[0]);
 }
 
 /// The wall clock is a day ahead, then a day behind: nothing ends, and nothing is done that was not due.
@@ -102,18 +125,20 @@ fn a_clock_that_jumps_ends_nothing() {
     let pods =
         [site.hosts[0].add_pod(node.lease(), Attachment::Veth), site.hosts[1].add_pod(other.lease(), Attachment::Veth)];
     pods[0].must_reach(&pods[1]);
-    let held = operator.leases();
-    let said = node.said.len();
+    let (held, said) = (operator.leases(), node.said.len());
+    let host = Ipv4Addr::new(10, 168, 0, 77);
     for jump in ["+25h", "-25h", "+9000d"] {
         set(jump);
+        // It listens, and looks at its clock whenever there is news.
+        operator.put_lease("100.96.177.0-24", host);
+        node.says_that("routes", is_route("100.96.177.0/24", host));
+        operator.delete(&subnets("100.96.177.0-24"));
+        node.says_that("routes", |said| said["count"] == 1);
         node.listen(Duration::from_secs(1));
         pods[0].must_reach(&pods[1]);
     }
-    assert_eq!(node.said.len(), said, "{:#?}", node.said);
+    assert!(node.said[said..].iter().all(|said| said["event"] == "routes"), "{:#?}", node.said);
     assert_eq!(operator.leases(), held);
-    // It still listens.
-    operator.put_lease("100.96.77.0-24", [10, 168, 0, 77].into());
-    node.says_that("routes", is_route("100.96.77.0/24", [10, 168, 0, 77].into()));
 }
 
 /// The library that lies about the time to one program.
@@ -141,8 +166,12 @@ fn what_is_not_there_yet_is_waited_for() {
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config("{");
     node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("cannot be used: this is no JSON"));
+    // The host is no more what it was at the start.
+    site.hosts[0].namespace.set_mtu("eth0", 1400).unwrap();
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
-    node.says("ready");
+    assert_eq!(node.says("ready")["mtu"], 1372);
+    let env = std::fs::read_to_string(site.hosts[0].subnet_file()).unwrap();
+    assert!(env.contains("FLANNEL_MTU=1372"), "{env}");
     let tun = "flannel0".to_owned();
     wait_until("the device", || site.hosts[0].namespace.links().unwrap().contains(&tun));
     node.stop();

@@ -1,9 +1,11 @@
 //! Packets between the pods of hosts that come, go and move.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use testbed::probe::{Amount, Fragmentation, Ping, PingOutcome, ping, tcp_send, tcp_sink};
 
 use crate::hosts::{Attachment, Pod, Site};
@@ -172,20 +174,20 @@ fn packets_to_flannel_are_bare() {
     let flannel = &site.hosts[1];
     let socket = flannel.namespace.enter(|| UdpSocket::bind((flannel.address, 8285))).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
-    operator.put(&subnets("100.96.7.0-24"), &format!(r#"{{"PublicIP":"{}"}}"#, flannel.address));
+    operator.put(&subnets("100.96.207.0-24"), &format!(r#"{{"PublicIP":"{}"}}"#, flannel.address));
     let mut node = Node::start(&site.hosts[0], &site.etcd);
-    node.says_that("routes", |said| said["set"].to_string().contains("100.96.7.0/24"));
+    node.says_that("routes", |said| said["set"].to_string().contains("100.96.207.0/24"));
     let pod = site.hosts[0].add_pod(node.lease(), Attachment::Veth);
 
     let inner = pod.namespace.enter(|| UdpSocket::bind((pod.address, 5000))).unwrap();
     inner.set_read_timeout(Some(SOON)).unwrap();
-    inner.send_to(b"bare", ("100.96.7.9", 6000)).unwrap();
+    inner.send_to(b"bare", ("100.96.207.9", 6000)).unwrap();
     let mut datagram = [0; 2048];
     let (length, from) = socket.recv_from(&mut datagram).unwrap();
     assert_eq!(from, (site.hosts[0].address, 8285).into());
     let packet = &datagram[..length];
     assert_eq!((packet[0], packet[8], packet[9], length), (0x45, 62, 17, 20 + 8 + 4), "TTL 64, less two routers");
-    assert_eq!((&packet[12..16], &packet[16..20]), (&pod.address.octets()[..], &[100, 96, 7, 9][..]));
+    assert_eq!((&packet[12..16], &packet[16..20]), (&pod.address.octets()[..], &[100, 96, 207, 9][..]));
     assert_eq!(&packet[28..], b"bare");
 
     // And back: addresses and ports swapped, which no checksum notices.
@@ -194,7 +196,7 @@ fn packets_to_flannel_are_bare() {
     reply[20..24].rotate_left(2);
     socket.send_to(&reply, (site.hosts[0].address, 8285)).unwrap();
     let (length, from) = inner.recv_from(&mut datagram).unwrap();
-    assert_eq!((&datagram[..length], from), (&b"bare"[..], ([100, 96, 7, 9], 6000).into()));
+    assert_eq!((&datagram[..length], from), (&b"bare"[..], ([100, 96, 207, 9], 6000).into()));
 }
 
 /// The interface between the hosts becomes narrower, and wider again: packets follow, without a restart.
@@ -221,6 +223,33 @@ fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
         };
         assert_eq!(mtu, inner);
     }
+}
+
+/// The interface to the other hosts is deleted and made anew, while leases come and go without a pause.
+#[test]
+fn an_interface_that_comes_back_is_found_whatever_else_happens() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let (host, neighbour) = (&site.hosts[0].namespace, testbed::Namespace::new().unwrap());
+    // Not the one by which etcd is reached.
+    let make = || {
+        host.connect("eth1", &neighbour, "eth0").unwrap();
+        host.add_address("eth1", Ipv4Net::new_assert([10, 169, 0, 2].into(), 24)).unwrap();
+    };
+    make();
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &["--iface=eth1"]);
+    node.says("ready");
+    host.delete_link("eth1").unwrap();
+    node.says_that("link", |said| said["state"].to_string().contains("no interface holds 10.169.0.2"));
+    make();
+    let found = |said: &Value| said["state"].to_string().contains("eth1 holds 10.169.0.2 again");
+    wait_until("the interface to be found", || {
+        operator.put_lease("100.96.177.0-24", [10, 168, 0, 77].into());
+        operator.delete(&subnets("100.96.177.0-24"));
+        node.listen(Duration::from_millis(100));
+        node.said.iter().any(found)
+    });
 }
 
 /// However many hosts there are, the kernel has one route for all of them.

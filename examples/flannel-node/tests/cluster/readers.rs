@@ -1,0 +1,82 @@
+//! Who reads what the node says, and does not keep up.
+
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::PIPE_BUF;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use testbed::Child;
+
+use crate::etcd::tied_to_its_parent;
+use crate::hosts::Site;
+use crate::node::{Node, program};
+use crate::operator::Operator;
+use crate::{SOON, wait_until};
+
+/// More than a pipe holds, said line by line or at once.
+const LEASES: u32 = 3000;
+
+fn site() -> Site {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.64.0.0/10"}"#);
+    let lease = |number: u32| {
+        let subnet = Ipv4Addr::from_bits(0x6450_0000 + (number << 8));
+        (format!("{subnet}-24"), Ipv4Addr::from_bits(0xac10_0000 + number))
+    };
+    operator.put_leases(&(0..LEASES).map(lease).collect::<Vec<_>>());
+    site
+}
+
+#[test]
+fn a_list_waits_for_its_reader() {
+    let site = site();
+    let mut command = tied_to_its_parent("sh");
+    command.args(["-c", r#""$0" "$@" | (sleep 1; cat)"#]).arg(program()).arg("list").args(site.etcd.args());
+    let child = Child::spawn(&site.switch, command).unwrap();
+    let lines = std::iter::from_fn(|| child.next_line(SOON).ok()).count();
+    assert_eq!(lines, 1 + LEASES as usize, "the network, and every lease");
+
+    let mut command = tied_to_its_parent("sh");
+    command.args(["-c", r#""$0" "$@" | head -n 1"#]).arg(program()).arg("list").args(site.etcd.args());
+    let mut child = Child::spawn(&site.switch, command).unwrap();
+    assert!(child.next_line(SOON).unwrap().starts_with("the network is"));
+    child.wait(SOON).unwrap().expect("an end");
+    assert_eq!(child.stderr(), "", "who has seen enough is told nothing more");
+}
+
+/// Its reader sleeps, and the pipe is full: it leases, forwards and stops all the same.
+#[test]
+fn a_node_waits_for_no_reader() {
+    let site = site();
+    let host = &site.hosts[0];
+    let (mut sleeper, writer) = std::io::pipe().unwrap();
+    let room = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4 * PIPE_BUF as i32)).unwrap();
+    let mut command = tied_to_its_parent("sh");
+    let path = format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd());
+    command.args(["-c", &format!("exec \"$0\" \"$@\" >{path}")]).arg(program());
+    let mut node = Node::spawn_by(command, host, &site.etcd, &[]);
+    // A lease that comes and goes, until there is no room for one more line.
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    wait_until("the subnet file", || host.subnet_file().exists());
+    wait_until("the pipe to be full", || {
+        for last in [1, 2] {
+            operator.put_lease("100.127.0.0-24", [10, 168, 1, last].into());
+        }
+        poll(&mut [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(0)
+    });
+    node.child.signal(Signal::SIGTERM).unwrap();
+    assert!(node.ends().success(), "{}", node.child.stderr());
+
+    drop(writer);
+    let mut said = String::new();
+    sleeper.read_to_string(&mut said).unwrap();
+    assert!(said.len() > room as usize / 2 && said.ends_with('\n'), "{said}");
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("no line is cut")).collect();
+    let all = |event: &&Value| event["event"] == "routes" && event["changes"] == LEASES && event["count"] == LEASES;
+    assert_eq!(events.iter().filter(all).count(), 1, "one line for all of them: {said}");
+}
