@@ -22,6 +22,7 @@ mod privileges;
 pub mod probe;
 mod process;
 mod route;
+mod rule;
 mod topology;
 mod vxlan;
 

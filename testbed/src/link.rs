@@ -58,6 +58,16 @@ impl Namespace {
             .context(|| format!("cannot set the MTU of {link} to {mtu}"))
     }
 
+    /// Sets how many packets a link may hold: for a TUN device those that nobody has read yet.
+    ///
+    /// # Errors
+    /// What the kernel refused, an unknown link among it.
+    pub fn set_queue_len(&self, link: &str, packets: u32) -> io::Result<()> {
+        let len = LinkAttribute::TxQueueLen(packets);
+        self.change(LinkUnspec::new_with_name(link).append_extra_attribute(len))
+            .context(|| format!("cannot set the queue of {link} to {packets} packets"))
+    }
+
     /// Sets the longest super-packet, in bytes, that the kernel makes for a link.
     ///
     /// # Errors

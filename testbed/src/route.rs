@@ -149,7 +149,7 @@ impl Namespace {
     }
 }
 
-fn route_to(destination: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
+pub(crate) fn route_to(destination: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
     RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination.network(), destination.prefix_len())
 }
 

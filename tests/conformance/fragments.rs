@@ -1,9 +1,7 @@
 //! R51 by its consequences: whatever is cut can be put together again, by a list of holes and by etherparse.
 
-use core::ops::Range;
-
+use etherparse::SlicedPacket;
 use etherparse::defrag::IpDefragPool;
-use etherparse::{Ipv4Slice, SlicedPacket};
 use loden::forward::{DropReason, Overlay, TooLong};
 use loden::wire::fragment::Fragmenter;
 use loden::wire::ipv4::Ipv4Packet;
@@ -11,99 +9,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use crate::support::fragments::{assert_sound, reassembled};
 use crate::support::host::{Host, Outcome, host_a, outbound, overlay, routes, way};
-use crate::support::model::option_kinds;
-use crate::support::packet::{
-    DF, ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, UDP, ones_sum, pattern, repair_checksum, with_ttl,
-};
-
-/// RFC 815 with a list of holes, for the pieces of what may itself be a piece: it begins at offset `first`.
-struct Reassembly {
-    first: usize,
-    payload: Vec<u8>,
-    holes: Vec<Range<usize>>,
-    /// Of the front piece, with its options, and what the last piece says of what follows.
-    header: Option<Vec<u8>>,
-    more: bool,
-}
-
-impl Reassembly {
-    fn new(first: u16) -> Self {
-        let everything = 0..usize::MAX;
-        Self { first: usize::from(first) * 8, payload: vec![], holes: vec![everything], header: None, more: false }
-    }
-
-    fn add(&mut self, piece: &[u8], is_last: bool) {
-        let (header, data) = piece.split_at(usize::from(piece[0] & 15) * 4);
-        let word = u16::from_be_bytes([piece[6], piece[7]]);
-        let start = usize::from(word & 0x1fff) * 8 - self.first;
-        let end = start + data.len();
-        let hole = self.holes.iter().position(|hole| hole.start <= start && end <= hole.end).expect("no overlap");
-        let hole = self.holes.swap_remove(hole);
-        self.holes.extend([hole.start..start, end..hole.end].into_iter().filter(|hole| !hole.is_empty()));
-        self.payload.resize(self.payload.len().max(end), 0);
-        self.payload[start..end].copy_from_slice(data);
-        if start == 0 {
-            self.header = Some(header.to_vec());
-        }
-        if is_last {
-            self.holes.retain(|hole| hole.start != end);
-            self.more = word & MF != 0;
-        }
-    }
-
-    fn packet(self) -> Vec<u8> {
-        assert!(self.holes.is_empty(), "{:?} are missing", self.holes);
-        let mut packet = self.header.expect("a piece in front");
-        packet.extend(self.payload);
-        let total = (packet.len() as u16).to_be_bytes();
-        packet[2..4].copy_from_slice(&total);
-        packet[6] = packet[6] & !0x20 | if self.more { 0x20 } else { 0 };
-        repair_checksum(&mut packet);
-        packet
-    }
-}
-
-/// Puts pieces together that come in an order drawn from `order`.
-fn reassembled(offset: u16, pieces: &[Vec<u8>], order: usize) -> Vec<u8> {
-    let mut waiting: Vec<_> = (0..pieces.len()).collect();
-    let mut reassembly = Reassembly::new(offset);
-    while !waiting.is_empty() {
-        let piece = waiting.remove(order % waiting.len());
-        reassembly.add(&pieces[piece], piece + 1 == pieces.len());
-    }
-    reassembly.packet()
-}
-
-/// What holds for every piece by itself, as etherparse reads it.
-fn assert_sound(packet: &[u8], pieces: &[Vec<u8>], mtu: usize) {
-    let whole = Ipv4Slice::from_slice(packet).unwrap();
-    let (whole, whole_more) = (whole.header(), whole.header().more_fragments());
-    for (index, piece) in pieces.iter().enumerate() {
-        let is_last = index + 1 == pieces.len();
-        let header = Ipv4Slice::from_slice(piece).unwrap().header().to_header();
-        assert!(piece.len() <= mtu, "{} of {mtu} bytes", piece.len());
-        assert_eq!(usize::from(header.total_len), piece.len());
-        assert_eq!(ones_sum(&piece[..header.header_len()]), 0xffff);
-        // Etherparse has no reserved flag, and sums without it.
-        assert!(piece[6] & 0x80 != 0 || header.header_checksum == header.calc_header_checksum());
-        assert_eq!(header.identification, whole.identification());
-        assert_eq!((header.dscp, header.ecn), (whole.dcp(), whole.ecn()));
-        assert_eq!((header.time_to_live, header.protocol), (whole.ttl(), whole.protocol()));
-        assert_eq!((header.source, header.destination), (whole.source(), whole.destination()));
-        assert!(!header.dont_fragment, "R52");
-        assert_eq!(piece[6] & 0x80, packet[6] & 0x80, "R10: the reserved flag");
-        assert_eq!(header.more_fragments, !is_last || whole_more);
-        if !is_last {
-            assert_eq!((piece.len() - header.header_len()) % 8, 0);
-            assert!(piece.len() + 8 > mtu, "fewest: piece {index} could have held more");
-        }
-        let kinds = |options: &[u8]| option_kinds(options).unwrap();
-        let copied = kinds(whole.options()).into_iter().filter(|kind| *kind >= 128).collect();
-        let expected = if index == 0 { kinds(whole.options()) } else { copied };
-        assert_eq!(kinds(&header.options), expected);
-    }
-}
+use crate::support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, UDP, pattern, with_ttl};
 
 fn options() -> impl Strategy<Value = Vec<u8>> {
     let security = [130, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9];

@@ -13,6 +13,8 @@ use testbed::Namespace;
 
 use super::coalesce::{BOTH, tcp_train, udp_train};
 use crate::bodies::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
+use crate::bodies::opinion;
+use crate::support::fragments;
 use crate::support::packet::{DF, Ipv4, MF, ROUTER_ALERT, TCP, pattern, udp, with_ttl};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -96,18 +98,20 @@ impl Router {
                 let write = |index| {
                     let mut out = vec![0; many.len_of(index)];
                     many.write_segment(&hop, index, &mut out);
+                    opinion::assert_sound(&hop, header.gso_size, index, &out);
                     out
                 };
                 (0..many.segments()).map(write).collect()
             }
             Work::Checksum(partial) => {
-                let mut out = hop;
+                let mut out = hop.clone();
                 partial.complete(&mut out);
+                opinion::assert_sound(&hop, u16::MAX, 0, &out);
                 vec![out]
             }
             Work::Nothing => vec![hop],
         };
-        let ours: Vec<_> = ours.into_iter().flat_map(|packet| fragments(packet, self.mtu)).collect();
+        let ours: Vec<_> = ours.into_iter().flat_map(|packet| cut(packet, self.mtu)).collect();
         self.with_offload.send_with(header, packet).unwrap();
         let theirs = self.forwarded(ours.len());
         assert_eq!(theirs.len(), ours.len(), "{header:?}");
@@ -118,15 +122,17 @@ impl Router {
 }
 
 /// The packet, if it fits, or its fragments.
-fn fragments(mut packet: Vec<u8>, mtu: u16) -> Vec<Vec<u8>> {
+fn cut(mut packet: Vec<u8>, mtu: u16) -> Vec<Vec<u8>> {
     if packet.len() <= mtu.into() {
         return vec![packet];
     }
+    let whole = packet.clone();
     let mut fragmenter = Fragmenter::new(Ipv4Packet::parse(&packet).unwrap().header(), mtu).unwrap();
     let mut pieces = Vec::new();
     while fragmenter.advance(&mut packet) {
         pieces.push(fragmenter.fragment(&packet).to_vec());
     }
+    fragments::assert_sound(&whole, &pieces, mtu.into());
     pieces
 }
 

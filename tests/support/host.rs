@@ -8,6 +8,7 @@ use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteTable};
 use loden::transmit::Way;
 
+use super::icmp::Message;
 use super::packet::{Ipv4, ones_sum};
 
 /// A pod of ours, and pods of two other hosts.
@@ -220,6 +221,9 @@ fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
     assert_eq!(offender, &packet[..offender.len()], "the offender is the packet as it arrived");
     let mut out = [CANARY; 576];
     let message = reject.icmp_error(&mut out).map(<[u8]>::to_vec);
+    if let Some(message) = &message {
+        Message::parse(message).assert_sound(packet);
+    }
     assert_eq!(reject.reply_to().is_some(), message.is_some(), "somewhere to go, exactly if there is an answer");
     Outcome::Reject { reason: reject.reason(), answer: reject.reply_to().zip(message) }
 }

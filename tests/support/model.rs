@@ -7,7 +7,7 @@ use loden::forward::{
 };
 
 use super::host::{Host, Outcome, holds};
-use super::packet::{ICMP, UDP, ones_sum, with_ttl};
+use super::packet::{ICMP, UDP, address_at, ones_sum, with_ttl};
 
 /// A packet that passed sections A and B: its total length, no more.
 struct Packet<'a> {
@@ -115,7 +115,6 @@ pub(crate) fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
     if offset * 8 + payload.len() > 65_536 {
         return None;
     }
-    let address = |at: usize| Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]);
     let piece = |index: usize| {
         let more = if index + 2 < cuts.len() { 0x2000 } else { more };
         let piece = super::packet::Ipv4 {
@@ -126,7 +125,7 @@ pub(crate) fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
             protocol: packet[9],
             options: if index == 0 { head[20..].to_vec() } else { copied.clone() },
             payload: payload[cuts[index]..cuts[index + 1]].to_vec(),
-            ..super::packet::Ipv4::new(address(12), address(16))
+            ..super::packet::Ipv4::new(address_at(packet, 12), address_at(packet, 16))
         };
         piece.bytes()
     };
@@ -153,8 +152,7 @@ impl<'a> Packet<'a> {
             return Err(DropReason::TooShort);
         }
         let (header, total) = (usize::from(bytes[0] & 15) * 4, usize::from(bytes[2]) * 256 + usize::from(bytes[3]));
-        let source = Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
-        let destination = Ipv4Addr::new(bytes[16], bytes[17], bytes[18], bytes[19]);
+        let (source, destination) = (address_at(bytes, 12), address_at(bytes, 16));
         let checks = [
             (bytes[0] >> 4 == 6, DropReason::Ipv6NotCarried),
             (bytes[0] >> 4 != 4, DropReason::BadVersion),

@@ -112,6 +112,11 @@ pub(crate) fn with_ttl(packet: &[u8], ttl: u8) -> Vec<u8> {
     packet
 }
 
+/// The four bytes there.
+pub(crate) fn address_at(packet: &[u8], at: usize) -> Ipv4Addr {
+    Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
+}
+
 pub(crate) fn udp(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
     let len = (8 + data.len()) as u16;
     let mut bytes: Vec<u8> = [source, destination, len, 0].iter().flat_map(|word| word.to_be_bytes()).collect();

@@ -2,6 +2,7 @@
 
 pub(crate) mod coalesce;
 pub(crate) mod model;
+pub(crate) mod opinion;
 pub(crate) mod script;
 pub(crate) mod segment;
 pub(crate) mod vnet;

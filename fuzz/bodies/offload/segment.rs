@@ -7,6 +7,7 @@
 use loden::offload::{SuperPacket, Work};
 
 use super::model::{self, Tcp};
+use super::opinion;
 use crate::support::packet::{Ipv4, TCP, UDP, pattern, udp, with_ttl};
 
 const FIXED: usize = 16;
@@ -63,6 +64,7 @@ pub(crate) fn check_segments(many: &SuperPacket, packet: &[u8], total: usize, si
             let out = &mut out[..expected.len()];
             many.write_segment(packet, index, out);
             assert_eq!(out, expected, "segment {index} of {segments} of {packet:02x?}");
+            opinion::assert_sound(&packet[..total], size, index, out);
         }
     }
     // What does not fit is not touched.

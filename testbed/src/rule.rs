@@ -1,0 +1,79 @@
+//! Routing tables beside the main one, for what comes in by a certain link.
+
+use crate::Namespace;
+use crate::error::Context;
+use crate::link::index_of;
+use crate::route::route_to;
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::rule::RuleAction;
+use std::io;
+
+/// Before the main table's, which is 32766.
+const TABLE_PRIORITY: u32 = 100;
+
+impl Namespace {
+    /// Routes what comes in by `link` by the table of this number, 1 to 252, and by no other but the kernel's own of local
+    /// addresses. For what the table has no route for the network is unreachable.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when this was said of the link before; otherwise what the kernel refused.
+    pub fn route_input(&self, link: &str, table: u8) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let rule = || handle.rule().add().v4().input_interface(link);
+            let by_table = rule().priority(TABLE_PRIORITY).action(RuleAction::ToTable).table_id(table.into());
+            by_table.execute().await?;
+            Ok(rule().priority(TABLE_PRIORITY + 1).action(RuleAction::Unreachable).execute().await?)
+        })
+        .context(|| format!("cannot route what comes in by {link} by table {table}"))
+    }
+
+    /// Adds a route to a table other than the main one, to a destination that is on a link.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the table has one for this destination; otherwise what the kernel refused.
+    pub fn add_route_to_table(&self, table: u8, destination: Ipv4Net, link: &str) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, link).await?;
+            let route = route_to(destination).output_interface(index).scope(RouteScope::Link).table_id(table.into());
+            Ok(handle.route().add(route.build()).execute().await?)
+        })
+        .context(|| format!("cannot add a route to {destination} through {link} to table {table}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Ping, PingOutcome, ping};
+    use core::net::Ipv4Addr;
+    use core::time::Duration;
+
+    const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+    const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
+    /// A router that has a way to both hosts, and then none for what the one sends.
+    #[test]
+    fn what_comes_in_by_a_link_has_a_table_of_its_own() {
+        let [near, router, far] = [(); 3].map(|()| Namespace::new().expect("namespace"));
+        router.sysctl("net/ipv4/ip_forward", "1").expect("sysctl");
+        for (host, link, address, own) in [(&near, "near0", NEAR, [10, 0, 1, 1]), (&far, "far0", FAR, [10, 0, 2, 1])] {
+            router.connect(link, host, "eth0").expect("veth");
+            router.add_address(link, Ipv4Net::new_assert(own.into(), 24)).expect("address");
+            host.add_address("eth0", Ipv4Net::new_assert(address, 24)).expect("address");
+            host.add_route_via(Ipv4Net::default(), own.into()).expect("default route");
+        }
+        let attempt = || {
+            let patient = Ping { timeout: Duration::from_secs(5), ..Ping::default() };
+            near.enter(|| ping(FAR, patient)).expect("ping")[0]
+        };
+        let reply = |outcome| matches!(outcome, PingOutcome::Reply { .. });
+        assert!(reply(attempt()), "by the main table");
+        router.route_input("near0", 77).expect("rules");
+        assert!(matches!(attempt(), PingOutcome::Error { kind: 3, code: 0, .. }));
+        router.add_route_to_table(77, Ipv4Net::new_assert(FAR, 32), "far0").expect("a route");
+        assert!(reply(attempt()), "by its table");
+        let again = router.route_input("near0", 77).expect_err("said before");
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    }
+}

@@ -1,0 +1,155 @@
+//! The same packet through both, and what came of all of them.
+
+use std::collections::BTreeMap;
+
+use loden::forward::RejectReason;
+
+use crate::as_if::AsIf;
+use crate::excuse::Applied;
+use crate::kernel::{Passage, time_of_day};
+use crate::options::CIPSO;
+use crate::router::Place;
+use crate::shape::Shape;
+use crate::support::fragments::assert_sound;
+use crate::support::host::Outcome;
+use crate::support::icmp::Message;
+use crate::support::model::option_kinds;
+use crate::support::packet::with_ttl;
+use crate::world::World;
+
+/// How often the kernel says to one source that a network is unreachable before it waits: see `SETTINGS` in the router.
+const UNREACHABLE_BURST: u8 = 5;
+
+pub(crate) struct Run {
+    pub(crate) world: World,
+    pub(crate) compared: u64,
+    /// Packets that the kernel is no measure for.
+    pub(crate) left_out: u64,
+    pub(crate) applied: Applied,
+    /// What became of the packets.
+    pub(crate) fates: BTreeMap<String, u64>,
+    sources: u32,
+    unreachable: BTreeMap<[u8; 4], u8>,
+}
+
+impl Run {
+    pub(crate) fn new(world: World) -> Self {
+        Self {
+            world,
+            compared: 0,
+            left_out: 0,
+            applied: Applied::default(),
+            fates: BTreeMap::new(),
+            sources: 0,
+            unreachable: BTreeMap::new(),
+        }
+    }
+
+    /// Sends a packet through both.
+    ///
+    /// # Errors
+    /// With everything there is to say about a difference that nothing excuses.
+    pub(crate) fn check(&mut self, entry: Place, shape: &Shape) -> Result<(), String> {
+        self.sources += 1;
+        self.compare(entry, &shape.bytes(self.world.source(entry, self.sources)))
+    }
+
+    fn compare(&mut self, entry: Place, packet: &[u8]) -> Result<(), String> {
+        let ours = self.world.ours(entry, packet);
+        // So that an excuse is one by the list, and not just by our doing.
+        assert_eq!(ours, self.world.by_the_list(entry, packet), "{}", hex(packet));
+        if entry == Place::Tun {
+            assert_eq!(self.world.ours_in_hindsight(packet), ours, "R50, R51: {}", hex(packet));
+        }
+        self.second_opinion(&ours, packet);
+        let as_if = AsIf::of(&self.world, entry, packet);
+        if self.is_beyond(&as_if, packet) {
+            self.left_out += 1;
+            return Ok(());
+        }
+        let start = time_of_day();
+        let seen = self.world.router.pass(entry, packet);
+        let time = start..time_of_day() + 1;
+        let passage = Passage { world: &self.world, original: packet, seen: &seen, time };
+        let (expected, excuses) = passage.expect(as_if);
+        if expected != seen {
+            return Err(format!(
+                "in by {}: {}\nour verdict: {}\nexcuses: {excuses:?}\nso the kernel should have sent:{}\nit sent:{}",
+                self.world.router.link(entry).name,
+                hex(packet),
+                fate(&ours),
+                self.named(&expected),
+                self.named(&seen),
+            ));
+        }
+        if let Some(excuse) = excuses.iter().find(|excuse| !self.world.excuses.contains(excuse)) {
+            return Err(format!("{excuse:?} is no excuse here: {}", hex(packet)));
+        }
+        self.applied.count(&excuses);
+        self.compared += 1;
+        *self.fates.entry(fate(&ours)).or_default() += 1;
+        Ok(())
+    }
+
+    fn named(&self, emissions: &[(Place, Vec<u8>)]) -> String {
+        let name = |place| self.world.router.link(place).name;
+        emissions.iter().map(|(place, bytes)| format!("\n  {}: {}", name(*place), hex(bytes))).collect()
+    }
+
+    /// What we send on our own account, as etherparse reads it.
+    fn second_opinion(&self, ours: &Outcome, packet: &[u8]) {
+        match ours {
+            Outcome::Reject { reason, answer: Some((_, message)) } => {
+                let message = Message::parse(message);
+                let expected = match reason {
+                    RejectReason::NetUnreachable => ([3, 0], [0; 4]),
+                    RejectReason::FragmentationNeeded { mtu } => ([3, 4], u32::from(*mtu).to_be_bytes()),
+                    RejectReason::TimeExceeded => ([11, 0], [0; 4]),
+                    other => panic!("the list knows no {other:?}"),
+                };
+                assert_eq!((message.type_code, message.rest), expected);
+            }
+            Outcome::Fragments { to, pieces } => {
+                let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+                let mtu = self.world.router.link(Place::Peer(*to)).mtu;
+                assert_sound(&with_ttl(&packet[..total], packet[8] - 1), pieces, mtu.into());
+            }
+            Outcome::Reject { answer: None, .. } | Outcome::Forward { .. } | Outcome::Drop(_) => {}
+        }
+    }
+
+    /// Whether the kernel's answer says nothing about this packet. Counts what it would have to say.
+    fn is_beyond(&mut self, as_if: &AsIf, packet: &[u8]) -> bool {
+        if self.world.concerns_the_router(packet) {
+            return true;
+        }
+        if let Some(walk) = &as_if.walk {
+            // What it makes of CIPSO depends on how it was built (CONFIG_NETLABEL).
+            let header = &packet[20..usize::from(packet[0] & 15) * 4];
+            let cipso = option_kinds(header).map_or(header.contains(&CIPSO), |kinds| kinds.contains(&CIPSO));
+            if cipso || walk.error.is_some() && walk.reverses_a_source_route() {
+                return true;
+            }
+        }
+        if !as_if.no_route {
+            return false;
+        }
+        let asked = self.unreachable.entry(packet[12..16].try_into().unwrap()).or_default();
+        *asked = asked.saturating_add(1);
+        *asked > UNREACHABLE_BURST
+    }
+}
+
+fn fate(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Forward { .. } => "forward".to_owned(),
+        Outcome::Fragments { .. } => "fragments".to_owned(),
+        Outcome::Reject { answer: Some(_), .. } => format!("answer {}", outcome.reason().unwrap()),
+        Outcome::Reject { answer: None, .. } => format!("reject {}", outcome.reason().unwrap()),
+        Outcome::Drop(reason) => format!("drop {reason}"),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

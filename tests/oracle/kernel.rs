@@ -1,0 +1,175 @@
+//! What the kernel makes of a packet that both of us let pass, or answer, where we differ by choice in its bytes.
+
+use core::ops::Range;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::answer::Answer;
+use crate::as_if::{AsIf, Expected, is_nobodys};
+use crate::excuse::Excuse;
+use crate::options::{Walk, blanked};
+use crate::router::Place;
+use crate::support::fragments::reassembled;
+use crate::support::packet::{ICMP, MF, repair_checksum, with_ttl};
+use crate::world::World;
+
+/// Bytes of the longest error, less the headers in front of the quote.
+const QUOTE_MAX: usize = 576 - 28;
+
+/// A packet on its way through the kernel, and what came out.
+pub(crate) struct Passage<'p> {
+    pub(crate) world: &'p World,
+    pub(crate) original: &'p [u8],
+    pub(crate) seen: &'p [(Place, Vec<u8>)],
+    /// When it was.
+    pub(crate) time: Range<u32>,
+}
+
+impl Passage<'_> {
+    /// All that must have been seen, and with what excuses. What nobody can know is taken from what was seen: the identification
+    /// of an error, and the time, if it can have been then.
+    pub(crate) fn expect(&self, as_if: AsIf) -> (Vec<(Place, Vec<u8>)>, Vec<Excuse>) {
+        let AsIf { expected, mut excuses, walk, .. } = as_if;
+        let emissions = match expected {
+            Expected::Silence => Vec::new(),
+            Expected::Packet { to, bytes } => vec![(to, self.walked(bytes, to, walk.as_ref(), &mut excuses))],
+            Expected::Fragments { to, pieces } => {
+                let pieces = self.fragments(to, pieces, walk.as_ref(), &mut excuses);
+                pieces.into_iter().map(|piece| (to, piece)).collect()
+            }
+            Expected::Answer { to, answer } => {
+                let answer = self.answer(to, answer, walk.as_ref(), &mut excuses);
+                answer.into_iter().map(|answer| (to, answer)).collect()
+            }
+        };
+        (emissions, excuses)
+    }
+
+    /// A packet that goes on, with what the kernel writes into its options.
+    fn walked(&self, mut packet: Vec<u8>, to: Place, walk: Option<&Walk>, excuses: &mut Vec<Excuse>) -> Vec<u8> {
+        let Some(walk) = walk.filter(|walk| walk.filled || walk.cleared) else { return packet };
+        let header = usize::from(packet[0] & 15) * 4;
+        packet[20..header].copy_from_slice(&walk.forwarded(self.world.router.link(to).address)[20..header]);
+        self.copy_time(&mut packet, walk.time_at, 0);
+        repair_checksum(&mut packet);
+        excuses.extend(walk.filled.then_some(Excuse::OptionsFilled));
+        excuses.extend(walk.cleared.then_some(Excuse::OptionsCleared));
+        packet
+    }
+
+    /// Ours, unless there is an excuse; and whatever there is, they make the packet that was cut.
+    fn fragments(
+        &self,
+        to: Place,
+        pieces: Vec<Vec<u8>>,
+        walk: Option<&Walk>,
+        excuses: &mut Vec<Excuse>,
+    ) -> Vec<Vec<u8>> {
+        let total = usize::from(u16::from_be_bytes([self.original[2], self.original[3]]));
+        let hop = with_ttl(&self.original[..total], self.original[8] - 1);
+        let whole = self.walked(hop.clone(), to, walk, excuses);
+        let theirs = cut(&whole, self.world.router.link(to).mtu.into());
+        if excuses.contains(&Excuse::OffsetWraps) {
+            return theirs;
+        }
+        let offset = u16::from_be_bytes([hop[6], hop[7]]) & 0x1fff;
+        assert_eq!(reassembled(offset, &pieces, 0), hop, "our own fragments of {:02x?}", self.original);
+        let options = |piece: &[u8]| piece[20..usize::from(piece[0] & 15) * 4].to_vec();
+        let differ = options(&theirs[1]) != options(&pieces[1]);
+        let reserved = hop[6] & 0x80 != 0;
+        excuses.extend(differ.then_some(Excuse::FragmentOptions));
+        excuses.extend(reserved.then_some(Excuse::ReservedFlag));
+        if differ || reserved || whole != hop { theirs } else { pieces }
+    }
+
+    fn answer(&self, to: Place, mut answer: Answer, walk: Option<&Walk>, excuses: &mut Vec<Excuse>) -> Option<Vec<u8>> {
+        let header = usize::from(self.original[0] & 15) * 4;
+        if self.original[9] == ICMP && matches!(self.original[header], 9 | 10) {
+            excuses.push(Excuse::RouterDiscovery);
+            return None;
+        }
+        let own = self.world.router.link(to).address;
+        if answer.source != own {
+            answer.source = own;
+            excuses.push(Excuse::IcmpSource);
+        }
+        let seen = self.seen.first().map_or(&[][..], |(_, packet)| packet.as_slice());
+        answer.id = seen.get(4..6).map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
+        answer.fragment = 0;
+        excuses.push(Excuse::IcmpIdentification);
+        if self.original[1] & 2 != 0 {
+            answer.tos |= 2;
+            excuses.push(Excuse::IcmpEcn);
+        }
+        let Some(mut walk) = walk.cloned() else { return Some(answer.bytes()) };
+        let echo = |walk: &Walk| walk.echoed(own, |address| is_nobodys(self.world, address));
+        let room = echo(&walk).map_or(0, |(options, _)| options.len());
+        self.copy_time(&mut walk.packet, walk.time_at, 20 + room + 8);
+        if walk.filled || walk.cleared {
+            answer.quote[20..header].copy_from_slice(&walk.packet[20..header]);
+            excuses.push(Excuse::IcmpQuote);
+        }
+        if walk.echoes() {
+            excuses.push(Excuse::IcmpOptions);
+            let (mut options, time_at) = echo(&walk)?;
+            self.copy_time(&mut options, time_at, 20);
+            answer.quote.truncate(QUOTE_MAX - options.len());
+            answer.options = options;
+        }
+        Some(answer.bytes())
+    }
+
+    /// Writes the time to where the kernel did, which was `shift` bytes further on in what was seen.
+    fn copy_time(&self, bytes: &mut [u8], at: Option<usize>, shift: usize) {
+        if let Some(at) = at
+            && let Some(time) = self.seen_time(at + shift)
+        {
+            bytes[at..at + 4].copy_from_slice(&time);
+        }
+    }
+
+    fn seen_time(&self, at: usize) -> Option<[u8; 4]> {
+        let time: [u8; 4] = self.seen.first()?.1.get(at..at + 4)?.try_into().unwrap();
+        let number = u32::from_be_bytes(time);
+        let possible = if self.time.start < self.time.end {
+            self.time.contains(&number)
+        } else {
+            // Midnight in between.
+            number >= self.time.start || number < self.time.end
+        };
+        possible.then_some(time)
+    }
+}
+
+/// Milliseconds since midnight UTC, as the timestamp option has them (RFC 791 3.1).
+pub(crate) fn time_of_day() -> u32 {
+    const DAY: u128 = 86_400_000;
+    (SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() % DAY) as u32
+}
+
+/// `ip_do_fragment` of net/ipv4/ip_output.c.
+fn cut(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
+    let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
+    let mut header = header.to_vec();
+    let word = u16::from_be_bytes([packet[6], packet[7]]);
+    let (more, start) = (word & MF, usize::from(word & 0x1fff) * 8);
+    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    let mut at = 0;
+    while at < payload.len() {
+        let left = payload.len() - at;
+        let len = if left > mtu - header.len() { (mtu - header.len()) & !7 } else { left };
+        let mut piece = [&header, &payload[at..at + len]].concat();
+        let total = piece.len() as u16;
+        piece[2..4].copy_from_slice(&total.to_be_bytes());
+        let more = if len < left { MF } else { more };
+        // 13 bits for the offset, and no look at whether it fits them.
+        let word = ((start + at) / 8) as u16 | more;
+        piece[6..8].copy_from_slice(&word.to_be_bytes());
+        repair_checksum(&mut piece);
+        pieces.push(piece);
+        if start + at == 0 {
+            blanked(&mut header);
+        }
+        at += len;
+    }
+    pieces
+}

@@ -1,0 +1,232 @@
+//! One host twice: as our forwarder, and as a Linux router with a link for each peer and one for the TUN.
+//!
+//! ```text
+//!                 ┌────────────────┐ a0 ── A: 1472 bytes
+//!   pods ── tun0 ─┤ kernel or ours ├ b0 ── B:  576
+//!                 └────────────────┘ c0 ── C:   68
+//! ```
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use loden::forward::{Overlay, ReplyTo};
+use loden::ipnet::{IpNet, Ipv4Net};
+use loden::route::Route;
+
+use crate::excuse::Excuse;
+use crate::router::{Link, Place, Router, Table};
+use crate::support::host::{Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, net, overlay, routes};
+use crate::support::model;
+use crate::support::packet::{Ipv4, address_at};
+
+/// A pod of host C.
+pub(crate) const POD_C: Ipv4Addr = Ipv4Addr::new(100, 96, 4, 5);
+
+/// The network's broadcast address, which has a route, and that of our own subnet.
+pub(crate) const BROADCASTS: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 96, 255, 255), Ipv4Addr::new(100, 96, 1, 255)];
+
+/// The router's own addresses are behind this one, where nothing depends on them.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+
+const MARKER: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 77);
+
+/// Each of these sends few packets: see `SETTINGS` in the router.
+const SOURCES: Ipv4Addr = Ipv4Addr::new(100, 66, 0, 0);
+
+pub(crate) fn host_c() -> SocketAddr {
+    ([10, 168, 0, 5], 8285).into()
+}
+
+pub(crate) struct World {
+    pub(crate) host: Host,
+    /// The same host, and all its peers, at other underlay addresses.
+    elsewhere: Host,
+    /// The same host, which takes every path for as wide as can be.
+    hopeful: Host,
+    pub(crate) router: Router,
+    /// Where packets come in.
+    pub(crate) entries: Vec<Place>,
+    /// In what the two may differ at all.
+    pub(crate) excuses: &'static [Excuse],
+}
+
+impl World {
+    /// Packets out of the TUN. What has no route is answered.
+    pub(crate) fn outbound() -> Self {
+        let b = |subnet| Route { mtu: Some(576), ..Route::new(subnet, host_b()) };
+        let mut all = vec![
+            Route::new(net(POD_A, 24), host_a()),
+            b(net(POD_B, 24)),
+            b(net([100, 96, 2, 240], 28)),
+            Route { mtu: Some(68), ..Route::new(net(POD_C, 24), host_c()) },
+            // A quarter of all there is; in it 169.254/16.
+            b(net([128, 0, 0, 0], 2)),
+        ];
+        // The other classes of odd addresses, a network's broadcast, and the underlay itself.
+        let odd = [([0, 7, 0, 0], 16), ([100, 96, 255, 0], 24), ([169, 254, 7, 0], 24), ([240, 1, 0, 0], 16)];
+        all.extend(odd.map(|(address, len)| Route::new(net(address, len), host_a())));
+        all.push(Route::new(net([10, 168, 0, 0], 24), host_a()));
+        let peers = [(Place::Peer(host_a()), "a0", 1472), (Place::Peer(host_b()), "b0", 576)];
+        let peers = peers.into_iter().chain([(Place::Peer(host_c()), "c0", 68)]);
+        let links: Vec<_> = [(Place::Tun, "tun0", 9000)]
+            .into_iter()
+            .chain(peers)
+            .zip(1..)
+            .map(|((place, name, mtu), number)| {
+                let address = Ipv4Addr::from_bits(ROUTER.to_bits() + number);
+                Link { place, name, address, mtu, strict_source: false }
+            })
+            .collect();
+        let table = Table {
+            number: 100,
+            links: vec![Place::Tun],
+            routes: all.iter().map(|route| (v4(route.subnet), Place::Peer(route.next_hop))).collect(),
+        };
+        let markers = [(1, POD_A), (64, POD_A), (64, POD_B), (64, POD_C)];
+        let markers =
+            markers.map(|(ttl, destination)| (Place::Tun, Ipv4 { ttl, ..Ipv4::new(MARKER, destination) })).into();
+        // What the router says about a packet goes back to where it came from.
+        let router = Router::new(&links, &[(net([0; 4], 0), Place::Tun)], &[table], markers);
+        Self::of(all, router, vec![Place::Tun], &Excuse::OUTBOUND)
+    }
+
+    /// Packets from peers A and B. R65 is a router's strict check of sources (RFC 3704 2.2), and what R66 drops leaves by a link
+    /// that leads nowhere.
+    pub(crate) fn inbound() -> Self {
+        let mut all = routes();
+        // Our own subnet lies within one of B's.
+        all.push(Route::new(net([100, 96, 0, 0], 18), host_b()));
+        let (a, b) = (Place::Peer(host_a()), Place::Peer(host_b()));
+        let link = |place, name, number| Link {
+            place,
+            name,
+            address: Ipv4Addr::from_bits(ROUTER.to_bits() + number),
+            mtu: u16::MAX,
+            strict_source: false,
+        };
+        let (tun, nowhere) = (link(Place::Tun, "tun0", 1), link(Place::Nowhere, "void0", 2));
+        // R42 at the far end: our TUN address.
+        let own = Host::new(overlay(), all.clone()).forwarder.tun_address();
+        let peer = |place, name| Link { place, name, address: own, mtu: 1472, strict_source: true };
+        let table = Table {
+            number: 101,
+            links: vec![a, b],
+            routes: vec![(v4(overlay().subnet), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
+        };
+        let main = all.iter().map(|route| (v4(route.subnet), Place::Peer(route.next_hop)));
+        // R65: the underlay address of a peer is its own.
+        let own_addresses = [host_a(), host_b()].map(|peer| match peer.ip() {
+            IpAddr::V4(address) => (Ipv4Net::from(address), Place::Peer(peer)),
+            IpAddr::V6(address) => panic!("{address}"),
+        });
+        let main: Vec<_> = main.chain(own_addresses).chain([(v4(overlay().subnet), Place::Tun)]).collect();
+        let marker = |place, ttl, source: Ipv4Addr, to| (place, Ipv4 { ttl, ..Ipv4::new(source, to) });
+        let markers = vec![
+            marker(a, 64, MARKER, POD),
+            marker(a, 64, MARKER, NOBODY),
+            marker(a, 1, MARKER, POD),
+            marker(b, 1, POD_B, POD),
+        ];
+        let router = Router::new(&[tun, nowhere, peer(a, "a0"), peer(b, "b0")], &main, &[table], markers);
+        Self::of(all, router, vec![a, b], &Excuse::INBOUND)
+    }
+
+    fn of(routes: Vec<Route>, router: Router, entries: Vec<Place>, excuses: &'static [Excuse]) -> Self {
+        let wide = routes.iter().map(|route| Route { mtu: None, ..*route }).collect();
+        let hopeful = Host::new(Overlay { mtu: u16::MAX, ..overlay() }, wide);
+        Self { elsewhere: elsewhere(&routes), hopeful, host: Host::new(overlay(), routes), router, entries, excuses }
+    }
+
+    /// What our forwarder makes of a packet.
+    pub(crate) fn ours(&self, entry: Place, packet: &[u8]) -> Outcome {
+        match entry {
+            Place::Tun => self.host.encapsulate(packet),
+            Place::Peer(peer) => self.host.decapsulate(packet, peer),
+            Place::Nowhere => panic!("nothing comes from there"),
+        }
+    }
+
+    /// And what the conformance list makes of it.
+    pub(crate) fn by_the_list(&self, entry: Place, packet: &[u8]) -> Outcome {
+        match entry {
+            Place::Tun => model::encapsulate(&self.host, packet),
+            Place::Peer(peer) => model::decapsulate(&self.host, packet, peer),
+            Place::Nowhere => panic!("nothing comes from there"),
+        }
+    }
+
+    /// Our verdict if nothing in it were of the tunnel's own; out of the TUN.
+    pub(crate) fn ours_elsewhere(&self, packet: &[u8]) -> Outcome {
+        let mut outcome = self.elsewhere.encapsulate(packet);
+        if let Outcome::Forward { to: Some(to), .. } | Outcome::Fragments { to, .. } = &mut outcome {
+            *to = moved(*to, 10, 168);
+        }
+        outcome
+    }
+
+    /// What we make of a packet out of the TUN if its path turns out to be as narrow as it is only when it is to be sent.
+    pub(crate) fn ours_in_hindsight(&self, packet: &[u8]) -> Outcome {
+        let outcome = self.hopeful.encapsulate(packet);
+        let Outcome::Forward { to: Some(peer), mut bytes } = outcome else { return outcome };
+        let mtu = self.router.link(Place::Peer(peer)).mtu;
+        if bytes.len() <= mtu.into() {
+            return Outcome::Forward { to: Some(peer), bytes };
+        }
+        let mut outcome = self.hopeful.refused_as_too_long(&mut bytes, mtu);
+        if let Outcome::Fragments { to, .. } = &mut outcome {
+            *to = peer;
+        }
+        outcome
+    }
+
+    /// An address that is nothing special, with the same route or as much without one.
+    pub(crate) fn ordinary(&self, like: Ipv4Addr) -> Ipv4Addr {
+        let next_hop = self.host.naive_route(like).map(|route| route.next_hop);
+        let own = v4(overlay().subnet).contains(&like).then_some(POD);
+        let found = [POD_A, POD_B, POD_C]
+            .into_iter()
+            .find(|pod| next_hop.is_some() && self.host.naive_route(*pod).map(|route| route.next_hop) == next_hop);
+        own.or(found).unwrap_or(NOBODY)
+    }
+
+    /// Source number `number`, of a pod that may send by this entry.
+    pub(crate) fn source(&self, entry: Place, number: u32) -> Ipv4Addr {
+        match entry {
+            Place::Tun => Ipv4Addr::from_bits(SOURCES.to_bits() + number),
+            Place::Peer(peer) if peer == host_a() => POD_A,
+            Place::Peer(_) | Place::Nowhere => POD_B,
+        }
+    }
+
+    /// Whether a packet is for the router itself, or from it: there it is no router.
+    pub(crate) fn concerns_the_router(&self, packet: &[u8]) -> bool {
+        packet.len() >= 20 && [12, 16].iter().any(|at| self.router.owns(address_at(packet, *at)))
+    }
+}
+
+pub(crate) fn place_of(reply_to: ReplyTo) -> Place {
+    match reply_to {
+        ReplyTo::Tun => Place::Tun,
+        ReplyTo::Peer(peer) => Place::Peer(peer),
+        other => panic!("the list knows no {other:?}"),
+    }
+}
+
+fn v4(net: IpNet) -> Ipv4Net {
+    match net {
+        IpNet::V4(net) => net.trunc(),
+        IpNet::V6(net) => panic!("{net}"),
+    }
+}
+
+/// In 203.0.0.0/24, which has no route here, instead of 10.168.0.0/24.
+fn elsewhere(routes: &[Route]) -> Host {
+    let away = |address| moved(address, 203, 0);
+    let overlay = Overlay { underlay: away(overlay().underlay), ..overlay() };
+    Host::new(overlay, routes.iter().map(|route| Route { next_hop: away(route.next_hop), ..*route }).collect())
+}
+
+fn moved(address: SocketAddr, first: u8, second: u8) -> SocketAddr {
+    let IpAddr::V4(ip) = address.ip() else { panic!("{address}") };
+    let [_, _, third, last] = ip.octets();
+    SocketAddr::new([first, second, third, last].into(), address.port())
+}
