@@ -1,4 +1,47 @@
 use super::*;
+use std::net::UdpSocket;
+
+use crate::sys::script::{Answer, Call, Script};
+
+impl UdpTransport {
+    /// A socket whose packets a script sees to, with so many others for flows to choose from.
+    pub(crate) fn scripted(script: &Script, offload: UdpOffload, flows: usize) -> Self {
+        let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let transport = Self::from_socket(socket(), UdpOffload::ALL).unwrap();
+        Self { offload, flows: (0..flows).map(|_| socket()).collect(), calls: script.into(), ..transport }
+    }
+}
+
+/// Whichever of the sockets cannot be had: the error is told with its number, and none of the others is left.
+#[test]
+fn fault_35_no_socket_is_left_of_queues_that_could_not_be_had() {
+    let config = UdpConfig { flow_ports: 3, ..UdpConfig::default() };
+    let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let queues = NonZeroUsize::new(4).unwrap();
+    for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+        for before in 0..7 {
+            let script = Script::default();
+            script.then(Call::Socket, core::iter::repeat_n(Answer::All, before).chain([Answer::Error(errno)]));
+            let binding = Binding { calls: (&script).into(), ..Binding::new(free, &config) };
+            let error = binding.queues(queues).unwrap_err();
+            let BindError::Other { address, source } = &error else { panic!("{error:?}") };
+            assert_eq!((address.ip(), source.raw_os_error()), (free.ip(), Some(errno)));
+            assert_eq!(script.count(Call::Socket), before + 1);
+            UdpTransport::bind(free, &UdpConfig::default()).expect("nobody has the port");
+        }
+    }
+}
+
+/// The path's MTU is asked with a socket of its own, for which there may be no descriptor.
+#[test]
+fn fault_35_a_path_that_cannot_be_asked_for_is_told() {
+    let script = Script::default();
+    script.then(Call::PathMtu, [Answer::Error(libc::EMFILE)]);
+    let transport = UdpTransport::scripted(&script, UdpOffload::ALL, 0);
+    let destination = ([10, 168, 0, 3], 8285).into();
+    assert_eq!(transport.path_mtu(destination).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+    assert_eq!(transport.path_mtu(destination).unwrap(), 1500);
+}
 
 #[test]
 fn every_errno_of_a_bind_has_its_meaning() {
