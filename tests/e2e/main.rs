@@ -5,6 +5,7 @@
 mod check;
 mod control;
 mod icmp;
+mod inject;
 mod lifecycle;
 mod mtu;
 mod narrow;
