@@ -198,7 +198,7 @@ fn poll_and_tokio_are_each_others_other_end() {
 }
 
 #[test]
-fn a_loop_ends_with_its_device() {
+fn fault_36_a_loop_ends_with_its_device() {
     for name in ["poll_loop", "tokio_loop"] {
         let hosts = hosts();
         let mut child = start(&hosts.host_a, name, ON_A);

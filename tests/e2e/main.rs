@@ -4,6 +4,7 @@
 
 mod check;
 mod control;
+mod device;
 mod icmp;
 mod inject;
 mod lifecycle;

@@ -16,7 +16,7 @@ use testbed::{Namespace, TwoHosts};
 use crate::support::{SECOND, Tunnel, Tunnels, dropped, run, wait_until};
 
 /// Sends through both tunnels in both directions, and checks every byte.
-fn tcp_both_ways(hosts: &TwoHosts, bytes: u64, streams: u64) {
+pub(crate) fn tcp_both_ways(hosts: &TwoHosts, bytes: u64, streams: u64) {
     let ends = [(&hosts.pod_a, &hosts.pod_b, TwoHosts::POD_B), (&hosts.pod_b, &hosts.pod_a, TwoHosts::POD_A)];
     std::thread::scope(|scope| {
         for (from, to, address) in ends {

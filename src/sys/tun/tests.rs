@@ -207,7 +207,7 @@ fn fault_39_a_descriptor_must_carry_bare_ip() {
 }
 
 #[test]
-fn a_name_that_is_taken_by_another_kind_is_told() {
+fn fault_39_a_name_that_is_taken_by_another_kind_is_told() {
     let namespace = Namespace::new().expect(NEEDS);
     namespace.connect("veth7", &Namespace::new().expect("namespace"), "far").expect("veth");
     namespace.enter(|| {
@@ -222,7 +222,7 @@ fn a_name_that_is_taken_by_another_kind_is_told() {
 
 /// A UDP checksum that is left to the hardware is that of the pseudo header alone.
 #[test]
-fn offloads_that_were_left_behind_are_switched_off() {
+fn fault_40_offloads_that_were_left_behind_are_switched_off() {
     let namespace = Namespace::new().expect(NEEDS);
     namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
     namespace.enter(|| {

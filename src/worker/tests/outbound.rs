@@ -275,3 +275,68 @@ fn fault_2_the_longest_packet_out_of_the_device() {
     assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (1, 1));
     assert_eq!(stage.take_delivered()[0][24..28], [0, 0, 0xff, 0xe3], "65,507");
 }
+
+/// Each is dropped with its counter, and what came before and after it goes.
+#[test]
+fn fault_16_18_19_20_21_a_super_packet_that_cannot_be_is_counted_alone() {
+    let (of_udp, of_tcp) = (udp(POD, POD_A, 7, Df::Set, 3000), tcp(POD, POD_A, 7, 1, 3000));
+    let mut fragment = of_udp.clone();
+    fragment[6] |= 0x20;
+    set_ttl(&mut fragment, 64);
+    let mut short_offset = of_tcp.clone();
+    short_offset[32] = 0x40;
+    let mut long_offset = tcp(POD, POD_A, 7, 1, 20);
+    long_offset[32] = 0xf0;
+    let header = gso(&of_udp, 1000);
+    let cases = [
+        ("no size", VnetHeader { gso_size: 0, ..header }, &of_udp),
+        ("a checksum past the end", VnetHeader { csum_start: 4000, ..header }, &of_udp),
+        ("one that wraps", VnetHeader { csum_start: u16::MAX, csum_offset: u16::MAX, ..header }, &of_udp),
+        ("one inside the IP header", VnetHeader { csum_start: 8, gso_type: 0, ..header }, &of_udp),
+        ("UDP said to be TCP", gso(&of_tcp, 1000), &of_udp),
+        ("TCP said to be UDP", header, &of_tcp),
+        ("an unknown type", VnetHeader { gso_type: 0x7f, ..header }, &of_udp),
+        ("ECN and UDP", VnetHeader { gso_type: header.gso_type | vnet_gso::ECN, ..header }, &of_udp),
+        ("a TCP data offset below 5", gso(&of_tcp, 1000), &short_offset),
+        ("one past the end", gso(&of_tcp, 10), &long_offset),
+        ("a fragment", header, &fragment),
+    ];
+    for (what, header, packet) in cases {
+        let mut stage = Stage::new();
+        stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
+        stage.give_with(header, packet);
+        stage.give(&udp(POD, POD_A, 2, Df::Set, 100));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(numbers(&to(host_a(), &stage.script.take_datagrams())), [1, 2], "{what}");
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::BadOffload, 1)), "{what}");
+    }
+}
+
+/// Whatever the header says, and even if it says something else of its own length: each packet is in exactly one counter, the next
+/// one goes, and what goes is never longer than what came.
+#[test]
+fn fault_14_17_every_byte_of_the_vnet_header() {
+    let packet = tcp(POD, POD_A, 7, 1, 3000);
+    let header = gso(&packet, 1400);
+    let plain = udp(POD, POD_A, 1, Df::Set, 100);
+    let mut stage = Stage::new();
+    for at in 0..VNET_HEADER_LEN {
+        for value in 0..=u8::MAX {
+            let mut bytes = header.to_bytes();
+            bytes[at] = value;
+            stage.give_with(VnetHeader::from_bytes(bytes), &packet);
+            stage.give(&plain);
+            let before = stage.encap().received();
+            while stage.out() == Ok(Progress::More) {}
+            assert_eq!(stage.encap().received() - before, 2, "byte {at} is {value}");
+            let sent = stage.script.take_datagrams();
+            assert_eq!(sent.last().map(|(_, datagram)| datagram[20..].to_vec()), Some(plain[20..].to_vec()));
+            let payload: usize = sent.iter().rev().skip(1).map(|(_, datagram)| datagram.len() - 40).sum();
+            assert!(payload <= 3000, "byte {at} is {value}: {payload} bytes of payload");
+            let is_hdr_len = (2..4).contains(&at);
+            assert!(payload == 3000 || !is_hdr_len, "the kernel's word on the headers' length means nothing");
+        }
+    }
+    let lost: u64 = stage.encap().drops().map(|(_, count)| count).sum();
+    assert_eq!(stage.encap().forwarded() + stage.encap().answered() + lost, 2 * 10 * 256);
+}
