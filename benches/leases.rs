@@ -1,7 +1,14 @@
 //! Leases: a list with one difference, events one by one with and without the table behind them, and a million at once.
+//!
+//! `cargo bench --bench leases -- sustained 60` has instead as many changes as there can be for 60 seconds, while another
+//! thread forwards packets by the tables of the moment, and checks every verdict (fault 43).
+
+#[path = "../tests/support/churn.rs"]
+mod churn;
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput};
@@ -89,27 +96,82 @@ fn events(criterion: &mut Criterion) {
 }
 
 fn million(_: &mut Criterion) {
-    let resident = || -> Option<f64> {
-        let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-        Some(pages.split(' ').nth(1)?.parse::<f64>().ok()? * 4096.0 / 1e6)
-    };
     let leases = leases(1_000_000);
     let (mut reconciler, mut publisher) = (reconciler(), RoutePublisher::bound_to(UNDERLAY));
-    let (before, started) = (resident(), Instant::now());
+    let (before, started) = (memory("VmRSS:"), Instant::now());
     reconciler.handle_event(SOURCE, LeaseEvent::Snapshot(leases.clone()), Duration::ZERO);
     let reconciled = started.elapsed();
     let changes = reconciler.take_changes();
-    let held = resident();
+    let held = memory("VmRSS:");
     let applied = publisher.apply(changes);
     assert_eq!(applied.changed, 1_000_000);
     let published = started.elapsed();
+    let in_force = memory("VmRSS:");
+    let peak = memory("VmHWM:");
     reconciler.handle_event(SOURCE, LeaseEvent::Snapshot(leases), Duration::ZERO);
     let again = started.elapsed() - published;
     assert!(!reconciler.has_changes());
     println!("a million leases: {reconciled:?} to reconcile, {published:?} until published, {again:?} to list again");
-    if let (Some(before), Some(held)) = (before, held) {
-        println!("a million leases: {:.0} MB with all changes at hand", held - before);
-    }
+    let [held, in_force, peak] = [held, in_force, peak].map(|memory| memory - before);
+    println!(
+        "a million leases: {held:.0} MB with all changes at hand, {in_force:.0} MB in force, {peak:.0} MB at most"
+    );
+}
+
+/// Megabytes of this process, beside this name.
+fn memory(name: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line with this name");
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kibibytes * 1024.0 / 1e6
+}
+
+/// Processor time of this thread: what other processes take of the machine is not in it.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("procfs with schedstat");
+    let nanos = stat.split(' ').next().and_then(|first| first.parse().ok());
+    Duration::from_nanos(nanos.expect("proc(5): nanoseconds on the processor"))
+}
+
+/// So many seconds of changes, a third each with so many leases at a time.
+fn sustained(seconds: f64) {
+    const SIZES: [u32; 3] = [10, 100, 1000];
+    let mut feeder = churn::Feeder::new();
+    let (published, done) = (AtomicU32::new(feeder.list_all()), AtomicBool::new(false));
+    let mut observer = feeder.observer(2);
+    let before = memory("VmRSS:");
+    let packets = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                observer.look(published.load(Ordering::Acquire)).expect("a table with routes");
+            }
+            let flow = observer.flow();
+            assert!(flow.is_conserved());
+            flow.received()
+        });
+        for size in SIZES {
+            let (started, on_cpu, mut tables, mut events) = (Instant::now(), cpu_time(), 0, 0);
+            while started.elapsed().as_secs_f64() < seconds / SIZES.len() as f64 {
+                let (version, count) = feeder.change(size);
+                published.store(version, Ordering::Release);
+                (tables, events) = (tables + 1, events + count as u32);
+            }
+            let (wall, cpu) = (started.elapsed().as_secs_f64(), (cpu_time() - on_cpu).as_secs_f64());
+            let [by_wall, by_cpu] = [wall, cpu].map(|seconds| f64::from(events) / seconds);
+            let tables = f64::from(tables) / wall;
+            println!(
+                "sustained, {size} at a time: {by_wall:.0} events/s, {tables:.0} tables/s; {by_cpu:.0} events per second of \
+                 processor time"
+            );
+        }
+        feeder.list_all();
+        done.store(true, Ordering::Relaxed);
+        looking.join().expect("every verdict was that of a whole table")
+    });
+    feeder.sweep();
+    println!("sustained: {packets} packets, each with a verdict of a whole table that was not too old; 0 lost");
+    println!("sustained: {before:.1} MB before, {:.1} MB with the same leases afterwards", memory("VmRSS:"));
+    feeder.list_nothing();
 }
 
 fn settings() -> Criterion {
@@ -120,4 +182,14 @@ fn settings() -> Criterion {
 }
 
 criterion::criterion_group!(name = benches; config = settings(); targets = million, snapshot, events);
-criterion::criterion_main!(benches);
+
+fn main() {
+    let mut args = std::env::args().skip_while(|arg| arg != "sustained");
+    match args.next() {
+        Some(_) => sustained(args.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(60.0)),
+        None => {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        }
+    }
+}

@@ -23,6 +23,7 @@
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
 //!   [`sys::link::preflight`] tells what on a host would keep a tunnel from working.
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
+//! - The **simulator** (feature `sim`) has any number of hosts made of the core, on a virtual clock and without sockets.
 //!
 //! # With the adapters
 //! 1. Open a [`sys::Tun`] and a [`sys::UdpTransport`]; set address, MTU and route with [`sys::link::Link`].
@@ -87,6 +88,12 @@
 //! More than one core is used with a worker for each queue of the device: [`sys::Tun::open_queues`],
 //! [`sys::UdpTransport::bind_queues`].
 //!
+//! # Longer than the path
+//! A packet that is longer than the path to its peer carries is answered with "fragmentation needed" if it has DF set, and goes
+//! in fragments if not, which its destination puts together; so do the segments of a super-packet. How much a path carries
+//! say [`forward::Overlay::mtu`] and [`route::Route::mtu`]; when it turns out to be less, the worker learns that from the kernel,
+//! and whoever has no worker from ICMP ([`forward::PathMtus`]).
+//!
 //! # What it is not
 //! As in flannel, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that
 //! peer. Known senders, their own inner sources and our own subnet as destination are checked; the underlay has to be trusted.
@@ -113,5 +120,7 @@ pub mod wire;
 #[cfg(all(feature = "sys", target_os = "linux"))]
 pub mod worker;
 
+#[cfg(feature = "sim")]
+pub use bytes;
 pub use ipnet;
 pub use transmit::Transmit;

@@ -1,6 +1,9 @@
 //! The examples, run as a person would run them. They need root.
 #![cfg(target_os = "linux")]
 
+#[path = "examples/static_leases.rs"]
+mod static_leases;
+
 use core::time::Duration;
 use std::env;
 use std::io::{BufRead, BufReader, Read};
@@ -14,6 +17,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use testbed::probe::{Amount, Ping, PingOutcome, ping, tcp_send, tcp_sink};
 use testbed::{Child, Namespace, TwoHosts};
+
+use static_leases::LeaseFile;
 
 const SOON: Duration = Duration::from_secs(5);
 /// How long the demo may take, on a machine that has more to do.
@@ -166,9 +171,13 @@ fn without_tun(program: &mut Command) -> std::process::Output {
 
 #[test]
 fn a_loop_says_how_it_is_called() {
-    for name in ["poll_loop", "tokio_loop"] {
-        for args in [&ON_A[..4], &["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"]]
-        {
+    let without_port = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"];
+    for (name, wrong) in [
+        ("poll_loop", [&ON_A[..4], &without_port]),
+        ("tokio_loop", [&ON_A[..4], &without_port]),
+        ("static_leases", [&ON_A[..3], &without_port[..4]]),
+    ] {
+        for args in wrong {
             let output = example(name).args(args).output().expect("run");
             let complaint = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{complaint}");
@@ -182,7 +191,7 @@ fn a_loop_says_how_it_is_called() {
 fn poll_and_tokio_are_each_others_other_end() {
     for [on_a, on_b] in [["poll_loop", "tokio_loop"], ["tokio_loop", "poll_loop"]] {
         let hosts = hosts();
-        let [mut a, mut b] = [start(&hosts.host_a, on_a, ON_A), start(&hosts.host_b, on_b, ON_B)];
+        let [mut a, mut b] = [start(&hosts.host_a, on_a, &ON_A), start(&hosts.host_b, on_b, &ON_B)];
         for _ in 0..2 {
             check_traffic(&hosts);
             check_idleness(&[&a, &b]);
@@ -199,9 +208,10 @@ fn poll_and_tokio_are_each_others_other_end() {
 
 #[test]
 fn fault_36_a_loop_ends_with_its_device() {
-    for name in ["poll_loop", "tokio_loop"] {
+    let leases = LeaseFile::new("");
+    for (name, args) in [("poll_loop", &ON_A[..]), ("tokio_loop", &ON_A), ("static_leases", &leases.on_a())] {
         let hosts = hosts();
-        let mut child = start(&hosts.host_a, name, ON_A);
+        let mut child = start(&hosts.host_a, name, args);
         hosts.host_a.delete_link("loden0").expect("deleted");
         let status = child.wait(Duration::from_secs(1)).expect("waited");
         let complaint = stderr_of(&child, "was deleted");
@@ -211,7 +221,7 @@ fn fault_36_a_loop_ends_with_its_device() {
 }
 
 /// Starts one end, on a host whose kernel sends nothing unasked, and returns when it is ready.
-fn start(host: &Namespace, name: &str, args: [&str; 5]) -> Child {
+fn start(host: &Namespace, name: &str, args: &[&str]) -> Child {
     host.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
     let mut command = example(name);
     command.args(args);

@@ -1,11 +1,16 @@
 //! The route table against a naive one: a list searched from end to end.
 
+#[path = "support/allocations.rs"]
+mod allocations;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteChange, RouteError, RoutePublisher, RouteTable};
 use proptest::prelude::*;
+
+use allocations::bytes_kept;
 
 /// The oracle: every prefix looked at for every lookup.
 #[derive(Clone, Default)]
@@ -227,4 +232,41 @@ fn r26_fault_46_readers_see_whole_tables_and_never_an_old_one() {
             published.store(version, Ordering::Release);
         }
     });
+}
+
+/// What is left of many routes answers as before, and takes what a table takes that never had more: at once when nearly all go
+/// together, and up to four times that, and the first few blocks of each kind, when they go little by little.
+#[test]
+fn a_table_that_shrank_gives_back_its_room() {
+    const BLOCKS: i64 = 4 * (64 + 64 + 36) * 1024;
+    let route = |number: u32| {
+        let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + 16 * number), 28).unwrap();
+        Route::new(subnet, (Ipv4Addr::from_bits(0xac10_0000 + number), 8285))
+    };
+    let (few, many) = ((0..100_000).step_by(100).map(route), (0..100_000).filter(|number| number % 100 > 0).map(route));
+    let (alone, _table) = bytes_kept(|| RouteTable::try_from_routes(few.clone()).0);
+    let full = || RouteTable::try_from_routes(few.clone().chain(many.clone())).0;
+    let naive = Naive(few.clone().map(|route| (net(&route), (route.next_hop, None))).collect());
+    let deletes: Vec<_> = many.clone().map(|route| RouteChange::Delete(route.subnet)).collect();
+    for (batch, most) in [(deletes.len(), alone + alone / 8), (1000, 4 * alone + BLOCKS)] {
+        let (kept, shrunk) = bytes_kept(|| {
+            let mut table = full();
+            for deletes in deletes.chunks(batch) {
+                table = table.with_changes(deletes.iter().copied()).0;
+            }
+            table
+        });
+        assert!(kept <= most, "{kept} bytes, and {alone} alone, after batches of {batch}");
+        assert_same(&shrunk, &naive, []);
+    }
+    // Who holds the table of before still has all of it.
+    let before = full();
+    let (after, _) = before.with_changes(deletes);
+    assert_eq!((before.len(), after.len()), (100_000, 1000));
+    assert!(many.clone().all(|route| before.exact(route.subnet).is_some_and(|hop| hop.address == route.next_hop)));
+}
+
+fn net(route: &Route) -> Ipv4Net {
+    let IpNet::V4(subnet) = route.subnet else { panic!("{route} is IPv6") };
+    subnet
 }

@@ -4,3 +4,4 @@ pub(crate) mod forward;
 pub(crate) mod header;
 pub(crate) mod icmp;
 pub(crate) mod path_mtu;
+pub(crate) mod stateful;

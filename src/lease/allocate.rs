@@ -10,7 +10,8 @@ use super::range::{SubnetRange, bits};
 /// How many free subnets one is drawn from; flannel's number. More make a lost race rarer.
 const DRAWN_FROM: usize = 100;
 
-/// A lease there is, as far as it matters to who looks for one.
+/// A lease there is, as far as it matters to who looks for one. Those of other kinds of overlay hold their subnets too, and so
+/// do those that cannot be read, whose hosts are nobody: 0.0.0.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     /// Its subnet.

@@ -15,7 +15,8 @@ pub struct Host {
     pub network: IpNet,
     /// The subnet of it that this host owns, 100.96.1.0/24 say. Host bits do not matter.
     pub subnet: IpNet,
-    /// Underlay address and port this host is bound to.
+    /// Underlay address and port by which others reach this host, and hence its own lease: those it is bound to, unless an
+    /// address is translated in between. (Those it is bound to are for `RoutePublisher::bound_to` in any case.)
     pub underlay: SocketAddr,
 }
 
@@ -30,7 +31,7 @@ pub(super) enum Standing {
 }
 
 impl Host {
-    /// A host of the overlay network that owns a subnet and is bound to an underlay address.
+    /// A host of the overlay network that owns a subnet and is reached at an underlay address.
     #[must_use]
     pub fn new(network: impl Into<IpNet>, subnet: impl Into<IpNet>, underlay: impl Into<SocketAddr>) -> Self {
         Self { network: network.into(), subnet: subnet.into(), underlay: underlay.into() }

@@ -19,6 +19,8 @@
 //!    news.
 //! 4. A host that has to lease its own subnet tries [`candidates`] in their order, and renews as [`Tenure`] says.
 //!
+//! `examples/static_leases.rs` is such a loop, with a file for a source.
+//!
 //! ```
 //! use core::time::Duration;
 //! use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};

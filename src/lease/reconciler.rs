@@ -2,7 +2,6 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::cmp::Ordering;
 #[cfg(feature = "sim")]
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -194,42 +193,37 @@ impl<K: Ord + Clone> Reconciler<K> {
         self.counters.snapshots += 1;
         let Some(said) = self.sources.get(&source) else { return };
         leases.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let with_repeated = leases.len();
+        leases.dedup_by(|later, kept| {
+            let is_repeated = later.0 == kept.0;
+            if is_repeated {
+                core::mem::swap(later, kept);
+            }
+            is_repeated
+        });
+        self.counters.repeated += (with_repeated - leases.len()) as u64;
         let mut gone = Vec::new();
-        let mut news = Vec::new();
         let mut known = said.leases().iter().peekable();
-        let mut leases = leases.into_iter().peekable();
-        while let Some((key, lease)) = leases.next() {
-            if leases.peek().is_some_and(|(next, _)| *next == key) {
-                self.counters.repeated += 1;
-                continue;
+        leases.retain_mut(|(key, lease)| {
+            *lease = said.on_own_clock(*lease);
+            while let Some((before, _)) = known.next_if(|(before, _)| *before < key) {
+                gone.push(before.clone());
             }
-            let lease = said.on_own_clock(lease);
-            let mut as_known = false;
-            while let Some((before, old)) = known.next_if(|(before, _)| **before <= key) {
-                match before.cmp(&key) {
-                    Ordering::Less => gone.push(before.clone()),
-                    Ordering::Equal | Ordering::Greater => as_known = *old == lease,
-                }
-            }
-            if !as_known {
-                news.push((key, lease));
-            }
-        }
+            known.next_if(|(before, _)| *before == key).is_none_or(|(_, old)| old != lease)
+        });
         gone.extend(known.map(|(key, _)| key.clone()));
         for key in gone {
             self.counters.removed += u64::from(self.remove(source, key));
         }
-        for (key, lease) in news {
+        for (key, lease) in leases {
             self.put(source, key, lease);
         }
     }
 
     fn expire(&mut self) {
-        let sources: Vec<SourceId> = self.sources.keys().copied().collect();
-        for source in sources {
-            while let Some(key) = self.sources.get(&source).and_then(|said| said.overdue(self.now).cloned()) {
-                self.counters.expired += u64::from(self.remove(source, key));
-            }
+        let overdue = |(source, said): (&SourceId, &Source<K>), now| Some((*source, said.overdue(now)?.clone()));
+        while let Some((source, key)) = self.sources.iter().find_map(|said| overdue(said, self.now)) {
+            self.counters.expired += u64::from(self.remove(source, key));
         }
     }
 

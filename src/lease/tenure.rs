@@ -10,7 +10,7 @@ use core::time::Duration;
 /// ```
 /// use core::time::Duration;
 /// use loden::lease::Tenure;
-/// let hours = |hours| Duration::from_secs(hours * 3600);
+/// let hours = |hours: u64| Duration::from_secs(hours * 3600);
 /// let mut tenure = Tenure::granted(Tenure::TTL, Tenure::MARGIN, hours(1));
 /// assert_eq!((tenure.poll_timeout(), tenure.ends()), (hours(24), hours(25)));
 /// tenure.failed(hours(24));

@@ -8,8 +8,8 @@
 //!            └────────────── 256 pages
 //! ```
 //!
-//! It is compiled from the [rib](super::rib), one /16 at a time, and only those that changed. Every slot holds the final
-//! answer for its addresses ("leaf pushing"), so a lookup never goes back up: two to five loads that depend on one another.
+//! It is compiled from the [rib](super::rib): those /24s that changed, and the /16s and pages they are in. Every slot holds the
+//! final answer for its addresses ("leaf pushing"), so a lookup never goes back up: two to five loads that depend on one another.
 //! Few routes are longer than /24, and those few are near one another: sixteen answers are one cache line, where 256 would
 //! push others out.
 //!
@@ -19,6 +19,7 @@
 //! Runs of equal answers behind bitmaps (a Poptrie) took a sixth of the memory and twice the time, with a million routes too:
 //! their second step depends on the first and costs more than the cache misses it saves.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::select_unpredictable;
@@ -75,25 +76,31 @@ impl Fib {
         HopId(word)
     }
 
-    /// Compiles the /16s that are marked.
+    /// Compiles what is marked.
     pub(super) fn update(&mut self, rib: &Node, marked: &Marked) {
         let nothing = Node::default();
-        for a in (0..=u8::MAX).filter(|a| marked.any_in(*a)) {
+        for (a, blocks) in marked.pages() {
             let node = rib.below(a).unwrap_or(&nothing);
             let answers = node.answers(rib.answer(a, HopId::NONE));
             let page = Arc::make_mut(at_mut(&mut self.pages, a));
-            let words = (0..=u8::MAX).zip(page.iter_mut().zip(answers));
-            for (b, (word, answer)) in words.filter(|(b, _)| marked.contains(a, *b)) {
-                *word = self.arrays.compile_block(*word, node.below(b), answer);
+            let words = (0..=u8::MAX).zip(page.iter_mut()).zip(answers).zip(blocks);
+            for (((b, word), answer), slots) in words.filter(|(_, slots)| !slots.is_empty()) {
+                *word = self.arrays.compile_block(*word, node.below(b), answer, slots);
             }
         }
         self.arrays.are_deep = self.arrays.sixteens.in_use > self.arrays.blocks.in_use;
     }
+
+    /// Whether few of its arrays are in use, of more than a handful of segments.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.arrays.blocks.is_sparse() || self.arrays.sixteens.is_sparse()
+    }
 }
 
 impl Arrays {
-    /// The word for a /16 whose word was `before` and that now has these routes below: an answer, or a block of them.
-    fn compile_block(&mut self, before: u32, node: Option<&Node>, covering: HopId) -> u32 {
+    /// The word for a /16 whose word was `before` and that now has these routes below: an answer, or a block of them. What is
+    /// below the slots that are not marked is as it was.
+    fn compile_block(&mut self, before: u32, node: Option<&Node>, covering: HopId, marked: &Slots) -> u32 {
         let Some(node) = node else {
             self.release_block(before);
             return covering.0;
@@ -102,7 +109,9 @@ impl Arrays {
         let mut nodes = node.all_below().peekable();
         for ((slot, word), old) in (0..=u8::MAX).zip(&mut words).zip(self.blocks.get(before)) {
             let below = nodes.next_if(|(at, _)| *at == slot).map(|(_, node)| node);
-            if below.is_some() || old & BELOW != 0 {
+            if !marked.contains(slot) {
+                *word = if old & BELOW != 0 { old } else { *word };
+            } else if below.is_some() || old & BELOW != 0 {
                 *word = self.compile_sixteens(old, below, HopId(*word));
             }
         }
@@ -149,7 +158,8 @@ impl Arrays {
 }
 
 /// Arrays of one length, by number, in segments of `COUNT`. Those in no use form a list: the first word of each is the number
-/// of the next, so that no version has to copy a list of them.
+/// of the next, so that no version has to copy a list of them. They stay for the next use, until a table that has become
+/// [sparse](Fib::is_sparse) is made anew.
 #[derive(Clone)]
 struct Arena<const WORDS: usize, const COUNT: usize> {
     segments: Vec<Arc<[[u32; WORDS]; COUNT]>>,
@@ -201,6 +211,10 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
         }
     }
 
+    fn is_sparse(&self) -> bool {
+        super::is_sparse(self.segments.len(), COUNT, self.in_use)
+    }
+
     fn acquire(&mut self) -> u32 {
         if self.free == END {
             let first = (self.segments.len() * COUNT) as u32;
@@ -238,31 +252,63 @@ impl<const WORDS: usize, const COUNT: usize> Default for Arena<WORDS, COUNT> {
     }
 }
 
-/// Which /16s are to be compiled.
-pub(super) struct Marked([[u64; 4]; SLOTS]);
+/// Which /24s are to be compiled: those of each /16, where there are any in its /8.
+pub(super) struct Marked([Option<Box<[Slots; SLOTS]>>; SLOTS]);
+
+/// A set of slots.
+#[derive(Clone, Copy)]
+struct Slots([u64; 4]);
 
 impl Marked {
     pub(super) fn none() -> Self {
-        Self([[0; 4]; SLOTS])
+        Self([const { None }; SLOTS])
     }
 
-    /// Marks every /16 that a prefix covers or is part of.
+    /// Marks every /24 that a prefix covers or is part of.
     pub(super) fn mark(&mut self, bits: u32, len: u8) {
+        let [.., c, _] = bits.to_be_bytes();
+        let slots = if len <= 16 { Slots::ALL } else { Slots::range(c, c | (0xff >> (len - 16).min(8)) as u8) };
         let first = bits >> 16;
-        for number in first..first + (0x1_0000 >> len.min(16)) {
-            let [.., a, b] = number.to_be_bytes();
-            if let Some(word) = at_mut(&mut self.0, a).get_mut(usize::from(b >> 6)) {
-                *word |= 1 << (b & 63);
-            }
+        for block in first..first + (0x1_0000 >> len.min(16)) {
+            let [.., a, b] = block.to_be_bytes();
+            let blocks = at_mut(&mut self.0, a).get_or_insert_with(|| Box::new([Slots::NONE; SLOTS]));
+            at_mut(blocks, b).insert(slots);
         }
     }
 
-    fn any_in(&self, a: u8) -> bool {
-        *at(&self.0, a) != [0; 4]
+    fn pages(&self) -> impl Iterator<Item = (u8, &[Slots; SLOTS])> {
+        (0..=u8::MAX).zip(&self.0).filter_map(|(a, blocks)| Some((a, &**blocks.as_ref()?)))
+    }
+}
+
+impl Slots {
+    const ALL: Self = Self([u64::MAX; 4]);
+    const NONE: Self = Self([0; 4]);
+
+    /// From one slot to another, both included.
+    fn range(first: u8, last: u8) -> Self {
+        let mut slots = [0; 4];
+        for (word, base) in slots.iter_mut().zip([0, 64, 128, 192]) {
+            let [from, to] = [first.max(base), last.min(base + 63)];
+            if from <= to {
+                *word = (u64::MAX >> (63 - (to - from))) << (from - base);
+            }
+        }
+        Self(slots)
     }
 
-    fn contains(&self, a: u8, b: u8) -> bool {
-        at(&self.0, a).get(usize::from(b >> 6)).is_some_and(|word| word >> (b & 63) & 1 == 1)
+    fn insert(&mut self, other: Self) {
+        for (word, other) in self.0.iter_mut().zip(other.0) {
+            *word |= other;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0 == [0; 4]
+    }
+
+    fn contains(&self, slot: u8) -> bool {
+        self.0.get(usize::from(slot >> 6)).is_some_and(|word| word >> (slot & 63) & 1 == 1)
     }
 }
 

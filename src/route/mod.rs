@@ -157,3 +157,10 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
         _ => Ok(()),
     }
 }
+
+/// Whether less than a quarter of what these blocks have room for is in use. The first few do not count, so that a small table
+/// is never made anew for the sake of little; nor is a large one soon again, for as many routes have to come and go before.
+fn is_sparse(blocks: usize, places_per_block: usize, in_use: usize) -> bool {
+    const FEW: usize = 4;
+    blocks > FEW && in_use < (blocks - FEW) * places_per_block / 4
+}

@@ -85,6 +85,11 @@ impl NextHops {
         shard.get(at).map(|known| &known.hop)
     }
 
+    /// Whether few of its places are in use, of more than a handful of chunks.
+    pub(super) fn is_sparse(&self) -> bool {
+        super::is_sparse(self.chunks.len(), CHUNK, self.in_use)
+    }
+
     /// The number of a next hop, for one more route.
     pub(super) fn acquire(&mut self, hop: &NextHop) -> HopId {
         self.ports |= port_bit(hop.address.port());

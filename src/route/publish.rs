@@ -71,12 +71,15 @@ impl RoutePublisher {
     ///
     /// When this returns, no batch that begins uses an older table. Parts that did not change are shared with the table
     /// before, so the cost is that of the changes, not of the table.
+    ///
+    /// Older tables that no reader holds any more are freed here, and only here: also when nothing changes.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>) -> Applied {
         let mut next = self.table.clone();
         let applied = next.apply(changes, &self.own);
         if applied.changed > 0 {
             self.publish(next);
         }
+        self.retired.retain(RouteTable::is_shared);
         applied
     }
 
@@ -102,7 +105,6 @@ impl RoutePublisher {
             self.shared.generation.fetch_add(1, Ordering::Release);
         }
         self.retired.push(before);
-        self.retired.retain(RouteTable::is_shared);
     }
 }
 

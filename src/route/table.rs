@@ -171,6 +171,9 @@ impl RouteTable {
         if applied.changed > 0 {
             let Parts { fib, rib, .. } = Arc::make_mut(&mut self.parts);
             fib.update(rib, &marked);
+            if self.parts.is_sparse() {
+                *self = Self::try_from_routes(self.routes()).0;
+            }
         }
         applied
     }
@@ -211,6 +214,11 @@ impl RouteTable {
 }
 
 impl Parts {
+    /// Whether it is mostly room for routes that are gone, so that a table made anew is worth what it costs.
+    fn is_sparse(&self) -> bool {
+        self.fib.is_sparse() || self.hops.is_sparse()
+    }
+
     fn exact(&self, subnet: IpNet) -> Option<&NextHop> {
         let IpNet::V4(subnet) = subnet else { return None };
         self.hops.resolve(self.rib.exact(prefix(subnet))?)

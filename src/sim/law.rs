@@ -110,3 +110,42 @@ fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::Overlay;
+    use crate::sim::Sim;
+    use ipnet::Ipv4Net;
+    use std::string::ToString;
+
+    /// Two nodes that have never seen a packet, and one number that is wrong.
+    fn found(tamper: impl FnOnce(&mut Sim, NodeId)) -> std::string::String {
+        let net = |octet, len| Ipv4Net::new_assert([100, 96, octet, 0].into(), len);
+        let mut sim = Sim::new(net(0, 16), 1);
+        let nodes = [1, 2]
+            .map(|host| sim.add_node(Overlay::new(net(0, 16), net(host, 24), ([10, 168, 0, host], 8285))).unwrap());
+        assert_eq!(sim.check(), Ok(()));
+        tamper(&mut sim, nodes[1]);
+        sim.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_named() {
+        assert_eq!(
+            found(|sim, node| sim.node_mut(node).seen.to_tun += 1),
+            "node 1, packets to the TUN: the node counted 0, and 1 crossed it"
+        );
+        assert_eq!(
+            found(|sim, node| sim.node_mut(node).counters_mut().encap.forward()),
+            "node 1, encap: 0 packets received, but 1 forwarded, 0 answered, 0 held and 0 dropped"
+        );
+        let lost = found(|sim, _| sim.underlay.counters.sent += 1);
+        assert!(lost.starts_with("the underlay does not add up") && lost.ends_with("sent 0 and received 0"), "{lost}");
+        let twice = found(|sim, node| {
+            sim.node_mut(node).seen.from_underlay += 1;
+            sim.node_mut(node).counters_mut().decap.receive();
+        });
+        assert!(twice.ends_with("sent 0 and received 1"), "{twice}");
+    }
+}

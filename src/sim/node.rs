@@ -112,6 +112,11 @@ impl Node {
         &self.memory.counters
     }
 
+    #[cfg(test)]
+    pub(super) fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.memory.counters
+    }
+
     /// Whether it runs.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -144,7 +149,8 @@ impl Node {
     pub(super) fn fragmentation_needed(&mut self, destination: SocketAddr, mtu: u16, now: Duration) -> bool {
         let Self { forwarder, routes, memory, .. } = self;
         let SocketAddr::V4(destination) = destination else { return false };
-        let SocketAddr::V4(source) = forwarder.overlay().underlay else { return false };
+        let own = forwarder.overlay().underlay;
+        let SocketAddr::V4(source) = SocketAddr::new(own.ip().to_canonical(), own.port()) else { return false };
         let report = DatagramTooBig { mtu, source, destination };
         let heeded = memory.paths.heed(&report, forwarder, routes.table(), now);
         let is_news = matches!(heeded, Heeded::Lowered { .. });

@@ -260,17 +260,11 @@ impl Sender {
         let mut left = self.trains.left();
         while left > 0 {
             let datagrams = self.trains.next_packet().max(1);
-            if self.fragmenter.is_none()
-                && let Some(offender) = self.offender(datagrams, mtu)
-            {
-                match self.refuse(offender, way, mtu, outlet, state, now) {
-                    Ok(Some(fragmenter)) if offender == 0 => {
-                        if !self.fragment(fragmenter) {
-                            return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 }));
-                        }
-                    }
-                    // Its turn comes after those before it.
-                    Ok(Some(_)) => {}
+            // Within a train none is longer than those before it.
+            if self.fragmenter.is_none() && self.next_piece().is_some_and(|datagram| datagram.len() > mtu.into()) {
+                match self.refuse(way, mtu, outlet, state, now) {
+                    Ok(Some(fragmenter)) if self.fragment(fragmenter) => {}
+                    Ok(Some(_)) => return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 })),
                     refused => {
                         self.lose(datagrams);
                         left = left.saturating_sub(datagrams);
@@ -330,16 +324,9 @@ impl Sender {
         self.trains.datagram_mut(0).is_some_and(|datagram| fragmenter.narrow(datagram, mtu))
     }
 
-    /// The first of the next so many datagrams that is too long.
-    fn offender(&mut self, datagrams: usize, mtu: u16) -> Option<usize> {
-        let is_too_long = |datagram: &mut [u8]| datagram.len() > usize::from(mtu);
-        (0..datagrams).find(|index| self.trains.datagram_mut(*index).is_some_and(is_too_long))
-    }
-
-    /// What becomes of a packet of which a datagram is too long: nothing more, if the packet was lost before.
+    /// What becomes of the next packet, whose datagram is too long: nothing more, if the packet was lost before.
     fn refuse(
         &mut self,
-        offender: usize,
         way: Way,
         mtu: u16,
         outlet: &impl Outlet,
@@ -347,7 +334,7 @@ impl Sender {
         now: Instant,
     ) -> Result<Option<Fragmenter>, WorkerError> {
         let is_lost_already = self.trains.next_is_lost();
-        match self.trains.datagram_mut(offender) {
+        match self.trains.datagram_mut(0) {
             Some(datagram) if !is_lost_already => outlet.refuse(datagram, way, mtu, state, now),
             _ => Ok(None),
         }

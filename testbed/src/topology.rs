@@ -76,7 +76,7 @@ impl TwoHosts {
             host.set_mtu(Self::UPLINK, mtu)?;
             host.add_address(Self::UPLINK, Ipv4Net::new_assert(address, 24))?;
         }
-        Ok(hosts)
+        hosts.with_pods()
     }
 
     /// Makes the topology with two routers between the hosts, and another MTU on the link between these. The hosts see 1500
@@ -117,10 +117,10 @@ impl TwoHosts {
             host.add_route_via(one(other), gateway)?;
         }
         hosts.routers = routers.into();
-        Ok(hosts)
+        hosts.with_pods()
     }
 
-    /// Hosts and pods, and nothing between the hosts.
+    /// The namespaces, and no links.
     fn apart() -> io::Result<Self> {
         let hosts = Self {
             pod_a: Namespace::new()?,
@@ -132,9 +132,14 @@ impl TwoHosts {
         for host in [&hosts.host_a, &hosts.host_b] {
             host.sysctl("net/ipv4/ip_forward", "1")?;
         }
-        join_pod(&hosts.host_a, Self::GATEWAY_A, &hosts.pod_a, Self::POD_A)?;
-        join_pod(&hosts.host_b, Self::GATEWAY_B, &hosts.pod_b, Self::POD_B)?;
         Ok(hosts)
+    }
+
+    /// The same with the pods' links.
+    fn with_pods(self) -> io::Result<Self> {
+        join_pod(&self.host_a, Self::GATEWAY_A, &self.pod_a, Self::POD_A)?;
+        join_pod(&self.host_b, Self::GATEWAY_B, &self.pod_b, Self::POD_B)?;
+        Ok(self)
     }
 }
 

@@ -24,5 +24,6 @@ mod order;
 mod path_mtu;
 mod routes;
 mod size;
+mod stateful;
 mod ttl;
 mod tunnel;

@@ -13,5 +13,6 @@ mod narrow;
 mod offload;
 mod support;
 mod traffic;
+mod updates;
 mod usage;
 mod wire;

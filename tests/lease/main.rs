@@ -1,13 +1,18 @@
 //! Leases against a full recompute, the mistakes of others by their numbers, flannel's formats, and allocation.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
+#[path = "../support/allocations.rs"]
+mod allocations;
 #[path = "../../fuzz/bodies/lease/mod.rs"]
 mod bodies;
+#[path = "../support/churn.rs"]
+mod churn;
 #[path = "../support/corpus.rs"]
 mod seeds;
 
 mod allocate;
 mod corpus;
+mod endless;
 mod faults;
 mod formats;
 mod mistakes;

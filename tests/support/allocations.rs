@@ -12,35 +12,38 @@ static ALLOCATOR: Counting = Counting;
 
 std::thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
-fn count() {
+/// One call, after which this many bytes are in use that were not before.
+fn count(bytes: i64) {
     // Outside a thread's life there is nothing to count for.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+    let _ = BYTES.try_with(|count| count.set(count.get() + bytes));
 }
 
 // SAFETY: every call is handed on to the system's allocator, with the arguments as they came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size() as i64);
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size() as i64);
         // SAFETY: the caller keeps the contract of `alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(size as i64 - layout.size() as i64);
         // SAFETY: the caller keeps the contract of `realloc`, and the pointer came from the system's allocator.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
+        count(-(layout.size() as i64));
         // SAFETY: the caller keeps the contract of `dealloc`, and the pointer came from the system's allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -53,10 +56,22 @@ pub(crate) fn allocations(work: impl FnOnce()) -> u64 {
     ALLOCATIONS.with(Cell::get) - before
 }
 
+/// Bytes that this thread allocated while `work` ran, less those it freed. What one thread allocates and another frees adds up
+/// over the two.
+pub(crate) fn bytes_kept<T>(work: impl FnOnce() -> T) -> (i64, T) {
+    let before = BYTES.with(Cell::get);
+    let outcome = work();
+    (BYTES.with(Cell::get) - before, outcome)
+}
+
 #[test]
 fn the_allocator_counts() {
     assert_eq!(allocations(|| drop(black_box(Vec::<u8>::with_capacity(black_box(1))))), 2);
     let mut growing = Vec::with_capacity(1);
     assert!(allocations(|| growing.extend(black_box([1u64, 2, 3, 4, 5]))) > 0);
     assert_eq!(allocations(|| ()), 0);
+    let (kept, mut bytes) = bytes_kept(|| black_box(Vec::<u8>::with_capacity(black_box(100))));
+    assert_eq!(kept, 100);
+    assert_eq!(bytes_kept(|| bytes.reserve_exact(black_box(1000))).0, 900);
+    assert_eq!(bytes_kept(|| drop(bytes)).0, -1000);
 }

@@ -31,6 +31,12 @@ pub(crate) enum Event {
         how: &'static str,
         seconds: u64,
     },
+    /// Something on this host may keep the node from working.
+    Finding {
+        finding: &'static str,
+        severity: &'static str,
+        says: String,
+    },
     Ready {
         tun: String,
         listen: String,
@@ -97,6 +103,7 @@ impl fmt::Display for Event {
             Self::Lease { subnet, public_ip, how, seconds } => {
                 write!(f, "leased {subnet} for {public_ip}, {how}, for {}", Span(*seconds))
             }
+            Self::Finding { severity, says, .. } => write!(f, "{}: {says}", severity.replace('_', " ")),
             Self::Ready { tun, listen, mtu, subnet_file } => {
                 write!(f, "forwarding: {tun}, MTU {mtu}, listening on {listen}; {subnet_file} is written")
             }

@@ -9,6 +9,7 @@ use loden::forward::{Forwarder, Overlay};
 use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
 use loden::lease::{Backoff, Host, Reconciler, Tenure};
 use loden::route::RoutePublisher;
+use loden::sys::link::preflight::{Intended, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, Underlay, interface_named, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
@@ -89,6 +90,7 @@ pub(crate) async fn start(
         },
         seconds: holding.grant.ttl.as_secs(),
     });
+    look_around(network, subnet, listen.ip(), mtu, &args.node.tun, say);
     let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
@@ -112,6 +114,14 @@ pub(crate) async fn start(
     let own = SocketAddr::new(holding.host.into(), config.port());
     let reconciler = Reconciler::new(Host::new(network, subnet, own));
     Ok(Node { clock, registry, reader, reconciler, routes, holding, tenure, ttl, renewal: None, links, plane, news })
+}
+
+/// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
+fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: IpAddr, mtu: u32, tun: &str, say: &Say) {
+    for finding in check(&Intended { mtu: Some(mtu), ..Intended::new(network, subnet, listen, tun) }) {
+        let (severity, says) = (finding.severity().name(), finding.to_string());
+        say.say(&Event::Finding { finding: finding.name(), severity, says });
+    }
 }
 
 /// The network's config, once there is one that can be worked with.

@@ -55,12 +55,12 @@ pub(super) fn only(index: u32) -> [SockFilter; 20] {
     ]
 }
 
-const fn statement(code: u32, operand: u32) -> SockFilter {
+fn statement(code: u32, operand: u32) -> SockFilter {
     SockFilter::new(code as u16, 0, 0, operand)
 }
 
 /// If the accumulator equals `value` then go on at `equal`, else at `other`. Jumps count from the line after this one.
-const fn jump(line: u8, value: u32, equal: u8, other: u8) -> SockFilter {
+fn jump(line: u8, value: u32, equal: u8, other: u8) -> SockFilter {
     let code = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let next = line.wrapping_add(1);
     SockFilter::new(code as u16, equal.wrapping_sub(next), other.wrapping_sub(next), value)

@@ -101,7 +101,7 @@ fn who_is_not_let_in_is_told() {
 
 #[test]
 fn mistakes_end_it_with_status_2_and_a_sentence() {
-    let site = Site::new(1, 1, false);
+    let site = Site::new(2, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
     let host = &site.hosts[0].namespace;
@@ -132,6 +132,18 @@ fn mistakes_end_it_with_status_2_and_a_sentence() {
     assert_eq!(status.code(), Some(2), "{errors}");
     assert!(errors.contains("8285"), "{errors}");
     assert_eq!(operator.leases(), held);
+    // What is wrong with the host is said.
+    let mut another = Node::spawn(&site.hosts[1], &site.etcd, &[]);
+    another.says("ready");
+    assert_eq!(another.count("finding"), 0, "{:#?}", another.said);
+    site.hosts[1].namespace.sysctl("net/ipv4/ip_forward", "0").unwrap();
+    another.stop();
+    let mut another = Node::spawn(&site.hosts[1], &site.etcd, &[]);
+    let finding = another.says("finding");
+    assert!(finding["says"].as_str().unwrap().contains("sysctl"), "{finding}");
+    another.says("ready");
+    another.stop();
+
     // A device that somebody deletes.
     host.delete_link("flannel0").unwrap();
     let error = first.says("error");

@@ -1,0 +1,136 @@
+//! A node without etcd: its leases are the lines of a file, which is watched while packets flow. `read` is the whole source:
+//! any other makes events of its news as well. Run it as root on every host, with the same file there; that has a line for
+//! each of them, `SUBNET ADDR[:PORT]`, and comments behind `#`. Which is this host's own is recognised.
+
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, SocketAddrV4};
+use std::path::Path;
+use std::{env, error::Error, fs, os::fd::AsFd, process::ExitCode, time::Duration, time::Instant};
+
+use loden::forward::{Forwarder, Overlay};
+use loden::ipnet::{IpNet, Ipv4Net};
+use loden::lease::{ConflictChange, Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::route::RoutePublisher;
+use loden::sys::link::{AddressForm, Link, LinkConfig, LinkError, LinkMonitor, interface_of};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::worker::{Budget, Worker};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signalfd::{SigSet, SignalFd, signal::Signal};
+
+const USAGE: &str = "usage: static_leases SUBNET NETWORK LISTEN FILE, for example \
+    static_leases 100.96.1.0/24 100.96.0.0/16 10.168.0.2:8285 /etc/loden/leases";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let Some((subnet, network, own, file)) = parse(&args) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let Err(error) = run(subnet, network, own, file) else { return ExitCode::SUCCESS };
+    eprintln!("static_leases: {error}");
+    ExitCode::FAILURE
+}
+
+fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, &Path)> {
+    let [subnet, network, own, file] = args else { return None };
+    Some((subnet.parse().ok()?, network.parse().ok()?, own.parse().ok()?, file.as_ref()))
+}
+
+/// What a line says is also what its lease is known by, so that its place in the file does not matter.
+type Line = (IpNet, SocketAddr);
+
+fn read(file: &Path, port: u16) -> LeaseEvent<Line> {
+    let lease = |line: &str| {
+        let words: Vec<&str> = line.split('#').next()?.split_whitespace().collect();
+        let line = parse_line(&words, port);
+        if line.is_none() && !words.is_empty() {
+            eprintln!("{}: {:?} is not SUBNET ADDR[:PORT]", file.display(), words.join(" "));
+        }
+        line.map(|line| (line, Lease::new(line.0, line.1)))
+    };
+    match fs::read(file) {
+        Ok(text) => LeaseEvent::Snapshot(String::from_utf8_lossy(&text).lines().filter_map(lease).collect()),
+        Err(error) => {
+            eprintln!("{}: {error}; its leases stay in force", file.display());
+            LeaseEvent::SourceLost
+        }
+    }
+}
+
+fn parse_line(words: &[&str], port: u16) -> Option<Line> {
+    let [subnet, host] = words else { return None };
+    let host = host.parse().or_else(|_| host.parse().map(|host| SocketAddr::new(host, port)));
+    Some((subnet.parse().ok()?, host.ok()?))
+}
+
+fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Result<(), Box<dyn Error>> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block()?;
+    let signals = SignalFd::new(&signals)?;
+    // The directory is watched, because a file that is replaced is another file. Being half written is no news.
+    let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    let directory = file.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let news = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
+    watch.add_watch(directory, news).map_err(|error| format!("cannot watch {}: {error}", directory.display()))?;
+
+    let (mut reconciler, mut routes) = (Reconciler::new(Host::new(network, subnet, own)), RoutePublisher::new());
+    let mtu = interface_of((*own.ip()).into())?.tun_mtu();
+    let forwarder = Forwarder::new(Overlay { mtu: mtu.try_into()?, ..Overlay::new(network, subnet, own) })?;
+    let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(own.into(), &UdpConfig::default())?);
+    let mut monitor = LinkMonitor::open(tun.name())?;
+    let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
+    let mut link = Link::configure(tun.name(), &config)?;
+    let mut worker = Worker::new(tun, udp, forwarder, routes.reader());
+    writeln!(io::stdout(), "ready {}", worker.tun().name())?;
+    let mut is_news = true;
+    loop {
+        // The file becomes an event, the event changes of routes, and those the table that the next packets find.
+        if is_news {
+            reconciler.handle_event(SourceId(0), read(file, own.port()), Duration::ZERO); // Here no lease ends with time.
+            for change in reconciler.take_conflict_changes() {
+                if let ConflictChange::Began(conflict) = change {
+                    eprintln!("{}: {conflict}", file.display());
+                }
+            }
+            routes.apply(reconciler.take_changes()).into_result()?;
+            let own = if reconciler.holds_own_lease() { "and our own lease" } else { "but no lease of our own" };
+            writeln!(io::stdout(), "{} routes {own}", reconciler.route_count())?;
+        }
+        // The rest is poll_loop.rs, with two more to wait for.
+        let interest = worker.interest();
+        let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
+        let mut fds = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(watch.as_fd(), PollFlags::POLLIN),
+            PollFd::new(monitor.as_fd(), PollFlags::POLLIN),
+            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
+        ];
+        let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());
+        let asked = if interest.tun_readable { &mut fds[..] } else { &mut fds[..4] };
+        ppoll(asked, timeout, None).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
+        let [stop, news, device, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
+        let now = Instant::now();
+        let due = interest.wake_at.is_some_and(|at| at <= now);
+        if due || !tun.is_empty() || udp.contains(PollFlags::POLLOUT) {
+            let _ = worker.tun_ready(Budget::default(), now)?;
+        }
+        if udp.intersects(!PollFlags::POLLOUT) {
+            let _ = worker.udp_ready(Budget::default(), now)?;
+        }
+        is_news = !news.is_empty() && !watch.read_events()?.is_empty();
+        if !device.is_empty() {
+            while monitor.next_event()?.is_some() {}
+            // Whatever it was, the overlay's route is there again. A device that is gone is the worker's to tell.
+            match link.restore() {
+                Err(LinkError::NoSuchInterface { .. }) | Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !stop.is_empty() {
+            return Ok(());
+        }
+    }
+}

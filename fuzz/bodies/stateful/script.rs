@@ -1,0 +1,236 @@
+//! Steps out of any bytes.
+//!
+//! Byte 0 is the policy ([`scenario::policy`](crate::support::scenario::policy)), byte 1 the overlay's MTU. Then steps of five
+//! bytes, see [`op`]. Addresses, next hops, subnets, lengths and times are numbers of what is in the lists here, so that histories
+//! meet themselves again.
+
+use core::net::{Ipv4Addr, SocketAddr};
+use core::time::Duration;
+
+use loden::forward::Overlay;
+use loden::ipnet::IpNet;
+use loden::lease::{Lease, LeaseEvent, SourceId};
+use loden::route::{Route, RouteChange};
+use loden::wire::DatagramTooBig;
+
+use super::leases::Key;
+use crate::support::host::{NOBODY, POD, POD_A, POD_B, net, own};
+use crate::support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
+use crate::support::scenario::{next_hops, overlay_of, senders};
+
+/// The low four bits of a step's first byte.
+pub(crate) mod op {
+    /// A packet out of the TUN: `source << 4 | destination`, `ttl << 5 | kind << 3 | fragment`, `defect << 4 | length`, and
+    /// whether it belongs to the batch of the one before.
+    pub(crate) const OUT: u8 = 0;
+    /// A datagram from a peer: the same, and who sent it.
+    pub(crate) const IN: u8 = 1;
+    /// A lease, of the source in the upper four bits: key, subnet, next hop, `mtu << 4 | end`.
+    pub(crate) const ADDED: u8 = 2;
+    /// A lease that is gone: key.
+    pub(crate) const REMOVED: u8 = 3;
+    /// All leases of a source: how many, the first subnet, the first next hop, `mtu << 4 | end`.
+    pub(crate) const SNAPSHOT: u8 = 4;
+    pub(crate) const SOURCE_LOST: u8 = 5;
+    /// What the leases' changes are to the routes comes into force.
+    pub(crate) const PUBLISH: u8 = 6;
+    /// A route of somebody else's: subnet, next hop, mtu; without it, if the last byte is odd.
+    pub(crate) const ROUTE: u8 = 7;
+    /// Time passes: how long, and whether it goes back.
+    pub(crate) const PASS: u8 = 8;
+    /// What waits is sent: up to three datagrams go, then that happens, and once more; then all the others go.
+    pub(crate) const FLUSH: u8 = 9;
+    /// A router reports: MTU, source, destination.
+    pub(crate) const REPORT: u8 = 10;
+    /// All that waits is given up.
+    pub(crate) const STOP: u8 = 11;
+}
+
+const STEP: usize = 5;
+const MTUS: [u16; 4] = [1472, 576, 1300, 9000];
+const TTLS: [u8; 8] = [64, 2, 1, 0, 255, 3, 64, 64];
+const LENGTHS: [usize; 16] = [0, 7, 8, 29, 100, 480, 528, 529, 548, 900, 952, 1280, 1400, 1444, 1452, 1453];
+/// In bytes of outer packet.
+const OUTER_MTUS: [u16; 8] = [1500, 0, 67, 68, 576, 1000, 1328, 1499];
+/// In milliseconds.
+const TIMES: [u64; 8] = [1, 10, 50, 100, 1000, 30_000, 599_999, 600_000];
+
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Out { packet: Vec<u8>, same_batch: bool },
+    In { datagram: Vec<u8>, from: SocketAddr },
+    Lease { source: SourceId, event: LeaseEvent<Key> },
+    Publish,
+    Route(RouteChange),
+    Pass { time: Duration, back: bool },
+    Flush([(usize, Mishap); 2]),
+    Report(DatagramTooBig),
+    Stop,
+}
+
+/// What a socket can answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mishap {
+    /// It takes the whole train.
+    Nothing,
+    /// EAGAIN.
+    Full,
+    /// ENOBUFS, too often: the train is given up.
+    NoBuffers,
+    /// ECONNREFUSED, of one datagram.
+    Refused,
+    /// EMSGSIZE; then the system says that the path carries so much.
+    TooLong(Option<u16>),
+}
+
+impl Step {
+    /// With the leases' ends as times on the clock.
+    pub(crate) fn at(mut self, now: Duration) -> Self {
+        let ends = |lease: &mut Lease| lease.expires = lease.expires.map(|left| now + left);
+        if let Self::Lease { event: LeaseEvent::Added { lease, .. }, .. } = &mut self {
+            ends(lease);
+        } else if let Self::Lease { event: LeaseEvent::Snapshot(leases), .. } = &mut self {
+            leases.iter_mut().for_each(|(_, lease)| ends(lease));
+        }
+        self
+    }
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Option<(Overlay, Vec<Step>)> {
+    let ([policy, mtu], steps) = bytes.split_first_chunk()?;
+    let overlay = overlay_of(*policy, MTUS[usize::from(*mtu) % MTUS.len()]);
+    Some((overlay, steps.as_chunks::<STEP>().0.iter().filter_map(|step| decode_step(*step)).collect()))
+}
+
+fn decode_step([first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
+    let source = SourceId(u16::from(first >> 4) % 3);
+    let step = match first & 15 {
+        op::OUT => Step::Out { packet: packet(a, b, c), same_batch: d & 1 != 0 },
+        op::IN => Step::In { datagram: packet(a, b, c), from: pick(&senders(), d) },
+        op::ADDED => Step::Lease { source, event: LeaseEvent::Added { key: a % 8, lease: lease(b, c, d) } },
+        op::REMOVED => Step::Lease { source, event: LeaseEvent::Removed { key: a % 8 } },
+        op::SNAPSHOT => {
+            let lease = |number: u8| (number, lease(b.wrapping_add(number), c.wrapping_add(number), d));
+            Step::Lease { source, event: LeaseEvent::Snapshot((0..a % 8).map(lease).collect()) }
+        }
+        op::SOURCE_LOST if a & 1 != 0 => Step::Lease { source, event: LeaseEvent::SourceHeard },
+        op::SOURCE_LOST => Step::Lease { source, event: LeaseEvent::SourceLost },
+        op::PUBLISH => Step::Publish,
+        op::ROUTE if d & 1 != 0 => Step::Route(RouteChange::Delete(pick(&subnets(), a))),
+        op::ROUTE => {
+            Step::Route(RouteChange::Set(Route { mtu: mtu(c), ..Route::new(pick(&subnets(), a), pick(&hops(), b)) }))
+        }
+        op::PASS => Step::Pass { time: Duration::from_millis(pick(&TIMES, a)), back: b & 7 == 7 },
+        op::FLUSH => Step::Flush([(a, b), (c, d)].map(|(go, kind)| (usize::from(go % 4), mishap(kind)))),
+        op::REPORT => {
+            let ours = [own(), ([10, 168, 0, 2], 1).into(), ([10, 168, 0, 9], 8285).into()];
+            let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (pick(&ours, b), pick(&hops(), c)) else {
+                return None;
+            };
+            Step::Report(DatagramTooBig { mtu: pick(&OUTER_MTUS, a), source, destination })
+        }
+        op::STOP => Step::Stop,
+        _ => return None,
+    };
+    Some(step)
+}
+
+fn packet(addresses: u8, kind: u8, shape: u8) -> Vec<u8> {
+    let pods = addresses_there_are();
+    let data = pattern(pick(&LENGTHS, shape));
+    let (protocol, payload) = match kind >> 3 & 3 {
+        0 | 1 => (loden::wire::protocol::UDP, udp(4000, 53, &data)),
+        2 => (loden::wire::protocol::UDP, udp(4000, 8285, &data)),
+        _ => (ICMP, icmp(if kind & 4 == 0 { 8 } else { 3 }, 0, &data)),
+    };
+    let fragment = [DF, 0, 0, DF, MF, 100, DF | MF, 0x1fff][usize::from(kind & 7)];
+    let ttl = pick(&TTLS, kind >> 5);
+    let packet =
+        Ipv4 { ttl, fragment, protocol, payload, ..Ipv4::new(pick(&pods, addresses >> 4), pick(&pods, addresses)) };
+    let packet = match shape >> 4 {
+        1 => Ipv4 { checksum: Some(0xdead), ..packet },
+        2 => Ipv4 { trailer: vec![0xee; 9], ..packet },
+        3 => Ipv4 { options: RECORD_ROUTE.to_vec(), ..packet },
+        4 => Ipv4 { options: STRICT_SOURCE_ROUTE.to_vec(), ..packet },
+        5 => Ipv4 { cut: Some(19), ..packet },
+        _ => packet,
+    };
+    packet.bytes()
+}
+
+/// At most eight of them are hosts, so that the limiter never has to forget one.
+fn addresses_there_are() -> [Ipv4Addr; 16] {
+    let hosts = [POD, [100, 96, 1, 3].into(), POD_A, [100, 96, 2, 241].into(), POD_B, NOBODY, [10, 168, 0, 3].into()];
+    let own = match own() {
+        SocketAddr::V4(own) => *own.ip(),
+        SocketAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    };
+    let [a, b, c, d, e, f, g] = hosts;
+    let others =
+        [[100, 96, 1, 255], [100, 96, 255, 255], [224, 0, 0, 1], [127, 0, 0, 1], [169, 254, 1, 1]].map(Ipv4Addr::from);
+    let [h, i, j, k, l] = others;
+    [a, b, c, d, e, f, g, own, h, i, j, k, l, a, c, e]
+}
+
+fn subnets() -> [IpNet; 12] {
+    let nets = [
+        ([100, 96, 2, 0], 24),
+        ([100, 96, 3, 0], 24),
+        ([100, 96, 2, 240], 28),
+        ([100, 96, 2, 3], 32),
+        ([100, 96, 0, 0], 16),
+        ([100, 96, 2, 0], 23),
+        ([100, 96, 1, 0], 24),
+        ([100, 96, 1, 3], 32),
+        ([100, 96, 99, 0], 24),
+        ([0, 0, 0, 0], 0),
+        ([10, 168, 0, 0], 24),
+        ([100, 96, 2, 77], 24),
+    ];
+    nets.map(|(address, len)| net(address, len).into())
+}
+
+/// Those that a table takes, and then those that none does.
+pub(crate) fn hops() -> [SocketAddr; 13] {
+    let [a, b, c, d, e, f, g, h] = next_hops();
+    [
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h,
+        own(),
+        ([0, 0, 0, 0], 1).into(),
+        ([224, 0, 0, 1], 1).into(),
+        ([10, 168, 0, 3], 0).into(),
+        (POD_B, 8285).into(),
+    ]
+}
+
+fn lease(subnet: u8, hop: u8, rest: u8) -> Lease {
+    let ends = [None, None, Some(50), Some(1000), Some(30_000), Some(700_000), Some(0), None];
+    let expires = pick(&ends, rest).map(Duration::from_millis);
+    Lease { mtu: mtu(rest >> 4), expires, ..Lease::new(pick(&subnets(), subnet), pick(&hops(), hop)) }
+}
+
+fn mtu(number: u8) -> Option<u16> {
+    pick(&[None, None, Some(1300), Some(576), Some(68), Some(67), None, None], number)
+}
+
+fn mishap(number: u8) -> Mishap {
+    match number & 7 {
+        0 => Mishap::Nothing,
+        1 => Mishap::Full,
+        2 => Mishap::NoBuffers,
+        3 => Mishap::Refused,
+        4 => Mishap::TooLong(None),
+        _ => Mishap::TooLong(Some(pick(&OUTER_MTUS, number >> 3))),
+    }
+}
+
+fn pick<T: Copy>(list: &[T], number: u8) -> T {
+    list[usize::from(number) % list.len()]
+}

@@ -1,0 +1,160 @@
+//! Leases that change while packets flow: no packet is lost to it.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use loden::forward::{Counters, Forwarder, Overlay};
+use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::route::{RoutePublisher, RouteReader};
+use loden::sys::link::{AddressForm, Link, LinkConfig};
+use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::worker::{Budget, Worker};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use testbed::TwoHosts;
+use testbed::probe::{UdpEcho, udp_exchange};
+
+use crate::support::{SECOND, Tunnel, assert_conserved};
+
+const OWN: (Ipv4Addr, u16) = (TwoHosts::HOST_A, 8285);
+/// Other hosts' leases, of which a part changes each time.
+const OTHERS: u32 = 2000;
+/// At least so many datagrams each way while at least so many tables are published.
+const DATAGRAMS: u64 = 5000;
+const TABLES: usize = 500;
+
+/// Faults 43 and 46, end to end: the route of every datagram and of every answer is replaced by two halves of itself and back,
+/// and moves to a narrower path and back, among others that come, move and go. All of them arrive, and all are accounted for.
+#[test]
+fn fault_43_no_packet_is_lost_to_updates() {
+    let hosts = TwoHosts::new().unwrap();
+    // So that the kernel sends nothing unasked.
+    hosts.host_a.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+    hosts.host_b.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+    let mut b = Tunnel::on_b(&hosts, &[]);
+    let mut leases = Leases::new();
+    leases.change();
+    let worker = hosts.host_a.enter(|| open(leases.publisher.reader()));
+    let echo = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).unwrap();
+    let echo = UdpEcho::start(echo).unwrap();
+
+    let (stop, tables, mut exchanged) = (AtomicBool::new(false), AtomicUsize::new(0), 0);
+    let counters = std::thread::scope(|scope| {
+        let forwarding = scope.spawn(|| run(worker, &stop));
+        let _ends = Ends(&stop);
+        let publishing = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                leases.change();
+                tables.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        hosts.pod_a.enter(|| {
+            while exchanged < DATAGRAMS || tables.load(Ordering::Relaxed) < TABLES {
+                // Few are on their way at once, so that no socket's buffer is full.
+                udp_exchange((TwoHosts::POD_B, 7).into(), &[100; 500], 10 * SECOND).unwrap();
+                exchanged += 500;
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+        publishing.join().unwrap();
+        forwarding.join().unwrap()
+    });
+    assert_eq!(echo.stop().unwrap(), exchanged);
+    for flow in [&counters.encap, &counters.decap] {
+        assert!(flow.is_conserved());
+        assert_eq!(
+            (flow.received(), flow.forwarded()),
+            (exchanged, exchanged),
+            "{:?}",
+            flow.drops().collect::<Vec<_>>()
+        );
+    }
+    let last = b.stop();
+    assert_conserved(&last);
+    assert_eq!(
+        (&last["decap"]["forwarded"], &last["encap"]["forwarded"]),
+        (&exchanged.into(), &exchanged.into()),
+        "{last}"
+    );
+}
+
+/// Sets a flag also when what it is for panics: the scope waits for its threads.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Leases {
+    reconciler: Reconciler<Ipv4Net>,
+    publisher: RoutePublisher,
+    round: u32,
+}
+
+impl Leases {
+    fn new() -> Self {
+        let reconciler = Reconciler::new(Host::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, OWN));
+        Self { reconciler, publisher: RoutePublisher::bound_to(OWN.into()), round: 0 }
+    }
+
+    /// The next batch of events, drained and published at once.
+    fn change(&mut self) {
+        let round = self.round;
+        self.round += 1;
+        let mtu = round.is_multiple_of(3).then_some(1400);
+        let whole = TwoHosts::SUBNET_B;
+        for subnet in whole.subnets(25).unwrap().chain([whole]) {
+            let is_there = (subnet == whole) == round.is_multiple_of(2);
+            let lease = Lease { mtu, ..Lease::new(subnet, (TwoHosts::HOST_B, 8285)) };
+            self.take(if is_there { added(lease) } else { LeaseEvent::Removed { key: subnet } });
+        }
+        for number in (0..OTHERS).filter(|number| (number + round).is_multiple_of(17)) {
+            let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x6460_8000 + 16 * number), 28).unwrap();
+            let lease = Lease::new(subnet, ([10, 168, 1, (number + round) as u8 | 1], 8285));
+            self.take(if round.is_multiple_of(5) { LeaseEvent::Removed { key: subnet } } else { added(lease) });
+        }
+        let applied = self.publisher.apply(self.reconciler.take_changes());
+        assert!(applied.changed > 0 && applied.refused.is_empty());
+        drop(self.reconciler.take_conflict_changes());
+    }
+
+    fn take(&mut self, event: LeaseEvent<Ipv4Net>) {
+        self.reconciler.handle_event(SourceId(0), event, Duration::ZERO);
+    }
+}
+
+fn added(lease: Lease) -> LeaseEvent<Ipv4Net> {
+    let ipnet::IpNet::V4(key) = lease.subnet else { panic!("{lease:?} is IPv6") };
+    LeaseEvent::Added { key, lease }
+}
+
+fn open(routes: RouteReader) -> Worker {
+    let forwarder = Forwarder::new(Overlay::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, OWN)).unwrap();
+    let tun = Tun::open(&TunConfig::default()).unwrap();
+    let udp = UdpTransport::bind(SocketAddr::from(OWN), &UdpConfig::default()).unwrap();
+    let (address, network) = (forwarder.tun_address(), TwoHosts::OVERLAY);
+    Link::configure(tun.name(), &LinkConfig { address, network, mtu: 1472, form: AddressForm::Host }).unwrap();
+    Worker::new(tun, udp, forwarder, routes)
+}
+
+/// Forwards until it is told to stop, for which it looks up from time to time.
+fn run(mut worker: Worker, stop: &AtomicBool) -> Counters {
+    while !stop.load(Ordering::Relaxed) {
+        let writable = if worker.interest().udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
+        let mut fds = [
+            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
+        ];
+        let asked = if worker.interest().tun_readable { &mut fds[..] } else { &mut fds[..1] };
+        poll(asked, PollTimeout::from(20u8)).unwrap();
+        let now = Instant::now();
+        let _ = worker.tun_ready(Budget::default(), now).unwrap();
+        let _ = worker.udp_ready(Budget::default(), now).unwrap();
+    }
+    worker.stop();
+    worker.counters().clone()
+}
