@@ -161,7 +161,7 @@ fn child_under_signals() {
     });
     let address = ([127, 0, 0, 1], 0).into();
     let bind = || UdpTransport::bind(address, &UdpConfig::default()).expect("bound");
-    let (from, to) = (bind(), bind());
+    let (from, to) = namespace().enter(|| (bind(), bind()));
     let mut batch = RecvBatch::new(32);
     let (mut sent, mut received) = (0_u32, 0_u32);
     let start = Instant::now();
