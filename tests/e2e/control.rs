@@ -161,6 +161,7 @@ fn fault_50_a_flood_of_mistakes_is_not_a_flood_of_sentences() {
         let _ = from_peer.send_to(&[0x45; 64], (TwoHosts::HOST_A, 8285));
         let _ = from_pod.send_to(&[0; 64], ("100.96.9.9", 9));
         sent += 1;
+        std::thread::sleep(SECOND / 10_000);
     }
     at.wait_for("all of them counted", |event| {
         event["anomalies"]["control_malformed"] == sent && event["anomalies"]["control_refused"] == sent
