@@ -9,7 +9,7 @@
 //!    [`Worker::udp_ready`] when the socket is readable.
 //! 4. On [`Progress::More`] do not wait: see to your other work, then call again. (With level-triggered `poll` that comes of
 //!    itself, since what is left is reported at once.)
-//! 5. An error is final: the device or the socket is gone.
+//! 5. An error is final: the device or the socket is gone. Wait for neither any more, and drop the worker.
 //!
 //! A deleted TUN device is reported as an error condition, not as readable: with tokio wait for both. `poll` reports it whether
 //! asked or not: leave the TUN out of the set while [`Interest::tun_readable`] is false.
@@ -18,6 +18,8 @@ mod inbound;
 mod outbound;
 mod sender;
 mod state;
+#[cfg(test)]
+mod tests;
 mod unfinished;
 
 use alloc::string::String;
@@ -50,7 +52,8 @@ pub struct Worker {
 
 /// How many packets, or other units of work, one call may do.
 ///
-/// It is what keeps one direction from starving the other, and both from starving your own work.
+/// It is what keeps one direction from starving the other, and both from starving your own work. Messages from peers are
+/// received up to 16 at a time, and a call sees to all that it has received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget(NonZeroU32);
 
@@ -209,10 +212,12 @@ impl Worker {
         outcome
     }
 
-    /// What to wait for now.
+    /// What to wait for now; after an error nothing, and not for the UDP socket's being readable either: both file descriptors
+    /// may be ready for ever.
     #[must_use]
     pub fn interest(&self) -> Interest {
         match self.outbound.held() {
+            _ if self.ended.is_some() => Interest { tun_readable: false, udp_writable: false, wake_at: None },
             None => Interest { tun_readable: true, udp_writable: false, wake_at: self.outbound.due() },
             Some(held) => {
                 Interest { tun_readable: false, udp_writable: held.retry_at.is_none(), wake_at: Some(held.wake_at()) }

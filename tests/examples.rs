@@ -207,7 +207,7 @@ fn poll_and_tokio_are_each_others_other_end() {
 }
 
 #[test]
-fn a_loop_ends_with_its_device() {
+fn fault_36_a_loop_ends_with_its_device() {
     let leases = LeaseFile::new("");
     for (name, args) in [("poll_loop", &ON_A[..]), ("tokio_loop", &ON_A), ("static_leases", &leases.on_a())] {
         let hosts = hosts();

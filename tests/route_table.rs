@@ -88,7 +88,7 @@ fn assert_same(table: &RouteTable, naive: &Naive, destinations: impl IntoIterato
 proptest! {
     /// R21, R22, fault 45: any changes in any order, published in any batches; and every older table stays as it was.
     #[test]
-    fn equals_the_naive_table_under_churn(
+    fn fault_45_equals_the_naive_table_under_churn(
         batches in proptest::collection::vec(proptest::collection::vec(change(), 1..12), 1..10),
         destinations in proptest::collection::vec(address(), 20),
     ) {
@@ -201,7 +201,7 @@ fn host_bits_are_normalised_and_changes_that_change_nothing_do_not_count() {
 /// R26 and fault 46: while one thread publishes, readers see whole tables, and never an older one than what was published
 /// before they began.
 #[test]
-fn r26_readers_see_whole_tables_and_never_an_old_one() {
+fn r26_fault_46_readers_see_whole_tables_and_never_an_old_one() {
     use std::sync::atomic::{AtomicU16, Ordering};
 
     const VERSIONS: u16 = 20_000;

@@ -1,7 +1,10 @@
 //! The Linux adapters: thin, non-blocking, each the owner of its file descriptor.
 
+mod kernel;
 #[cfg(feature = "link")]
 pub mod link;
+#[cfg(test)]
+pub(crate) mod script;
 mod syscall;
 mod tun;
 mod udp;

@@ -2,24 +2,26 @@
 
 mod config;
 mod error;
+mod open;
 
-use alloc::borrow::ToOwned;
 use alloc::string::String;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::c_int;
 use core::num::NonZeroUsize;
-use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 pub use self::config::{TunConfig, TunMeta, TunOffload};
 pub use self::error::{OpenError, TunError};
-use super::syscall::{self, INTERFACE_NAME, InterfaceRequest};
+use self::open::Opening;
+#[cfg(any(feature = "link", test))]
+pub(super) use self::open::checked_name;
+use super::kernel::{Calls, SystemCalls};
+use super::syscall;
 use crate::offload::{VNET_HEADER_LEN, VnetHeader};
 
 /// The largest packet a TUN device carries, in bytes: the largest an IPv4 header can describe (RFC 791, 3.1).
@@ -55,6 +57,7 @@ pub struct Tun {
     /// Whether there is a virtio-net header in front of every packet.
     vnet: bool,
     offload: TunOffload,
+    calls: Calls,
 }
 
 impl Tun {
@@ -66,7 +69,7 @@ impl Tun {
     /// # Errors
     /// [`OpenError`]; nothing is left open or made then.
     pub fn open(config: &TunConfig) -> Result<Self, OpenError> {
-        Self::open_node(Path::new(DEVICE_NODE), config)
+        Opening::new(Path::new(DEVICE_NODE), config, NonZeroUsize::MIN).first()
     }
 
     /// The same with several queues, 1 to 256, one for each thread of a program. The kernel gives each flow to one of them.
@@ -81,7 +84,7 @@ impl Tun {
     /// # Errors
     /// [`OpenError`]; nothing is left open or made then.
     pub fn open_queues(config: &TunConfig, queues: NonZeroUsize) -> Result<Vec<Self>, OpenError> {
-        Self::open_node_queues(Path::new(DEVICE_NODE), config, queues)
+        Opening::new(Path::new(DEVICE_NODE), config, queues).all()
     }
 
     /// Takes over a file descriptor on which a device has been attached already, as a privileged parent passes it on.
@@ -96,7 +99,7 @@ impl Tun {
     /// packets would come in another form than IP. The file descriptor is closed then.
     pub fn from_fd(fd: OwnedFd, offload: TunOffload) -> Result<Self, OpenError> {
         let request = syscall::interface(fd.as_fd()).map_err(|source| OpenError::NotAttached { source })?;
-        let name = name_of(&request);
+        let name = open::name_of(&request);
         let have = request.flags;
         if have & (flags::TUN | flags::TAP) != flags::TUN {
             return Err(OpenError::WrongFlags { name, have });
@@ -106,8 +109,9 @@ impl Tun {
         }
         let vnet = have & flags::VNET_HDR != 0;
         let offload = if vnet { offload } else { TunOffload::NONE };
-        let tun = Self { file: File::from(fd), name, created: false, vnet, offload }.configured()?;
-        match has_packet_information(&tun.file, vnet) {
+        let (file, calls) = (File::from(fd), Calls::default());
+        let tun = Self { file, name, created: false, vnet, offload, calls }.configured()?;
+        match tun.has_packet_information() {
             Ok(false) => Ok(tun),
             Ok(true) => Err(OpenError::WrongFlags { name: tun.name, have: have & !flags::NO_PI }),
             Err(source) => Err(OpenError::Other { name: tun.name, doing: "find out the packet format of", source }),
@@ -152,13 +156,13 @@ impl Tun {
     /// everything else concerns one packet.
     pub fn recv(&self, buffer: &mut [u8]) -> Result<TunMeta, TunError> {
         if !self.vnet {
-            let len = uninterrupted(|| (&self.file).read(buffer))?;
+            let len = uninterrupted(|| self.calls.read(&self.file, buffer))?;
             return Ok(TunMeta { len, header: VnetHeader::default() });
         }
         let mut header = [0; VNET_HEADER_LEN];
         let len = uninterrupted(|| {
             let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
-            (&self.file).read_vectored(&mut parts)
+            self.calls.read_parts(&self.file, &mut parts)
         })?;
         received(len, header)
     }
@@ -182,71 +186,12 @@ impl Tun {
         if self.vnet {
             let header = header.to_bytes();
             let parts = [IoSlice::new(&header), IoSlice::new(packet)];
-            uninterrupted(|| (&self.file).write_vectored(&parts)).map(|_all| ())
+            uninterrupted(|| self.calls.write_parts(&self.file, &parts)).map(|_all| ())
         } else if *header == VnetHeader::default() {
-            uninterrupted(|| (&self.file).write(packet)).map(|_all| ())
+            uninterrupted(|| self.calls.write(&self.file, packet)).map(|_all| ())
         } else {
             Err(TunError::Rejected(libc::EINVAL))
         }
-    }
-
-    fn open_node(node: &Path, config: &TunConfig) -> Result<Self, OpenError> {
-        let name = checked_name(&config.name)?;
-        Self::attach(open_file(node, &config.name)?, node, config, name, 1)
-    }
-
-    fn open_node_queues(node: &Path, config: &TunConfig, queues: NonZeroUsize) -> Result<Vec<Self>, OpenError> {
-        let name = checked_name(&config.name)?;
-        let first = Self::attach(open_file(node, &config.name)?, node, config, name, queues.get())?;
-        let mut all = vec![first];
-        for _ in 1..queues.get() {
-            if let Some(first) = all.first() {
-                let next = first.another_queue(open_file(node, &first.name)?, node, queues.get())?;
-                all.push(next);
-            }
-        }
-        Ok(all)
-    }
-
-    /// The first queue, or the only one.
-    fn attach(
-        file: File,
-        node: &Path,
-        config: &TunConfig,
-        name: [u8; INTERFACE_NAME],
-        queues: usize,
-    ) -> Result<Self, OpenError> {
-        let vnet = config.offload != TunOffload::NONE;
-        let form = form(vnet, queues);
-        let attach = |more| syscall::set_interface(file.as_fd(), InterfaceRequest::new(name, form | more));
-        let (attached, existed) = match attach(flags::EXCLUSIVE) {
-            // There is a device of that name. If it is a persistent TUN device that nobody uses, it can be ours.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => (attach(0), true),
-            result => (result, false),
-        };
-        let request = attached.map_err(|source| OpenError::of_device(node, &config.name, queues, source))?;
-        let name = name_of(&request);
-        let now = match syscall::interface(file.as_fd()) {
-            Ok(now) => now.flags,
-            Err(source) => return Err(OpenError::Other { name, doing: "read the flags of", source }),
-        };
-        // A device of several queues lets us in beside another process, and then keeps the form of that one.
-        let persistent = now & flags::PERSIST != 0;
-        let shared = queues > 1 && existed && !persistent;
-        if shared || now & flags::VNET_HDR != form & flags::VNET_HDR {
-            return Err(OpenError::Busy { name });
-        }
-        // The device may have vanished between the two attempts, so that the second one made it. One that was there
-        // before us is persistent, because nobody held it; one that we made is not yet.
-        Self { file, name, created: !persistent, vnet, offload: config.offload }.configured()
-    }
-
-    /// One queue more. All that was configured is the device's.
-    fn another_queue(&self, file: File, node: &Path, queues: usize) -> Result<Self, OpenError> {
-        let request = InterfaceRequest::new(checked_name(&self.name)?, form(self.vnet, queues));
-        syscall::set_interface(file.as_fd(), request)
-            .map_err(|source| OpenError::of_device(node, &self.name, queues, source))?;
-        Ok(Self { file, name: self.name.clone(), created: self.created, vnet: self.vnet, offload: self.offload })
     }
 
     /// Sets what is the device's, and notes what of the offloads was granted.
@@ -283,26 +228,33 @@ impl Tun {
         let granted = set(wish).or_else(|_| set(TunOffload { uso: false, ..wish })).or_else(|_| set(TunOffload::NONE));
         granted.map_err(|error| ("set the offloads of", error))
     }
+
+    /// Whether the kernel takes and gives four bytes in front of every packet.
+    ///
+    /// `TUNGETIFF` does not tell: `IFF_NOFILTER` has the same bit as `IFF_NO_PI`, and it sets that one always. So four
+    /// zeros are sent. With packet information they are an empty packet of no protocol, for which it looks whether the
+    /// device is up; without, they are a packet of IP version 0, refused in either state (`tun_get_user` in
+    /// drivers/net/tun.c). A virtio-net header, if there is one, is behind the packet information and as zero.
+    fn has_packet_information(&self) -> io::Result<bool> {
+        let zeros = if self.vnet { &[0; 4 + VNET_HEADER_LEN][..] } else { &[0; 4] };
+        loop {
+            match self.calls.write(&self.file, zeros) {
+                Ok(_accepted) => return Ok(true),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EINVAL) => return Ok(false),
+                    Some(libc::EIO) => return Ok(true),
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
 }
 
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
-}
-
-fn open_file(node: &Path, name: &str) -> Result<File, OpenError> {
-    // std adds O_CLOEXEC.
-    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(node);
-    opened.map_err(|source| OpenError::of_node(node, name, source))
-}
-
-/// How packets pass. `IFF_MULTI_QUEUE` only for more than one queue: it would let anyone attach a further one, and get a
-/// share of the packets.
-fn form(vnet: bool, queues: usize) -> u16 {
-    let header = if vnet { flags::VNET_HDR } else { 0 };
-    let many = if queues > 1 { flags::MULTI_QUEUE } else { 0 };
-    flags::TUN | flags::NO_PI | header | many
 }
 
 /// Of so many bytes read the header and the length of the packet.
@@ -319,55 +271,6 @@ fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> Result<usize, T
             Err(error) => match error.raw_os_error() {
                 Some(libc::EINTR) => {}
                 errno => return Err(TunError::from_errno(errno.unwrap_or(libc::EIO))),
-            },
-        }
-    }
-}
-
-/// The name as the kernel takes it, if `dev_valid_name` and `dev_alloc_name` in its net/core/dev.c would.
-pub(super) fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], OpenError> {
-    let bad = |problem| Err(OpenError::BadName { name: name.to_owned(), problem });
-    let mut field = [0; INTERFACE_NAME];
-    match field.split_last_mut().and_then(|(_end, room)| room.get_mut(..name.len())) {
-        None => return bad("it is longer than 15 bytes"),
-        Some([]) => return bad("it is empty"),
-        Some(room) => room.copy_from_slice(name.as_bytes()),
-    }
-    // 0xa0: the kernel reads a name as Latin-1, where that is a space.
-    let unfit = |byte: u8| matches!(byte, 0 | b'\t'..=b'\r' | b' ' | b'/' | b':' | 0xa0);
-    if name.bytes().any(unfit) {
-        return bad("it contains a slash, a colon, white space or NUL");
-    }
-    if name == "." || name == ".." {
-        return bad("it is a directory's");
-    }
-    if name.replacen("%d", "", 1).contains('%') {
-        return bad("it contains a % besides one %d");
-    }
-    Ok(field)
-}
-
-fn name_of(request: &InterfaceRequest) -> String {
-    let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(name).into_owned()
-}
-
-/// Whether the kernel takes and gives four bytes in front of every packet.
-///
-/// `TUNGETIFF` does not tell: `IFF_NOFILTER` has the same bit as `IFF_NO_PI`, and it sets that one always. So four
-/// zeros are sent. With packet information they are an empty packet of no protocol, for which it looks whether the
-/// device is up; without, they are a packet of IP version 0, refused in either state (`tun_get_user` in
-/// drivers/net/tun.c). A virtio-net header, if there is one, is behind the packet information and as zero.
-fn has_packet_information(mut file: &File, vnet: bool) -> io::Result<bool> {
-    let zeros = if vnet { &[0; 4 + VNET_HEADER_LEN][..] } else { &[0; 4] };
-    loop {
-        match file.write(zeros) {
-            Ok(_accepted) => return Ok(true),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR) => {}
-                Some(libc::EINVAL) => return Ok(false),
-                Some(libc::EIO) => return Ok(true),
-                _ => return Err(error),
             },
         }
     }

@@ -1,5 +1,6 @@
 //! The UDP socket on the underlay.
 
+mod bind;
 mod error;
 mod fallback;
 mod receive;
@@ -16,11 +17,13 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
 use self::fallback::Fallbacks;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
-use self::send::{Messages, Plan, Wire, send_all};
+use self::send::{Messages, Plan, send_all};
+use super::kernel::{Calls, SystemCalls};
 use super::syscall::{self, MESSAGES, Slot, SocketOption};
 use crate::Transmit;
 
@@ -87,6 +90,7 @@ pub struct UdpTransport {
     /// What flows choose from, or nothing.
     flows: Arc<[UdpSocket]>,
     fallbacks: Fallbacks,
+    calls: Calls,
 }
 
 impl UdpTransport {
@@ -99,10 +103,7 @@ impl UdpTransport {
     /// # Errors
     /// [`BindError`]; nothing is left open then.
     pub fn bind(address: SocketAddr, config: &UdpConfig) -> Result<Self, BindError> {
-        let transport = Self::bind_one(address, config, Sharing::Alone)?;
-        // After the port that was asked for, which could be among those that the kernel chooses from.
-        let flows = flow_sockets(address, config)?;
-        Ok(Self { flows, ..transport })
+        Binding::new(address, config).alone()
     }
 
     /// Makes several sockets on the same address and port, one for each thread of a program. The kernel gives each sender to
@@ -115,16 +116,7 @@ impl UdpTransport {
     /// # Errors
     /// [`BindError`]; nothing is left open then.
     pub fn bind_queues(address: SocketAddr, config: &UdpConfig, queues: NonZeroUsize) -> Result<Vec<Self>, BindError> {
-        // The first one alone, which fails if anybody has the port; only then others are let in.
-        let first = Self::bind(address, config)?;
-        if queues > NonZeroUsize::MIN {
-            syscall::set_socket_option(first.as_fd(), SocketOption::ReusePort, 1)
-                .map_err(|source| BindError::new(address, source))?;
-        }
-        // With the port that the kernel chose, if it had the choice.
-        let (address, flows) = (first.local, Arc::clone(&first.flows));
-        let another = |_| Ok(Self { flows: Arc::clone(&flows), ..Self::bind_one(address, config, Sharing::Port)? });
-        iter::once(Ok(first)).chain((1..queues.get()).map(another)).collect()
+        Binding::new(address, config).queues(queues)
     }
 
     /// Takes over a bound socket, as systemd or a privileged parent passes it on.
@@ -149,7 +141,8 @@ impl UdpTransport {
         let gso = set(SocketOption::UdpSegment, 0).is_ok();
         let gro = set(SocketOption::UdpGro, c_int::from(offload.gro)).is_ok();
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
-        Ok(Self { socket, local, offload, flows: Arc::new([]), fallbacks: Fallbacks::default() })
+        let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
+        Ok(Self { socket, local, offload, flows, fallbacks, calls })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
@@ -202,7 +195,7 @@ impl UdpTransport {
     /// [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
         let plan = Plan { gso: self.offload.gso, flows: self.flows.len(), fallbacks: &self.fallbacks };
-        send_all(&mut &*self, plan, transmits, first_segment)
+        send_all(|socket, messages| self.send_messages(socket, messages), plan, transmits, first_segment)
     }
 
     /// Receives the next datagram, or train of them, into the begin of `buffer`.
@@ -218,7 +211,7 @@ impl UdpTransport {
         let mut slot = Slot::EMPTY;
         skip_pending(|| {
             let slots = slice::from_mut(&mut slot);
-            syscall::receive_messages::<1>(self.socket.as_fd(), slots, iter::once(&mut *buffer))
+            self.calls.receive::<1>(self.socket.as_fd(), slots, iter::once(&mut *buffer))
         })?;
         RecvMeta::new(&slot, room)
     }
@@ -234,9 +227,9 @@ impl UdpTransport {
             skip_pending(|| {
                 let (socket, buffers) = (self.socket.as_fd(), bytes.chunks_exact_mut(room));
                 match slots.len() {
-                    1 => syscall::receive_messages::<1>(socket, slots, buffers),
-                    2..=16 => syscall::receive_messages::<16>(socket, slots, buffers),
-                    _ => syscall::receive_messages::<MESSAGES>(socket, slots, buffers),
+                    1 => self.calls.receive::<1>(socket, slots, buffers),
+                    2..=16 => self.calls.receive::<16>(socket, slots, buffers),
+                    _ => self.calls.receive::<MESSAGES>(socket, slots, buffers),
                 }
             })
         })
@@ -251,33 +244,29 @@ impl UdpTransport {
     /// # Errors
     /// Of the system call that failed: ENETUNREACH without a route, EMFILE without a free file descriptor.
     pub fn path_mtu(&self, destination: SocketAddr) -> io::Result<u32> {
-        let (any, option): (IpAddr, _) = match destination {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), SocketOption::Ipv4Mtu),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), SocketOption::Ipv6Mtu),
+        let any: IpAddr = match destination {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let mut source = self.local;
         source.set_port(0);
         if source.is_ipv4() != destination.is_ipv4() {
             source.set_ip(any);
         }
-        let probe = UdpSocket::bind(source)?;
-        probe.connect(destination)?;
-        let mtu = syscall::socket_option(probe.as_fd(), option)?;
-        u32::try_from(mtu).map_err(io::Error::other)
+        self.calls.path_mtu(source, destination)
     }
 
-    fn bind_one(address: SocketAddr, config: &UdpConfig, sharing: Sharing) -> Result<Self, BindError> {
-        let make = || {
-            let socket = UdpSocket::from(syscall::socket(address)?);
-            if sharing == Sharing::Port {
-                syscall::set_socket_option(socket.as_fd(), SocketOption::ReusePort, 1)?;
-            }
-            set_buffer(&socket, config.receive_buffer, SocketOption::ReceiveBufferForce, SocketOption::ReceiveBuffer)?;
-            set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
-            syscall::bind(socket.as_fd(), address)?;
-            Self::from_socket(socket, config.offload)
+    /// Sends by the socket of that number.
+    #[inline]
+    fn send_messages(&self, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        let Some(flow) = self.flows.get(socket) else {
+            return self.calls.send(self.socket.as_fd(), messages);
         };
-        make().map_err(|source| BindError::new(address, source))
+        // The caller can wait for our file descriptor, but not for this one's.
+        self.calls.send(flow.as_fd(), messages).map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN) => io::Error::from_raw_os_error(libc::ENOBUFS),
+            _ => error,
+        })
     }
 }
 
@@ -285,43 +274,6 @@ impl AsFd for UdpTransport {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-impl Wire for &UdpTransport {
-    #[inline]
-    fn send(&mut self, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
-        let Some(flow) = self.flows.get(socket) else {
-            return syscall::send_messages(self.socket.as_fd(), messages);
-        };
-        // The caller can wait for our file descriptor, but not for this one's.
-        syscall::send_messages(flow.as_fd(), messages).map_err(|error| match error.raw_os_error() {
-            Some(libc::EAGAIN) => io::Error::from_raw_os_error(libc::ENOBUFS),
-            _ => error,
-        })
-    }
-}
-
-/// Whether other sockets may have the same address and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sharing {
-    Alone,
-    Port,
-}
-
-/// Sockets on the same address that send from ports of the kernel's choice, and receive nothing.
-fn flow_sockets(address: SocketAddr, config: &UdpConfig) -> Result<Arc<[UdpSocket]>, BindError> {
-    let address = SocketAddr::new(address.ip(), 0);
-    let make = || {
-        let socket = UdpSocket::from(syscall::socket(address)?);
-        // The kernel takes that for its least, about one packet. What arrives is never read.
-        syscall::set_socket_option(socket.as_fd(), SocketOption::ReceiveBuffer, 0)?;
-        set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
-        set_sending_options(&socket, address)?;
-        syscall::bind(socket.as_fd(), address)?;
-        Ok(socket)
-    };
-    let sockets: io::Result<_> = (0..config.flow_ports).map(|_| make()).collect();
-    sockets.map_err(|source| BindError::new(address, source))
 }
 
 fn set_sending_options(socket: &UdpSocket, local: SocketAddr) -> io::Result<()> {
@@ -335,14 +287,6 @@ fn set_sending_options(socket: &UdpSocket, local: SocketAddr) -> io::Result<()> 
         set(SocketOption::Ipv6ReceiveErrors, 0)?;
     }
     Ok(())
-}
-
-fn set_buffer(socket: &UdpSocket, wish: Option<usize>, force: SocketOption, plain: SocketOption) -> io::Result<()> {
-    let Some(wish) = wish else { return Ok(()) };
-    // The kernel doubles it (SO_RCVBUF in socket(7)), and half of the largest int is its limit.
-    let size = c_int::try_from(wish).unwrap_or(c_int::MAX).min(c_int::MAX / 2);
-    syscall::set_socket_option(socket.as_fd(), force, size)
-        .or_else(|_not_permitted| syscall::set_socket_option(socket.as_fd(), plain, size))
 }
 
 #[cfg(test)]

@@ -251,9 +251,11 @@ impl Sender {
         let way = Way::from(&train);
         let longest = train.segments().map(<[u8]>::len).max().unwrap_or(0);
         let begun = self.fragmenter.map(|fragmenter| fragmenter.mtu());
+        let as_long =
+            train.segments().skip(self.trains.done()).take_while(|datagram| datagram.len() == longest).count();
         let Some(mut mtu) = begun.or_else(|| state.path_mtu(way.destination, longest, outlet, now)) else {
-            // There is nothing that could be told to the senders.
-            return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: self.trains.left() }));
+            // There is nothing that could be told to the senders. A last datagram that is shorter may fit.
+            return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: as_long.max(1) }));
         };
         let mut left = self.trains.left();
         while left > 0 {

@@ -5,13 +5,18 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use loden::Transmit;
 use loden::sys::{BindError, OpenError, RecvBatch, RecvError, Tun, TunConfig, UdpConfig, UdpTransport};
+use loden::worker::Budget;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use std::fs;
+use std::iter;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use super::support::namespace;
+use super::support::{namespace, within, worker};
 
 /// Runs a test of this program in a shell, behind a command of the shell.
 fn in_a_child(before: &str, test: &str) {
@@ -25,31 +30,108 @@ fn in_a_child(before: &str, test: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-#[test]
-fn fault_35_nothing_is_left_half_open_without_descriptors() {
-    in_a_child("ulimit -n 32", "limits::child_with_32_descriptors");
+/// How many file descriptors this process has open, less the one that tells.
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("procfs").count() - 1
 }
 
 #[test]
+fn fault_35_nothing_is_left_half_open_without_descriptors() {
+    in_a_child(":", "limits::child_with_few_descriptors");
+}
+
+/// With room for one more descriptor each time, so that whichever is opened is once the first that cannot be.
+#[test]
 #[ignore = "run by fault_35_nothing_is_left_half_open_without_descriptors"]
-fn child_with_32_descriptors() {
+fn child_with_few_descriptors() {
     let namespace = namespace();
-    let open = || fs::read_dir("/proc/self/fd").expect("procfs").count();
-    let before = open();
+    let address = ([127, 0, 0, 1], 8285).into();
+    let config = UdpConfig { flow_ports: 2, ..UdpConfig::default() };
+    let queues = NonZeroUsize::new(3).expect("not zero");
     namespace.enter(|| {
-        let many = NonZeroUsize::new(64).expect("not zero");
-        for _ in 0..3 {
-            let error = Tun::open_queues(&TunConfig::default(), many).expect_err("too many");
-            assert!(matches!(error, OpenError::Other { .. }) && error.to_string().contains("os error 24"), "{error}");
-            let address = ([127, 0, 0, 1], 8285).into();
-            let error = UdpTransport::bind_queues(address, &UdpConfig::default(), many).expect_err("too many");
-            assert!(matches!(error, BindError::Other { .. }) && error.to_string().contains("os error 24"), "{error}");
-            let flows = UdpConfig { flow_ports: 64, ..UdpConfig::default() };
-            UdpTransport::bind(address, &flows).expect_err("too many");
-            UdpTransport::bind(address, &UdpConfig::default()).expect("nobody has the port");
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
+        let limit = |descriptors| setrlimit(Resource::RLIMIT_NOFILE, descriptors, most).expect("a limit");
+        // The limit is on the numbers: those that are free below the highest are taken first.
+        let file = || fs::File::open("/dev/null").expect("opened");
+        let is_within = |file: &fs::File| file.as_raw_fd() as usize + 1 < open_descriptors();
+        let _taken: Vec<_> = iter::repeat_with(file).take_while(is_within).collect();
+        let before = open_descriptors();
+        let [mut no_device, mut no_sockets] = [0; 2];
+        for room in 0..8 {
+            limit((before + room) as u64);
+            let tuns = Tun::open_queues(&TunConfig::default(), queues);
+            limit(most);
+            if let Err(error) = &tuns {
+                no_device += 1;
+                let message = error.to_string();
+                assert!(matches!(error, OpenError::Other { .. }) && message.contains("os error 24"), "{message}");
+                assert!(namespace.link_mtu("loden0").expect("asked").is_none(), "with room for {room}");
+            }
+            drop(tuns);
+            assert_eq!(open_descriptors(), before, "with room for {room}");
+
+            limit((before + room) as u64);
+            let sockets = UdpTransport::bind_queues(address, &config, queues);
+            limit(most);
+            if let Err(error) = &sockets {
+                no_sockets += 1;
+                let message = error.to_string();
+                assert!(matches!(error, BindError::Other { .. }) && message.contains("os error 24"), "{message}");
+                UdpTransport::bind(address, &UdpConfig::default()).expect("nobody has the port");
+            }
+            drop(sockets);
+            assert_eq!(open_descriptors(), before, "with room for {room}");
         }
+        assert_eq!((no_device, no_sockets), (3, 5), "each of them was the first that could not be opened");
     });
-    assert_eq!(open(), before);
+}
+
+#[test]
+fn fault_42_dropping_closes_and_removes_all_that_was_made() {
+    in_a_child(":", "limits::child_that_drops");
+}
+
+#[test]
+#[ignore = "run by fault_42_dropping_closes_and_removes_all_that_was_made"]
+fn child_that_drops() {
+    let namespace = namespace();
+    let own = ([127, 0, 0, 1], 8285).into();
+    let config = UdpConfig { flow_ports: 2, ..UdpConfig::default() };
+    namespace.enter(|| {
+        let before = open_descriptors();
+        for queues in [1, 3] {
+            let queues = NonZeroUsize::new(queues).expect("not zero");
+            let tuns = Tun::open_queues(&TunConfig::default(), queues).expect("a device");
+            let sockets = UdpTransport::bind_queues(own, &config, queues).expect("sockets");
+            assert_eq!(open_descriptors(), before + 2 * queues.get() + 2);
+            namespace.add_address("loden0", "100.96.1.1/16".parse().expect("a network")).expect("address");
+            namespace.set_up("loden0").expect("up");
+            let mut workers: Vec<_> = tuns
+                .into_iter()
+                .zip(sockets)
+                .map(|(tun, udp)| worker(tun, udp, ([127, 0, 0, 2], 8285).into()))
+                .collect();
+            let socket = UdpSocket::bind("100.96.1.1:0").expect("bound");
+            socket.send_to(b"out", "100.96.2.3:5000").expect("sent");
+            for worker in &mut workers {
+                worker.tun_ready(Budget::default(), Instant::now()).map(drop).expect("alive");
+                worker.udp_ready(Budget::default(), Instant::now()).map(drop).expect("alive");
+            }
+            drop(socket);
+            drop(workers);
+            assert_eq!(open_descriptors(), before, "{queues} queues");
+            assert!(within(Duration::from_millis(100), || namespace.link_mtu("loden0").expect("asked").is_none()));
+            UdpTransport::bind(own, &UdpConfig::default()).expect("nobody has the port");
+        }
+        // One that was there before us stays, and one that was deleted meanwhile is closed all the same.
+        Tun::open(&TunConfig::default()).expect("a device").set_persistent(true).expect("persistent");
+        drop(Tun::open(&TunConfig { name: "loden0".into(), ..TunConfig::default() }).expect("the same"));
+        assert!(namespace.link_mtu("loden0").expect("asked").is_some());
+        let tun = Tun::open(&TunConfig { name: "loden0".into(), ..TunConfig::default() }).expect("the same");
+        namespace.delete_link("loden0").expect("deleted");
+        drop(tun);
+        assert_eq!(open_descriptors(), before);
+    });
 }
 
 #[test]
@@ -79,7 +161,7 @@ fn child_under_signals() {
     });
     let address = ([127, 0, 0, 1], 0).into();
     let bind = || UdpTransport::bind(address, &UdpConfig::default()).expect("bound");
-    let (from, to) = (bind(), bind());
+    let (from, to) = namespace().enter(|| (bind(), bind()));
     let mut batch = RecvBatch::new(32);
     let (mut sent, mut received) = (0_u32, 0_u32);
     let start = Instant::now();

@@ -7,3 +7,4 @@ mod support;
 mod trains;
 mod tun;
 mod udp;
+mod worker;

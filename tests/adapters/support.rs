@@ -2,7 +2,11 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
+use loden::forward::{Forwarder, Overlay};
+use loden::ipnet::Ipv4Net;
+use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
+use loden::worker::Worker;
 use std::net::UdpSocket;
 use std::thread;
 use std::time::Instant;
@@ -53,4 +57,13 @@ pub(crate) fn peer(address: &str) -> (UdpSocket, SocketAddr) {
     socket.set_read_timeout(Some(SOON)).expect("timeout");
     let address = socket.local_addr().expect("address");
     (socket, address)
+}
+
+/// A worker for 100.96.1.0/24 whose route to 100.96.2.0/24 leads to `peer`.
+pub(crate) fn worker(tun: Tun, udp: UdpTransport, peer: SocketAddr) -> Worker {
+    let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
+    let mut routes = RoutePublisher::bound_to(udp.local_addr());
+    assert!(routes.apply([RouteChange::Set(Route::new(net("100.96.2.0/24"), peer))]).refused.is_empty());
+    let overlay = Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), udp.local_addr());
+    Worker::new(tun, udp, Forwarder::new(overlay).expect("an overlay"), routes.reader())
 }

@@ -20,7 +20,7 @@ fn a_pattern_finds_a_free_name_and_a_name_is_kept() {
 }
 
 #[test]
-fn the_second_to_open_a_device_is_told_that_it_is_busy() {
+fn fault_39_41_the_second_to_open_a_device_is_told_that_it_is_busy() {
     namespace().enter(|| {
         let first = Tun::open(&named("loden7")).expect("first");
         let error = Tun::open(&named("loden7")).expect_err("busy");
@@ -32,7 +32,7 @@ fn the_second_to_open_a_device_is_told_that_it_is_busy() {
 }
 
 #[test]
-fn a_device_goes_with_its_owner_unless_it_is_persistent() {
+fn fault_42_a_device_goes_with_its_owner_unless_it_is_persistent() {
     let namespace = namespace();
     namespace.enter(|| {
         let exists = || namespace.link_mtu("loden0").expect("asked").is_some();
@@ -104,7 +104,7 @@ fn garbage_is_the_kernels_to_drop() {
 }
 
 #[test]
-fn down_is_an_error_of_the_packet_and_deleted_is_final() {
+fn fault_36_37_down_is_an_error_of_the_packet_and_deleted_is_final() {
     with_tun(TunOffload::NONE, |namespace, tun| {
         let mut buffer = [0; 64];
         namespace.set_down("loden0").expect("down");

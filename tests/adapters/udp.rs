@@ -52,7 +52,7 @@ fn a_train_is_cut_and_can_be_resumed() {
 }
 
 #[test]
-fn a_datagram_that_does_not_fit_is_never_returned_cut() {
+fn fault_25_a_datagram_that_does_not_fit_is_never_returned_cut() {
     namespace().enter(|| {
         let transport = transport("127.0.0.1:0");
         let (peer, _) = peer("127.0.0.1:0");
@@ -84,7 +84,7 @@ fn narrow_path() -> (Namespace, Namespace, Namespace) {
 }
 
 #[test]
-fn nothing_is_fragmented_and_the_path_tells_what_fits() {
+fn fault_29_nothing_is_fragmented_and_the_path_tells_what_fits() {
     let (left, _router, right) = narrow_path();
     let (peer, destination) = right.enter(|| peer("10.2.0.1:8285"));
     left.enter(|| {
@@ -112,7 +112,7 @@ fn nothing_is_fragmented_and_the_path_tells_what_fits() {
 }
 
 #[test]
-fn a_dead_peer_harms_nobody() {
+fn fault_33_a_dead_peer_harms_nobody() {
     namespace().enter(|| {
         let (healthy, address) = peer("127.0.0.1:0");
         let dead = peer("127.0.0.1:0").1;
@@ -136,7 +136,7 @@ fn a_dead_peer_harms_nobody() {
 }
 
 #[test]
-fn errors_that_concern_one_destination_are_told_apart() {
+fn fault_31_errors_that_concern_one_destination_are_told_apart() {
     let (left, right) = (namespace(), namespace());
     left.connect("eth0", &right, "eth0").expect("veth");
     left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");
@@ -156,7 +156,7 @@ fn errors_that_concern_one_destination_are_told_apart() {
 }
 
 #[test]
-fn a_full_send_buffer_is_waited_for() {
+fn fault_27_a_full_send_buffer_is_waited_for() {
     let (left, right) = (namespace(), namespace());
     left.connect("eth0", &right, "eth0").expect("veth");
     left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");

@@ -29,7 +29,7 @@ fn assert_forwarded(host: &Host, what: &str, edit: impl Fn(Ipv4) -> Ipv4) {
 }
 
 #[test]
-fn r1_fewer_than_20_bytes_are_too_short() {
+fn r1_fault_1_fewer_than_20_bytes_are_too_short() {
     for have in 0..20 {
         assert_dropped(&format!("{have} bytes"), DropReason::TooShort, |packet| Ipv4 { cut: Some(have), ..packet });
     }
@@ -127,7 +127,7 @@ fn r9_a_packet_that_is_all_header_is_forwarded() {
 
 /// R10, and fault 5 beside it: no combination of TOS, flags and offset changes what becomes of a packet.
 #[test]
-fn r10_reserved_bits_pass_unchanged() {
+fn r10_fault_5_reserved_bits_pass_unchanged() {
     let host = Host::ordinary();
     for tos in 0..=255 {
         assert_forwarded(&host, &format!("TOS {tos:#04x}"), |packet| Ipv4 { tos, ..packet });
@@ -141,7 +141,7 @@ fn r10_reserved_bits_pass_unchanged() {
 }
 
 #[test]
-fn r11_well_formed_options_pass_byte_for_byte() {
+fn r11_fault_4_well_formed_options_pass_byte_for_byte() {
     let lists: [(&str, Vec<u8>); 9] = [
         ("record route", RECORD_ROUTE.to_vec()),
         ("timestamp", vec![68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -176,7 +176,7 @@ fn r12_source_routes_are_dropped_unless_allowed() {
 
 /// R13 and fault 4, with every kind of option in every place.
 #[test]
-fn r13_option_lengths_that_do_not_fit() {
+fn r13_fault_4_option_lengths_that_do_not_fit() {
     let host = Host::ordinary();
     for kind in 2..=255u8 {
         for at in 0..40usize {

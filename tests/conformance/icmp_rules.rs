@@ -36,7 +36,7 @@ fn is_answered(what: &str, edit: impl Fn(Ipv4) -> Ipv4) -> bool {
 
 /// R36, R37, fault 7: every type there is. Queries and their replies are answered; errors and unknown types are not.
 #[test]
-fn r36_r37_only_known_icmp_queries_are_answered() {
+fn r36_r37_fault_7_only_known_icmp_queries_are_answered() {
     for kind in 0..=255u8 {
         for code in [0, 1, 4, 255] {
             // RFC 792, 950, 1256. 42 and 43 (RFC 8335) are neither errors nor in the list of 1995.
@@ -154,7 +154,7 @@ fn r40_r41_what_failed_a_check_has_no_answer() {
 
 /// R48 and fault 8, as a worker would do it: a million unroutable packets from one pod in a second, then one from another.
 #[test]
-fn r48_a_flood_is_answered_at_the_limit() {
+fn r48_fault_8_a_flood_is_answered_at_the_limit() {
     let host = Host::ordinary();
     let mut limiter = IcmpLimiter::default();
     let mut packet = Ipv4 { destination: NOBODY, ..outbound() }.bytes();

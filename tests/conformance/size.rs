@@ -118,7 +118,7 @@ fn fault_5_a_fragment_past_the_end_is_not_fragmented() {
 
 /// R52 and R53, fault 5: DF and the fragment fields of what fits go through as they are, both ways.
 #[test]
-fn r52_r53_fragments_and_df_pass_as_they_are() {
+fn r52_r53_fault_5_fragments_and_df_pass_as_they_are() {
     let host = Host::ordinary();
     for fragment in [DF, MF, DF | MF, 1, MF | 1, 0x1fff, DF | MF | 0x1fff] {
         let out = Ipv4 { fragment, payload: pattern(1400), ..outbound() };

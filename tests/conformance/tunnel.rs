@@ -64,7 +64,7 @@ fn fault_6_a_datagram_of_the_tunnel_inside_the_tunnel() {
 
 /// R64 and fault 12: the address counts, not the port, and an IPv4 address dressed as IPv6 is the same.
 #[test]
-fn r64_only_known_peers_and_from_any_port() {
+fn r64_fault_12_only_known_peers_and_from_any_port() {
     let host = Host::ordinary();
     for port in [1, 8285, 8286, 65_535] {
         assert_eq!(decap_reason(&host, (host_a().ip(), port).into(), &inbound()), None, "fault 12");
@@ -155,7 +155,7 @@ fn r66_only_our_own_subnet_is_delivered_to() {
 
 /// R66 with transit, and fault 13: anywhere but straight back.
 #[test]
-fn r66_transit_goes_anywhere_but_back() {
+fn r66_fault_13_transit_goes_anywhere_but_back() {
     let host = Host::new(transit(), routes());
     let foreign = Some(DropReason::ForeignDestination);
     for (destination, from_a, from_b) in [

@@ -145,6 +145,38 @@ fn fault_48_commands_are_taken_under_flood() {
     assert!(status.unwrap().expect("an end within a second").success());
 }
 
+/// Fault 50: of what others get wrong, as often as they like, a few sentences a second are said and the rest is counted; of
+/// packets, however bad, none. The tunnel's own lines come when they are due.
+#[test]
+fn fault_50_a_flood_of_mistakes_is_not_a_flood_of_sentences() {
+    let mut at = Controlled::start();
+    let said_before = at.tunnel.child.stderr().lines().count();
+    let from_peer = at.hosts.host_b.enter(|| std::net::UdpSocket::bind((TwoHosts::HOST_B, 0))).unwrap();
+    let from_pod = at.hosts.pod_a.enter(|| std::net::UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();
+    let client = at.client();
+    let (start, mut sent) = (std::time::Instant::now(), 0);
+    while start.elapsed() < 3 * SECOND / 2 {
+        client.send(&[9; 20]).unwrap();
+        client.send(&set("100.96.2.0/24", "0.0.0.0:8285")).unwrap();
+        let _ = from_peer.send_to(&[0x45; 64], (TwoHosts::HOST_A, 8285));
+        let _ = from_pod.send_to(&[0; 64], ("100.96.9.9", 9));
+        sent += 1;
+        std::thread::sleep(SECOND / 10_000);
+    }
+    at.wait_for("all of them counted", |event| {
+        event["anomalies"]["control_malformed"] == sent && event["anomalies"]["control_refused"] == sent
+    });
+    let last = at.tunnel.stop();
+    let seconds = start.elapsed().as_secs() as usize + 1;
+    let said = at.tunnel.child.stderr();
+    let lines: Vec<_> = said.lines().skip(said_before).collect();
+    // Two kinds, ten of each a second, and one line that says how many were left out.
+    assert!(lines.len() <= 2 * 11 * (seconds + 1), "{} lines in {seconds} seconds: {lines:?}", lines.len());
+    assert!(lines.iter().all(|line| line.contains("control: ") || line.contains("left out")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("left out")) && sent > 100, "{sent} of each: {lines:?}");
+    assert!(last["decap"]["in"].as_u64() > Some(10) && last["encap"]["in"].as_u64() > Some(10), "{last}");
+}
+
 /// Many clients, each with many commands at once: all of them count, the last one last.
 #[test]
 fn many_clients_are_served() {

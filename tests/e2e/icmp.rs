@@ -74,7 +74,7 @@ fn r28_every_hop_answers_when_the_ttl_runs_out() {
 /// R50, R51, R52 and fault 29: with the TUN's MTU above what the underlay carries, DF set is told 1472, and the sender's kernel
 /// heeds it; DF clear arrives in fragments.
 #[test]
-fn r50_fragmentation_needed_reaches_the_sender() {
+fn r50_fault_29_fragmentation_needed_reaches_the_sender() {
     let mut tunnels = Tunnels::with(&["--mtu", "9000"], &["--mtu", "9000"]);
     let hosts = &tunnels.hosts;
     for (namespace, link) in [
@@ -125,7 +125,7 @@ fn fault_29_a_narrower_path_is_learned_from_emsgsize() {
 /// R48 and fault 8 end to end: a flood into a hole gets burst and rate, the rest is counted, and another source still gets
 /// its first answer.
 #[test]
-fn r48_a_flood_into_a_hole_is_answered_within_limits() {
+fn r48_fault_8_a_flood_into_a_hole_is_answered_within_limits() {
     let mut tunnels = Tunnels::start();
     let hosts = &tunnels.hosts;
     let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();

@@ -138,7 +138,7 @@ fn fault_37_down_and_up_again_goes_on() {
 
 /// What comes while the device is down is counted as that, and costs nothing afterwards.
 #[test]
-fn packets_for_a_downed_device_are_counted() {
+fn fault_37_packets_for_a_downed_device_are_counted() {
     let Tunnels { hosts, a: _a, mut b } = Tunnels::start();
     hosts.host_b.set_down("loden0").unwrap();
     let quick = Ping { timeout: SECOND / 10, ..Ping::default() };
@@ -151,7 +151,7 @@ fn packets_for_a_downed_device_are_counted() {
 
 /// R61 and fault 31: a dead peer is counted and nothing else suffers.
 #[test]
-fn r61_a_dead_peer_is_its_own_affair() {
+fn r61_fault_31_a_dead_peer_is_its_own_affair() {
     let Tunnels { hosts, mut a, mut b } = Tunnels::with(&["--route", "100.96.3.0/24=10.168.0.99"], &[]);
     let start = Instant::now();
     let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();

@@ -4,7 +4,9 @@
 
 mod check;
 mod control;
+mod device;
 mod icmp;
+mod inject;
 mod lifecycle;
 mod mtu;
 mod narrow;

@@ -67,7 +67,7 @@ fn udp_of_every_size_arrives_whole() {
 
 /// Fault 38: the device's MTU goes up and down while the tunnel runs, and nothing is cut.
 #[test]
-fn an_mtu_that_changes_while_running_cuts_nothing() {
+fn fault_38_an_mtu_that_changes_while_running_cuts_nothing() {
     let mut tunnels = Tunnels::start();
     let hosts = &tunnels.hosts;
     let echo = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).unwrap();

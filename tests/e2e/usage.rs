@@ -56,7 +56,7 @@ fn mistakes_are_named() {
 
 /// Fault 39: what is in use already.
 #[test]
-fn a_busy_device_or_port_is_named() {
+fn fault_39_a_busy_device_or_port_is_named() {
     let hosts = TwoHosts::new().unwrap();
     let mut first = Tunnel::on_a(&hosts, &["--tun", "loden7"]);
     let second =
@@ -70,7 +70,7 @@ fn a_busy_device_or_port_is_named() {
 
 /// Without rights: said in a sentence.
 #[test]
-fn missing_rights_are_named() {
+fn fault_39_missing_rights_are_named() {
     let hosts = TwoHosts::new().unwrap();
     // In a user namespace of its own a child has no say in the network namespace of the host.
     let mut command = Command::new("unshare");

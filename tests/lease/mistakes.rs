@@ -10,7 +10,7 @@ use loden::route::RoutePublisher;
 use crate::{SOURCE, added, at, delete, host, lease, listed, net, ours, routes, set, snapshot};
 
 #[test]
-fn mistake_1_a_lease_that_moved_during_a_gap_is_seen_by_its_attributes() {
+fn fault_47_mistake_1_a_lease_that_moved_during_a_gap_is_seen_by_its_attributes() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3), lease("100.96.3.0/24", 4)]);
     reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, at(10));
     let narrower = ("100.96.3.0/24", Lease { mtu: Some(1400), ..lease("100.96.3.0/24", 4).1 });
@@ -23,7 +23,7 @@ fn mistake_1_a_lease_that_moved_during_a_gap_is_seen_by_its_attributes() {
 }
 
 #[test]
-fn mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
+fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
     let mut reader = LeaseReader::new("/coreos.com/network/", 8285);
     let good: [(&[u8], &[u8]); 2] = [
         (b"/coreos.com/network/subnets/100.96.2.0-24", br#"{"PublicIP":"10.168.0.3","PublicIPv6":null}"#),
@@ -71,7 +71,7 @@ fn mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
 
 /// A listing that failed has no leases to put into a snapshot; it is the source that is lost.
 #[test]
-fn mistake_3_a_failed_listing_takes_nothing_away_and_an_empty_one_does() {
+fn fault_47_mistake_3_a_failed_listing_takes_nothing_away_and_an_empty_one_does() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
     reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, at(10));
     assert_eq!(reconciler.take_changes(), []);
@@ -82,7 +82,7 @@ fn mistake_3_a_failed_listing_takes_nothing_away_and_an_empty_one_does() {
 }
 
 #[test]
-fn mistake_4_our_own_lease_is_never_a_route_and_never_removed_as_one() {
+fn fault_47_mistake_4_our_own_lease_is_never_a_route_and_never_removed_as_one() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
     assert!(reconciler.holds_own_lease());
     for (second, list) in [
@@ -102,7 +102,7 @@ fn mistake_4_our_own_lease_is_never_a_route_and_never_removed_as_one() {
 
 /// After a compaction every list succeeds and every watch fails at once, for as long as it takes.
 #[test]
-fn mistake_5_compaction_backs_off_and_is_news_once() {
+fn fault_47_mistake_5_compaction_backs_off_and_is_news_once() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
     let mut backoff = Backoff::default();
     let (mut now, mut lists, mut news) = (at(100), 0, 0);
@@ -126,7 +126,7 @@ fn mistake_5_compaction_backs_off_and_is_news_once() {
 
 /// One conflict at a time beside an ordinary lease: named, counted once, the rest routed; gone when its cause is.
 #[test]
-fn mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
+fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
     let hop = |host: u8| std::net::SocketAddr::from(([10, 168, 0, host], 8285));
     let refused = |key, hop, reason| Conflict::Refused {
         id: LeaseId { source: SOURCE, key },
@@ -191,7 +191,7 @@ fn mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
 
 /// Who had to stand back has the route as soon as the other is gone, in one change.
 #[test]
-fn mistake_6_the_loser_takes_over_when_the_winner_leaves() {
+fn fault_47_mistake_6_the_loser_takes_over_when_the_winner_leaves() {
     let (etcd, operator) = (SourceId(1), SourceId(0));
     let mut publisher = RoutePublisher::bound_to(host().underlay).owning(host().subnet);
     let mut reconciler = Reconciler::new(host());
@@ -214,7 +214,7 @@ fn mistake_6_the_loser_takes_over_when_the_winner_leaves() {
 }
 
 #[test]
-fn mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
+fn fault_47_mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
     let for_a_day = |host, second: u64| {
         let (key, lease) = lease("100.96.2.0/24", host);
         (key, Lease { expires: Some(at(second + 86_400)), ..lease })
@@ -241,7 +241,7 @@ fn mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
 
 /// There is no wall clock to jump: only time that has passed ends a lease, and a clock that goes back stands still.
 #[test]
-fn mistake_8_only_time_that_passed_ends_a_lease() {
+fn fault_47_mistake_8_only_time_that_passed_ends_a_lease() {
     let (key, lease) = lease("100.96.2.0/24", 3);
     let lease = Lease { expires: Some(at(1_000)), ..lease };
     let mut reconciler = listed([ours()]);

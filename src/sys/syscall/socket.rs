@@ -3,7 +3,8 @@
 use core::ffi::c_int;
 use core::net::SocketAddr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::address::SocketName;
 use super::checked;
@@ -27,6 +28,18 @@ pub(in crate::sys) fn bind(socket: BorrowedFd<'_>, address: SocketAddr) -> io::R
     // SAFETY: the kernel reads `length` bytes of `name`, which has as many and lives until the call returns.
     let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const name).cast(), length) };
     checked(result).map(|_zero| ())
+}
+
+/// What the kernel knows the path between two addresses to carry, in bytes of outer packet (`IP_MTU` in ip(7), `IPV6_MTU` in
+/// ipv6(7)): only a connected socket is told, so that one is made for the question.
+pub(in crate::sys) fn path_mtu(source: SocketAddr, destination: SocketAddr) -> io::Result<u32> {
+    let probe = UdpSocket::bind(source)?;
+    probe.connect(destination)?;
+    let option = match destination {
+        SocketAddr::V4(_) => SocketOption::Ipv4Mtu,
+        SocketAddr::V6(_) => SocketOption::Ipv6Mtu,
+    };
+    u32::try_from(socket_option(probe.as_fd(), option)?).map_err(io::Error::other)
 }
 
 /// The options of a socket we use, all of them an `int`.

@@ -1,12 +1,27 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
+use super::open::name_of;
 use super::*;
+use crate::sys::script::{Answer, Call, Script};
+use crate::sys::syscall::{INTERFACE_NAME, InterfaceRequest};
 use crate::wire::checksum;
+use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::ToString;
+use std::fs::OpenOptions;
+use std::io::Read;
 use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use testbed::Namespace;
+
+impl Tun {
+    /// A device whose packets a script sees to; with a header in front of each if it has any offload.
+    pub(crate) fn scripted(script: &Script, offload: TunOffload) -> Self {
+        let (file, name) = (File::open("/dev/null").expect("the null device"), "script0".to_owned());
+        let vnet = offload != TunOffload::NONE;
+        Self { file, name, created: true, vnet, offload, calls: script.into() }
+    }
+}
 
 const NEEDS: &str = "these tests make network namespaces and TUN devices, and need root";
 /// `TUN_F_CSUM` and `TUN_F_TSO4` of linux/if_tun.h.
@@ -66,7 +81,7 @@ fn the_kernel_takes_the_same_names() {
 }
 
 #[test]
-fn every_errno_of_a_packet_has_its_meaning() {
+fn fault_26_28_34_36_every_errno_of_a_packet_has_its_meaning() {
     for (errno, error, fatal) in [
         (libc::EAGAIN, TunError::WouldBlock, false),
         (libc::EBADF, TunError::Closed, true),
@@ -76,20 +91,49 @@ fn every_errno_of_a_packet_has_its_meaning() {
         (libc::ENOBUFS, TunError::Full, false),
         (libc::ENOMEM, TunError::Full, false),
     ] {
-        let mut script = [Err(libc::EINTR), Err(libc::EINTR), Err(errno), Ok(9)].into_iter();
-        let call = || script.next().expect("not called again").map_err(io::Error::from_raw_os_error);
-        assert_eq!(uninterrupted(call), Err(error));
-        assert_eq!(script.next(), Some(Ok(9)), "one call answers for one packet");
+        for offload in [TunOffload::ALL, TunOffload::NONE] {
+            let script = Script::default();
+            let tun = Tun::scripted(&script, offload);
+            let answers = [libc::EINTR, libc::EINTR, errno].map(Answer::Error);
+            for call in [Call::Read, Call::Write] {
+                script.then(call, answers);
+            }
+            assert_eq!((tun.recv(&mut [0; 64]), tun.send(&[0x45; 20])), (Err(error), Err(error)));
+            let calls = [Call::Read, Call::Write].map(|call| script.count(call));
+            assert_eq!((calls, script.is_over()), ([3, 3], true), "one call answers for one packet");
+        }
         assert_eq!(error.is_fatal(), fatal);
     }
 }
 
+/// Whichever of the queues cannot be had: the error is told with its number, and neither the others nor the device are left.
 #[test]
-fn a_missing_node_and_a_node_of_something_else_are_told() {
+fn fault_35_no_device_is_left_of_queues_that_could_not_be_had() {
+    let namespace = Namespace::new().expect(NEEDS);
+    namespace.enter(|| {
+        let queues = NonZeroUsize::new(4).expect("not zero");
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            for before in 0..4 {
+                let (script, config) = (Script::default(), TunConfig::default());
+                script.then(Call::Open, core::iter::repeat_n(Answer::All, before).chain([Answer::Error(errno)]));
+                let opening = Opening::new(Path::new(DEVICE_NODE), &config, queues);
+                match (Opening { calls: (&script).into(), ..opening }).all() {
+                    Err(OpenError::Other { source, .. }) => assert_eq!(source.raw_os_error(), Some(errno)),
+                    other => panic!("{other:?}"),
+                }
+                assert_eq!(script.count(Call::Open), before + 1);
+                assert_eq!(namespace.links().expect("links"), ["lo"]);
+            }
+        }
+    });
+}
+
+#[test]
+fn fault_39_a_missing_node_and_a_node_of_something_else_are_told() {
     for (node, errno) in
         [("/dev/net/no-such-node", libc::ENOENT), ("/dev/null/tun", libc::ENOTDIR), ("/dev/null", libc::ENOTTY)]
     {
-        match Tun::open_node(Path::new(node), &TunConfig::default()) {
+        match Opening::new(Path::new(node), &TunConfig::default(), NonZeroUsize::MIN).first() {
             Err(OpenError::MissingDevice { node: named, source }) => {
                 assert_eq!((named.as_str(), source.raw_os_error()), (node, Some(errno)));
             }
@@ -101,7 +145,7 @@ fn a_missing_node_and_a_node_of_something_else_are_told() {
 }
 
 #[test]
-fn without_rights_the_error_says_which_are_needed() {
+fn fault_39_without_rights_the_error_says_which_are_needed() {
     Namespace::new().expect(NEEDS).enter(|| {
         // In a user namespace of its own a child has no say in the network namespace of ours.
         let output = Command::new("unshare")
@@ -117,11 +161,11 @@ fn without_rights_the_error_says_which_are_needed() {
 }
 
 #[test]
-#[ignore = "run by without_rights_the_error_says_which_are_needed"]
+#[ignore = "run by fault_39_without_rights_the_error_says_which_are_needed"]
 fn child_without_rights() {
     let node = io::stdin().as_fd().try_clone_to_owned().expect("a descriptor");
-    let name = checked_name("loden%d").expect("legal");
-    let by_device = Tun::attach(node.into(), Path::new(DEVICE_NODE), &TunConfig::default(), name, 1);
+    let config = TunConfig::default();
+    let by_device = Opening::new(Path::new(DEVICE_NODE), &config, NonZeroUsize::MIN).attach(node.into());
     for error in [by_device.expect_err("by TUNSETIFF"), Tun::open(&TunConfig::default()).expect_err("by opening")] {
         assert!(matches!(error, OpenError::NoPermission { .. }), "{error:?}");
         assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
@@ -129,7 +173,7 @@ fn child_without_rights() {
 }
 
 #[test]
-fn a_descriptor_must_carry_bare_ip() {
+fn fault_39_a_descriptor_must_carry_bare_ip() {
     let namespace = Namespace::new().expect(NEEDS);
     namespace.enter(|| {
         for (number, (flags, reason)) in [
@@ -163,7 +207,7 @@ fn a_descriptor_must_carry_bare_ip() {
 }
 
 #[test]
-fn a_name_that_is_taken_by_another_kind_is_told() {
+fn fault_39_a_name_that_is_taken_by_another_kind_is_told() {
     let namespace = Namespace::new().expect(NEEDS);
     namespace.connect("veth7", &Namespace::new().expect("namespace"), "far").expect("veth");
     namespace.enter(|| {
@@ -178,7 +222,7 @@ fn a_name_that_is_taken_by_another_kind_is_told() {
 
 /// A UDP checksum that is left to the hardware is that of the pseudo header alone.
 #[test]
-fn offloads_that_were_left_behind_are_switched_off() {
+fn fault_40_offloads_that_were_left_behind_are_switched_off() {
     let namespace = Namespace::new().expect(NEEDS);
     namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
     namespace.enter(|| {
@@ -188,12 +232,18 @@ fn offloads_that_were_left_behind_are_switched_off() {
         namespace.add_address("loden0", "100.96.1.1/16".parse().expect("a network")).expect("address");
         namespace.set_up("loden0").expect("up");
         drop(former);
-        let inherited = || raw("loden0", flags::TUN | flags::NO_PI);
+        let inherited = || {
+            let fd = raw("loden0", flags::TUN | flags::NO_PI);
+            set_non_blocking(&fd).expect("set");
+            fd
+        };
         let mut untouched = File::from(inherited());
         let socket = UdpSocket::bind("100.96.1.1:0").expect("bound");
         let mut buffer = [0; 2048];
-        socket.send_to(b"partial", "100.96.2.3:9").expect("sent");
-        let length = untouched.read(&mut buffer).expect("received");
+        let length = first_of_many(&socket, || match untouched.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            length => Some(length.expect("received")),
+        });
         assert!(!udp_checksum_holds(&buffer[..length]), "otherwise this test tests nothing");
         drop(untouched);
 
@@ -202,8 +252,7 @@ fn offloads_that_were_left_behind_are_switched_off() {
         drop(taken_over);
         let tun = Tun::open(&named("loden0")).expect("attached");
         assert!(!tun.created());
-        socket.send_to(b"whole", "100.96.2.3:9").expect("sent");
-        let length = tun.recv(&mut buffer).expect("received").len;
+        let length = first_of_many(&socket, || unless_empty(tun.recv(&mut buffer))).len;
         assert!(udp_checksum_holds(&buffer[..length]));
     });
 }
@@ -219,6 +268,15 @@ fn fault_15_a_read_shorter_than_the_header_is_an_error_of_that_packet() {
     for len in [0, 1, 65_535] {
         assert_eq!(received(VNET_HEADER_LEN + len, header.to_bytes()), Ok(TunMeta { len, header }));
     }
+    let script = Script::default();
+    let tun = Tun::scripted(&script, TunOffload::ALL);
+    for len in 0..=VNET_HEADER_LEN {
+        script.give_packet(&header.to_bytes()[..len]);
+    }
+    for len in 0..VNET_HEADER_LEN {
+        assert_eq!(tun.recv(&mut [0; 64]), Err(TunError::Headless { len }));
+    }
+    assert_eq!(tun.recv(&mut [0; 64]), Ok(TunMeta { len: 0, header }));
 }
 
 /// A device whose header is 12 bytes, as virtio's with `num_buffers`, and in the machine's order or none.
@@ -250,7 +308,7 @@ fn fault_40_the_header_of_a_former_process_becomes_ours() {
             let tun = tun.expect("ours");
             assert_eq!((tun.created(), tun.offload().tso), (false, true));
             let mut buffer = [0; 64];
-            let meta = first_of_many(&tun, &socket, &mut buffer);
+            let meta = first_of_many(&socket, || unless_empty(tun.recv(&mut buffer)));
             assert_eq!((meta.len, &buffer[28..31]), (31, &b"out"[..]));
             assert_eq!((meta.header.flags, meta.header.csum_start, meta.header.csum_offset), (1, 20, 6));
             tun.send(&buffer[..31]).expect("sent");
@@ -273,17 +331,24 @@ fn a_descriptor_without_a_header_grants_no_offloads() {
     });
 }
 
-/// A packet to 100.96.2.3. The kernel drops those that are sent until a worker of its own (net/core/link_watch.c) has noticed
-/// that there is somebody at the device.
-fn first_of_many(tun: &Tun, socket: &UdpSocket, buffer: &mut [u8]) -> TunMeta {
+/// What is received of packets to 100.96.2.3. The kernel drops those that are sent until a worker of its own
+/// (net/core/link_watch.c) has noticed that there is somebody at the device.
+fn first_of_many<T>(socket: &UdpSocket, mut receive: impl FnMut() -> Option<T>) -> T {
     for _ in 0..5000 {
         socket.send_to(b"out", "100.96.2.3:5000").expect("sent");
-        match tun.recv(buffer) {
-            Err(TunError::WouldBlock) => std::thread::sleep(core::time::Duration::from_millis(1)),
-            received => return received.expect("received"),
+        match receive() {
+            None => std::thread::sleep(core::time::Duration::from_millis(1)),
+            Some(received) => return received,
         }
     }
     panic!("nothing comes out of the device");
+}
+
+fn unless_empty(received: Result<TunMeta, TunError>) -> Option<TunMeta> {
+    match received {
+        Err(TunError::WouldBlock) => None,
+        received => Some(received.expect("received")),
+    }
 }
 
 fn udp_checksum_holds(packet: &[u8]) -> bool {

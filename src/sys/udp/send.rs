@@ -1,6 +1,7 @@
 //! How transmits are cut into messages, and what each error of the system call means for the rest.
 
 use core::ffi::c_int;
+use core::net::IpAddr;
 use core::num::NonZeroUsize;
 use std::io;
 
@@ -9,12 +10,6 @@ use super::fallback::Fallbacks;
 use crate::Transmit;
 use crate::sys::syscall::{MESSAGES, Message};
 use crate::transmit::Trains;
-
-/// A system call that sends messages, or in a test what stands in for it.
-pub(super) trait Wire {
-    /// Sends the first of `messages`, which is never empty, by the socket of that number. Returns how many it sent.
-    fn send(&mut self, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize>;
-}
 
 /// What does not change while transmits are sent.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +28,10 @@ struct Place {
     segment: usize,
 }
 
-/// Sends what is in `transmits` from the datagram `first_segment` of the first one on.
+/// Sends what is in `transmits` from the datagram `first_segment` of the first one on. `send` sends the first of the messages
+/// it is given, of which there is at least one, by the socket of that number, and returns how many it sent.
 pub(super) fn send_all(
-    wire: &mut impl Wire,
+    send: impl Fn(usize, &mut Messages<'_, '_>) -> io::Result<usize>,
     plan: Plan<'_>,
     transmits: &[Transmit<'_>],
     first_segment: usize,
@@ -47,12 +43,12 @@ pub(super) fn send_all(
     let mut one_by_one = None;
     loop {
         let mut counts = [0; MESSAGES];
-        let segmented = plan.gso && one_by_one != Some(place);
-        let mut messages = Messages { plan, transmits, place, segmented, socket: None, counts: counts.iter_mut() };
+        let trainless = if one_by_one == Some(place) { destination_at(transmits, place) } else { None };
+        let mut messages = Messages { plan, transmits, place, trainless, socket: None, counts: counts.iter_mut() };
         let Some(first) = messages.peek() else { return Ok(()) };
         place = messages.place;
         let socket = plan.socket_of(first.transmit);
-        let error = match wire.send(socket, &mut messages) {
+        let error = match send(socket, &mut messages) {
             // Not a thing the kernel does with at least one message; it must not become a loop without end.
             Ok(0) => libc::EIO,
             Ok(sent) => {
@@ -123,6 +119,11 @@ impl Place {
     }
 }
 
+#[cold]
+fn destination_at(transmits: &[Transmit<'_>], place: Place) -> Option<IpAddr> {
+    transmits.get(place.transmit).map(|transmit| transmit.destination.ip())
+}
+
 #[inline]
 fn segment_size(transmit: &Transmit<'_>) -> usize {
     transmit.segment_size.map_or(transmit.contents.len().max(1), NonZeroUsize::get)
@@ -136,7 +137,8 @@ pub(super) struct Messages<'m, 'c> {
     plan: Plan<'m>,
     transmits: &'m [Transmit<'m>],
     place: Place,
-    segmented: bool,
+    /// Where nothing goes in trains, beside the places that are remembered.
+    trainless: Option<IpAddr>,
     /// The socket of the first message; the messages end before another one's.
     socket: Option<usize>,
     counts: core::slice::IterMut<'c, u8>,
@@ -162,7 +164,8 @@ impl<'m> Messages<'m, '_> {
         if rest.len() <= size {
             return Some(Next { transmit, payload: rest, segments: 1, size });
         }
-        let most = if !self.segmented || self.plan.fallbacks.contains(transmit.destination.ip()) {
+        let peer = transmit.destination.ip();
+        let most = if !self.plan.gso || self.trainless == Some(peer) || self.plan.fallbacks.contains(peer) {
             1
         } else {
             (Trains::BYTES_MAX / size).clamp(1, Trains::SEGMENTS_MAX)

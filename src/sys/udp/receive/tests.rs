@@ -2,54 +2,113 @@ use super::*;
 use alloc::vec::Vec;
 use core::ffi::c_int;
 
-fn scripted<T>(script: Vec<Result<T, i32>>) -> impl FnMut() -> io::Result<T> {
-    let mut script = script.into_iter();
-    move || script.next().unwrap_or(Err(libc::EBADF)).map_err(io::Error::from_raw_os_error)
-}
+use crate::sys::script::{Answer, Arrival, Call, Script};
+use crate::sys::{UdpOffload, UdpTransport};
 
 fn from() -> SocketAddr {
     ([10, 168, 0, 3], 8285).into()
 }
 
+fn scripted() -> (Script, UdpTransport) {
+    let script = Script::default();
+    let transport = UdpTransport::scripted(&script, UdpOffload::ALL, 0);
+    (script, transport)
+}
+
+/// What is received of one datagram of 7 bytes after so many errors, alone and in batches of each kind of call.
+fn outcome(errors: &[c_int]) -> Result<usize, RecvError> {
+    let (script, transport) = scripted();
+    let (mut outcomes, mut buffer) = (Vec::new(), [0; 64]);
+    for messages in [0, 1, 2, 16, 17, 32] {
+        script.then(Call::Receive, errors.iter().copied().map(Answer::Error));
+        script.give_datagram(from(), b"7 bytes");
+        let mut batch = RecvBatch::with_buffers(messages, 64);
+        let received = match messages {
+            0 => transport.recv(&mut buffer).map(|meta| meta.len),
+            _ => transport.recv_batch(&mut batch).map(|_| batch.get_mut(0).unwrap().unwrap().0.len),
+        };
+        outcomes.push(received);
+        if received.is_err() {
+            assert_eq!(transport.recv(&mut buffer).map(|meta| meta.len), Ok(7), "it is there still");
+        }
+        assert!(script.is_over());
+    }
+    assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "{outcomes:?}");
+    outcomes[0]
+}
+
+/// What became of a packet sent earlier costs none that arrives; with no end to it the caller has a say.
 #[test]
-fn pending_errors_are_skipped_but_not_for_ever() {
-    let outcome =
-        |errors: &[i32]| skip_pending(scripted(errors.iter().map(|errno| Err(*errno)).chain([Ok(7)]).collect()));
-    assert_eq!(outcome(&[libc::EINTR; 100]), Ok(7));
+fn fault_33_pending_errors_are_skipped_but_not_for_ever() {
     assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS]), Ok(7));
     assert_eq!(outcome(&[libc::EMSGSIZE, libc::EHOSTUNREACH, libc::EINTR, libc::ENETUNREACH]), Ok(7));
     assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS + 1]), Err(RecvError::Other(libc::ECONNREFUSED)));
     assert_eq!(outcome(&[libc::ECONNREFUSED, libc::EAGAIN]), Err(RecvError::WouldBlock));
-    assert_eq!(outcome(&[libc::ENOMEM]), Err(RecvError::Other(libc::ENOMEM)));
-    assert_eq!(outcome(&[libc::EBADF]), Err(RecvError::Closed));
+}
+
+#[test]
+fn fault_26_28_34_every_errno_of_a_receive_has_its_meaning() {
+    assert_eq!(outcome(&[libc::EINTR; 100]), Ok(7));
+    for (errno, error) in [
+        (libc::EAGAIN, RecvError::WouldBlock),
+        (libc::EBADF, RecvError::Closed),
+        (libc::ENOBUFS, RecvError::Other(libc::ENOBUFS)),
+        (libc::ENOMEM, RecvError::Other(libc::ENOMEM)),
+    ] {
+        assert_eq!(outcome(&[errno]), Err(error));
+        assert_eq!(outcome(&[libc::EINTR, errno]), Err(error));
+        assert_eq!(error.is_fatal(), errno == libc::EBADF);
+    }
+}
+
+/// A call that was interrupted in the midst of a batch tells of what it has, and the next one goes on behind it.
+#[test]
+fn fault_26_a_batch_in_parts_is_whole_and_in_order() {
+    let (script, transport) = scripted();
+    (0..100).for_each(|number| script.give_datagram(from(), &[number]));
+    let parts = [1, 7, 16, 2, 31, 32, 32].map(Answer::AtMost);
+    script.then(Call::Receive, parts.into_iter().flat_map(|part| [Answer::Error(libc::EINTR), part]));
+    let mut batch = RecvBatch::with_buffers(32, 64);
+    let mut all = Vec::new();
+    while let Ok(count) = transport.recv_batch(&mut batch) {
+        assert!(count == batch.len() && count == batch.iter_mut().count());
+        all.extend(batch.iter_mut().map(|message| message.unwrap().1[0]));
+    }
+    assert!(all.into_iter().eq(0..100) && script.is_over() && batch.is_empty());
 }
 
 #[test]
 fn fault_24_a_stride_that_cannot_be_makes_one_datagram() {
-    let stride = |length: usize, segment: Option<c_int>| {
-        RecvMeta::new(&Slot::scripted(from(), length, segment, 0), BUFFER).map(|meta| (meta.len, meta.stride))
+    let (script, transport) = scripted();
+    let mut buffer = Vec::from([0; 4000]);
+    let mut stride = |length: usize, segment: Option<c_int>| {
+        script.give_message(Arrival {
+            from: from(),
+            bytes: Vec::from([7; 3000])[..length].to_vec(),
+            segment,
+            flags: 0,
+        });
+        let meta = transport.recv(&mut buffer).unwrap();
+        (meta.len, meta.stride)
     };
     for segment in [None, Some(0), Some(-1), Some(c_int::MIN), Some(3001), Some(c_int::MAX), Some(0x0578_0000)] {
-        assert_eq!(stride(3000, segment), Ok((3000, 3000)), "{segment:?}");
-        assert_eq!(stride(0, segment), Ok((0, 0)), "{segment:?}");
+        assert_eq!(stride(3000, segment), (3000, 3000), "{segment:?}");
+        assert_eq!(stride(0, segment), (0, 0), "{segment:?}");
     }
     for segment in [1, 1400, 1500, 2999, 3000] {
-        assert_eq!(stride(3000, Some(segment)), Ok((3000, segment as usize)));
+        assert_eq!(stride(3000, Some(segment)), (3000, segment as usize));
     }
 }
 
 #[test]
 fn fault_25_what_was_cut_is_an_error_of_that_message_alone() {
+    let (script, transport) = scripted();
     let mut batch = RecvBatch::with_buffers(5, 100);
-    let script = [(100, 0), (101, libc::MSG_TRUNC), (99, libc::MSG_CTRUNC), (100, libc::MSG_TRUNC), (7, 0)];
-    let filled = batch.fill(|slots, bytes, room| {
-        for ((slot, (length, flags)), buffer) in slots.iter_mut().zip(script).zip(bytes.chunks_exact_mut(room)) {
-            *slot = Slot::scripted(from(), length, Some(50), flags);
-            buffer.fill(length as u8);
-        }
-        Ok(script.len())
-    });
-    assert_eq!((filled, batch.len(), batch.is_empty()), (Ok(5), 5, false));
+    for (length, flags) in [(100, 0), (101, 0), (99, libc::MSG_CTRUNC), (100, libc::MSG_TRUNC), (7, 0)] {
+        let bytes = Vec::from([length as u8; 101])[..length].to_vec();
+        script.give_message(Arrival { from: from(), bytes, segment: Some(50), flags });
+    }
+    assert_eq!((transport.recv_batch(&mut batch), batch.len(), batch.is_empty()), (Ok(5), 5, false));
     let expected = [
         Ok((100, 50)),
         Err(RecvError::Truncated { len: 101, have: 100 }),
@@ -69,7 +128,7 @@ fn fault_25_what_was_cut_is_an_error_of_that_message_alone() {
         assert_eq!(found, expected);
     }
     assert!(batch.get_mut(5).is_none());
-    assert_eq!(batch.fill(|_, _, _| Err(RecvError::WouldBlock)), Err(RecvError::WouldBlock));
+    assert_eq!(transport.recv_batch(&mut batch), Err(RecvError::WouldBlock));
     assert!(batch.is_empty() && batch.get_mut(0).is_none() && batch.iter_mut().next().is_none());
 }
 

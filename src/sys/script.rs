@@ -1,0 +1,356 @@
+//! A kernel that does as it is told: what stands in for the system calls in tests of the adapters and of the worker.
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test may fail by panicking")]
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ffi::c_int;
+use core::net::{IpAddr, SocketAddr};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+
+use super::kernel::{Kernel, SystemCalls};
+use super::syscall::{MESSAGES, Message, Slot};
+use crate::offload::VNET_HEADER_LEN;
+use crate::wire::Ecn;
+
+/// What the adapters of these tests are made with: the kernel, unless they are given a script.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Calls(Option<Script>);
+
+/// Which system call, whatever its variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Call {
+    Open,
+    PathMtu,
+    Read,
+    Receive,
+    Send,
+    Socket,
+    Write,
+}
+
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// All it is asked for, as far as the script's other rules let it.
+    All,
+    /// The same for so many messages at most.
+    AtMost(usize),
+    /// Nothing; it fails with that error number.
+    Error(c_int),
+}
+
+/// A message that arrives at the socket.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) from: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
+    /// What the kernel says of the size of segments.
+    pub(crate) segment: Option<c_int>,
+    /// `MSG_*`. `MSG_TRUNC` comes of itself when the bytes do not fit.
+    pub(crate) flags: c_int,
+}
+
+/// A message that the socket took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// By which descriptor.
+    pub(crate) socket: RawFd,
+    pub(crate) to: SocketAddr,
+    pub(crate) datagrams: Vec<Vec<u8>>,
+    pub(crate) ecn: Ecn,
+}
+
+/// The script, and what was done by it. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Script(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    answers: BTreeMap<Call, VecDeque<Answer>>,
+    calls: BTreeMap<Call, usize>,
+    /// What reads of the device give, with its header if there is one.
+    packets: VecDeque<Vec<u8>>,
+    arrivals: VecDeque<Arrival>,
+    /// Whether the last of either is never used up.
+    endless: bool,
+    /// Trains to these fail with that error number.
+    no_trains: BTreeMap<IpAddr, c_int>,
+    /// What the paths to these carry, in bytes of outer packet, and what a train of longer datagrams is told.
+    paths: BTreeMap<IpAddr, (u32, c_int)>,
+    /// What writes of super-packets fail with.
+    no_super_packets: Option<c_int>,
+    /// The messages that each call took.
+    sent: Vec<Vec<Sent>>,
+    written: Vec<Vec<u8>>,
+}
+
+impl Script {
+    /// What the next calls of that kind do, after those that were said already. Without a word a call does all.
+    pub(crate) fn then(&self, call: Call, answers: impl IntoIterator<Item = Answer>) {
+        self.state().answers.entry(call).or_default().extend(answers);
+    }
+
+    /// The next calls of that kind do all they are asked for, whatever was said.
+    pub(crate) fn forget(&self, call: Call) {
+        self.state().answers.remove(&call);
+    }
+
+    /// The next packet out of the device, with its header if there is one.
+    pub(crate) fn give_packet(&self, bytes: &[u8]) {
+        self.state().packets.push_back(bytes.to_vec());
+    }
+
+    pub(crate) fn give_message(&self, arrival: Arrival) {
+        self.state().arrivals.push_back(arrival);
+    }
+
+    /// A single datagram.
+    pub(crate) fn give_datagram(&self, from: SocketAddr, bytes: &[u8]) {
+        self.give_message(Arrival { from, bytes: bytes.to_vec(), segment: None, flags: 0 });
+    }
+
+    /// From now on the last packet and the last message that were given come for ever.
+    pub(crate) fn never_end(&self) {
+        self.state().endless = true;
+    }
+
+    pub(crate) fn refuse_trains(&self, to: IpAddr, errno: c_int) {
+        self.state().no_trains.insert(to, errno);
+    }
+
+    /// From now on the path carries outer packets of so many bytes. A longer datagram fails with EMSGSIZE, a train of such with
+    /// what is said.
+    pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, train_errno: c_int) {
+        self.state().paths.insert(to, (mtu, train_errno));
+    }
+
+    pub(crate) fn refuse_super_packets(&self, errno: c_int) {
+        self.state().no_super_packets = Some(errno);
+    }
+
+    /// How many calls of that kind there were, whatever became of them.
+    pub(crate) fn count(&self, call: Call) -> usize {
+        self.state().calls.get(&call).copied().unwrap_or_default()
+    }
+
+    /// Whether all packets and messages were taken.
+    pub(crate) fn is_given(&self) -> bool {
+        let state = self.state();
+        state.packets.is_empty() && state.arrivals.is_empty()
+    }
+
+    /// The same, and all answers too.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_given() && self.state().answers.values().all(VecDeque::is_empty)
+    }
+
+    /// The messages that each call took since it was asked last.
+    pub(crate) fn take_sends(&self) -> Vec<Vec<Sent>> {
+        core::mem::take(&mut self.state().sent)
+    }
+
+    /// All datagrams that were taken since it was asked last, in order.
+    pub(crate) fn take_datagrams(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+        let messages = self.take_sends().into_iter().flatten();
+        messages.flat_map(|sent| sent.datagrams.into_iter().map(move |datagram| (sent.to, datagram))).collect()
+    }
+
+    /// All that was written since it was asked last, with its header if the device has one.
+    pub(crate) fn take_written(&self) -> Vec<Vec<u8>> {
+        core::mem::take(&mut self.state().written)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl From<&Script> for Calls {
+    fn from(script: &Script) -> Self {
+        Self(Some(script.clone()))
+    }
+}
+
+impl State {
+    /// The next answer of that kind; an error is returned as one.
+    fn answer(&mut self, call: Call) -> io::Result<Answer> {
+        *self.calls.entry(call).or_default() += 1;
+        match self.answers.get_mut(&call).and_then(VecDeque::pop_front).unwrap_or(Answer::All) {
+            Answer::Error(errno) => Err(io::Error::from_raw_os_error(errno)),
+            answer @ (Answer::All | Answer::AtMost(_)) => Ok(answer),
+        }
+    }
+
+    fn send(&mut self, socket: RawFd, messages: &[Message<'_>]) -> io::Result<usize> {
+        assert!((1..=MESSAGES).contains(&messages.len()));
+        messages.iter().for_each(assert_sound);
+        let mut most = match self.answer(Call::Send)? {
+            Answer::AtMost(most) => most.min(messages.len()),
+            Answer::All | Answer::Error(_) => messages.len(),
+        };
+        let failure = |(at, message)| self.refuses(message).map(|errno| (at, errno));
+        match messages.iter().enumerate().find_map(failure) {
+            Some((0, errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Some((at, _)) => most = most.min(at),
+            None => {}
+        }
+        self.sent.push(messages.iter().take(most).map(|message| Sent::new(socket, message)).collect());
+        Ok(most)
+    }
+
+    fn refuses(&self, message: &Message<'_>) -> Option<c_int> {
+        let peer = message.destination.ip();
+        if let (Some(_), Some(errno)) = (message.segment, self.no_trains.get(&peer)) {
+            return Some(*errno);
+        }
+        let (mtu, of_train) = *self.paths.get(&peer)?;
+        let longest = message.segment.map_or(message.payload.len(), usize::from);
+        let errno = if message.segment.is_some() { of_train } else { libc::EMSGSIZE };
+        (longest + OUTER_HEADERS > mtu as usize).then_some(errno)
+    }
+
+    fn receive<'b>(&mut self, slots: &mut [Slot], buffers: impl Iterator<Item = &'b mut [u8]>) -> io::Result<usize> {
+        let most = match self.answer(Call::Receive)? {
+            Answer::AtMost(most) => most.min(slots.len()),
+            Answer::All | Answer::Error(_) => slots.len(),
+        };
+        let mut count = 0;
+        for (slot, buffer) in slots.iter_mut().take(most).zip(buffers) {
+            let Some(arrival) = next(&mut self.arrivals, self.endless) else { break };
+            let (len, fits) = (arrival.bytes.len(), arrival.bytes.len().min(buffer.len()));
+            buffer[..fits].copy_from_slice(&arrival.bytes[..fits]);
+            let cut = if fits < len { libc::MSG_TRUNC } else { 0 };
+            *slot = Slot::scripted(arrival.from, len, arrival.segment, arrival.flags | cut);
+            count += 1;
+        }
+        if count == 0 { Err(io::Error::from_raw_os_error(libc::EAGAIN)) } else { Ok(count) }
+    }
+
+    fn read<'b>(&mut self, parts: impl Iterator<Item = &'b mut [u8]>) -> io::Result<usize> {
+        self.answer(Call::Read)?;
+        let packet = next(&mut self.packets, self.endless).ok_or_else(|| io::Error::from_raw_os_error(libc::EAGAIN))?;
+        let mut left = &packet[..];
+        for part in parts {
+            let (now, later) = left.split_at(left.len().min(part.len()));
+            part[..now.len()].copy_from_slice(now);
+            left = later;
+        }
+        // What does not fit is cut, and nothing said.
+        Ok(packet.len() - left.len())
+    }
+
+    fn write(&mut self, bytes: Vec<u8>, gso_type: u8) -> io::Result<usize> {
+        self.answer(Call::Write)?;
+        if let Some(errno) = self.no_super_packets.filter(|_| gso_type != 0) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.written.push(bytes);
+        Ok(self.written.last().map_or(0, Vec::len))
+    }
+}
+
+/// IPv4 and UDP.
+const OUTER_HEADERS: usize = 28;
+
+/// The next in line, which stays there if the line has no end.
+fn next<T: Clone>(line: &mut VecDeque<T>, endless: bool) -> Option<T> {
+    if endless && line.len() == 1 { line.front().cloned() } else { line.pop_front() }
+}
+
+/// What no message may be, whatever the kernel would say to it.
+fn assert_sound(message: &Message<'_>) {
+    let segments = message.segment.map_or(1, |size| message.payload.len().div_ceil(usize::from(size)));
+    assert_eq!(message.segment.is_some(), segments > 1, "no UDP_SEGMENT for a single datagram");
+    assert!(segments <= 64 && (segments == 1 || message.payload.len() <= 65_507));
+}
+
+impl Sent {
+    fn new(socket: RawFd, message: &Message<'_>) -> Self {
+        let size = message.segment.map_or(message.payload.len().max(1), usize::from);
+        let empty = message.payload.is_empty().then(Vec::new);
+        let datagrams = message.payload.chunks(size).map(<[u8]>::to_vec).chain(empty).collect();
+        Self { socket, to: message.destination, datagrams, ecn: message.ecn }
+    }
+}
+
+impl SystemCalls for Calls {
+    fn open(&self, node: &Path) -> io::Result<File> {
+        if let Some(script) = &self.0 {
+            script.state().answer(Call::Open)?;
+        }
+        Kernel.open(node)
+    }
+
+    fn socket(&self, family_of: SocketAddr) -> io::Result<OwnedFd> {
+        if let Some(script) = &self.0 {
+            script.state().answer(Call::Socket)?;
+        }
+        Kernel.socket(family_of)
+    }
+
+    fn send<'m>(&self, socket: BorrowedFd<'_>, messages: impl Iterator<Item = Message<'m>>) -> io::Result<usize> {
+        match &self.0 {
+            None => Kernel.send(socket, messages),
+            Some(script) => script.state().send(socket.as_raw_fd(), &messages.take(MESSAGES).collect::<Vec<_>>()),
+        }
+    }
+
+    fn receive<'b, const N: usize>(
+        &self,
+        socket: BorrowedFd<'_>,
+        slots: &mut [Slot],
+        buffers: impl Iterator<Item = &'b mut [u8]>,
+    ) -> io::Result<usize> {
+        match &self.0 {
+            None => Kernel.receive::<N>(socket, slots, buffers),
+            Some(script) => {
+                assert!(slots.len() <= N, "what does not fit into one call is not asked of it");
+                script.state().receive(slots, buffers)
+            }
+        }
+    }
+
+    fn read(&self, device: &File, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.0 {
+            None => Kernel.read(device, buffer),
+            Some(script) => script.state().read(core::iter::once(buffer)),
+        }
+    }
+
+    fn read_parts(&self, device: &File, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match &self.0 {
+            None => Kernel.read_parts(device, parts),
+            Some(script) => script.state().read(parts.iter_mut().map(|part| &mut **part)),
+        }
+    }
+
+    fn write(&self, device: &File, bytes: &[u8]) -> io::Result<usize> {
+        match &self.0 {
+            None => Kernel.write(device, bytes),
+            Some(script) => script.state().write(bytes.to_vec(), 0),
+        }
+    }
+
+    fn write_parts(&self, device: &File, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.0 {
+            None => Kernel.write_parts(device, parts),
+            Some(script) => {
+                let [header, _] = parts else { panic!("a header and a packet") };
+                assert_eq!(header.len(), VNET_HEADER_LEN);
+                script.state().write(parts.iter().flat_map(|part| part.iter().copied()).collect(), header[1])
+            }
+        }
+    }
+
+    fn path_mtu(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<u32> {
+        let Some(script) = &self.0 else { return Kernel.path_mtu(source, destination) };
+        let mut state = script.state();
+        state.answer(Call::PathMtu)?;
+        Ok(state.paths.get(&destination.ip()).map_or(1500, |(mtu, _)| *mtu))
+    }
+}

@@ -1,0 +1,128 @@
+//! How a device is made or attached to, with one queue or several.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::num::NonZeroUsize;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::{OpenError, Tun, TunConfig, TunOffload, flags};
+use crate::sys::kernel::{Calls, SystemCalls};
+use crate::sys::syscall::{self, INTERFACE_NAME, InterfaceRequest};
+
+/// What is being opened, and by what.
+#[derive(Clone, Debug)]
+pub(super) struct Opening<'a> {
+    pub(super) calls: Calls,
+    pub(super) node: &'a Path,
+    pub(super) config: &'a TunConfig,
+    pub(super) queues: usize,
+}
+
+impl<'a> Opening<'a> {
+    pub(super) fn new(node: &'a Path, config: &'a TunConfig, queues: NonZeroUsize) -> Self {
+        Self { calls: Calls::default(), node, config, queues: queues.get() }
+    }
+
+    /// All queues.
+    pub(super) fn all(&self) -> Result<Vec<Tun>, OpenError> {
+        let mut all = vec![self.first()?];
+        for _ in 1..self.queues {
+            if let Some(first) = all.first() {
+                let next = self.another(first)?;
+                all.push(next);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The first queue, or the only one.
+    pub(super) fn first(&self) -> Result<Tun, OpenError> {
+        // First of all, so that a name that cannot be is not blamed on the host.
+        checked_name(&self.config.name)?;
+        self.attach(self.file(&self.config.name)?)
+    }
+
+    /// Makes a device or takes over what is there, on a node that is open.
+    pub(super) fn attach(&self, file: File) -> Result<Tun, OpenError> {
+        let Self { ref calls, node, config, queues } = *self;
+        let name = checked_name(&config.name)?;
+        let vnet = config.offload != TunOffload::NONE;
+        let form = form(vnet, queues);
+        let attach = |more| syscall::set_interface(file.as_fd(), InterfaceRequest::new(name, form | more));
+        let (attached, existed) = match attach(flags::EXCLUSIVE) {
+            // There is a device of that name. If it is a persistent TUN device that nobody uses, it can be ours.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => (attach(0), true),
+            result => (result, false),
+        };
+        let request = attached.map_err(|source| OpenError::of_device(node, &config.name, queues, source))?;
+        let name = name_of(&request);
+        let now = match syscall::interface(file.as_fd()) {
+            Ok(now) => now.flags,
+            Err(source) => return Err(OpenError::Other { name, doing: "read the flags of", source }),
+        };
+        // A device of several queues lets us in beside another process, and then keeps the form of that one.
+        let persistent = now & flags::PERSIST != 0;
+        let shared = queues > 1 && existed && !persistent;
+        if shared || now & flags::VNET_HDR != form & flags::VNET_HDR {
+            return Err(OpenError::Busy { name });
+        }
+        // The device may have vanished between the two attempts, so that the second one made it. One that was there
+        // before us is persistent, because nobody held it; one that we made is not yet.
+        let (created, calls) = (!persistent, calls.clone());
+        Tun { file, name, created, vnet, offload: config.offload, calls }.configured()
+    }
+
+    /// One queue more. All that was configured is the device's.
+    fn another(&self, first: &Tun) -> Result<Tun, OpenError> {
+        let Tun { ref name, created, vnet, offload, ref calls, .. } = *first;
+        let file = self.file(name)?;
+        let request = InterfaceRequest::new(checked_name(name)?, form(vnet, self.queues));
+        syscall::set_interface(file.as_fd(), request)
+            .map_err(|source| OpenError::of_device(self.node, name, self.queues, source))?;
+        Ok(Tun { file, name: name.clone(), created, vnet, offload, calls: calls.clone() })
+    }
+
+    fn file(&self, name: &str) -> Result<File, OpenError> {
+        self.calls.open(self.node).map_err(|source| OpenError::of_node(self.node, name, source))
+    }
+}
+
+/// How packets pass. `IFF_MULTI_QUEUE` only for more than one queue: it would let anyone attach a further one, and get a
+/// share of the packets.
+fn form(vnet: bool, queues: usize) -> u16 {
+    let header = if vnet { flags::VNET_HDR } else { 0 };
+    let many = if queues > 1 { flags::MULTI_QUEUE } else { 0 };
+    flags::TUN | flags::NO_PI | header | many
+}
+
+/// The name as the kernel takes it, if `dev_valid_name` and `dev_alloc_name` in its net/core/dev.c would.
+pub(in crate::sys) fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], OpenError> {
+    let bad = |problem| Err(OpenError::BadName { name: name.to_owned(), problem });
+    let mut field = [0; INTERFACE_NAME];
+    match field.split_last_mut().and_then(|(_end, room)| room.get_mut(..name.len())) {
+        None => return bad("it is longer than 15 bytes"),
+        Some([]) => return bad("it is empty"),
+        Some(room) => room.copy_from_slice(name.as_bytes()),
+    }
+    // 0xa0: the kernel reads a name as Latin-1, where that is a space.
+    let unfit = |byte: u8| matches!(byte, 0 | b'\t'..=b'\r' | b' ' | b'/' | b':' | 0xa0);
+    if name.bytes().any(unfit) {
+        return bad("it contains a slash, a colon, white space or NUL");
+    }
+    if name == "." || name == ".." {
+        return bad("it is a directory's");
+    }
+    if name.replacen("%d", "", 1).contains('%') {
+        return bad("it contains a % besides one %d");
+    }
+    Ok(field)
+}
+
+pub(super) fn name_of(request: &InterfaceRequest) -> String {
+    let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
+}

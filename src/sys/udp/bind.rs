@@ -1,0 +1,98 @@
+//! How sockets are made and bound, one or several to the same port.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ffi::c_int;
+use core::iter;
+use core::net::SocketAddr;
+use core::num::NonZeroUsize;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+
+use super::{BindError, UdpConfig, UdpTransport, set_sending_options};
+use crate::sys::kernel::{Calls, SystemCalls};
+use crate::sys::syscall::{self, SocketOption};
+
+/// What is being bound, and by what.
+#[derive(Clone, Debug)]
+pub(super) struct Binding<'a> {
+    pub(super) calls: Calls,
+    pub(super) address: SocketAddr,
+    pub(super) config: &'a UdpConfig,
+}
+
+/// Whether other sockets may have the same address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    Port,
+}
+
+impl<'a> Binding<'a> {
+    pub(super) fn new(address: SocketAddr, config: &'a UdpConfig) -> Self {
+        Self { calls: Calls::default(), address, config }
+    }
+
+    /// One socket, and those of its flows.
+    pub(super) fn alone(&self) -> Result<UdpTransport, BindError> {
+        let transport = self.one(Sharing::Alone)?;
+        // After the port that was asked for, which could be among those that the kernel chooses from.
+        let flows = self.flows()?;
+        Ok(UdpTransport { flows, ..transport })
+    }
+
+    /// Several sockets on one port, which share those of their flows.
+    pub(super) fn queues(&self, queues: NonZeroUsize) -> Result<Vec<UdpTransport>, BindError> {
+        // The first one alone, which fails if anybody has the port; only then others are let in.
+        let first = self.alone()?;
+        if queues > NonZeroUsize::MIN {
+            syscall::set_socket_option(first.as_fd(), SocketOption::ReusePort, 1)
+                .map_err(|source| BindError::new(self.address, source))?;
+        }
+        // With the port that the kernel chose, if it had the choice.
+        let (binding, flows) = (Self { address: first.local, ..self.clone() }, Arc::clone(&first.flows));
+        let another = |_| Ok(UdpTransport { flows: Arc::clone(&flows), ..binding.one(Sharing::Port)? });
+        iter::once(Ok(first)).chain((1..queues.get()).map(another)).collect()
+    }
+
+    fn one(&self, sharing: Sharing) -> Result<UdpTransport, BindError> {
+        let Self { ref calls, address, config } = *self;
+        let make = || {
+            let socket = UdpSocket::from(calls.socket(address)?);
+            if sharing == Sharing::Port {
+                syscall::set_socket_option(socket.as_fd(), SocketOption::ReusePort, 1)?;
+            }
+            set_buffer(&socket, config.receive_buffer, SocketOption::ReceiveBufferForce, SocketOption::ReceiveBuffer)?;
+            set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
+            syscall::bind(socket.as_fd(), address)?;
+            Ok(UdpTransport { calls: calls.clone(), ..UdpTransport::from_socket(socket, config.offload)? })
+        };
+        make().map_err(|source| BindError::new(address, source))
+    }
+
+    /// Sockets on the same address that send from ports of the kernel's choice, and receive nothing.
+    fn flows(&self) -> Result<Arc<[UdpSocket]>, BindError> {
+        let Self { ref calls, address, config } = *self;
+        let address = SocketAddr::new(address.ip(), 0);
+        let make = || {
+            let socket = UdpSocket::from(calls.socket(address)?);
+            // The kernel takes that for its least, about one packet. What arrives is never read.
+            syscall::set_socket_option(socket.as_fd(), SocketOption::ReceiveBuffer, 0)?;
+            set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
+            set_sending_options(&socket, address)?;
+            syscall::bind(socket.as_fd(), address)?;
+            Ok(socket)
+        };
+        let sockets: io::Result<_> = (0..config.flow_ports).map(|_| make()).collect();
+        sockets.map_err(|source| BindError::new(address, source))
+    }
+}
+
+fn set_buffer(socket: &UdpSocket, wish: Option<usize>, force: SocketOption, plain: SocketOption) -> io::Result<()> {
+    let Some(wish) = wish else { return Ok(()) };
+    // The kernel doubles it (SO_RCVBUF in socket(7)), and half of the largest int is its limit.
+    let size = c_int::try_from(wish).unwrap_or(c_int::MAX).min(c_int::MAX / 2);
+    syscall::set_socket_option(socket.as_fd(), force, size)
+        .or_else(|_not_permitted| syscall::set_socket_option(socket.as_fd(), plain, size))
+}

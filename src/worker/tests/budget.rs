@@ -1,0 +1,91 @@
+//! Ends that never run dry: every call comes to an end, within a number of packets that is known.
+
+use super::*;
+
+/// How many datagrams a call of `udp_ready` may do beyond its budget: what was received with the last of it.
+const BATCH: u64 = 16;
+
+/// Out of a device, and from peers, without end.
+fn flooded() -> Stage {
+    let stage = Stage::new();
+    stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
+    stage.arrive(host_b(), &[udp(POD_B, POD, 1, Df::Set, 100)]);
+    stage.script.never_end();
+    stage
+}
+
+#[test]
+fn fault_48_49_a_call_ends_within_its_budget_and_each_direction_has_its_own() {
+    let mut stage = flooded();
+    for budget in [0, 1, 7, 64, 256, 1000] {
+        for _ in 0..10 {
+            let (before, least) = (stage.worker.counters().clone(), u64::from(budget.max(1)));
+            assert_eq!(stage.call(Worker::tun_ready, Budget::packets(budget)), Ok(Progress::More));
+            assert_eq!(stage.encap().received() - before.encap.received(), least);
+            assert_eq!(stage.encap().forwarded(), stage.encap().received(), "nothing is left behind");
+            assert_eq!(*stage.decap(), before.decap);
+            assert_eq!(stage.call(Worker::udp_ready, Budget::packets(budget)), Ok(Progress::More));
+            let received = stage.decap().received() - before.decap.received();
+            assert!((least..least + BATCH).contains(&received), "{received} with a budget of {budget}");
+            assert_eq!(stage.decap().forwarded(), stage.decap().received());
+        }
+        stage.script.take_sends();
+        stage.script.take_written();
+    }
+}
+
+/// Of super-packets every segment counts, and of trains every datagram.
+#[test]
+fn fault_48_a_super_packet_does_not_stretch_a_call() {
+    let mut stage = Stage::new();
+    let super_packet = udp(POD, POD_A, 1, Df::Set, 60_000);
+    stage.give_with(gso(&super_packet, 100), &super_packet);
+    stage.arrive(host_b(), &(1..=64).map(|number| udp(POD_B, POD, number, Df::Set, 100)).collect::<Vec<_>>());
+    stage.script.never_end();
+    for budget in [1, 10, 256] {
+        for _ in 0..10 {
+            let (made, received) = (stage.worker.counters().anomalies.segments_made, stage.decap().received());
+            assert_eq!(stage.call(Worker::tun_ready, Budget::packets(budget)), Ok(Progress::More));
+            let made = stage.worker.counters().anomalies.segments_made - made;
+            assert!((1..=u64::from(budget) + 1).contains(&made), "{made} segments with a budget of {budget}");
+            assert_eq!(stage.call(Worker::udp_ready, Budget::packets(budget)), Ok(Progress::More));
+            let received = stage.decap().received() - received;
+            assert!(received < u64::from(budget) + BATCH * 64, "{received} with a budget of {budget}");
+        }
+        stage.script.take_sends();
+        stage.script.take_written();
+    }
+}
+
+/// Routes that change meanwhile are in force with the next call, and asking it to stop takes effect at once.
+#[test]
+fn fault_46_48_a_route_that_changes_under_a_flood_is_in_force_with_the_next_call() {
+    let mut stage = flooded();
+    for turn in 0..20 {
+        let next_hop = [host_a(), host_b()][turn % 2];
+        let route = Route::new("100.96.2.0/24".parse::<ipnet::Ipv4Net>().unwrap(), next_hop);
+        assert!(stage.routes.apply([RouteChange::Set(route)]).refused.is_empty());
+        stage.script.take_sends();
+        assert_eq!(stage.out(), Ok(Progress::More));
+        let sent = stage.script.take_datagrams();
+        assert!(sent.len() == 256 && sent.iter().all(|(to, _)| *to == next_hop));
+        assert_eq!(stage.back(), Ok(Progress::More));
+    }
+    stage.worker.stop();
+    assert_eq!((stage.encap().held(), stage.decap().held()), (0, 0));
+}
+
+/// A read that fails for ever is counted and does not keep a call from ending.
+#[test]
+fn fault_48_errors_without_end_do_not_stretch_a_call() {
+    let mut stage = flooded();
+    for (call, errno) in [(Call::Read, libc::EIO), (Call::Receive, libc::ENOMEM), (Call::Receive, libc::ECONNREFUSED)] {
+        stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 10_000));
+        let (errors, calls) = (stage.worker.counters().anomalies.read_errors, stage.script.count(call));
+        let progress = if call == Call::Read { stage.out() } else { stage.back() };
+        assert_eq!(progress, Ok(Progress::More));
+        assert_eq!(stage.worker.counters().anomalies.read_errors - errors, 256);
+        assert!(stage.script.count(call) - calls <= 256 * 17, "each of them after 16 that told of earlier packets");
+        stage.script.forget(call);
+    }
+}

@@ -1,0 +1,211 @@
+//! A worker between ends that do as they are told: every fault of the system calls, as counters and errors show it.
+
+use alloc::vec::Vec;
+use core::ffi::c_int;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::time::Duration;
+use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
+
+use super::*;
+use crate::forward::{Flow, Overlay};
+use crate::offload::{VNET_HEADER_LEN, VnetHeader, Work, vnet_flag, vnet_gso};
+use crate::route::{Route, RouteChange, RoutePublisher};
+use crate::sys::script::{Answer, Arrival, Call, Script};
+use crate::sys::{TunOffload, UdpOffload};
+use crate::wire::checksum;
+use crate::wire::ipv4::Ipv4Packet;
+
+mod budget;
+mod ends;
+mod inbound;
+mod outbound;
+mod random;
+
+/// A pod of ours, one of host A's and one of host B's; and an address that nobody has.
+const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
+const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
+const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 4);
+const NOBODY: Ipv4Addr = Ipv4Addr::new(100, 96, 99, 9);
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+fn host_a() -> SocketAddr {
+    ([10, 168, 0, 3], 8285).into()
+}
+
+fn host_b() -> SocketAddr {
+    ([10, 168, 0, 4], 8285).into()
+}
+
+/// Whether an IPv4 packet may be fragmented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Df {
+    Clear,
+    Set,
+}
+
+/// A worker on host 10.168.0.2, its script, and its clock.
+struct Stage {
+    script: Script,
+    worker: Worker,
+    routes: RoutePublisher,
+    now: Instant,
+}
+
+impl Stage {
+    /// With all offloads.
+    fn new() -> Self {
+        Self::with(TunOffload::ALL, UdpOffload::ALL)
+    }
+
+    fn with(of_tun: TunOffload, of_udp: UdpOffload) -> Self {
+        let net = |text: &str| text.parse::<ipnet::Ipv4Net>().unwrap();
+        let own = SocketAddr::from(([10, 168, 0, 2], 8285));
+        let (network, subnet) = (net("100.96.0.0/16"), net("100.96.1.0/24"));
+        let mut routes = RoutePublisher::bound_to(own).owning(subnet);
+        let both = [Route::new(net("100.96.2.0/24"), host_a()), Route::new(net("100.96.3.0/24"), host_b())];
+        assert!(routes.apply(both.map(RouteChange::Set)).refused.is_empty());
+        let forwarder = Forwarder::new(Overlay::new(network, subnet, own)).unwrap();
+        let script = Script::default();
+        let (tun, udp) = (Tun::scripted(&script, of_tun), UdpTransport::scripted(&script, of_udp, 0));
+        let worker = Worker::new(tun, udp, forwarder, routes.reader());
+        Self { script, worker, routes, now: Instant::now() }
+    }
+
+    /// What the next calls of that kind fail with.
+    fn fail<const N: usize>(&self, call: Call, errnos: [c_int; N]) {
+        self.script.then(call, errnos.map(Answer::Error));
+    }
+
+    /// A packet of a pod of ours comes out of the TUN, with nothing left to be done to it.
+    fn give(&self, packet: &[u8]) {
+        self.give_with(VnetHeader::default(), packet);
+    }
+
+    fn give_with(&self, header: VnetHeader, packet: &[u8]) {
+        let bare = self.worker.tun().offload() == TunOffload::NONE;
+        let header = header.to_bytes();
+        self.script.give_packet(&[if bare { &[] } else { &header[..] }, packet].concat());
+    }
+
+    /// Datagrams arrive as one message.
+    fn arrive(&self, from: SocketAddr, datagrams: &[Vec<u8>]) {
+        let segment = (datagrams.len() > 1).then_some(datagrams[0].len() as c_int);
+        self.script.give_message(Arrival { from, bytes: datagrams.concat(), segment, flags: 0 });
+    }
+
+    /// From the TUN to the peers, with the usual budget. All packets are accounted for then, whatever came of it.
+    fn out(&mut self) -> Result<Progress, WorkerError> {
+        self.call(Worker::tun_ready, Budget::default())
+    }
+
+    /// From the peers to the TUN, likewise.
+    fn back(&mut self) -> Result<Progress, WorkerError> {
+        self.call(Worker::udp_ready, Budget::default())
+    }
+
+    fn call(
+        &mut self,
+        ready: fn(&mut Worker, Budget, Instant) -> Result<Progress, WorkerError>,
+        budget: Budget,
+    ) -> Result<Progress, WorkerError> {
+        let outcome = ready(&mut self.worker, budget, self.now);
+        let Counters { encap, decap, .. } = self.worker.counters();
+        assert!(encap.is_conserved() && decap.is_conserved(), "R67: {encap:?} {decap:?}");
+        assert_eq!(decap.held(), 0, "nothing from a peer waits");
+        outcome
+    }
+
+    fn encap(&self) -> &Flow {
+        &self.worker.counters().encap
+    }
+
+    fn decap(&self) -> &Flow {
+        &self.worker.counters().decap
+    }
+
+    /// The one thing that became of packets beside being forwarded, and how often.
+    fn lost(flow: &Flow) -> Option<(DropReason, u64)> {
+        let mut drops = flow.drops();
+        let first = drops.next();
+        assert_eq!(drops.next(), None, "{flow:?}");
+        first
+    }
+
+    fn send_errors(&self) -> Vec<(IpAddr, u64)> {
+        self.worker.send_errors().collect()
+    }
+
+    /// The packets that the TUN was given since the last time, super-packets cut into what they stand for.
+    fn take_delivered(&self) -> Vec<Vec<u8>> {
+        let bare = self.worker.tun().offload() == TunOffload::NONE;
+        let mut delivered = Vec::new();
+        for bytes in self.script.take_written() {
+            let (header, packet) = bytes.split_at(if bare { 0 } else { VNET_HEADER_LEN });
+            let header = header.first_chunk().map_or(VnetHeader::default(), |bytes| VnetHeader::from_bytes(*bytes));
+            match header.inspect(packet).unwrap() {
+                Work::Segment(many) => delivered.extend((0..many.segments()).map(|index| {
+                    let mut segment = alloc::vec![0; many.len_of(index)];
+                    many.write_segment(packet, index, &mut segment);
+                    segment
+                })),
+                Work::Nothing | Work::Checksum(_) => delivered.push(packet.to_vec()),
+            }
+        }
+        delivered
+    }
+}
+
+/// A UDP packet with so many bytes of payload, of which the first tell its number, as its identification does.
+fn udp(source: Ipv4Addr, destination: Ipv4Addr, number: u16, df: Df, payload: usize) -> Vec<u8> {
+    let builder = PacketBuilder::ip(ip(source, destination, number, df)).udp(4000, 53);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, &marked(number, payload)).unwrap();
+    packet
+}
+
+fn set_ttl(packet: &mut [u8], ttl: u8) {
+    packet[8] = ttl;
+    packet[10..12].copy_from_slice(&[0; 2]);
+    let sum = checksum::checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The same over TCP, with a sequence number.
+fn tcp(source: Ipv4Addr, destination: Ipv4Addr, number: u16, sequence: u32, payload: usize) -> Vec<u8> {
+    let builder = PacketBuilder::ip(ip(source, destination, number, Df::Set)).tcp(4000, 80, sequence, 500).ack(7);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, &marked(number, payload)).unwrap();
+    packet
+}
+
+fn ip(source: Ipv4Addr, destination: Ipv4Addr, number: u16, df: Df) -> etherparse::IpHeaders {
+    let mut header = Ipv4Header::new(0, 64, IpNumber::UDP, source.octets(), destination.octets()).unwrap();
+    header.identification = number;
+    header.dont_fragment = df == Df::Set;
+    etherparse::IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default())
+}
+
+fn marked(number: u16, len: usize) -> Vec<u8> {
+    number.to_be_bytes().into_iter().chain((2..).map(|at| at as u8)).take(len).collect()
+}
+
+/// What the kernel says of a super-packet of TCP or UDP.
+fn gso(packet: &[u8], size: u16) -> VnetHeader {
+    let (gso_type, hdr_len, csum_offset) =
+        if packet[9] == IpNumber::TCP.0 { (vnet_gso::TCPV4, 40, 16) } else { (vnet_gso::UDP_L4, 28, 6) };
+    VnetHeader { flags: vnet_flag::NEEDS_CSUM, gso_type, hdr_len, gso_size: size, csum_start: 20, csum_offset }
+}
+
+fn number(packet: &[u8]) -> u16 {
+    Ipv4Packet::parse(packet).unwrap().header().identification()
+}
+
+fn numbers<'p>(packets: impl IntoIterator<Item = &'p Vec<u8>>) -> Vec<u16> {
+    packets.into_iter().map(|packet| number(packet)).collect()
+}
+
+/// Of datagrams that went, those to one host.
+fn to(host: SocketAddr, datagrams: &[(SocketAddr, Vec<u8>)]) -> Vec<Vec<u8>> {
+    datagrams.iter().filter(|(to, _)| *to == host).map(|(_, datagram)| datagram.clone()).collect()
+}

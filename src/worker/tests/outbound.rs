@@ -1,0 +1,342 @@
+//! Faults on the way from the TUN to the peers.
+
+use super::*;
+
+/// Three packets to A and two to B, numbered from 1 on, all with DF.
+fn five(stage: &Stage) {
+    for (number, pod) in (1..).zip([POD_A, POD_A, POD_A, POD_B, POD_B]) {
+        stage.give(&udp(POD, pod, number, Df::Set, 100));
+    }
+}
+
+#[test]
+fn fault_26_an_interrupted_call_is_made_again() {
+    let mut stage = Stage::new();
+    five(&stage);
+    stage.fail(Call::Read, [libc::EINTR; 7]);
+    stage.script.then(Call::Send, [Answer::Error(libc::EINTR), Answer::AtMost(1), Answer::Error(libc::EINTR)]);
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    let sent = stage.script.take_datagrams();
+    assert_eq!((numbers(&to(host_a(), &sent)), numbers(&to(host_b(), &sent))), (vec![1, 2, 3], vec![4, 5]));
+    assert_eq!((stage.encap().received(), stage.encap().forwarded()), (5, 5));
+    assert_eq!(stage.worker.counters().anomalies.read_errors, 0, "it is no error");
+}
+
+/// The place is kept, nothing more is read meanwhile, and what nobody took for a second is given up.
+#[test]
+fn fault_27_a_full_socket_holds_the_packets_and_the_device_and_gives_up_after_a_second() {
+    let mut stage = Stage::new();
+    five(&stage);
+    stage.script.then(Call::Send, [Answer::AtMost(1), Answer::Error(libc::EAGAIN)]);
+    assert_eq!(stage.out(), Ok(Progress::Held));
+    assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3, 2), "A's train went, B's did not");
+    let interest = stage.worker.interest();
+    assert!(!interest.tun_readable && interest.udp_writable);
+    assert_eq!(interest.wake_at, Some(stage.now + 10 * MILLISECOND));
+
+    // A flood behind it stays in the device: no call reads, each makes one attempt.
+    (6..1000).for_each(|number| stage.give(&udp(POD, POD_B, number, Df::Set, 100)));
+    let (reads, sends) = (stage.script.count(Call::Read), stage.script.count(Call::Send));
+    for attempt in 1..=90 {
+        stage.fail(Call::Send, [libc::EAGAIN]);
+        stage.now += 11 * MILLISECOND;
+        assert_eq!(stage.out(), Ok(Progress::Held));
+        assert_eq!((stage.script.count(Call::Read), stage.script.count(Call::Send)), (reads, sends + attempt));
+        assert_eq!(stage.encap().held(), 2);
+    }
+    stage.fail(Call::Send, [libc::EAGAIN]);
+    stage.now += 11 * MILLISECOND;
+    while stage.out() == Ok(Progress::More) {}
+    assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendBufferFull, 2)), "the two that waited for a second");
+    assert_eq!(stage.send_errors(), [(host_b().ip(), 2)]);
+    assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3 + 994, 0));
+    assert!(stage.worker.interest().tun_readable && stage.script.is_over());
+}
+
+/// ENOBUFS is waited for by the clock, longer every time and a few times only, and the socket is not: it is writable.
+#[test]
+fn fault_28_no_buffers_is_waited_for_and_given_up() {
+    for errno in [libc::ENOBUFS, libc::ENOMEM] {
+        let mut stage = Stage::new();
+        five(&stage);
+        for wait in [1, 2, 4, 8] {
+            stage.fail(Call::Send, [errno]);
+            assert_eq!(stage.out(), Ok(Progress::Held));
+            let interest = stage.worker.interest();
+            assert!(!interest.tun_readable && !interest.udp_writable);
+            assert_eq!(interest.wake_at, Some(stage.now + wait * MILLISECOND));
+            let calls = [Call::Read, Call::Send].map(|call| stage.script.count(call));
+            stage.now += wait * MILLISECOND - Duration::from_micros(1);
+            assert_eq!(stage.out(), Ok(Progress::Held), "too early");
+            assert_eq!([Call::Read, Call::Send].map(|call| stage.script.count(call)), calls);
+            stage.now += Duration::from_micros(1);
+        }
+        stage.fail(Call::Send, [errno]);
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendNoBuffers, 3)), "A's train");
+        assert_eq!(numbers(&to(host_b(), &stage.script.take_datagrams())), [4, 5]);
+        assert_eq!(stage.send_errors(), [(host_a().ip(), 3)]);
+    }
+    // Over soon enough, it costs nothing.
+    let mut stage = Stage::new();
+    five(&stage);
+    stage.fail(Call::Send, [libc::ENOBUFS]);
+    assert_eq!(stage.out(), Ok(Progress::Held));
+    stage.now += MILLISECOND;
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    assert_eq!((stage.encap().forwarded(), Stage::lost(stage.encap())), (5, None));
+}
+
+/// Only what is too long for A is concerned: with DF its sender is told, without it goes in fragments. Newer kernels refuse a
+/// train with EMSGSIZE too, older ones with EINVAL.
+#[test]
+fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
+    for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
+        let mut stage = Stage::new();
+        stage.script.narrow(host_a().ip(), 1300, train_errno);
+        let packets = [
+            (POD_A, Df::Set, 1372),
+            (POD_A, Df::Set, 1372),
+            (POD_A, Df::Clear, 1372),
+            (POD_A, Df::Set, 1244),
+            (POD_B, Df::Set, 1372),
+        ];
+        for (number, (pod, df, payload)) in (1..).zip(packets) {
+            stage.give(&udp(POD, pod, number, df, payload));
+        }
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        let sent = stage.script.take_datagrams();
+        assert_eq!(numbers(&to(host_a(), &sent)), [3, 3, 4]);
+        assert!(sent.iter().all(|(to, datagram)| *to == host_b() || datagram.len() <= 1272));
+        assert_eq!(numbers(&to(host_b(), &sent)), [5]);
+        let told = stage.take_delivered();
+        assert_eq!(told.len(), 2);
+        for (packet, message) in (1..).zip(told) {
+            assert_eq!((message[9], &message[20..22], &message[24..28]), (1, &[3, 4][..], &[0, 0, 4, 248][..]));
+            assert_eq!((&message[16..20], &message[32..34]), (&POD.octets()[..], &u16::to_be_bytes(packet)[..]));
+        }
+        assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (3, 2));
+        let anomalies = stage.worker.counters().anomalies;
+        assert_eq!((anomalies.path_mtu_lowered, anomalies.fragments_made, anomalies.gso_fallbacks), (1, 2, 0));
+        assert_eq!(stage.script.count(Call::PathMtu), 1);
+        // Known now: the next one is not even tried.
+        let sends = stage.script.count(Call::Send);
+        stage.give(&udp(POD, POD_A, 6, Df::Set, 1372));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!((stage.script.count(Call::Send), stage.encap().answered()), (sends, 3));
+    }
+}
+
+/// Nobody can be told the width of a path that cannot be asked for. Still only what is too long is lost.
+#[test]
+fn fault_29_35_without_a_descriptor_to_ask_with_only_what_is_too_long_is_lost() {
+    for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
+        let mut stage = Stage::new();
+        stage.script.narrow(host_a().ip(), 1300, train_errno);
+        stage.fail(Call::PathMtu, [libc::EMFILE; 8]);
+        for (number, payload) in [(1, 1372), (2, 1372), (3, 1000)] {
+            stage.give(&udp(POD, POD_A, number, Df::Set, payload));
+        }
+        stage.give(&udp(POD, POD_B, 4, Df::Set, 1372));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(numbers(stage.script.take_datagrams().iter().map(|(_, datagram)| datagram)), [3, 4]);
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendFailed, 2)));
+        assert_eq!(stage.send_errors(), [(host_a().ip(), 2)]);
+    }
+}
+
+/// The same batch goes again at once, datagram by datagram; A gets no trains any more and B does.
+#[test]
+fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
+    for errno in [libc::EIO, libc::EINVAL] {
+        let mut stage = Stage::new();
+        stage.script.refuse_trains(host_a().ip(), errno);
+        for round in 0..2 {
+            five(&stage);
+            let super_packet = udp(POD, POD_A, 10, Df::Set, 4000);
+            stage.give_with(gso(&super_packet, 1000), &super_packet);
+            assert_eq!(stage.out(), Ok(Progress::Drained));
+            let sent = stage.script.take_sends().concat();
+            let lengths =
+                |host| sent.iter().filter(|sent| sent.to == host).map(|sent| sent.datagrams.len()).collect::<Vec<_>>();
+            assert_eq!((lengths(host_a()), lengths(host_b())), (vec![1; 3 + 4], vec![2]), "round {round}");
+            assert_eq!(stage.worker.counters().anomalies.gso_fallbacks, 1);
+        }
+        assert_eq!((stage.encap().forwarded(), Stage::lost(stage.encap())), (12, None));
+    }
+}
+
+/// If the datagrams one by one fail too, it was not that they were a train.
+#[test]
+fn fault_30_what_fails_one_by_one_too_is_counted_and_switches_nothing_off() {
+    for errno in [libc::EIO, libc::EINVAL] {
+        let mut stage = Stage::new();
+        five(&stage);
+        // Each of A's three: the train that it begins, if it is one, and the datagram.
+        stage.fail(Call::Send, [errno; 5]);
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendFailed, 3)));
+        assert_eq!(stage.worker.counters().anomalies.gso_fallbacks, 0);
+        five(&stage);
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        let sent = stage.script.take_sends().concat();
+        assert_eq!(sent.iter().map(|sent| sent.datagrams.len()).collect::<Vec<_>>(), [2, 3, 2]);
+    }
+}
+
+/// Each in its own counter, with its peer, and all others go.
+#[test]
+fn fault_31_what_a_peer_cannot_be_sent_is_counted_with_its_peer() {
+    for (errno, reason) in [
+        (libc::ECONNREFUSED, DropReason::SendRefused),
+        (libc::EHOSTUNREACH, DropReason::SendUnreachable),
+        (libc::EHOSTDOWN, DropReason::SendUnreachable),
+        (libc::ENETUNREACH, DropReason::SendUnreachable),
+        (libc::ENETDOWN, DropReason::SendUnreachable),
+        (libc::EPERM, DropReason::SendForbidden),
+        (libc::EACCES, DropReason::SendForbidden),
+        (libc::EAFNOSUPPORT, DropReason::SendFailed),
+    ] {
+        let mut stage = Stage::new();
+        five(&stage);
+        // Twice: the first might tell of an earlier packet.
+        let twice = !matches!(reason, DropReason::SendForbidden | DropReason::SendFailed);
+        stage.script.then(Call::Send, core::iter::repeat_n(Answer::Error(errno), if twice { 2 } else { 1 }));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(Stage::lost(stage.encap()), Some((reason, 3)), "error number {errno}");
+        assert_eq!(stage.send_errors(), [(host_a().ip(), 3)]);
+        assert_eq!(numbers(&to(host_b(), &stage.script.take_datagrams())), [4, 5]);
+        assert_eq!(stage.encap().forwarded(), 2);
+    }
+}
+
+/// However few messages a call takes, the next one begins behind them, and an error is the next message's alone.
+#[test]
+fn fault_32_a_short_send_goes_on_where_it_ended() {
+    for taken in 0..6 {
+        let mut stage = Stage::with(TunOffload::ALL, UdpOffload { gso: false, gro: true });
+        (1..=6).for_each(|number| stage.give(&udp(POD, [POD_A, POD_B][usize::from(number) % 2], number, Df::Set, 100)));
+        let short = (taken > 0).then_some(Answer::AtMost(taken));
+        stage.script.then(Call::Send, short.into_iter().chain([Answer::Error(libc::EPERM)]));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        let sent = stage.script.take_datagrams();
+        let all = [to(host_a(), &sent), to(host_b(), &sent)].map(|datagrams| numbers(&datagrams));
+        // Per peer in a train's order: B has the odd numbers and is first.
+        let order = [1, 3, 5, 2, 4, 6];
+        let kept = |odd: bool| order.into_iter().enumerate().filter(move |(at, n)| *at != taken && (n % 2 == 1) == odd);
+        assert_eq!(all, [false, true].map(|odd| kept(odd).map(|(_, number)| number).collect::<Vec<u16>>()));
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendForbidden, 1)));
+        let peer = if order[taken] % 2 == 1 { host_b() } else { host_a() };
+        assert_eq!(stage.send_errors(), [(peer.ip(), 1)]);
+    }
+}
+
+/// The kernel tells whoever sends next of what became of a packet to A. It costs nobody anything.
+#[test]
+fn fault_33_an_error_of_another_peer_costs_no_packet() {
+    for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EPROTO] {
+        let mut stage = Stage::new();
+        stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        stage.give(&udp(POD, POD_B, 2, Df::Set, 100));
+        stage.fail(Call::Send, [errno]);
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(numbers(&to(host_b(), &stage.script.take_datagrams())), [2]);
+        assert_eq!((stage.encap().forwarded(), Stage::lost(stage.encap()), stage.send_errors()), (2, None, vec![]));
+    }
+}
+
+/// Faults 14 to 21 and 36 have tests of their own; here it is that a read which fails costs that read.
+#[test]
+fn fault_15_28_a_read_that_fails_is_counted_and_the_next_one_goes_on() {
+    let mut stage = Stage::new();
+    five(&stage);
+    stage.script.give_packet(&[0; 9]);
+    stage.give(&udp(POD, POD_A, 6, Df::Set, 100));
+    stage.fail(Call::Read, [libc::EINVAL, libc::ENOMEM, libc::EIO]);
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    assert_eq!(stage.worker.counters().anomalies.read_errors, 4);
+    assert_eq!((stage.encap().received(), stage.encap().forwarded()), (6, 6));
+}
+
+/// As long as the device can give: longer than any datagram, so that it goes in fragments, or its sender is told.
+#[test]
+fn fault_2_the_longest_packet_out_of_the_device() {
+    let mut stage = Stage::new();
+    stage.worker.set_mtu(u16::MAX).unwrap();
+    for (number, df) in [(1, Df::Clear), (2, Df::Set)] {
+        stage.give(&udp(POD, POD_A, number, df, 65_507));
+    }
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    let sent = stage.script.take_datagrams();
+    assert_eq!(numbers(&to(host_a(), &sent)), [1, 1]);
+    let payload: usize = sent.iter().map(|(_, datagram)| datagram.len() - 20).sum();
+    assert_eq!(payload, 65_515, "no byte is missing");
+    assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (1, 1));
+    assert_eq!(stage.take_delivered()[0][24..28], [0, 0, 0xff, 0xe3], "65,507");
+}
+
+/// Each is dropped with its counter, and what came before and after it goes.
+#[test]
+fn fault_16_18_19_20_21_a_super_packet_that_cannot_be_is_counted_alone() {
+    let (of_udp, of_tcp) = (udp(POD, POD_A, 7, Df::Set, 3000), tcp(POD, POD_A, 7, 1, 3000));
+    let mut fragment = of_udp.clone();
+    fragment[6] |= 0x20;
+    set_ttl(&mut fragment, 64);
+    let mut short_offset = of_tcp.clone();
+    short_offset[32] = 0x40;
+    let mut long_offset = tcp(POD, POD_A, 7, 1, 20);
+    long_offset[32] = 0xf0;
+    let header = gso(&of_udp, 1000);
+    let cases = [
+        ("no size", VnetHeader { gso_size: 0, ..header }, &of_udp),
+        ("a checksum past the end", VnetHeader { csum_start: 4000, ..header }, &of_udp),
+        ("one that wraps", VnetHeader { csum_start: u16::MAX, csum_offset: u16::MAX, ..header }, &of_udp),
+        ("one inside the IP header", VnetHeader { csum_start: 8, gso_type: 0, ..header }, &of_udp),
+        ("UDP said to be TCP", gso(&of_tcp, 1000), &of_udp),
+        ("TCP said to be UDP", header, &of_tcp),
+        ("an unknown type", VnetHeader { gso_type: 0x7f, ..header }, &of_udp),
+        ("ECN and UDP", VnetHeader { gso_type: header.gso_type | vnet_gso::ECN, ..header }, &of_udp),
+        ("a TCP data offset below 5", gso(&of_tcp, 1000), &short_offset),
+        ("one past the end", gso(&of_tcp, 10), &long_offset),
+        ("a fragment", header, &fragment),
+    ];
+    for (what, header, packet) in cases {
+        let mut stage = Stage::new();
+        stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
+        stage.give_with(header, packet);
+        stage.give(&udp(POD, POD_A, 2, Df::Set, 100));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(numbers(&to(host_a(), &stage.script.take_datagrams())), [1, 2], "{what}");
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::BadOffload, 1)), "{what}");
+    }
+}
+
+/// Whatever the header says, and even if it says something else of its own length: each packet is in exactly one counter, the next
+/// one goes, and what goes is never longer than what came.
+#[test]
+fn fault_14_17_every_byte_of_the_vnet_header() {
+    let packet = tcp(POD, POD_A, 7, 1, 3000);
+    let header = gso(&packet, 1400);
+    let plain = udp(POD, POD_A, 1, Df::Set, 100);
+    let mut stage = Stage::new();
+    for at in 0..VNET_HEADER_LEN {
+        for value in 0..=u8::MAX {
+            let mut bytes = header.to_bytes();
+            bytes[at] = value;
+            stage.give_with(VnetHeader::from_bytes(bytes), &packet);
+            stage.give(&plain);
+            let before = stage.encap().received();
+            while stage.out() == Ok(Progress::More) {}
+            assert_eq!(stage.encap().received() - before, 2, "byte {at} is {value}");
+            let sent = stage.script.take_datagrams();
+            assert_eq!(sent.last().map(|(_, datagram)| datagram[20..].to_vec()), Some(plain[20..].to_vec()));
+            let payload: usize = sent.iter().rev().skip(1).map(|(_, datagram)| datagram.len() - 40).sum();
+            assert!(payload <= 3000, "byte {at} is {value}: {payload} bytes of payload");
+            let is_hdr_len = (2..4).contains(&at);
+            assert!(payload == 3000 || !is_hdr_len, "the kernel's word on the headers' length means nothing");
+        }
+    }
+    let lost: u64 = stage.encap().drops().map(|(_, count)| count).sum();
+    assert_eq!(stage.encap().forwarded() + stage.encap().answered() + lost, 2 * 10 * 256);
+}
