@@ -266,6 +266,39 @@ fn a_table_that_shrank_gives_back_its_room() {
     assert!(many.clone().all(|route| before.exact(route.subnet).is_some_and(|hop| hop.address == route.next_hop)));
 }
 
+/// Each of a million subnets, /24 to /28 by turns, has a host of its own, so that the answer to any address can be worked out.
+/// The room is bounded, and one change leaves all others as they are.
+#[test]
+fn fault_44_a_million_routes_each_answer_for_their_own() {
+    const ROUTES: u32 = 1_000_000;
+    const BYTES: i64 = 256 << 20;
+    let first = |number: u32| 0x1000_0000 + (number << 8);
+    let host = |number: u32| SocketAddr::from((Ipv4Addr::from_bits(0xac10_0000 + number), 8285));
+    let subnet = |number: u32| Ipv4Net::new(Ipv4Addr::from_bits(first(number)), 24 + (number % 5) as u8).unwrap();
+    let (kept, table) = bytes_kept(|| {
+        RouteTable::try_from_routes((0..ROUTES).map(|number| Route::new(subnet(number), host(number)))).0
+    });
+    assert_eq!(table.len(), ROUTES as usize);
+    assert!(kept < BYTES, "{kept} bytes");
+    let answer =
+        |table: &RouteTable, address: u32| table.lookup(Ipv4Addr::from_bits(address).into()).map(|hop| hop.address);
+    let expected = |number: u32, last: u32| (last < 256 >> (number % 5)).then(|| host(number));
+    // An odd stride visits all of them in an order that no cache helps.
+    for step in 0..200_000_u32 {
+        let number = step.wrapping_mul(7_919) % ROUTES;
+        let last = step.wrapping_mul(31) % 256;
+        assert_eq!(answer(&table, first(number) + last), expected(number, last), "{} and {last}", subnet(number));
+    }
+    assert_eq!(answer(&table, first(ROUTES)), None);
+    let moved = ROUTES / 3;
+    let (after, applied) = table.with_changes([RouteChange::Set(Route::new(subnet(moved), host(ROUTES)))]);
+    assert_eq!(applied.changed, 1);
+    for number in moved - 1000..=moved + 1000 {
+        let wanted = if number == moved { host(ROUTES) } else { host(number) };
+        assert_eq!((answer(&after, first(number)), answer(&table, first(number))), (Some(wanted), Some(host(number))));
+    }
+}
+
 fn net(route: &Route) -> Ipv4Net {
     let IpNet::V4(subnet) = route.subnet else { panic!("{route} is IPv6") };
     subnet
