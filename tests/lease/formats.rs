@@ -6,7 +6,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use loden::lease::flannel::{
     LeaseKey, LeaseKeyError, LeaseReader, LeaseValue, LeaseValueError, NetworkConfig, SubnetEnv, SubnetEnvError,
 };
-use loden::lease::{Lease, LeaseEvent, SubnetRange};
+use loden::lease::{Held, Lease, LeaseEvent, SubnetRange};
 use proptest::prelude::*;
 
 use crate::net;
@@ -84,6 +84,32 @@ fn keys_have_one_spelling() {
         assert_eq!(key.parse::<LeaseKey>().unwrap_err().to_string(), error);
     }
     assert!("x".repeat(100_000).parse::<LeaseKey>().unwrap_err().to_string().len() < 200);
+}
+
+/// What is no lease of ours holds its subnet all the same, and a candidate that it overlaps is none.
+#[test]
+fn every_key_holds_its_subnet() {
+    let reader = LeaseReader::new("/coreos.com/network", 8285);
+    let held = |key: &str, value: &str| reader.held(key.as_bytes(), value.as_bytes());
+    let expect = |key: &str, value: &str, subnet: &str, host: [u8; 4]| {
+        let full = format!("/coreos.com/network/subnets/{key}");
+        let (read, held) = held(&full, value).unwrap();
+        assert_eq!(
+            (read.to_string().as_str(), held),
+            (key, Held { subnet: subnet.parse().unwrap(), host: host.into() })
+        );
+    };
+    let ours = [10, 168, 0, 3];
+    expect("100.96.1.0-24", r#"{"PublicIP":"10.168.0.3"}"#, "100.96.1.0/24", ours);
+    expect("100.96.1.0-24&fd00:1::-64", r#"{"PublicIP":"10.168.0.3"}"#, "100.96.1.0/24", ours);
+    expect("100.96.2.0-24", r#"{"PublicIP":"10.168.0.3","BackendType":"vxlan"}"#, "100.96.2.0/24", ours);
+    for unreadable in ["", "{}", "{", r#"{"BackendType":"vxlan"}"#, r#"{"PublicIP":"nobody"}"#] {
+        expect("100.96.3.0-24", unreadable, "100.96.3.0/24", [0; 4]);
+        assert_eq!(LeaseValue::holder(unreadable.as_bytes()), None);
+    }
+    for no_key in ["/coreos.com/network/subnets/nonsense", "/coreos.com/network/config", "100.96.1.0-24"] {
+        assert_eq!(held(no_key, r#"{"PublicIP":"10.168.0.3"}"#), None, "{no_key}");
+    }
 }
 
 #[test]

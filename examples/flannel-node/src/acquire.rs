@@ -1,11 +1,11 @@
 //! A subnet of our own: acquired in flannel's order, each step by a transaction, and renewed.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, LeaseValueError};
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
 use loden::lease::{AllocateError, Held, Step, SubnetRange, candidates};
 
 use crate::etcd::EtcdError;
@@ -59,21 +59,6 @@ pub(crate) enum Renewal {
     Lost(String),
 }
 
-/// Whose a key is.
-enum Owner {
-    Host(Ipv4Addr),
-    Unknown,
-}
-
-fn owner_of(value: &[u8]) -> Owner {
-    match LeaseValue::from_json(value) {
-        Ok(LeaseValue { public_ip, .. })
-        // A host that changes over to udp keeps its subnet.
-        | Err(LeaseValueError::Backend { public_ip: Some(public_ip), .. }) => Owner::Host(public_ip),
-        Err(_) => Owner::Unknown,
-    }
-}
-
 /// Acquires a subnet for the host at `host`, `previous` before others.
 pub(crate) async fn acquire(
     registry: &mut Registry,
@@ -101,8 +86,12 @@ async fn acquire_with(
 ) -> Result<(Holding, How), AcquireError> {
     let value = LeaseValue::new(host);
     for _ in 0..ROUNDS {
-        let known = known(reader, registry.list().await?.entries);
-        let held: Vec<Held> = known.iter().map(|(held, ..)| *held).collect();
+        let entries = registry.list().await?.entries;
+        let known: Vec<(LeaseKey, Held, &Entry)> = entries
+            .iter()
+            .filter_map(|entry| reader.held(&entry.key, &entry.value).map(|(key, held)| (key, held, entry)))
+            .collect();
+        let held: Vec<Held> = known.iter().map(|(_, held, _)| *held).collect();
         for step in candidates(range, &held, host.into(), previous.map(Into::into), random())? {
             let held = match step {
                 Step::Create(IpNet::V4(subnet)) => {
@@ -114,12 +103,12 @@ async fn acquire_with(
                     continue;
                 }
                 Step::Delete(subnet) | Step::TakeOver(subnet) => {
-                    known.iter().find(|(held, ..)| *held == Held { subnet, host: host.into() })
+                    known.iter().find(|(_, held, _)| *held == Held { subnet, host: host.into() })
                 }
                 // There are no IPv6 subnets in an IPv4 network.
                 Step::Create(IpNet::V6(_)) | _ => continue,
             };
-            let Some((_, key, entry)) = held else { continue };
+            let Some((key, _, entry)) = held else { continue };
             let grant = (entry.grant != 0).then_some(grant);
             if matches!(step, Step::Delete(_)) {
                 registry.delete(key, entry.revision).await?;
@@ -134,30 +123,14 @@ async fn acquire_with(
     Err(AcquireError::Contended)
 }
 
-/// The leases there are. Those that cannot be read, or are of another backend, hold their subnets too.
-fn known(reader: &LeaseReader, entries: Vec<Entry>) -> Vec<(Held, LeaseKey, Entry)> {
-    let named = |entry: Entry| {
-        let key: LeaseKey = std::str::from_utf8(&entry.key).ok()?.strip_prefix(reader.subnets())?.parse().ok()?;
-        let host = match owner_of(&entry.value) {
-            Owner::Host(host) => host.into(),
-            Owner::Unknown => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        };
-        Some((Held { subnet: key.ipv4.into(), host }, key, entry))
-    };
-    entries.into_iter().filter_map(named).collect()
-}
-
 /// Makes a lease last its whole time again, from now on.
 pub(crate) async fn renew(registry: &mut Registry, holding: &mut Holding, ttl: Duration) -> Result<Renewal, EtcdError> {
     loop {
         let Some(entry) = registry.entry(&holding.key).await? else {
             return Ok(Renewal::Lost("it was deleted from etcd, or ended".into()));
         };
-        match owner_of(&entry.value) {
-            Owner::Host(host) if host != holding.host => {
-                return Ok(Renewal::Lost(format!("{host} holds it now")));
-            }
-            Owner::Host(_) | Owner::Unknown => {}
+        if let Some(host) = LeaseValue::holder(&entry.value).filter(|host| *host != holding.host) {
+            return Ok(Renewal::Lost(format!("{host} holds it now")));
         }
         let value = LeaseValue::new(holding.host);
         if LeaseValue::from_json(&entry.value) == Ok(value) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, LeaseValueError, Reading};
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, Reading};
 use loden::lease::{ConflictChange, LeaseEvent, Reconciler, SourceId, Tenure};
 use loden::route::{RouteChange, RoutePublisher};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -203,17 +203,12 @@ impl Node {
         let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
-        let ours = match LeaseValue::from_json(&entry.value) {
-            Ok(LeaseValue { public_ip, .. }) if public_ip != self.holding.host => {
-                return Err(self.lost(&format!("{public_ip} holds it now")));
-            }
-            Err(LeaseValueError::Backend { public_ip: Some(public_ip), .. }) if public_ip != self.holding.host => {
-                return Err(self.lost(&format!("{public_ip} holds it now, with another backend")));
-            }
-            Ok(_) => entry.grant == self.holding.grant.map_or(0, |grant| grant.id),
-            // Nobody could read it.
-            Err(_) => false,
-        };
+        if let Some(host) = LeaseValue::holder(&entry.value).filter(|host| *host != self.holding.host) {
+            return Err(self.lost(&format!("{host} holds it now")));
+        }
+        // Of another backend, or nothing that anybody could read.
+        let readable = LeaseValue::from_json(&entry.value).is_ok();
+        let ours = readable && entry.grant == self.holding.grant.map_or(0, |grant| grant.id);
         if self.renewal.is_some() {
             self.meanwhile = Some(entry.clone());
         } else if !ours {

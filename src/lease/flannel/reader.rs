@@ -3,12 +3,12 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::SocketAddr;
+use core::net::{Ipv4Addr, SocketAddr};
 
 use super::key::{LeaseKey, LeaseKeyError};
 use super::shown;
 use super::value::{LeaseValue, LeaseValueError};
-use crate::lease::{Lease, LeaseEvent};
+use crate::lease::{Held, Lease, LeaseEvent};
 
 /// Reads the leases of one network. Next hops have the network's port.
 #[derive(Clone, Debug)]
@@ -91,6 +91,18 @@ impl LeaseReader {
     #[must_use]
     pub fn full_key(&self, key: &LeaseKey) -> String {
         format!("{}{key}", self.subnets)
+    }
+
+    /// Which subnet a key holds and for which host, whatever it is worth as a lease: for [`candidates`](crate::lease::candidates),
+    /// which must know of all that is taken.
+    ///
+    /// A lease of another backend holds its subnet too, and so does a value that cannot be read; its host is 0.0.0.0, which is
+    /// nobody's. `None` if the key is no lease's.
+    #[must_use]
+    pub fn held(&self, key: &[u8], value: &[u8]) -> Option<(LeaseKey, Held)> {
+        let key: LeaseKey = core::str::from_utf8(key).ok()?.strip_prefix(&self.subnets)?.parse().ok()?;
+        let host = LeaseValue::holder(value).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        Some((key, Held { subnet: key.ipv4.into(), host: host.into() }))
     }
 
     /// All that a listing returned, which is a snapshot of it.

@@ -71,6 +71,16 @@ impl LeaseValue {
         Ok(Self { public_ip, public_ipv6: object.parsed("PublicIPv6", "an IPv6 address")? })
     }
 
+    /// Whose a value is, of whatever backend: a host that changes over to udp keeps its subnet. `None` if it does not say so.
+    #[must_use]
+    pub fn holder(text: &[u8]) -> Option<Ipv4Addr> {
+        match Self::from_json(text) {
+            Ok(Self { public_ip, .. }) => Some(public_ip),
+            Err(LeaseValueError::Backend { public_ip, .. }) => public_ip,
+            Err(LeaseValueError::Json(_) | LeaseValueError::NoPublicIp) => None,
+        }
+    }
+
     /// Writes a value, byte for byte as flannel does in the udp mode.
     #[must_use]
     pub fn to_json(&self) -> String {
