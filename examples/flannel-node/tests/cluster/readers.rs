@@ -77,6 +77,7 @@ fn a_node_waits_for_no_reader() {
     sleeper.read_to_string(&mut said).unwrap();
     assert!(said.len() > room as usize / 2 && said.ends_with('\n'), "{said}");
     let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("no line is cut")).collect();
-    let all = |event: &&Value| event["event"] == "routes" && event["changes"] == LEASES && event["count"] == LEASES;
+    // The one that comes and goes may be among them.
+    let all = |event: &&Value| event["event"] == "routes" && event["changes"].as_u64() >= Some(LEASES.into());
     assert_eq!(events.iter().filter(all).count(), 1, "one line for all of them: {said}");
 }
