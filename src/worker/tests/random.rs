@@ -80,6 +80,8 @@ struct Play {
     answers: Vec<(Call, Vec<Answer>)>,
     /// What the path to host A carries from the begin on.
     mtu: u32,
+    /// What it carries from that turn on, and whether we are told that our own interface may have become wider.
+    later: (usize, u32, bool),
     no_trains: bool,
     no_super_packets: bool,
     of_tun: TunOffload,
@@ -97,15 +99,17 @@ fn play() -> impl Strategy<Value = Play> {
     let calls = [Call::Send, Call::Receive, Call::Read, Call::Write, Call::PathMtu];
     let answers = all.prop_map(move |(a, b, c, d, e)| calls.into_iter().zip([a, b, c, d, e]).collect());
     let packets = (proptest::collection::vec(out(), 0..30), proptest::collection::vec(back(), 0..12));
-    let mtu = proptest::sample::select(vec![1500, 1500, 1300, 600]);
+    let mtu = || proptest::sample::select(vec![1500, 1500, 1300, 600, 100]);
+    let later = (1..20usize, mtu(), any::<bool>());
     let of_tun = proptest::sample::select(vec![TunOffload::ALL, TunOffload::NONE]);
     let budget = proptest::sample::select(vec![1, 10, 256]);
-    (packets, answers, mtu, any::<bool>(), any::<bool>(), of_tun, budget).prop_map(
-        |((out, back), answers, mtu, no_trains, no_super_packets, of_tun, budget)| Play {
+    (packets, answers, mtu(), later, any::<bool>(), any::<bool>(), of_tun, budget).prop_map(
+        |((out, back), answers, mtu, later, no_trains, no_super_packets, of_tun, budget)| Play {
             out,
             back,
             answers,
             mtu,
+            later,
             no_trains,
             no_super_packets,
             of_tun,
@@ -200,7 +204,14 @@ proptest! {
         let (mut gone, mut newest, mut told) = (Gone::default(), BTreeMap::<SocketAddr, u16>::new(), [0, 0]);
         let mut delivered = Vec::new();
         let mut end = None;
-        for _turn in 0..3000 {
+        let (later, mtu, wider) = play.later;
+        for turn in 0..3000 {
+            if turn == later {
+                stage.script.narrow(host_a().ip(), mtu, libc::EINVAL);
+                if wider {
+                    stage.worker.set_mtu(1472).unwrap();
+                }
+            }
             let outcomes = [Worker::tun_ready, Worker::udp_ready].map(|ready| {
                 stage.call(ready, Budget::packets(play.budget))
             });
