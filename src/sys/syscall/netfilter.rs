@@ -41,25 +41,26 @@ pub(in crate::sys) fn table_option(
     checked(result).map(|_zero| ())
 }
 
-/// setsockopt(2) with `IPT_SO_SET_REPLACE`: `replace` is struct `ipt_replace` and the entries behind it, but for its pointer,
-/// at which the kernel writes 16 bytes for each old entry.
+/// Place of `num_counters` in struct `ipt_replace`; the pointer to as many counters is right behind it.
 #[cfg(test)]
-pub(in crate::sys) fn replace_table(
-    socket: BorrowedFd<'_>,
-    replace: &mut [u8],
-    pointer_at: usize,
-    old_entries: usize,
-) -> io::Result<()> {
-    let mut counters = alloc::vec![0_u64; 2 * old_entries];
+const OLD_ENTRIES: usize = 84;
+
+/// setsockopt(2) with `IPT_SO_SET_REPLACE`: `replace` is struct `ipt_replace` and the entries behind it. How many counters of old
+/// entries are wanted, and where, is written to it here.
+#[cfg(test)]
+pub(in crate::sys) fn replace_table(socket: BorrowedFd<'_>, replace: &mut [u8], old_entries: u32) -> io::Result<()> {
+    let mut counters = alloc::vec![[0_u64; 2]; old_entries as usize];
     let address = counters.as_mut_ptr().expose_provenance().to_ne_bytes();
-    replace
-        .get_mut(pointer_at..pointer_at + address.len())
-        .ok_or(io::ErrorKind::InvalidInput)?
-        .copy_from_slice(&address);
+    let (number, pointer) = replace
+        .get_mut(OLD_ENTRIES..)
+        .and_then(|rest| rest.split_at_mut_checked(size_of::<u32>()))
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    number.copy_from_slice(&old_entries.to_ne_bytes());
+    pointer.get_mut(..address.len()).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(&address);
     let length = libc::socklen_t::try_from(replace.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let pointer = replace.as_ptr().cast();
-    // SAFETY: the kernel reads `length` bytes at `pointer`, which has as many, and writes to `counters` 16 bytes for each entry
-    // that the table had, which it checks to be `num_counters`; the caller sets that field to no more than `old_entries`.
+    // SAFETY: the kernel reads `length` bytes at `pointer`, which has as many, and writes at most `old_entries` counters of 16 bytes
+    // to the address told, where there is room for them; it has to be their exact number.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, BASE, pointer, length) };
     checked(result).map(|_zero| ())
 }

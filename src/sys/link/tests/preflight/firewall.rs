@@ -203,13 +203,11 @@ fn legacy_drops(rule: bool) -> bool {
             replace.extend((if is_moved { offset + added } else { offset }).to_ne_bytes());
         }
     }
-    replace.extend(old.to_ne_bytes());
-    replace.resize(replace.len().next_multiple_of(size_of::<usize>()), 0);
-    let pointer_at = replace.len();
-    replace.extend([0; size_of::<usize>()]);
+    // The number and the address of the counters are filled in later.
+    replace.extend([0; size_of::<u32>() + size_of::<usize>()]);
     replace.resize(replace.len().next_multiple_of(align_of::<u64>()), 0);
     replace.extend(entries);
-    replace_table(socket.as_fd(), &mut replace, pointer_at, old as usize).expect("the table is replaced");
+    replace_table(socket.as_fd(), &mut replace, old).expect("the table is replaced");
     true
 }
 
