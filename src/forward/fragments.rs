@@ -63,6 +63,7 @@ impl<'p> Fragments<'p> {
     }
 
     /// The next fragment; `None` after the last one.
+    #[must_use = "a fragment that is not sent loses the packet"]
     pub fn cut_next(&mut self) -> Option<Transmit<'_>> {
         if !self.fragmenter.advance(self.packet) {
             return None;

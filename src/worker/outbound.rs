@@ -52,7 +52,7 @@ impl Outbound {
     }
 
     /// Moves packets until the TUN is empty, the budget is used or the socket takes no more. Nothing that could be sent is
-    /// left behind, but for the rest of a super-packet of more segments than the budget.
+    /// left behind, but for the rest of a packet of more segments or fragments than the budget.
     pub(super) fn run(
         &mut self,
         ends: &Ends,

@@ -49,7 +49,8 @@ impl From<MalformedReply> for Failure {
     }
 }
 
-/// A socket to a part of the kernel that speaks netlink, mostly rtnetlink, in the network namespace the calling thread was in when it was opened.
+/// A socket to a part of the kernel that speaks netlink, mostly rtnetlink, in the network namespace the calling thread was in when
+/// it was opened.
 #[derive(Debug)]
 pub(super) struct Netlink {
     socket: Socket,

@@ -59,7 +59,7 @@ pub enum Firewall {
 }
 
 impl Firewall {
-    /// What makes it accept packets with `field` (`source`, `destination`) in the network.
+    /// The commands that make it accept packets from and to the network.
     fn accept(&self, network: Ipv4Net) -> String {
         let iptables = |program| {
             alloc::format!(
@@ -213,7 +213,7 @@ pub enum Finding {
     /// The TUN device takes longer packets than the underlay carries.
     #[error(
         "the MTU of the TUN device {tun} is {mtu}, but {interface} with its MTU of {interface_mtu} carries packets of {most} \
-         bytes; longer ones are refused, or dropped without DF: give the device {most}, \
+         bytes; longer ones are refused, or go in fragments without DF: give the device {most}, \
          `ip link set dev {tun} mtu {most}` if it exists"
     )]
     MtuTooLarge {
