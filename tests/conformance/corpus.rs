@@ -14,6 +14,11 @@ use crate::support::scenario::{Scenario, policy};
 type Seed = (&'static str, Vec<u8>);
 
 #[test]
+fn control_over_the_corpus() {
+    run_over("control", bodies::control::run);
+}
+
+#[test]
 fn header_over_the_corpus() {
     run_over("header", bodies::header::run);
 }
@@ -36,6 +41,7 @@ fn path_mtu_over_the_corpus() {
 #[test]
 fn the_committed_seeds_are_these() {
     let of_target = [
+        ("control", control_seeds()),
         ("header", header_seeds()),
         ("forward", forward_seeds()),
         ("icmp", icmp_seeds()),
@@ -45,6 +51,43 @@ fn the_committed_seeds_are_these() {
         assert!((20..=60).contains(&seeds.len()), "{} seeds for {target}", seeds.len());
         assert_committed(target, seeds);
     }
+}
+
+/// Commands as they are on a little-endian machine, where most of them are meant.
+fn control_seeds() -> Vec<Seed> {
+    let command = |kind: i32, subnet: [u8; 4], len: i32, next_hop: [u8; 4], port: u16| {
+        let numbers = [kind.to_le_bytes(), subnet, len.to_le_bytes(), next_hop].concat();
+        [&numbers[..], &port.to_le_bytes(), &[0; 2]].concat()
+    };
+    let (subnet, host) = ([100, 96, 2, 0], [10, 168, 0, 3]);
+    let set = |len| command(1, subnet, len, host, 8285);
+    let delete = |len| command(2, subnet, len, [0; 4], 0);
+    let stop = command(3, [0; 4], 0, [0; 4], 0);
+    let dirty = |command: &[u8], from: usize| [&command[..from], &[0xee; 20][from..]].concat();
+    vec![
+        ("delete", delete(24)),
+        ("delete-all", command(2, [0; 4], 0, [0; 4], 0)),
+        ("delete-length-33", delete(33)),
+        ("delete-with-a-next-hop", dirty(&delete(24), 12)),
+        ("kind-0", command(0, subnet, 24, host, 8285)),
+        ("kind-4", command(4, subnet, 24, host, 8285)),
+        ("kind-big-endian", 1i32.to_be_bytes().into_iter().chain(set(24).split_off(4)).collect()),
+        ("kind-negative", command(-1, subnet, 24, host, 8285)),
+        ("long", [set(24), vec![0]].concat()),
+        ("nothing", vec![]),
+        ("set", set(24)),
+        ("set-host", command(1, [100, 96, 2, 3], 32, host, 8285)),
+        ("set-host-bits", command(1, [100, 96, 2, 77], 24, host, 8285)),
+        ("set-length-0", set(0)),
+        ("set-length-33", set(33)),
+        ("set-length-256", set(256)),
+        ("set-length-negative", set(-1)),
+        ("set-nowhere", command(1, subnet, 24, [0; 4], 0)),
+        ("set-padding", dirty(&set(24), 18)),
+        ("short", set(24)[..19].to_vec()),
+        ("stop", stop.clone()),
+        ("stop-with-anything", dirty(&stop, 4)),
+    ]
 }
 
 /// The packets that every target begins with; what they are for is in their names.
