@@ -12,8 +12,8 @@
 //!               └── ip_tables' own option ──▶             the same of the legacy FORWARD chain
 //! ```
 //!
-//! - **It changes nothing.** No device is opened, no table made, no setting written; no other program is run. One thing a
-//!   question can cause: a kernel that has netfilter as modules may load the one that answers.
+//! - **It changes nothing.** No device is made, no table made, no setting written; no other program is run. One thing a
+//!   question can cause: a kernel that has TUN devices or netfilter as modules may load the one that answers.
 //! - **It never passes in silence.** What could not be read is a finding of its own, [`Finding::Unchecked`].
 //! - **It does not evaluate firewalls.** A forward chain that drops by policy is reported; whether its rules accept the
 //!   overlay's packets first, or drop them in spite of a policy that accepts, is not looked at.
