@@ -137,6 +137,9 @@ impl Soak {
         println!("memory in KiB, of A and B: {:?} … {:?}", memory.first(), memory.last());
         for (side, tally) in SIDES.iter().zip(lab.end()) {
             println!("{side:?}: {tally:?}");
+            for made in ["segments_made", "coalesced", "fragments_made"] {
+                assert!(tally.anomaly(made) > 0, "the traffic of {side:?} was to have all of it: {made}");
+            }
         }
     }
 
