@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use loden::control::Command;
 
+use crate::answers;
 use crate::chance::Chance;
 use crate::churn::route;
 use crate::lab::Lab;
-use crate::misfits::{Expected, Misfits};
+use crate::misfits::{Expected, Misfits, NOBODY};
 use crate::side::{SIDES, Side};
 use crate::stage::Stage;
 use crate::traffic::Traffic;
@@ -18,9 +19,8 @@ use crate::traffic::Traffic;
 /// How long what was sent may take to be counted and to arrive.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(40);
-/// Its owner is said to be a host that is not there.
+/// What nobody is said to own.
 const DEAD: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 3);
-const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 99);
 
 pub(crate) struct Calm<'a> {
     pub(crate) lab: &'a mut Lab,
@@ -57,6 +57,7 @@ impl Calm<'_> {
             stage.check();
             thread::sleep(PAUSE);
         }
+        answers::are_given(lab, &mut expected);
         stage.set_calm(false);
         let start = Instant::now();
         loop {

@@ -14,6 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answers;
 mod calm;
 mod chance;
 mod churn;

@@ -15,19 +15,22 @@ use crate::support::packet::{Ipv4, LOOSE_SOURCE_ROUTE, UDP, udp};
 use crate::tunnel::{Flow, Tally};
 
 /// An address of the overlay that no host owns.
-const HOLE: [u8; 4] = [100, 96, 200, 7];
+pub(crate) const HOLE: [u8; 4] = [100, 96, 200, 7];
+
+/// A host that is not there, and yet is said to own something.
+pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 99);
 
 /// What one tunnel has to have counted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
-    encap: Counts,
-    decap: Counts,
+    pub(crate) encap: Counts,
+    pub(crate) decap: Counts,
     /// So many went to a host that is not there.
     pub(crate) to_nobody: u64,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Counts {
+pub(crate) struct Counts {
     /// By reason.
     dropped: BTreeMap<&'static str, u64>,
     /// By the reason under which they are counted if they are not answered.
@@ -76,8 +79,11 @@ impl Misfits {
             for _ in 0..=chance.below(2) {
                 socket.send_to(&datagram, target).unwrap();
                 let counts = &mut expected.decap;
-                let which = if reason == TIME_EXCEEDED { &mut counts.rejected } else { &mut counts.dropped };
-                *which.entry(reason).or_default() += 1;
+                if reason == TIME_EXCEEDED {
+                    counts.reject(reason);
+                } else {
+                    *counts.dropped.entry(reason).or_default() += 1;
+                }
             }
         }
         self.send_from_pod(to, chance, expected);
@@ -107,17 +113,17 @@ impl Misfits {
     /// What has no route, and what the near tunnel is one hop too far for.
     fn send_from_pod(&self, side: Side, chance: &mut Chance, expected: &mut Expected) {
         let pod = &self.sockets[side as usize].pod;
-        let rejected = &mut expected.encap.rejected;
+        let counts = &mut expected.encap;
         pod.set_ttl(64).unwrap();
         for _ in 0..=chance.below(4) {
             pod.send_to(b"into nowhere", (Ipv4Addr::from(HOLE), 9)).unwrap();
-            *rejected.entry(NO_ROUTE).or_default() += 1;
+            counts.reject(NO_ROUTE);
         }
         // Of which the host's kernel takes one.
         pod.set_ttl(2).unwrap();
         for _ in 0..=chance.below(2) {
             pod.send_to(b"a short life", (side.other().place().misfits, 9)).unwrap();
-            *rejected.entry(TIME_EXCEEDED).or_default() += 1;
+            counts.reject(TIME_EXCEEDED);
         }
     }
 }
@@ -191,6 +197,11 @@ impl Expected {
     pub(crate) fn compare(&self, counted: &Tally) -> Result<(), String> {
         let unanswered = self.encap.compare(&counted.encap, self.to_nobody).map_err(|what| format!("encap: {what}"))?
             + self.decap.compare(&counted.decap, 0).map_err(|what| format!("decap: {what}"))?;
+        let failed = counted.encap.dropped.get("send_unreachable").copied().unwrap_or(0);
+        let blamed: BTreeMap<_, _> = (failed > 0).then(|| (NOBODY.to_string(), failed)).into_iter().collect();
+        if counted.send_errors != blamed {
+            return Err(format!("blamed for sends that failed: {:?}, and it was {blamed:?}", counted.send_errors));
+        }
         let limited = counted.anomaly("icmp_limited");
         if limited != unanswered {
             return Err(format!("{unanswered} were not answered, and {limited} answers were held back"));
@@ -213,6 +224,11 @@ impl Expected {
 }
 
 impl Counts {
+    /// One more that is answered, or counted under this reason.
+    pub(crate) fn reject(&mut self, reason: &'static str) {
+        *self.rejected.entry(reason).or_default() += 1;
+    }
+
     /// Returns how many were rejected and not answered.
     fn compare(&self, flow: &Flow, to_nobody: u64) -> Result<u64, String> {
         let mut dropped = flow.dropped.clone();

@@ -29,6 +29,8 @@ pub(crate) struct Tally {
     pub(crate) encap: Flow,
     pub(crate) decap: Flow,
     pub(crate) anomalies: BTreeMap<String, u64>,
+    /// By peer.
+    pub(crate) send_errors: BTreeMap<String, u64>,
     pub(crate) routes: u64,
 }
 
@@ -104,8 +106,9 @@ impl Tunnel {
                 value.as_object().unwrap().iter().map(|(name, count)| (name.clone(), count.as_u64().unwrap())).collect()
             };
             let [encap, decap] = ["encap", "decap"].map(|direction| conserved(&event[direction], line, map));
-            let (anomalies, routes) = (map(&event["anomalies"]), event["routes"].as_u64().unwrap());
-            self.latest = Tally { encap, decap, anomalies, routes };
+            let [anomalies, send_errors] = ["anomalies", "send_errors"].map(|name| map(&event[name]));
+            let routes = event["routes"].as_u64().unwrap();
+            self.latest = Tally { encap, decap, anomalies, send_errors, routes };
         }
         name
     }
@@ -127,6 +130,7 @@ impl Tally {
             encap: self.encap.since(&earlier.encap),
             decap: self.decap.since(&earlier.decap),
             anomalies: difference(&self.anomalies, &earlier.anomalies),
+            send_errors: difference(&self.send_errors, &earlier.send_errors),
             routes: self.routes,
         }
     }
@@ -134,7 +138,8 @@ impl Tally {
     pub(crate) fn add(&mut self, more: &Self) {
         self.encap.add(&more.encap);
         self.decap.add(&more.decap);
-        more.anomalies.iter().for_each(|(name, count)| *self.anomalies.entry(name.clone()).or_default() += count);
+        add(&mut self.anomalies, &more.anomalies);
+        add(&mut self.send_errors, &more.send_errors);
     }
 
     pub(crate) fn anomaly(&self, name: &str) -> u64 {
@@ -156,7 +161,7 @@ impl Flow {
         self.received += more.received;
         self.forwarded += more.forwarded;
         self.answered += more.answered;
-        more.dropped.iter().for_each(|(name, count)| *self.dropped.entry(name.clone()).or_default() += count);
+        add(&mut self.dropped, &more.dropped);
     }
 }
 
@@ -166,6 +171,10 @@ fn difference(now: &BTreeMap<String, u64>, earlier: &BTreeMap<String, u64>) -> B
         (grown > 0).then(|| (name.clone(), grown))
     };
     now.iter().filter_map(since).collect()
+}
+
+fn add(sum: &mut BTreeMap<String, u64>, more: &BTreeMap<String, u64>) {
+    more.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
 }
 
 /// The example's binary, beside this test's own.
