@@ -1,0 +1,64 @@
+//! What all threads of a run share: whether it is calm, whether it is over, and the first thing that went wrong.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+/// Calm or storm. Whoever sends something does it [`during`](Self::during) one of them, so that nothing sent in the calm can be
+/// hit by the fault that ends it without the counts telling.
+#[derive(Default)]
+pub(crate) struct Stage {
+    weather: RwLock<Weather>,
+    over: AtomicBool,
+    failure: Mutex<Option<String>>,
+}
+
+/// What a sender sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Weather {
+    pub(crate) calm: bool,
+    /// How often it has changed.
+    pub(crate) changes: u64,
+}
+
+impl Stage {
+    pub(crate) fn set_calm(&self, calm: bool) {
+        let mut weather = self.weather.write().unwrap_or_else(PoisonError::into_inner);
+        *weather = Weather { calm, changes: weather.changes + 1 };
+    }
+
+    pub(crate) fn weather(&self) -> Weather {
+        *self.weather.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something short within one weather.
+    pub(crate) fn during<T>(&self, act: impl FnOnce(bool) -> T) -> T {
+        act(self.weather.read().unwrap_or_else(PoisonError::into_inner).calm)
+    }
+
+    /// Whether it was calm from then until now, without an interruption.
+    pub(crate) fn was_calm_since(&self, then: Weather) -> bool {
+        then.calm && then == self.weather()
+    }
+
+    pub(crate) fn finish(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Notes what went wrong; the first counts.
+    pub(crate) fn fail(&self, what: String) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+    }
+
+    /// # Panics
+    /// If anything went wrong in any thread.
+    pub(crate) fn check(&self) {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(what) = failure {
+            panic!("{what}");
+        }
+    }
+}

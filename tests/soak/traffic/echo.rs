@@ -1,0 +1,40 @@
+//! Pings, each of which is answered in a calm.
+
+use core::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+
+use testbed::TwoHosts;
+use testbed::probe::{Ping, PingOutcome, ping};
+
+use super::Done;
+use crate::side::Side;
+use crate::stage::Stage;
+
+const PAUSE: Duration = Duration::from_millis(30);
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>, from: Side) -> JoinHandle<()> {
+    let (stage, done) = (Arc::clone(stage), Arc::clone(done));
+    from.pod(hosts).spawn("flow-ping", move || {
+        for count in 0_usize.. {
+            if stage.is_over() {
+                break;
+            }
+            let began = stage.weather();
+            let timeout = if began.calm { PATIENCE } else { PATIENCE / 10 };
+            let settings = Ping { payload_len: count % 1400, timeout, ..Ping::default() };
+            let outcome = ping(from.other().place().pod, settings);
+            if matches!(outcome.as_deref(), Ok([PingOutcome::Reply { .. }])) {
+                done.pings.fetch_add(1, Ordering::Relaxed);
+            } else if outcome.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::InvalidData)
+                || stage.was_calm_since(began)
+            {
+                return stage.fail(format!("ping {count} from {from:?}: {outcome:?}"));
+            }
+            thread::sleep(PAUSE);
+        }
+    })
+}
