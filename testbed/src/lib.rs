@@ -28,7 +28,7 @@ mod vxlan;
 
 pub use netns::Namespace;
 pub use privileges::ensure_privileges;
-pub use process::{Child, exec_with_parent, exit_with_parent};
+pub use process::{Child, exec_with_parent, exit_with_parent, tied_to_its_parent};
 pub use route::RouteEntry;
 pub use topology::TwoHosts;
 pub use vxlan::Vxlan;

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::{Pid, SysconfVar, sysconf};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -247,6 +248,15 @@ pub fn exit_with_parent() {
     }
 }
 
+/// A program for [`Child::spawn`] that the kernel kills with the process that starts it, however that ended (prctl(2),
+/// `PR_SET_PDEATHSIG`). Its process id is the program's: setpriv(1) of util-linux becomes it.
+#[must_use]
+pub fn tied_to_its_parent(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 /// Becomes another program, which the kernel kills with the process that started this one, however that ended.
 ///
 /// For programs that do not watch their parent themselves: the program given to [`Child::spawn`] calls this, and has not
@@ -364,8 +374,11 @@ mod tests {
             command
         };
         match env::var(ROLE).as_deref() {
-            Ok("starter") => {
-                let sleeper = Child::spawn(&Namespace::current().expect("current"), again("sleeper")).expect("spawn");
+            Ok(way @ ("by itself" | "tied")) => {
+                let mut tied = tied_to_its_parent("sh");
+                tied.args(["-c", "echo ready; exec sleep 60"]);
+                let command = if way == "tied" { tied } else { again("sleeper") };
+                let sleeper = Child::spawn(&Namespace::current().expect("current"), command).expect("spawn");
                 while !sleeper.next_line(SOON).expect("a line").contains("ready") {}
                 println!("sleeper {}", sleeper.id());
                 thread::sleep(Duration::from_secs(60));
@@ -375,27 +388,30 @@ mod tests {
                 sleep.args(["-c", "echo ready; exec sleep 60"]);
                 panic!("{}", exec_with_parent(sleep));
             }
-            Err(_) => {
-                let mut starter = Child::spawn(&Namespace::new().expect("namespace"), again("starter")).expect("spawn");
-                let line = loop {
-                    let line = starter.next_line(SOON).expect("a line");
-                    if let Some((_, id)) = line.split_once("sleeper ") {
-                        break id.to_owned();
-                    }
-                };
-                let directory = format!("/proc/{line}");
-                // Longer than the thread that started it would live if nobody kept it.
-                thread::sleep(Duration::from_millis(50));
-                assert!(Path::new(&directory).exists());
-                starter.signal(Signal::SIGKILL).expect("kill");
-                assert!(starter.wait(SOON).expect("wait").is_some());
-                let start = Instant::now();
-                // A zombie until somebody reaps it.
-                while fs::read_to_string(format!("{directory}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
-                    assert!(start.elapsed() < SOON, "the sleeper outlived the process that started it");
-                    thread::sleep(Duration::from_millis(1));
-                }
+            Err(_) => ["by itself", "tied"].into_iter().for_each(|way| outlives_nobody(again(way))),
+        }
+    }
+
+    /// Starts a program that starts another one, and kills it.
+    fn outlives_nobody(starter: Command) {
+        let mut starter = Child::spawn(&Namespace::new().expect("namespace"), starter).expect("spawn");
+        let line = loop {
+            let line = starter.next_line(SOON).expect("a line");
+            if let Some((_, id)) = line.split_once("sleeper ") {
+                break id.to_owned();
             }
+        };
+        let directory = format!("/proc/{line}");
+        // Longer than the thread that started it would live if nobody kept it.
+        thread::sleep(Duration::from_millis(50));
+        assert!(Path::new(&directory).exists());
+        starter.signal(Signal::SIGKILL).expect("kill");
+        assert!(starter.wait(SOON).expect("wait").is_some());
+        let start = Instant::now();
+        // A zombie until somebody reaps it.
+        while fs::read_to_string(format!("{directory}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(start.elapsed() < SOON, "the sleeper outlived the process that started it");
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

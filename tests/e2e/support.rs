@@ -1,12 +1,12 @@
 //! Two hosts with a tunnel in each.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use testbed::{Child, Namespace, TwoHosts};
+use testbed::{Child, Namespace, TwoHosts, tied_to_its_parent};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -109,7 +109,7 @@ pub(crate) fn dropped(event: &Value, direction: &str, reason: &str) -> u64 {
 }
 
 pub(crate) fn spawn(namespace: &Namespace, args: &[&str]) -> Child {
-    let mut command = Command::new(program("tunnel"));
+    let mut command = tied_to_its_parent(program("tunnel"));
     command.args(args);
     Child::spawn(namespace, command).expect("the tunnel starts")
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -47,7 +46,7 @@ impl Tunnel {
     /// Starts one, with all offloads; the pods' packets may be longer than the underlay carries.
     pub(crate) fn start(hosts: &TwoHosts, side: Side, control: &Path) -> Self {
         let (here, there) = (side.place(), side.other().place());
-        let mut command = Command::new(program());
+        let mut command = testbed::tied_to_its_parent(program());
         command.args(["--network", "100.96.0.0/16", "--subnet", here.subnet, "--listen", &here.host.to_string()]);
         command.args(["--route", &format!("{}={}", there.subnet, there.host)]);
         command.args(["--mtu", "9000", "--stats", "0.1", "--control"]).arg(control);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use etcd_client::Client;
 use nix::sys::signal::Signal;
+pub(crate) use testbed::tied_to_its_parent;
 use testbed::{Child, Namespace};
 
 use crate::tls::{Tls, shown};
@@ -148,11 +149,4 @@ fn client_port(member: u16) -> u16 {
 
 fn peer_port(member: u16) -> u16 {
     client_port(member) + 1
-}
-
-/// A program that the kernel kills with the thread that started it, so that a test which is killed leaves nothing behind.
-pub(crate) fn tied_to_its_parent(program: impl Into<PathBuf>) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program.into());
-    command
 }
