@@ -1,7 +1,7 @@
 //! A real etcd cluster, in the namespace of the switch between the hosts.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
