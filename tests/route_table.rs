@@ -108,6 +108,26 @@ proptest! {
         }
     }
 
+    /// Prefixes of any length anywhere, close enough to meet: what one change leaves alone is as it was.
+    #[test]
+    fn prefixes_of_every_length_stay_where_they_are(
+        prefixes in proptest::collection::vec((any::<u32>(), 8u8..=32, any::<bool>()), 1..60),
+        destinations in proptest::collection::vec(any::<u32>(), 200),
+    ) {
+        let within = |bits: u32| Ipv4Addr::from_bits(0x0a00_0000 | bits & 0x0001_ffff);
+        let mut naive = Naive::default();
+        let mut table = RouteTable::new();
+        for (number, (bits, len, stays)) in (1..).zip(prefixes) {
+            let subnet = Ipv4Net::new(within(bits), len).unwrap();
+            let set = RouteChange::Set(Route::new(subnet, ([10, 168, 0, 1], number)));
+            for change in [set, RouteChange::Delete(subnet.into())].iter().take(if stays { 1 } else { 2 }) {
+                naive.apply(change);
+                table = table.with_changes([*change]).0;
+            }
+        }
+        assert_same(&table, &naive, destinations.into_iter().map(within));
+    }
+
     /// Deleting everything leaves nothing: no route, no peer, no answer.
     #[test]
     fn nothing_is_left_of_deleted_routes(changes in proptest::collection::vec(change(), 1..60)) {
@@ -198,6 +218,109 @@ fn host_bits_are_normalised_and_changes_that_change_nothing_do_not_count() {
     assert!(publisher.table().is_empty());
 }
 
+/// More peers than anything in the table has room for at once, some of them in use by several routes.
+#[test]
+fn every_peer_of_thousands_is_known_and_no_other() {
+    const PEERS: u32 = 5000;
+    let peer = |number: u32| SocketAddr::from((Ipv4Addr::from_bits(0xac10_0000 + 2 * number), 8285));
+    let route = |number: u32| {
+        let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + 256 * number), 24).unwrap();
+        Route::new(subnet, peer(number / 2))
+    };
+    let mut publisher = RoutePublisher::new();
+    assert_eq!(publisher.apply((0..2 * PEERS).map(|number| RouteChange::Set(route(number)))).into_result(), Ok(10_000));
+    let gone = (PEERS..2 * PEERS).map(|number| RouteChange::Delete(route(number).subnet));
+    assert_eq!(publisher.apply(gone).into_result(), Ok(5000));
+    let table = publisher.table();
+    for number in 0..PEERS {
+        let (own, SocketAddr::V4(between)) = (peer(number), peer(number)) else { panic!("{number}") };
+        let stays = number < PEERS / 2;
+        assert_eq!((table.has_peer(own.ip()), table.has_next_hop(own)), (stays, stays), "{own}");
+        let between = Ipv4Addr::from_bits(between.ip().to_bits() + 1);
+        assert!(!table.has_peer(between.into()) && !table.has_next_hop((between, 8285).into()), "{between}");
+        assert!(!table.has_next_hop((own.ip(), 8286).into()), "another port of {own}");
+        assert_eq!(table.exact(route(number).subnet).map(|hop| hop.address), Some(peer(number / 2)));
+    }
+}
+
+#[test]
+fn a_batch_says_what_it_changed_or_what_it_refused_first() {
+    let mut publisher = RoutePublisher::new();
+    assert!(publisher.table().is_empty());
+    let good = ["100.96.2.0/24", "100.96.3.0/24"].map(|subnet| RouteChange::Set(route(subnet, "10.168.0.3:8285")));
+    assert_eq!(publisher.apply(good).into_result(), Ok(2));
+    assert!(!publisher.table().is_empty());
+    assert_eq!(publisher.apply(good).into_result(), Ok(0));
+    let bad = [route("100.96.4.0/24", "10.168.0.3:0"), route("100.96.4.0/24", "0.0.0.0:8285")];
+    let refused = publisher.apply(bad.map(RouteChange::Set)).into_result().unwrap_err();
+    assert_eq!((refused.route, refused.reason), (bad[0], RouteError::ZeroPort));
+    assert!(format!("{:?}", publisher.table()).contains("len: 2"));
+    let host_bits = ["100.96.2.77/24", "100.96.2.0/24"].map(|subnet| subnet.parse().unwrap());
+    assert_eq!(RouteChange::Delete(host_bits[0]).subnet(), host_bits[1]);
+    assert_eq!(RouteChange::Set(route("100.96.2.77/24", "10.168.0.3:8285")).subnet(), host_bits[1]);
+}
+
+/// The publisher frees old tables as soon as no reader has them any more; a reader never does.
+#[test]
+fn old_tables_are_freed_by_the_publisher_and_not_kept() {
+    let change = |version: u32, blocks: u32| {
+        (0..blocks).map(move |block| {
+            let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + (block << 16)), 28).unwrap();
+            RouteChange::Set(Route::new(subnet, (Ipv4Addr::from_bits(0xac10_0000 + version), 8285)))
+        })
+    };
+    let mut publisher = RoutePublisher::new();
+    let (one, _) = bytes_kept(|| publisher.apply(change(0, 100)));
+    let (more, _) = bytes_kept(|| (1..50).for_each(|version| drop(publisher.apply(change(version, 100)))));
+    assert!(more < one / 2, "{more} bytes for fifty versions, {one} for the first");
+
+    let mut reader = publisher.reader();
+    reader.load();
+    assert_eq!(publisher.apply(change(50, 100)).into_result(), Ok(100));
+    let (by_reader, _) = bytes_kept(|| reader.load().len());
+    assert_eq!(by_reader, 0, "a reader frees nothing");
+    let (by_publisher, _) = bytes_kept(|| publisher.apply([]));
+    assert!(by_publisher < 0, "{by_publisher} bytes");
+}
+
+#[test]
+fn an_emptied_table_keeps_no_more_than_a_new_one() {
+    let (new, _table) = bytes_kept(RouteTable::new);
+    for subnets in
+        [&["10.0.0.0/28"][..], &["10.0.0.0/24"], &["10.0.0.0/24", "10.0.0.0/32"], &["10.0.0.1/32", "10.0.0.0/16"]]
+    {
+        let subnets = || subnets.iter().map(|subnet| route(subnet, "10.168.0.3:8285"));
+        let (kept, table) = bytes_kept(|| {
+            let table = RouteTable::try_from_routes(subnets()).0;
+            subnets().fold(table, |table, route| table.with_changes([RouteChange::Delete(route.subnet)]).0)
+        });
+        assert!(table.is_empty());
+        assert!(kept <= new + 4096, "{kept} bytes, and {new} for a new one");
+    }
+}
+
+/// Routes that come and go, below a /24 and below a /16, leave the room to the next ones.
+#[test]
+fn room_is_used_again() {
+    let subnet = |address: u32, len| Ipv4Net::new(Ipv4Addr::from_bits(address), len).unwrap();
+    let stays = |number: u32| Route::new(subnet(0x0a00_0000 + (number << 16), 30), ([10, 168, 0, 1], 8285));
+    let mut table = RouteTable::try_from_routes((0..8).map(stays)).0;
+    let mut round = |number: u32| {
+        let block = 0x0b00_0000 + ((number % 200) << 16);
+        let comes = [(0, 30), (0x100, 28), (0x100, 32), (0x8000, 17)].map(|(at, len)| subnet(block + at, len));
+        let hop = (Ipv4Addr::from_bits(0xac10_0000 + number % 400), 8285);
+        table = table.with_changes(comes.map(|subnet| RouteChange::Set(Route::new(subnet, hop)))).0;
+        // The first of them with all that is below its /24, the others one by one.
+        for subnet in comes {
+            table = table.with_changes([RouteChange::Delete(subnet.into())]).0;
+        }
+    };
+    (0..400).for_each(&mut round);
+    let (more, ()) = bytes_kept(|| (400..3000).for_each(&mut round));
+    assert!(more <= 1024, "{more} bytes more after what came and went before");
+    assert_eq!(table.len(), 8);
+}
+
 /// R26 and fault 46: while one thread publishes, readers see whole tables, and never an older one than what was published
 /// before they began.
 #[test]
@@ -239,31 +362,36 @@ fn r26_fault_46_readers_see_whole_tables_and_never_an_old_one() {
 #[test]
 fn a_table_that_shrank_gives_back_its_room() {
     const BLOCKS: i64 = 4 * (64 + 64 + 36) * 1024;
-    let route = |number: u32| {
-        let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + 16 * number), 28).unwrap();
-        Route::new(subnet, (Ipv4Addr::from_bits(0xac10_0000 + number), 8285))
-    };
-    let (few, many) = ((0..100_000).step_by(100).map(route), (0..100_000).filter(|number| number % 100 > 0).map(route));
-    let (alone, _table) = bytes_kept(|| RouteTable::try_from_routes(few.clone()).0);
-    let full = || RouteTable::try_from_routes(few.clone().chain(many.clone())).0;
-    let naive = Naive(few.clone().map(|route| (net(&route), (route.next_hop, None))).collect());
-    let deletes: Vec<_> = many.clone().map(|route| RouteChange::Delete(route.subnet)).collect();
-    for (batch, most) in [(deletes.len(), alone + alone / 8), (1000, 4 * alone + BLOCKS)] {
-        let (kept, shrunk) = bytes_kept(|| {
-            let mut table = full();
-            for deletes in deletes.chunks(batch) {
-                table = table.with_changes(deletes.iter().copied()).0;
-            }
-            table
-        });
-        assert!(kept <= most, "{kept} bytes, and {alone} alone, after batches of {batch}");
-        assert_same(&shrunk, &naive, []);
+    // Each kind of room by itself: arrays of a /24, arrays of a /16, next hops; and all of them.
+    for (routes, len, own_hop) in [(100_000, 28, false), (20_000, 24, false), (20_000, 16, true), (100_000, 28, true)] {
+        let route = |number: u32| {
+            let at = if len == 28 { number << 4 } else { number << 16 };
+            let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + at), len).unwrap();
+            Route::new(subnet, (Ipv4Addr::from_bits(0xac10_0000 + if own_hop { number } else { 0 }), 8285))
+        };
+        let few = (0..routes).step_by(1000).map(route);
+        let many = (0..routes).filter(|number| number % 1000 > 0).map(route);
+        let (alone, _table) = bytes_kept(|| RouteTable::try_from_routes(few.clone()).0);
+        let full = || RouteTable::try_from_routes(few.clone().chain(many.clone())).0;
+        let naive = Naive(few.clone().map(|route| (net(&route), (route.next_hop, None))).collect());
+        let deletes: Vec<_> = many.clone().map(|route| RouteChange::Delete(route.subnet)).collect();
+        for (batch, most) in [(deletes.len(), alone + alone / 8), (1000, 4 * alone + BLOCKS)] {
+            let (kept, shrunk) = bytes_kept(|| {
+                let mut table = full();
+                for deletes in deletes.chunks(batch) {
+                    table = table.with_changes(deletes.iter().copied()).0;
+                }
+                table
+            });
+            assert!(kept <= most, "{kept} bytes, and {alone} alone, after batches of {batch} of {routes} /{len}s");
+            assert_same(&shrunk, &naive, []);
+        }
+        // Who holds the table of before still has all of it.
+        let before = full();
+        let (after, _) = before.with_changes(deletes);
+        assert_eq!((before.len(), after.len()), (routes as usize, routes as usize / 1000));
+        assert!(many.clone().all(|route| before.exact(route.subnet).is_some_and(|hop| hop.address == route.next_hop)));
     }
-    // Who holds the table of before still has all of it.
-    let before = full();
-    let (after, _) = before.with_changes(deletes);
-    assert_eq!((before.len(), after.len()), (100_000, 1000));
-    assert!(many.clone().all(|route| before.exact(route.subnet).is_some_and(|hop| hop.address == route.next_hop)));
 }
 
 /// Each of a million subnets, /24 to /28 by turns, has a host of its own, so that the answer to any address can be worked out.

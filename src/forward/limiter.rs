@@ -157,9 +157,20 @@ mod tests {
     #[test]
     fn r48_many_sources_share_the_limit_over_all() {
         let mut limiter = IcmpLimiter::default();
-        let sources = (0..100_000).map(|i| Ipv4Addr::from_bits(0x6460_0000 + i));
+        let sources = (0..2000).map(|i| Ipv4Addr::from_bits(0x6460_0000 + i));
         let sent = sources.filter(|source| limiter.allow(*source, Duration::ZERO)).count();
         assert_eq!(sent, 100);
+    }
+
+    /// Several hundred sources share the sets of the table, and nothing else.
+    #[test]
+    fn every_source_has_tokens_of_its_own() {
+        let one = Rate { per_second: 1, burst: 1 };
+        let mut limiter = IcmpLimiter::new(one, Rate { per_second: 1000, burst: 1000 });
+        let sources = (0..300).map(|i| Ipv4Addr::from_bits(0x6460_0000 + i));
+        let first = sources.clone().filter(|source| limiter.allow(*source, Duration::ZERO)).count();
+        let second = sources.filter(|source| limiter.allow(*source, Duration::ZERO)).count();
+        assert_eq!((first, second), (300, 0));
     }
 
     #[test]

@@ -231,8 +231,11 @@ mod tests {
     #[test]
     fn what_is_forgotten_is_learned_anew() {
         let (mut paths, now) = (PathMtus::default(), Duration::from_secs(5));
+        assert!(paths.is_empty());
         paths.lower(PEER, 1200, now);
+        assert!(!paths.is_empty());
         paths.forget();
+        assert!(paths.is_empty());
         assert_eq!(paths.lookup(PEER, now), None);
         assert!(paths.lower(PEER, 1300, now), "news again, although it is wider");
         assert_eq!(paths.lookup(PEER, now), Some(1300));

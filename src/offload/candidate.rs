@@ -86,7 +86,7 @@ impl<'a> Kind<'a> {
             && hop & 0xffff != 0xffff
             && checksum::sum_of_words(words) == 0xffff;
         let Some(payload) = bytes.get(HEADER_LEN..).filter(|_| plain) else { return Self::BetweenHosts(hosts) };
-        let hop = (lengths >> 16 & 0xff) << 24 | (hop >> 24) << 16 | fragment & DONT_FRAGMENT;
+        let hop = lengths << 8 & 0xff00_0000 | (hop >> 24) << 16 | fragment & DONT_FRAGMENT;
         let identification = (fragment >> 16) as u16;
         let candidate = if number == protocol::TCP {
             let Ok(tcp) = TcpHeader::parse(payload) else { return Self::BetweenHosts(hosts) };

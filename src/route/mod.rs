@@ -162,5 +162,18 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
 /// is never made anew for the sake of little; nor is a large one soon again, for as many routes have to come and go before.
 fn is_sparse(blocks: usize, places_per_block: usize, in_use: usize) -> bool {
     const FEW: usize = 4;
-    blocks > FEW && in_use < (blocks - FEW) * places_per_block / 4
+    in_use < blocks.saturating_sub(FEW) * places_per_block / 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_is_less_than_a_quarter_of_all_but_the_first_few_blocks() {
+        for (blocks, least) in [(0, 0), (4, 0), (5, 16), (8, 64), (104, 1600)] {
+            assert!(!is_sparse(blocks, 64, least), "{least} places in {blocks} blocks");
+            assert!(least == 0 || is_sparse(blocks, 64, least - 1), "one less than {least} in {blocks} blocks");
+        }
+    }
 }

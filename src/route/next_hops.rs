@@ -190,3 +190,21 @@ fn shard(shards: &[Arc<Vec<Known>>; SHARDS], address: IpAddr) -> &[Known] {
 fn shard_mut(shards: &mut Arc<[Arc<Vec<Known>>; SHARDS]>, address: IpAddr) -> &mut Vec<Known> {
     Arc::make_mut(&mut Arc::make_mut(shards)[usize::from(shard_of(address))])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// 256 numbers drawn at random would leave a third of 256 shards empty.
+    #[test]
+    fn neighbours_are_spread_over_the_shards() {
+        let spread =
+            |address: &dyn Fn(u8) -> IpAddr| (0..=255).map(|i| shard_of(address(i))).collect::<HashSet<_>>().len();
+        let v6 = |first: u16, third: u16, last: u16| IpAddr::from([first, 0xffff, third, 0xffff, 0, 0, 0, last]);
+        assert!(spread(&|i| [10, 168, 0, i].into()) > 128, "the last byte");
+        assert!(spread(&|i| [10, i, 0, 1].into()) > 128, "an upper byte");
+        assert!(spread(&|i| v6(0xfdff, 0xffff, i.into())) > 128, "the last byte of an IPv6 address");
+        assert!(spread(&|i| v6(0xfdff, i.into(), 1)) > 128, "its network");
+    }
+}

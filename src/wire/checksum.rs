@@ -169,6 +169,18 @@ mod tests {
         assert_eq!(sum(&[0xff; 65_535]), naive(&[0xff; 65_535]));
     }
 
+    /// Sums that carry at every width they are folded to.
+    #[test]
+    fn carries_ripple_through_every_fold() {
+        for len in (0..400).step_by(4) {
+            for last in [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0xff, 0xff, 0, 1], [1, 0, 0xff, 0xff], [0, 0, 1, 0]]
+            {
+                let bytes = [&std::vec![0xff; len][..], &last].concat();
+                assert_eq!(sum(&bytes), naive(&bytes), "{len} ones and {last:?}");
+            }
+        }
+    }
+
     /// R32, over every checksum and every TTL: the header is one word of TTL and protocol and one free word that
     /// makes the checksum come out as wanted.
     #[test]
@@ -182,6 +194,20 @@ mod tests {
                 let before = !naive_of_words(&[old, free]);
                 let after = !naive_of_words(&[new, free]);
                 assert_eq!(update(before, old, new), after, "ttl {ttl}, checksum {before:#06x}");
+            }
+        }
+    }
+
+    /// RFC 1624 for any change of any word, in a header that is not all zeros.
+    #[test]
+    fn update_equals_a_full_recompute_for_any_words() {
+        let edges = [0, 1, 2, 0x00ff, 0x0100, 0x7fff, 0x8000, 0xff00, 0xfffe, 0xffff];
+        for old in edges {
+            for new in edges {
+                for free in edges.into_iter().skip(1) {
+                    let [before, after] = [old, new].map(|word| !naive_of_words(&[word, free]));
+                    assert_eq!(update(before, old, new), after, "{old:#06x} to {new:#06x} beside {free:#06x}");
+                }
             }
         }
     }

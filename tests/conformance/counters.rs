@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use loden::forward::{Counters, DropReason, Flow};
+use loden::forward::{Anomalies, Counters, DropReason, Flow};
 use proptest::prelude::*;
 
 /// What a caller does about packets: it receives some, and later gives one of those it holds a fate.
@@ -12,15 +12,20 @@ enum Step {
     Forward,
     Answer,
     Discard(DropReason),
+    /// So many at once.
+    ForwardAll(u64),
+    DiscardAll(DropReason, u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let reason = (0..DropReason::ALL.len()).prop_map(|i| DropReason::ALL[i]);
+    let reason = || (0..DropReason::ALL.len()).prop_map(|i| DropReason::ALL[i]);
     prop_oneof![
-        4 => Just(Step::Receive),
+        8 => Just(Step::Receive),
         2 => Just(Step::Forward),
         1 => Just(Step::Answer),
-        2 => reason.prop_map(Step::Discard),
+        2 => reason().prop_map(Step::Discard),
+        1 => (0..4_u64).prop_map(Step::ForwardAll),
+        1 => (reason(), 0..4_u64).prop_map(|(reason, packets)| Step::DiscardAll(reason, packets)),
     ]
 }
 
@@ -33,14 +38,18 @@ struct Ledger {
     dropped: Vec<DropReason>,
 }
 
-/// Takes a step in both, unless there is no packet to take it with.
+/// Takes a step in both, unless there are too few packets to take it with.
 fn take(step: Step, flow: &mut Flow, ledger: &mut Ledger) {
     if let Step::Receive = step {
         flow.receive();
         ledger.held += 1;
         return;
     }
-    let Some(held) = ledger.held.checked_sub(1) else { return };
+    let packets = match step {
+        Step::ForwardAll(packets) | Step::DiscardAll(_, packets) => packets,
+        Step::Receive | Step::Forward | Step::Answer | Step::Discard(_) => 1,
+    };
+    let Some(held) = ledger.held.checked_sub(packets) else { return };
     ledger.held = held;
     match step {
         Step::Receive => {}
@@ -55,6 +64,14 @@ fn take(step: Step, flow: &mut Flow, ledger: &mut Ledger) {
         Step::Discard(reason) => {
             flow.discard(reason);
             ledger.dropped.push(reason);
+        }
+        Step::ForwardAll(packets) => {
+            flow.forward_all(packets);
+            ledger.forwarded += packets;
+        }
+        Step::DiscardAll(reason, packets) => {
+            flow.discard_all(reason, packets);
+            ledger.dropped.extend((0..packets).map(|_| reason));
         }
     }
 }
@@ -113,6 +130,39 @@ proptest! {
         assert_same(&sum.decap, &decap);
         prop_assert_eq!(sum.anomalies.icmp_limited, sum.anomalies.trimmed * 2);
     }
+}
+
+/// Every number of its own: one that was forgotten, or added to another, would be seen.
+#[test]
+fn anomalies_are_summed_and_named_one_by_one() {
+    let times = |factor: u64| {
+        let mut anomalies = Anomalies::default();
+        anomalies.trimmed = factor;
+        anomalies.icmp_limited = 2 * factor;
+        anomalies.read_errors = 3 * factor;
+        anomalies.path_mtu_lowered = 4 * factor;
+        anomalies.segments_made = 5 * factor;
+        anomalies.fragments_made = 6 * factor;
+        anomalies.coalesced = 7 * factor;
+        anomalies.gso_fallbacks = 8 * factor;
+        anomalies.tun_fallbacks = 9 * factor;
+        anomalies
+    };
+    let mut sum = times(1);
+    sum += &times(10);
+    assert_eq!(sum, times(11));
+    let names = [
+        "trimmed",
+        "icmp_limited",
+        "read_errors",
+        "path_mtu_lowered",
+        "segments_made",
+        "fragments_made",
+        "coalesced",
+        "gso_fallbacks",
+        "tun_fallbacks",
+    ];
+    assert!(sum.named().eq(names.into_iter().zip((11..).step_by(11))), "{sum:?}");
 }
 
 /// The law can be broken, so the check can fail: a fate for a packet that never came in.

@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 
-use loden::forward::{Decap, DropReason, EcnEgress, EcnIngress, Encap, Outer, Overlay, SourcePort, TtlPolicy};
+use loden::forward::{
+    Decap, DropReason, EcnEgress, EcnIngress, Encap, Outer, Overlay, SourceCheck, SourcePort, TtlPolicy,
+};
 use loden::wire::Ecn::{self, Ce, Ect0, Ect1, NotEct};
 
 use crate::support::host::{Host, host_a, inbound, outbound, overlay, routes};
-use crate::support::packet::{Ipv4, MF, TCP, repair_checksum, udp};
+use crate::support::packet::{Ipv4, MF, TCP, ones_sum, repair_checksum, udp};
 
 const ALL: [Ecn; 4] = [NotEct, Ect0, Ect1, Ce];
 
@@ -51,6 +53,27 @@ fn r57_every_cell_of_the_figure() {
                 assert_eq!(decapsulated(&host, inner, outer), expected, "inner {inner:?}, outer {outer:?}, {policy:?}");
             }
         }
+    }
+}
+
+/// Not even a checksum of 0xFFFF, which verifies and which a rewrite would make 0 (R33).
+#[test]
+fn r57_a_mark_that_stays_the_same_touches_nothing() {
+    let host = Host::new(Overlay { ttl: TtlPolicy::Ingress, ..overlay() }, routes());
+    let marked = Ipv4 { tos: tos(Ect0), ..inbound() };
+    let id = u16::MAX - ones_sum(&Ipv4 { id: 0, checksum: Some(0), ..marked.clone() }.bytes()[..20]);
+    let before = Ipv4 { id, checksum: Some(0xffff), ..marked }.bytes();
+    assert_eq!(ones_sum(&before[..20]), 0xffff, "it verifies");
+    for (outer, after) in
+        [(Ect0, [0xff, 0xff]), (Ect1, Ipv4 { tos: tos(Ect1), id, ..inbound() }.bytes()[10..12].try_into().unwrap())]
+    {
+        let mut bytes = before.clone();
+        let Decap::Deliver(packet) =
+            host.forwarder.decapsulate(&mut bytes, Outer { from: host_a(), ecn: outer }, &host.table)
+        else {
+            panic!("not delivered");
+        };
+        assert_eq!((packet[1], &packet[10..12]), (tos(outer), &after[..]));
     }
 }
 
@@ -102,6 +125,30 @@ fn r60_a_flow_has_one_number() {
     assert_eq!(protocols.len(), 2);
 }
 
+/// Whatever flows have to tell them apart does so, each bit of it, but by chance (one pair of 65,536).
+#[test]
+fn r60_every_bit_of_a_flow_counts() {
+    let host =
+        Host::new(Overlay { source_port: SourcePort::ByFlow, source_check: SourceCheck::Off, ..overlay() }, routes());
+    let number = |[source, destination, source_port, port]: [u32; 4], protocol: u8| {
+        let source = u32::from_be_bytes([100, 96, 1, 0]) | source & 0xff;
+        let destination = u32::from_be_bytes([100, 96, 2, 0]) | destination & 0x7f;
+        let payload = udp(source_port as u16, port as u16, b"");
+        flow(&host, &Ipv4 { protocol, payload, ..Ipv4::new(source.to_be_bytes(), destination.to_be_bytes()) })
+    };
+    for (field, bits) in [8, 7, 16, 16].into_iter().enumerate() {
+        for bit in 0..bits {
+            let same = (0..100).filter(|i| {
+                let mut fields = [3 + i, 5 + i, 4000 + 77 * i, 53 + i];
+                let before = number(fields, TCP);
+                fields[field] ^= 1 << bit;
+                number(fields, TCP) == before
+            });
+            assert!(same.count() < 3, "bit {bit} of field {field}");
+        }
+    }
+}
+
 /// Only the first fragment has ports; the others must not overtake it.
 #[test]
 fn r60_fragments_of_a_packet_stay_together() {
@@ -109,6 +156,26 @@ fn r60_fragments_of_a_packet_stay_together() {
     let first = Ipv4 { fragment: MF, payload: udp(4000, 53, &[1; 16]), ..outbound() };
     let second = Ipv4 { fragment: 3, payload: vec![2; 16], ..outbound() };
     assert_eq!(flow(&host, &first), flow(&host, &second));
+}
+
+/// The fragments that we make go the way of their packet, each of them.
+#[test]
+fn r56_r60_fragments_of_ours_have_the_packets_mark_and_flow() {
+    let settings = Overlay { source_port: SourcePort::ByFlow, ecn_ingress: EcnIngress::Normal, ..overlay() };
+    let packet = |len: usize| Ipv4 { tos: tos(Ect1), payload: udp(4000, 53, &vec![7; len]), ..outbound() };
+    let number = flow(&Host::new(settings, routes()), &packet(100));
+    assert_ne!(number, 0);
+    let host = Host::new(settings, routes());
+    let mut bytes = packet(4000).bytes();
+    let Encap::Fragment(mut fragments) = host.forwarder.encapsulate(&mut bytes, &host.table) else {
+        panic!("too short")
+    };
+    let mut cut = 0;
+    while let Some(transmit) = fragments.cut_next() {
+        assert_eq!((transmit.destination, transmit.ecn, transmit.flow), (host_a(), Ect1, number));
+        cut += 1;
+    }
+    assert_eq!(cut, 3);
 }
 
 #[test]

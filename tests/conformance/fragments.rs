@@ -162,17 +162,21 @@ fn r52_a_packet_with_df_is_never_fragmented() {
 fn segments_are_cut_like_packets() {
     let host = Host::ordinary();
     let mut many = Ipv4 { payload: pattern(4000), ..outbound() }.bytes();
-    let mut one = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();
+    let one = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();
     let (before, expected) = (many.clone(), cut(&one, 600));
     let verdict = host.forwarder.refused_as_too_long(&mut many, way(), 600);
-    let TooLong::Fragment(fragments) = verdict else { panic!("{verdict:?}") };
+    let TooLong::Fragment(mut fragments) = verdict else { panic!("{verdict:?}") };
     assert_eq!(fragments.packet(), before, "nothing is cut before it is asked for");
-    let mut fragmenter = fragments.fragmenter().for_segment(1420);
-    let mut pieces = Vec::new();
-    while fragmenter.advance(&mut one) {
-        pieces.push(fragmenter.fragment(&one).to_vec());
+    let fresh = fragments.fragmenter();
+    assert!(fragments.cut_next().is_some() && fragments.cut_next().is_some());
+    for begun in [fresh, fragments.fragmenter()] {
+        let (mut fragmenter, mut one) = (begun.for_segment(1420), one.clone());
+        let mut pieces = Vec::new();
+        while fragmenter.advance(&mut one) {
+            pieces.push(fragmenter.fragment(&one).to_vec());
+        }
+        assert_eq!(pieces, expected, "whether it was begun or not");
     }
-    assert_eq!(pieces, expected);
 }
 
 /// Bytes that are not what a fragmenter was made for are not cut; nothing panics and the walk ends.

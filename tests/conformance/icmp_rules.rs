@@ -4,6 +4,8 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use loden::forward::{IcmpLimiter, Overlay, Rate, RejectReason, SourceCheck};
+use loden::wire::icmpv4::may_answer;
+use loden::wire::ipv4::Ipv4Packet;
 
 use crate::support::host::{Host, NOBODY, Outcome, POD, host_a, inbound, net, outbound, overlay, own, routes};
 use crate::support::icmp::Message;
@@ -91,6 +93,23 @@ fn r39_the_first_fragment_is_answered_and_later_ones_are_not() {
     }
     let echo = |packet| Ipv4 { fragment: 1, protocol: ICMP, payload: icmp(8, 0, b""), ..packet };
     assert!(!is_answered("what looks like an echo request in a later fragment", echo));
+}
+
+/// R39 to R41 for callers who ask themselves: one host to one host, in whatever way it is not.
+#[test]
+fn only_what_one_host_sent_to_one_may_be_answered() {
+    let may = |packet: Ipv4| {
+        let bytes = packet.bytes();
+        may_answer(&Ipv4Packet::parse(&bytes).unwrap(), |address| address.octets() == [100, 96, 2, 255])
+    };
+    assert!(may(outbound()) && may(inbound()));
+    for many in [[224, 0, 0, 1], [239, 255, 255, 255], [255, 255, 255, 255], [100, 96, 2, 255]] {
+        assert!(!may(Ipv4::new(POD, many)), "to {many:?}");
+        assert!(!may(Ipv4::new(many, POD)), "from {many:?}");
+    }
+    for nobody in [[0, 0, 0, 0], [127, 0, 0, 1], [240, 0, 0, 1]] {
+        assert!(!may(Ipv4::new(nobody, POD)), "from {nobody:?}");
+    }
 }
 
 /// R40: the broadcast addresses of the overlay network and of our own subnet, as destination and as source.

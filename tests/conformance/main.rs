@@ -23,6 +23,7 @@ mod no_alloc;
 mod order;
 mod path_mtu;
 mod routes;
+mod settings;
 mod size;
 mod stateful;
 mod ttl;

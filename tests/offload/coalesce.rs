@@ -239,6 +239,14 @@ fn fault_23_no_more_than_65_535_bytes() {
     assert_eq!(writes(&udp_train(2, 65_507, 9, |_| ())), [1, 1]);
 }
 
+/// Bytes behind the total length, or too few: the caller's mistake, which must not get into a super-packet.
+#[test]
+fn what_is_not_as_long_as_it_says_is_not_joined() {
+    assert_eq!(second_udp(|ip| ip.trailer = vec![0; 4]), [1; 3]);
+    assert_eq!(second_udp(|ip| ip.total = Some(1000)), [1; 3]);
+    assert_eq!(second_tcp(|(ip, _)| ip.trailer = vec![0; 4]), [1; 3]);
+}
+
 #[test]
 fn a_datagram_without_checksum_goes_alone() {
     let mut train = udp_train(3, 100, 9, |_| ());

@@ -149,6 +149,15 @@ fn fault_18_a_super_packet_s_checksum_is_where_its_protocol_has_it() {
 }
 
 #[test]
+fn fault_18_where_no_checksum_is_due_its_place_is_not_looked_at() {
+    for packet in [tcp_super(), udp_super()] {
+        let header = VnetHeader { flags: 0, csum_start: 1, csum_offset: 2, ..vnet(&packet, 1000) };
+        bodies::vnet::check(&header, &packet);
+        assert!(matches!(header.inspect(&packet), Ok(Work::Segment(_))));
+    }
+}
+
+#[test]
 fn fault_19_a_gso_type_that_does_not_fit() {
     let (tcp, udp) = (tcp_super(), udp_super());
     let other = Ipv4 { protocol: 47, payload: pattern(3000), ..outbound() }.bytes();

@@ -7,11 +7,18 @@ fn directory(target: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
 }
 
-/// Runs a body over every file there is, a fuzzer's finds among them, over each with every byte changed, and over its fronts.
+/// The contents of a directory's files, but not of the directories in it.
+fn files_in(directory: PathBuf) -> impl Iterator<Item = Vec<u8>> {
+    let paths = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.is_file()).map(|path| fs::read(path).unwrap())
+}
+
+/// Runs a body over what a fuzzer found, and over every seed, over each with every byte changed, and over its fronts.
 pub(crate) fn run_over(target: &str, body: fn(&[u8])) {
-    let mut files = 0;
-    for entry in fs::read_dir(directory(target)).unwrap() {
-        let bytes = fs::read(entry.unwrap().path()).unwrap();
+    let found = files_in(directory(target).join("found")).map(|bytes| body(&bytes)).count();
+    assert!(found > 0, "nothing was found by fuzzing {target}");
+    let mut seeds = 0;
+    for bytes in files_in(directory(target)) {
         body(&bytes);
         for at in 0..bytes.len().min(96) {
             // Neighbours, the other case of a letter, and the top bit.
@@ -22,9 +29,9 @@ pub(crate) fn run_over(target: &str, body: fn(&[u8])) {
             }
             body(&bytes[..at]);
         }
-        files += 1;
+        seeds += 1;
     }
-    assert!(files >= 5, "{files} seeds for {target}");
+    assert!(seeds >= 5, "{seeds} seeds for {target}");
 }
 
 /// The committed seeds are these; with `LODEN_WRITE_SEEDS` set they are written first.

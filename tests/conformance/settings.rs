@@ -1,0 +1,42 @@
+//! Settings that no forwarder can work with, one wrong field at a time.
+
+use loden::forward::{Forwarder, Overlay, OverlayError};
+use loden::ipnet::IpNet;
+
+use crate::support::host::{net, overlay, own};
+
+fn refused(overlay: Overlay) -> OverlayError {
+    Forwarder::new(overlay).map(drop).unwrap_err()
+}
+
+#[test]
+fn the_underlay_is_one_host_and_port() {
+    for (wrong, ip) in [("unspecified", [0, 0, 0, 0]), ("a group", [224, 0, 0, 1])] {
+        let address = (ip, 8285).into();
+        let error = refused(Overlay { underlay: address, ..overlay() });
+        assert_eq!(error, OverlayError::Underlay { address }, "{wrong}");
+    }
+    let address = (own().ip(), 0).into();
+    assert_eq!(refused(Overlay { underlay: address, ..overlay() }), OverlayError::Underlay { address });
+}
+
+#[test]
+fn the_subnet_is_inside_the_network() {
+    let network = overlay().network;
+    for outside in [net([100, 97, 1, 0], 24), net([10, 0, 0, 0], 24), net([100, 0, 0, 0], 8)] {
+        let subnet = IpNet::from(outside);
+        assert_eq!(refused(Overlay { subnet, ..overlay() }), OverlayError::SubnetOutside { subnet, network });
+    }
+    for inside in [net([100, 96, 255, 0], 24), net([100, 96, 0, 0], 16), net([100, 96, 7, 7], 32)] {
+        assert!(Forwarder::new(Overlay { subnet: inside.into(), ..overlay() }).is_ok(), "{inside}");
+    }
+    let subnet = IpNet::from(net([0, 0, 0, 0], 24));
+    assert_eq!(refused(Overlay { subnet, ..overlay() }), OverlayError::SubnetUnspecified { subnet });
+}
+
+#[test]
+fn ipv6_is_not_carried() {
+    let net: IpNet = "fd00::/64".parse().unwrap();
+    assert_eq!(refused(Overlay { network: net, ..overlay() }), OverlayError::Ipv6 { net });
+    assert_eq!(refused(Overlay { subnet: net, ..overlay() }), OverlayError::Ipv6 { net });
+}
