@@ -87,7 +87,7 @@ fn numbers_in(name: &str) -> Vec<usize> {
 
 /// All Rust files in a directory of the repository.
 fn sources(directory: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
+    let entries = fs::read_dir(directory).expect("a directory of the repository");
     for path in entries.map(|entry| entry.expect("an entry").path()) {
         if path.is_dir() {
             sources(&path, files);

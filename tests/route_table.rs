@@ -273,6 +273,14 @@ fn old_tables_are_freed_by_the_publisher_and_not_kept() {
     let (one, _) = bytes_kept(|| publisher.apply(change(0, 100)));
     let (more, _) = bytes_kept(|| (1..50).for_each(|version| drop(publisher.apply(change(version, 100)))));
     assert!(more < one / 2, "{more} bytes for fifty versions, {one} for the first");
+    let (more, _) = bytes_kept(|| {
+        for version in 1..50 {
+            // Nothing is published by that, and nothing held.
+            assert_eq!([publisher.apply([]), publisher.apply([])].map(|applied| applied.changed), [0, 0]);
+            assert_eq!(publisher.apply(change(version, 100)).changed, 100);
+        }
+    });
+    assert!(more < one / 2, "{more} bytes for fifty versions, {one} for the first");
 
     let mut reader = publisher.reader();
     reader.load();

@@ -86,6 +86,7 @@ impl<'a> Kind<'a> {
             && hop & 0xffff != 0xffff
             && checksum::sum_of_words(words) == 0xffff;
         let Some(payload) = bytes.get(HEADER_LEN..).filter(|_| plain) else { return Self::BetweenHosts(hosts) };
+        // Type of service, TTL and the DF bit.
         let hop = lengths << 8 & 0xff00_0000 | (hop >> 24) << 16 | fragment & DONT_FRAGMENT;
         let identification = (fragment >> 16) as u16;
         let candidate = if number == protocol::TCP {

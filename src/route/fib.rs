@@ -32,6 +32,11 @@ const SLOTS: usize = 256;
 /// The bit of a word that says it is not a [`HopId`] but the number of an array below.
 const BELOW: u32 = 1 << 31;
 
+#[inline(always)]
+fn leads_below(word: u32) -> bool {
+    word & BELOW != 0
+}
+
 /// The answers of one table version.
 #[derive(Clone)]
 pub(super) struct Fib {
@@ -59,17 +64,17 @@ impl Fib {
     pub(super) fn longest_match(&self, [a, b, c, d]: [u8; 4]) -> HopId {
         let page = at::<Arc<_>>(&self.pages, a);
         let mut word = *at(page, b);
-        if word & BELOW != 0 {
+        if leads_below(word) {
             word = self.arrays.blocks.word(word, c);
             if self.arrays.are_deep {
                 // No branch predictor could know which way, so both are gone and one is chosen; that halves the time then.
-                let deeper = word & BELOW != 0;
+                let deeper = leads_below(word);
                 let below = self.arrays.sixteens.word(select_unpredictable(deeper, word, BELOW), d >> 4);
                 word = select_unpredictable(deeper, below, word);
-            } else if word & BELOW != 0 {
+            } else if leads_below(word) {
                 word = self.arrays.sixteens.word(word, d >> 4);
             }
-            if word & BELOW != 0 {
+            if leads_below(word) {
                 word = self.arrays.sixteens.word(word, d & 15);
             }
         }
@@ -110,8 +115,8 @@ impl Arrays {
         for ((slot, word), old) in (0..=u8::MAX).zip(&mut words).zip(self.blocks.get(before)) {
             let below = nodes.next_if(|(at, _)| *at == slot).map(|(_, node)| node);
             if !marked.contains(slot) {
-                *word = if old & BELOW != 0 { old } else { *word };
-            } else if below.is_some() || old & BELOW != 0 {
+                *word = if leads_below(old) { old } else { *word };
+            } else if below.is_some() || leads_below(old) {
                 *word = self.compile_sixteens(old, below, HopId(*word));
             }
         }
@@ -139,7 +144,7 @@ impl Arrays {
     }
 
     fn release_block(&mut self, word: u32) {
-        if word & BELOW != 0 {
+        if leads_below(word) {
             for below in self.blocks.get(word) {
                 self.release_sixteens(below);
             }
@@ -148,7 +153,7 @@ impl Arrays {
     }
 
     fn release_sixteens(&mut self, word: u32) {
-        if word & BELOW != 0 {
+        if leads_below(word) {
             for below in self.sixteens.get(word) {
                 self.sixteens.release(below);
             }
@@ -185,14 +190,14 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
     /// The array of a number; for a word that is none, one without answers.
     fn get(&self, word: u32) -> [u32; WORDS] {
         let number = (word & !BELOW) as usize;
-        let segment = self.segments.get(number / COUNT).filter(|_| word & BELOW != 0);
+        let segment = self.segments.get(number / COUNT).filter(|_| leads_below(word));
         segment.and_then(|segment| segment.get(number % COUNT)).copied().unwrap_or([HopId::NONE.0; WORDS])
     }
 
     /// Writes an array in the place of `before`, or into a free place if that is no number; returns its number. What stays as
     /// it was is not written to, so as not to be copied.
     fn put(&mut self, before: u32, words: &[u32; WORDS]) -> u32 {
-        if before & BELOW == 0 {
+        if !leads_below(before) {
             let number = self.acquire();
             self.write(number, words);
             return number;
@@ -233,7 +238,7 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
 
     /// Gives an array back; a word that is no number needs nothing done.
     fn release(&mut self, word: u32) {
-        if word & BELOW == 0 {
+        if !leads_below(word) {
             return;
         }
         self.in_use -= 1;

@@ -15,6 +15,7 @@ extern crate alloc;
 
 mod bridge;
 mod error;
+mod injection;
 mod link;
 mod netlink;
 mod netns;
@@ -26,6 +27,7 @@ mod rule;
 mod topology;
 mod vxlan;
 
+pub use injection::Injection;
 pub use netns::Namespace;
 pub use privileges::ensure_privileges;
 pub use process::{Child, exec_with_parent, exit_with_parent, tied_to_its_parent};

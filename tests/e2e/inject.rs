@@ -5,46 +5,15 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 use testbed::probe::{Amount, Ping, PingOutcome, ping, tcp_send, tcp_sink};
-use testbed::{Child, Namespace, TwoHosts};
+use testbed::{Child, Injection, Namespace, TwoHosts};
 
 use crate::support::{SECOND, Tunnel, Tunnels, program, wait_until};
 
-/// strace(1) at work on a running tunnel, until this is dropped.
-struct Injection {
-    strace: Child,
-    trace: tempfile::NamedTempFile,
-}
-
-impl Injection {
-    /// Fails the system calls that are named, in the words of strace's `--inject`; `when` counts from now on.
-    fn begin(host: &Namespace, tunnel: &Tunnel, calls: &str, how: &str) -> Self {
-        let trace = tempfile::NamedTempFile::new().unwrap();
-        let mut command = Command::new("strace");
-        command.args(["-f", "-p", &tunnel.child.id().to_string(), "-o", trace.path().to_str().unwrap()]);
-        command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{how}")]);
-        let strace = Child::spawn(host, command).expect("strace is there: tests/run installs it");
-        wait_until("strace to attach", || {
-            let said = strace.stderr();
-            assert!(!said.contains("strace: attach") && !said.contains("invalid"), "{said}");
-            said.contains("attached")
-        });
-        Self { strace, trace }
-    }
-
-    /// What it has seen so far.
-    fn trace(&self) -> String {
-        std::fs::read_to_string(self.trace.path()).unwrap()
-    }
-
-    /// Leaves the tunnel alone again. Returns how many calls have failed.
-    fn end(mut self) -> usize {
-        self.strace.signal(Signal::SIGTERM).unwrap();
-        self.strace.wait(5 * SECOND).unwrap().expect("strace ends");
-        self.trace().matches("(INJECTED)").count()
-    }
+/// Fails the system calls of a tunnel that are named; `when` counts from now on.
+fn inject(host: &Namespace, tunnel: &Tunnel, calls: &str, how: &str) -> Injection {
+    Injection::begin(host, tunnel.child.id(), &[(calls, how)]).expect("strace is there: tests/run installs it")
 }
 
 /// Three pings from pod A to pod B, each sent when the fate of the last is known: which are answered. On a busy machine an answer
@@ -137,13 +106,13 @@ fn fault_26_27_28_29_31_33_37_a_fault_costs_its_own_packet_and_the_tunnel_goes_o
     let (mut expected, mut send_errors) = (BTreeMap::new(), 0);
     for Fault { calls, how, failures, cost } in FAULTS {
         assert!(packets_pass(&hosts), "before {calls} {how}");
-        let injection = Injection::begin(&hosts.host_a, &a, calls, how);
+        let injection = inject(&hosts.host_a, &a, calls, how);
         let answered = pings(&hosts);
         if matches!(cost, Cost::Sent(_) | Cost::Received(_)) {
-            assert!(!answered[0], "{calls} {how}: {}", injection.trace());
+            assert!(!answered[0], "{calls} {how}: {}", injection.trace().unwrap());
         }
-        assert!(answered.contains(&true), "{calls} {how}: {}", injection.trace());
-        assert_eq!(injection.end(), failures, "{calls} {how}");
+        assert!(answered.contains(&true), "{calls} {how}: {}", injection.trace().unwrap());
+        assert_eq!(injection.end().unwrap(), failures, "{calls} {how}");
         assert!(packets_pass(&hosts), "after {calls} {how}");
         match cost {
             Cost::Nothing => {}
@@ -176,13 +145,13 @@ fn fault_26_27_28_30_31_a_stream_survives_faults_of_every_kind() {
         (SEND, "error=ENETUNREACH:when=3+7"),
         ("writev", "error=EINVAL:when=3+7"),
     ] {
-        let injection = Injection::begin(&hosts.host_a, &tunnels.a, calls, how);
+        let injection = inject(&hosts.host_a, &tunnels.a, calls, how);
         let target = SocketAddr::from((TwoHosts::POD_B, 5001));
         let listener = hosts.pod_b.enter(|| TcpListener::bind(target)).unwrap();
         let sink = tcp_sink(listener, 3);
         let sent = hosts.pod_a.enter(|| tcp_send(target, Amount::Bytes(4 << 20), 3)).unwrap();
         assert_eq!(sink.join().unwrap().unwrap().bytes, sent.bytes);
-        let failures = injection.end();
+        let failures = injection.end().unwrap();
         assert!(failures >= 2, "{failures} of {calls} {how}");
     }
     assert!(packets_pass(hosts));
@@ -202,13 +171,13 @@ fn fault_34_a_closed_descriptor_ends_it_with_a_sentence() {
         ("recvmmsg", "the UDP socket 10.168.0.2:8285 is closed: something in this process closed"),
     ] {
         let mut a = Tunnel::on_a(&hosts, &[]);
-        let injection = Injection::begin(&hosts.host_a, &a, calls, "error=EBADF:when=2");
+        let injection = inject(&hosts.host_a, &a, calls, "error=EBADF:when=2");
         pings(&hosts);
         let status = a.child.wait(5 * SECOND).unwrap().expect("an end");
         assert_eq!(status.code(), Some(1), "{calls}");
         a.says(sentence);
         a.last_event();
-        assert_eq!(injection.trace().matches("(INJECTED)").count(), 1, "{calls}");
+        assert_eq!(injection.trace().unwrap().matches("(INJECTED)").count(), 1, "{calls}");
         wait_until("the device to go", || !hosts.host_a.links().unwrap().contains(&"loden0".into()));
     }
 }

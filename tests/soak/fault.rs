@@ -1,11 +1,12 @@
 //! What is done to the tunnels, and what it may cost.
 
 use core::time::Duration;
+use std::sync::Arc;
 use std::thread;
 
 use loden::control::Command;
 use nix::sys::signal::Signal;
-use testbed::TwoHosts;
+use testbed::{Injection, TwoHosts};
 
 use crate::churn::{in_use, subnet};
 use crate::lab::Lab;
@@ -25,9 +26,19 @@ pub(crate) enum Fault {
     Restart(Side, Signal),
     /// The only route is taken away and given back.
     RouteGone(Side),
+    /// System calls of the tunnel fail, each kind now and then.
+    Errors(Side),
 }
 
-pub(crate) const FAULTS: [Fault; 11] = [
+/// Of what can be sent, some is refused by a firewall; of what is to be read and written, some is interrupted or finds no memory.
+const ERRORS: [(&str, &str); 4] = [
+    ("sendmsg,sendmmsg", "error=EPERM:when=3+20"),
+    ("recvmmsg", "error=ENOMEM:when=5+20"),
+    ("readv", "error=EINTR:when=2+3"),
+    ("writev", "error=ENOBUFS:when=7+20"),
+];
+
+pub(crate) const FAULTS: [Fault; 13] = [
     Fault::UnderlayDown(Side::A),
     Fault::UnderlayDown(Side::B),
     Fault::TunDown(Side::A),
@@ -39,6 +50,8 @@ pub(crate) const FAULTS: [Fault; 11] = [
     Fault::Restart(Side::B, Signal::SIGKILL),
     Fault::RouteGone(Side::A),
     Fault::RouteGone(Side::B),
+    Fault::Errors(Side::A),
+    Fault::Errors(Side::B),
 ];
 
 impl Fault {
@@ -81,6 +94,13 @@ impl Fault {
                 thread::sleep(length);
                 lab.command(side, in_use(side));
             }
+            Self::Errors(side) => {
+                let (hosts, process) = (Arc::clone(&lab.hosts), lab.tunnel(side).child.id());
+                let injection = Injection::begin(side.host(&hosts), process, &ERRORS).unwrap();
+                thread::sleep(length);
+                let failures = injection.end().unwrap();
+                assert!(failures >= 10, "{failures} calls have failed in {length:?}");
+            }
         }
     }
 
@@ -96,7 +116,10 @@ impl Fault {
             Self::Restart(side, _) if side != at => [&["send_refused"], &[]],
             // Without a route its host is no peer.
             Self::RouteGone(side) if side == at => [&["no_route"], &["unknown_peer", "spoofed_source"]],
-            Self::TunDown(_) | Self::TunNarrow(_) | Self::Restart(..) | Self::RouteGone(_) => [&[], &[]],
+            Self::Errors(side) if side == at => [&["send_forbidden"], &["tun_full"]],
+            Self::TunDown(_) | Self::TunNarrow(_) | Self::Restart(..) | Self::RouteGone(_) | Self::Errors(_) => {
+                [&[], &[]]
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use loden::wire::DatagramTooBig;
 use super::Seen;
 use super::account::{Account, Budget, Paths, inner};
 use super::leases::{self, recompute};
-use super::script::{Step, hops};
+use super::script::{Mishap, Step, hops};
 use super::subject::Subject;
 use crate::support::host::{Host, Outcome, routes};
 use crate::support::model;
@@ -111,6 +111,9 @@ impl Reference {
                 assert_eq!((applied.changed, applied.refused.is_empty()), expected, "{change:?}");
             }
             Step::Report(report) => assert_eq!(subject.heeded.take(), Some(self.heed(report)), "{report:?}"),
+            Step::Flush(mishaps) if !mishaps.iter().any(|(_, mishap)| matches!(mishap, Mishap::Full)) => {
+                assert!(self.waiting.is_empty(), "the socket took all, and {:?} still wait", self.waiting);
+            }
             Step::Out { .. }
             | Step::In { .. }
             | Step::Lease { .. }

@@ -50,6 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes an interpreter a quarter of an hour")]
     fn no_more_destinations_than_a_bound() {
         let fallbacks = Fallbacks::default();
         let address = |number: usize| IpAddr::from((number as u32).to_be_bytes());

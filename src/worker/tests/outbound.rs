@@ -166,6 +166,18 @@ fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
     }
 }
 
+/// Counted also by a call that ends with an error: here the device is gone once the packets were read.
+#[test]
+fn fault_30_36_a_refused_train_is_counted_at_the_end_of_the_device_too() {
+    let mut stage = Stage::new();
+    stage.script.refuse_trains(host_a().ip(), libc::EIO);
+    five(&stage);
+    let reads = core::iter::repeat_n(Answer::All, 5).chain([Answer::Error(libc::EBADFD)]);
+    stage.script.then(Call::Read, reads);
+    assert_eq!(stage.out(), Err(WorkerError::LinkDeleted { name: "script0".into() }));
+    assert_eq!((stage.encap().forwarded(), stage.worker.counters().anomalies.gso_fallbacks), (5, 1));
+}
+
 /// If the datagrams one by one fail too, it was not that they were a train.
 #[test]
 fn fault_30_what_fails_one_by_one_too_is_counted_and_switches_nothing_off() {

@@ -1,0 +1,66 @@
+//! System calls of a running process that fail, by strace(1).
+
+use core::time::Duration;
+use std::io;
+use std::process::Command;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use crate::{Child, Namespace};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// strace(1) at work on a process, until this is dropped.
+pub struct Injection {
+    strace: Child,
+    trace: tempfile::NamedTempFile,
+}
+
+impl Injection {
+    /// Fails system calls of a process and all its threads from now on. Each fault names calls and says how they fail, in the
+    /// words of strace's `--inject`; one call is in one fault only.
+    ///
+    /// # Errors
+    /// Where there is no strace, it may not trace the process, or it does not know the words.
+    pub fn begin(namespace: &Namespace, process: u32, faults: &[(&str, &str)]) -> io::Result<Self> {
+        let trace = tempfile::NamedTempFile::new()?;
+        let mut command = Command::new("strace");
+        command.args(["-f", "-p", &process.to_string(), "-o"]).arg(trace.path());
+        let calls: Vec<&str> = faults.iter().map(|(calls, _)| *calls).collect();
+        command.args(["-e", &format!("trace={}", calls.join(","))]);
+        for (calls, how) in faults {
+            command.args(["-e", &format!("inject={calls}:{how}")]);
+        }
+        let strace = Child::spawn(namespace, command)?;
+        let start = Instant::now();
+        loop {
+            let said = strace.stderr();
+            if said.contains("strace: attach") || said.contains("invalid") || start.elapsed() > SOON {
+                return Err(io::Error::other(format!("strace does not attach to process {process}: {said}")));
+            }
+            if said.contains("attached") {
+                return Ok(Self { strace, trace });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The calls that it has seen so far.
+    ///
+    /// # Errors
+    /// Where what it writes cannot be read.
+    pub fn trace(&self) -> io::Result<String> {
+        std::fs::read_to_string(self.trace.path())
+    }
+
+    /// Leaves the process alone again. Returns how many calls have failed.
+    ///
+    /// # Errors
+    /// Where strace does not end.
+    pub fn end(mut self) -> io::Result<usize> {
+        self.strace.signal(Signal::SIGTERM)?;
+        self.strace.wait(SOON)?.ok_or_else(|| io::Error::other("strace does not end"))?;
+        Ok(self.trace()?.matches("(INJECTED)").count())
+    }
+}
