@@ -183,7 +183,9 @@ impl Worker {
     /// If the device or the socket is gone.
     pub fn tun_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
         self.unless_ended(|worker| {
-            worker.outbound.run(&worker.ends, worker.routes.load(), &mut worker.state, budget, now)
+            let outcome = worker.outbound.run(&worker.ends, worker.routes.load(), &mut worker.state, budget, now);
+            worker.state.counters.anomalies.gso_fallbacks = worker.ends.udp.gso_fallbacks();
+            outcome
         })
     }
 

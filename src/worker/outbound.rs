@@ -61,20 +61,6 @@ impl Outbound {
         budget: Budget,
         now: Instant,
     ) -> Result<Progress, WorkerError> {
-        let outcome = self.move_packets(ends, routes, state, budget, now);
-        state.counters.anomalies.gso_fallbacks = ends.udp.gso_fallbacks();
-        outcome
-    }
-
-    #[inline]
-    fn move_packets(
-        &mut self,
-        ends: &Ends,
-        routes: &RouteTable,
-        state: &mut State,
-        budget: Budget,
-        now: Instant,
-    ) -> Result<Progress, WorkerError> {
         if self.sender.has_to_wait(now) {
             return Ok(Progress::Held);
         }

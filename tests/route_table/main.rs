@@ -1,7 +1,8 @@
 //! The route table against a naive one: a list searched from end to end.
 
-#[path = "support/allocations.rs"]
+#[path = "../support/allocations.rs"]
 mod allocations;
+mod room;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -260,75 +261,6 @@ fn a_batch_says_what_it_changed_or_what_it_refused_first() {
     assert_eq!(RouteChange::Set(route("100.96.2.77/24", "10.168.0.3:8285")).subnet(), host_bits[1]);
 }
 
-/// The publisher frees old tables as soon as no reader has them any more; a reader never does.
-#[test]
-fn old_tables_are_freed_by_the_publisher_and_not_kept() {
-    let change = |version: u32, blocks: u32| {
-        (0..blocks).map(move |block| {
-            let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + (block << 16)), 28).unwrap();
-            RouteChange::Set(Route::new(subnet, (Ipv4Addr::from_bits(0xac10_0000 + version), 8285)))
-        })
-    };
-    let mut publisher = RoutePublisher::new();
-    let (one, _) = bytes_kept(|| publisher.apply(change(0, 100)));
-    let (more, _) = bytes_kept(|| (1..50).for_each(|version| drop(publisher.apply(change(version, 100)))));
-    assert!(more < one / 2, "{more} bytes for fifty versions, {one} for the first");
-    let (more, _) = bytes_kept(|| {
-        for version in 1..50 {
-            // Nothing is published by that, and nothing held.
-            assert_eq!([publisher.apply([]), publisher.apply([])].map(|applied| applied.changed), [0, 0]);
-            assert_eq!(publisher.apply(change(version, 100)).changed, 100);
-        }
-    });
-    assert!(more < one / 2, "{more} bytes for fifty versions, {one} for the first");
-
-    let mut reader = publisher.reader();
-    reader.load();
-    assert_eq!(publisher.apply(change(50, 100)).into_result(), Ok(100));
-    let (by_reader, _) = bytes_kept(|| reader.load().len());
-    assert_eq!(by_reader, 0, "a reader frees nothing");
-    let (by_publisher, _) = bytes_kept(|| publisher.apply([]));
-    assert!(by_publisher < 0, "{by_publisher} bytes");
-}
-
-#[test]
-fn an_emptied_table_keeps_no_more_than_a_new_one() {
-    let (new, _table) = bytes_kept(RouteTable::new);
-    for subnets in
-        [&["10.0.0.0/28"][..], &["10.0.0.0/24"], &["10.0.0.0/24", "10.0.0.0/32"], &["10.0.0.1/32", "10.0.0.0/16"]]
-    {
-        let subnets = || subnets.iter().map(|subnet| route(subnet, "10.168.0.3:8285"));
-        let (kept, table) = bytes_kept(|| {
-            let table = RouteTable::try_from_routes(subnets()).0;
-            subnets().fold(table, |table, route| table.with_changes([RouteChange::Delete(route.subnet)]).0)
-        });
-        assert!(table.is_empty());
-        assert!(kept <= new + 4096, "{kept} bytes, and {new} for a new one");
-    }
-}
-
-/// Routes that come and go, below a /24 and below a /16, leave the room to the next ones.
-#[test]
-fn room_is_used_again() {
-    let subnet = |address: u32, len| Ipv4Net::new(Ipv4Addr::from_bits(address), len).unwrap();
-    let stays = |number: u32| Route::new(subnet(0x0a00_0000 + (number << 16), 30), ([10, 168, 0, 1], 8285));
-    let mut table = RouteTable::try_from_routes((0..8).map(stays)).0;
-    let mut round = |number: u32| {
-        let block = 0x0b00_0000 + ((number % 200) << 16);
-        let comes = [(0, 30), (0x100, 28), (0x100, 32), (0x8000, 17)].map(|(at, len)| subnet(block + at, len));
-        let hop = (Ipv4Addr::from_bits(0xac10_0000 + number % 400), 8285);
-        table = table.with_changes(comes.map(|subnet| RouteChange::Set(Route::new(subnet, hop)))).0;
-        // The first of them with all that is below its /24, the others one by one.
-        for subnet in comes {
-            table = table.with_changes([RouteChange::Delete(subnet.into())]).0;
-        }
-    };
-    (0..400).for_each(&mut round);
-    let (more, ()) = bytes_kept(|| (400..3000).for_each(&mut round));
-    assert!(more <= 1024, "{more} bytes more after what came and went before");
-    assert_eq!(table.len(), 8);
-}
-
 /// R26 and fault 46: while one thread publishes, readers see whole tables, and never an older one than what was published
 /// before they began.
 #[test]
@@ -363,43 +295,6 @@ fn r26_fault_46_readers_see_whole_tables_and_never_an_old_one() {
             published.store(version, Ordering::Release);
         }
     });
-}
-
-/// What is left of many routes answers as before, and takes what a table takes that never had more: at once when nearly all go
-/// together, and up to four times that, and the first few blocks of each kind, when they go little by little.
-#[test]
-fn a_table_that_shrank_gives_back_its_room() {
-    const BLOCKS: i64 = 4 * (64 + 64 + 36) * 1024;
-    // Each kind of room by itself: arrays of a /24, arrays of a /16, next hops; and all of them.
-    for (routes, len, own_hop) in [(100_000, 28, false), (20_000, 24, false), (20_000, 16, true), (100_000, 28, true)] {
-        let route = |number: u32| {
-            let at = if len == 28 { number << 4 } else { number << 16 };
-            let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + at), len).unwrap();
-            Route::new(subnet, (Ipv4Addr::from_bits(0xac10_0000 + if own_hop { number } else { 0 }), 8285))
-        };
-        let few = (0..routes).step_by(1000).map(route);
-        let many = (0..routes).filter(|number| number % 1000 > 0).map(route);
-        let (alone, _table) = bytes_kept(|| RouteTable::try_from_routes(few.clone()).0);
-        let full = || RouteTable::try_from_routes(few.clone().chain(many.clone())).0;
-        let naive = Naive(few.clone().map(|route| (net(&route), (route.next_hop, None))).collect());
-        let deletes: Vec<_> = many.clone().map(|route| RouteChange::Delete(route.subnet)).collect();
-        for (batch, most) in [(deletes.len(), alone + alone / 8), (1000, 4 * alone + BLOCKS)] {
-            let (kept, shrunk) = bytes_kept(|| {
-                let mut table = full();
-                for deletes in deletes.chunks(batch) {
-                    table = table.with_changes(deletes.iter().copied()).0;
-                }
-                table
-            });
-            assert!(kept <= most, "{kept} bytes, and {alone} alone, after batches of {batch} of {routes} /{len}s");
-            assert_same(&shrunk, &naive, []);
-        }
-        // Who holds the table of before still has all of it.
-        let before = full();
-        let (after, _) = before.with_changes(deletes);
-        assert_eq!((before.len(), after.len()), (routes as usize, routes as usize / 1000));
-        assert!(many.clone().all(|route| before.exact(route.subnet).is_some_and(|hop| hop.address == route.next_hop)));
-    }
 }
 
 /// Each of a million subnets, /24 to /28 by turns, has a host of its own, so that the answer to any address can be worked out.
