@@ -32,6 +32,7 @@ const SLOTS: usize = 256;
 /// The bit of a word that says it is not a [`HopId`] but the number of an array below.
 const BELOW: u32 = 1 << 31;
 
+/// Whether a word is the number of an array below.
 #[inline(always)]
 fn leads_below(word: u32) -> bool {
     word & BELOW != 0
