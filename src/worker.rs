@@ -183,7 +183,7 @@ impl Worker {
     /// If the device or the socket is gone.
     pub fn tun_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
         self.unless_ended(|worker| {
-            let outcome = worker.outbound.run(&worker.ends, worker.routes.load(), &mut worker.state, budget, now);
+            let outcome = worker.outbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now);
             worker.state.counters.anomalies.gso_fallbacks = worker.ends.udp.gso_fallbacks();
             outcome
         })
@@ -195,7 +195,7 @@ impl Worker {
     /// If the device or the socket is gone.
     pub fn udp_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
         self.unless_ended(|worker| {
-            worker.inbound.run(&worker.ends, worker.routes.load(), &mut worker.state, budget, now)
+            worker.inbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now)
         })
     }
 
@@ -205,6 +205,9 @@ impl Worker {
     ) -> Result<Progress, WorkerError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());
+        }
+        if self.routes.update() {
+            self.outbound.drop_stale(self.routes.table(), &mut self.state);
         }
         let outcome = act(self);
         if let Err(error) = &outcome {

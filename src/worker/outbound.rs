@@ -99,6 +99,17 @@ impl Outbound {
         Ok(if self.held().is_some() { Progress::Held } else { progress })
     }
 
+    /// Drops what waits for next hops that no route has any more (R70).
+    #[cold]
+    pub(super) fn drop_stale(&mut self, routes: &RouteTable, state: &mut State) {
+        self.sender.drop_stale(routes, state);
+        if self.sender.take_lost_unfinished() {
+            self.unfinished = None;
+        } else if self.unfinished.take_if(|packet| !routes.has_next_hop(packet.destination())).is_some() {
+            state.counters.encap.discard(DropReason::StaleRoute);
+        }
+    }
+
     /// Forgets what waits; the caller has counted it.
     pub(super) fn clear(&mut self) {
         self.sender.clear();

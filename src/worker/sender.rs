@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::WorkerError;
 use super::state::State;
 use crate::forward::DropReason;
+use crate::route::RouteTable;
 use crate::sys::{BatchError, SendErrorKind};
 use crate::transmit::{Trains, Transmit, Way};
 use crate::wire::fragment::Fragmenter;
@@ -110,6 +111,18 @@ impl Sender {
     /// Whether the packet that is being put in was lost meanwhile, and counted: the rest of it is not to be put in.
     pub(super) fn take_lost_unfinished(&mut self) -> bool {
         core::mem::take(&mut self.lost_unfinished)
+    }
+
+    /// Gives up what waits for next hops that no route has any more.
+    #[cold]
+    pub(super) fn drop_stale(&mut self, routes: &RouteTable, state: &mut State) {
+        let is_gone = |next_hop| !routes.has_next_hop(next_hop);
+        if self.trains.transmit(0).is_some_and(|front| is_gone(front.destination)) {
+            (self.held, self.fragmenter) = (None, None);
+        }
+        let given_up = self.trains.give_up_where(is_gone);
+        self.lost_unfinished |= given_up.unfinished;
+        state.counters.encap.discard_all(DropReason::StaleRoute, given_up.packets);
     }
 
     /// Forgets what waits; the caller has counted it.
