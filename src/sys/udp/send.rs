@@ -119,6 +119,15 @@ impl Place {
     }
 }
 
+/// How many datagrams of a size the kernel takes as a train. Linux 4.18, 4.19 and some 5.x refuse a train that is longer than
+/// `UDP_MAX_SEGMENTS` times its segment size together with the headers, IPv6 and UDP at most (`udp_send_skb` in net/ipv4/udp.c).
+#[inline]
+fn segments_max(size: usize) -> usize {
+    const UDP_MAX_SEGMENTS: usize = 64;
+    const HEADERS: usize = 48;
+    if size >= HEADERS { Trains::SEGMENTS_MAX } else { UDP_MAX_SEGMENTS - HEADERS.div_ceil(size.max(1)) }
+}
+
 #[cold]
 fn destination_at(transmits: &[Transmit<'_>], place: Place) -> Option<IpAddr> {
     transmits.get(place.transmit).map(|transmit| transmit.destination.ip())
@@ -168,7 +177,7 @@ impl<'m> Messages<'m, '_> {
         let most = if !self.plan.gso || self.trainless == Some(peer) || self.plan.fallbacks.contains(peer) {
             1
         } else {
-            (Trains::BYTES_MAX / size).clamp(1, Trains::SEGMENTS_MAX)
+            (Trains::BYTES_MAX / size).clamp(1, segments_max(size))
         };
         let payload = rest.get(..most * size).unwrap_or(rest);
         Some(Next { transmit, payload, segments: payload.len().div_ceil(size), size })

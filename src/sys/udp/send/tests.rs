@@ -114,9 +114,11 @@ fn trains_are_cut_into_messages_the_kernel_takes() {
         (1400 * 46, 1400, true, 1),
         (1400 * 47, 1400, true, 2),
         (1400 * 46 + 1, 1400, true, 2),
-        (100 * 64, 100, true, 1),
-        (100 * 64 + 1, 100, true, 2),
-        (200, 1, true, 4),
+        (100 * 63, 100, true, 1),
+        (100 * 63 + 1, 100, true, 2),
+        (20 * 61, 20, true, 1),
+        (20 * 61 + 1, 20, true, 2),
+        (200, 1, true, 13),
         (150_000, 40_000, true, 4),
         (140_000, 65_507, true, 3),
         (140_000, 100_000, true, 2),
@@ -211,8 +213,8 @@ fn fault_27_the_place_is_kept_when_the_buffer_is_full() {
     let transmits = [Transmit::datagram(peer(2), b"x"), train(1, &contents, 1000)];
     let (script, transport) = scripted(true, [[Answer::AtMost(1), Answer::Error(libc::EAGAIN)]; 2].concat());
     assert_eq!(send(&transport, &transmits, 0), error(1, 0, SendErrorKind::WouldBlock));
-    assert_eq!(send(&transport, &transmits[1..], 0), error(0, 64, SendErrorKind::WouldBlock));
-    assert_eq!(send(&transport, &transmits[1..], 64), Ok(()));
+    assert_eq!(send(&transport, &transmits[1..], 0), error(0, 63, SendErrorKind::WouldBlock));
+    assert_eq!(send(&transport, &transmits[1..], 63), Ok(()));
     assert_eq!(script.take_datagrams(), expected(&transmits));
 }
 
