@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
+use super::failing::{Failure, PAUSE};
 use super::state::State;
 use crate::forward::DropReason;
 use crate::route::RouteTable;
@@ -147,6 +148,9 @@ impl Sender {
             if obstacle.kind.is_fatal() {
                 return Err(outlet.gone());
             }
+            if self.fails(obstacle.kind, state, now)? {
+                return Ok(());
+            }
         }
         self.held = None;
         Ok(())
@@ -232,6 +236,19 @@ impl Sender {
         } else {
             self.give_up(obstacle.datagrams.clamp(1, self.trains.left().max(1)), reason, state);
         }
+    }
+
+    /// Notes a failure that may be that of every send. Returns whether the trains behind it have to wait.
+    #[cold]
+    fn fails(&mut self, kind: SendErrorKind, state: &mut State, now: Instant) -> Result<bool, WorkerError> {
+        if !matches!(kind, SendErrorKind::Forbidden | SendErrorKind::Other(_))
+            || !state.fails(Failure::Send(kind), now)?
+        {
+            return Ok(false);
+        }
+        let at = now + PAUSE;
+        self.held = Some(Held { until: at, refusals: 0, retry_at: Some(at), try_at: at });
+        Ok(true)
     }
 
     #[cold]

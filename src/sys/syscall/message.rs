@@ -82,7 +82,8 @@ impl Entry {
     };
 }
 
-/// sendmmsg(2) of the first [`MESSAGES`] of `messages`; more are not taken from it. Returns how many were sent.
+/// sendmmsg(2) of the first [`MESSAGES`] of `messages`; more are not taken from it. A single one is sent by sendmsg(2). Returns
+/// how many were sent.
 pub(in crate::sys) fn send_messages<'a>(
     socket: BorrowedFd<'_>,
     messages: impl Iterator<Item = Message<'a>>,

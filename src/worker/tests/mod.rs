@@ -17,6 +17,7 @@ use crate::wire::ipv4::Ipv4Packet;
 
 mod budget;
 mod ends;
+mod failing;
 mod inbound;
 mod outbound;
 mod random;
