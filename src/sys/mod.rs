@@ -13,6 +13,6 @@ mod udp;
 pub use feature::Feature;
 pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};
 pub use udp::{
-    BatchError, BindError, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, UdpConfig, UdpOffload,
-    UdpTransport,
+    BatchError, BindError, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, TakeOverError, UdpConfig,
+    UdpOffload, UdpTransport,
 };

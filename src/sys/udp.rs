@@ -5,6 +5,7 @@ mod error;
 mod fallback;
 mod receive;
 mod send;
+mod take_over;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -24,6 +25,8 @@ use self::fallback::Fallbacks;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
 use self::send::{Messages, Plan, send_all};
+pub use self::take_over::TakeOverError;
+use self::take_over::take_over;
 use super::feature::{Disabled, Feature, is_missing};
 use super::kernel::{Calls, SystemCalls};
 use super::syscall::{self, MESSAGES, Slot, SocketOption};
@@ -124,13 +127,32 @@ impl UdpTransport {
 
     /// Takes over a bound socket, as systemd or a privileged parent passes it on.
     ///
-    /// It is made non-blocking, is told never to fragment (`IP_PMTUDISC_DO`), to send checksums, and to tell the ECN field,
-    /// and no longer reports to the sender what became of earlier packets (`IP_RECVERR`): that would cost healthy peers
-    /// packets while another one is dead. Its buffers stay as they are. It has no flow ports.
+    /// It becomes as [`UdpTransport::bind`] makes one, whatever options were set on it:
+    ///
+    /// | options | what becomes of them |
+    /// | --- | --- |
+    /// | `O_NONBLOCK`, `IP_MTU_DISCOVER`, `IP_RECVERR`, `SO_NO_CHECK`, `IP_RECVTOS`, `UDP_GRO`, and those of IPv6 | set |
+    /// | `IP_TOS`, `IP_TTL`, `IP_OPTIONS`; `IPV6_TCLASS`, `IPV6_UNICAST_HOPS`, sticky headers, `IPV6_PKTINFO`, `IPV6_MTU`, `IPV6_DONTFRAG` | reset: what packets carry is the transport's affair |
+    /// | `UDP_SEGMENT`, `UDP_CORK`, `UDP_ENCAP`, `UDP_NO_CHECK6_TX`, `UDP_NO_CHECK6_RX` | reset: one datagram in is one datagram out, with a checksum |
+    /// | `SO_TIMESTAMP` and its kin, `SO_RXQ_OVFL`, `SO_WIFI_STATUS`, `SO_RCVMARK`, `SO_RCVPRIORITY`; `IP_PKTINFO`, `IP_RECVTTL`, `IP_RECVOPTS`, `IP_RETOPTS`, `IP_PASSSEC`, `IP_CHECKSUM`, `IP_RECVORIGDSTADDR`, `IP_RECVFRAGSIZE`, and those of IPv6 | reset: for more control messages there is no room |
+    /// | `SO_ATTACH_FILTER` | detached: a filter may cut datagrams |
+    /// | `SO_BROADCAST`, `SO_DONTROUTE`, `SO_PEEK_OFF`, `SO_RCVLOWAT`, `SO_SELECT_ERR_QUEUE` | reset |
+    /// | `SO_BINDTODEVICE`, `SO_MARK`, `SO_PRIORITY`, `SO_RCVBUF`, `SO_SNDBUF`, `SO_REUSEPORT` and its program, `SO_REUSEADDR`, `SO_MAX_PACING_RATE`, `SO_BUSY_POLL`, `IP_FREEBIND`, `IP_TRANSPARENT`, `IP_UNICAST_IF`, `IPV6_V6ONLY`, multicast memberships | kept: they say which packets are whose, and which way they go |
+    /// | `SO_RCVTIMEO`, `SO_SNDTIMEO`, `SO_LINGER`, `IP_HDRINCL`, `IP_MULTICAST_TTL` and others for TCP, multicast or raw sockets | no effect |
+    ///
+    /// `IP_RECVERR`, which tells a sender what became of earlier packets, would cost healthy peers packets while another one is
+    /// dead. The transport has no flow ports.
     ///
     /// # Errors
-    /// Of the system call that failed. The socket is closed then.
-    pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> io::Result<Self> {
+    /// [`TakeOverError`] for a socket that is connected, not bound or not one of UDP, or has an option that cannot be reset. The
+    /// socket is closed then.
+    pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> Result<Self, TakeOverError> {
+        take_over(&socket)?;
+        Ok(Self::configured(socket, offload)?)
+    }
+
+    /// Sets the options that differ from those of a new socket.
+    fn configured(socket: UdpSocket, offload: UdpOffload) -> io::Result<Self> {
         let local = socket.local_addr()?;
         socket.set_nonblocking(true)?;
         set_sending_options(&socket, local)?;
@@ -140,7 +162,7 @@ impl UdpTransport {
         if local.is_ipv6() {
             told = told.and(set(SocketOption::Ipv6ReceiveTrafficClass, 1));
         }
-        // A kernel that does not know them says ENOPROTOOPT. A socket that is taken over may have either set.
+        // A kernel that does not know them says ENOPROTOOPT.
         let gso = set(SocketOption::UdpSegment, 0).is_ok();
         let gro = set(SocketOption::UdpGro, c_int::from(offload.gro)).is_ok();
         let disabled = Disabled::default();

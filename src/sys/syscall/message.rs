@@ -192,6 +192,12 @@ impl Slot {
         (segment, ecn)
     }
 
+    /// The control messages as they came.
+    #[cfg(test)]
+    pub(in crate::sys) fn control_bytes(&self) -> &[u8] {
+        self.control.bytes(self.control_length)
+    }
+
     /// As the kernel would fill it.
     #[cfg(test)]
     pub(in crate::sys) fn scripted(from: SocketAddr, length: usize, segment: Option<c_int>, flags: c_int) -> Self {

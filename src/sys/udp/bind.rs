@@ -66,7 +66,7 @@ impl<'a> Binding<'a> {
             set_buffer(&socket, config.receive_buffer, SocketOption::ReceiveBufferForce, SocketOption::ReceiveBuffer)?;
             set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
             syscall::bind(socket.as_fd(), address)?;
-            Ok(UdpTransport { calls: calls.clone(), ..UdpTransport::from_socket(socket, config.offload)? })
+            Ok(UdpTransport { calls: calls.clone(), ..UdpTransport::configured(socket, config.offload)? })
         };
         make().map_err(|source| BindError::new(address, source))
     }
