@@ -11,6 +11,7 @@ mod lifecycle;
 mod mtu;
 mod narrow;
 mod offload;
+mod sandbox;
 mod support;
 mod traffic;
 mod updates;
