@@ -370,3 +370,19 @@ fn fault_54_refused_control_messages_are_left_out() {
     assert!(sent.iter().all(|sent| sent.to == peer(1) || (sent.ecn, sent.datagrams.len()) == (Ecn::Ect0, 1)));
     assert_eq!((transport.disabled().count(), transport.gso_fallbacks()), (0, 1));
 }
+
+/// Linux 4.18, 4.19 and some 5.x count all headers in when they compare a train to 64 segments.
+#[test]
+fn fault_30_a_full_train_of_any_size_fits_what_linux_4_18_takes() {
+    let contents = vec![7; 65_507];
+    for size in 20..=1500 {
+        let (script, transport) = scripted(true, []);
+        assert_eq!(send(&transport, &[train(1, &contents, size)], 0), Ok(()));
+        for sent in script.take_sends().concat() {
+            let length: usize = sent.datagrams.iter().map(Vec::len).sum();
+            assert!(sent.datagrams.len() == 1 || length + 48 <= 64 * size, "{} of {size}", sent.datagrams.len());
+        }
+        let most = (65_507 / size).min(if size < 24 { 61 } else { 62 + usize::from(size >= 48) });
+        assert_eq!(segments_max(size).min(65_507 / size), most, "and no fewer than that");
+    }
+}
