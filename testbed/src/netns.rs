@@ -95,6 +95,19 @@ impl Namespace {
             .context(|| format!("cannot set the sysctl {path} to {value:?}"))
     }
 
+    /// Keeps the kernel inside from sending anything unasked over its links, those to come too. A kernel without IPv6 (the
+    /// parameter `ipv6.disable=1`, or its module not loaded) sends nothing and has no such setting.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn disable_ipv6(&self) -> io::Result<()> {
+        // It sets `default` and every link too (`addrconf_disable_ipv6` in net/ipv6/addrconf.c).
+        match self.sysctl("net/ipv6/conf/all/disable_ipv6", "1") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
     /// Moves the calling thread inside.
     fn join(&self) {
         if let Err(errno) = setns(self, CloneFlags::CLONE_NEWNET) {
