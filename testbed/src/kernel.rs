@@ -1,6 +1,16 @@
 //! The kernel that the tests run on.
 
 use nix::sys::utsname::uname;
+use std::path::Path;
+
+/// Whether the kernel has IPv6: its module may not be loaded, or `ipv6.disable=1` was given.
+pub fn has_ipv6() -> bool {
+    let has = Path::new("/proc/sys/net/ipv6").exists();
+    if !has {
+        println!("skipped: what is to be done over IPv6, which this kernel does not have");
+    }
+    has
+}
 
 /// Returns the running kernel's version and patch level, e.g. (6, 1): an oracle for what it has.
 ///

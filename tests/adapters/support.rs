@@ -27,6 +27,11 @@ pub(crate) fn granted(wish: TunOffload) -> TunOffload {
     TunOffload { uso: wish.uso && testbed::kernel_version() >= (6, 2), ..wish }
 }
 
+/// Whether a case can be tried: its address is IPv4's, or the kernel has IPv6.
+pub(crate) fn can_have(address: &str) -> bool {
+    !address.starts_with('[') || testbed::has_ipv6()
+}
+
 /// Whether what is awaited comes about within `limit`.
 pub(crate) fn within(limit: Duration, mut comes_about: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
