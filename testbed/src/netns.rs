@@ -144,6 +144,7 @@ mod tests {
     use super::*;
     use crate::Child;
     use core::time::Duration;
+    use nix::mount::{MsFlags, mount};
     use std::env;
     use std::net::UdpSocket;
     use std::os::unix::fs::MetadataExt;
@@ -199,6 +200,19 @@ mod tests {
         assert_eq!(fs::read_to_string(path).expect("outside"), outside);
         let error = namespace.sysctl("net/ipv4/no_such_setting", "1").expect_err("unknown");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_has_nothing_to_disable() {
+        let namespace = Namespace::new().expect("namespace");
+        namespace.disable_ipv6().expect("with IPv6, if the kernel has it");
+        namespace.enter(|| {
+            const NOTHING: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+            mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING).expect("mounts of its own");
+            mount(Some("tmpfs"), "/proc/sys/net", Some("tmpfs"), MsFlags::empty(), NOTHING).expect("no settings");
+            namespace.disable_ipv6().expect("without");
+        });
     }
 
     #[test]
