@@ -124,8 +124,7 @@ impl Running {
         let mut programs = Vec::new();
         for (number, end) in (1..).zip(ends(&hosts)) {
             // Otherwise every new device has something to say to its link, while we measure.
-            end.host.sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
-            end.host.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+            end.host.disable_ipv6()?;
             match variant {
                 Variant::HostGw => end.host.add_route_via(end.peer_subnet, end.peer)?,
                 Variant::Vxlan => add_vxlan(&end, number)?,

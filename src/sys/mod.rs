@@ -1,4 +1,15 @@
 //! The Linux adapters: thin, non-blocking, each the owner of its file descriptor.
+//!
+//! # Kernel versions
+//! The oldest supported kernel is Linux 4.19. The adapters ask the kernel for each feature and go on without those it
+//! refuses:
+//!
+//! | Linux | adds |
+//! | --- | --- |
+//! | 4.18 | [`UdpOffload::gso`]: one call sends a batch of datagrams (`UDP_SEGMENT`) |
+//! | 5.0 | [`UdpOffload::gro`]: one call receives a batch of datagrams (`UDP_GRO`) |
+//! | 5.14 | the first address of a subnet is an ordinary one, beside a bridge that has the subnet too |
+//! | 6.2 | [`TunOffload::uso`]: UDP super-packets on the TUN device (`TUN_F_USO4`, `TUN_F_USO6`) |
 
 mod feature;
 mod kernel;

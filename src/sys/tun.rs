@@ -19,7 +19,7 @@ pub use self::config::{TunConfig, TunMeta, TunOffload};
 pub use self::error::{OpenError, TunError};
 use self::open::Opening;
 #[cfg(any(feature = "link", test))]
-pub(super) use self::open::checked_name;
+pub(super) use self::open::{checked_name, other_than_node};
 use super::feature::{Disabled, Feature, is_missing};
 use super::kernel::{Calls, SystemCalls};
 use super::syscall;

@@ -16,6 +16,7 @@ extern crate alloc;
 mod bridge;
 mod error;
 mod injection;
+mod kernel;
 mod link;
 mod netlink;
 mod netns;
@@ -28,6 +29,7 @@ mod topology;
 mod vxlan;
 
 pub use injection::Injection;
+pub use kernel::{has_ipv6, kernel_version};
 pub use netns::Namespace;
 pub use privileges::ensure_privileges;
 pub use process::{Child, exec_with_parent, exit_with_parent, tied_to_its_parent};

@@ -95,6 +95,19 @@ impl Namespace {
             .context(|| format!("cannot set the sysctl {path} to {value:?}"))
     }
 
+    /// Keeps the kernel inside from sending anything unasked over its links, those to come too. A kernel without IPv6 (the
+    /// parameter `ipv6.disable=1`, or its module not loaded) sends nothing and has no such setting.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn disable_ipv6(&self) -> io::Result<()> {
+        // It sets `default` and every link too (`addrconf_disable_ipv6` in net/ipv6/addrconf.c).
+        match self.sysctl("net/ipv6/conf/all/disable_ipv6", "1") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
     /// Moves the calling thread inside.
     fn join(&self) {
         if let Err(errno) = setns(self, CloneFlags::CLONE_NEWNET) {
@@ -131,6 +144,7 @@ mod tests {
     use super::*;
     use crate::Child;
     use core::time::Duration;
+    use nix::mount::{MsFlags, mount};
     use std::env;
     use std::net::UdpSocket;
     use std::os::unix::fs::MetadataExt;
@@ -186,6 +200,19 @@ mod tests {
         assert_eq!(fs::read_to_string(path).expect("outside"), outside);
         let error = namespace.sysctl("net/ipv4/no_such_setting", "1").expect_err("unknown");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_has_nothing_to_disable() {
+        let namespace = Namespace::new().expect("namespace");
+        namespace.disable_ipv6().expect("with IPv6, if the kernel has it");
+        namespace.enter(|| {
+            const NOTHING: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+            mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING).expect("mounts of its own");
+            mount(Some("tmpfs"), "/proc/sys/net", Some("tmpfs"), MsFlags::empty(), NOTHING).expect("no settings");
+            namespace.disable_ipv6().expect("without");
+        });
     }
 
     #[test]

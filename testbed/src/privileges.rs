@@ -3,7 +3,7 @@
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid};
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, as bits of `CapEff` (linux/capability.h).
 const NEEDED: u64 = 1 << 12 | 1 << 21;
@@ -16,16 +16,22 @@ const NEEDED: u64 = 1 << 12 | 1 << 21;
 /// # Errors
 /// One sentence that says what is needed and what the kernel refused.
 pub fn ensure_privileges() -> io::Result<()> {
-    let needs = |error: io::Error| {
-        let sentence = format!("needs root, or a user namespace in which /dev/net/tun may be opened: {error}");
-        io::Error::new(error.kind(), sentence)
-    };
+    let because = |sentence: &str, error: io::Error| io::Error::new(error.kind(), format!("{sentence}: {error}"));
+    let needs = |error| because("needs root, or a user namespace in which /dev/net/tun may be opened", error);
     // Not the uid: root in a container may lack both capabilities.
     if effective_capabilities()? & NEEDED != NEEDED {
         become_root_in_user_namespace().map_err(needs)?;
     }
-    OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(needs)?;
-    Ok(())
+    match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(needs(error)),
+        // Not a matter of rights: there is no node, or no driver behind it.
+        Err(error) => Err(because(
+            "needs the device node /dev/net/tun; load the kernel's module (`modprobe tun`), in a container pass the \
+             device in (`--device /dev/net/tun`), or make the node (`mknod /dev/net/tun c 10 200`)",
+            error,
+        )),
+    }
 }
 
 fn effective_capabilities() -> io::Result<u64> {

@@ -22,6 +22,16 @@ pub(crate) fn named(name: &str) -> TunConfig {
     TunConfig { name: name.to_owned(), offload: TunOffload::NONE }
 }
 
+/// What a kernel grants of what is wished for: UDP super-packets since Linux 6.2.
+pub(crate) fn granted(wish: TunOffload) -> TunOffload {
+    TunOffload { uso: wish.uso && testbed::kernel_version() >= (6, 2), ..wish }
+}
+
+/// Whether a case can be tried: its address is IPv4's, or the kernel has IPv6.
+pub(crate) fn can_have(address: &str) -> bool {
+    !address.starts_with('[') || testbed::has_ipv6()
+}
+
 /// Whether what is awaited comes about within `limit`.
 pub(crate) fn within(limit: Duration, mut comes_about: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
@@ -39,7 +49,7 @@ pub(crate) fn within(limit: Duration, mut comes_about: impl FnMut() -> bool) -> 
 /// A namespace with a TUN device that is up, has 100.96.1.1/16 and no IPv6, so that nothing comes out of it unasked.
 pub(crate) fn with_tun(offload: TunOffload, test: impl FnOnce(&Namespace, Tun) + Send) {
     let namespace = namespace();
-    namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    namespace.disable_ipv6().expect("sysctl");
     namespace.enter(|| {
         let tun = Tun::open(&TunConfig { offload, ..TunConfig::default() }).expect("opened");
         namespace.add_address(tun.name(), "100.96.1.1/16".parse().expect("a network")).expect("address");

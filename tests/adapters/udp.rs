@@ -1,6 +1,6 @@
 //! The UDP socket, datagram by datagram.
 
-use super::support::{SOON, namespace, peer, transport, within};
+use super::support::{SOON, can_have, namespace, peer, transport, within};
 use core::net::Ipv4Addr;
 use core::num::NonZeroUsize;
 use loden::Transmit;
@@ -12,6 +12,9 @@ use testbed::Namespace;
 fn a_datagram_is_its_payload_and_nothing_else() {
     namespace().enter(|| {
         for (here, there) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("[::]:0", "127.0.0.1:0")] {
+            if !can_have(here) {
+                continue;
+            }
             let transport = transport(here);
             let (peer, address) = peer(there);
             let mut buffer = vec![0; PACKET_MAX];
@@ -23,7 +26,12 @@ fn a_datagram_is_its_payload_and_nothing_else() {
                 let (length, from) = peer.recv_from(&mut buffer).expect("received");
                 assert_eq!((&buffer[..length], from.port()), (payload, transport.local_addr().port()));
                 peer.send_to(payload, from).expect("answered");
-                let meta = transport.recv(&mut buffer).expect("received");
+                let mut meta = Err(RecvError::WouldBlock);
+                assert!(within(SOON, || {
+                    meta = transport.recv(&mut buffer);
+                    meta != Err(RecvError::WouldBlock)
+                }));
+                let meta = meta.expect("received");
                 assert_eq!((meta.from, meta.len, meta.stride), (address, payload.len(), payload.len()));
                 assert_eq!(&buffer[..meta.len], payload);
             }
@@ -198,6 +206,9 @@ fn what_cannot_be_bound_is_told_with_the_reason() {
 
 #[test]
 fn the_path_mtu_of_each_family() {
+    if !can_have("[::]:0") {
+        return;
+    }
     namespace().enter(|| {
         let dual = transport("[::]:0");
         for (local, peer, mtu) in [("127.0.0.1:0", "127.0.0.1:9", 65_535), ("[::1]:0", "[::1]:9", 65_536)] {

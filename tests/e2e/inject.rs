@@ -32,7 +32,7 @@ fn packets_pass(hosts: &TwoHosts) -> bool {
 fn quiet_hosts() -> TwoHosts {
     let hosts = TwoHosts::new().unwrap();
     for host in [&hosts.host_a, &hosts.host_b] {
-        host.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        host.disable_ipv6().unwrap();
     }
     hosts
 }

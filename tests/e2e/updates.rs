@@ -31,8 +31,8 @@ const TABLES: usize = 500;
 fn fault_43_no_packet_is_lost_to_updates() {
     let hosts = TwoHosts::new().unwrap();
     // So that the kernel sends nothing unasked.
-    hosts.host_a.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-    hosts.host_b.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+    hosts.host_a.disable_ipv6().unwrap();
+    hosts.host_b.disable_ipv6().unwrap();
     let mut b = Tunnel::on_b(&hosts, &[]);
     let mut leases = Leases::new();
     leases.change();

@@ -69,6 +69,7 @@ impl Router {
         markers: Vec<(Place, Ipv4)>,
     ) -> Self {
         let namespace = Namespace::new().expect("these tests make network namespaces and TUN devices, and need root");
+        namespace.disable_ipv6().unwrap();
         for (path, value) in SETTINGS {
             namespace.sysctl(path, value).unwrap();
         }
@@ -133,8 +134,7 @@ impl Router {
 }
 
 /// What the router must not inherit from this host.
-const SETTINGS: [(&str, &str); 17] = [
-    ("net/ipv6/conf/default/disable_ipv6", "1"),
+const SETTINGS: [(&str, &str); 16] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/ip_default_ttl", "64"),
     // No limit on any error: the mask says which types are limited at all, by the host's limit and by those per target. What

@@ -39,8 +39,7 @@ impl Lab {
             let (host, pod, place) = (side.host(&hosts), side.pod(&hosts), side.place());
             // So that no kernel sends anything unasked.
             for namespace in [host, pod] {
-                namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-                namespace.sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+                namespace.disable_ipv6().unwrap();
             }
             let stranger = Ipv4Net::new(STRANGERS[side as usize], 24).unwrap();
             host.add_address(TwoHosts::UPLINK, stranger).unwrap();

@@ -55,6 +55,17 @@ pub enum OpenError {
         /// The error number.
         source: io::Error,
     },
+    /// The device node is another device, or a file.
+    #[error(
+        "{node} is {found} and not the node that TUN devices come from; make it anew with `rm {node}` and \
+         `mknod {node} c 10 200`"
+    )]
+    NotTunNode {
+        /// Path of the device node.
+        node: String,
+        /// A description of it, with the numbers of a device.
+        found: String,
+    },
     /// The file descriptor has no TUN device attached, or its device was deleted.
     #[error(
         "the file descriptor has no TUN device attached: {source}; pass one of /dev/net/tun on which TUNSETIFF has \
@@ -111,15 +122,13 @@ impl OpenError {
     }
 
     /// What `TUNSETIFF` says (`tun_set_iff` and `tun_attach` in the kernel's drivers/net/tun.c).
-    pub(super) fn of_device(node: &Path, name: &str, queues: usize, source: io::Error) -> Self {
+    pub(super) fn of_device(name: &str, queues: usize, source: io::Error) -> Self {
         let name = name.to_owned();
         match source.raw_os_error() {
             Some(libc::EBUSY) => Self::Busy { name },
             Some(libc::EACCES | libc::EPERM) => Self::NoPermission { name, doing: "make or attach to", source },
             // The name is legal, so what does not fit is the interface that has it.
             Some(libc::EINVAL) => Self::WrongKind { name, queues },
-            // The node is a file or another device.
-            Some(libc::ENOTTY) => Self::missing(node, source),
             _ => Self::Other { name, doing: "make or attach to", source },
         }
     }

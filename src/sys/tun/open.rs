@@ -1,12 +1,14 @@
 //! How a device is made or attached to, with one queue or several.
 
 use alloc::borrow::ToOwned;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::num::NonZeroUsize;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::{OpenError, Tun, TunConfig, TunOffload, flags};
@@ -49,7 +51,7 @@ impl<'a> Opening<'a> {
 
     /// Makes a device or takes over what is there, on a node that is open.
     pub(super) fn attach(&self, file: File) -> Result<Tun, OpenError> {
-        let Self { ref calls, node, config, queues } = *self;
+        let Self { ref calls, config, queues, .. } = *self;
         let name = checked_name(&config.name)?;
         let (disabled, mut vnet) = (Disabled::default(), config.offload != TunOffload::NONE);
         let attach =
@@ -72,7 +74,7 @@ impl<'a> Opening<'a> {
             }
             result => (result, false),
         };
-        let request = attached.map_err(|source| OpenError::of_device(node, &config.name, queues, source))?;
+        let request = attached.map_err(|source| OpenError::of_device(&config.name, queues, source))?;
         let name = name_of(&request);
         let now = match syscall::interface(file.as_fd()) {
             Ok(now) => now.flags,
@@ -97,12 +99,16 @@ impl<'a> Opening<'a> {
         let file = self.file(name)?;
         let request = InterfaceRequest::new(checked_name(name)?, form(vnet, self.queues));
         syscall::set_interface(file.as_fd(), request)
-            .map_err(|source| OpenError::of_device(self.node, name, self.queues, source))?;
+            .map_err(|source| OpenError::of_device(name, self.queues, source))?;
         let disabled = Disabled::default();
         Ok(Tun { file, name: name.clone(), created, vnet, offload, disabled, calls: calls.clone() })
     }
 
     fn file(&self, name: &str) -> Result<File, OpenError> {
+        // Asked of the path, because opening some other device may do something. A missing node is what opening it says.
+        if let Some(found) = self.node.metadata().ok().as_ref().and_then(other_than_node) {
+            return Err(OpenError::NotTunNode { node: self.node.to_string_lossy().into_owned(), found });
+        }
         self.calls.open(self.node).map_err(|source| OpenError::of_node(self.node, name, source))
     }
 }
@@ -113,6 +119,20 @@ fn form(vnet: bool, queues: usize) -> u16 {
     let header = if vnet { flags::VNET_HDR } else { 0 };
     let many = if queues > 1 { flags::MULTI_QUEUE } else { 0 };
     flags::TUN | flags::NO_PI | header | many
+}
+
+/// Describes a file that is not the node of TUN devices, whose numbers are the same in every kernel (`TUN_MINOR` in
+/// linux/miscdevice.h).
+pub(in crate::sys) fn other_than_node(file: &Metadata) -> Option<String> {
+    let (kind, device) = (file.file_type(), file.rdev());
+    let numbers = |kind: &str| format!("the {kind} device {}:{}", libc::major(device), libc::minor(device));
+    if kind.is_char_device() {
+        (device != libc::makedev(10, 200)).then(|| numbers("character"))
+    } else if kind.is_block_device() {
+        Some(numbers("block"))
+    } else {
+        Some(if kind.is_dir() { "a directory" } else { "a file" }.to_owned())
+    }
 }
 
 /// The name as the kernel takes it, if `dev_valid_name` and `dev_alloc_name` in its net/core/dev.c would.

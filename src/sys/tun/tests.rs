@@ -130,12 +130,27 @@ fn fault_35_no_device_is_left_of_queues_that_could_not_be_had() {
 
 #[test]
 fn fault_39_a_missing_node_and_a_node_of_something_else_are_told() {
-    for (node, errno) in
-        [("/dev/net/no-such-node", libc::ENOENT), ("/dev/null/tun", libc::ENOTDIR), ("/dev/null", libc::ENOTTY)]
-    {
+    for (node, errno) in [("/dev/net/no-such-node", libc::ENOENT), ("/dev/null/tun", libc::ENOTDIR)] {
         match Opening::new(Path::new(node), &TunConfig::default(), NonZeroUsize::MIN).first() {
             Err(OpenError::MissingDevice { node: named, source }) => {
                 assert_eq!((named.as_str(), source.raw_os_error()), (node, Some(errno)));
+            }
+            other => panic!("{node}: {other:?}"),
+        }
+    }
+    let regular = std::env::current_exe().expect("this program");
+    for (node, told) in [
+        ("/dev/null", "the character device 1:3"),
+        ("/dev", "a directory"),
+        (regular.to_str().expect("UTF-8"), "a file"),
+    ] {
+        match Opening::new(Path::new(node), &TunConfig::default(), NonZeroUsize::MIN).first() {
+            Err(error @ OpenError::NotTunNode { .. }) => {
+                let message = error.to_string();
+                assert!(
+                    message.starts_with(&format!("{node} is {told} and not")) && message.contains("mknod"),
+                    "{message}"
+                );
             }
             other => panic!("{node}: {other:?}"),
         }
@@ -208,8 +223,9 @@ fn fault_39_a_descriptor_must_carry_bare_ip() {
 
 #[test]
 fn fault_39_a_name_that_is_taken_by_another_kind_is_told() {
-    let namespace = Namespace::new().expect(NEEDS);
-    namespace.connect("veth7", &Namespace::new().expect("namespace"), "far").expect("veth");
+    // The peer's namespace is held: its end would take the pair along.
+    let (namespace, peer) = (Namespace::new().expect(NEEDS), Namespace::new().expect(NEEDS));
+    namespace.connect("veth7", &peer, "far").expect("veth");
     namespace.enter(|| {
         let _tap = raw("tap7", flags::TAP | flags::NO_PI);
         let _many = raw("many7", flags::TUN | flags::NO_PI | libc::IFF_MULTI_QUEUE as u16);
@@ -224,7 +240,7 @@ fn fault_39_a_name_that_is_taken_by_another_kind_is_told() {
 #[test]
 fn fault_40_offloads_that_were_left_behind_are_switched_off() {
     let namespace = Namespace::new().expect(NEEDS);
-    namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    namespace.disable_ipv6().expect("sysctl");
     namespace.enter(|| {
         let former = raw("loden0", flags::TUN | flags::NO_PI | flags::VNET_HDR);
         syscall::set_offload(former.as_fd(), OFFLOADS).expect("offloads");
@@ -283,7 +299,7 @@ fn fault_15_a_read_shorter_than_the_header_is_an_error_of_that_packet() {
 #[test]
 fn fault_40_the_header_of_a_former_process_becomes_ours() {
     let namespace = Namespace::new().expect(NEEDS);
-    namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    namespace.disable_ipv6().expect("sysctl");
     namespace.enter(|| {
         let foreign = || {
             let fd = raw("loden0", flags::TUN | flags::NO_PI | flags::VNET_HDR);

@@ -82,6 +82,9 @@ fn fault_33_a_dead_peer_costs_a_healthy_one_no_packet() {
 
 #[test]
 fn a_socket_that_is_taken_over_forgets_its_options() {
+    if !testbed::has_ipv6() {
+        return;
+    }
     on_loopback(|| {
         let socket = UdpSocket::bind("[::1]:0").unwrap();
         let set = |option| syscall::set_socket_option(socket.as_fd(), option, 1).unwrap();
@@ -162,6 +165,9 @@ fn fault_30_the_kernel_refuses_a_train_and_the_datagrams_arrive() {
 
 #[test]
 fn the_ports_of_flows_never_fragment_and_hold_next_to_nothing() {
+    if !testbed::has_ipv6() {
+        return;
+    }
     on_loopback(|| {
         let config = UdpConfig { flow_ports: 3, ..UdpConfig::default() };
         let transport = UdpTransport::bind((Ipv6Addr::LOCALHOST, 0).into(), &config).unwrap();

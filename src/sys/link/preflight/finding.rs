@@ -151,6 +151,17 @@ pub enum Finding {
         /// The error number of the attempt.
         errno: i32,
     },
+    /// The node that TUN devices come from is another device, or a file.
+    #[error(
+        "{node} is {found} and not the node that TUN devices come from; make it anew with `rm {node}` and \
+         `mknod {node} c 10 200`"
+    )]
+    NotTunNode {
+        /// Its path.
+        node: &'static str,
+        /// A description of it, with the numbers of a device.
+        found: String,
+    },
     /// No interface holds the listen address.
     #[error(
         "no interface of this host holds the listen address {listen}; listen on one that `ip address` lists, or add it \
@@ -365,6 +376,7 @@ impl Finding {
             | Self::ListenNotHeld { .. }
             | Self::NoNetAdmin
             | Self::NotTun { .. }
+            | Self::NotTunNode { .. }
             | Self::Overlap { loops: true, .. }
             | Self::RouteTaken { .. }
             | Self::StaleRoute { .. }
@@ -387,6 +399,7 @@ impl Finding {
             Self::NoBridge { .. } => "no_bridge",
             Self::NoNetAdmin => "no_net_admin",
             Self::NotTun { .. } => "not_tun",
+            Self::NotTunNode { .. } => "not_tun_node",
             Self::Overlap { .. } => "overlap",
             Self::RouteTaken { .. } => "route_taken",
             Self::StaleRoute { .. } => "stale_route",

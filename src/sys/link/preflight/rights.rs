@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use super::Finding;
 use crate::sys::syscall;
-use crate::sys::tun::DEVICE_NODE;
+use crate::sys::tun::{DEVICE_NODE, other_than_node};
 
 /// `CAP_NET_ADMIN` as a bit of `CapEff` (linux/capability.h).
 const NET_ADMIN: u64 = 1 << 12;
@@ -19,8 +19,10 @@ pub(super) fn check() -> Vec<Finding> {
         Ok(false) => findings.push(Finding::NoNetAdmin),
         Err(error) => findings.push(Finding::unchecked("the capabilities of this process", &error)),
     }
+    if let Some(found) = fs::metadata(DEVICE_NODE).ok().as_ref().and_then(other_than_node) {
+        findings.push(Finding::NotTunNode { node: DEVICE_NODE, found });
     // Nothing comes of opening it: a device is made by TUNSETIFF.
-    if let Err(error) = OpenOptions::new().read(true).write(true).open(DEVICE_NODE) {
+    } else if let Err(error) = OpenOptions::new().read(true).write(true).open(DEVICE_NODE) {
         findings.push(match error.raw_os_error() {
             Some(errno) => Finding::TunNode { node: DEVICE_NODE, errno },
             None => Finding::unchecked(DEVICE_NODE, &error),

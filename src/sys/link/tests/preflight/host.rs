@@ -26,6 +26,24 @@ fn a_missing_node_is_named() {
     );
 }
 
+/// Each can be opened, so that only looking closer tells.
+#[test]
+fn a_node_of_something_else_is_named() {
+    let covered = |with: Option<&'static str>| {
+        move |_: &mut World| {
+            hide("/dev/net");
+            File::create("/dev/net/tun").expect("a file");
+            if with.is_some() {
+                mount(with, "/dev/net/tun", None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("covered");
+            }
+        }
+    };
+    let finding = |found: &str| Finding::NotTunNode { node: "/dev/net/tun", found: found.into() };
+    const MENDED: &[&str] = &["/dev/net/tun is ", "`rm /dev/net/tun`", "`mknod /dev/net/tun c 10 200`"];
+    provokes(covered(Some("/dev/null")), intended(), finding("the character device 1:3"), MENDED);
+    provokes(covered(None), intended(), finding("a file"), MENDED);
+}
+
 /// Root in a user namespace beside the one that owns the network has all capabilities and none that count here. Nor does the
 /// kernel show it the firewall, which is said too.
 #[test]
@@ -53,8 +71,7 @@ fn without_any_rights_the_rest_is_checked() {
         set("ip_forward", 0);
         firewall::legacy_table_is_made();
         hide("/dev/net");
-        let node = File::create("/dev/net/tun").expect("a file");
-        node.set_permissions(Permissions::from_mode(0o0)).expect("for nobody");
+        fs::set_permissions("/dev/net", Permissions::from_mode(0o0)).expect("for nobody");
         run_child(&["--user"], "child_without_any_rights");
     });
 }
