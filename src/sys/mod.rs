@@ -3,6 +3,7 @@
 mod kernel;
 #[cfg(feature = "link")]
 pub mod link;
+mod route_query;
 #[cfg(test)]
 pub(crate) mod script;
 mod syscall;
@@ -11,6 +12,6 @@ mod udp;
 
 pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};
 pub use udp::{
-    BatchError, BindError, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, UdpConfig, UdpOffload,
-    UdpTransport,
+    BatchError, BindError, PathReports, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, UdpConfig,
+    UdpOffload, UdpTransport,
 };

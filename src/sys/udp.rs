@@ -3,6 +3,7 @@
 mod bind;
 mod error;
 mod fallback;
+mod path;
 mod receive;
 mod send;
 
@@ -16,10 +17,12 @@ use core::slice;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Mutex;
 
 use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
 use self::fallback::Fallbacks;
+use self::path::PathSockets;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
 use self::send::{Messages, Plan, send_all};
@@ -45,13 +48,34 @@ pub struct UdpConfig {
     /// Each costs a socket, whose port the kernel chooses. Routers and network cards that spread packets by their ports then
     /// spread the flows of one peer. Nothing is received on them: peers answer to the port they know.
     pub flow_ports: u16,
+    /// Who verifies the reports of routers that a datagram was too big.
+    pub path_reports: PathReports,
+}
+
+/// Who verifies the ICMP errors "fragmentation needed" before a path is taken for narrow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PathReports {
+    /// A raw ICMP socket is opened beside the UDP socket, and [`PathMtus`](crate::forward::PathMtus) verifies the reports. It
+    /// takes `CAP_NET_RAW`: without, as with [`KernelOnly`](Self::KernelOnly).
+    #[default]
+    Verified,
+    /// The kernel, which verifies that the quoted ports are ours, and nothing else. A report lowers a path to 1280 bytes at
+    /// most. A path that is said to carry less is sent to without DF.
+    KernelOnly,
 }
 
 impl Default for UdpConfig {
     /// Buffers of 4 MiB each: 1,500-byte packets at 10 Gbit/s for about 2 ms, which is what a busy scheduler may keep us
     /// waiting. Trains both ways, and one source port.
     fn default() -> Self {
-        Self { receive_buffer: Some(4 << 20), send_buffer: Some(4 << 20), offload: UdpOffload::ALL, flow_ports: 0 }
+        Self {
+            receive_buffer: Some(4 << 20),
+            send_buffer: Some(4 << 20),
+            offload: UdpOffload::ALL,
+            flow_ports: 0,
+            path_reports: PathReports::Verified,
+        }
     }
 }
 
@@ -89,6 +113,9 @@ pub struct UdpTransport {
     offload: UdpOffload,
     /// What flows choose from, or nothing.
     flows: Arc<[UdpSocket]>,
+    /// Held while the mode of a socket is another one; as many transports share it as share the flows.
+    overruling: Arc<Mutex<()>>,
+    path_sockets: PathSockets,
     fallbacks: Fallbacks,
     calls: Calls,
 }
@@ -128,6 +155,10 @@ impl UdpTransport {
     /// # Errors
     /// Of the system call that failed. The socket is closed then.
     pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> io::Result<Self> {
+        Self::take_over(socket, offload, PathReports::default())
+    }
+
+    fn take_over(socket: UdpSocket, offload: UdpOffload, path_reports: PathReports) -> io::Result<Self> {
         let local = socket.local_addr()?;
         socket.set_nonblocking(true)?;
         set_sending_options(&socket, local)?;
@@ -142,7 +173,8 @@ impl UdpTransport {
         let gro = set(SocketOption::UdpGro, c_int::from(offload.gro)).is_ok();
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
         let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
-        Ok(Self { socket, local, offload, flows, fallbacks, calls })
+        let (overruling, path_sockets) = (Arc::default(), PathSockets::open(local, path_reports));
+        Ok(Self { socket, local, offload, flows, overruling, path_sockets, fallbacks, calls })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
@@ -194,8 +226,12 @@ impl UdpTransport {
     /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
     /// [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
-        let plan = Plan { gso: self.offload.gso, flows: self.flows.len(), fallbacks: &self.fallbacks };
-        send_all(|socket, messages| self.send_messages(socket, messages), plan, transmits, first_segment)
+        send_all(|socket, messages| self.send_messages(socket, messages), self.plan(), transmits, first_segment)
+    }
+
+    #[inline]
+    fn plan(&self) -> Plan<'_> {
+        Plan { gso: self.offload.gso, flows: self.flows.len(), fallbacks: &self.fallbacks }
     }
 
     /// Receives the next datagram, or train of them, into the begin of `buffer`.

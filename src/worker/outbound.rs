@@ -5,7 +5,7 @@ use alloc::vec;
 use std::time::Instant;
 
 use super::sender::{Held, Sender};
-use super::state::{Ends, State};
+use super::state::{Ends, Routed, State};
 use super::unfinished::Unfinished;
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{DropReason, Encap};
@@ -64,23 +64,25 @@ impl Outbound {
         if self.sender.has_to_wait(now) {
             return Ok(Progress::Held);
         }
+        let io = Routed { ends, routes };
+        state.poll_reports(&io, now);
         let mut left = budget.count() as usize;
-        self.flush(ends, state, now)?;
-        self.place(&mut left, ends, state, now)?;
+        self.flush(io, state, now)?;
+        self.place(&mut left, io, state, now)?;
         let mut progress = Progress::More;
         while left > 0 && self.held().is_none() {
             match ends.tun.recv(&mut self.buffer) {
                 Ok(meta) => {
                     left -= 1;
                     self.take_in(meta, ends, routes, state, now)?;
-                    self.place(&mut left, ends, state, now)?;
+                    self.place(&mut left, io, state, now)?;
                 }
                 Err(TunError::WouldBlock) => {
                     progress = Progress::Drained;
                     break;
                 }
                 Err(error) if error.is_fatal() => {
-                    self.flush(ends, state, now)?;
+                    self.flush(io, state, now)?;
                     return Err(ends.tun_gone(error));
                 }
                 Err(_) => {
@@ -90,11 +92,11 @@ impl Outbound {
             }
             let full = !self.batched || self.sender.trains.bytes() >= BYTES_COLLECTED;
             if full && self.held().is_none() {
-                self.flush(ends, state, now)?;
+                self.flush(io, state, now)?;
             }
         }
         if self.held().is_none() {
-            self.flush(ends, state, now)?;
+            self.flush(io, state, now)?;
         }
         Ok(if self.held().is_some() { Progress::Held } else { progress })
     }
@@ -161,7 +163,7 @@ impl Outbound {
 
     /// Puts what is unfinished into trains, as far as there is room and budget.
     #[inline]
-    fn place(&mut self, left: &mut usize, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+    fn place(&mut self, left: &mut usize, io: Routed<'_>, state: &mut State, now: Instant) -> Result<(), WorkerError> {
         while let Some(unfinished) = &mut self.unfinished {
             let placed = unfinished.place(&mut self.buffer, &mut self.scratch, &mut self.sender.trains, left);
             state.counters.anomalies.segments_made += placed.segments;
@@ -175,15 +177,15 @@ impl Outbound {
                 self.unfinished = None;
                 state.counters.encap.discard(DropReason::SendFailed);
             } else {
-                self.flush(ends, state, now)?;
+                self.flush(io, state, now)?;
             }
         }
         Ok(())
     }
 
     #[inline]
-    fn flush(&mut self, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
-        let outcome = self.sender.flush(ends, state, now);
+    fn flush(&mut self, io: Routed<'_>, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+        let outcome = self.sender.flush(&io, state, now);
         if self.sender.take_lost_unfinished() {
             self.unfinished = None;
         }
