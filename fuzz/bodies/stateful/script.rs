@@ -127,7 +127,7 @@ fn decode_step([first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
             let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (pick(&ours, b), pick(&hops(), c)) else {
                 return None;
             };
-            let len = pick(&[1500, 1280, 1000, 552], d >> 1);
+            let len: u16 = pick(&[1500, 1280, 1000, 552], d >> 1);
             let mut inner = packet((d >> 3) ^ 2, 0, 0).first_chunk().copied();
             inner.iter_mut().for_each(|header: &mut [u8; 20]| header[2..4].copy_from_slice(&(len - 28).to_be_bytes()));
             let inner = inner.filter(|_| d & 1 == 0);
