@@ -31,7 +31,7 @@ impl Namespace {
         .context(|| format!("cannot route what comes in by {link} by table {table}"))
     }
 
-    /// Routes what is sent over UDP from a port of this range by the table of this number, 1 to 252.
+    /// Routes what is sent over UDP from a port of this range, 65,534 at most, by the table of this number, 1 to 252.
     ///
     /// # Errors
     /// What the kernel refused.

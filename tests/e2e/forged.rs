@@ -156,7 +156,7 @@ fn r54_plausible_reports_without_an_inner_header_stop_at_1280() {
 #[test]
 fn fault_53_a_route_by_source_port_is_found() {
     const TABLE: u8 = 100;
-    for (more, ports) in [(&[][..], 8285..=8285), (&["--source-ports", "4"], 1024..=65_535)] {
+    for (more, ports) in [(&[][..], 8285..=8285), (&["--source-ports", "4"], 1024..=65_534)] {
         let hosts = TwoHosts::new().expect("two hosts");
         hosts.host_a.route_udp_from(ports, TABLE).expect("a rule");
         hosts.host_a.narrow_path_in_table(TABLE, TwoHosts::HOST_B, TwoHosts::UPLINK, 1300).expect("a route");
