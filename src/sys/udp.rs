@@ -105,7 +105,11 @@ impl Default for UdpOffload {
 /// A UDP socket that all packets to and from all peers pass through.
 ///
 /// It never blocks; wait for its file descriptor ([`AsFd`]) to become ready. The outer packets carry DF and a checksum, and
-/// are never fragmented by this host: one that does not fit is [`SendErrorKind::TooLong`].
+/// are never fragmented by this host: one that does not fit is [`SendErrorKind::TooLong`]. The exception is
+/// [`send_batch_in`](Self::send_batch_in) with [`PathMode::Fragment`](crate::forward::PathMode::Fragment).
+///
+/// Beside the UDP socket it holds a netlink socket for questions about routes, and a raw socket for ICMP errors
+/// ([`PathReports`]). It does without those that it is not permitted.
 #[derive(Debug)]
 pub struct UdpTransport {
     socket: UdpSocket,
@@ -150,7 +154,8 @@ impl UdpTransport {
     ///
     /// It is made non-blocking, is told never to fragment (`IP_PMTUDISC_DO`), to send checksums, and to tell the ECN field,
     /// and no longer reports to the sender what became of earlier packets (`IP_RECVERR`): that would cost healthy peers
-    /// packets while another one is dead. Its buffers stay as they are. It has no flow ports.
+    /// packets while another one is dead. Its buffers stay as they are. It has no flow ports. Its reports are
+    /// [`PathReports::Verified`], if this process may open a raw socket.
     ///
     /// # Errors
     /// Of the system call that failed. The socket is closed then.
@@ -273,7 +278,8 @@ impl UdpTransport {
 
     /// The largest outer packet, in bytes and with all its headers, that the path to `destination` is known to carry.
     ///
-    /// It is the kernel's knowledge: the MTU of the interface at first, and less once a router reported less. It comes
+    /// It is the kernel's knowledge: the MTU of the interface at first, and less once somebody reported less, which the kernel
+    /// hardly verifies: [`system_path`](Self::system_path) tells the two apart. It comes
     /// from a socket made for the question, bound to the same address (`IP_MTU` in ip(7), `IPV6_MTU` in ipv6(7)), so
     /// this is nothing to ask per packet.
     ///

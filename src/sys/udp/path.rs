@@ -66,9 +66,13 @@ fn open_reports(local: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 impl UdpTransport {
-    /// As [`send_batch`](Self::send_batch), to peers whose paths have this mode.
+    /// As [`send_batch`](Self::send_batch), to peers whose paths have this [`mode`](crate::forward::PathMtus::mode). Over IPv6
+    /// every mode is [`PathMode::System`].
+    ///
+    /// # Errors
+    /// As with [`send_batch`](Self::send_batch).
     #[inline]
-    pub(crate) fn send_batch_in(
+    pub fn send_batch_in(
         &self,
         mode: PathMode,
         transmits: &[Transmit<'_>],
@@ -103,9 +107,14 @@ impl UdpTransport {
         self.flows.get(number).unwrap_or(&self.socket)
     }
 
-    /// What the kernel knows of the path that the datagrams of a flow take.
+    /// Returns what the kernel knows of the path that the datagrams of a [flow](Transmit::flow) take, for
+    /// [`PathMtus::handle_emsgsize`](crate::forward::PathMtus::handle_emsgsize).
+    ///
+    /// The route is asked for with the flow's own port and with the mark and interface of its socket, so that rules by these are
+    /// obeyed (`ip rule … ipproto udp sport 8285`). It takes a few system calls.
     #[cold]
-    pub(crate) fn system_path(&self, destination: SocketAddr, flow: u16) -> SystemPath {
+    #[must_use]
+    pub fn system_path(&self, destination: SocketAddr, flow: u16) -> SystemPath {
         let has_reports = self.path_sockets.reports.is_some();
         let sender = self.sender(self.plan().socket_of(flow));
         let option = |option| syscall::socket_option(sender.as_fd(), option).map_or(0, c_int::cast_unsigned);
@@ -130,9 +139,14 @@ impl UdpTransport {
         }
     }
 
-    /// Reads the reports of routers about datagrams of ours that came in, up to a bound.
+    /// Reads the reports of routers that came in about datagrams from our ports, up to 64, for
+    /// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp). Does nothing without a raw ICMP socket
+    /// ([`PathReports`]).
+    ///
+    /// Call it after [`SendErrorKind::TooLong`](super::SendErrorKind::TooLong), and every 10 ms at most while
+    /// some path is not in [`PathMode::System`]. Nothing has to be waited for.
     #[cold]
-    pub(crate) fn receive_reports(&self, mut handle: impl FnMut(&DatagramTooBig)) {
+    pub fn receive_reports(&self, mut handle: impl FnMut(&DatagramTooBig)) {
         let Some(mut socket) = self.path_sockets.reports.as_ref() else { return };
         let mut buffer = [0; REPORT_MAX];
         for _ in 0..REPORTS_AT_ONCE {
