@@ -38,29 +38,30 @@ struct Path {
     mode: PathMode,
 }
 
-/// Whose limits the datagrams to a peer are sent within, and whether routers may fragment them.
+/// A way to send to a peer: within which limits, and with or without DF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathMode {
-    /// With DF, and within all that the system knows of the path (Linux: `IP_PMTUDISC_DO`).
+    /// DF is set, and all that the system knows of the path is a limit (Linux: `IP_PMTUDISC_DO`).
     #[default]
     System,
-    /// With DF, and within the interface's MTU alone (`IP_PMTUDISC_PROBE`): the system was told of a narrow path by a report
+    /// DF is set, and the interface's MTU alone is a limit (`IP_PMTUDISC_PROBE`). The system believes a report of a narrow path
     /// that was not verified.
     Probe,
-    /// Without DF (`IP_PMTUDISC_OMIT`): the path refuses even the least that unverified reports may lower it to.
+    /// DF is not set (`IP_PMTUDISC_OMIT`), so that routers fragment. The path refuses even the least that reports may lower it
+    /// to.
     Fragment,
 }
 
-/// What the operating system knows of the path to a peer.
+/// The operating system's knowledge of the path to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SystemPath {
     /// The MTU that is configured, in bytes of outer packet: the route's, or its interface's. `None` if it cannot be had.
     pub configured: Option<u32>,
     /// The MTU that the system learned from an ICMP error, if it did.
     pub learned: Option<u32>,
-    /// Whether ICMP errors reach [`PathMtus::handle_icmp`]. With that, what the system learned is not used. Without, it is
-    /// taken for an unverified report.
+    /// True if ICMP errors reach [`PathMtus::handle_icmp`]. Then `learned` is not used. Otherwise it is taken for an unverified
+    /// report.
     pub has_reports: bool,
 }
 
@@ -136,15 +137,15 @@ impl PathMtus {
         self.in_force(peer, now).map(|path| path.mtu)
     }
 
-    /// How to send to `peer`.
+    /// Returns the way to send to `peer`.
     #[must_use]
     #[inline]
     pub fn mode(&self, peer: IpAddr, now: Duration) -> PathMode {
         self.in_force(peer, now).map_or(PathMode::System, |path| path.mode)
     }
 
-    /// The system refused `len` bytes of inner packet to `destination` (EMSGSIZE), of whose path it knows `system`. Handle the
-    /// ICMP errors that are waiting first.
+    /// Handles that the system refused `len` bytes of inner packet to `destination` (EMSGSIZE), of whose path it knows `system`.
+    /// Handle the ICMP errors that are waiting first.
     ///
     /// A refusal that nothing explains goes down the plateaus of RFC 1191, to 552 bytes of outer packet at least (IPv6: 1280).
     /// None of that raises a value.
@@ -208,8 +209,8 @@ impl PathMtus {
         known.map(|known| known.mtu) != Some(mtu)
     }
 
-    /// A router reported that a datagram was too big (R54, RFC 1191): lowers the value of its peer, if the quote is of a datagram
-    /// that `forwarder` may have sent to a next hop in `routes`, and that is longer than the MTU that is reported.
+    /// Handles a router's report that a datagram was too big (R54, RFC 1191). It lowers the value of its peer, if the quote is of
+    /// a datagram that `forwarder` may have sent to a next hop in `routes`, and that is longer than the MTU that is reported.
     ///
     /// - A report that quotes the header of a packet of ours which is routed to that peer lowers down to 552 bytes of outer
     ///   packet, Linux's own least; lower values are taken for it.
@@ -218,7 +219,7 @@ impl PathMtus {
     ///   is forgotten.
     /// - A report without an MTU (routers older than RFC 1191) is taken for the next lower plateau of its section 7.1.
     ///
-    /// With [`SourcePort::ByFlow`](super::SourcePort::ByFlow) any port of our address is taken for ours.
+    /// Any port of our address is taken for ours with [`SourcePort::ByFlow`](super::SourcePort::ByFlow).
     ///
     /// ```
     /// # use core::time::Duration;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::syscall::{self, SpecialSocket};
 
-/// What the kernel chooses a route by.
+/// The fields that the kernel chooses a route by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlowKey {
     pub(super) source: SocketAddr,

@@ -48,11 +48,11 @@ pub struct UdpConfig {
     /// Each costs a socket, whose port the kernel chooses. Routers and network cards that spread packets by their ports then
     /// spread the flows of one peer. Nothing is received on them: peers answer to the port they know.
     pub flow_ports: u16,
-    /// Who verifies the reports of routers that a datagram was too big.
+    /// The verification of routers' reports that a datagram was too big.
     pub path_reports: PathReports,
 }
 
-/// Who verifies the ICMP errors "fragmentation needed" before a path is taken for narrow.
+/// The verification of ICMP errors "fragmentation needed", before a path is taken for narrow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathReports {

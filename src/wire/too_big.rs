@@ -8,7 +8,7 @@ use super::{checksum, protocol};
 
 /// An ICMP error "fragmentation needed and DF set" (RFC 792, type 3 code 4), and which UDP datagram it is about.
 ///
-/// Whoever can guess four numbers can send one. Check that the datagram is one of your own and was too long, as
+/// Anybody who can guess four numbers can send one. Check that the datagram is one of your own and was too long, as
 /// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DatagramTooBig {

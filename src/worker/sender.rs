@@ -35,7 +35,7 @@ pub(super) trait Outlet {
     /// As [`UdpTransport::send_batch`](crate::sys::UdpTransport::send_batch), all in one mode.
     fn send(&self, trains: &[Transmit<'_>], first_datagram: usize, mode: PathMode) -> Result<(), BatchError>;
 
-    /// What the kernel knows of the path to a peer. The ICMP errors that came in are handled first.
+    /// Returns the kernel's knowledge of the path to a peer. Handles the ICMP errors that came in first.
     fn system_path(&self, destination: SocketAddr, flow: u16, state: &mut State, now: Instant) -> SystemPath;
 
     /// What becomes of a packet whose path carries only so much: it is to be fragmented, or its sender is told if it may be, and

@@ -23,11 +23,11 @@ use crate::wire::icmpv4;
 /// Peers whose send errors are counted one by one; those of later ones are not.
 const PEERS_COUNTED: usize = 1024;
 
-/// How often reports of routers are read at most while no path is known to be narrow. The kernel heard of them too, and refuses
-/// the next packet that is too long; then they are read at once.
+/// The least time between two readings of routers' reports, while no path is known to be narrow. The kernel received them too,
+/// and refuses the next packet that is too long; then they are read at once.
 const REPORTS_EVERY: Duration = Duration::from_secs(1);
 
-/// The same while some path is: the kernel's refusals may have been overruled for it.
+/// The least time while some path is narrow: the kernel's refusals may have been overruled for it.
 const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 
 /// Where packets come from and go to, and who decides.
@@ -143,7 +143,7 @@ impl State {
         longest <= self.path_limit(train.destination, now).into()
     }
 
-    /// How to send to a peer.
+    /// Returns the way to send to a peer.
     #[inline]
     pub(super) fn path_mode(&mut self, peer: SocketAddr, now: Instant) -> PathMode {
         if self.paths.is_empty() {

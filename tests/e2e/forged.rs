@@ -16,7 +16,7 @@ use crate::support::{SECOND, Tunnel, Tunnels, wait_until};
 struct Quote {
     len: u16,
     port: u16,
-    /// Whom the packet inside is for; without one nothing is quoted of it.
+    /// Destination of the packet inside; without one nothing is quoted of it.
     inner: Option<Ipv4Addr>,
 }
 
@@ -140,7 +140,7 @@ fn fault_52_a_report_about_another_socket_lowers_nothing() {
     tunnels.b.stop();
 }
 
-/// Who knows addresses, ports and lengths is told from a router by the inner header alone: 1280 bytes are the least.
+/// A sender that knows addresses, ports and lengths lowers a path to 1280 bytes at most, as long as it quotes no inner header.
 #[test]
 fn r54_plausible_reports_without_an_inner_header_stop_at_1280() {
     let mut tunnels = Tunnels::start();

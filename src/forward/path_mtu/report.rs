@@ -1,4 +1,4 @@
-//! Whether a router's report is about a datagram of ours, and how much of it is proven (R54).
+//! Verification of a router's report: that it is about a datagram of ours, and how much of that is proven (R54).
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -20,6 +20,7 @@ pub(super) struct Believed {
     pub(super) least: u16,
 }
 
+/// Checks a report, or returns why it is ignored.
 pub(super) fn judge(
     report: &DatagramTooBig,
     forwarder: &Forwarder,
@@ -47,7 +48,8 @@ pub(super) fn judge(
     Ok(Believed { peer, refused: inner(report.len), mtu: inner(mtu), least: inner(least) })
 }
 
-/// Whether the front of an inner packet shows that `forwarder` sent it to `peer`. An error if it shows that it did not.
+/// Returns `true` if the front of an inner packet shows that `forwarder` sent it to `peer`, and an error if it shows that it did
+/// not.
 fn proves(
     header: &[u8; HEADER_LEN],
     outer_len: u16,

@@ -128,7 +128,7 @@ fn r54_over_ipv6_what_the_kernel_learned_is_an_unverified_report() {
     assert_eq!(outcome, EmsgsizeOutcome::Unexplained, "nothing less");
 }
 
-/// What is known of a path stays known, and ends no later, when its mode changes.
+/// A change of the mode keeps the value of a path, and its end.
 #[test]
 fn another_mode_keeps_what_is_known() {
     let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());

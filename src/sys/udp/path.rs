@@ -1,4 +1,4 @@
-//! Path MTU at the socket: what the kernel is asked, what routers report, and in which mode a batch is sent.
+//! Path MTU at the socket: questions to the kernel, reports of routers, and the mode in which a batch is sent.
 //!
 //! The kernel believes an ICMP error "fragmentation needed" that quotes the addresses and ports of a socket, whether or not such
 //! a datagram was sent, and then refuses longer ones (EMSGSIZE) for ten minutes. The settings of `IP_MTU_DISCOVER` were tried
@@ -11,7 +11,7 @@
 //! - `IP_PMTUDISC_DO` costs nothing while nobody lies, and it notices every change of a route at once. After a refusal a route
 //!   query tells a configured MTU from a learned one, and a raw ICMP socket has the report whole, to be verified.
 //!
-//! So `DO` it is, and peers about whom the kernel was told something that nothing verifies are sent to with `PROBE`: the option
+//! So the sockets have `DO`, and peers of whom the kernel believes a report that nothing verifies are sent to with `PROBE`: the option
 //! is set for the one call, which costs 0.3 µs and only while somebody lies.
 
 use core::ffi::c_int;
@@ -34,8 +34,8 @@ use crate::wire::DatagramTooBig;
 /// The longest report that is read, in bytes: what routers may quote of a jumbo frame.
 const REPORT_MAX: usize = 9216;
 
-/// How many ICMP messages are read at a time at most.
-const REPORTS_AT_ONCE: usize = 64;
+/// ICMP messages that are read at a time, at most: as many as the socket holds.
+const REPORTS_AT_ONCE: usize = 256;
 
 /// The sockets beside that of the datagrams. What a sandbox refuses is absent.
 #[derive(Debug, Default)]
@@ -66,11 +66,11 @@ fn open_reports(local: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 impl UdpTransport {
-    /// As [`send_batch`](Self::send_batch), to peers whose paths have this [`mode`](crate::forward::PathMtus::mode). Over IPv6
+    /// Sends as [`send_batch`](Self::send_batch) does, to peers whose paths have this [`mode`](crate::forward::PathMtus::mode). Over IPv6
     /// every mode is [`PathMode::System`].
     ///
     /// # Errors
-    /// As with [`send_batch`](Self::send_batch).
+    /// Those of [`send_batch`](Self::send_batch).
     #[inline]
     pub fn send_batch_in(
         &self,
@@ -139,7 +139,7 @@ impl UdpTransport {
         }
     }
 
-    /// Reads the reports of routers that came in about datagrams from our ports, up to 64, for
+    /// Reads the reports of routers that came in about datagrams from our ports, up to 256, for
     /// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp). Does nothing without a raw ICMP socket
     /// ([`PathReports`]).
     ///
@@ -163,7 +163,7 @@ impl UdpTransport {
         }
     }
 
-    /// Whether datagrams leave from this port.
+    /// Returns `true` if datagrams leave from this port.
     fn has_port(&self, port: u16) -> bool {
         let is_port = |socket: &UdpSocket| socket.local_addr().is_ok_and(|local| local.port() == port);
         self.local.port() == port || self.flows.iter().any(is_port)

@@ -20,7 +20,7 @@ struct Script {
     as_trains: bool,
     /// What the path carries, in bytes of inner packet.
     mtu: Cell<u16>,
-    /// What an ICMP error told the kernel of every path, in bytes of inner packet, and whether errors are verified.
+    /// MTU of every path that the kernel learned from an ICMP error, in bytes of inner packet.
     told: Cell<Option<u16>>,
     has_reports: bool,
     sent: RefCell<Vec<Sent>>,
