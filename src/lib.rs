@@ -91,8 +91,8 @@
 //! # Longer than the path
 //! A packet that is longer than the path to its peer carries is answered with "fragmentation needed" if it has DF set, and goes
 //! in fragments if not, which its destination puts together; so do the segments of a super-packet. How much a path carries
-//! say [`forward::Overlay::mtu`] and [`route::Route::mtu`]; when it turns out to be less, the worker learns that from the kernel,
-//! and whoever has no worker from ICMP ([`forward::PathMtus`]).
+//! say [`forward::Overlay::mtu`] and [`route::Route::mtu`]; when it turns out to be less, the worker learns that from the kernel's
+//! routes and from the reports of routers, which it verifies ([`forward::PathMtus`]).
 //!
 //! # What it is not
 //! As in flannel, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that

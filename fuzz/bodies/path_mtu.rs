@@ -6,7 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
 use std::collections::HashMap;
 
-use loden::forward::{Heeded, Overlay, PathMtus, SourcePort};
+use loden::forward::{IcmpOutcome, Overlay, PathMode, PathMtus, SourcePort};
 use loden::wire::DatagramTooBig;
 
 use crate::support::host::{Host, host_a, host_b, overlay, own, routes};
@@ -43,12 +43,14 @@ pub(crate) fn run(bytes: &[u8]) {
         let parsed = DatagramTooBig::parse(&report);
         assert_eq!(parsed, naive(&report), "{report:02x?}");
         if let Some(parsed) = parsed {
-            let heeded = paths.heed(&parsed, &host.forwarder, &host.table, Duration::from_secs(now));
-            assert_eq!(heeded, expected(&parsed, source_port, &mut known, now), "{parsed:?}");
+            let outcome = paths.handle_icmp(&parsed, &host.forwarder, &host.table, Duration::from_secs(now));
+            assert_eq!(outcome, expected(&parsed, &host, &mut known, now), "{parsed:?}");
         }
         for peer in [host_a(), host_b(), own()].map(|address| address.ip()) {
-            let inner = in_force(&known, peer, now);
-            assert_eq!(paths.lookup(peer, Duration::from_secs(now)), inner, "{peer} at {now}");
+            let (at, path) = (Duration::from_secs(now), in_force(&known, peer, now));
+            assert_eq!(paths.lookup(peer, at), path.map(|path| path.mtu), "{peer} at {now}");
+            let is_whole = path.is_none_or(|path| path.has_df);
+            assert_eq!(paths.mode(peer, at), if is_whole { PathMode::System } else { PathMode::Fragment });
         }
     }
 }
@@ -78,32 +80,68 @@ fn naive(packet: &[u8]) -> Option<DatagramTooBig> {
         SocketAddrV4::new(Ipv4Addr::from(address), u16::from_be_bytes([quote[port], quote[port + 1]]))
     };
     let mtu = u16::from_be_bytes([message[6], message[7]]);
-    Some(DatagramTooBig { mtu, source: at(12, ports), destination: at(16, ports + 2) })
+    let len = u16::from_be_bytes([quote[2], quote[3]]);
+    let inner = quote.get(ports + 8..ports + 28).map(|header| header.try_into().unwrap());
+    Some(DatagramTooBig { mtu, source: at(12, ports), destination: at(16, ports + 2), len, inner })
 }
 
-type Known = HashMap<IpAddr, (u16, u64)>;
-
-fn in_force(known: &Known, peer: IpAddr, now: u64) -> Option<u16> {
-    known.get(&peer).filter(|(_, learned)| now - learned < 600).map(|(mtu, _)| *mtu)
+/// What is known of a path, since when.
+#[derive(Clone, Copy)]
+struct Path {
+    mtu: u16,
+    learned: u64,
+    has_df: bool,
 }
 
-/// R54, sentence by sentence.
-fn expected(report: &DatagramTooBig, source_port: SourcePort, known: &mut Known, now: u64) -> Heeded {
+type Known = HashMap<IpAddr, Path>;
+
+fn in_force(known: &Known, peer: IpAddr, now: u64) -> Option<Path> {
+    known.get(&peer).filter(|path| now - path.learned < 600).copied()
+}
+
+/// R54, sentence by sentence, in bytes of outer packet.
+fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -> IcmpOutcome {
     let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
-    let from_us = source.ip() == own().ip() && (source.port() == own().port() || source_port == SourcePort::ByFlow);
+    let any_port = host.overlay().source_port == SourcePort::ByFlow;
+    let from_us = source.ip() == own().ip() && (source.port() == own().port() || any_port);
     if !from_us || ![host_a(), host_b()].contains(&destination) {
-        return Heeded::Foreign;
+        return IcmpOutcome::Foreign;
     }
-    if report.mtu < 68 {
-        return Heeded::TooSmall;
+    let mtu = match report.mtu {
+        0 => [1492, 1006, 508, 296, 68, 0].into_iter().find(|mtu| *mtu < report.len).unwrap_or(0),
+        mtu => mtu,
+    };
+    if report.len <= mtu || report.len > 1500 {
+        return IcmpOutcome::Implausible;
     }
-    let (peer, mtu) = (destination.ip(), report.mtu - 28);
-    let current = in_force(known, peer, now).unwrap_or(1472);
-    if mtu > current || mtu == 1472 {
-        return Heeded::NotLower;
+    let floor = match report.inner {
+        None => 1280,
+        Some(header) => {
+            let route = host.naive_route(crate::support::packet::address_at(&header, 16));
+            if header[0] >> 4 != 4 || header[0] & 15 < 5 || route.is_none_or(|route| route.next_hop != destination) {
+                return IcmpOutcome::Foreign;
+            }
+            let has_len = u16::from_be_bytes([header[2], header[3]]) == report.len.saturating_sub(28);
+            let is_ours = header[12..15] == [100, 96, 1] || header[12..16] == [10, 168, 0, 2];
+            if has_len && is_ours { 552 } else { 1280 }
+        }
+    };
+    let peer = destination.ip();
+    let path = in_force(known, peer, now);
+    let current = path.map_or(1500, |path| path.mtu + 28);
+    if path.is_some_and(|path| !path.has_df) {
+        return IcmpOutcome::NotLower;
     }
-    known.insert(peer, (mtu, now));
-    if mtu < current { Heeded::Lowered { peer, mtu } } else { Heeded::NotLower }
+    if mtu < floor && current <= floor && report.len <= floor {
+        known.insert(peer, Path { has_df: false, ..path.unwrap() });
+        return IcmpOutcome::Fragmented { peer };
+    }
+    let mtu = mtu.max(floor);
+    if mtu > current || mtu == 1500 {
+        return IcmpOutcome::NotLower;
+    }
+    known.insert(peer, Path { mtu: mtu - 28, learned: now, has_df: true });
+    if mtu < current { IcmpOutcome::Lowered { peer, mtu: mtu - 28 } } else { IcmpOutcome::NotLower }
 }
 
 fn repair(report: &mut [u8]) {

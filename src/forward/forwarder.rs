@@ -266,7 +266,7 @@ impl Forwarder {
 
     /// Whether an address is in our own subnet.
     #[inline]
-    fn owns(&self, address: Ipv4Addr) -> bool {
+    pub(super) fn owns(&self, address: Ipv4Addr) -> bool {
         address.to_bits() & self.mask == self.subnet.addr().to_bits()
     }
 

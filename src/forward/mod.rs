@@ -15,7 +15,7 @@ pub use counters::{Anomalies, Counters, Flow};
 pub use forwarder::{Forwarder, Outer};
 pub use fragments::Fragments;
 pub use limiter::{IcmpLimiter, Rate};
-pub use path_mtu::{Heeded, PathMtus};
+pub use path_mtu::{EmsgsizeOutcome, IcmpOutcome, PathMode, PathMtus, SystemPath};
 pub use policy::{
     EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
 };

@@ -29,7 +29,8 @@ pub struct Conditions {
     /// sender's own link does.
     ///
     /// What is longer is lost. Over IPv4 the sender has, after the latency, a router's "fragmentation needed" with this number,
-    /// and [heeds](crate::forward::PathMtus::heed) it, unless it is below the 68 that every path has to carry.
+    /// and [handles](crate::forward::PathMtus::handle_icmp) it. No router fragments, so that a path of less than the 552 bytes
+    /// that a report lowers it to is a black hole.
     pub mtu: u16,
 }
 

@@ -16,7 +16,7 @@ use crate::wire::Ecn;
 #[derive(Debug)]
 pub(super) enum Next {
     Arrival { node: NodeId, sender: NodeId, datagram: Datagram },
-    FragmentationNeeded { node: NodeId, peer: SocketAddr, mtu: u16 },
+    FragmentationNeeded { node: NodeId, datagram: Datagram, mtu: u16 },
     FromTun { node: NodeId, packet: Bytes },
 }
 
@@ -31,11 +31,11 @@ impl<K: Ord + Clone> Sim<K> {
         match next {
             Next::FromTun { node, packet } => self.read_from_tun(node, packet),
             Next::Arrival { node, sender, datagram } => self.arrive(node, sender, datagram),
-            Next::FragmentationNeeded { node, peer, mtu } => {
+            Next::FragmentationNeeded { node, datagram, mtu } => {
                 self.refresh(node);
                 let now = self.now;
-                if self.node_mut(node).is_up && self.node_mut(node).fragmentation_needed(peer, mtu, now) {
-                    self.record(|| Event::PathNarrowed { node, peer, mtu });
+                if self.node_mut(node).is_up && self.node_mut(node).fragmentation_needed(&datagram, mtu, now) {
+                    self.record(|| Event::PathNarrowed { node, peer: datagram.to, mtu });
                 }
             }
         }
@@ -110,7 +110,7 @@ impl<K: Ord + Clone> Sim<K> {
             Journey::Lost(loss) => self.lose(from, to, loss),
             Journey::TooLong { told_at, mtu } => {
                 self.lose(from, to, Loss::TooLong);
-                self.queue.push(told_at, Next::FragmentationNeeded { node: id, peer: to, mtu });
+                self.queue.push(told_at, Next::FragmentationNeeded { node: id, datagram, mtu });
             }
             Journey::Arrives { node, at, ecn, copy_at } => {
                 datagram.ecn = ecn;

@@ -9,9 +9,10 @@ use bytes::{Bytes, BytesMut};
 
 use super::leases::NodeRoutes;
 use super::trace::Direction;
+use super::underlay::{Datagram, outer_len};
 use crate::forward::{
-    Counters, Decap, DropReason, Encap, Flow, Forwarder, Heeded, IcmpLimiter, Outer, Overlay, PathMtus, Reject,
-    RejectReason, ReplyTo,
+    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Flow, Forwarder, IcmpLimiter, IcmpOutcome, Outer, Overlay,
+    PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
 };
 use crate::lease::Host;
 use crate::transmit::{Transmit, Way};
@@ -145,15 +146,19 @@ impl Node {
         self.memory.link_mtu = mtu;
     }
 
-    /// A router on the way to a peer says what the path carries, in bytes of outer packet. Only those of IPv4 are played.
-    pub(super) fn fragmentation_needed(&mut self, destination: SocketAddr, mtu: u16, now: Duration) -> bool {
+    /// A router on the way reports that a datagram of this node was too long, in bytes of outer packet, and quotes all of it.
+    /// Only reports of IPv4 routers are played.
+    pub(super) fn fragmentation_needed(&mut self, datagram: &Datagram, mtu: u16, now: Duration) -> bool {
         let Self { forwarder, routes, memory, .. } = self;
-        let SocketAddr::V4(destination) = destination else { return false };
-        let own = forwarder.overlay().underlay;
-        let SocketAddr::V4(source) = SocketAddr::new(own.ip().to_canonical(), own.port()) else { return false };
-        let report = DatagramTooBig { mtu, source, destination };
-        let heeded = memory.paths.heed(&report, forwarder, routes.table(), now);
-        let is_news = matches!(heeded, Heeded::Lowered { .. });
+        let SocketAddr::V4(destination) = datagram.to else { return false };
+        let SocketAddr::V4(source) = SocketAddr::new(datagram.from.ip().to_canonical(), datagram.from.port()) else {
+            return false;
+        };
+        let len = u16::try_from(outer_len(datagram)).unwrap_or(u16::MAX);
+        let inner = datagram.payload.first_chunk().copied();
+        let report = DatagramTooBig { mtu, source, destination, len, inner };
+        let outcome = memory.paths.handle_icmp(&report, forwarder, routes.table(), now);
+        let is_news = matches!(outcome, IcmpOutcome::Lowered { .. });
         memory.counters.anomalies.path_mtu_lowered += u64::from(is_news);
         is_news
     }
@@ -251,8 +256,11 @@ impl Memory {
         if self.fits(to, len, now) {
             return None;
         }
-        let link = || Some(self.link_mtu.into());
-        self.paths.after_refusal(to, len, link, now, &mut self.counters.anomalies)
+        let link = SystemPath { configured: Some(self.link_mtu.into()), ..SystemPath::default() };
+        match self.paths.handle_emsgsize(to, len, link, now, &mut self.counters.anomalies) {
+            EmsgsizeOutcome::Limit(mtu) => Some(mtu),
+            EmsgsizeOutcome::Retry | EmsgsizeOutcome::Unexplained => None,
+        }
     }
 
     fn discard(&mut self, direction: Direction, reason: DropReason) -> Fate {

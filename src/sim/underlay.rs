@@ -152,7 +152,7 @@ impl Underlay {
     }
 }
 
-fn outer_len(datagram: &Datagram) -> usize {
+pub(super) fn outer_len(datagram: &Datagram) -> usize {
     const UDP: usize = 8;
     let ip = if datagram.to.is_ipv4() { 20 } else { 40 };
     ip + UDP + datagram.payload.len()

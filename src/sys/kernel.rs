@@ -8,6 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use super::route_query::{FlowKey, RouteMtu, RouteSocket};
 use super::syscall::{self, Message, Slot};
 
 /// The system calls an adapter is made with. Each method is one, and tells what that one told: whether to try again, and what
@@ -44,6 +45,9 @@ pub(super) trait SystemCalls {
 
     /// [`syscall::path_mtu`], which is a few.
     fn path_mtu(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<u32>;
+
+    /// [`RouteSocket::ask`], which is a few too.
+    fn route_mtu(&self, socket: Option<&RouteSocket>, flow: &FlowKey) -> io::Result<RouteMtu>;
 }
 
 /// What every adapter has: outside of this crate's tests the kernel, which takes neither room nor time.
@@ -105,5 +109,9 @@ impl SystemCalls for Kernel {
 
     fn path_mtu(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<u32> {
         syscall::path_mtu(source, destination)
+    }
+
+    fn route_mtu(&self, socket: Option<&RouteSocket>, flow: &FlowKey) -> io::Result<RouteMtu> {
+        socket.ok_or(io::ErrorKind::Unsupported)?.ask(flow)
     }
 }

@@ -15,6 +15,7 @@ mod feature;
 mod kernel;
 #[cfg(feature = "link")]
 pub mod link;
+mod route_query;
 #[cfg(test)]
 pub(crate) mod script;
 mod syscall;
@@ -24,6 +25,6 @@ mod udp;
 pub use feature::Feature;
 pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};
 pub use udp::{
-    BatchError, BindError, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, TakeOverError, UdpConfig,
-    UdpOffload, UdpTransport,
+    BatchError, BindError, PathReports, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, TakeOverError,
+    UdpConfig, UdpOffload, UdpTransport,
 };

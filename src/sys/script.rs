@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
 use super::kernel::{Kernel, SystemCalls};
+use super::route_query::{FlowKey, RouteMtu, RouteSocket};
 use super::syscall::{MESSAGES, Message, Slot};
 use crate::offload::VNET_HEADER_LEN;
 use crate::wire::Ecn;
@@ -28,6 +29,7 @@ pub(crate) enum Call {
     PathMtu,
     Read,
     Receive,
+    Route,
     Send,
     Socket,
     Write,
@@ -228,6 +230,10 @@ impl State {
         Ok(most)
     }
 
+    fn path_mtu(&self, destination: SocketAddr) -> u32 {
+        self.paths.get(&destination.ip()).map_or(1500, |(mtu, _)| *mtu)
+    }
+
     fn refuses(&self, message: &Message<'_>) -> Option<c_int> {
         let peer = message.destination.ip();
         if let Some(errno) = self.no_marks.filter(|_| message.ecn != Ecn::NotEct) {
@@ -385,6 +391,13 @@ impl SystemCalls for Calls {
         let Some(script) = &self.0 else { return Kernel.path_mtu(source, destination) };
         let mut state = script.state();
         state.answer(Call::PathMtu)?;
-        Ok(state.paths.get(&destination.ip()).map_or(1500, |(mtu, _)| *mtu))
+        Ok(state.path_mtu(destination))
+    }
+
+    fn route_mtu(&self, socket: Option<&RouteSocket>, flow: &FlowKey) -> io::Result<RouteMtu> {
+        let Some(script) = &self.0 else { return Kernel.route_mtu(socket, flow) };
+        let mut state = script.state();
+        state.answer(Call::Route)?;
+        Ok(RouteMtu { configured: state.path_mtu(flow.destination), learned: None })
     }
 }

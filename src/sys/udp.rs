@@ -3,6 +3,7 @@
 mod bind;
 mod error;
 mod fallback;
+mod path;
 mod receive;
 mod send;
 mod take_over;
@@ -17,11 +18,13 @@ use core::slice;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
 use self::fallback::Fallbacks;
+use self::path::PathSockets;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
 use self::send::{Messages, Plan, send_all};
@@ -50,13 +53,34 @@ pub struct UdpConfig {
     /// Each costs a socket, whose port the kernel chooses. Routers and network cards that spread packets by their ports then
     /// spread the flows of one peer. Nothing is received on them: peers answer to the port they know.
     pub flow_ports: u16,
+    /// The verification of routers' reports that a datagram was too big.
+    pub path_reports: PathReports,
+}
+
+/// The verification of ICMP errors "fragmentation needed", before a path is taken for narrow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PathReports {
+    /// A raw ICMP socket is opened beside the UDP socket, and [`PathMtus`](crate::forward::PathMtus) verifies the reports. It
+    /// takes `CAP_NET_RAW`: without, as with [`KernelOnly`](Self::KernelOnly).
+    #[default]
+    Verified,
+    /// The kernel, which verifies that the quoted ports are ours, and nothing else. A report lowers a path to 1280 bytes at
+    /// most. A path that is said to carry less is sent to without DF.
+    KernelOnly,
 }
 
 impl Default for UdpConfig {
     /// Buffers of 4 MiB each: 1,500-byte packets at 10 Gbit/s for about 2 ms, which is what a busy scheduler may keep us
     /// waiting. Trains both ways, and one source port.
     fn default() -> Self {
-        Self { receive_buffer: Some(4 << 20), send_buffer: Some(4 << 20), offload: UdpOffload::ALL, flow_ports: 0 }
+        Self {
+            receive_buffer: Some(4 << 20),
+            send_buffer: Some(4 << 20),
+            offload: UdpOffload::ALL,
+            flow_ports: 0,
+            path_reports: PathReports::Verified,
+        }
     }
 }
 
@@ -86,7 +110,11 @@ impl Default for UdpOffload {
 /// A UDP socket that all packets to and from all peers pass through.
 ///
 /// It never blocks; wait for its file descriptor ([`AsFd`]) to become ready. The outer packets carry DF and a checksum, and
-/// are never fragmented by this host: one that does not fit is [`SendErrorKind::TooLong`].
+/// are never fragmented by this host: one that does not fit is [`SendErrorKind::TooLong`]. The exception is
+/// [`send_batch_in`](Self::send_batch_in) with [`PathMode::Fragment`](crate::forward::PathMode::Fragment).
+///
+/// Beside the UDP socket it holds a netlink socket for questions about routes, and a raw socket for ICMP errors
+/// ([`PathReports`]). It does without those that it is not permitted.
 #[derive(Debug)]
 pub struct UdpTransport {
     socket: UdpSocket,
@@ -94,6 +122,9 @@ pub struct UdpTransport {
     offload: UdpOffload,
     /// What flows choose from, or nothing.
     flows: Arc<[UdpSocket]>,
+    /// Held while the mode of a socket is another one; as many transports share it as share the flows.
+    overruling: Arc<Mutex<()>>,
+    path_sockets: PathSockets,
     fallbacks: Fallbacks,
     disabled: Disabled,
     calls: Calls,
@@ -141,18 +172,18 @@ impl UdpTransport {
     /// | `SO_RCVTIMEO`, `SO_SNDTIMEO`, `SO_LINGER`, `IP_HDRINCL`, `IP_MULTICAST_TTL` and others for TCP, multicast or raw sockets | no effect |
     ///
     /// `IP_RECVERR`, which tells a sender what became of earlier packets, would cost healthy peers packets while another one is
-    /// dead. The transport has no flow ports.
+    /// dead. The transport has no flow ports. Its reports are [`PathReports::Verified`], if this process may open a raw socket.
     ///
     /// # Errors
     /// [`TakeOverError`] for a socket that is connected, not bound or not one of UDP, or has an option that cannot be reset. The
     /// socket is closed then.
     pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> Result<Self, TakeOverError> {
         take_over(&socket)?;
-        Ok(Self::configured(socket, offload)?)
+        Ok(Self::configured(socket, offload, PathReports::default())?)
     }
 
     /// Sets the options that differ from those of a new socket.
-    fn configured(socket: UdpSocket, offload: UdpOffload) -> io::Result<Self> {
+    fn configured(socket: UdpSocket, offload: UdpOffload, path_reports: PathReports) -> io::Result<Self> {
         let local = socket.local_addr()?;
         socket.set_nonblocking(true)?;
         set_sending_options(&socket, local)?;
@@ -171,7 +202,8 @@ impl UdpTransport {
         disabled.add_unless(gso || !offload.gso, Feature::UdpGso);
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
         let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
-        Ok(Self { socket, local, offload, flows, fallbacks, disabled, calls })
+        let (overruling, path_sockets) = (Arc::default(), PathSockets::open(local, path_reports));
+        Ok(Self { socket, local, offload, flows, overruling, path_sockets, fallbacks, disabled, calls })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
@@ -235,9 +267,13 @@ impl UdpTransport {
     /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
     /// [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
+        send_all(|socket, messages| self.send_messages(socket, messages), self.plan(), transmits, first_segment)
+    }
+
+    #[inline]
+    fn plan(&self) -> Plan<'_> {
         let (gso, flows) = (self.offload.gso, self.flows.len());
-        let plan = Plan { gso, flows, fallbacks: &self.fallbacks, disabled: &self.disabled };
-        send_all(|socket, messages| self.send_messages(socket, messages), plan, transmits, first_segment)
+        Plan { gso, flows, fallbacks: &self.fallbacks, disabled: &self.disabled }
     }
 
     /// Receives the next datagram, or train of them, into the begin of `buffer`.
@@ -295,7 +331,8 @@ impl UdpTransport {
 
     /// The largest outer packet, in bytes and with all its headers, that the path to `destination` is known to carry.
     ///
-    /// It is the kernel's knowledge: the MTU of the interface at first, and less once a router reported less. It comes
+    /// It is the kernel's knowledge: the MTU of the interface at first, and less once somebody reported less, which the kernel
+    /// hardly verifies: [`system_path`](Self::system_path) tells the two apart. It comes
     /// from a socket made for the question, bound to the same address (`IP_MTU` in ip(7), `IPV6_MTU` in ipv6(7)), so
     /// this is nothing to ask per packet.
     ///

@@ -8,8 +8,8 @@ use super::{checksum, protocol};
 
 /// An ICMP error "fragmentation needed and DF set" (RFC 792, type 3 code 4), and which UDP datagram it is about.
 ///
-/// Whoever can guess four numbers can send one: believe it only if the datagram is one of your own, as
-/// [`PathMtus::heed`](crate::forward::PathMtus::heed) does.
+/// Anybody who can guess four numbers can send one. Check that the datagram is one of your own and was too long, as
+/// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DatagramTooBig {
     /// The longest packet that would have passed, in bytes; 0 from routers that are older than RFC 1191.
@@ -18,13 +18,17 @@ pub struct DatagramTooBig {
     pub source: SocketAddrV4,
     /// Whom it was for.
     pub destination: SocketAddrV4,
+    /// Bytes of the datagram with all its headers, as the quoted IP header says.
+    pub len: u16,
+    /// The front of the datagram's contents, of which many routers quote nothing.
+    pub inner: Option<[u8; HEADER_LEN]>,
 }
 
 impl DatagramTooBig {
     /// Reads an IPv4 packet, as a raw ICMP socket gives it: header included (raw(7)).
     ///
     /// `None` if it is damaged or anything else, or if its quote is not the front of a UDP datagram with DF set. Routers owe no
-    /// more of that than the IP header and 8 bytes (RFC 792); lengths and checksums in it are not looked at.
+    /// more of that than the IP header and 8 bytes (RFC 792). Lengths and checksums in it are not verified.
     #[must_use]
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let packet = Ipv4Packet::parse(packet).ok()?;
@@ -43,12 +47,14 @@ impl DatagramTooBig {
         {
             return None;
         }
-        let &[s0, s1, d0, d1, _, _, _, _] = quote.get(header_len..)?.first_chunk()?;
-        let &[.., a, b, c, d, e, f, g, h] = header;
+        let (&[s0, s1, d0, d1, _, _, _, _], contents) = quote.get(header_len..)?.split_first_chunk()?;
+        let &[_, _, l0, l1, .., a, b, c, d, e, f, g, h] = header;
         Some(Self {
             mtu: u16::from_be_bytes([m0, m1]),
             source: SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([s0, s1])),
             destination: SocketAddrV4::new(Ipv4Addr::new(e, f, g, h), u16::from_be_bytes([d0, d1])),
+            len: u16::from_be_bytes([l0, l1]),
+            inner: contents.first_chunk().copied(),
         })
     }
 }

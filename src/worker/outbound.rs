@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::failing::Failure;
 use super::sender::{Held, Sender};
-use super::state::{Ends, State};
+use super::state::{Ends, Routed, State};
 use super::unfinished::Unfinished;
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{DropReason, Encap};
@@ -65,9 +65,11 @@ impl Outbound {
         if self.sender.has_to_wait(now) {
             return Ok(Progress::Held);
         }
+        let io = Routed { ends, routes };
+        state.poll_reports(&io, now);
         let mut left = budget.count() as usize;
-        self.flush(ends, state, now)?;
-        self.place(&mut left, ends, state, now)?;
+        self.flush(io, state, now)?;
+        self.place(&mut left, io, state, now)?;
         let mut progress = Progress::More;
         if state.failing.read_at().is_some() {
             (left, progress) = (0, Progress::Held);
@@ -77,7 +79,7 @@ impl Outbound {
                 Ok(meta) => {
                     left -= 1;
                     self.take_in(meta, ends, routes, state, now)?;
-                    self.place(&mut left, ends, state, now)?;
+                    self.place(&mut left, io, state, now)?;
                 }
                 Err(TunError::WouldBlock) => {
                     state.failing.read_works();
@@ -85,7 +87,7 @@ impl Outbound {
                     break;
                 }
                 Err(error) if error.is_fatal() => {
-                    self.flush(ends, state, now)?;
+                    self.flush(io, state, now)?;
                     return Err(ends.tun_gone(error));
                 }
                 Err(error) => {
@@ -99,11 +101,11 @@ impl Outbound {
             }
             let full = !self.batched || self.sender.trains.bytes() >= BYTES_COLLECTED;
             if full && self.held().is_none() {
-                self.flush(ends, state, now)?;
+                self.flush(io, state, now)?;
             }
         }
         if self.held().is_none() {
-            self.flush(ends, state, now)?;
+            self.flush(io, state, now)?;
         }
         Ok(if self.held().is_some() { Progress::Held } else { progress })
     }
@@ -181,7 +183,7 @@ impl Outbound {
 
     /// Puts what is unfinished into trains, as far as there is room and budget.
     #[inline]
-    fn place(&mut self, left: &mut usize, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+    fn place(&mut self, left: &mut usize, io: Routed<'_>, state: &mut State, now: Instant) -> Result<(), WorkerError> {
         while let Some(unfinished) = &mut self.unfinished {
             let placed = unfinished.place(&mut self.buffer, &mut self.scratch, &mut self.sender.trains, left);
             state.counters.anomalies.segments_made += placed.segments;
@@ -195,15 +197,15 @@ impl Outbound {
                 self.unfinished = None;
                 state.counters.encap.discard(DropReason::SendFailed);
             } else {
-                self.flush(ends, state, now)?;
+                self.flush(io, state, now)?;
             }
         }
         Ok(())
     }
 
     #[inline]
-    fn flush(&mut self, ends: &Ends, state: &mut State, now: Instant) -> Result<(), WorkerError> {
-        let outcome = self.sender.flush(ends, state, now);
+    fn flush(&mut self, io: Routed<'_>, state: &mut State, now: Instant) -> Result<(), WorkerError> {
+        let outcome = self.sender.flush(&io, state, now);
         if self.sender.take_lost_unfinished() {
             self.unfinished = None;
         }

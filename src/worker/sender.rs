@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::WorkerError;
 use super::failing::{Failure, PAUSE};
 use super::state::State;
-use crate::forward::DropReason;
+use crate::forward::{DropReason, EmsgsizeOutcome, PathMode, SystemPath};
 use crate::route::RouteTable;
 use crate::sys::{BatchError, SendErrorKind};
 use crate::transmit::{Trains, Transmit, Way};
@@ -34,11 +34,11 @@ const NO_BUFFERS_RETRIES: u32 = 4;
 
 /// What trains go out by.
 pub(super) trait Outlet {
-    /// As [`UdpTransport::send_batch`](crate::sys::UdpTransport::send_batch).
-    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize) -> Result<(), BatchError>;
+    /// As [`UdpTransport::send_batch`](crate::sys::UdpTransport::send_batch), all in one mode.
+    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize, mode: PathMode) -> Result<(), BatchError>;
 
-    /// What the kernel thinks the path to a peer carries, in bytes of outer packet.
-    fn path_mtu(&self, destination: SocketAddr) -> Option<u32>;
+    /// Returns the kernel's knowledge of the path to a peer. Handles the ICMP errors that came in first.
+    fn system_path(&self, destination: SocketAddr, flow: u16, state: &mut State, now: Instant) -> SystemPath;
 
     /// What becomes of a packet whose path carries only so much: it is to be fragmented, or its sender is told if it may be, and
     /// the packet is counted.
@@ -164,19 +164,21 @@ impl Sender {
         if self.fragmenter.is_some() || !state.fits_path(&first, now) {
             return Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 });
         }
+        let mode = state.path_mode(first.destination, now);
         let mut count = 1;
         let sent = if self.trains.len() == 1 {
-            outlet.send(&[first], done)
+            outlet.send(&[first], done, mode)
         } else {
             let mut trains = [first; TRAINS_AT_ONCE];
             for (index, slot) in trains.iter_mut().enumerate().skip(1) {
-                let Some(train) = self.trains.transmit(index).filter(|train| state.fits_path(train, now)) else {
-                    break;
+                let goes_along = |train: &Transmit<'_>, state: &mut State| {
+                    state.fits_path(train, now) && state.path_mode(train.destination, now) == mode
                 };
+                let Some(train) = self.trains.transmit(index).filter(|train| goes_along(train, state)) else { break };
                 *slot = train;
                 count += 1;
             }
-            outlet.send(trains.get(..count).unwrap_or_default(), done)
+            outlet.send(trains.get(..count).unwrap_or_default(), done, mode)
         };
         let (whole, error) = match sent {
             Ok(()) => (count, None),
@@ -283,9 +285,14 @@ impl Sender {
         let begun = self.fragmenter.map(|fragmenter| fragmenter.mtu());
         let as_long =
             train.segments().skip(self.trains.done()).take_while(|datagram| datagram.len() == longest).count();
-        let Some(mut mtu) = begun.or_else(|| state.path_mtu(way.destination, longest, outlet, now)) else {
+        let outcome = begun.map(EmsgsizeOutcome::Limit);
+        let mut mtu = match outcome.unwrap_or_else(|| state.handle_emsgsize(way, longest, outlet, now)) {
+            EmsgsizeOutcome::Limit(mtu) => mtu,
+            EmsgsizeOutcome::Retry => return Ok(None),
             // There is nothing that could be told to the senders. A last datagram that is shorter may fit.
-            return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: as_long.max(1) }));
+            EmsgsizeOutcome::Unexplained => {
+                return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: as_long.max(1) }));
+            }
         };
         let mut left = self.trains.left();
         while left > 0 {
@@ -306,14 +313,16 @@ impl Sender {
             let Some(datagram) = self.next_piece() else { break };
             let (len, Way { destination, ecn, flow }) = (datagram.len(), way);
             let transmit = Transmit { ecn, flow, ..Transmit::datagram(destination, datagram) };
-            match outlet.send(&[transmit], 0) {
+            match outlet.send(&[transmit], 0, state.path_mode(destination, now)) {
                 Ok(()) => left -= self.piece_has_gone(state),
                 Err(BatchError { kind: SendErrorKind::TooLong, .. }) => {
-                    let Some(narrower) = state.path_mtu(destination, len, outlet, now).filter(|mtu| self.narrow(*mtu))
-                    else {
-                        return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 }));
-                    };
-                    mtu = narrower;
+                    match state.handle_emsgsize(way, len, outlet, now) {
+                        EmsgsizeOutcome::Limit(narrower) if self.narrow(narrower) => mtu = narrower,
+                        EmsgsizeOutcome::Retry => {}
+                        EmsgsizeOutcome::Limit(_) | EmsgsizeOutcome::Unexplained => {
+                            return Ok(Some(Obstacle { kind: SendErrorKind::TooLong, datagrams: 1 }));
+                        }
+                    }
                 }
                 Err(BatchError { kind, .. }) => return Ok(Some(Obstacle { kind, datagrams: 1 })),
             }

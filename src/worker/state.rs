@@ -4,20 +4,32 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroUsize;
+use core::slice;
 use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
 use super::failing::Failing;
 use super::sender::Outlet;
-use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo, TooLong};
-use crate::sys::{BatchError, Tun, TunError, UdpTransport};
+use crate::forward::{
+    Counters, EmsgsizeOutcome, Flow, Forwarder, IcmpLimiter, IcmpOutcome, PathMode, PathMtus, Reject, ReplyTo,
+    SystemPath, TooLong,
+};
+use crate::route::RouteTable;
+use crate::sys::{BatchError, SendErrorKind, Tun, TunError, UdpTransport};
 use crate::transmit::{Trains, Transmit, Way};
 use crate::wire::fragment::Fragmenter;
 use crate::wire::icmpv4;
 
 /// Peers whose send errors are counted one by one; those of later ones are not.
 const PEERS_COUNTED: usize = 1024;
+
+/// The least time between two readings of routers' reports, while no path is known to be narrow. The kernel received them too,
+/// and refuses the next packet that is too long; then they are read at once.
+const REPORTS_EVERY: Duration = Duration::from_secs(1);
+
+/// The least time while some path is narrow: the kernel's refusals may have been overruled for it.
+const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 
 /// Where packets come from and go to, and who decides.
 #[derive(Debug)]
@@ -37,6 +49,8 @@ pub(super) struct State {
     pub(super) failing: Failing,
     /// Where the clock of the limiter and the path MTUs begins: at the first packet that asks for it.
     pub(super) started: Option<Instant>,
+    /// When reports of routers are to be read.
+    reports_due: Option<Instant>,
 }
 
 impl Ends {
@@ -58,14 +72,22 @@ impl Ends {
     }
 }
 
-impl Outlet for Ends {
+/// The two ends, with the routes that reports of routers are checked against.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Routed<'a> {
+    pub(super) ends: &'a Ends,
+    pub(super) routes: &'a RouteTable,
+}
+
+impl Outlet for Routed<'_> {
     #[inline]
-    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize) -> Result<(), BatchError> {
-        self.udp.send_batch(trains, first_datagram)
+    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize, mode: PathMode) -> Result<(), BatchError> {
+        self.ends.udp.send_batch_in(mode, trains, first_datagram)
     }
 
-    fn path_mtu(&self, destination: SocketAddr) -> Option<u32> {
-        self.udp.path_mtu(destination).ok()
+    fn system_path(&self, destination: SocketAddr, flow: u16, state: &mut State, now: Instant) -> SystemPath {
+        state.handle_reports(self, now);
+        self.ends.udp.system_path(destination, flow)
     }
 
     fn refuse(
@@ -76,16 +98,16 @@ impl Outlet for Ends {
         state: &mut State,
         now: Instant,
     ) -> Result<Option<Fragmenter>, WorkerError> {
-        match self.forwarder.refused_as_too_long(packet, way, mtu) {
+        match self.ends.forwarder.refused_as_too_long(packet, way, mtu) {
             TooLong::Fragment(fragments) => return Ok(Some(fragments.fragmenter())),
-            TooLong::Reject(reject) => state.answer_near(&reject, self, now)?,
+            TooLong::Reject(reject) => state.answer_near(&reject, self.ends, now)?,
             TooLong::Drop(reason) => state.counters.encap.discard(reason),
         }
         Ok(None)
     }
 
     fn gone(&self) -> WorkerError {
-        self.socket_gone()
+        self.ends.socket_gone()
     }
 }
 
@@ -98,6 +120,7 @@ impl State {
             send_errors: BTreeMap::new(),
             failing: Failing::default(),
             started: None,
+            reports_due: None,
         }
     }
 
@@ -123,18 +146,49 @@ impl State {
         longest <= self.path_limit(train.destination, now).into()
     }
 
-    /// What the path to a peer carries that refused `len` bytes, in bytes of inner packet; `None` if it cannot be learned.
+    /// Returns the way to send to a peer.
+    #[inline]
+    pub(super) fn path_mode(&mut self, peer: SocketAddr, now: Instant) -> PathMode {
+        if self.paths.is_empty() {
+            return PathMode::System;
+        }
+        let clock = self.clock(now);
+        self.paths.mode(peer.ip(), clock)
+    }
+
+    /// The kernel refused `len` bytes to a peer as too long.
     #[cold]
-    pub(super) fn path_mtu(
+    pub(super) fn handle_emsgsize(
         &mut self,
-        destination: SocketAddr,
+        way: Way,
         len: usize,
         outlet: &impl Outlet,
         now: Instant,
-    ) -> Option<u16> {
+    ) -> EmsgsizeOutcome {
+        if let Some(known) = Some(self.path_limit(way.destination, now)).filter(|known| usize::from(*known) < len) {
+            return EmsgsizeOutcome::Limit(known);
+        }
+        let system = outlet.system_path(way.destination, way.flow, self, now);
         let clock = self.clock(now);
-        let outer = || outlet.path_mtu(destination);
-        self.paths.after_refusal(destination, len, outer, clock, &mut self.counters.anomalies)
+        self.paths.handle_emsgsize(way.destination, len, system, clock, &mut self.counters.anomalies)
+    }
+
+    /// Handles the reports of routers that came in, unless it did so a moment ago.
+    #[inline]
+    pub(super) fn poll_reports(&mut self, io: &Routed<'_>, now: Instant) {
+        if self.reports_due.is_none_or(|due| due <= now) {
+            self.handle_reports(io, now);
+        }
+    }
+
+    #[cold]
+    fn handle_reports(&mut self, io: &Routed<'_>, now: Instant) {
+        self.reports_due = Some(now + if self.paths.is_empty() { REPORTS_EVERY } else { REPORTS_EVERY_NARROW });
+        let (clock, forwarder) = (self.clock(now), &io.ends.forwarder);
+        io.ends.udp.receive_reports(|report| {
+            let outcome = self.paths.handle_icmp(report, forwarder, io.routes, clock);
+            self.counters.anomalies.path_mtu_lowered += u64::from(matches!(outcome, IcmpOutcome::Lowered { .. }));
+        });
     }
 
     /// Answers the sender of a packet from the TUN, if that is permitted; otherwise the packet is dropped.
@@ -162,7 +216,7 @@ impl State {
                 Err(error) if error.is_fatal() => Err(ends.tun_gone(error)),
                 Err(_) => Ok(false),
             },
-            ReplyTo::Peer(peer) => match ends.udp.send(&Transmit::datagram(peer, message)) {
+            ReplyTo::Peer(peer) => match self.send_to_peer(&Transmit::datagram(peer, message), ends, now) {
                 Ok(()) => Ok(true),
                 Err(error) if error.is_fatal() => Err(ends.socket_gone()),
                 Err(_) => {
@@ -170,6 +224,18 @@ impl State {
                     Ok(false)
                 }
             },
+        }
+    }
+
+    /// Sends an ICMP error through the tunnel. On a path that refuses it, it may be fragmented: it is short, and too rare to ask
+    /// what the path carries.
+    fn send_to_peer(&mut self, message: &Transmit<'_>, ends: &Ends, now: Instant) -> Result<(), BatchError> {
+        let mode = self.path_mode(message.destination, now);
+        match ends.udp.send_batch_in(mode, slice::from_ref(message), 0) {
+            Err(BatchError { kind: SendErrorKind::TooLong, .. }) => {
+                ends.udp.send_batch_in(PathMode::Fragment, slice::from_ref(message), 0)
+            }
+            sent => sent,
         }
     }
 

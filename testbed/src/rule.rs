@@ -4,9 +4,12 @@ use crate::Namespace;
 use crate::error::Context;
 use crate::link::index_of;
 use crate::route::route_to;
+use core::net::Ipv4Addr;
+use core::ops::RangeInclusive;
 use ipnet::Ipv4Net;
-use rtnetlink::packet_route::route::RouteScope;
-use rtnetlink::packet_route::rule::RuleAction;
+use rtnetlink::packet_route::IpProtocol;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RulePortRange};
 use std::io;
 
 /// Before the main table's, which is 32766.
@@ -28,6 +31,39 @@ impl Namespace {
         .context(|| format!("cannot route what comes in by {link} by table {table}"))
     }
 
+    /// Routes what is sent over UDP from a port of this range, 65,534 at most, by the table of this number, 1 to 252.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn route_udp_from(&self, ports: RangeInclusive<u16>, table: u8) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let rule = handle.rule().add().v4().priority(TABLE_PRIORITY).action(RuleAction::ToTable);
+            let mut rule = rule.table_id(table.into());
+            let ports = RulePortRange { start: *ports.start(), end: *ports.end() };
+            rule.message_mut()
+                .attributes
+                .extend([RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(ports)]);
+            Ok(rule.execute().await?)
+        })
+        .context(|| format!("cannot route UDP by table {table}"))
+    }
+
+    /// Adds a route to a neighbour on a link, with an MTU of its own, to a table other than the main one.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the table has one for this neighbour; otherwise what the kernel refused.
+    pub fn narrow_path_in_table(&self, table: u8, neighbour: Ipv4Addr, link: &str, mtu: u32) -> io::Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, link).await?;
+            let route =
+                route_to(neighbour.into()).output_interface(index).scope(RouteScope::Link).table_id(table.into());
+            let mut route = route.build();
+            route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+            Ok(handle.route().add(route).execute().await?)
+        })
+        .context(|| format!("cannot add a route to {neighbour} of {mtu} bytes to table {table}"))
+    }
+
     /// Adds a route to a table other than the main one, to a destination that is on a link.
     ///
     /// # Errors
@@ -46,7 +82,6 @@ impl Namespace {
 mod tests {
     use super::*;
     use crate::probe::{Ping, PingOutcome, ping};
-    use core::net::Ipv4Addr;
     use core::time::Duration;
 
     const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);

@@ -56,6 +56,8 @@ impl TwoHosts {
     pub const UPLINK: &str = "eth0";
     /// The link to its pod on a host.
     pub const POD_LINK: &str = "pod0";
+    /// The links of the router of [`through_a_router`](Self::through_a_router), to host A and to host B.
+    pub const ROUTER_LINKS: [&str; 2] = ["a0", "b0"];
 
     /// Makes the topology with an underlay MTU of 1500 bytes.
     ///
@@ -117,6 +119,33 @@ impl TwoHosts {
             host.add_route_via(one(other), gateway)?;
         }
         hosts.routers = routers.into();
+        hosts.with_pods()
+    }
+
+    /// Makes the topology with one router between the hosts, which forwards as its kernel does until it is told otherwise. Its
+    /// links are [`ROUTER_LINKS`](Self::ROUTER_LINKS), of 1500 bytes.
+    ///
+    /// # Errors
+    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    pub fn through_a_router() -> io::Result<Self> {
+        let gateway = Ipv4Addr::new(10, 168, 0, 1);
+        let one = |address| Ipv4Net::new_assert(address, 32);
+        let mut hosts = Self::apart()?;
+        let router = Namespace::new()?;
+        router.sysctl("net/ipv4/ip_forward", "1")?;
+        for ((host, address, other), link) in
+            [(&hosts.host_a, Self::HOST_A, Self::HOST_B), (&hosts.host_b, Self::HOST_B, Self::HOST_A)]
+                .into_iter()
+                .zip(Self::ROUTER_LINKS)
+        {
+            host.connect(Self::UPLINK, &router, link)?;
+            host.add_address(Self::UPLINK, one(address))?;
+            router.add_address(link, one(gateway))?;
+            router.add_route(one(address), None, link)?;
+            host.add_route(one(gateway), None, Self::UPLINK)?;
+            host.add_route_via(one(other), gateway)?;
+        }
+        hosts.routers = vec![router];
         hosts.with_pods()
     }
 

@@ -1,10 +1,14 @@
 //! The UDP socket, datagram by datagram.
 
 use super::support::{SOON, can_have, namespace, peer, transport, within};
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, SocketAddr};
 use core::num::NonZeroUsize;
 use loden::Transmit;
-use loden::sys::{BindError, PACKET_MAX, RecvError, SendError, SendErrorKind, UdpConfig, UdpOffload, UdpTransport};
+use loden::forward::{PathMode, SystemPath};
+use loden::sys::{
+    BindError, PACKET_MAX, PathReports, RecvError, SendError, SendErrorKind, UdpConfig, UdpOffload, UdpTransport,
+};
+use loden::wire::DatagramTooBig;
 use std::net::UdpSocket;
 use testbed::Namespace;
 
@@ -116,6 +120,51 @@ fn fault_29_nothing_is_fragmented_and_the_path_tells_what_fits() {
         transport.send_from(&train, 2).expect("the rest fits");
         assert_eq!(peer.recv(&mut [0; 2048]).expect("received"), 200);
         assert_eq!(transport.recv(&mut [0; 2048]), Err(RecvError::WouldBlock));
+    });
+}
+
+/// What the router said is had whole, and told from what is configured. In the other modes the kernel's own word does not count,
+/// and the next send has the first mode again.
+#[test]
+fn r54_a_report_is_received_and_the_modes_overrule_the_kernel() {
+    let (left, _router, right) = narrow_path();
+    let (peer, destination) = right.enter(|| peer("10.2.0.1:8285"));
+    left.enter(|| {
+        let own = "10.1.0.1:8285".parse().expect("an address");
+        let config = UdpConfig { flow_ports: 2, ..UdpConfig::default() };
+        let transport = UdpTransport::bind(own, &config).expect("bound");
+        let contents: Vec<u8> = (0..=255).cycle().take(1472).collect();
+        for flow in 0..2 {
+            let transmits = [Transmit { flow, ..Transmit::datagram(destination, &contents) }];
+            let send = |mode| transport.send_batch_in(mode, &transmits, 0).map_err(|error| error.kind);
+            let mut reports = Vec::new();
+            if flow == 0 {
+                send(PathMode::System).expect("sent");
+                assert!(within(SOON, || {
+                    transport.receive_reports(|report| reports.push(*report));
+                    !reports.is_empty()
+                }));
+                let [DatagramTooBig { mtu: 1280, destination: to, len: 1500, inner, .. }] = reports[..] else {
+                    panic!("{reports:?}");
+                };
+                assert_eq!(
+                    (SocketAddr::from(to), inner.as_ref().map(|inner| &inner[..])),
+                    (destination, contents.get(..20))
+                );
+            }
+            let path = SystemPath { configured: Some(1500), learned: Some(1280), has_reports: true };
+            assert!(within(SOON, || transport.system_path(destination, flow) == path), "{flow}");
+            assert_eq!(send(PathMode::System), Err(SendErrorKind::TooLong));
+            assert_eq!(send(PathMode::Probe), Ok(()), "lost on the way");
+            assert_eq!(send(PathMode::Fragment), Ok(()));
+            let mut buffer = [0; 2048];
+            assert_eq!(peer.recv(&mut buffer).expect("received"), 1472, "whole, in fragments");
+            assert_eq!(send(PathMode::System), Err(SendErrorKind::TooLong));
+        }
+        let config = UdpConfig { path_reports: PathReports::KernelOnly, ..UdpConfig::default() };
+        let transport = UdpTransport::bind("10.1.0.1:0".parse().expect("an address"), &config).expect("bound");
+        let path = SystemPath { configured: Some(1500), learned: Some(1280), has_reports: false };
+        assert_eq!(transport.system_path(destination, 0), path);
     });
 }
 

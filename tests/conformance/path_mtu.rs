@@ -3,11 +3,11 @@
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
 
-use loden::forward::{Heeded, Overlay, PathMtus, SourcePort};
+use loden::forward::{IcmpOutcome, Overlay, PathMode, PathMtus, SourcePort, Transit};
 use loden::wire::DatagramTooBig;
 
 use crate::bodies::path_mtu::{BY_FLOW, REPAIR, encode};
-use crate::support::host::{Host, host_a, host_b, overlay, own, routes};
+use crate::support::host::{Host, NOBODY, POD, POD_A, POD_B, host_a, host_b, overlay, own, routes};
 use crate::support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, TCP, UDP, ones_sum, pattern, udp};
 
 /// A router on the way.
@@ -18,9 +18,17 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
     address
 }
 
-/// A datagram of the tunnel, as it was on the wire.
+/// A datagram of the tunnel, as it was on the wire: with a packet of ours for a pod of that host.
 fn datagram(from: SocketAddr, to: SocketAddr) -> Ipv4 {
-    let payload = udp(from.port(), to.port(), &pattern(1472));
+    with_inner(from, to, &inner(to))
+}
+
+fn inner(to: SocketAddr) -> Ipv4 {
+    Ipv4 { payload: pattern(1452), ..Ipv4::new(POD, if to == host_b() { POD_B } else { POD_A }) }
+}
+
+fn with_inner(from: SocketAddr, to: SocketAddr, inner: &Ipv4) -> Ipv4 {
+    let payload = udp(from.port(), to.port(), &inner.bytes());
     Ipv4 { fragment: DF, payload, ..Ipv4::new(*v4(from).ip(), *v4(to).ip()) }
 }
 
@@ -37,8 +45,15 @@ fn report(mtu: u16, about: &Ipv4, quoted: usize) -> Ipv4 {
 /// The least that a router quotes: RFC 792.
 const LEAST: usize = 28;
 
+/// With the header of the packet inside, as RFC 1812 wants it.
+const MORE: usize = 548;
+
+fn parsed(mtu: u16, about: &Ipv4, quoted: usize) -> DatagramTooBig {
+    DatagramTooBig::parse(&report(mtu, about, quoted).bytes()).expect("a sound report")
+}
+
 fn too_big(mtu: u16, from: SocketAddr, to: SocketAddr) -> DatagramTooBig {
-    DatagramTooBig::parse(&report(mtu, &datagram(from, to), LEAST).bytes()).expect("a sound report")
+    parsed(mtu, &datagram(from, to), MORE)
 }
 
 struct Paths {
@@ -51,13 +66,21 @@ impl Paths {
         Self { host: Host::new(overlay, routes()), paths: PathMtus::default() }
     }
 
-    fn heed(&mut self, report: &DatagramTooBig, now: u64) -> Heeded {
-        self.paths.heed(report, &self.host.forwarder, &self.host.table, Duration::from_secs(now))
+    fn handle(&mut self, report: &DatagramTooBig, now: u64) -> IcmpOutcome {
+        self.paths.handle_icmp(report, &self.host.forwarder, &self.host.table, Duration::from_secs(now))
     }
 
     fn known(&self, peer: SocketAddr, now: u64) -> Option<u16> {
         self.paths.lookup(peer.ip(), Duration::from_secs(now))
     }
+
+    fn mode(&self, peer: SocketAddr, now: u64) -> PathMode {
+        self.paths.mode(peer.ip(), Duration::from_secs(now))
+    }
+}
+
+fn lowered(peer: SocketAddr, mtu: u16) -> IcmpOutcome {
+    IcmpOutcome::Lowered { peer: peer.ip(), mtu }
 }
 
 /// Quotes of every length from the 8 bytes of UDP header on, with options too.
@@ -66,10 +89,12 @@ fn r54_a_report_says_who_sent_to_whom() {
     for options in [vec![], RECORD_ROUTE.to_vec(), vec![1; 40]] {
         let about = Ipv4 { options, ..datagram(own(), host_b()) };
         let header = usize::from(about.bytes()[0] & 15) * 4;
-        for quoted in [header + 8, header + 9, 548, 1500] {
+        for quoted in [header + 8, header + 9, header + 27, header + 28, 548, 1500] {
             let parsed = DatagramTooBig::parse(&report(1300, &about, quoted).bytes());
-            let (source, destination) = (v4(own()), v4(host_b()));
-            assert_eq!(parsed, Some(DatagramTooBig { mtu: 1300, source, destination }), "{quoted} bytes");
+            let (source, destination, bytes) = (v4(own()), v4(host_b()), about.bytes());
+            let inner = bytes[header + 8..header + 28].try_into().ok().filter(|_| quoted >= header + 28);
+            let expected = DatagramTooBig { mtu: 1300, source, destination, len: bytes.len() as u16, inner };
+            assert_eq!(parsed, Some(expected), "{quoted} bytes");
         }
         for quoted in [0, 1, 19, header - 1, header, header + 7] {
             assert_eq!(DatagramTooBig::parse(&report(1300, &about, quoted).bytes()), None, "{quoted} bytes");
@@ -80,7 +105,7 @@ fn r54_a_report_says_who_sent_to_whom() {
 /// Behind a header with options, and with bytes behind the message.
 #[test]
 fn r54_the_report_may_have_options_and_a_trailer() {
-    let packet = report(1300, &datagram(own(), host_a()), LEAST);
+    let packet = report(1300, &datagram(own(), host_a()), MORE);
     let packet = Ipv4 { options: RECORD_ROUTE.to_vec(), trailer: vec![0xee; 9], ..packet };
     assert_eq!(DatagramTooBig::parse(&packet.bytes()), Some(too_big(1300, own(), host_a())));
 }
@@ -137,45 +162,149 @@ fn r54_only_a_datagram_of_ours_counts() {
         (host_a(), own()),
     ];
     for (from, to) in foreign {
-        assert_eq!(paths.heed(&too_big(1300, from, to), 1), Heeded::Foreign, "{from} to {to}");
+        assert_eq!(paths.handle(&too_big(1300, from, to), 1), IcmpOutcome::Foreign, "{from} to {to}");
         assert_eq!(paths.known(to, 1), None);
     }
-    let peer = host_a().ip();
-    assert_eq!(paths.heed(&too_big(1300, own(), host_a()), 1), Heeded::Lowered { peer, mtu: 1272 });
+    assert_eq!(paths.handle(&too_big(1300, own(), host_a()), 1), lowered(host_a(), 1272));
     assert_eq!((paths.known(host_a(), 1), paths.known(host_b(), 1)), (Some(1272), None));
 
     let mut by_flow = Paths::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() });
     let from_any_port = too_big(1300, at(own(), 40_000), host_a());
-    assert_eq!(by_flow.heed(&from_any_port, 1), Heeded::Lowered { peer, mtu: 1272 });
-    assert_eq!(by_flow.heed(&too_big(1300, elsewhere(9), host_a()), 1), Heeded::Foreign);
+    assert_eq!(by_flow.handle(&from_any_port, 1), lowered(host_a(), 1272));
+    assert_eq!(by_flow.handle(&too_big(1300, elsewhere(9), host_a()), 1), IcmpOutcome::Foreign);
 }
 
-/// Below 68, above the current value: ignored. Never raised, and up again after ten minutes.
+/// Never raised, never below the floor, and up again after ten minutes.
 #[test]
-fn r54_a_value_only_falls_and_holds_for_ten_minutes() {
+fn r54_a_value_only_falls_to_the_floor_and_holds_for_ten_minutes() {
     let mut paths = Paths::new(overlay());
-    let mut heed = |mtu, now| paths.heed(&too_big(mtu, own(), host_a()), now);
-    for mtu in [0, 1, 67] {
-        assert_eq!(heed(mtu, 1), Heeded::TooSmall);
+    let mut handle = |mtu, now| paths.handle(&too_big(mtu, own(), host_a()), now);
+    assert_eq!(handle(1499, 2), lowered(host_a(), 1471));
+    assert_eq!(handle(1000, 100), lowered(host_a(), 972));
+    for mtu in [1001, 1499, 0] {
+        assert_eq!(handle(mtu, 699), IcmpOutcome::NotLower);
     }
-    for mtu in [1500, 1501, u16::MAX] {
-        assert_eq!(heed(mtu, 1), Heeded::NotLower, "no less than the overlay's");
+    for mtu in [68, 551, 552, 1] {
+        let outcome = if mtu == 68 { lowered(host_a(), 524) } else { IcmpOutcome::NotLower };
+        assert_eq!(handle(mtu, 699), outcome, "{mtu}");
     }
-    let lowered = |mtu| Heeded::Lowered { peer: host_a().ip(), mtu };
-    assert_eq!(heed(1499, 2), lowered(1471));
-    assert_eq!(heed(1000, 100), lowered(972));
-    for mtu in [1001, 1499, 1500, 0] {
-        assert_ne!(heed(mtu, 699), lowered(mtu.saturating_sub(28)));
-    }
-    assert_eq!(heed(68, 699), lowered(40));
-    assert_eq!(paths.known(host_a(), 1298), Some(40));
+    assert_eq!(paths.known(host_a(), 1298), Some(524));
     assert_eq!(paths.known(host_a(), 1299), None, "ten minutes after it was learned");
-    assert_eq!(paths.heed(&too_big(1400, own(), host_a()), 1299), lowered(1372));
+    assert_eq!(paths.handle(&too_big(1400, own(), host_a()), 1299), lowered(host_a(), 1372));
+}
+
+/// Fault 52: a router reports a datagram that is longer than what it carries, and none that we would not send.
+#[test]
+fn fault_52_a_datagram_that_was_not_too_big_is_ignored() {
+    let mut paths = Paths::new(overlay());
+    let empty = Ipv4 { payload: udp(8285, 8285, &[]), ..datagram(own(), host_a()) };
+    for mtu in [28, 68, 552, 1000, 1500] {
+        assert_eq!(paths.handle(&parsed(mtu, &empty, LEAST), 1), IcmpOutcome::Implausible, "28 bytes and {mtu}");
+    }
+    let sent = datagram(own(), host_a());
+    for mtu in [1500, 1501, u16::MAX] {
+        assert_eq!(paths.handle(&parsed(mtu, &sent, MORE), 1), IcmpOutcome::Implausible, "1500 bytes and {mtu}");
+    }
+    let longer = Ipv4 { payload: pattern(1453), ..inner(host_a()) };
+    let longer = with_inner(own(), host_a(), &longer);
+    for quoted in [LEAST, MORE] {
+        assert_eq!(paths.handle(&parsed(1400, &longer, quoted), 1), IcmpOutcome::Implausible, "1501 bytes");
+    }
+    assert!(paths.paths.is_empty());
+}
+
+/// A quote of an inner packet that we would not send there is no quote of ours.
+#[test]
+fn r54_the_inner_packet_is_routed_to_that_peer() {
+    let mut paths = Paths::new(overlay());
+    let sound = inner(host_a());
+    let none_of_ours = [
+        ("to another peer", Ipv4 { destination: POD_B, ..sound.clone() }),
+        ("to nobody", Ipv4 { destination: NOBODY, ..sound.clone() }),
+        ("IPv6", Ipv4 { version: 6, ..sound.clone() }),
+    ];
+    for (what, inner) in none_of_ours {
+        let report = parsed(552, &with_inner(own(), host_a(), &inner), MORE);
+        assert_eq!(paths.handle(&report, 1), IcmpOutcome::Foreign, "{what}");
+    }
+    assert!(paths.paths.is_empty());
+}
+
+/// 1280 bytes at most, as long as it takes nothing but addresses and ports to make such a report.
+#[test]
+fn r54_without_a_proven_inner_header_no_lower_than_1280() {
+    let sent = datagram(own(), host_a());
+    let stranger = Ipv4 { source: Ipv4Addr::new(8, 8, 8, 8), ..inner(host_a()) };
+    let shorter = Ipv4 { payload: pattern(1000), trailer: pattern(452), ..inner(host_a()) };
+    let unproven = [
+        ("28 bytes", parsed(552, &sent, LEAST)),
+        ("47 bytes", parsed(552, &sent, 47)),
+        ("a source that is not ours", parsed(552, &with_inner(own(), host_a(), &stranger), MORE)),
+        ("another length", parsed(552, &with_inner(own(), host_a(), &shorter), MORE)),
+    ];
+    for (what, report) in unproven {
+        let mut paths = Paths::new(overlay());
+        assert_eq!(paths.handle(&report, 1), lowered(host_a(), 1252), "{what}");
+        assert_eq!(paths.handle(&report, 2), IcmpOutcome::NotLower, "{what}");
+        assert_eq!((paths.known(host_a(), 2), paths.mode(host_a(), 2)), (Some(1252), PathMode::System), "{what}");
+    }
+    let mut paths = Paths::new(overlay());
+    assert_eq!(paths.handle(&parsed(1400, &sent, LEAST), 1), lowered(host_a(), 1372), "above 1280 as it says");
+    // The header proves it, whoever the source is when others' packets pass through here, or when it is the host itself.
+    let own_host = Ipv4 { source: *v4(own()).ip(), ..inner(host_a()) };
+    for (inner, transit) in [(stranger, Transit::Allowed), (own_host, Transit::Refused)] {
+        let mut paths = Paths::new(Overlay { transit, ..overlay() });
+        let report = parsed(700, &with_inner(own(), host_a(), &inner), 48);
+        assert_eq!(paths.handle(&report, 1), lowered(host_a(), 672));
+    }
+}
+
+/// A path that goes on refusing what unverified reports may lower it to is sent to without DF, and is no black hole.
+#[test]
+fn r54_where_such_reports_go_on_df_is_not_set() {
+    let mut paths = Paths::new(overlay());
+    let of_len = |inner_len: usize, quoted| {
+        let inner = Ipv4 { payload: pattern(inner_len - 20), ..inner(host_a()) };
+        parsed(1000, &with_inner(own(), host_a(), &inner), quoted)
+    };
+    assert_eq!(paths.handle(&of_len(1472, LEAST), 1), lowered(host_a(), 1252));
+    assert_eq!(paths.handle(&of_len(1253, LEAST), 2), IcmpOutcome::NotLower, "it was on its way already");
+    assert_eq!(paths.mode(host_a(), 2), PathMode::System);
+    let peer = host_a().ip();
+    assert_eq!(paths.handle(&of_len(1252, LEAST), 3), IcmpOutcome::Fragmented { peer });
+    assert_eq!((paths.known(host_a(), 3), paths.mode(host_a(), 3)), (Some(1252), PathMode::Fragment));
+    assert_eq!(paths.handle(&of_len(1252, MORE), 4), IcmpOutcome::NotLower, "no datagram has DF now");
+    assert_eq!(paths.mode(host_b(), 4), PathMode::System, "the others have");
+    let end = 602;
+    assert_eq!((paths.known(host_a(), end), paths.mode(host_a(), end)), (None, PathMode::System));
+    // The same below the floor of those that are verified.
+    assert_eq!(paths.handle(&of_len(1472, MORE), 700), lowered(host_a(), 972));
+    let tiny = |mtu| DatagramTooBig { mtu, ..of_len(524, MORE) };
+    assert_eq!(paths.handle(&tiny(300), 701), lowered(host_a(), 524));
+    assert_eq!(paths.handle(&tiny(300), 702), IcmpOutcome::Fragmented { peer });
+}
+
+/// Routers older than RFC 1191 report 0: the next plateau of its section 7.1 below the length that they quote.
+#[test]
+fn r54_a_report_without_a_number_goes_down_the_plateaus() {
+    for (inner_len, mtu) in [(1472, 1492), (1465, 1492), (1464, 1006), (979, 1006), (978, 552), (525, 552)] {
+        let mut paths = Paths::new(overlay());
+        let inner = Ipv4 { payload: pattern(inner_len - 20), ..inner(host_a()) };
+        let report = parsed(0, &with_inner(own(), host_a(), &inner), MORE);
+        assert_eq!(paths.handle(&report, 1), lowered(host_a(), mtu - 28), "{inner_len}");
+    }
+    let mut paths = Paths::new(overlay());
+    assert_eq!(paths.handle(&parsed(0, &datagram(own(), host_a()), LEAST), 1), lowered(host_a(), 1464));
 }
 
 /// The seeds of the fuzz target.
 pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
-    let of = |mtu, from, to| report(mtu, &datagram(from, to), LEAST).bytes();
+    let of = |mtu, from, to| report(mtu, &datagram(from, to), 48).bytes();
+    let short = |mtu| report(mtu, &datagram(own(), host_a()), LEAST).bytes();
+    let floor = |mtu| {
+        let inner = Ipv4 { payload: pattern(1232), ..inner(host_a()) };
+        report(mtu, &with_inner(own(), host_a(), &inner), LEAST).bytes()
+    };
     let ordinary = || of(1300, own(), host_a());
     let about = || datagram(own(), host_a());
     let one = |packet: Vec<u8>| encode(0, [(0, packet.as_slice())]);
@@ -184,7 +313,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let stranger = SocketAddr::from(([10, 168, 0, 9], 8285));
     let other_port = SocketAddr::new(own().ip(), 40_000);
     vec![
-        ("bad-icmp-checksum", one([&ordinary()[..55], &[1]].concat())),
+        ("bad-icmp-checksum", one([&ordinary()[..75], &[1]].concat())),
         ("below-68", one(of(67, own(), host_a()))),
         ("by-flow", encode(BY_FLOW, [(0, of(1300, other_port, host_a()).as_slice())])),
         ("confirmed", several(&[(0, ordinary()), (59, ordinary()), (59, of(1400, own(), host_a())), (2, vec![])])),
@@ -192,12 +321,14 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("empty", vec![]),
         ("exactly-68", one(of(68, own(), host_a()))),
         ("falls-and-rises", several(&[(0, ordinary()), (1, of(1200, own(), host_a())), (60, ordinary())])),
+        ("floor-and-on", several(&[(0, short(1000)), (0, floor(1000)), (0, ordinary()), (60, ordinary())])),
         ("from-a-stranger", one(of(1300, stranger, host_a()))),
         ("no-lower-than-the-overlay", one(of(1500, own(), host_a()))),
         ("ordinary", one(ordinary())),
         ("other-port", one(of(1300, other_port, host_a()))),
         ("quote-of-a-fragment", one(report(1300, &Ipv4 { fragment: DF | MF, ..about() }, LEAST).bytes())),
         ("quote-of-seven-bytes", one(report(1300, &about(), LEAST - 1).bytes())),
+        ("quote-of-28-bytes", several(&[(0, short(552)), (0, short(1300))])),
         ("quote-of-tcp", one(report(1300, &Ipv4 { protocol: TCP, ..about() }, LEAST).bytes())),
         ("quote-with-options", one(report(1300, &Ipv4 { options: vec![1; 40], ..about() }, 120).bytes())),
         ("quote-without-df", one(report(1300, &Ipv4 { fragment: 0, ..about() }, LEAST).bytes())),

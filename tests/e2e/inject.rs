@@ -124,8 +124,6 @@ fn fault_26_27_28_29_31_33_37_a_fault_costs_its_own_packet_and_the_tunnel_goes_o
             Cost::Received(reason) => *expected.entry(("decap", reason)).or_default() += 1,
         }
     }
-    // EMSGSIZE had no reason that the kernel knows of, whose word on the path is remembered: 1472 bytes, as before.
-    expected.insert(("anomalies", "path_mtu_lowered"), 1);
     let last = a.stop();
     assert_eq!(counted(&last), expected, "{last}");
     assert_eq!(last["send_errors"]["10.168.0.3"], send_errors, "{last}");

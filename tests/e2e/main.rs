@@ -5,12 +5,14 @@
 mod check;
 mod control;
 mod device;
+mod forged;
 mod icmp;
 mod inject;
 mod lifecycle;
 mod mtu;
 mod narrow;
 mod offload;
+mod routers;
 mod sandbox;
 mod support;
 mod traffic;

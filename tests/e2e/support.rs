@@ -49,7 +49,14 @@ impl Tunnel {
     }
 
     pub(crate) fn start(namespace: &Namespace, args: &[&str]) -> Self {
-        let child = spawn(namespace, &[&["--network", "100.96.0.0/16"], args].concat());
+        Self::start_as(namespace, &[], args)
+    }
+
+    /// With arguments of setpriv(1), which starts it.
+    pub(crate) fn start_as(namespace: &Namespace, privileges: &[&str], args: &[&str]) -> Self {
+        let mut command = tied_to_its_parent("setpriv");
+        command.args(privileges).arg("--").arg(program("tunnel")).args(["--network", "100.96.0.0/16"]).args(args);
+        let child = Child::spawn(namespace, command).expect("the tunnel starts");
         let line = child.next_line(10 * SECOND).expect("a first line");
         let ready: Value = serde_json::from_str(&line).expect("a line of JSON");
         assert_eq!(ready["event"], "ready", "the first line: {line}");

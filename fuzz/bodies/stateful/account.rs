@@ -74,14 +74,28 @@ fn full(rate: Rate) -> Duration {
     each(rate) * rate.burst
 }
 
-/// What was learned of paths, every word of it.
+/// What was learned of paths, every word of it, and which of that ends with DF not being set.
 #[derive(Debug, Default)]
-pub(crate) struct Paths(Vec<(IpAddr, u16, Duration)>);
+pub(crate) struct Paths(Vec<(IpAddr, u16, Duration)>, Vec<(IpAddr, Duration)>);
 
 impl Paths {
     pub(crate) fn lookup(&self, peer: IpAddr, now: Duration) -> Option<u16> {
         let (_, mtu, learned) = self.0.iter().rfind(|(known, _, _)| *known == peer)?;
         (now.saturating_sub(*learned) < PathMtus::LIFETIME).then_some(*mtu)
+    }
+
+    pub(crate) fn is_fragmented(&self, peer: IpAddr, now: Duration) -> bool {
+        let fragmented = self.1.iter().filter(|(known, _)| *known == peer);
+        fragmented.clone().any(|(_, learned)| now.saturating_sub(*learned) < PathMtus::LIFETIME)
+    }
+
+    /// As long as what is known holds.
+    pub(crate) fn fragment(&mut self, peer: IpAddr, mtu: u16, now: Duration) {
+        if self.lookup(peer, now).is_none() {
+            self.0.push((peer, mtu, now));
+        }
+        let (_, _, learned) = self.0.iter().rfind(|(known, _, _)| *known == peer).unwrap();
+        self.1.push((peer, *learned));
     }
 
     /// Whether it was news.
@@ -92,6 +106,12 @@ impl Paths {
         }
         known.is_none_or(|known| mtu < known)
     }
+}
+
+/// RFC 1191 section 7.1.
+pub(crate) fn plateau_below(len: usize) -> u16 {
+    let plateaus = [65_535, 32_000, 17_914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68];
+    plateaus.into_iter().find(|plateau| usize::from(*plateau) < len).unwrap_or(0)
 }
 
 /// Of outer bytes for inner ones.

@@ -4,19 +4,20 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::BTreeSet;
 
-use loden::forward::{Anomalies, DropReason, Heeded, Overlay, RejectReason, ReplyTo, SourcePort};
+use loden::forward::{Anomalies, DropReason, IcmpOutcome, Overlay, RejectReason, ReplyTo, SourcePort, Transit};
 use loden::ipnet::IpNet;
 use loden::lease;
 use loden::route::{Route, RouteChange};
 use loden::wire::DatagramTooBig;
 
 use super::Seen;
-use super::account::{Account, Budget, Paths, inner};
+use super::account::{Account, Budget, Paths, inner, plateau_below};
 use super::leases::{self, recompute};
 use super::script::{Mishap, Step, hops};
 use super::subject::Subject;
-use crate::support::host::{Host, Outcome, routes};
+use crate::support::host::{Host, Outcome, holds, routes};
 use crate::support::model;
+use crate::support::packet::address_at;
 
 pub(crate) struct Reference {
     /// With the routes that this batch goes by.
@@ -110,7 +111,7 @@ impl Reference {
                 let applied = subject.applied.take().unwrap();
                 assert_eq!((applied.changed, applied.refused.is_empty()), expected, "{change:?}");
             }
-            Step::Report(report) => assert_eq!(subject.heeded.take(), Some(self.heed(report)), "{report:?}"),
+            Step::Report(report) => assert_eq!(subject.reported.take(), Some(self.report(report)), "{report:?}"),
             Step::Flush(mishaps) if !mishaps.iter().any(|(_, mishap)| matches!(mishap, Mishap::Full)) => {
                 assert!(self.waiting.is_empty(), "the socket took all, and {:?} still wait", self.waiting);
             }
@@ -194,22 +195,47 @@ impl Reference {
         (usize::from(has(&before) != has(&self.published)), true)
     }
 
-    fn heed(&mut self, report: &DatagramTooBig) -> Heeded {
+    fn report(&mut self, report: &DatagramTooBig) -> IcmpOutcome {
         let overlay = *self.host.overlay();
         let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
         let ours = source == overlay.underlay && overlay.source_port == SourcePort::Fixed;
         if !ours || self.published.iter().all(|route| route.next_hop != destination) {
-            return Heeded::Foreign;
+            return IcmpOutcome::Foreign;
         }
-        let (peer, mtu) = (destination.ip(), inner(report.mtu, destination.ip()));
-        if report.mtu < 68 {
-            return Heeded::TooSmall;
+        let peer = destination.ip();
+        let reported = if report.mtu == 0 { plateau_below(report.len.into()) } else { report.mtu };
+        if report.len <= reported || inner(report.len, peer) > overlay.mtu {
+            return IcmpOutcome::Implausible;
         }
+        let floor = match report.inner {
+            None => 1280,
+            Some(header) => {
+                let [source, destination_of] = [12, 16].map(|at| address_at(&header, at));
+                let held = |route: &&Route| holds(route.subnet, destination_of);
+                let route = self.published.iter().filter(held).max_by_key(|route| route.subnet.prefix_len());
+                if route.is_none_or(|route| route.next_hop != destination) {
+                    return IcmpOutcome::Foreign;
+                }
+                let own_host = IpAddr::V4(source) == overlay.underlay.ip();
+                let ours = own_host || holds(overlay.subnet, source) || overlay.transit == Transit::Allowed;
+                if ours { 552 } else { 1280 }
+            }
+        };
+        if self.paths.is_fragmented(peer, self.now) {
+            return IcmpOutcome::NotLower;
+        }
+        let known = self.paths.lookup(peer, self.now).unwrap_or(overlay.mtu);
+        let floor = inner(floor, peer);
+        if inner(reported, peer) < floor && known <= floor && inner(report.len, peer) <= floor {
+            self.paths.fragment(peer, floor, self.now);
+            return IcmpOutcome::Fragmented { peer };
+        }
+        let mtu = inner(reported, peer).max(floor);
         if mtu >= overlay.mtu || !self.paths.lower(peer, mtu, self.now) {
-            return Heeded::NotLower;
+            return IcmpOutcome::NotLower;
         }
         self.anomalies.path_mtu_lowered += 1;
-        Heeded::Lowered { peer, mtu }
+        IcmpOutcome::Lowered { peer, mtu }
     }
 
     fn encapsulate(&mut self, packet: &[u8], same_batch: bool) {
@@ -356,9 +382,12 @@ impl Reference {
         let explains = |mtu: &u16| usize::from(*mtu) < longest;
         let known = self.paths.lookup(to.ip(), self.now).filter(explains);
         let mtu = known.or_else(|| {
-            let mtu = inner(outer?, to.ip());
+            let (headers, least) = if to.is_ipv4() { (28, 552) } else { (48, 1280) };
+            let plateau = || Some(plateau_below(longest + headers).max(least));
+            let inner = |outer| inner(outer, to.ip());
+            let mtu = outer.map(inner).filter(explains).or_else(|| plateau().map(inner).filter(explains))?;
             self.anomalies.path_mtu_lowered += u64::from(self.paths.lower(to.ip(), mtu, self.now));
-            Some(mtu).filter(explains)
+            Some(mtu)
         });
         // Otherwise they are given up, which is said next.
         let Some(mtu) = mtu else { return };

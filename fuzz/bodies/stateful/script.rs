@@ -40,7 +40,7 @@ pub(crate) mod op {
     pub(crate) const PASS: u8 = 8;
     /// What waits is sent: up to three datagrams go, then that happens, and once more; then all the others go.
     pub(crate) const FLUSH: u8 = 9;
-    /// A router reports: MTU, source, destination.
+    /// A router reports: MTU, source, destination, and which datagram of which it quotes how much.
     pub(crate) const REPORT: u8 = 10;
     /// All that waits is given up.
     pub(crate) const STOP: u8 = 11;
@@ -127,7 +127,11 @@ fn decode_step([first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
             let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (pick(&ours, b), pick(&hops(), c)) else {
                 return None;
             };
-            Step::Report(DatagramTooBig { mtu: pick(&OUTER_MTUS, a), source, destination })
+            let len: u16 = pick(&[1500, 1280, 1000, 552], d >> 1);
+            let mut inner = packet((d >> 3) ^ 2, 0, 0).first_chunk().copied();
+            inner.iter_mut().for_each(|header: &mut [u8; 20]| header[2..4].copy_from_slice(&(len - 28).to_be_bytes()));
+            let inner = inner.filter(|_| d & 1 == 0);
+            Step::Report(DatagramTooBig { mtu: pick(&OUTER_MTUS, a), source, destination, len, inner })
         }
         op::STOP => Step::Stop,
         _ => return None,

@@ -4,8 +4,8 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use loden::forward::{
-    Counters, Decap, DropReason, Encap, Flow, Forwarder, Heeded, IcmpLimiter, Overlay, PathMtus, Reject, ReplyTo,
-    TooLong,
+    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Flow, Forwarder, IcmpLimiter, IcmpOutcome, Overlay, PathMtus,
+    Reject, ReplyTo, SystemPath, TooLong,
 };
 use loden::lease::{Host, Reconciler};
 use loden::route::{Applied, RouteChange, RoutePublisher, RouteReader, RouteTable};
@@ -35,7 +35,7 @@ pub(crate) struct Subject {
     pub(crate) log: Vec<Seen>,
     pub(crate) changes: Vec<RouteChange>,
     pub(crate) applied: Option<Applied>,
-    pub(crate) heeded: Option<Heeded>,
+    pub(crate) reported: Option<IcmpOutcome>,
 }
 
 /// What is remembered of packets, and where they went in this step.
@@ -72,7 +72,7 @@ impl Subject {
             log: Vec::new(),
             changes: Vec::new(),
             applied: None,
-            heeded: None,
+            reported: None,
         }
     }
 
@@ -94,9 +94,10 @@ impl Subject {
             Step::Pass { .. } => {}
             Step::Flush(mishaps) => self.flush(mishaps),
             Step::Report(report) => {
-                let heeded = self.memory.paths.heed(report, &self.forwarder, self.reader.load(), now);
-                self.memory.counters.anomalies.path_mtu_lowered += u64::from(matches!(heeded, Heeded::Lowered { .. }));
-                self.heeded = Some(heeded);
+                let outcome = self.memory.paths.handle_icmp(report, &self.forwarder, self.reader.load(), now);
+                let is_lower = matches!(outcome, IcmpOutcome::Lowered { .. });
+                self.memory.counters.anomalies.path_mtu_lowered += u64::from(is_lower);
+                self.reported = Some(outcome);
             }
             Step::Stop => {
                 self.trains.clear();
@@ -237,8 +238,11 @@ impl Subject {
         let (to, left, longest) = (way.destination, self.trains.left(), self.longest());
         self.log.push(Seen::Narrow { to, datagrams: left, outer });
         let Memory { paths, counters, now, .. } = &mut self.memory;
-        let mtu = paths.after_refusal(to, longest, || outer.map(u32::from), *now, &mut counters.anomalies);
-        let Some(mtu) = mtu else { return self.give_up(to, left, DropReason::SendFailed) };
+        let system = SystemPath { configured: outer.map(u32::from), ..SystemPath::default() };
+        let EmsgsizeOutcome::Limit(mtu) = paths.handle_emsgsize(to, longest, system, *now, &mut counters.anomalies)
+        else {
+            return self.give_up(to, left, DropReason::SendFailed);
+        };
         for _ in 0..left {
             let Self { forwarder, trains, memory, .. } = self;
             let datagram = trains.datagram_mut(0).expect("one is left");

@@ -15,8 +15,29 @@ pub(in crate::sys) fn socket(family_of: SocketAddr) -> io::Result<OwnedFd> {
         SocketAddr::V4(_) => libc::AF_INET,
         SocketAddr::V6(_) => libc::AF_INET6,
     };
+    make_socket(family, libc::SOCK_DGRAM, 0)
+}
+
+/// A socket for something else than datagrams.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sys) enum SpecialSocket {
+    /// All ICMPv4 messages to this host (raw(7)); needs `CAP_NET_RAW`.
+    Icmp,
+    /// Questions about routes (rtnetlink(7)).
+    Route,
+}
+
+/// socket(2): non-blocking and closed on exec.
+pub(in crate::sys) fn special_socket(kind: SpecialSocket) -> io::Result<OwnedFd> {
+    match kind {
+        SpecialSocket::Icmp => make_socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+        SpecialSocket::Route => make_socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE),
+    }
+}
+
+fn make_socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: only numbers are passed.
-    let result = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
+    let result = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, protocol) };
     let fd = checked(result)?;
     // SAFETY: the kernel has just made it, so that it is open and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -45,6 +66,10 @@ pub(in crate::sys) fn path_mtu(source: SocketAddr, destination: SocketAddr) -> i
 /// The options of a socket we use, all of them an `int`.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sys) enum SocketOption {
+    /// `SO_BINDTOIFINDEX` (Linux 5.0): index of the interface that it is bound to, or 0.
+    BoundInterface,
+    /// `ICMP_FILTER` in raw(7): a bit for each type that is not wanted.
+    IcmpFilter,
     /// `IP_MTU`: of the path to the peer, in bytes; only on a connected socket.
     Ipv4Mtu,
     Ipv4MtuDiscover,
@@ -57,6 +82,8 @@ pub(in crate::sys) enum SocketOption {
     Ipv6ReceiveErrors,
     /// `IPV6_RECVTCLASS`: tell the traffic class of every packet.
     Ipv6ReceiveTrafficClass,
+    /// `SO_MARK`.
+    Mark,
     /// `SO_NO_CHECK`: send without a UDP checksum.
     NoChecksum,
     ReceiveBuffer,
@@ -73,6 +100,8 @@ pub(in crate::sys) enum SocketOption {
 impl SocketOption {
     const fn level_and_name(self) -> (c_int, c_int) {
         match self {
+            Self::BoundInterface => (libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX),
+            Self::IcmpFilter => (libc::SOL_RAW, ICMP_FILTER),
             Self::Ipv4Mtu => (libc::IPPROTO_IP, libc::IP_MTU),
             Self::Ipv4MtuDiscover => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
             Self::Ipv4ReceiveErrors => (libc::IPPROTO_IP, libc::IP_RECVERR),
@@ -81,6 +110,7 @@ impl SocketOption {
             Self::Ipv6MtuDiscover => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
             Self::Ipv6ReceiveErrors => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
             Self::Ipv6ReceiveTrafficClass => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+            Self::Mark => (libc::SOL_SOCKET, libc::SO_MARK),
             Self::NoChecksum => (libc::SOL_SOCKET, libc::SO_NO_CHECK),
             Self::ReceiveBuffer => (libc::SOL_SOCKET, libc::SO_RCVBUF),
             Self::ReceiveBufferForce => (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
@@ -92,6 +122,9 @@ impl SocketOption {
         }
     }
 }
+
+/// In linux/icmp.h.
+const ICMP_FILTER: c_int = 1;
 
 /// setsockopt(2).
 pub(in crate::sys) fn set_socket_option(socket: BorrowedFd<'_>, option: SocketOption, value: c_int) -> io::Result<()> {

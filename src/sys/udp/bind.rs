@@ -51,8 +51,12 @@ impl<'a> Binding<'a> {
                 .map_err(|source| BindError::new(self.address, source))?;
         }
         // With the port that the kernel chose, if it had the choice.
-        let (binding, flows) = (Self { address: first.local, ..self.clone() }, Arc::clone(&first.flows));
-        let another = |_| Ok(UdpTransport { flows: Arc::clone(&flows), ..binding.one(Sharing::Port)? });
+        let binding = Self { address: first.local, ..self.clone() };
+        let (flows, overruling) = (Arc::clone(&first.flows), Arc::clone(&first.overruling));
+        let another = |_| {
+            let (flows, overruling) = (Arc::clone(&flows), Arc::clone(&overruling));
+            Ok(UdpTransport { flows, overruling, ..binding.one(Sharing::Port)? })
+        };
         iter::once(Ok(first)).chain((1..queues.get()).map(another)).collect()
     }
 
@@ -66,7 +70,10 @@ impl<'a> Binding<'a> {
             set_buffer(&socket, config.receive_buffer, SocketOption::ReceiveBufferForce, SocketOption::ReceiveBuffer)?;
             set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
             syscall::bind(socket.as_fd(), address)?;
-            Ok(UdpTransport { calls: calls.clone(), ..UdpTransport::configured(socket, config.offload)? })
+            Ok(UdpTransport {
+                calls: calls.clone(),
+                ..UdpTransport::configured(socket, config.offload, config.path_reports)?
+            })
         };
         make().map_err(|source| BindError::new(address, source))
     }

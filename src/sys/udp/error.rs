@@ -174,8 +174,8 @@ pub enum SendErrorKind {
     /// ECONNREFUSED: nobody listens on the peer's port.
     #[error("nobody listens on the peer's port; see whether it runs")]
     Refused,
-    /// EMSGSIZE: longer than the path to this peer carries. How long it may be says
-    /// [`path_mtu`](super::UdpTransport::path_mtu).
+    /// EMSGSIZE: longer than the path to this peer carries, as far as the kernel knows.
+    /// [`PathMtus::handle_emsgsize`](crate::forward::PathMtus::handle_emsgsize) tells whether that is so.
     #[error("it is longer than the path carries; lower the MTU of the TUN device")]
     TooLong,
     /// EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN or ENONET: no way to the peer at the moment.

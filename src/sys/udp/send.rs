@@ -56,7 +56,7 @@ pub(super) fn send_all(
         let mut messages = Messages { plan, transmits, place, trainless, marked, socket: None, counts: room };
         let Some(first) = messages.peek() else { return Ok(()) };
         place = messages.place;
-        let socket = plan.socket_of(first.transmit);
+        let socket = plan.socket_of(first.transmit.flow);
         let sent = send(socket, &mut messages);
         let is_alone = messages.counts.len() + 1 == most;
         let error = match sent {
@@ -126,8 +126,8 @@ pub(super) fn tells_of_an_earlier_packet(errno: c_int) -> bool {
 
 impl Plan<'_> {
     #[inline]
-    fn socket_of(&self, transmit: &Transmit<'_>) -> usize {
-        usize::from(transmit.flow).checked_rem(self.flows).unwrap_or(0)
+    pub(super) fn socket_of(&self, flow: u16) -> usize {
+        usize::from(flow).checked_rem(self.flows).unwrap_or(0)
     }
 }
 
@@ -221,7 +221,7 @@ impl<'m> Iterator for Messages<'m, '_> {
     #[inline]
     fn next(&mut self) -> Option<Message<'m>> {
         let next = self.peek()?;
-        let socket = self.plan.socket_of(next.transmit);
+        let socket = self.plan.socket_of(next.transmit.flow);
         if *self.socket.get_or_insert(socket) != socket {
             return None;
         }

@@ -20,6 +20,9 @@ struct Script {
     as_trains: bool,
     /// What the path carries, in bytes of inner packet.
     mtu: Cell<u16>,
+    /// MTU of every path that the kernel learned from an ICMP error, in bytes of inner packet.
+    told: Cell<Option<u16>>,
+    has_reports: bool,
     sent: RefCell<Vec<Sent>>,
     refused: RefCell<Vec<u32>>,
 }
@@ -31,6 +34,7 @@ struct Sent {
     mark: u32,
     /// Which bytes of the whole payload.
     payload: Range<usize>,
+    mode: PathMode,
 }
 
 /// The identification of a packet: its number, and which of its datagrams it is.
@@ -45,12 +49,12 @@ impl Sent {
         let start = usize::from(packet.header().fragment_offset()) * 8;
         let payload = start..start + packet.payload().len();
         assert!(payload.clone().zip(packet.payload()).all(|(at, byte)| *byte == at as u8), "the bytes are its own");
-        Self { to, mark: mark(datagram), payload }
+        Self { to, mark: mark(datagram), payload, mode: PathMode::System }
     }
 }
 
 impl Outlet for Script {
-    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize) -> Result<(), BatchError> {
+    fn send(&self, trains: &[Transmit<'_>], first_datagram: usize, mode: PathMode) -> Result<(), BatchError> {
         let step = self.steps.borrow_mut().pop_front();
         let (mut go, kind) = step.unwrap_or((usize::MAX, SendErrorKind::WouldBlock));
         for (transmit, train) in trains.iter().enumerate() {
@@ -58,21 +62,27 @@ impl Outlet for Script {
             let datagrams = train.segments().count();
             for (segment, datagram) in train.segments().enumerate().skip(first) {
                 let fails = |kind, datagrams| Err(BatchError { transmit, segment, datagrams, kind });
-                if datagram.len() > usize::from(self.mtu.get()) {
+                let told = self.told.get().filter(|_| mode == PathMode::System).unwrap_or(u16::MAX);
+                if datagram.len() > usize::from(self.mtu.get().min(told)) {
                     return fails(SendErrorKind::TooLong, datagrams - segment);
                 }
                 if go == 0 {
                     return fails(kind, if self.as_trains { datagrams - segment } else { 1 });
                 }
                 go -= 1;
-                self.sent.borrow_mut().push(Sent::new(train.destination, datagram));
+                self.sent.borrow_mut().push(Sent { mode, ..Sent::new(train.destination, datagram) });
             }
         }
         Ok(())
     }
 
-    fn path_mtu(&self, _destination: SocketAddr) -> Option<u32> {
-        Some(u32::from(self.mtu.get()) + 28)
+    fn system_path(&self, _destination: SocketAddr, _flow: u16, _state: &mut State, _now: Instant) -> SystemPath {
+        let outer = |mtu: u16| u32::from(mtu) + 28;
+        SystemPath {
+            configured: Some(outer(self.mtu.get())),
+            learned: self.told.get().map(outer),
+            has_reports: self.has_reports,
+        }
     }
 
     fn refuse(
@@ -257,6 +267,41 @@ fn fault_29_too_long_concerns_the_packets_that_are() {
     sender.flush(&socket, &mut state, now).unwrap();
     assert_eq!((marks(&socket), socket.refused.take()), (Vec::from([0x300, 0x700]), Vec::from([0x500, 0x600])));
     assert!(state.counters.encap.is_conserved() && sender.trains.is_empty());
+}
+
+/// Fault 52: the kernel was told of a narrow path, and nobody verified it. The datagrams go at once, in another mode; those of a
+/// peer that it was told nothing of go as ever.
+#[test]
+fn fault_52_what_only_the_kernel_believes_is_overruled() {
+    let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+    let socket = Script { has_reports: true, told: Cell::new(Some(524)), ..script(&[]) };
+    socket.mtu.set(1472);
+    put(&mut sender, &mut state, 4, 1, 1, 500);
+    put(&mut sender, &mut state, 3, 2, 3, 1400);
+    put(&mut sender, &mut state, 4, 3, 1, 500);
+    put(&mut sender, &mut state, 3, 4, 1, 1472);
+    sender.flush(&socket, &mut state, now).unwrap();
+    let modes: Vec<_> = socket.sent.take().iter().map(|sent| (sent.mark, sent.mode)).collect();
+    let (system, probe) = (PathMode::System, PathMode::Probe);
+    let three = [(0x200, probe), (0x201, probe), (0x202, probe)];
+    assert_eq!(modes, [&[(0x100, system), (0x300, system)][..], &three, &[(0x400, probe)]].concat());
+    assert_eq!((state.counters.anomalies.path_mtu_lowered, state.counters.encap.forwarded()), (0, 4));
+}
+
+/// R54: without reports the kernel's word is one that nobody verified: 1280 bytes, and no DF where that is still too long.
+#[test]
+fn r54_without_reports_the_kernels_word_lowers_to_1280() {
+    for (told, limit, mode) in [(1300, 1300_u16, PathMode::System), (524, 1252, PathMode::Fragment)] {
+        let (mut sender, mut state, now) = (Sender::new(), State::new(), Instant::now());
+        let socket = Script { told: Cell::new(Some(told)), ..script(&[]) };
+        socket.mtu.set(1472);
+        put(&mut sender, &mut state, 3, 1, 1, usize::from(limit) + 1);
+        put(&mut sender, &mut state, 3, 2, 1, usize::from(limit));
+        sender.flush(&socket, &mut state, now).unwrap();
+        assert_eq!(socket.refused.take(), [0x100], "{told}");
+        assert_eq!(socket.sent.take().iter().map(|sent| (sent.mark, sent.mode)).collect::<Vec<_>>(), [(0x200, mode)]);
+        assert_eq!(state.counters.anomalies.path_mtu_lowered, 1);
+    }
 }
 
 /// Fault 38: of what is held when the path becomes narrower, nothing is lost without a word and nothing is cut.

@@ -127,21 +127,24 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
     }
 }
 
-/// Nobody can be told the width of a path that cannot be asked for. Still only what is too long is lost.
+/// The senders of what is too long for a path that cannot be asked for are told the next plateau. What fits it is sent.
 #[test]
-fn fault_29_35_without_a_descriptor_to_ask_with_only_what_is_too_long_is_lost() {
+fn fault_29_35_53_a_path_that_cannot_be_asked_for_goes_down_the_plateaus() {
     for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
         let mut stage = Stage::new();
         stage.script.narrow(host_a().ip(), 1300, train_errno);
+        stage.fail(Call::Route, [libc::EMFILE; 8]);
         stage.fail(Call::PathMtu, [libc::EMFILE; 8]);
-        for (number, payload) in [(1, 1372), (2, 1372), (3, 1000)] {
+        for (number, payload) in [(1, 1372), (2, 1372), (3, 900)] {
             stage.give(&udp(POD, POD_A, number, Df::Set, payload));
         }
         stage.give(&udp(POD, POD_B, 4, Df::Set, 1372));
         assert_eq!(stage.out(), Ok(Progress::Drained));
         assert_eq!(numbers(stage.script.take_datagrams().iter().map(|(_, datagram)| datagram)), [3, 4]);
-        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendFailed, 2)));
-        assert_eq!(stage.send_errors(), [(host_a().ip(), 2)]);
+        assert_eq!((stage.encap().answered(), Stage::lost(stage.encap())), (2, None));
+        let next_hop_mtu = |message: &Vec<u8>| message.get(36..38).map(|mtu| [mtu[0], mtu[1]]);
+        let told: Vec<_> = stage.script.take_written().iter().map(next_hop_mtu).collect();
+        assert_eq!(told, [Some((1006_u16 - 28).to_be_bytes()); 2]);
     }
 }
 

@@ -1,0 +1,72 @@
+//! Verification of a router's report: that it is about a datagram of ours, and how much of that is proven (R54).
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::{IcmpOutcome, PathMtus, UNVERIFIED_MIN, VERIFIED_MIN, plateau_below};
+use crate::forward::{Forwarder, SourcePort, Transit};
+use crate::route::RouteTable;
+use crate::wire::DatagramTooBig;
+use crate::wire::ipv4::HEADER_LEN;
+
+/// A report that may be a router's, in bytes of inner packet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Believed {
+    pub(super) peer: IpAddr,
+    /// Of the packet that was too long.
+    pub(super) refused: u16,
+    /// Of the longest packet that would have passed, according to the report.
+    pub(super) mtu: u16,
+    /// The least that such a report may lower the path to.
+    pub(super) least: u16,
+}
+
+/// Checks a report, or returns why it is ignored.
+pub(super) fn judge(
+    report: &DatagramTooBig,
+    forwarder: &Forwarder,
+    routes: &RouteTable,
+) -> Result<Believed, IcmpOutcome> {
+    let overlay = forwarder.overlay();
+    let (own, source) = (overlay.underlay, SocketAddr::V4(report.source));
+    let is_own_port = overlay.source_port == SourcePort::ByFlow || source.port() == own.port();
+    let destination = SocketAddr::V4(report.destination);
+    if source.ip() != own.ip().to_canonical() || !is_own_port || !routes.has_next_hop(destination) {
+        return Err(IcmpOutcome::Foreign);
+    }
+    // Routers older than RFC 1191 report 0.
+    let mtu = if report.mtu == 0 { plateau_below(report.len) } else { report.mtu };
+    let peer = destination.ip();
+    let inner = |outer: u16| PathMtus::inner(outer.into(), peer);
+    if report.len <= mtu || inner(report.len) > overlay.mtu {
+        return Err(IcmpOutcome::Implausible);
+    }
+    let is_proven = match &report.inner {
+        Some(header) => proves(header, report.len, destination, forwarder, routes)?,
+        None => false,
+    };
+    let least = if is_proven { VERIFIED_MIN } else { UNVERIFIED_MIN };
+    Ok(Believed { peer, refused: inner(report.len), mtu: inner(mtu), least: inner(least) })
+}
+
+/// Returns `true` if the front of an inner packet shows that `forwarder` sent it to `peer`, and an error if it shows that it did
+/// not.
+fn proves(
+    header: &[u8; HEADER_LEN],
+    outer_len: u16,
+    peer: SocketAddr,
+    forwarder: &Forwarder,
+    routes: &RouteTable,
+) -> Result<bool, IcmpOutcome> {
+    let &[version_and_length, _, l0, l1, .., a, b, c, d, e, f, g, h] = header;
+    let (source, destination) = (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h));
+    let is_routed_there = routes.lookup_v4(destination).is_some_and(|hop| hop.address == peer);
+    if !(0x45..=0x4f).contains(&version_and_length) || !is_routed_there {
+        return Err(IcmpOutcome::Foreign);
+    }
+    let has_same_len = PathMtus::inner(outer_len.into(), peer.ip()) == u16::from_be_bytes([l0, l1]);
+    let overlay = forwarder.overlay();
+    let is_source_ours = forwarder.owns(source)
+        || overlay.underlay.ip().to_canonical() == IpAddr::V4(source)
+        || overlay.transit == Transit::Allowed;
+    Ok(has_same_len && is_source_ours)
+}

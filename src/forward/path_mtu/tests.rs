@@ -1,0 +1,156 @@
+use super::*;
+use core::net::Ipv4Addr;
+
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 168, 0, 3));
+
+#[test]
+fn lowers_never_raises_and_forgets_after_ten_minutes() {
+    let (mut paths, start) = (PathMtus::default(), Duration::from_secs(5));
+    assert_eq!(paths.lookup(PEER, start), None);
+    assert!(paths.lower(PEER, 1300, start));
+    assert!(!paths.lower(PEER, 1400, start) && !paths.lower(PEER, 1300, start));
+    assert_eq!(paths.lookup(PEER, start), Some(1300));
+    paths.lower(PEER, 1200, start);
+    assert_eq!(paths.lookup(PEER, start + Duration::from_secs(599)), Some(1200));
+    assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), None);
+    paths.lower(PEER, 1400, start + PathMtus::LIFETIME);
+    assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), Some(1400));
+}
+
+/// RFC 1191 section 3: no attempt to raise it soon after it was reported once more.
+#[test]
+fn a_value_that_is_confirmed_holds_for_longer() {
+    let (mut paths, start) = (PathMtus::default(), Duration::ZERO);
+    let late = Duration::from_secs(599);
+    assert!(paths.lower(PEER, 1300, start));
+    assert!(!paths.lower(PEER, 1400, late) && !paths.lower(PEER, 1300, late), "no news");
+    assert_eq!(paths.lookup(PEER, late + late), Some(1300));
+    assert_eq!(paths.lookup(PEER, late + PathMtus::LIFETIME), None);
+}
+
+#[test]
+fn an_outer_packet_leaves_room_for_an_inner_one() {
+    let six = IpAddr::from([0; 16]);
+    for (outer, four_left, six_left) in [(1500, 1472, 1452), (68, 40, 20), (30, 2, 0), (0, 0, 0)] {
+        assert_eq!((PathMtus::inner(outer, PEER), PathMtus::inner(outer, six)), (four_left, six_left));
+    }
+    assert_eq!(PathMtus::inner(u32::MAX, PEER), u16::MAX);
+}
+
+#[test]
+fn what_is_forgotten_is_learned_anew() {
+    let (mut paths, now) = (PathMtus::default(), Duration::from_secs(5));
+    assert!(paths.is_empty());
+    paths.lower(PEER, 1200, now);
+    assert!(!paths.is_empty());
+    paths.forget();
+    assert!(paths.is_empty());
+    assert_eq!(paths.lookup(PEER, now), None);
+    assert!(paths.lower(PEER, 1300, now), "news again, although it is wider");
+    assert_eq!(paths.lookup(PEER, now), Some(1300));
+}
+
+fn refused(paths: &mut PathMtus, len: usize, system: SystemPath, anomalies: &mut Anomalies) -> EmsgsizeOutcome {
+    paths.handle_emsgsize(SocketAddr::new(PEER, 8285), len, system, Duration::ZERO, anomalies)
+}
+
+fn configured(outer: u32) -> SystemPath {
+    SystemPath { configured: Some(outer), ..SystemPath::default() }
+}
+
+#[test]
+fn a_refusal_is_explained_by_what_is_known_or_configured() {
+    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let mut after = |len, system| refused(&mut paths, len, system, &mut anomalies);
+    assert_eq!(after(1400, configured(1328)), EmsgsizeOutcome::Limit(1300));
+    assert_eq!(after(1301, SystemPath::default()), EmsgsizeOutcome::Limit(1300), "known by now");
+    assert_eq!(after(1300, configured(1228)), EmsgsizeOutcome::Limit(1200));
+    assert_eq!(after(1200, configured(200)), EmsgsizeOutcome::Limit(172), "who configures a route may");
+    assert_eq!(anomalies.path_mtu_lowered, 3);
+}
+
+/// RFC 1191 section 7.1, and not below what Linux takes for the least.
+#[test]
+fn fault_53_a_refusal_that_nothing_explains_goes_down_the_plateaus() {
+    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let mut len = 9000;
+    for outer in [8166, 4352, 2002, 1492, 1006, 552] {
+        let limit = EmsgsizeOutcome::Limit(outer - 28);
+        assert_eq!(refused(&mut paths, len, configured(9100), &mut anomalies), limit);
+        len = usize::from(outer) - 28;
+    }
+    for len in [524, 100, 0] {
+        assert_eq!(refused(&mut paths, len, configured(9100), &mut anomalies), EmsgsizeOutcome::Unexplained);
+    }
+    assert_eq!((paths.lookup(PEER, Duration::ZERO), anomalies.path_mtu_lowered), (Some(524), 6));
+}
+
+/// Fault 52: with reports of our own, what the kernel learned is not used. What is configured is, in the other mode too.
+#[test]
+fn r54_what_the_kernel_learned_is_overruled() {
+    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let system = SystemPath { configured: Some(1400), learned: Some(552), has_reports: true };
+    let mut after = |len, system| refused(&mut paths, len, system, &mut anomalies);
+    assert_eq!(after(1000, system), EmsgsizeOutcome::Retry);
+    assert_eq!(after(1373, system), EmsgsizeOutcome::Limit(1372), "known since then");
+    assert_eq!(after(1372, system), EmsgsizeOutcome::Limit(978), "refused in the new mode: by something else");
+    assert_eq!(paths.mode(PEER, Duration::ZERO), PathMode::Probe);
+    assert_eq!(paths.mode(PEER, PathMtus::LIFETIME), PathMode::System, "asked again then");
+    assert_eq!(anomalies.path_mtu_lowered, 1);
+}
+
+#[test]
+fn r54_a_learned_mtu_that_nobody_verifies_lowers_to_1280() {
+    let at = Duration::ZERO;
+    for (learned, limit, mode) in [(1400, 1372, PathMode::System), (1279, 1252, PathMode::Fragment)] {
+        let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+        let system = SystemPath { configured: Some(1500), learned: Some(learned), has_reports: false };
+        assert_eq!(refused(&mut paths, 1472, system, &mut anomalies), EmsgsizeOutcome::Limit(limit));
+        assert_eq!((paths.lookup(PEER, at), paths.mode(PEER, at)), (Some(limit), mode));
+        assert_eq!(anomalies.path_mtu_lowered, 1);
+    }
+    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let system = SystemPath { configured: Some(1500), learned: Some(552), has_reports: false };
+    assert_eq!(refused(&mut paths, 1252, system, &mut anomalies), EmsgsizeOutcome::Retry, "fits, without DF");
+    assert_eq!((paths.lookup(PEER, at), paths.mode(PEER, at)), (Some(1252), PathMode::Fragment));
+}
+
+/// Every IPv6 path carries 1280 bytes, and Linux learns no less.
+#[test]
+fn r54_over_ipv6_what_the_kernel_learned_is_an_unverified_report() {
+    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let to = SocketAddr::new(IpAddr::from([0xfd; 16]), 8285);
+    let system = SystemPath { configured: Some(1500), learned: Some(1280), has_reports: true };
+    let outcome = paths.handle_emsgsize(to, 1452, system, Duration::ZERO, &mut anomalies);
+    assert_eq!(outcome, EmsgsizeOutcome::Limit(1232));
+    assert_eq!(paths.mode(to.ip(), Duration::ZERO), PathMode::System);
+    let outcome = paths.handle_emsgsize(to, 1232, configured(1500), Duration::ZERO, &mut anomalies);
+    assert_eq!(outcome, EmsgsizeOutcome::Unexplained, "nothing less");
+}
+
+/// A change of the mode keeps the value of a path, and its end.
+#[test]
+fn another_mode_keeps_what_is_known() {
+    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    paths.lower(PEER, 1300, Duration::ZERO);
+    let system = SystemPath { configured: Some(1500), learned: Some(552), has_reports: true };
+    let late = PathMtus::LIFETIME - Duration::from_secs(1);
+    let to = SocketAddr::new(PEER, 8285);
+    assert_eq!(paths.handle_emsgsize(to, 1300, system, late, &mut anomalies), EmsgsizeOutcome::Retry);
+    assert_eq!((paths.lookup(PEER, late), paths.mode(PEER, late)), (Some(1300), PathMode::Probe));
+    assert_eq!(paths.lookup(PEER, PathMtus::LIFETIME), None);
+    paths.lower(PEER, 1200, late);
+    assert_eq!(paths.mode(PEER, late), PathMode::Probe);
+}
+
+#[test]
+fn a_full_table_forgets_the_oldest() {
+    let mut paths = PathMtus::default();
+    let peer = |i: u32| IpAddr::V4(Ipv4Addr::from_bits(0x0aa8_0000 + i));
+    for i in 0..=PathMtus::PEERS as u32 {
+        paths.lower(peer(i), 1000, Duration::from_millis(u64::from(i)));
+    }
+    let now = Duration::from_secs(2);
+    let known = (0..=PathMtus::PEERS as u32).filter(|i| paths.lookup(peer(*i), now).is_some()).count();
+    assert_eq!((known, paths.lookup(peer(0), now)), (PathMtus::PEERS, None));
+}

@@ -1,0 +1,174 @@
+//! Path MTU at the socket: questions to the kernel, reports of routers, and the mode in which a batch is sent.
+//!
+//! The kernel believes an ICMP error "fragmentation needed" that quotes the addresses and ports of a socket, whether or not such
+//! a datagram was sent, and then refuses longer ones (EMSGSIZE) for ten minutes. The settings of `IP_MTU_DISCOVER` were tried
+//! with routers that quote 28, 548 and more bytes, and with forged reports:
+//!
+//! - `IP_PMTUDISC_PROBE` for everything ignores what was forged, but also the MTU of a route (`ip route … mtu 1300`). Every peer
+//!   would have to be asked for before the first packet, and again whenever routes change.
+//! - `IP_RECVERR` hands over the error, but not the outer headers that were quoted: from routers that quote 28 bytes it is
+//!   empty. It also makes the error of one peer fail the next send to another one.
+//! - `IP_PMTUDISC_DO` costs nothing while nobody lies, and it notices every change of a route at once. After a refusal a route
+//!   query tells a configured MTU from a learned one, and a raw ICMP socket has the report whole, to be verified.
+//!
+//! So the sockets have `DO`, and peers of whom the kernel believes a report that nothing verifies are sent to with `PROBE`: the option
+//! is set for the one call, which costs 0.3 µs and only while somebody lies.
+
+use core::ffi::c_int;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::PoisonError;
+
+use super::{Messages, PathReports, UdpTransport, send_all};
+use crate::Transmit;
+use crate::forward::{PathMode, SystemPath};
+use crate::sys::kernel::SystemCalls;
+use crate::sys::route_query::{FlowKey, RouteMtu, RouteSocket};
+use crate::sys::syscall::{self, SocketOption, SpecialSocket};
+use crate::sys::udp::error::BatchError;
+use crate::wire::DatagramTooBig;
+
+/// The longest report that is read, in bytes: what routers may quote of a jumbo frame.
+const REPORT_MAX: usize = 9216;
+
+/// ICMP messages that are read at a time, at most: as many as the socket holds.
+const REPORTS_AT_ONCE: usize = 256;
+
+/// The sockets beside that of the datagrams. What a sandbox refuses is absent.
+#[derive(Debug, Default)]
+pub(super) struct PathSockets {
+    /// The ICMP errors of type 3 to this host.
+    reports: Option<File>,
+    routes: Option<RouteSocket>,
+}
+
+impl PathSockets {
+    pub(super) fn open(local: SocketAddr, wanted: PathReports) -> Self {
+        let reports = (wanted == PathReports::Verified).then(|| open_reports(local)).and_then(io::Result::ok);
+        Self { reports: reports.map(File::from), routes: RouteSocket::open().ok() }
+    }
+}
+
+fn open_reports(local: SocketAddr) -> io::Result<OwnedFd> {
+    const DESTINATION_UNREACHABLE: c_int = 3;
+    let address = match local.ip().to_canonical() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) if address.is_unspecified() => Ipv4Addr::UNSPECIFIED,
+        IpAddr::V6(_) => return Err(io::ErrorKind::Unsupported.into()),
+    };
+    let socket = syscall::special_socket(SpecialSocket::Icmp)?;
+    syscall::set_socket_option(socket.as_fd(), SocketOption::IcmpFilter, !(1 << DESTINATION_UNREACHABLE))?;
+    syscall::bind(socket.as_fd(), SocketAddr::from((address, 0)))?;
+    Ok(socket)
+}
+
+impl UdpTransport {
+    /// Sends as [`send_batch`](Self::send_batch) does, to peers whose paths have this [`mode`](crate::forward::PathMtus::mode). Over IPv6
+    /// every mode is [`PathMode::System`].
+    ///
+    /// # Errors
+    /// Those of [`send_batch`](Self::send_batch).
+    #[inline]
+    pub fn send_batch_in(
+        &self,
+        mode: PathMode,
+        transmits: &[Transmit<'_>],
+        first_segment: usize,
+    ) -> Result<(), BatchError> {
+        if mode == PathMode::System {
+            return self.send_batch(transmits, first_segment);
+        }
+        send_all(|socket, messages| self.send_overruling(mode, socket, messages), self.plan(), transmits, first_segment)
+    }
+
+    /// Sends without regard to what the kernel learned of the path.
+    #[cold]
+    fn send_overruling(&self, mode: PathMode, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        let value = match mode {
+            PathMode::System => libc::IP_PMTUDISC_DO,
+            PathMode::Probe => libc::IP_PMTUDISC_PROBE,
+            PathMode::Fragment => libc::IP_PMTUDISC_OMIT,
+        };
+        // Other queues send by the same sockets. One that sends as ever meanwhile may send a datagram that its path refuses,
+        // and is told as on the first one.
+        let _alone = self.overruling.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = |value| syscall::set_socket_option(self.sender(socket).as_fd(), SocketOption::Ipv4MtuDiscover, value);
+        set(value)?;
+        let sent = self.send_messages(socket, messages);
+        set(libc::IP_PMTUDISC_DO)?;
+        sent
+    }
+
+    /// The socket that sends what has this number.
+    fn sender(&self, number: usize) -> &UdpSocket {
+        self.flows.get(number).unwrap_or(&self.socket)
+    }
+
+    /// Returns what the kernel knows of the path that the datagrams of a [flow](Transmit::flow) take, for
+    /// [`PathMtus::handle_emsgsize`](crate::forward::PathMtus::handle_emsgsize).
+    ///
+    /// The route is asked for with the flow's own port and with the mark and interface of its socket, so that rules by these are
+    /// obeyed (`ip rule … ipproto udp sport 8285`). It takes a few system calls.
+    #[cold]
+    #[must_use]
+    pub fn system_path(&self, destination: SocketAddr, flow: u16) -> SystemPath {
+        let has_reports = self.path_sockets.reports.is_some();
+        let sender = self.sender(self.plan().socket_of(flow));
+        let option = |option| syscall::socket_option(sender.as_fd(), option).map_or(0, c_int::cast_unsigned);
+        let flow = FlowKey {
+            source: sender.local_addr().unwrap_or(self.local),
+            destination,
+            mark: option(SocketOption::Mark),
+            interface: option(SocketOption::BoundInterface),
+        };
+        let route = self.calls.route_mtu(self.path_sockets.routes.as_ref(), &flow);
+        // What no route shows (IPsec): as the kernel tells another socket, which may be on another route.
+        let elsewhere = || self.path_mtu(destination).ok();
+        match route {
+            Ok(RouteMtu { configured, learned: learned @ Some(_) }) => {
+                SystemPath { configured: Some(configured), learned, has_reports }
+            }
+            Ok(RouteMtu { configured, learned: None }) => {
+                let least = elsewhere().map_or(configured, |mtu| configured.min(mtu.max(LOCAL_MIN)));
+                SystemPath { configured: Some(least), learned: None, has_reports }
+            }
+            Err(_) => SystemPath { configured: None, learned: elsewhere(), has_reports },
+        }
+    }
+
+    /// Reads the reports of routers that came in about datagrams from our ports, up to 256, for
+    /// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp). Does nothing without a raw ICMP socket
+    /// ([`PathReports`]).
+    ///
+    /// Call it after [`SendErrorKind::TooLong`](super::SendErrorKind::TooLong), and every 10 ms at most while
+    /// some path is not in [`PathMode::System`]. Nothing has to be waited for.
+    #[cold]
+    pub fn receive_reports(&self, mut handle: impl FnMut(&DatagramTooBig)) {
+        let Some(mut socket) = self.path_sockets.reports.as_ref() else { return };
+        let mut buffer = [0; REPORT_MAX];
+        for _ in 0..REPORTS_AT_ONCE {
+            match socket.read(&mut buffer) {
+                Ok(len) => {
+                    let report = buffer.get(..len).and_then(DatagramTooBig::parse);
+                    if let Some(report) = report.filter(|report| self.has_port(report.source.port())) {
+                        handle(&report);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Returns `true` if datagrams leave from this port.
+    fn has_port(&self, port: u16) -> bool {
+        let is_port = |socket: &UdpSocket| socket.local_addr().is_ok_and(|local| local.port() == port);
+        self.local.port() == port || self.flows.iter().any(is_port)
+    }
+}
+
+/// The least MTU in bytes that is taken from another socket's path, which may have been forged.
+const LOCAL_MIN: u32 = 1280;
