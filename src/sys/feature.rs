@@ -26,14 +26,14 @@ macro_rules! features {
 }
 
 features! {
-    /// Receiving several messages with one system call. Without it, each message costs a system call.
-    ReceiveMany = "recvmmsg (each datagram costs a system call)",
     /// The ECN field of packets that are received. Without it, congestion marks of the underlay are not seen.
     ReceiveEcn = "IP_RECVTOS (congestion marks of the underlay are not seen)",
-    /// Sending several messages with one system call. Without it, each message costs a system call.
-    SendMany = "sendmmsg (each datagram costs a system call)",
+    /// Receiving several messages with one system call. Without it, each message costs a system call.
+    ReceiveMany = "recvmmsg (each datagram costs a system call)",
     /// The ECN field of packets that are sent. Without it, outer packets carry none.
     SendEcn = "IP_TOS control messages (outer packets carry no ECN field)",
+    /// Sending several messages with one system call. Without it, each message costs a system call.
+    SendMany = "sendmmsg (each datagram costs a system call)",
     /// Making a TUN device only if nobody has one of that name. Without it, two processes may open one device.
     TunExclusive = "IFF_TUN_EXCL (two processes may open one TUN device)",
     /// Headers of unsegmented packets. Without them, there are no offloads.
