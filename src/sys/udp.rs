@@ -6,6 +6,7 @@ mod fallback;
 mod path;
 mod receive;
 mod send;
+mod take_over;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -18,6 +19,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
@@ -26,6 +28,9 @@ use self::path::PathSockets;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
 use self::send::{Messages, Plan, send_all};
+pub use self::take_over::TakeOverError;
+use self::take_over::take_over;
+use super::feature::{Disabled, Feature, is_missing};
 use super::kernel::{Calls, SystemCalls};
 use super::syscall::{self, MESSAGES, Slot, SocketOption};
 use crate::Transmit;
@@ -121,6 +126,7 @@ pub struct UdpTransport {
     overruling: Arc<Mutex<()>>,
     path_sockets: PathSockets,
     fallbacks: Fallbacks,
+    disabled: Disabled,
     calls: Calls,
 }
 
@@ -152,34 +158,53 @@ impl UdpTransport {
 
     /// Takes over a bound socket, as systemd or a privileged parent passes it on.
     ///
-    /// It is made non-blocking, is told never to fragment (`IP_PMTUDISC_DO`), to send checksums, and to tell the ECN field,
-    /// and no longer reports to the sender what became of earlier packets (`IP_RECVERR`): that would cost healthy peers
-    /// packets while another one is dead. Its buffers stay as they are. It has no flow ports. Its reports are
-    /// [`PathReports::Verified`], if this process may open a raw socket.
+    /// It becomes as [`UdpTransport::bind`] makes one, whatever options were set on it:
+    ///
+    /// | options | what becomes of them |
+    /// | --- | --- |
+    /// | `O_NONBLOCK`, `IP_MTU_DISCOVER`, `IP_RECVERR`, `SO_NO_CHECK`, `IP_RECVTOS`, `UDP_GRO`, and those of IPv6 | set |
+    /// | `IP_TOS`, `IP_TTL`, `IP_OPTIONS`; `IPV6_TCLASS`, `IPV6_UNICAST_HOPS`, sticky headers, `IPV6_PKTINFO`, `IPV6_MTU`, `IPV6_DONTFRAG` | reset: what packets carry is the transport's affair |
+    /// | `UDP_SEGMENT`, `UDP_CORK`, `UDP_ENCAP`, `UDP_NO_CHECK6_TX`, `UDP_NO_CHECK6_RX` | reset: one datagram in is one datagram out, with a checksum |
+    /// | `SO_TIMESTAMP` and its kin, `SO_RXQ_OVFL`, `SO_WIFI_STATUS`, `SO_RCVMARK`, `SO_RCVPRIORITY`; `IP_PKTINFO`, `IP_RECVTTL`, `IP_RECVOPTS`, `IP_RETOPTS`, `IP_PASSSEC`, `IP_CHECKSUM`, `IP_RECVORIGDSTADDR`, `IP_RECVFRAGSIZE`, and those of IPv6 | reset: for more control messages there is no room |
+    /// | `SO_ATTACH_FILTER` | detached: a filter may cut datagrams |
+    /// | `SO_BROADCAST`, `SO_DONTROUTE`, `SO_PEEK_OFF`, `SO_RCVLOWAT`, `SO_SELECT_ERR_QUEUE` | reset |
+    /// | `SO_BINDTODEVICE`, `SO_MARK`, `SO_PRIORITY`, `SO_RCVBUF`, `SO_SNDBUF`, `SO_REUSEPORT` and its program, `SO_REUSEADDR`, `SO_MAX_PACING_RATE`, `SO_BUSY_POLL`, `IP_FREEBIND`, `IP_TRANSPARENT`, `IP_UNICAST_IF`, `IPV6_V6ONLY`, multicast memberships | kept: they say which packets are whose, and which way they go |
+    /// | `SO_RCVTIMEO`, `SO_SNDTIMEO`, `SO_LINGER`, `IP_HDRINCL`, `IP_MULTICAST_TTL` and others for TCP, multicast or raw sockets | no effect |
+    ///
+    /// `IP_RECVERR`, which tells a sender what became of earlier packets, would cost healthy peers packets while another one is
+    /// dead. The transport has no flow ports. Its reports are [`PathReports::Verified`], if this process
+    /// may open a raw socket.
     ///
     /// # Errors
-    /// Of the system call that failed. The socket is closed then.
-    pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> io::Result<Self> {
-        Self::take_over(socket, offload, PathReports::default())
+    /// [`TakeOverError`] for a socket that is connected, not bound or not one of UDP, or has an option that cannot be reset. The
+    /// socket is closed then.
+    pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> Result<Self, TakeOverError> {
+        take_over(&socket)?;
+        Ok(Self::configured(socket, offload, PathReports::default())?)
     }
 
-    fn take_over(socket: UdpSocket, offload: UdpOffload, path_reports: PathReports) -> io::Result<Self> {
+    /// Sets the options that differ from those of a new socket.
+    fn configured(socket: UdpSocket, offload: UdpOffload, path_reports: PathReports) -> io::Result<Self> {
         let local = socket.local_addr()?;
         socket.set_nonblocking(true)?;
         set_sending_options(&socket, local)?;
         let set = |option, value| syscall::set_socket_option(socket.as_fd(), option, value);
         // Measured: 0.1 µs for each message, be it a datagram or a train. An IPv6 socket receives IPv4 too, by its options.
-        set(SocketOption::Ipv4ReceiveTos, 1)?;
+        let mut told = set(SocketOption::Ipv4ReceiveTos, 1);
         if local.is_ipv6() {
-            set(SocketOption::Ipv6ReceiveTrafficClass, 1)?;
+            told = told.and(set(SocketOption::Ipv6ReceiveTrafficClass, 1));
         }
-        // A kernel that does not know them says ENOPROTOOPT. A socket that is taken over may have either set.
+        // A kernel that does not know them says ENOPROTOOPT.
         let gso = set(SocketOption::UdpSegment, 0).is_ok();
         let gro = set(SocketOption::UdpGro, c_int::from(offload.gro)).is_ok();
+        let disabled = Disabled::default();
+        disabled.add_unless(told.is_ok(), Feature::ReceiveEcn);
+        disabled.add_unless(gro || !offload.gro, Feature::UdpGro);
+        disabled.add_unless(gso || !offload.gso, Feature::UdpGso);
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
         let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
         let (overruling, path_sockets) = (Arc::default(), PathSockets::open(local, path_reports));
-        Ok(Self { socket, local, offload, flows, overruling, path_sockets, fallbacks, calls })
+        Ok(Self { socket, local, offload, flows, overruling, path_sockets, fallbacks, disabled, calls })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
@@ -194,11 +219,23 @@ impl UdpTransport {
         self.offload
     }
 
-    /// How often a train could not be sent and the same datagrams one by one could. A destination is counted once, and then
-    /// gets no trains any more, as long as it is among the 1,024 that are remembered.
+    /// How often a train could not be sent and the same datagrams one by one could. Such a destination then gets no trains, as long
+    /// as it is among the 1,024 that are remembered, or until [`UdpTransport::retry_trains`].
     #[must_use]
     pub fn gso_fallbacks(&self) -> u64 {
         self.fallbacks.count()
+    }
+
+    /// Sends trains again to destinations that refused one: after a minute at first, and after twice the time with each further
+    /// refusal, up to an hour. Call it with the time before sending; the time of a refusal is that of the next call.
+    #[inline]
+    pub fn retry_trains(&self, now: Instant) {
+        self.fallbacks.expire(now);
+    }
+
+    /// The features that the kernel lacks, or refused when they were used for the first time.
+    pub fn disabled(&self) -> impl Iterator<Item = Feature> {
+        self.disabled.iter()
     }
 
     /// Sends every datagram of a transmit, in order.
@@ -236,7 +273,8 @@ impl UdpTransport {
 
     #[inline]
     fn plan(&self) -> Plan<'_> {
-        Plan { gso: self.offload.gso, flows: self.flows.len(), fallbacks: &self.fallbacks }
+        let (gso, flows) = (self.offload.gso, self.flows.len());
+        Plan { gso, flows, fallbacks: &self.fallbacks, disabled: &self.disabled }
     }
 
     /// Receives the next datagram, or train of them, into the begin of `buffer`.
@@ -265,6 +303,8 @@ impl UdpTransport {
     /// taken from the batch.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> Result<usize, RecvError> {
         batch.fill(|slots, bytes, room| {
+            let most = if self.disabled.has(Feature::ReceiveMany) { 1 } else { slots.len() };
+            let slots = slots.get_mut(..most).unwrap_or_default();
             skip_pending(|| {
                 let (socket, buffers) = (self.socket.as_fd(), bytes.chunks_exact_mut(room));
                 match slots.len() {
@@ -272,8 +312,22 @@ impl UdpTransport {
                     2..=16 => self.calls.receive::<16>(socket, slots, buffers),
                     _ => self.calls.receive::<MESSAGES>(socket, slots, buffers),
                 }
+                .or_else(|error| self.receive_one(error, slots, bytes, room))
             })
         })
+    }
+
+    /// Receives a single message, if that works where several at a time failed because the system call is missing.
+    #[cold]
+    fn receive_one(&self, error: io::Error, slots: &mut [Slot], bytes: &mut [u8], room: usize) -> io::Result<usize> {
+        let (true, Some(slots)) = (slots.len() > 1 && is_missing(&error), slots.get_mut(..1)) else {
+            return Err(error);
+        };
+        let one = self.calls.receive::<1>(self.socket.as_fd(), slots, bytes.chunks_exact_mut(room));
+        if one.as_ref().err().and_then(io::Error::raw_os_error) != error.raw_os_error() {
+            self.disabled.add(Feature::ReceiveMany);
+        }
+        one
     }
 
     /// The largest outer packet, in bytes and with all its headers, that the path to `destination` is known to carry.

@@ -9,6 +9,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
+use super::failing::Failing;
 use super::sender::Outlet;
 use crate::forward::{
     Counters, EmsgsizeOutcome, Flow, Forwarder, IcmpLimiter, IcmpOutcome, PathMode, PathMtus, Reject, ReplyTo,
@@ -45,6 +46,7 @@ pub(super) struct State {
     pub(super) limiter: IcmpLimiter,
     pub(super) paths: PathMtus,
     pub(super) send_errors: BTreeMap<IpAddr, u64>,
+    pub(super) failing: Failing,
     /// Where the clock of the limiter and the path MTUs begins: at the first packet that asks for it.
     pub(super) started: Option<Instant>,
     /// When reports of routers are to be read.
@@ -116,6 +118,7 @@ impl State {
             limiter: IcmpLimiter::default(),
             paths: PathMtus::default(),
             send_errors: BTreeMap::new(),
+            failing: Failing::default(),
             started: None,
             reports_due: None,
         }

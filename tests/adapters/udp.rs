@@ -167,10 +167,10 @@ fn fault_33_a_dead_peer_harms_nobody() {
         let dead = peer("127.0.0.1:0").1;
         // Connected to the dead one, so that the kernel has an error pending after each packet.
         let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
-        socket.connect(dead).expect("connected");
-        for transport in
-            [transport("127.0.0.1:0"), UdpTransport::from_socket(socket, UdpOffload::ALL).expect("taken over")]
-        {
+        let same = socket.try_clone().expect("a descriptor");
+        let taken_over = UdpTransport::from_socket(socket, UdpOffload::ALL).expect("taken over");
+        same.connect(dead).expect("connected");
+        for transport in [transport("127.0.0.1:0"), taken_over] {
             for round in 0..10 {
                 transport.send(&Transmit::datagram(dead, b"anyone?")).expect("sent");
                 transport.send(&Transmit::datagram(address, &[round])).expect("sent");

@@ -13,6 +13,7 @@ mod mtu;
 mod narrow;
 mod offload;
 mod routers;
+mod sandbox;
 mod support;
 mod traffic;
 mod updates;

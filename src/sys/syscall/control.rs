@@ -60,6 +60,11 @@ impl Control {
         at + used
     }
 
+    #[cfg(test)]
+    pub(super) fn bytes(&self, length: usize) -> &[u8] {
+        self.bytes.get(..length).unwrap_or(&self.bytes)
+    }
+
     /// The control messages in the first `length` bytes, up to the first one that is malformed.
     #[inline]
     pub(super) fn entries(&self, length: usize) -> impl Iterator<Item = (Kind, &[u8])> {

@@ -25,7 +25,8 @@ pub(super) use self::netfilter::replace_table;
 #[cfg(feature = "link")]
 pub(super) use self::netfilter::{TableQuestion, table_option};
 pub(super) use self::socket::{
-    SocketOption, SpecialSocket, bind, path_mtu, set_socket_option, socket, socket_option, special_socket,
+    SocketOption, SpecialSocket, bind, path_mtu, raw_option, set_raw_option, set_socket_option, socket, socket_option,
+    special_socket,
 };
 pub(super) use self::tun::{
     INTERFACE_NAME, InterfaceRequest, interface, set_interface, set_offload, set_persist, set_vnet_big_endian,

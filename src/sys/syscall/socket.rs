@@ -129,21 +129,39 @@ const ICMP_FILTER: c_int = 1;
 /// setsockopt(2).
 pub(in crate::sys) fn set_socket_option(socket: BorrowedFd<'_>, option: SocketOption, value: c_int) -> io::Result<()> {
     let (level, name) = option.level_and_name();
-    let pointer = (&raw const value).cast();
-    // SAFETY: `pointer` is to an `int` that lives until the call returns, and the length is its size.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, pointer, INT_LENGTH) };
-    checked(result).map(|_zero| ())
+    set_raw_option(socket, level, name, &value.to_ne_bytes())
 }
 
 /// getsockopt(2).
 pub(in crate::sys) fn socket_option(socket: BorrowedFd<'_>, option: SocketOption) -> io::Result<c_int> {
     let (level, name) = option.level_and_name();
-    let mut value: c_int = 0;
-    let mut length = INT_LENGTH;
-    let pointer = (&raw mut value).cast();
-    // SAFETY: the kernel writes at most `length` bytes to `pointer`, which is to an `int` of that size, and the length.
-    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, pointer, &raw mut length) };
-    checked(result).map(|_zero| value)
+    let mut value = [0; size_of::<c_int>()];
+    raw_option(socket, level, name, &mut value).map(|_length| c_int::from_ne_bytes(value))
 }
 
-const INT_LENGTH: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;
+/// setsockopt(2) of any option, with a value of any length.
+pub(in crate::sys) fn set_raw_option(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &[u8],
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `length` bytes of `value`, which has as many and lives until the call returns.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
+    checked(result).map(|_zero| ())
+}
+
+/// getsockopt(2) of any option. Returns the length of its value.
+pub(in crate::sys) fn raw_option(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &mut [u8],
+) -> io::Result<usize> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    let pointer = value.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most `length` bytes to `value`, which has as many, and the length.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, pointer, &raw mut length) };
+    checked(result).map(|_zero| length as usize)
+}

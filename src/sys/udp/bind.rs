@@ -72,7 +72,7 @@ impl<'a> Binding<'a> {
             syscall::bind(socket.as_fd(), address)?;
             Ok(UdpTransport {
                 calls: calls.clone(),
-                ..UdpTransport::take_over(socket, config.offload, config.path_reports)?
+                ..UdpTransport::configured(socket, config.offload, config.path_reports)?
             })
         };
         make().map_err(|source| BindError::new(address, source))
