@@ -96,9 +96,13 @@ impl UdpTransport {
         // and is told as on the first one.
         let _alone = self.overruling.lock().unwrap_or_else(PoisonError::into_inner);
         let set = |value| syscall::set_socket_option(self.sender(socket).as_fd(), SocketOption::Ipv4MtuDiscover, value);
-        set(value)?;
+        // A sandbox may refuse it. Then the kernel refuses again what is too long for it.
+        let is_set = set(value).is_ok();
         let sent = self.send_messages(socket, messages);
-        set(libc::IP_PMTUDISC_DO)?;
+        if is_set {
+            // It cannot fail where it worked before, and what was sent has to be told.
+            let _ = set(libc::IP_PMTUDISC_DO);
+        }
         sent
     }
 
