@@ -146,6 +146,7 @@ impl<'a> Nftables<'a> {
             input: self.underlay.clone(),
             output: None,
             state: rules::NEW,
+            overlay: self.intended.network,
         }
     }
 

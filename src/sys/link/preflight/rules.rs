@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use netlink_packet_core::NlasIterator;
 
 use super::nftables::number;
@@ -33,6 +34,8 @@ pub(super) struct Packet {
     pub(super) output: Option<(u32, String)>,
     /// Of connection tracking.
     pub(super) state: u32,
+    /// No other host has an address in it.
+    pub(super) overlay: Ipv4Net,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +212,7 @@ fn judge_rule(expressions: &[u8], packet: &Packet, aim: Aim) -> Result<(Truth, A
                 }
                 Truth::Yes
             }
-            "cmp" | "range" => compare(&name, &data, &registers, aim)?,
+            "cmp" | "range" => compare(&name, &data, &registers, packet)?,
             "counter" | "log" | "last" => Truth::Yes,
             "match" => extension(&data, packet)?,
             "masq" => act(&mut action, Action::Translate),
@@ -256,14 +259,14 @@ fn load(
     packet: &Packet,
     registers: &mut BTreeMap<u32, Value>,
 ) -> Result<Option<Action>, MalformedReply> {
-    let key = number(data, nfta::KEY)?;
+    let key = || number(data, nfta::KEY);
     let (register, value) = match name {
         // They set something, which no rule here asks for.
         "meta" if number(data, nfta::META_SOURCE)?.is_some() => return Ok(None),
         "ct" if number(data, nfta::CT_SOURCE)?.is_some() => return Ok(None),
         "payload" if number(data, nfta::PAYLOAD_SOURCE)?.is_some() => return Ok(None),
-        "meta" => (number(data, nfta::REGISTER)?, packet.meta(key.unwrap_or(u32::MAX))),
-        "ct" => (number(data, nfta::REGISTER)?, (key == Some(0)).then(|| known(&packet.state.to_ne_bytes()))),
+        "meta" => (number(data, nfta::REGISTER)?, packet.meta(key()?.unwrap_or(u32::MAX))),
+        "ct" => (number(data, nfta::REGISTER)?, (key()? == Some(0)).then(|| known(&packet.state.to_ne_bytes()))),
         "payload" => {
             let mut place = [0; 3];
             for (place, kind) in place.iter_mut().zip(nfta::PAYLOAD) {
@@ -315,6 +318,14 @@ impl Value {
 }
 
 impl Packet {
+    /// Whether no other host has an address that begins so.
+    fn is_no_peer(&self, begin: &[u8]) -> bool {
+        let mut octets = [0; 4];
+        octets.iter_mut().zip(begin).for_each(|(octet, byte)| *octet = *byte);
+        let address = Ipv4Addr::from(octets);
+        address.is_multicast() || self.overlay.contains(&address)
+    }
+
     /// By `NFT_META_*`.
     fn meta(&self, key: u32) -> Option<Value> {
         /// `IFNAMSIZ`.
@@ -369,13 +380,19 @@ impl Host {
     }
 }
 
-fn compare(name: &str, data: &[u8], registers: &BTreeMap<u32, Value>, aim: Aim) -> Result<Truth, MalformedReply> {
+fn compare(
+    name: &str,
+    data: &[u8],
+    registers: &BTreeMap<u32, Value>,
+    packet: &Packet,
+) -> Result<Truth, MalformedReply> {
     let value = number(data, nfta::REGISTER)?.and_then(|register| registers.get(&register));
     let (operation, first) = (number(data, nfta::OPERATION)?.unwrap_or(u32::MAX), data_value(data, nfta::DATA)?);
     let value = match value {
         None => return Ok(Truth::Maybe),
-        // `! -d POD_NETWORK -j MASQUERADE` is meant for everything else.
-        Some(Value::Peer) if operation == 1 && aim == Aim::Translate => return Ok(Truth::Yes),
+        Some(Value::Peer) if packet.is_no_peer(&first) && operation < 2 => {
+            return Ok(if operation == 0 { Truth::No } else { Truth::Yes });
+        }
         Some(Value::Peer) => return Ok(Truth::Peer),
         Some(Value::Known(value)) => value,
     };
