@@ -104,6 +104,16 @@ fn an_input_chain_that_accepts_the_port_is_no_finding() {
 }
 
 #[test]
+fn a_forward_chain_that_drops_is_mended_by_what_its_finding_says() {
+    found_and_mended("iptables -P FORWARD DROP", &["will_fail forward_dropped"]);
+    found_and_mended(
+        "iptables -P FORWARD DROP; iptables -A FORWARD -i br0 -j ACCEPT; iptables -A FORWARD -p tcp -j ACCEPT",
+        &["may_fail forward_dropped"],
+    );
+    found_and_mended("iptables -P FORWARD DROP; iptables -A FORWARD -s 100.96.0.0/16 -d 100.96.0.0/16 -j ACCEPT", &[]);
+}
+
+#[test]
 fn rules_that_end_a_chain_count_as_its_policy_does() {
     let found = ["nft add table inet t; nft 'add chain inet t input { type filter hook input priority 0; }'; "][0];
     found_and_mended(
