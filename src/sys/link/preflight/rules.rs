@@ -18,7 +18,7 @@ use crate::sys::link::message::{attribute, attribute_string, sized};
 /// Chains that jump to each other deeper than this are not followed. The kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: u32 = 16;
 /// Rules that are looked at for one packet, at most: chains that many others jump to count each time.
-const RULES: u32 = 1 << 20;
+const RULES: u32 = 1 << 17;
 /// `NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h.
 pub(super) const ESTABLISHED: u32 = 1 << 1;
 pub(super) const NEW: u32 = 1 << 3;

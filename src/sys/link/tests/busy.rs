@@ -37,7 +37,7 @@ fn fault_61_an_address_that_was_seen_counts_although_every_listing_was_interrupt
         let look = |wanted: fn(&HeldAddress) -> bool, world: &mut World| {
             underlay::first_held(&mut world.0, AddressFamily::Inet, 0, |held| {
                 asked.set(asked.get() + 1);
-                if asked.get() % 2_000 == 0 {
+                if asked.get().is_multiple_of(2_000) {
                     change(&mut other.borrow_mut());
                 }
                 wanted(held)
@@ -59,7 +59,7 @@ fn fault_61_a_listing_that_is_always_interrupted_has_what_was_seen_and_says_so()
         let (other, asked) = (RefCell::new(World::new()), Cell::new(0_u32));
         let read = |_: &message::Message<'_>| {
             asked.set(asked.get() + 1);
-            if asked.get() % 2_000 == 0 {
+            if asked.get().is_multiple_of(2_000) {
                 change(&mut other.borrow_mut());
             }
             Ok(Some(()))

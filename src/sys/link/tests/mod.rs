@@ -114,10 +114,12 @@ impl World {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.destination_prefix_length = net.prefix_len();
-        (message.header.table, message.header.scope) = match kind {
-            RouteType::Local => (255, RouteScope::Host),
-            RouteType::Broadcast => (255, RouteScope::Link),
-            _ => (254, RouteScope::Universe),
+        (message.header.table, message.header.scope) = if kind == RouteType::Local {
+            (255, RouteScope::Host)
+        } else if kind == RouteType::Broadcast {
+            (255, RouteScope::Link)
+        } else {
+            (254, RouteScope::Universe)
         };
         message.header.protocol = RouteProtocol::Static;
         message.header.kind = kind;
