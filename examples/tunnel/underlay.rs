@@ -79,7 +79,8 @@ impl Underlay {
             match event {
                 LinkEvent::MtuChanged(now) => {
                     changed = true;
-                    *mtu = now;
+                    // The route to the peers may have a smaller one of its own.
+                    *mtu = interface_to(*address, self.peers.iter().copied()).map_or(now, |found| found.mtu);
                 }
                 LinkEvent::Down => say(&format!("{name} is down: nothing leaves or arrives until it is up")),
                 // Said too when changes were missed, of the MTU maybe.

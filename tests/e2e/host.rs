@@ -82,6 +82,15 @@ fn shell(host: &Namespace, command: &str) {
     assert!(output.status.success(), "{command}: {said}; `tests/run` installs nft");
 }
 
+/// Two hosts with nothing for the preflight to find on host A, whatever the machine's settings are.
+fn quiet_hosts() -> TwoHosts {
+    let hosts = TwoHosts::new().unwrap();
+    for interface in ["all", "default", TwoHosts::UPLINK, TwoHosts::POD_LINK] {
+        hosts.host_a.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0").unwrap();
+    }
+    hosts
+}
+
 fn bound(namespace: &Namespace, port: u16) -> UdpSocket {
     let socket = namespace.enter(|| UdpSocket::bind(("0.0.0.0", port))).unwrap();
     socket.set_read_timeout(Some(SECOND)).unwrap();
@@ -98,10 +107,7 @@ fn received(socket: &UdpSocket) -> Option<Vec<u8>> {
 /// it gets what the other host sends to its host, and that host takes its datagrams for its host's.
 #[test]
 fn fault_57_a_masqueraded_pod_cannot_take_over_the_port_after_what_the_preflight_says() {
-    let hosts = TwoHosts::new().unwrap();
-    for interface in ["all", "default", TwoHosts::UPLINK, TwoHosts::POD_LINK] {
-        hosts.host_a.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0").unwrap();
-    }
+    let hosts = quiet_hosts();
     shell(
         &hosts.host_a,
         "nft add table ip nat; nft 'add chain ip nat post { type nat hook postrouting priority 100; }'; \
@@ -150,10 +156,7 @@ fn fault_57_a_masqueraded_pod_cannot_take_over_the_port_after_what_the_preflight
 /// An INPUT chain that drops lets answers pass, and not the first datagram of another host.
 #[test]
 fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
-    let hosts = TwoHosts::new().unwrap();
-    for interface in ["all", "default", TwoHosts::UPLINK, TwoHosts::POD_LINK] {
-        hosts.host_a.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0").unwrap();
-    }
+    let hosts = quiet_hosts();
     shell(
         &hosts.host_a,
         "nft add table inet filter; \
@@ -173,4 +176,30 @@ fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
     mend(&hosts.host_a, &found);
     assert_eq!(hosts.host_a.enter(|| check(&intended)), []);
     assert!(is_reached());
+}
+
+/// The README's commands are for a host like this one.
+#[test]
+fn the_commands_of_the_readme_are_enough_for_the_preflight() {
+    let hosts = quiet_hosts();
+    let host = &hosts.host_a;
+    shell(
+        host,
+        "iptables -P FORWARD DROP; iptables -P INPUT DROP; nft add table inet filter; \
+        nft 'add chain inet filter input { type filter hook input priority 0; policy drop; }'; \
+        iptables -t nat -A POSTROUTING -s 100.96.1.0/24 ! -o pod0 -j MASQUERADE",
+    );
+    let intended = Intended::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let look = || host.enter(|| check(&intended));
+    let names = |found: &[Finding]| found.iter().map(Finding::name).collect::<Vec<_>>();
+    assert_eq!(names(&look()), ["forward_dropped", "input_dropped", "input_dropped", "port_tracked"]);
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (_, operations) = readme.split_once("## Operations").unwrap();
+    // Forwarding, firewall, masquerade.
+    for block in operations.split("```sh").skip(1).take(3) {
+        let commands = block.split("```").next().unwrap();
+        let without_sysctl: Vec<_> = commands.lines().filter(|line| !line.starts_with("sysctl")).collect();
+        shell(host, &without_sysctl.join("\n"));
+    }
+    assert_eq!(look(), []);
 }
