@@ -5,11 +5,11 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use netlink_packet_core::NetlinkSerializable;
+use netlink_packet_core::{NetlinkSerializable, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Firewall;
-use super::rules::{self, Aim, Judgement, Packet, Rules};
+use super::rules::{self, Aim, Element, Judgement, Packet};
 use crate::sys::link::error::{LinkError, MalformedReply};
 use crate::sys::link::message::{Message, attribute, attribute_string, attributes, sized};
 use crate::sys::link::netlink::{Failure, Netlink};
@@ -23,12 +23,16 @@ mod message {
     pub(super) const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
     pub(super) const NEW_RULE: u16 = NFTABLES | libc::NFT_MSG_NEWRULE as u16;
     pub(super) const GET_RULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
+    pub(super) const NEW_SET: u16 = NFTABLES | libc::NFT_MSG_NEWSET as u16;
+    pub(super) const GET_SET: u16 = NFTABLES | libc::NFT_MSG_GETSET as u16;
+    pub(super) const NEW_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_NEWSETELEM as u16;
+    pub(super) const GET_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_GETSETELEM as u16;
 }
 
 /// Bytes of struct `nfgenmsg`: family, version, and two that are 0.
 pub(super) const HEADER: usize = 4;
 
-/// `NFTA_TABLE_*`, `NFTA_CHAIN_*`, `NFTA_HOOK_*` and `NFTA_RULE_*`. Numbers are big-endian.
+/// `NFTA_TABLE_*`, `NFTA_CHAIN_*`, `NFTA_HOOK_*`, `NFTA_RULE_*`, `NFTA_SET_*`. Numbers are big-endian.
 pub(super) mod nfta {
     pub(in super::super) const TABLE_NAME: u16 = 1;
     pub(in super::super) const TABLE_FLAGS: u16 = 2;
@@ -40,6 +44,10 @@ pub(super) mod nfta {
     pub(in super::super) const CHAIN_TYPE: u16 = 7;
     pub(in super::super) const HOOK_NUMBER: u16 = 1;
     pub(in super::super) const HOOK_PRIORITY: u16 = 2;
+    pub(in super::super) const SET_TABLE: u16 = 1;
+    pub(in super::super) const SET_NAME: u16 = 2;
+    pub(in super::super) const SET_FLAGS: u16 = 3;
+    pub(in super::super) const SET_ELEMENTS: u16 = 3;
     pub(in super::super) const RULE_TABLE: u16 = 1;
     pub(in super::super) const RULE_CHAIN: u16 = 2;
     pub(in super::super) const RULE_EXPRESSIONS: u16 = 4;
@@ -48,10 +56,13 @@ pub(super) mod nfta {
 /// `NFT_TABLE_F_DORMANT`: the chains of the table are not in use.
 const DORMANT: u32 = 1;
 
-/// Asks for all tables, chains or rules, of every family.
-#[derive(Clone, Copy, Debug)]
+/// Asks for all tables, chains, rules or sets, of every family, or for the elements of one set.
+#[derive(Clone, Debug)]
 struct List {
     kind: u16,
+    /// All zero are NFPROTO_UNSPEC and NFNETLINK_V0.
+    header: [u8; HEADER],
+    attributes: Vec<u8>,
 }
 
 impl NetlinkSerializable for List {
@@ -60,12 +71,12 @@ impl NetlinkSerializable for List {
     }
 
     fn buffer_len(&self) -> usize {
-        HEADER
+        HEADER.saturating_add(self.attributes.len())
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
-        // NFPROTO_UNSPEC and NFNETLINK_V0.
-        buffer.fill(0);
+        let bytes = self.header.iter().chain(&self.attributes);
+        buffer.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
     }
 }
 
@@ -73,7 +84,7 @@ impl NetlinkSerializable for List {
 #[derive(Debug, Default)]
 pub(super) struct Ruleset {
     pub(super) bases: Vec<Chain>,
-    rules: BTreeMap<(&'static str, String), Rules>,
+    tables: BTreeMap<(&'static str, String), rules::Table>,
 }
 
 impl Ruleset {
@@ -104,16 +115,24 @@ impl Ruleset {
         for Rule { family, table, chain, expressions } in
             dump(kernel, message::GET_RULE, message::NEW_RULE, Rule::parse)?
         {
-            ruleset.rules.entry((family, table)).or_default().entry(chain).or_default().push(expressions);
+            let table = ruleset.tables.entry((family, table)).or_default();
+            table.chains.entry(chain).or_default().push(expressions);
+        }
+        for set in dump(kernel, message::GET_SET, message::NEW_SET, Set::parse)? {
+            if let Some(table) = ruleset.tables.get_mut(&(set.family, set.table.clone()))
+                && let Some(elements) = set.elements(kernel)?
+            {
+                table.sets.insert(set.name, elements);
+            }
         }
         Ok(Self { bases, ..ruleset })
     }
 
     /// Whether a base chain does what is looked for to the packet.
     pub(super) fn judge(&self, base: &Chain, packet: &Packet, aim: Aim) -> Judgement {
-        let none = Rules::new();
-        let rules = self.rules.get(&(base.family, base.table.clone())).unwrap_or(&none);
-        rules::judge(rules, &base.name, base.drops, packet, aim)
+        let none = rules::Table::default();
+        let table = self.tables.get(&(base.family, base.table.clone())).unwrap_or(&none);
+        rules::judge(table, &base.name, base.drops, packet, aim)
     }
 }
 
@@ -124,7 +143,7 @@ fn dump<T>(
     parse: fn(&[u8]) -> Result<Option<T>, MalformedReply>,
 ) -> Result<Vec<T>, Failure> {
     let read = |message: &Message<'_>| if message.kind == answer { parse(message.body) } else { Ok(None) };
-    kernel.dump(&List { kind: question }, read)?.whole()
+    kernel.dump(&List { kind: question, header: [0; HEADER], attributes: Vec::new() }, read)?.whole()
 }
 
 /// A base chain.
@@ -195,6 +214,78 @@ impl Rule {
             expressions: expressions.unwrap_or_default(),
         }))
     }
+}
+
+/// A set or map that is part of a rule and has no name of its own.
+struct Set {
+    header: [u8; HEADER],
+    family: &'static str,
+    table: String,
+    name: String,
+}
+
+impl Set {
+    /// `None` for one with a name: it may be large, and changes apart from the rules.
+    fn parse(body: &[u8]) -> Result<Option<Self>, MalformedReply> {
+        /// `NFT_SET_ANONYMOUS`.
+        const ANONYMOUS: u32 = 1;
+        let Some(family) = family(body)? else { return Ok(None) };
+        let attributes = attributes(body, HEADER)?;
+        if number(attributes, nfta::SET_FLAGS)?.unwrap_or(0) & ANONYMOUS == 0 {
+            return Ok(None);
+        }
+        let missing = |what| MalformedReply::Missing { what };
+        let mut header = [0; HEADER];
+        header.iter_mut().zip(body).take(1).for_each(|(place, family)| *place = *family);
+        Ok(Some(Self {
+            header,
+            family,
+            table: attribute_string(attributes, nfta::SET_TABLE)?.ok_or(missing("NFTA_SET_TABLE"))?,
+            name: attribute_string(attributes, nfta::SET_NAME)?.ok_or(missing("NFTA_SET_NAME"))?,
+        }))
+    }
+
+    /// Its elements, by their keys; `None` if one cannot be judged.
+    fn elements(&self, kernel: &mut Netlink) -> Result<Option<Vec<Element>>, Failure> {
+        let names = [(nfta::SET_TABLE, &self.table), (nfta::SET_NAME, &self.name)];
+        let attributes = names.iter().flat_map(|(kind, name)| text_attribute(*kind, name)).collect();
+        let question = List { kind: message::GET_ELEMENTS, header: self.header, attributes };
+        let read = |message: &Message<'_>| match message.kind {
+            message::NEW_ELEMENTS => {
+                let attributes = attributes_of(message.body)?;
+                let elements = attribute(attributes, nfta::SET_ELEMENTS, |list| {
+                    let elements = NlasIterator::new(list).map(|element| {
+                        let element = element.map_err(|_| MalformedReply::AttributeOverrun { have: list.len() })?;
+                        Element::parse(element.value())
+                    });
+                    elements.collect::<Result<Option<Vec<_>>, _>>()
+                })?;
+                Ok(Some(elements.unwrap_or_else(|| Some(Vec::new()))))
+            }
+            _ => Ok(None),
+        };
+        let parts: Option<Vec<_>> = kernel.dump(&question, read)?.whole()?.into_iter().collect();
+        Ok(parts.map(|parts| {
+            let mut elements = parts.concat();
+            elements.sort_by(|one, other| one.key.cmp(&other.key));
+            elements
+        }))
+    }
+}
+
+fn attributes_of(body: &[u8]) -> Result<&[u8], MalformedReply> {
+    attributes(body, HEADER)
+}
+
+/// An attribute with a text and the NUL behind it.
+fn text_attribute(kind: u16, text: &str) -> Vec<u8> {
+    // Names have at most 255 bytes.
+    let length = u16::try_from(text.len()).unwrap_or(0).saturating_add(5);
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(text.bytes().take(length.saturating_sub(5).into()));
+    bytes.push(0);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -65,11 +65,40 @@ pub(super) enum Judgement {
     Always,
 }
 
-/// The rules of one table, by their chains.
-pub(super) type Rules = BTreeMap<String, Vec<Vec<u8>>>;
+/// The rules of one table.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    /// The expressions of each rule, by chains.
+    pub(super) chains: BTreeMap<String, Vec<Vec<u8>>>,
+    /// The elements of sets and maps that are part of a rule, sorted by their keys.
+    pub(super) sets: BTreeMap<String, Vec<Element>>,
+}
+
+/// An element of a set or map. In one of intervals it is where an interval begins or is over.
+#[derive(Clone, Debug)]
+pub(super) struct Element {
+    pub(super) key: Vec<u8>,
+    is_over: bool,
+    action: Option<Action>,
+}
+
+impl Element {
+    /// One of a message; `None` if it is of a kind that cannot be judged.
+    pub(super) fn parse(element: &[u8]) -> Result<Option<Self>, MalformedReply> {
+        /// `NFT_SET_ELEM_INTERVAL_END`.
+        const OVER: u32 = 1;
+        let [key, data] = [nfta::ELEMENT_KEY, nfta::DATA_OF_ELEMENT];
+        if attribute(element, nfta::ELEMENT_KEY_END, |_| Ok(()))?.is_some() {
+            return Ok(None);
+        }
+        let action = attribute(element, data, verdict)?.flatten();
+        let is_over = number(element, nfta::ELEMENT_FLAGS)?.unwrap_or(0) & OVER != 0;
+        Ok(Some(Self { key: data_value(element, key)?, is_over, action }))
+    }
+}
 
 /// Whether a base chain with this policy does what is looked for to the packet.
-pub(super) fn judge(rules: &Rules, chain: &str, drops_by_policy: bool, packet: &Packet, aim: Aim) -> Judgement {
+pub(super) fn judge(rules: &Table, chain: &str, drops_by_policy: bool, packet: &Packet, aim: Aim) -> Judgement {
     let mut ends = walk(rules, chain, packet, aim, DEPTH, &Cell::new(RULES));
     ends.drops |= ends.passes && drops_by_policy;
     ends.accepts |= ends.passes && !drops_by_policy;
@@ -96,16 +125,16 @@ struct Ends {
     passes: bool,
 }
 
-fn walk(rules: &Rules, chain: &str, packet: &Packet, aim: Aim, depth: u32, left: &Cell<u32>) -> Ends {
+fn walk(rules: &Table, chain: &str, packet: &Packet, aim: Aim, depth: u32, left: &Cell<u32>) -> Ends {
     let anything = Ends { accepts: true, drops: true, acts: true, passes: true };
     let Some(depth) = depth.checked_sub(1) else { return anything };
     let mut ends = Ends { passes: true, ..Ends::default() };
     let mut returns = false;
-    for rule in rules.get(chain).into_iter().flatten() {
+    for rule in rules.chains.get(chain).into_iter().flatten() {
         let Some(fewer) = left.get().checked_sub(1) else { return anything };
         left.set(fewer);
         // What cannot be read may be anything.
-        let (truth, action) = judge_rule(rule, packet, aim).unwrap_or((Truth::Maybe, Action::Unknown));
+        let (truth, action) = judge_rule(rules, rule, packet, aim).unwrap_or((Truth::Maybe, Action::Unknown));
         if truth == Truth::No {
             continue;
         }
@@ -152,7 +181,7 @@ enum Truth {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Action {
+pub(super) enum Action {
     Accept,
     Drop,
     Goto(String),
@@ -195,14 +224,21 @@ mod nfta {
     pub(super) const BITWISE_MASK: u16 = 4;
     pub(super) const BITWISE_XOR: u16 = 5;
     pub(super) const BITWISE_OPERATION: u16 = 6;
-    pub(super) const LOOKUP_REGISTER: u16 = 3;
+    pub(super) const LOOKUP_SET: u16 = 1;
+    pub(super) const LOOKUP_SOURCE: u16 = 2;
+    pub(super) const LOOKUP_TARGET: u16 = 3;
+    pub(super) const LOOKUP_FLAGS: u16 = 5;
+    pub(super) const ELEMENT_KEY: u16 = 1;
+    pub(super) const DATA_OF_ELEMENT: u16 = 2;
+    pub(super) const ELEMENT_FLAGS: u16 = 3;
+    pub(super) const ELEMENT_KEY_END: u16 = 10;
     /// Of `match` and `target`.
     pub(super) const EXTENSION_NAME: u16 = 1;
     pub(super) const EXTENSION_INFO: u16 = 3;
     pub(super) const NAT_TYPE: u16 = 1;
 }
 
-fn judge_rule(expressions: &[u8], packet: &Packet, aim: Aim) -> Result<(Truth, Action), MalformedReply> {
+fn judge_rule(table: &Table, expressions: &[u8], packet: &Packet, aim: Aim) -> Result<(Truth, Action), MalformedReply> {
     let mut registers = BTreeMap::new();
     let (mut is_certain, mut is_about_peer, mut action) = (true, false, Action::Pass);
     for element in NlasIterator::new(expressions) {
@@ -225,12 +261,13 @@ fn judge_rule(expressions: &[u8], packet: &Packet, aim: Aim) -> Result<(Truth, A
             "notrack" => act(&mut action, Action::NoTrack),
             "reject" => act(&mut action, Action::Drop),
             "target" => act(&mut action, target(&data)?),
-            "lookup" | "limit" | "quota" | "connlimit" | "fib" | "socket" | "byteorder" | "numgen" | "hash" => {
+            "lookup" => {
+                let (truth, verdict) = look_up(table, &data, &registers, packet)?;
+                action = verdict.unwrap_or(action);
+                truth
+            }
+            "limit" | "quota" | "connlimit" | "fib" | "socket" | "byteorder" | "numgen" | "hash" => {
                 registers.clear();
-                // A map of verdicts has one in register 0.
-                if name == "lookup" && number(&data, nfta::LOOKUP_REGISTER)? == Some(0) {
-                    action = Action::Unknown;
-                }
                 Truth::Maybe
             }
             _ => act(&mut action, Action::Unknown),
@@ -286,13 +323,8 @@ fn load(
             (number(data, to)?, value.filter(|_| is_mask).map(|value| value.masked(&mask, &xor)))
         }
         _ => {
-            let verdict = attribute(data, nfta::IMMEDIATE_DATA, |data| {
-                attribute(data, nfta::DATA_VERDICT, |verdict| {
-                    Ok((number(verdict, nfta::VERDICT_CODE)?, attribute_string(verdict, nfta::VERDICT_CHAIN)?))
-                })
-            })?;
-            if let Some((code, chain)) = verdict.flatten() {
-                return Ok(Some(verdict_of(code, chain)));
+            if let Some(verdict) = attribute(data, nfta::IMMEDIATE_DATA, verdict)?.flatten() {
+                return Ok(Some(verdict));
             }
             (number(data, nfta::REGISTER)?, Some(known(&data_value(data, nfta::IMMEDIATE_DATA)?)))
         }
@@ -425,17 +457,52 @@ fn data_value(attributes: &[u8], kind: u16) -> Result<Vec<u8>, MalformedReply> {
     Ok(value.flatten().unwrap_or_default())
 }
 
+/// Looks a value up in a set; in a map of verdicts there is one to be found.
+fn look_up(
+    table: &Table,
+    data: &[u8],
+    registers: &BTreeMap<u32, Value>,
+    packet: &Packet,
+) -> Result<(Truth, Option<Action>), MalformedReply> {
+    let name = attribute_string(data, nfta::LOOKUP_SET)?.unwrap_or_default();
+    let value = number(data, nfta::LOOKUP_SOURCE)?.and_then(|register| registers.get(&register));
+    let target = number(data, nfta::LOOKUP_TARGET)?;
+    let is_inverted = number(data, nfta::LOOKUP_FLAGS)?.unwrap_or(0) & 1 != 0;
+    let unknown = (Truth::Maybe, target.map(|_| Action::Unknown));
+    // A map of other values than verdicts loads a register.
+    let (Some(elements), None | Some(0)) = (table.sets.get(&name), target) else { return Ok(unknown) };
+    let value = match value {
+        None => return Ok(unknown),
+        Some(Value::Peer) if target.is_none() => {
+            let is_about_peers = elements.iter().any(|element| !element.is_over && !packet.is_no_peer(&element.key));
+            let is_false = !is_about_peers && !is_inverted;
+            return Ok((if is_false { Truth::No } else { Truth::Peer }, None));
+        }
+        Some(Value::Peer) => return Ok(unknown),
+        Some(Value::Known(value)) => value,
+    };
+    let has_intervals = elements.iter().any(|element| element.is_over);
+    let below = elements.iter().take_while(|element| element.key <= *value).last();
+    let found = below.filter(|element| if has_intervals { !element.is_over } else { element.key == *value });
+    let truth = if found.is_some() != is_inverted { Truth::Yes } else { Truth::No };
+    let verdict = found.and_then(|element| element.action.clone());
+    Ok((truth, target.map(|_| verdict.unwrap_or(Action::Unknown))))
+}
+
 /// `NFT_*` and `NF_*` verdicts.
-fn verdict_of(code: Option<u32>, chain: Option<String>) -> Action {
-    match (code.map(u32::cast_signed), chain) {
-        (Some(0), _) => Action::Drop,
-        (Some(1), _) => Action::Accept,
-        (Some(-1), _) => Action::Pass,
-        (Some(-3), Some(chain)) => Action::Jump(chain),
-        (Some(-4), Some(chain)) => Action::Goto(chain),
-        (Some(-5), _) => Action::Return,
-        _ => Action::Unknown,
-    }
+fn verdict(data: &[u8]) -> Result<Option<Action>, MalformedReply> {
+    attribute(data, nfta::DATA_VERDICT, |verdict| {
+        let chain = attribute_string(verdict, nfta::VERDICT_CHAIN)?;
+        Ok(match (number(verdict, nfta::VERDICT_CODE)?.map(u32::cast_signed), chain) {
+            (Some(0), _) => Action::Drop,
+            (Some(1), _) => Action::Accept,
+            (Some(-1), _) => Action::Pass,
+            (Some(-3), Some(chain)) => Action::Jump(chain),
+            (Some(-4), Some(chain)) => Action::Goto(chain),
+            (Some(-5), _) => Action::Return,
+            _ => Action::Unknown,
+        })
+    })
 }
 
 /// A `match` of iptables.
@@ -529,8 +596,12 @@ mod unit {
         }
     }
 
+    fn table(rules: Vec<Vec<u8>>) -> Table {
+        Table { chains: [("input".into(), rules)].into(), ..Table::default() }
+    }
+
     fn judged(rule: Vec<u8>, port: u16) -> Judgement {
-        judge(&Rules::from([("input".into(), [rule].into())]), "input", true, &packet(port), Aim::Accept)
+        judge(&table([rule].into()), "input", true, &packet(port), Aim::Accept)
     }
 
     #[test]
@@ -553,7 +624,7 @@ mod unit {
         let verdict = nla(nfta::DATA_VERDICT, &[big(1, (-3_i32).cast_unsigned()), nla(2, b"input\0")].concat());
         let jump = expression("immediate", &[big(1, 0), nla(nfta::IMMEDIATE_DATA, &verdict)]);
         assert_eq!(judged(jump.clone(), 8285), Judgement::Maybe);
-        let many = Rules::from([("input".into(), alloc::vec![jump; 100])]);
+        let many = table(alloc::vec![jump; 100]);
         assert_eq!(judge(&many, "input", true, &packet(8285), Aim::Accept), Judgement::Maybe);
     }
 }

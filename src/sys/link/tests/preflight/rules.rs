@@ -54,8 +54,16 @@ fn an_input_chain_that_drops_the_port_is_found_and_the_command_mends_it() {
         ("nft add rule inet t input udp dport 8285 drop; nft add rule inet t input udp dport 8285 accept", will),
         // Only answers are accepted: the first datagram of a host that was not sent to is lost.
         ("nft add rule inet t input ct state established,related accept; nft add rule inet t input iif lo accept", may),
-        // What a set holds is not read.
-        ("nft add rule inet t input udp dport '{ 22, 53 }' accept", may),
+        ("nft add rule inet t input udp dport '{ 22, 53, 9000 }' accept", will),
+        ("nft add rule inet t input udp dport '{ 22, 8000-8284, 8286-9000 }' accept", will),
+        ("nft add rule inet t input udp dport != '{ 22, 8285 }' accept", will),
+        ("nft add rule inet t input iifname '{ lo, br0 }' accept", will),
+        ("nft add rule inet t input ct state vmap '{ established : accept, related : accept, invalid : drop }'", may),
+        // What a set with a name holds is not read.
+        (
+            "nft 'add set inet t s { type inet_service; elements = { 22, 53 }; }'; nft add rule inet t input udp dport @s accept",
+            may,
+        ),
         ("nft add rule inet t input udp dport 8285 limit rate 10/second accept", may),
     ] {
         found_and_mended([INPUT, rules].concat().leak(), expected);
@@ -82,6 +90,13 @@ fn an_input_chain_that_accepts_the_port_is_no_finding() {
         "nft add rule inet t input ip saddr 192.168.7.0/24 drop; nft add rule inet t input udp dport 8285 accept",
         "nft add rule inet t input ip saddr != 10.0.0.0/8 drop; nft add rule inet t input iifname '\"eth0\"' accept",
         "nft add rule inet t input iifname '\"eth*\"' accept",
+        "nft add rule inet t input udp dport '{ 22, 8285 }' accept",
+        "nft add rule inet t input udp dport '{ 22, 8000-9000 }' accept",
+        "nft add rule inet t input iifname '{ lo, eth0 }' accept",
+        "nft add rule inet t input ip saddr '{ 10.168.0.3, 10.168.0.4 }' udp dport 8285 accept",
+        "nft add rule inet t input meta l4proto vmap '{ tcp : drop, udp : accept }'",
+        "nft add rule inet t input ct state vmap '{ established : accept, related : accept, invalid : drop }'; \
+            nft add rule inet t input iif lo accept; nft add rule inet t input udp dport 8285 accept",
         "nft add rule inet t input ct state invalid drop; nft add rule inet t input udp dport 8285 accept",
         "nft add chain inet t of_udp; nft add rule inet t of_udp udp dport 8285 accept; \
             nft add rule inet t input meta l4proto udp jump of_udp",
