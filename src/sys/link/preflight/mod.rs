@@ -15,8 +15,8 @@
 //! - **It changes nothing.** No device is made, no table made, no setting written; no other program is run. One thing a
 //!   question can cause: a kernel that has TUN devices or netfilter as modules may load the one that answers.
 //! - **It never passes in silence.** What could not be read is a finding of its own, [`Finding::Unchecked`].
-//! - **It reads rules of nftables as far as it can.** Sets, extensions of iptables and the like it cannot judge, and says so.
-//!   Of iptables-legacy it looks at the policies alone.
+//! - **It reads rules of nftables as far as it can.** Sets with a name, most extensions of iptables and the like it cannot
+//!   judge, and says so. Of iptables-legacy it looks at the policies alone.
 //! - **It looks at the main table**, not at the rules that may lead past it.
 //! - **Which namespace.** The network namespace of the calling thread, for all readings.
 //!
@@ -39,6 +39,7 @@
 
 mod bridge;
 mod device;
+mod expressions;
 mod finding;
 mod firewall;
 mod host;

@@ -9,7 +9,8 @@ use netlink_packet_core::{NetlinkSerializable, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Firewall;
-use super::rules::{self, Aim, Element, Judgement, Packet};
+use super::expressions::Element;
+use super::rules::{self, Aim, Judgement, Packet};
 use crate::sys::link::error::{LinkError, MalformedReply};
 use crate::sys::link::message::{Message, attribute, attribute_string, attributes, sized};
 use crate::sys::link::netlink::{Failure, Netlink};
@@ -267,7 +268,7 @@ impl Set {
         let parts: Option<Vec<_>> = kernel.dump(&question, read)?.whole()?.into_iter().collect();
         Ok(parts.map(|parts| {
             let mut elements = parts.concat();
-            elements.sort_by(|one, other| one.key.cmp(&other.key));
+            Element::sort(&mut elements);
             elements
         }))
     }

@@ -59,6 +59,8 @@ fn an_input_chain_that_drops_the_port_is_found_and_the_command_mends_it() {
         ("nft add rule inet t input udp dport != '{ 22, 8285 }' accept", will),
         ("nft add rule inet t input iifname '{ lo, br0 }' accept", will),
         ("nft add rule inet t input ct state vmap '{ established : accept, related : accept, invalid : drop }'", may),
+        ("nft add rule inet t input udp dport vmap '{ 1-8285 : drop, 8286-9000 : accept }'", will),
+        ("nft add rule inet t input udp dport vmap '{ 22 : drop, * : accept }'", may),
         // What a set with a name holds is not read.
         (
             "nft 'add set inet t s { type inet_service; elements = { 22, 53 }; }'; nft add rule inet t input udp dport @s accept",
@@ -93,6 +95,7 @@ fn an_input_chain_that_accepts_the_port_is_no_finding() {
         "nft add rule inet t input udp dport '{ 22, 8285 }' accept",
         "nft add rule inet t input udp dport '{ 22, 8000-9000 }' accept",
         "nft add rule inet t input iifname '{ lo, eth0 }' accept",
+        "nft add rule inet t input udp dport vmap '{ 1-8284 : drop, 8285-9000 : accept }'",
         "nft add rule inet t input ip saddr '{ 10.168.0.3, 10.168.0.4 }' udp dport 8285 accept",
         "nft add rule inet t input meta l4proto vmap '{ tcp : drop, udp : accept }'",
         "nft add rule inet t input ct state vmap '{ established : accept, related : accept, invalid : drop }'; \
