@@ -54,6 +54,10 @@ pub(super) mod nfta {
     pub(in super::super) const RULE_EXPRESSIONS: u16 = 4;
 }
 
+/// Sets of which the elements are read, at most: each is a question of its own, and a tunnel that starts waits. Rules with
+/// others cannot be judged.
+const SETS: usize = 256;
+
 /// `NFT_TABLE_F_DORMANT`: the chains of the table are not in use.
 const DORMANT: u32 = 1;
 
@@ -119,7 +123,7 @@ impl Ruleset {
             let table = ruleset.tables.entry((family, table)).or_default();
             table.chains.entry(chain).or_default().push(expressions);
         }
-        for set in dump(kernel, message::GET_SET, message::NEW_SET, Set::parse)? {
+        for set in dump(kernel, message::GET_SET, message::NEW_SET, Set::parse)?.into_iter().take(SETS) {
             if let Some(table) = ruleset.tables.get_mut(&(set.family, set.table.clone()))
                 && let Some(elements) = set.elements(kernel)?
             {
