@@ -6,6 +6,7 @@ mod check;
 mod control;
 mod device;
 mod forged;
+mod host;
 mod icmp;
 mod inject;
 mod lifecycle;
