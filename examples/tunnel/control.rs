@@ -15,7 +15,7 @@ use nix::sys::socket::{MsgFlags, UnixAddr, UnixCredentials, recvmsg};
 use nix::sys::stat::{Mode, umask};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::report::{Limited, say};
+use crate::report::say;
 
 /// How long no client is accepted after there was no file descriptor for one: the listener stays readable all the while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -27,11 +27,8 @@ pub(crate) struct Control {
     accept_after: Option<Instant>,
     path: PathBuf,
     inode: u64,
-    complaints: Limited,
     /// Messages that were no command.
     pub(crate) malformed: u64,
-    /// Routes that were refused.
-    pub(crate) refused: u64,
 }
 
 /// One look at a client.
@@ -60,16 +57,8 @@ impl Control {
         umask(mask);
         bound?;
         let inode = fs::symlink_metadata(path)?.ino();
-        let control = Self {
-            listener,
-            clients: Vec::new(),
-            accept_after: None,
-            path: path.into(),
-            inode,
-            complaints: Limited::new(),
-            malformed: 0,
-            refused: 0,
-        };
+        let control =
+            Self { listener, clients: Vec::new(), accept_after: None, path: path.into(), inode, malformed: 0 };
         control.listener.listen(128)?;
         Ok(control)
     }
@@ -102,7 +91,7 @@ impl Control {
                     Received::Message(Ok(command)) => commands.push(command),
                     Received::Message(Err(error)) => {
                         self.malformed += 1;
-                        self.complaints.say(&format!("control: {error}"));
+                        say("malformed commands", format_args!("control: {error}"));
                     }
                     Received::Nothing => continue,
                     Received::Gone => {
@@ -134,7 +123,7 @@ impl Control {
                 Err(error) => {
                     // Once, and not again at every try until one succeeds.
                     if !paused {
-                        say(&format!("control: no client can be accepted for the moment: {error}"));
+                        say("clients", format_args!("control: no client can be accepted for the moment: {error}"));
                     }
                     self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
