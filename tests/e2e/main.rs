@@ -11,6 +11,7 @@ mod lifecycle;
 mod mtu;
 mod narrow;
 mod offload;
+mod stalls;
 mod support;
 mod traffic;
 mod updates;
