@@ -141,6 +141,13 @@ impl Tunnel {
         let name = tuns[0].name().to_owned();
         let offloads = offloads(&tuns[0], &sockets[0]);
         let network = args.network.trunc();
+        let missing = args.missing_offloads(&offloads);
+        if !missing.is_empty() {
+            answer(format_args!(
+                "the kernel does not grant {}, which --offload names; the tunnel runs without",
+                missing.join(", ")
+            ));
+        }
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
         let links = Links::configure(&name, &config, underlay)?;
         let report = Report::new(args.stats);

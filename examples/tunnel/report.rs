@@ -159,11 +159,12 @@ pub(crate) fn say_strangers(worker: &mut Worker) {
             said.pop_front();
         }
         said.push_back((from.ip(), next_hop));
+        let setting = if from.ip() == next_hop.ip() { "address" } else { "off" };
         say(
             "unknown senders",
             format_args!(
                 "datagrams from {from} are dropped: no route leads there, but their inner source {inner_source} belongs to \
-                 {next_hop}; if that peer is behind NAT, use --peer-check off, otherwise somebody forges them"
+                 {next_hop}; if NAT changes that peer's address or port, use --peer-check {setting}, otherwise they are forged"
             ),
         );
     }

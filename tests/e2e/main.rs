@@ -12,6 +12,7 @@ mod mtu;
 mod narrow;
 mod offload;
 mod stalls;
+mod strangers;
 mod support;
 mod traffic;
 mod updates;

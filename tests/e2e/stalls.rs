@@ -18,7 +18,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use testbed::TwoHosts;
 use testbed::probe::{Ping, PingOutcome, ping};
 
-use crate::support::{SECOND, Tunnel, program, run, spawn, wait_until};
+use crate::support::{SECOND, Tunnel, Tunnels, program, run, spawn, wait_until};
 
 /// On a machine that is busy with other tests, too: far below what reading or writing a million lines takes.
 const LONGEST_RTT: Duration = Duration::from_millis(500);
@@ -338,4 +338,49 @@ fn fault_56_clients_that_stall_or_flood() {
     a.child.signal(Signal::SIGTERM).unwrap();
     assert!(a.child.wait(2 * SECOND).unwrap().expect("an end within two seconds").success());
     a.last_event();
+}
+
+/// Fault 63: a route that something deletes again and again is put back each time, and a few sentences say so.
+#[test]
+fn fault_63_a_route_that_flaps_is_a_few_sentences() {
+    let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
+    let said_before = a.child.stderr().lines().count();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        wait_until("the overlay's route", || hosts.host_a.delete_route(TwoHosts::OVERLAY).is_ok());
+    }
+    for number in 0..200 {
+        if number % 2 == 0 { hosts.host_a.set_down("eth0") } else { hosts.host_a.set_up("eth0") }.unwrap();
+        std::thread::sleep(SECOND / 1000);
+    }
+    // Twenty of each cause in each ten seconds, and how many were left out.
+    let most = 2 * 21 * (start.elapsed().as_secs() as usize / 10 + 1) + 1;
+    a.stop();
+    let said = a.child.stderr();
+    let lines: Vec<_> = said.lines().skip(said_before).collect();
+    let about = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert!((1..=most).contains(&lines.len()), "{} lines, at most {most}: {said}", lines.len());
+    assert!(about("put back what the TUN device had lost") >= 10 && about("eth0 is down") >= 5, "{said}");
+    assert!(about("more messages about the overlay's route were left out") >= 1, "{said}");
+    assert!(about("more messages about the underlay's interface were left out") >= 1, "{said}");
+}
+
+/// R72: what the TUN's own queue dropped while the tunnel did not read is shown beside the counters.
+#[test]
+fn r72_packets_that_the_queue_of_the_device_dropped_are_shown() {
+    let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
+    a.child.signal(Signal::SIGSTOP).unwrap();
+    let socket = hosts.pod_a.enter(|| std::net::UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();
+    for _ in 0..2000 {
+        socket.send_to(b"unread", (TwoHosts::POD_B, 9)).unwrap();
+    }
+    a.child.signal(Signal::SIGCONT).unwrap();
+    // All that is in the queue by now leaves it first.
+    wait_until("an answer", || {
+        let quick = Ping { timeout: SECOND / 4, ..Ping::default() };
+        matches!(hosts.pod_a.enter(|| ping(TwoHosts::POD_B, quick)).unwrap()[..], [PingOutcome::Reply { .. }])
+    });
+    let last = a.stop();
+    let (read, dropped) = (last["encap"]["in"].as_u64().unwrap(), last["device"]["queue_dropped"].as_u64().unwrap());
+    assert!(dropped >= 1000 && read + dropped >= 2000 && read + dropped < 2100, "{last}");
 }
