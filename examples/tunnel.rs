@@ -52,7 +52,7 @@ use args::Args;
 use control::Control;
 use links::{Limit, Links};
 use queues::{Queues, Tally};
-use report::{Report, answer, say, say_strangers};
+use report::{Report, answer, say, say_notices};
 use routes::Routes;
 use routing::Routing;
 use underlay::Underlay;
@@ -141,13 +141,6 @@ impl Tunnel {
         let name = tuns[0].name().to_owned();
         let offloads = offloads(&tuns[0], &sockets[0]);
         let network = args.network.trunc();
-        let missing = args.missing_offloads(&offloads);
-        if !missing.is_empty() {
-            answer(format_args!(
-                "the kernel does not grant {}, which --offload names; the tunnel runs without",
-                missing.join(", ")
-            ));
-        }
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
         let links = Links::configure(&name, &config, underlay)?;
         let report = Report::new(args.stats);
@@ -171,6 +164,7 @@ impl Tunnel {
         let budget = Budget::default();
         let (mut tun_more, mut udp_more) = (false, false);
         loop {
+            say_notices(&mut self.worker);
             let ready = self.wait(tun_more || udp_more)?;
             let now = Instant::now();
             if ready.signals && take_signals(&self.signals, &self.routing)? == Next::Stop {
@@ -187,7 +181,6 @@ impl Tunnel {
             }
             if udp_more || ready.udp {
                 udp_more = self.worker.udp_ready(budget, now)? == Progress::More;
-                say_strangers(&mut self.worker);
             }
             if ready.queue_ended {
                 return Err(self.queues.stop().err().unwrap_or_else(|| "a queue ended".into()));
@@ -213,7 +206,8 @@ impl Tunnel {
             None => PollTimeout::NONE,
             Some(at) => milliseconds_until(at),
         };
-        let udp = PollFlags::POLLIN | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
+        let udp = readable | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.worker.udp().as_fd(), udp),

@@ -119,12 +119,6 @@ impl Args {
         UdpOffload { gso: self.uses(OffloadArg::UdpGso), gro: self.uses(OffloadArg::UdpGro) }
     }
 
-    /// The offloads that the command line names and the kernel has not granted.
-    pub(crate) fn missing_offloads(&self, granted: &[&str]) -> Vec<String> {
-        let named = self.offload.iter().flatten().filter_map(ValueEnum::to_possible_value);
-        named.map(|value| value.get_name().to_owned()).filter(|name| !granted.contains(&name.as_str())).collect()
-    }
-
     fn uses(&self, offload: OffloadArg) -> bool {
         !self.no_offload && self.offload.as_ref().is_none_or(|offloads| offloads.contains(&offload))
     }

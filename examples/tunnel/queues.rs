@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::report::say_strangers;
+use crate::report::say_notices;
 use crate::{Error, milliseconds_until};
 
 /// Where the packets of one worker, or of several, went.
@@ -158,16 +158,18 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
     let budget = Budget::default();
     let mut more = false;
     loop {
+        say_notices(worker);
         let interest = worker.interest();
         let timeout = match interest.wake_at {
             _ if more => PollTimeout::ZERO,
             None => PollTimeout::NONE,
             Some(at) => milliseconds_until(at),
         };
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [
             PollFd::new(woken.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.udp().as_fd(), readable | writable),
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
         ];
         let waited_for = if interest.tun_readable { &mut fds[..] } else { &mut fds[..2] };
@@ -195,7 +197,6 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
         }
         if more || udp.intersects(!PollFlags::POLLOUT) {
             progress[1] = worker.udp_ready(budget, now)?;
-            say_strangers(worker);
         }
         more = progress.contains(&Progress::More);
     }

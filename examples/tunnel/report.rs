@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use loden::forward::Flow;
 use loden::sys::link::LinkStats;
-use loden::worker::{Stranger, Worker};
+use loden::worker::{Notice, Stranger, Worker};
 use serde_json::{Map, Value, json};
 
 use crate::control::Control;
@@ -145,29 +145,42 @@ pub(crate) fn say(cause: &'static str, sentence: fmt::Arguments<'_>) {
     }
 }
 
-/// Names the senders that may be peers behind NAT, each once.
-pub(crate) fn say_strangers(worker: &mut Worker) {
-    /// By address of the sender and next hop, for all queues.
-    static SAID: Mutex<VecDeque<(IpAddr, SocketAddr)>> = Mutex::new(VecDeque::new());
-    const MOST: usize = 64;
-    for Stranger { from, inner_source, next_hop, .. } in worker.take_strangers() {
-        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.contains(&(from.ip(), next_hop)) {
-            continue;
+/// Says what a worker has noticed: what the kernel lacks, calls that fail, and senders that may be peers behind NAT.
+pub(crate) fn say_notices(worker: &mut Worker) {
+    for notice in worker.take_notices() {
+        match notice {
+            Notice::Disabled(_) if !is_new(&notice.to_string()) => {}
+            _ => say("system calls", format_args!("{notice}")),
         }
-        if said.len() == MOST {
-            said.pop_front();
-        }
-        said.push_back((from.ip(), next_hop));
-        let setting = if from.ip() == next_hop.ip() { "address" } else { "off" };
-        say(
-            "unknown senders",
-            format_args!(
-                "datagrams from {from} are dropped: no route leads there, but their inner source {inner_source} belongs to \
-                 {next_hop}; if NAT changes that peer's address or port, use --peer-check {setting}, otherwise they are forged"
-            ),
-        );
     }
+    for Stranger { from, inner_source, next_hop, .. } in worker.take_strangers() {
+        let setting = if from.ip() == next_hop.ip() { "address" } else { "off" };
+        if is_new(&format!("{} {next_hop}", from.ip())) {
+            say(
+                "unknown senders",
+                format_args!(
+                    "datagrams from {from} are dropped: no route leads there, but their inner source {inner_source} belongs \
+                     to {next_hop}; if NAT changes that peer's address or port, use --peer-check {setting}, otherwise they \
+                     are forged"
+                ),
+            );
+        }
+    }
+}
+
+/// Whether no queue has noticed a thing before, as far as is remembered.
+fn is_new(thing: &str) -> bool {
+    static KNOWN: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+    const MOST: usize = 64;
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if known.iter().any(|known| known == thing) {
+        return false;
+    }
+    if known.len() == MOST {
+        known.pop_front();
+    }
+    known.push_back(thing.to_owned());
+    true
 }
 
 /// Says a sentence that somebody asked for, or the last one.

@@ -17,9 +17,11 @@ use crate::wire::ipv4::Ipv4Packet;
 
 mod budget;
 mod ends;
+mod failing;
 mod inbound;
 mod outbound;
 mod random;
+mod stale;
 mod strangers;
 
 /// A pod of ours, one of host A's and one of host B's; and an address that nobody has.
