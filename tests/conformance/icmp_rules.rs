@@ -177,18 +177,38 @@ fn r48_fault_8_a_flood_is_answered_at_the_limit() {
     let host = Host::ordinary();
     let mut limiter = IcmpLimiter::default();
     let mut packet = Ipv4 { destination: NOBODY, ..outbound() }.bytes();
+    let mut of_another = Ipv4 { source: [100, 96, 1, 77].into(), destination: NOBODY, ..outbound() }.bytes();
     let Rate { per_second, burst } = IcmpLimiter::PER_SOURCE;
     let (mut answered, mut limited) = (0, 0);
     for i in 0..1_000_000u64 {
         let verdict = host.forwarder.encapsulate(&mut packet, &host.table);
         let loden::forward::Encap::Reject(reject) = verdict else { panic!("{verdict:?}") };
         assert!(reject.reply_to().is_some());
-        match limiter.allow(reject.offender().header().source(), Duration::from_micros(i)) {
+        match limiter.allow(&reject, Duration::from_micros(i)) {
             true => answered += 1,
             false => limited += 1,
+        }
+        if i == 500_000 {
+            let verdict = host.forwarder.encapsulate(&mut of_another, &host.table);
+            let loden::forward::Encap::Reject(reject) = verdict else { panic!("{verdict:?}") };
+            assert!(limiter.allow(&reject, Duration::from_micros(i)), "another source's first, while the flood lasts");
         }
     }
     assert!((burst + per_second - 1..=burst + per_second).contains(&answered), "{answered} answers");
     assert_eq!(answered + limited, 1_000_000);
-    assert!(limiter.allow([100, 96, 1, 77].into(), Duration::from_secs(1)), "another source's first");
+}
+
+/// R48: unroutable packets use up what their source may be told, and it is told all the same that a packet is too long.
+#[test]
+fn r48_fragmentation_needed_is_said_after_any_number_of_other_errors() {
+    let (host, mut limiter) = (Host::ordinary(), IcmpLimiter::default());
+    let mut told = |packet: Ipv4| {
+        let mut bytes = packet.bytes();
+        let verdict = host.forwarder.encapsulate(&mut bytes, &host.table);
+        let loden::forward::Encap::Reject(reject) = verdict else { panic!("{verdict:?}") };
+        limiter.allow(&reject, Duration::ZERO)
+    };
+    let unroutable = || Ipv4 { destination: NOBODY, ..outbound() };
+    assert_eq!((0..21).map(|_| told(unroutable())).filter(|told| *told).count(), 20);
+    assert!(told(Ipv4 { fragment: DF, payload: vec![0; 2000], ..outbound() }));
 }
