@@ -147,6 +147,36 @@ fn r40_broadcasts_are_not_answered() {
     assert_eq!(Host::with_default_route(unchecked, host_a()).decapsulate(&from_all, host_a()).icmp(), None);
 }
 
+/// R40: the broadcast address of the routed subnet that holds an address, of the longest one alone; both ends.
+#[test]
+fn r40_the_broadcast_address_of_a_routed_subnet_is_not_answered() {
+    let mut all = routes();
+    all.extend(
+        [([100, 96, 8, 0], 22), ([100, 96, 9, 0], 24), ([100, 96, 9, 6], 31), ([100, 96, 9, 9], 32)]
+            .map(|(address, len)| loden::route::Route::new(net(address, len), host_a())),
+    );
+    let host = Host::new(overlay(), all);
+    for (address, answered) in [
+        ([100, 96, 2, 255], false),
+        ([100, 96, 3, 255], false),
+        ([100, 96, 2, 239], true),
+        ([100, 96, 11, 255], false),
+        ([100, 96, 8, 255], true),
+        ([100, 96, 9, 255], false),
+        ([100, 96, 9, 7], true),
+        ([100, 96, 9, 9], true),
+    ] {
+        let to = host.encapsulate(&Ipv4 { ttl: 1, ..Ipv4::new(POD, address) }.bytes());
+        assert_eq!(to.icmp().is_some(), answered, "to {address:?}");
+        let too_long = Ipv4 { fragment: DF, payload: vec![0; 2000], ..Ipv4::new(POD, address) };
+        assert_eq!(host.encapsulate(&too_long.bytes()).icmp().is_some(), answered, "too long, to {address:?}");
+        let from = host.encapsulate(&Ipv4 { ttl: 1, ..Ipv4::new(address, NOBODY) }.bytes());
+        assert_eq!(from.icmp().is_some(), answered, "from {address:?}");
+    }
+    let of_everyone = Ipv4 { ttl: 1, source: [100, 96, 2, 255].into(), ..inbound() }.bytes();
+    assert_eq!(host.decapsulate(&of_everyone, crate::support::host::host_b()).icmp(), None);
+}
+
 /// R40: networks of one address or two have no broadcast address (RFC 3021).
 #[test]
 fn r40_a_network_of_one_or_two_has_no_broadcast() {
