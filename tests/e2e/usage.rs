@@ -55,6 +55,31 @@ fn mistakes_are_named() {
     assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "nothing is left of what never began");
 }
 
+/// R71: a network that no router carries is refused before anything is made, also by `--check`, and one inside 240/4 is not.
+#[test]
+fn r71_a_network_that_is_not_carried_is_refused_at_the_start() {
+    let hosts = TwoHosts::new().unwrap();
+    let args = |subnet, network| ["--subnet", subnet, "--network", network, "--listen", "10.168.0.2"];
+    for (subnet, network) in [
+        ("0.1.0.0/24", "0.0.0.0/8"),
+        ("127.1.0.0/24", "127.0.0.0/8"),
+        ("127.1.0.0/24", "127.1.0.0/16"),
+        ("224.1.0.0/24", "224.0.0.0/4"),
+        ("239.1.0.0/24", "239.0.0.0/8"),
+    ] {
+        for more in [&[][..], &["--check"]] {
+            refused(&hosts.host_a, &[&args(subnet, network), more].concat(), "whose addresses are not carried");
+        }
+    }
+    assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "nothing was made");
+    for (subnet, network) in [("240.1.1.0/24", "240.1.0.0/16"), ("169.254.1.0/24", "169.254.0.0/16")] {
+        let mut child = crate::support::spawn(&hosts.host_a, &args(subnet, network));
+        child.next_line(10 * SECOND).expect("it is ready");
+        child.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(child.wait(SECOND).unwrap().expect("an end").success());
+    }
+}
+
 /// Fault 39: what is in use already.
 #[test]
 fn fault_39_a_busy_device_or_port_is_named() {
