@@ -13,16 +13,26 @@ use std::time::{Duration, Instant};
 
 /// Lines that wait for a reader. With more the oldest are dropped.
 const QUEUE: usize = 256;
-/// Messages of one cause in one window of time.
-const PER_WINDOW: u32 = 20;
-/// The first window. Each one that left messages out makes the next twice as long, up to [`LONGEST`].
-const SHORTEST: Duration = Duration::from_secs(10);
-const LONGEST: Duration = Duration::from_secs(600);
+
+/// The messages of one cause that are written in one window of time. Each window in which there were more makes the next one twice
+/// as long.
+#[derive(Clone, Copy)]
+pub(crate) struct RateLimit {
+    pub(crate) messages: u32,
+    pub(crate) shortest: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl RateLimit {
+    pub(crate) const DEFAULT: Self =
+        Self { messages: 20, shortest: Duration::from_secs(10), longest: Duration::from_secs(600) };
+}
 
 /// A file descriptor and the lines on their way to it.
 pub(crate) struct Output {
     state: Mutex<State>,
     changed: Condvar,
+    rate: RateLimit,
     /// The words for lines that are missing.
     missing: fn(Missing) -> String,
 }
@@ -39,13 +49,13 @@ pub(crate) enum Missing {
 struct State {
     lines: VecDeque<String>,
     unread: u64,
-    limits: Vec<Limit>,
+    causes: Vec<Cause>,
     is_writing: bool,
 }
 
-struct Limit {
-    cause: &'static str,
-    said: u32,
+struct Cause {
+    name: &'static str,
+    written: u32,
     left_out: u64,
     window: Duration,
     until: Instant,
@@ -53,9 +63,9 @@ struct Limit {
 
 impl Output {
     /// Starts a thread that writes to a copy of a file descriptor. The thread ends with the process.
-    pub(crate) fn start(to: BorrowedFd<'_>, missing: fn(Missing) -> String) -> io::Result<Arc<Self>> {
+    pub(crate) fn start(to: BorrowedFd<'_>, rate: RateLimit, missing: fn(Missing) -> String) -> io::Result<Arc<Self>> {
         let file = File::from(to.try_clone_to_owned()?);
-        let output = Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), missing });
+        let output = Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), rate, missing });
         let shared = Arc::clone(&output);
         thread::Builder::new().name("output".into()).spawn(move || shared.write_to(file))?;
         Ok(output)
@@ -70,17 +80,28 @@ impl Output {
     /// Queues a message, or counts it when its cause has had too many of late.
     pub(crate) fn say(&self, cause: &'static str, message: impl FnOnce() -> String) {
         let mut state = self.lock();
-        let now = Instant::now();
-        let at = state.limits.iter().position(|limit| limit.cause == cause).unwrap_or_else(|| {
-            state.limits.push(Limit::new(cause, now));
-            state.limits.len() - 1
+        let (now, rate) = (Instant::now(), self.rate);
+        let at = state.causes.iter().position(|known| known.name == cause).unwrap_or_else(|| {
+            state.causes.push(Cause {
+                name: cause,
+                written: 0,
+                left_out: 0,
+                window: rate.shortest,
+                until: now + rate.shortest,
+            });
+            state.causes.len() - 1
         });
-        let left_out = state.limits[at].renew(now);
-        self.push_left_out(&mut state, cause, left_out);
-        if state.limits[at].admits() {
-            state.push(message());
+        if now >= state.causes[at].until {
+            self.end_window(&mut state, at, now);
         }
-        // Also when it is left out: the thread tells so later, if nothing else does.
+        let cause = &mut state.causes[at];
+        if cause.written < rate.messages {
+            cause.written += 1;
+            state.push(message());
+        } else {
+            cause.left_out += 1;
+        }
+        // Also when it is left out: the thread says so at the end of the window.
         self.changed.notify_all();
     }
 
@@ -88,7 +109,7 @@ impl Output {
     pub(crate) fn flush(&self, within: Duration) {
         let deadline = Instant::now() + within;
         let mut state = self.lock();
-        self.push_all_left_out(&mut state, None);
+        self.end_windows(&mut state, None);
         self.changed.notify_all();
         while state.is_writing || !state.lines.is_empty() {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
@@ -100,7 +121,7 @@ impl Output {
         let mut state = self.lock();
         loop {
             state.is_writing = false;
-            self.push_all_left_out(&mut state, Some(Instant::now()));
+            self.end_windows(&mut state, Some(Instant::now()));
             let unread = std::mem::take(&mut state.unread);
             let line = if unread > 0 {
                 Some((self.missing)(Missing::Unread { lines: unread }))
@@ -121,7 +142,7 @@ impl Output {
 
     /// Waits for a line, or for the end of a window that left something out.
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let ends = state.limits.iter().filter(|limit| limit.left_out > 0).map(|limit| limit.until);
+        let ends = state.causes.iter().filter(|cause| cause.left_out > 0).map(|cause| cause.until);
         match ends.min() {
             None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             Some(end) => {
@@ -131,20 +152,23 @@ impl Output {
         }
     }
 
-    /// Queues a line for each cause whose window is over; without a time, for all causes.
-    fn push_all_left_out(&self, state: &mut State, now: Option<Instant>) {
-        for at in 0..state.limits.len() {
-            let limit = &mut state.limits[at];
-            if limit.left_out > 0 {
-                let (cause, left_out) = (limit.cause, limit.renew(now.unwrap_or(limit.until)));
-                self.push_left_out(state, cause, left_out);
+    /// Ends the windows that are over and left something out; without a time, all that left something out.
+    fn end_windows(&self, state: &mut State, now: Option<Instant>) {
+        for at in 0..state.causes.len() {
+            let Cause { left_out, until, .. } = state.causes[at];
+            if left_out > 0 && now.is_none_or(|now| now >= until) {
+                self.end_window(state, at, now.unwrap_or(until));
             }
         }
     }
 
-    fn push_left_out(&self, state: &mut State, cause: &'static str, lines: u64) {
-        if lines > 0 {
-            state.push((self.missing)(Missing::LeftOut { cause, lines }));
+    /// Begins the next window of a cause, and queues a line if something was left out of the last one.
+    fn end_window(&self, state: &mut State, at: usize, now: Instant) {
+        let Cause { name, left_out, window, .. } = state.causes[at];
+        let window = if left_out > 0 { (window * 2).min(self.rate.longest) } else { self.rate.shortest };
+        state.causes[at] = Cause { name, written: 0, left_out: 0, window, until: now + window };
+        if left_out > 0 {
+            state.push((self.missing)(Missing::LeftOut { cause: name, lines: left_out }));
         }
     }
 
@@ -160,33 +184,6 @@ impl State {
             self.unread += 1;
         }
         self.lines.push_back(line);
-    }
-}
-
-impl Limit {
-    fn new(cause: &'static str, now: Instant) -> Self {
-        Self { cause, said: 0, left_out: 0, window: SHORTEST, until: now + SHORTEST }
-    }
-
-    /// Begins a new window if the last one is over. Returns how many messages that one left out.
-    fn renew(&mut self, now: Instant) -> u64 {
-        if now < self.until {
-            return 0;
-        }
-        let left_out = std::mem::take(&mut self.left_out);
-        self.window = if left_out > 0 { (self.window * 2).min(LONGEST) } else { SHORTEST };
-        (self.until, self.said) = (now + self.window, 0);
-        left_out
-    }
-
-    fn admits(&mut self) -> bool {
-        let admits = self.said < PER_WINDOW;
-        if admits {
-            self.said += 1
-        } else {
-            self.left_out += 1
-        }
-        admits
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::control::Control;
 use crate::links::Limit;
-use crate::output::{Missing, Output};
+use crate::output::{Missing, Output, RateLimit};
 use crate::queues::Tally;
 use crate::routing::Routing;
 
@@ -120,7 +120,7 @@ static STDOUT: LazyLock<Option<Arc<Output>>> = LazyLock::new(|| {
         Missing::LeftOut { cause, lines } => json!({ "event": "left_out", "cause": cause, "lines": lines }).to_string(),
         Missing::Unread { lines } => json!({ "event": "unread", "lines": lines }).to_string(),
     };
-    Output::start(std::io::stdout().as_fd(), missing).ok()
+    Output::start(std::io::stdout().as_fd(), RateLimit::DEFAULT, missing).ok()
 });
 
 static STDERR: LazyLock<Option<Arc<Output>>> = LazyLock::new(|| {
@@ -128,7 +128,7 @@ static STDERR: LazyLock<Option<Arc<Output>>> = LazyLock::new(|| {
         Missing::LeftOut { cause, lines } => format!("({lines} more messages about {cause} were left out)"),
         Missing::Unread { lines } => format!("({lines} lines were dropped because nobody read them)"),
     };
-    Output::start(std::io::stderr().as_fd(), missing).ok()
+    Output::start(std::io::stderr().as_fd(), RateLimit::DEFAULT, missing).ok()
 });
 
 /// Prints a line of JSON.
@@ -148,9 +148,9 @@ pub(crate) fn say(cause: &'static str, sentence: fmt::Arguments<'_>) {
 /// Says what a worker has noticed: what the kernel lacks, calls that fail, and senders that may be peers behind NAT.
 pub(crate) fn say_notices(worker: &mut Worker) {
     for notice in worker.take_notices() {
-        match notice {
-            Notice::Disabled(_) if !is_new(&notice.to_string()) => {}
-            _ => say("system calls", format_args!("{notice}")),
+        // Every queue lacks the same features.
+        if !matches!(notice, Notice::Disabled(_)) || is_new(&notice.to_string()) {
+            say("system calls", format_args!("{notice}"));
         }
     }
     for Stranger { from, inner_source, next_hop, .. } in worker.take_strangers() {

@@ -12,6 +12,7 @@ mod lifecycle;
 mod mtu;
 mod narrow;
 mod offload;
+mod output;
 mod stalls;
 mod strangers;
 mod support;
