@@ -20,8 +20,8 @@ use testbed::probe::{Ping, PingOutcome, ping};
 
 use crate::support::{SECOND, Tunnel, Tunnels, program, run, spawn, wait_until};
 
-/// On a machine that is busy with other tests, too: far below what reading or writing a million lines takes.
-const LONGEST_RTT: Duration = Duration::from_millis(500);
+/// On a machine that is busy with other tests, too: far below what a debug build needs to read a million lines.
+const LONGEST_RTT: Duration = Duration::from_secs(3);
 const MILLION: u32 = 1_000_000;
 const HOST_A: [&str; 6] = ["--network", "100.96.0.0/16", "--subnet", "100.96.1.0/24", "--listen", "10.168.0.2"];
 const ROUTE: [&str; 2] = ["--route", "100.96.2.0/24=10.168.0.3"];
@@ -143,6 +143,8 @@ fn full_pipe() -> (PipeReader, std::io::PipeWriter) {
 fn connect(path: &Path) -> Socket {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
     wait_until("the control socket", || socket.connect(&SockAddr::unix(path).unwrap()).is_ok());
+    // A tunnel that stalls fails the test.
+    socket.set_write_timeout(Some(5 * SECOND)).unwrap();
     socket
 }
 
@@ -166,7 +168,7 @@ fn fault_56_50_standard_error_that_nobody_reads() {
     let args = ["--stats", "0.05", "--routes-file", file.to_str().unwrap(), "--control", control.to_str().unwrap()];
     let mut a = Unheard::start(&hosts, Stdout::Read, &args);
     let _b = Tunnel::on_b(&hosts, &[]);
-    let client = connect(&control);
+    let (client, start) = (connect(&control), Instant::now());
     std::fs::write(&file, format!("{}\n", "x".repeat(200_000)).repeat(5)).unwrap();
     while_packets_flow(&hosts, || {
         for number in 0..1000 {
@@ -191,8 +193,15 @@ fn fault_56_50_standard_error_that_nobody_reads() {
     let lines: Vec<_> = said.trim_start_matches('.').lines().collect();
     let about = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
     assert!(lines.iter().all(|line| line.len() < 1000), "no line is as long as the file's");
-    assert_eq!((about("control: "), about("more messages about malformed commands were left out")), (20, 1), "{said}");
-    assert!(about("line 1: ") >= 1 && about(" line ") <= 20 && about("SIGHUP: ") >= 1, "{said}");
+    let left_out = |cause: &str| -> usize {
+        let counts =
+            lines.iter().filter_map(|line| line.strip_suffix(&format!(" more messages about {cause} were left out)")));
+        counts.map(|count| count.trim_start_matches('(').parse::<usize>().unwrap()).sum()
+    };
+    let most = 20 * (start.elapsed().as_secs() as usize / 10 + 1);
+    assert_eq!(about("control: ") + left_out("malformed commands"), 1000, "{said}");
+    assert!((1..=most).contains(&about("control: ")), "at most {most}: {said}");
+    assert!(about("line 1: ") >= 1 && about(" line ") <= most && about("SIGHUP: ") >= 1, "{said}");
 }
 
 /// Neither of them is read: the same.
