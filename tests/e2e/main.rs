@@ -12,7 +12,7 @@ mod lifecycle;
 mod mtu;
 mod narrow;
 mod offload;
-mod output;
+mod rate_limit;
 mod stalls;
 mod strangers;
 mod support;
