@@ -100,8 +100,11 @@ impl Output {
             state.push(message());
         } else {
             cause.left_out += 1;
+            if cause.left_out > 1 {
+                return;
+            }
         }
-        // Also when it is left out: the thread says so at the end of the window.
+        // Also for the first that is left out: the thread says so at the end of the window.
         self.changed.notify_all();
     }
 
