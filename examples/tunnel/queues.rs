@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::report::say_notices;
 use crate::{Error, milliseconds_until};
 
 /// Where the packets of one worker, or of several, went.
@@ -157,6 +158,7 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
     let budget = Budget::default();
     let mut more = false;
     loop {
+        say_notices(worker);
         let interest = worker.interest();
         let timeout = match interest.wake_at {
             _ if more => PollTimeout::ZERO,

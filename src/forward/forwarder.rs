@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use super::policy::check_addresses;
 use super::verdict::Answer;
 use super::{
-    Decap, DropReason, EcnEgress, EcnIngress, Encap, Fragments, IcmpSource, Overlay, OverlayError, Reject,
+    Decap, DropReason, EcnEgress, EcnIngress, Encap, Fragments, IcmpSource, Overlay, OverlayError, PeerCheck, Reject,
     RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, TooLong, Transit, TtlPolicy,
 };
 use crate::route::{NextHop, RouteTable};
@@ -115,7 +115,7 @@ impl Forwarder {
         let header = packet.header();
         let (destination, ttl, len) = (header.destination(), header.ttl(), header.total_len());
         let Some(hop) = routes.lookup_v4(destination) else {
-            return Encap::Reject(self.reject_near(packet, RejectReason::NetUnreachable));
+            return Encap::Reject(self.reject_near(packet, RejectReason::NetUnreachable, Some(routes)));
         };
         if hop.address.ip() == IpAddr::V4(destination) || self.is_tunnelled_already(&packet, routes) {
             return Encap::Drop(DropReason::Loop);
@@ -123,13 +123,13 @@ impl Forwarder {
         match (ttl, self.overlay.ttl) {
             (0, _) => return Encap::Drop(DropReason::TtlZero),
             (1, TtlPolicy::BothEnds | TtlPolicy::Ingress) => {
-                return Encap::Reject(self.reject_near(packet, RejectReason::TimeExceeded));
+                return Encap::Reject(self.reject_near(packet, RejectReason::TimeExceeded, Some(routes)));
             }
             _ => {}
         }
         let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
         if segment_len.unwrap_or(len) > mtu {
-            return self.encapsulate_too_long(packet.into_bytes(), hop, mtu);
+            return self.encapsulate_too_long(packet.into_bytes(), hop, mtu, routes);
         }
         if self.overlay.ttl != TtlPolicy::Preserve {
             packet.decrement_ttl();
@@ -140,13 +140,19 @@ impl Forwarder {
 
     /// Takes bytes and parses them once more, because a header that is handed on in memory costs every packet a little.
     #[cold]
-    fn encapsulate_too_long<'p>(&self, packet: &'p mut [u8], hop: &NextHop, mtu: u16) -> Encap<'p> {
+    fn encapsulate_too_long<'p>(
+        &self,
+        packet: &'p mut [u8],
+        hop: &NextHop,
+        mtu: u16,
+        routes: &RouteTable,
+    ) -> Encap<'p> {
         let mut packet = match Ipv4PacketMut::parse(packet) {
             Ok(packet) => packet,
             Err(error) => return Encap::Drop(error.into()),
         };
         if packet.header().dont_fragment() {
-            return Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }));
+            return Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, Some(routes)));
         }
         let way = Way { destination: hop.address, ecn: self.outer_ecn(&packet), flow: self.flow(&packet) };
         let Some(fragmenter) = Fragmenter::new(packet.header(), mtu) else {
@@ -172,7 +178,7 @@ impl Forwarder {
             if self.overlay.ttl != TtlPolicy::Preserve {
                 packet.set_ttl(packet.header().ttl().saturating_add(1));
             }
-            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }));
+            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, None));
         }
         match Fragmenter::new(packet.header(), mtu) {
             Some(fragmenter) => TooLong::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter)),
@@ -187,8 +193,8 @@ impl Forwarder {
     #[inline]
     pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], outer: impl Into<Outer>, routes: &RouteTable) -> Decap<'p> {
         let outer = outer.into();
-        let peer = outer.from.ip().to_canonical();
-        if !routes.has_peer(peer) {
+        let sender = SocketAddr::new(outer.from.ip().to_canonical(), outer.from.port());
+        if !self.is_peer(sender, routes) {
             return Decap::Drop(DropReason::UnknownPeer);
         }
         let mut packet = match self.admit(datagram) {
@@ -196,10 +202,10 @@ impl Forwarder {
             Err(reason) => return Decap::Drop(reason),
         };
         let (source, ttl) = (packet.header().source(), packet.header().ttl());
-        if self.overlay.source_check == SourceCheck::Strict && !self.may_send_from(source, peer, routes) {
+        if !self.may_send_from(source, sender, routes) {
             return Decap::Drop(DropReason::SpoofedSource);
         }
-        if let Err(reason) = self.check_destination(&packet, peer, routes) {
+        if let Err(reason) = self.check_destination(&packet, sender, routes) {
             return Decap::Drop(reason);
         }
         match (ttl, self.overlay.ttl) {
@@ -228,15 +234,43 @@ impl Forwarder {
         if header.has_source_route() && self.overlay.source_routes == SourceRoutes::Dropped {
             return Err(DropReason::SourceRoute);
         }
-        check_addresses(header)?;
+        check_addresses(header, self.network)?;
         Ok(packet)
+    }
+
+    /// R64 and R68. Without a peer check the inner source has to do, see [`may_send_from`](Self::may_send_from).
+    #[inline]
+    fn is_peer(&self, sender: SocketAddr, routes: &RouteTable) -> bool {
+        match self.overlay.peer_check {
+            PeerCheck::Address => routes.has_peer(sender.ip()),
+            PeerCheck::AddressPort => routes.has_next_hop(sender),
+            PeerCheck::Off => true,
+        }
+    }
+
+    /// Whether a next hop is who sent a datagram, as far as the peer check tells senders apart.
+    #[inline]
+    fn is_sender(&self, hop: &NextHop, sender: SocketAddr) -> bool {
+        let same_address = hop.address.ip() == sender.ip();
+        match self.overlay.peer_check {
+            PeerCheck::Address => same_address,
+            PeerCheck::AddressPort => same_address && hop.address.port() == sender.port(),
+            PeerCheck::Off => true,
+        }
     }
 
     /// R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
     #[inline]
-    fn may_send_from(&self, source: Ipv4Addr, peer: IpAddr, routes: &RouteTable) -> bool {
-        let routed = routes.lookup_v4(source).is_some_and(|hop| hop.address.ip() == peer);
-        routed && !self.owns(source) || peer == IpAddr::V4(source)
+    fn may_send_from(&self, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
+        let hop = || routes.lookup_v4(source);
+        match (self.overlay.source_check, self.overlay.peer_check) {
+            (SourceCheck::Strict, _) => {
+                let routed = hop().is_some_and(|hop| self.is_sender(hop, sender)) && !self.owns(source);
+                routed || sender.ip() == IpAddr::V4(source) && routes.has_peer(sender.ip())
+            }
+            (SourceCheck::Off, PeerCheck::Off) => hop().is_some() || routes.has_peer(sender.ip()),
+            (SourceCheck::Off, PeerCheck::Address | PeerCheck::AddressPort) => true,
+        }
     }
 
     /// R66 and the loops of fault 6.
@@ -244,7 +278,7 @@ impl Forwarder {
     fn check_destination(
         &self,
         packet: &Ipv4PacketMut<'_>,
-        peer: IpAddr,
+        sender: SocketAddr,
         routes: &RouteTable,
     ) -> Result<(), DropReason> {
         let destination = packet.header().destination();
@@ -258,9 +292,22 @@ impl Forwarder {
             return Err(DropReason::ForeignDestination);
         }
         match routes.lookup_v4(destination) {
-            Some(hop) if hop.address.ip() == peer => Err(DropReason::ForeignDestination),
+            Some(hop) if self.leads_back(hop, packet.header().source(), sender, routes) => {
+                Err(DropReason::ForeignDestination)
+            }
             Some(hop) if hop.address.ip() == IpAddr::V4(destination) => Err(DropReason::Loop),
             _ => Ok(()),
+        }
+    }
+
+    /// Fault 13. A sender that is not checked may be behind NAT: it is the peer that its inner source is routed to.
+    fn leads_back(&self, hop: &NextHop, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
+        match self.overlay.peer_check {
+            PeerCheck::Address | PeerCheck::AddressPort => self.is_sender(hop, sender),
+            PeerCheck::Off => match routes.lookup_v4(source) {
+                Some(origin) => origin.address == hop.address,
+                None => hop.address.ip() == sender.ip(),
+            },
         }
     }
 
@@ -284,8 +331,10 @@ impl Forwarder {
     }
 
     /// An address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.
-    fn is_broadcast(&self, address: Ipv4Addr) -> bool {
-        [self.network, self.subnet].iter().any(|net| net.prefix_len() < 31 && net.broadcast() == address)
+    fn is_broadcast(&self, address: Ipv4Addr, routes: Option<&RouteTable>) -> bool {
+        let routed = routes.and_then(|routes| routes.routed_subnet(address));
+        let mut nets = [self.network, self.subnet].into_iter().chain(routed);
+        nets.any(|net| net.prefix_len() < 31 && net.broadcast() == address)
     }
 
     #[inline(always)]
@@ -306,12 +355,17 @@ impl Forwarder {
 
     /// A reject whose answer goes to our own TUN.
     #[cold]
-    fn reject_near<'p>(&self, packet: Ipv4PacketMut<'p>, reason: RejectReason) -> Reject<'p> {
+    fn reject_near<'p>(
+        &self,
+        packet: Ipv4PacketMut<'p>,
+        reason: RejectReason,
+        routes: Option<&RouteTable>,
+    ) -> Reject<'p> {
         let source = match self.overlay.icmp_source {
             IcmpSource::OffenderDestination => packet.header().destination(),
             IcmpSource::Fixed(source) => source,
         };
-        self.reject(packet, reason, Some((source, ReplyTo::Tun)))
+        self.reject(packet, reason, Some((source, ReplyTo::Tun)), routes)
     }
 
     /// A reject whose answer goes back through the tunnel, to where the inner source is routed.
@@ -319,7 +373,7 @@ impl Forwarder {
     fn reject_far<'p>(&self, packet: Ipv4PacketMut<'p>, routes: &RouteTable) -> Reject<'p> {
         let hop = routes.lookup_v4(packet.header().source());
         let reply = hop.map(|hop| (self.tun_address(), ReplyTo::Peer(hop.address)));
-        self.reject(packet, RejectReason::TimeExceeded, reply)
+        self.reject(packet, RejectReason::TimeExceeded, reply, Some(routes))
     }
 
     fn reject<'p>(
@@ -327,10 +381,11 @@ impl Forwarder {
         packet: Ipv4PacketMut<'p>,
         reason: RejectReason,
         reply: Option<(Ipv4Addr, ReplyTo)>,
+        routes: Option<&RouteTable>,
     ) -> Reject<'p> {
         let offender = packet.freeze();
         let answer = reply
-            .filter(|_| icmpv4::may_answer(&offender, |address| self.is_broadcast(address)))
+            .filter(|_| icmpv4::may_answer_host(&offender, |address| self.is_broadcast(address, routes)))
             .map(|(source, reply_to)| Answer { source, ttl: self.overlay.icmp_ttl, reply_to });
         Reject { offender, reason, answer }
     }

@@ -2,15 +2,18 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use core::hash::BuildHasher;
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroUsize;
 use core::slice;
 use core::time::Duration;
+use std::hash::RandomState;
 use std::time::Instant;
 
 use super::WorkerError;
 use super::failing::Failing;
 use super::sender::Outlet;
+use super::strangers::Strangers;
 use crate::forward::{
     Counters, EmsgsizeOutcome, Flow, Forwarder, IcmpLimiter, IcmpOutcome, PathMode, PathMtus, Reject, ReplyTo,
     SystemPath, TooLong,
@@ -46,6 +49,7 @@ pub(super) struct State {
     pub(super) limiter: IcmpLimiter,
     pub(super) paths: PathMtus,
     pub(super) send_errors: BTreeMap<IpAddr, u64>,
+    pub(super) strangers: Strangers,
     pub(super) failing: Failing,
     /// Where the clock of the limiter and the path MTUs begins: at the first packet that asks for it.
     pub(super) started: Option<Instant>,
@@ -115,9 +119,10 @@ impl State {
     pub(super) fn new() -> Self {
         Self {
             counters: Counters::default(),
-            limiter: IcmpLimiter::default(),
+            limiter: IcmpLimiter::default().with_seed(RandomState::new().hash_one(())),
             paths: PathMtus::default(),
             send_errors: BTreeMap::new(),
+            strangers: Strangers::default(),
             failing: Failing::default(),
             started: None,
             reports_due: None,

@@ -34,6 +34,7 @@ fn mistakes_are_named() {
         (more(&["--mtu", "67"]), "68"),
         (more(&["--mtu", "65536"]), "65535"),
         (more(&["--ttl", "sometimes"]), "both"),
+        (more(&["--peer-check", "never"]), "address-port"),
         (more(&["--icmp-source", "0.0.0.0"]), "cannot be the source"),
         (more(&["--stats", "0"]), "interval"),
         (more(&["--tun", "a-name-that-is-much-too-long"]), "15"),
@@ -52,6 +53,31 @@ fn mistakes_are_named() {
         "not inside",
     );
     assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "nothing is left of what never began");
+}
+
+/// R71: a network that no router carries is refused before anything is made, also by `--check`, and one inside 240/4 is not.
+#[test]
+fn r71_a_network_that_is_not_carried_is_refused_at_the_start() {
+    let hosts = TwoHosts::new().unwrap();
+    let args = |subnet, network| ["--subnet", subnet, "--network", network, "--listen", "10.168.0.2"];
+    for (subnet, network) in [
+        ("0.1.0.0/24", "0.0.0.0/8"),
+        ("127.1.0.0/24", "127.0.0.0/8"),
+        ("127.1.0.0/24", "127.1.0.0/16"),
+        ("224.1.0.0/24", "224.0.0.0/4"),
+        ("239.1.0.0/24", "239.0.0.0/8"),
+    ] {
+        for more in [&[][..], &["--check"]] {
+            refused(&hosts.host_a, &[&args(subnet, network), more].concat(), "whose addresses are not carried");
+        }
+    }
+    assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "nothing was made");
+    for (subnet, network) in [("240.1.1.0/24", "240.1.0.0/16"), ("169.254.1.0/24", "169.254.0.0/16")] {
+        let mut child = crate::support::spawn(&hosts.host_a, &args(subnet, network));
+        child.next_line(10 * SECOND).expect("it is ready");
+        child.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(child.wait(SECOND).unwrap().expect("an end").success());
+    }
 }
 
 /// Fault 39: what is in use already.
@@ -81,6 +107,40 @@ fn fault_39_missing_rights_are_named() {
     assert_eq!(status.code(), Some(2));
     let said = child.stderr();
     assert!(said.contains("permission") && said.contains("root"), "{said}");
+}
+
+/// An offload that the command line names and the kernel lacks: a sentence names it, and packets are sent without.
+#[test]
+fn an_offload_that_is_named_and_not_granted_is_said() {
+    let hosts = TwoHosts::new().unwrap();
+    let start = |host: &Namespace, how: &str| {
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o"]).arg(trace.path()).args(["-e", "trace=setsockopt", "-e", how]);
+        command.arg(crate::support::program("tunnel")).args(HOST).args([
+            "--offload",
+            "udp-gro,udp-gso",
+            "--queues",
+            "2",
+        ]);
+        let mut child = testbed::Child::spawn(host, command).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&child.next_line(10 * SECOND).unwrap()).unwrap();
+        let trace = std::fs::read_to_string(trace.path()).unwrap();
+        let tunnel = trace.split_whitespace().next().expect("its process id").parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(tunnel), nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(child.wait(5 * SECOND).unwrap().expect("an end").success());
+        (ready["offload"].clone(), child.stderr(), trace)
+    };
+    let (offload, said, trace) = start(&hosts.host_a, "signal=none");
+    assert!(offload == serde_json::json!(["udp-gso", "udp-gro"]) && !said.contains("lacks"), "{said}");
+    let nth = trace.lines().position(|line| line.contains("UDP_SEGMENT")).expect("it is asked for") + 1;
+    let (offload, said, _) = start(&hosts.host_a, &format!("inject=setsockopt:error=ENOPROTOOPT:when={nth}"));
+    assert_eq!(offload, serde_json::json!(["udp-gro"]));
+    assert_eq!(
+        said.matches("lacks UDP_SEGMENT (datagrams are sent one by one); it goes on without").count(),
+        1,
+        "{said}"
+    );
 }
 
 /// The first line, as scripts read it.
