@@ -72,6 +72,10 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "SECONDS", hide = true, default_value_t = Tenure::TTL.as_secs())]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=Tenure::TTL.as_secs()))]
     pub(crate) subnet_lease_ttl: u64,
+    /// After how many seconds all leases are listed again at the latest, for tests
+    #[arg(long, value_name = "SECONDS", hide = true, default_value = "600")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) list_interval: u64,
     /// TUN device: a name, or a pattern in which %d stands for the first free number
     #[arg(long, value_name = "NAME", default_value = "flannel%d")]
     pub(crate) tun: String,

@@ -1,7 +1,10 @@
 //! What the node says: one sentence a line, or the same as JSON.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::mem::{Discriminant, discriminant};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -83,7 +86,9 @@ pub(crate) enum Event {
     Link {
         state: String,
     },
+    /// Of one kind of event.
     LeftOut {
+        of: String,
         lines: u32,
     },
     Warning {
@@ -142,7 +147,7 @@ impl fmt::Display for Event {
                     None => Ok(()),
                 }
             }
-            Self::LeftOut { lines } => write!(f, "({lines} lines were left out)"),
+            Self::LeftOut { of, lines } => write!(f, "({lines} lines of {of:?} were left out)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
             Self::Stopped { leased, encap, decap, .. } => {
                 let count = |flow: &Value, what: &str| flow[what].as_u64().unwrap_or(0);
@@ -187,35 +192,57 @@ impl fmt::Display for Term {
 pub(crate) struct Say {
     json: bool,
     pace: Pace,
-    limit: Limit,
+    /// Of each kind of event, so that no cause keeps another one from being told.
+    limits: RefCell<HashMap<Discriminant<Event>, Limit>>,
 }
 
 /// Who waits for whom.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// Lines that a reader is too slow for are lost: neither packets nor leases wait for one.
+    /// Lines that a reader is too slow for are lost, and of those that repeat only so many are said: neither packets nor leases
+    /// wait for a reader.
     Own,
     /// Every line is somebody's answer.
     OfReader,
 }
 
-/// For what others can cause as often as they like: so many lines a second, and then how many were left out.
+/// Whatever the cause, it may last for ever: so many lines of a kind, and then how many were left out.
 struct Limit {
     since: Instant,
     said: u32,
+    kind: String,
 }
 
 impl Limit {
     const LINES: u32 = 20;
+
+    fn left_out(&self) -> u32 {
+        self.said.saturating_sub(Self::LINES)
+    }
 }
 
 impl Say {
+    /// How long what is said is counted, until more of it is said.
+    pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+
     pub(crate) fn new(json: bool, pace: Pace) -> Self {
-        Self { json, pace, limit: Limit { since: Instant::now(), said: 0 } }
+        Self { json, pace, limits: RefCell::default() }
     }
 
-    /// Says it on standard output, if anybody listens.
+    /// Says it on standard output, if anybody listens, and if it is not said all the time.
     pub(crate) fn say(&self, event: &Event) {
+        if self.pace == Pace::Own {
+            self.flush_limits(Self::LIMIT);
+            let mut limits = self.limits.borrow_mut();
+            let limit = limits.entry(discriminant(event)).or_insert_with(|| {
+                let kind = json!(event)["event"].as_str().unwrap_or_default().to_owned();
+                Limit { since: Instant::now(), said: 0, kind }
+            });
+            limit.said = limit.said.saturating_add(1);
+            if limit.left_out() > 0 {
+                return;
+            }
+        }
         let _ = self.answer(event);
     }
 
@@ -224,39 +251,25 @@ impl Say {
         self.put(std::io::stdout().lock(), &self.line(event))
     }
 
-    /// How long what others cause is counted, until more of it is said.
-    pub(crate) const LIMIT: Duration = Duration::from_secs(1);
-
-    /// The same for what others cause.
-    pub(crate) fn say_limited(&mut self, event: &Event) {
-        self.flush_limit();
-        self.limit.said = self.limit.said.saturating_add(1);
-        if self.limit.said <= Limit::LINES {
-            self.say(event);
-        }
-    }
-
     /// Whether something was left out and not told of yet.
     pub(crate) fn leaves_out(&self) -> bool {
-        self.limit.said > Limit::LINES
+        self.limits.borrow().values().any(|limit| limit.left_out() > 0)
     }
 
-    /// Says how much was left out of the second that is over.
-    pub(crate) fn flush_limit(&mut self) {
-        if self.limit.since.elapsed() < Self::LIMIT {
-            return;
-        }
-        let lines = self.limit.said.saturating_sub(Limit::LINES);
-        self.limit = Limit { since: Instant::now(), said: 0 };
-        if lines > 0 {
-            self.say(&Event::LeftOut { lines });
+    /// Says how much was left out of what began so long ago.
+    pub(crate) fn flush_limits(&self, age: Duration) {
+        let mut limits = self.limits.borrow_mut();
+        for (_, limit) in limits.extract_if(|_, limit| limit.since.elapsed() >= age) {
+            if limit.left_out() > 0 {
+                let _ = self.answer(&Event::LeftOut { lines: limit.left_out(), of: limit.kind });
+            }
         }
     }
 
     /// A mistake or the end: on standard error, with JSON on standard output too.
     pub(crate) fn error(&self, reason: &str) {
         if self.json {
-            self.say(&Event::Error { reason: reason.to_owned() });
+            let _ = self.answer(&Event::Error { reason: reason.to_owned() });
         }
         let _ = self.put(std::io::stderr().lock(), &format!("flannel-node: {reason}"));
     }
@@ -275,7 +288,7 @@ impl Say {
         if self.pace == Pace::Own {
             // A pipe that is writable has room for so much. Whatever others made longer is not worth waiting.
             if line.len() > PIPE_BUF {
-                line = format!("{}\n", self.line(&Event::LeftOut { lines: 1 }));
+                line = format!("{}\n", self.line(&Event::LeftOut { lines: 1, of: "long".into() }));
             }
             if poll(&mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(0) {
                 return Err(io::ErrorKind::WouldBlock.into());

@@ -1,5 +1,6 @@
 //! From nothing to packets: config, lease, subnet file, device. What others have to do first is waited for, visibly.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_nam
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
 
-use crate::acquire::{How, acquire, random};
+use crate::acquire::{How, Renew, acquire, random};
 use crate::args::{Arguments, NodeArgs};
 use crate::clock::Clock;
 use crate::feed::follow;
@@ -53,12 +54,7 @@ impl Place {
     }
 }
 
-pub(crate) async fn start(
-    mut registry: Registry,
-    args: &Arguments,
-    place: &Place,
-    say: &mut Say,
-) -> Result<Node, Failure> {
+pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Place, say: &Say) -> Result<Node, Failure> {
     let clock = Clock::start();
     let config = config(&mut registry, clock, say).await;
     let IpNet::V4(network) = config.range().network() else {
@@ -107,7 +103,7 @@ pub(crate) async fn start(
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     let links = Links::new(monitor, Link::configure(&name, &link)?, underlay)?;
     let plane = Plane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
-    let news = follow(registry.clone(), clock);
+    let news = follow(registry.clone(), clock, Duration::from_secs(args.node.list_interval));
     say.say(&Event::Ready {
         tun: name,
         listen: listen.to_string(),
@@ -127,6 +123,10 @@ pub(crate) async fn start(
         ttl,
         renewal: None,
         meanwhile: None,
+        renew_how: Renew::Write,
+        answered: None,
+        gives_up: None,
+        set_aside: BTreeSet::new(),
         links,
         plane,
         news,
@@ -142,7 +142,7 @@ fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: IpAddr, mtu: u32, tun:
 }
 
 /// The network's config, once there is one that can be worked with.
-async fn config(registry: &mut Registry, clock: Clock, say: &mut Say) -> NetworkConfig {
+async fn config(registry: &mut Registry, clock: Clock, say: &Say) -> NetworkConfig {
     let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
     loop {
         let reason = match registry.config().await {

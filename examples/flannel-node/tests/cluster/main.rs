@@ -4,11 +4,13 @@
 
 mod config;
 mod etcd;
+mod history;
 mod hosts;
 mod leases;
 mod node;
 mod operator;
 mod poison;
+mod races;
 mod readers;
 mod survive;
 mod tls;
