@@ -18,11 +18,13 @@ mod inbound;
 mod outbound;
 mod sender;
 mod state;
+mod strangers;
 #[cfg(test)]
 mod tests;
 mod unfinished;
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use std::time::Instant;
@@ -30,6 +32,7 @@ use std::time::Instant;
 use self::inbound::Inbound;
 use self::outbound::Outbound;
 use self::state::{Ends, State};
+pub use self::strangers::Stranger;
 use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter, OverlayError};
 use crate::route::RouteReader;
 use crate::sys::{Tun, UdpTransport};
@@ -244,6 +247,17 @@ impl Worker {
     /// How many packets could not be sent to each peer, for the first 1,024 peers that had any.
     pub fn send_errors(&self) -> impl Iterator<Item = (IpAddr, u64)> {
         self.state.send_errors.iter().map(|(peer, count)| (*peer, *count))
+    }
+
+    /// Returns the strangers that were met since the last call: senders of datagrams that were dropped as
+    /// [`DropReason::UnknownPeer`] and whose inner source belongs to a peer's subnet. Call it after [`Worker::udp_ready`] to
+    /// tell an operator of peers behind NAT.
+    ///
+    /// Each pair of sender and peer is returned once. Memory is bounded: the last 64 pairs are remembered. At most 100 such
+    /// datagrams a second are looked at, so that a flood of them costs next to nothing.
+    #[must_use]
+    pub fn take_strangers(&mut self) -> Vec<Stranger> {
+        self.state.strangers.take()
     }
 
     /// The TUN device, to wait for.

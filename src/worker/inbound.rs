@@ -123,7 +123,12 @@ impl Inbound {
                             writer.end = answered;
                         }
                     }
-                    Decap::Drop(reason) => state.counters.decap.discard(reason),
+                    Decap::Drop(reason) => {
+                        state.counters.decap.discard(reason);
+                        if reason == DropReason::UnknownPeer {
+                            state.strangers.look(datagram, outer.from, routes, now);
+                        }
+                    }
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::WorkerError;
 use super::sender::Outlet;
+use super::strangers::Strangers;
 use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo, TooLong};
 use crate::sys::{BatchError, Tun, TunError, UdpTransport};
 use crate::transmit::{Trains, Transmit, Way};
@@ -33,6 +34,7 @@ pub(super) struct State {
     pub(super) limiter: IcmpLimiter,
     pub(super) paths: PathMtus,
     pub(super) send_errors: BTreeMap<IpAddr, u64>,
+    pub(super) strangers: Strangers,
     /// Where the clock of the limiter and the path MTUs begins: at the first packet that asks for it.
     pub(super) started: Option<Instant>,
 }
@@ -94,6 +96,7 @@ impl State {
             limiter: IcmpLimiter::default(),
             paths: PathMtus::default(),
             send_errors: BTreeMap::new(),
+            strangers: Strangers::default(),
             started: None,
         }
     }

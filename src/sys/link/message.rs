@@ -25,6 +25,7 @@ mod ifla {
     pub(super) const IFNAME: u16 = 3;
     pub(super) const MTU: u16 = 4;
     pub(super) const LINKINFO: u16 = 18;
+    pub(super) const STATS64: u16 = 23;
     pub(super) const MIN_MTU: u16 = 50;
     pub(super) const MAX_MTU: u16 = 51;
 }
@@ -106,6 +107,29 @@ impl LinkState {
     pub(super) fn mtu_range(&self) -> (u32, u32) {
         let max = if self.max_mtu == 0 { MTU_MAX } else { self.max_mtu.min(MTU_MAX) };
         (self.min_mtu.max(MTU_MIN), max)
+    }
+}
+
+/// Packets that the device discarded before a program could count them, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinkStats {
+    /// Packets for the program that did not fit into the queue of the TUN device, or came while nobody had it open.
+    pub tx_dropped: u64,
+    /// Packets of the program that the kernel discarded after they were sent to the TUN device.
+    pub rx_dropped: u64,
+}
+
+impl LinkStats {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+        /// Places in struct `rtnl_link_stats64`.
+        const RX_DROPPED: usize = 6 * 8;
+        const TX_DROPPED: usize = 7 * 8;
+        let stats = attribute(attributes(body, fixed::LINK)?, ifla::STATS64, |stats| {
+            let at = |place| array(stats, place).map(u64::from_ne_bytes);
+            Ok(Self { tx_dropped: at(TX_DROPPED)?, rx_dropped: at(RX_DROPPED)? })
+        })?;
+        stats.ok_or(MalformedReply::Missing { what: "IFLA_STATS64" })
     }
 }
 

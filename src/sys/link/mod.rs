@@ -51,6 +51,7 @@ use ipnet::Ipv4Net;
 
 pub use self::error::{LinkError, MalformedReply};
 use self::message::LinkState;
+pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::Added;
@@ -178,6 +179,14 @@ impl Link {
     #[must_use]
     pub fn config(&self) -> &LinkConfig {
         &self.config
+    }
+
+    /// Reads the device's counters of packets that it discarded. No counter of a worker has these.
+    ///
+    /// # Errors
+    /// [`LinkError::NoSuchInterface`] when the device is gone.
+    pub fn stats(&mut self) -> Result<LinkStats, LinkError> {
+        requests::stats(&mut self.kernel, self.index, &self.interface)
     }
 
     /// Puts back what is missing of address and route; what was there before [`Link::configure`] does not become ours by

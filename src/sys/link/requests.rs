@@ -15,7 +15,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::{LinkError, MalformedReply};
-use super::message::{LinkState, Message, RouteEntry};
+use super::message::{LinkState, LinkStats, Message, RouteEntry};
 use super::netlink::{Failure, Netlink};
 
 /// Longest name of an interface in bytes (`IFNAMSIZ` less the NUL).
@@ -47,10 +47,26 @@ pub(super) fn link_at(kernel: &mut Netlink, index: u32) -> Result<LinkState, Lin
     link(kernel, request, &numbered(index))
 }
 
+/// Reads the counters of the device `index`.
+pub(super) fn stats(kernel: &mut Netlink, index: u32, interface: &str) -> Result<LinkStats, LinkError> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    ask_link(kernel, request, interface, LinkStats::parse)
+}
+
 fn link(kernel: &mut Netlink, request: LinkMessage, interface: &str) -> Result<LinkState, LinkError> {
+    ask_link(kernel, request, interface, LinkState::parse)
+}
+
+fn ask_link<T>(
+    kernel: &mut Netlink,
+    request: LinkMessage,
+    interface: &str,
+    parse: fn(&[u8]) -> Result<T, MalformedReply>,
+) -> Result<T, LinkError> {
     let doing = "read the state of an interface";
     let read = |message: &Message<'_>| match message.kind {
-        libc::RTM_NEWLINK => LinkState::parse(message.body).map(Some),
+        libc::RTM_NEWLINK => parse(message.body).map(Some),
         _ => Ok(None),
     };
     kernel

@@ -1,11 +1,13 @@
 //! Setting up, putting back, taking back, and asking.
 
 use alloc::string::{String, ToString};
+use std::net::UdpSocket;
 use std::process::Command;
 
 use netlink_packet_route::link::LinkFlags;
 
 use super::*;
+use crate::sys::{Tun, TunConfig, TunOffload};
 
 #[test]
 fn the_host_form_makes_exactly_flannels_address_and_route_and_takes_them_back() {
@@ -267,6 +269,33 @@ fn an_interface_is_found_by_its_name_with_its_first_address() {
         let refused = |name| interface_named(name).expect_err("no underlay");
         assert!(matches!(refused("eth1"), LinkError::NoAddress { interface } if interface == "eth1"));
         assert!(matches!(refused("eth7"), LinkError::NoSuchInterface { interface } if interface == "eth7"));
+    });
+}
+
+/// The queue has 500 places, and nobody reads (R72).
+#[test]
+fn r72_packets_that_the_queue_of_the_device_dropped_are_counted() {
+    in_namespace(|| {
+        let _world = World::new();
+        let config = TunConfig { name: "loden0".into(), offload: TunOffload::NONE };
+        let tun = Tun::open(&config).expect("a TUN device");
+        let mut link = Link::configure("loden0", &self::config(AddressForm::Host)).expect("configured");
+        let before = link.stats().expect("counters").tx_dropped;
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        for _ in 0..700 {
+            socket.send_to(&[0; 8], "100.96.2.3:9").expect("sent");
+        }
+        let mut read = 0;
+        let mut buffer = [0; 2048];
+        while let Ok(meta) = tun.recv(&mut buffer) {
+            read += u64::from(buffer[0] >> 4 == 4 && meta.len == 36);
+        }
+        assert!(read < 700, "nothing was dropped");
+        let dropped = link.stats().expect("counters").tx_dropped - before;
+        // IPv6 router solicitations may be among them.
+        assert!((700 - read..710 - read).contains(&dropped), "{read} of 700 read and {dropped} dropped");
+        drop(tun);
+        assert!(matches!(link.stats(), Err(LinkError::NoSuchInterface { .. })));
     });
 }
 
