@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use super::policy::check_addresses;
 use super::verdict::Answer;
 use super::{
-    Decap, DropReason, EcnEgress, EcnIngress, Encap, Fragments, IcmpSource, Overlay, OverlayError, Reject,
+    Decap, DropReason, EcnEgress, EcnIngress, Encap, Fragments, IcmpSource, Overlay, OverlayError, PeerCheck, Reject,
     RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, TooLong, Transit, TtlPolicy,
 };
 use crate::route::{NextHop, RouteTable};
@@ -187,8 +187,8 @@ impl Forwarder {
     #[inline]
     pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], outer: impl Into<Outer>, routes: &RouteTable) -> Decap<'p> {
         let outer = outer.into();
-        let peer = outer.from.ip().to_canonical();
-        if !routes.has_peer(peer) {
+        let sender = SocketAddr::new(outer.from.ip().to_canonical(), outer.from.port());
+        if !self.is_peer(sender, routes) {
             return Decap::Drop(DropReason::UnknownPeer);
         }
         let mut packet = match self.admit(datagram) {
@@ -196,10 +196,10 @@ impl Forwarder {
             Err(reason) => return Decap::Drop(reason),
         };
         let (source, ttl) = (packet.header().source(), packet.header().ttl());
-        if self.overlay.source_check == SourceCheck::Strict && !self.may_send_from(source, peer, routes) {
+        if !self.may_send_from(source, sender, routes) {
             return Decap::Drop(DropReason::SpoofedSource);
         }
-        if let Err(reason) = self.check_destination(&packet, peer, routes) {
+        if let Err(reason) = self.check_destination(&packet, sender, routes) {
             return Decap::Drop(reason);
         }
         match (ttl, self.overlay.ttl) {
@@ -232,11 +232,39 @@ impl Forwarder {
         Ok(packet)
     }
 
+    /// R64 and R68. Without a peer check the inner source has to do, see [`may_send_from`](Self::may_send_from).
+    #[inline]
+    fn is_peer(&self, sender: SocketAddr, routes: &RouteTable) -> bool {
+        match self.overlay.peer_check {
+            PeerCheck::Address => routes.has_peer(sender.ip()),
+            PeerCheck::AddressPort => routes.has_next_hop(sender),
+            PeerCheck::Off => true,
+        }
+    }
+
+    /// Whether a next hop is who sent a datagram, as far as the peer check tells senders apart.
+    #[inline]
+    fn is_sender(&self, hop: &NextHop, sender: SocketAddr) -> bool {
+        let same_address = hop.address.ip() == sender.ip();
+        match self.overlay.peer_check {
+            PeerCheck::Address => same_address,
+            PeerCheck::AddressPort => same_address && hop.address.port() == sender.port(),
+            PeerCheck::Off => true,
+        }
+    }
+
     /// R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
     #[inline]
-    fn may_send_from(&self, source: Ipv4Addr, peer: IpAddr, routes: &RouteTable) -> bool {
-        let routed = routes.lookup_v4(source).is_some_and(|hop| hop.address.ip() == peer);
-        routed && !self.owns(source) || peer == IpAddr::V4(source)
+    fn may_send_from(&self, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
+        let hop = || routes.lookup_v4(source);
+        match (self.overlay.source_check, self.overlay.peer_check) {
+            (SourceCheck::Strict, _) => {
+                let routed = hop().is_some_and(|hop| self.is_sender(hop, sender)) && !self.owns(source);
+                routed || sender.ip() == IpAddr::V4(source) && routes.has_peer(sender.ip())
+            }
+            (SourceCheck::Off, PeerCheck::Off) => hop().is_some() || routes.has_peer(sender.ip()),
+            (SourceCheck::Off, PeerCheck::Address | PeerCheck::AddressPort) => true,
+        }
     }
 
     /// R66 and the loops of fault 6.
@@ -244,7 +272,7 @@ impl Forwarder {
     fn check_destination(
         &self,
         packet: &Ipv4PacketMut<'_>,
-        peer: IpAddr,
+        sender: SocketAddr,
         routes: &RouteTable,
     ) -> Result<(), DropReason> {
         let destination = packet.header().destination();
@@ -258,9 +286,22 @@ impl Forwarder {
             return Err(DropReason::ForeignDestination);
         }
         match routes.lookup_v4(destination) {
-            Some(hop) if hop.address.ip() == peer => Err(DropReason::ForeignDestination),
+            Some(hop) if self.leads_back(hop, packet.header().source(), sender, routes) => {
+                Err(DropReason::ForeignDestination)
+            }
             Some(hop) if hop.address.ip() == IpAddr::V4(destination) => Err(DropReason::Loop),
             _ => Ok(()),
+        }
+    }
+
+    /// Fault 13. A sender that is not checked may be behind NAT: it is the peer that its inner source is routed to.
+    fn leads_back(&self, hop: &NextHop, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
+        match self.overlay.peer_check {
+            PeerCheck::Address | PeerCheck::AddressPort => self.is_sender(hop, sender),
+            PeerCheck::Off => match routes.lookup_v4(source) {
+                Some(origin) => origin.address == hop.address,
+                None => hop.address.ip() == sender.ip(),
+            },
         }
     }
 

@@ -17,6 +17,7 @@ pub use fragments::Fragments;
 pub use limiter::{IcmpLimiter, Rate};
 pub use path_mtu::{Heeded, PathMtus};
 pub use policy::{
-    EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
+    EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, PeerCheck, SourceCheck, SourcePort, SourceRoutes,
+    Transit, TtlPolicy,
 };
 pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo, TooLong};

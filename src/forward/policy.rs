@@ -34,6 +34,8 @@ pub struct Overlay {
     pub mtu: u16,
     /// Which ends of the tunnel take one off the TTL.
     pub ttl: TtlPolicy,
+    /// Check of a datagram's sender.
+    pub peer_check: PeerCheck,
     /// Whether a peer may only send from addresses that are routed to it.
     pub source_check: SourceCheck,
     /// Whether packets from peers may go on to other subnets than our own.
@@ -62,6 +64,7 @@ impl Overlay {
             underlay: underlay.into(),
             mtu: 1472,
             ttl: TtlPolicy::BothEnds,
+            peer_check: PeerCheck::Address,
             source_check: SourceCheck::Strict,
             transit: Transit::Refused,
             source_routes: SourceRoutes::Dropped,
@@ -163,6 +166,25 @@ pub enum TtlPolicy {
     Preserve,
 }
 
+/// Check of a datagram's sender, before its payload is looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerCheck {
+    /// The sender's address must be the address of a next hop. Its port may be any.
+    #[default]
+    Address,
+    /// The sender's address and port must be those of a next hop, and [`SourceCheck::Strict`] compares both. Other processes
+    /// on a peer's host, and pods that its host masquerades, are then refused. So are peers whose source port depends on the
+    /// flow ([`SourcePort::ByFlow`]) or is changed by NAT.
+    AddressPort,
+    /// Any sender is accepted if the inner source has a route: flannel's own trust, for peers behind NAT.
+    ///
+    /// Anyone who can reach the socket may then send packets in the name of any peer's pods. Our own subnet stays refused as
+    /// inner source by [`SourceCheck::Strict`]. A packet comes from the peer that its inner source is routed to: ICMP errors
+    /// go there, and [`Transit::Allowed`] does not send it back there.
+    Off,
+}
+
 /// Whether the inner source must be routed to the peer that sent the packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -170,7 +192,7 @@ pub enum SourceCheck {
     /// It must, or be the peer's own underlay address.
     #[default]
     Strict,
-    /// Any known peer may send from any address.
+    /// Any known peer may send from any address. With [`PeerCheck::Off`], other senders need an inner source with a route.
     Off,
 }
 

@@ -205,7 +205,7 @@ drop_reasons! {
     MartianDestination = "martian_destination",
     /// A destination in 224/4.
     MulticastDestination = "multicast_destination",
-    /// The inner source is not routed to the peer that sent it.
+    /// The inner source is not routed to the peer that sent it; or, without a peer check, it has no route.
     SpoofedSource = "spoofed_source",
     /// From a peer and not for our own subnet, or straight back to where it came from.
     ForeignDestination = "foreign_destination",

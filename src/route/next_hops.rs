@@ -74,7 +74,8 @@ impl NextHops {
     /// Whether some route leads to this address and port.
     #[inline]
     pub(super) fn has_next_hop(&self, address: SocketAddr) -> bool {
-        self.ports & port_bit(address.port()) != 0 && self.first_from(address).is_some_and(|hop| hop.address == address)
+        let is_it = |hop: &NextHop| hop.address.ip() == address.ip() && hop.address.port() == address.port();
+        self.ports & port_bit(address.port()) != 0 && self.first_from(address).is_some_and(is_it)
     }
 
     /// The first next hop, in the order of their addresses, that is not before this one; looked for in its shard alone.

@@ -14,7 +14,7 @@ use crate::support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, UDP, icmp, pattern,
     repair_checksum, udp,
 };
-use crate::support::scenario::{next_hops, overlay_of, senders};
+use crate::support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
 
 /// Addresses that mean something to the overlay, those at the edge of meaning something, and any others.
 fn address() -> impl Strategy<Value = Ipv4Addr> {
@@ -132,9 +132,10 @@ fn host() -> impl Strategy<Value = Host> {
             table
         },
     );
-    let overlay = (any::<u8>(), select(vec![68u16, 576, 1472, u16::MAX]), 1u8..=255);
-    (overlay, table)
-        .prop_map(|((policy, mtu, icmp_ttl), table)| Host::new(Overlay { icmp_ttl, ..overlay_of(policy, mtu) }, table))
+    let overlay = (any::<u8>(), select(PEER_CHECKS.to_vec()), select(vec![68u16, 576, 1472, u16::MAX]), 1u8..=255);
+    (overlay, table).prop_map(|((policy, peer_check, mtu, icmp_ttl), table)| {
+        Host::new(Overlay { peer_check, icmp_ttl, ..overlay_of(policy, mtu) }, table)
+    })
 }
 
 impl core::fmt::Debug for Host {
@@ -172,7 +173,7 @@ fn the_generators_reach_every_verdict() {
     let mut runner = TestRunner::deterministic();
     let mut seen: HashMap<(&str, Option<DropReason>, bool), u32> = HashMap::new();
     let mut fragmented = 0;
-    for _ in 0..500 {
+    for _ in 0..800 {
         let host = host().new_tree(&mut runner).unwrap().current();
         let packets = vec(bytes(), 40).new_tree(&mut runner).unwrap().current();
         let from = select(senders().to_vec()).new_tree(&mut runner).unwrap().current();

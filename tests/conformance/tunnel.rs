@@ -2,11 +2,11 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use loden::forward::{DropReason, Overlay, SourceCheck, Transit};
+use loden::forward::{DropReason, Overlay, PeerCheck, ReplyTo, SourceCheck, Transit};
 use loden::route::Route;
 
 use crate::support::host::{
-    Host, NOBODY, POD, POD_A, POD_B, host_a, host_b, inbound, net, outbound, overlay, own, routes,
+    Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, inbound, net, outbound, overlay, own, routes,
 };
 use crate::support::packet::{Ipv4, TCP, udp};
 
@@ -91,6 +91,97 @@ fn r64_a_peer_with_an_ipv6_address() {
     let host = Host::new(overlay(), vec![Route::new(net([100, 96, 2, 0], 24), six)]);
     assert_eq!(decap_reason(&host, six, &inbound()), None);
     assert_eq!(decap_reason(&host, host_a(), &inbound()), Some(DropReason::UnknownPeer));
+}
+
+/// R68: with `AddressPort` the sender's port has to be the next hop's too, and the inner source's route has to lead there.
+#[test]
+fn r68_address_port_tells_the_tunnel_from_others_on_its_host() {
+    let neighbour = SocketAddr::new(host_a().ip(), 9000);
+    let mut routes = routes();
+    routes.push(Route::new(net([100, 96, 5, 0], 24), neighbour));
+    let host = Host::new(Overlay { peer_check: PeerCheck::AddressPort, ..overlay() }, routes.clone());
+    let any_port = Host::new(overlay(), routes);
+    let of_neighbour = Ipv4::new([100, 96, 5, 5], POD);
+    let mapped = |port| SocketAddr::new(Ipv4Addr::new(10, 168, 0, 3).to_ipv6_mapped().into(), port);
+    let (spoofed, unknown) = (Some(DropReason::SpoofedSource), Some(DropReason::UnknownPeer));
+    for (from, of_a, of_the_neighbour) in [
+        (host_a(), None, spoofed),
+        (neighbour, spoofed, None),
+        (mapped(8285), None, spoofed),
+        (mapped(9000), spoofed, None),
+        (SocketAddr::new(host_a().ip(), 8286), unknown, unknown),
+        (mapped(1), unknown, unknown),
+        (([10, 168, 0, 9], 8285).into(), unknown, unknown),
+    ] {
+        assert_eq!(decap_reason(&host, from, &inbound()), of_a, "{from}");
+        assert_eq!(decap_reason(&host, from, &of_neighbour), of_the_neighbour, "{from}");
+        let by_address = (from.ip().to_canonical() != host_a().ip()).then_some(DropReason::UnknownPeer);
+        assert_eq!(decap_reason(&any_port, from, &inbound()), by_address, "{from} by its address alone");
+    }
+    assert_eq!(decap_reason(&host, host_a(), &Ipv4::new([10, 168, 0, 3], POD)), None, "its own underlay address");
+}
+
+/// R68: a next hop with a scope is the sender with that address and port.
+#[test]
+fn r68_address_port_of_a_peer_with_a_link_local_address() {
+    let scoped = |port, scope| {
+        let address = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 3);
+        SocketAddr::V6(core::net::SocketAddrV6::new(address, port, 0, scope))
+    };
+    let overlay = Overlay { peer_check: PeerCheck::AddressPort, ..overlay() };
+    let host = Host::new(overlay, vec![Route::new(net([100, 96, 2, 0], 24), scoped(8285, 2))]);
+    assert_eq!(decap_reason(&host, scoped(8285, 2), &inbound()), None);
+    assert_eq!(decap_reason(&host, scoped(8286, 2), &inbound()), Some(DropReason::UnknownPeer));
+}
+
+/// R68: with `Off` the inner source's route has to do. Our own subnet stays ours (fault 11), and the far end's answer goes to
+/// the next hop, not to the sender.
+#[test]
+fn r68_off_accepts_any_sender_whose_inner_source_has_a_route() {
+    let host = Host::new(Overlay { peer_check: PeerCheck::Off, ..overlay() }, routes());
+    let spoofed = Some(DropReason::SpoofedSource);
+    let behind_nat: SocketAddr = ([192, 0, 2, 9], 40_000).into();
+    for from in [behind_nat, (Ipv6Addr::LOCALHOST, 1).into(), host_a(), host_b()] {
+        for (source, expected) in [(POD_A, None), (POD_B, None), (NOBODY, spoofed), (POD, spoofed)] {
+            assert_eq!(decap_reason(&host, from, &Ipv4::new(source, POD)), expected, "{source} from {from}");
+        }
+    }
+    assert_eq!(decap_reason(&host, host_a(), &Ipv4::new([10, 168, 0, 3], POD)), None, "its own underlay address");
+    assert_eq!(decap_reason(&host, behind_nat, &Ipv4::new([192, 0, 2, 9], POD)), spoofed, "that of nobody");
+    let wide = Host::with_default_route(*host.overlay(), host_a());
+    assert_eq!(decap_reason(&wide, behind_nat, &Ipv4::new([100, 96, 1, 9], POD)), spoofed, "fault 11");
+    let outcome = host.decapsulate(&Ipv4 { ttl: 1, ..inbound() }.bytes(), behind_nat);
+    assert!(
+        matches!(&outcome, Outcome::Reject { answer: Some((ReplyTo::Peer(to), _)), .. } if *to == host_a()),
+        "{outcome:?}"
+    );
+    let unchecked = Host::new(Overlay { source_check: SourceCheck::Off, ..*host.overlay() }, routes());
+    for (from, source, expected) in [(behind_nat, NOBODY, spoofed), (host_a(), NOBODY, None), (behind_nat, POD_A, None)]
+    {
+        assert_eq!(decap_reason(&unchecked, from, &Ipv4::new(source, POD)), expected, "{source} from {from}");
+    }
+}
+
+/// R66 and fault 13 with R68: two peers behind one address are two, and one behind NAT is who its source is routed to.
+#[test]
+fn r68_fault_13_a_packet_does_not_go_back_to_the_peer_it_came_from() {
+    let neighbour = SocketAddr::new(host_a().ip(), 9000);
+    let mut routes = routes();
+    routes.push(Route::new(net([100, 96, 5, 0], 24), neighbour));
+    let back = Ipv4::new(POD_A, [100, 96, 2, 9]);
+    let to_neighbour = Ipv4::new(POD_A, [100, 96, 5, 9]);
+    let behind_nat = ([192, 0, 2, 9], 40_000).into();
+    let foreign = Some(DropReason::ForeignDestination);
+    for (peer_check, from, neighbour) in [
+        (PeerCheck::Address, host_a(), foreign),
+        (PeerCheck::AddressPort, host_a(), None),
+        (PeerCheck::Off, behind_nat, None),
+    ] {
+        let host = Host::new(Overlay { peer_check, ..transit() }, routes.clone());
+        assert_eq!(decap_reason(&host, from, &back), foreign, "{peer_check:?}");
+        assert_eq!(decap_reason(&host, from, &to_neighbour), neighbour, "{peer_check:?}");
+        assert_eq!(decap_reason(&host, from, &Ipv4::new(POD_A, POD_B)), None, "{peer_check:?}");
+    }
 }
 
 /// R65, with B's /28 inside A's /24: each sends from its own part alone.

@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use loden::forward::{
-    DropReason, IcmpSource, Overlay, RejectReason, ReplyTo, SourceCheck, SourceRoutes, Transit, TtlPolicy,
+    DropReason, IcmpSource, Overlay, PeerCheck, RejectReason, ReplyTo, SourceCheck, SourceRoutes, Transit, TtlPolicy,
 };
 
 use super::host::{Host, Outcome, holds};
@@ -58,7 +58,15 @@ pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcom
         IpAddr::V6(address) => address.to_ipv4_mapped().map_or(from.ip(), IpAddr::V4),
         IpAddr::V4(_) => from.ip(),
     };
-    if host.routes.iter().all(|route| route.next_hop.ip() != peer) {
+    let by_address = host.routes.iter().any(|route| route.next_hop.ip() == peer);
+    let by_port = host.routes.iter().any(|route| route.next_hop == SocketAddr::new(peer, from.port()));
+    let is_known = match overlay.peer_check {
+        PeerCheck::Address => by_address,
+        PeerCheck::AddressPort => by_port,
+        PeerCheck::Off => true,
+        other => panic!("the list knows no {other:?}"),
+    };
+    if !is_known {
         return Outcome::Drop(DropReason::UnknownPeer);
     }
     let packet = match Packet::check(bytes, overlay) {
@@ -66,20 +74,35 @@ pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcom
         Err(reason) => return Outcome::Drop(reason),
     };
     let next_hop = |address| host.naive_route(address).map(|route| route.next_hop);
-    let leads_to_peer = next_hop(packet.source).is_some_and(|hop| hop.ip() == peer);
-    let may_send = peer == packet.source || leads_to_peer && !holds(overlay.subnet, packet.source);
-    if overlay.source_check == SourceCheck::Strict && !may_send {
+    let origin = next_hop(packet.source);
+    let leads_to_peer = match overlay.peer_check {
+        PeerCheck::AddressPort => origin == Some(SocketAddr::new(peer, from.port())),
+        PeerCheck::Off => origin.is_some(),
+        _ => origin.is_some_and(|hop| hop.ip() == peer),
+    };
+    let may_send = match overlay.source_check {
+        SourceCheck::Strict => {
+            by_address && peer == packet.source || leads_to_peer && !holds(overlay.subnet, packet.source)
+        }
+        _ => overlay.peer_check != PeerCheck::Off || by_address || origin.is_some(),
+    };
+    if !may_send {
         return Outcome::Drop(DropReason::SpoofedSource);
     }
     if packet.is_for_a_tunnel_socket(host) {
         return Outcome::Drop(DropReason::Loop);
     }
     if !holds(overlay.subnet, packet.destination) {
-        let hop = next_hop(packet.destination).map(|hop| hop.ip());
-        if overlay.transit == Transit::Refused || hop == Some(peer) {
+        let hop = next_hop(packet.destination);
+        let back = match (overlay.peer_check, origin) {
+            (PeerCheck::AddressPort, _) => hop == Some(SocketAddr::new(peer, from.port())),
+            (PeerCheck::Off, Some(origin)) => hop == Some(origin),
+            _ => hop.map(|hop| hop.ip()) == Some(peer),
+        };
+        if overlay.transit == Transit::Refused || back {
             return Outcome::Drop(DropReason::ForeignDestination);
         }
-        if hop == Some(IpAddr::V4(packet.destination)) {
+        if hop.map(|hop| hop.ip()) == Some(IpAddr::V4(packet.destination)) {
             return Outcome::Drop(DropReason::Loop);
         }
     }

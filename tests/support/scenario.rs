@@ -1,13 +1,13 @@
 //! Settings, routes and a packet out of any bytes, for the fuzz targets; and the bytes for the seeds.
 //!
-//! Byte 0 is the policy, byte 1 the MTU (low two bits) and the sender, byte 2 the number of routes, each of six bytes:
-//! address, prefix length, next hop. The rest is the packet.
+//! Byte 0 is the policy, byte 1 the MTU (low two bits) and the sender, byte 2 the peer check and the number of routes, each of
+//! six bytes: address, prefix length, next hop. The rest is the packet.
 
 use core::cell::RefCell;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
 
-use loden::forward::{IcmpSource, Overlay, SourceCheck, SourceRoutes, Transit, TtlPolicy};
+use loden::forward::{IcmpSource, Overlay, PeerCheck, SourceCheck, SourceRoutes, Transit, TtlPolicy};
 use loden::route::{Route, RouteTable};
 
 use super::host::{Host, host_a, host_b, net, overlay, table_of};
@@ -29,6 +29,7 @@ pub(crate) mod policy {
 pub(crate) const ICMP_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 const MTUS: [u16; 4] = [1472, 68, 576, 65_535];
 const ROUTES_MAX: u8 = 9;
+pub(crate) const PEER_CHECKS: [PeerCheck; 3] = [PeerCheck::Address, PeerCheck::AddressPort, PeerCheck::Off];
 const ROUTE_MTU: u8 = 0x80;
 
 pub(crate) struct Scenario {
@@ -103,7 +104,11 @@ impl Scenario {
         }
         let from = senders()[usize::from(choice >> 2) % senders().len()];
         let table = table_of_known(&routes);
-        let host = Host::with_table(overlay_of(*policy, MTUS[usize::from(choice & 3)]), routes, table);
+        let overlay = Overlay {
+            peer_check: PEER_CHECKS[usize::from(count / ROUTES_MAX) % PEER_CHECKS.len()],
+            ..overlay_of(*policy, MTUS[usize::from(choice & 3)])
+        };
+        let host = Host::with_table(overlay, routes, table);
         Some(Self { host, from, packet })
     }
 

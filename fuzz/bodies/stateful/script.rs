@@ -1,6 +1,6 @@
 //! Steps out of any bytes.
 //!
-//! Byte 0 is the policy ([`scenario::policy`](crate::support::scenario::policy)), byte 1 the overlay's MTU. Then steps of five
+//! Byte 0 is the policy ([`scenario::policy`](crate::support::scenario::policy)), byte 1 the overlay's MTU and peer check. Then steps of five
 //! bytes, see [`op`]. Addresses, next hops, subnets, lengths and times are numbers of what is in the lists here, so that histories
 //! meet themselves again.
 
@@ -16,7 +16,7 @@ use loden::wire::DatagramTooBig;
 use super::leases::Key;
 use crate::support::host::{NOBODY, POD, POD_A, POD_B, net, own};
 use crate::support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
-use crate::support::scenario::{next_hops, overlay_of, senders};
+use crate::support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
 
 /// The low four bits of a step's first byte.
 pub(crate) mod op {
@@ -97,8 +97,11 @@ impl Step {
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Overlay, Vec<Step>)> {
-    let ([policy, mtu], steps) = bytes.split_first_chunk()?;
-    let overlay = overlay_of(*policy, MTUS[usize::from(*mtu) % MTUS.len()]);
+    let ([policy, choice], steps) = bytes.split_first_chunk()?;
+    let overlay = Overlay {
+        peer_check: PEER_CHECKS[usize::from(*choice) / MTUS.len() % PEER_CHECKS.len()],
+        ..overlay_of(*policy, MTUS[usize::from(*choice) % MTUS.len()])
+    };
     Some((overlay, steps.as_chunks::<STEP>().0.iter().filter_map(|step| decode_step(*step)).collect()))
 }
 
