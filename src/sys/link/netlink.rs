@@ -49,6 +49,21 @@ impl From<MalformedReply> for Failure {
     }
 }
 
+/// The entries of a table that were asked for.
+#[derive(Debug)]
+pub(super) struct Listing<T> {
+    pub(super) seen: Vec<T>,
+    /// The table did not change meanwhile. Otherwise an entry may be missing or listed twice.
+    pub(super) intact: bool,
+}
+
+impl<T> Listing<T> {
+    /// The entries, if none can be missing.
+    pub(super) fn whole(self) -> Result<Vec<T>, Failure> {
+        if self.intact { Ok(self.seen) } else { Err(Failure::Interrupted { attempts: DUMP_ATTEMPTS }) }
+    }
+}
+
 /// A socket to a part of the kernel that speaks netlink, mostly rtnetlink, in the network namespace the calling thread was in when
 /// it was opened.
 #[derive(Debug)]
@@ -97,23 +112,40 @@ impl Netlink {
     }
 
     /// Asks for a whole table and keeps what `read` picks, in the kernel's order. Begins anew if the table changed
-    /// meanwhile.
+    /// meanwhile; on a host that changes all the time, the last attempt counts.
     pub(super) fn dump<T>(
         &mut self,
         request: &(impl NetlinkSerializable + Clone),
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
-    ) -> Result<Vec<T>, Failure> {
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut found = Vec::new();
-            let intact = self.exchange(request.clone(), NLM_F_DUMP, |message| {
-                found.extend(read(message)?);
-                Ok(())
-            })?;
-            if intact {
-                return Ok(found);
-            }
+    ) -> Result<Listing<T>, Failure> {
+        retried(|| self.list(request.clone(), &read), |listing| listing.intact)
+    }
+
+    /// Asks for a table and returns the first entry that `read` picks. One that was seen counts, whatever changed meanwhile.
+    pub(super) fn first<T>(
+        &mut self,
+        request: &(impl NetlinkSerializable + Clone),
+        read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
+    ) -> Result<Option<T>, Failure> {
+        let enough = |listing: &Listing<T>| listing.intact || !listing.seen.is_empty();
+        let listing = retried(|| self.list(request.clone(), &read), enough)?;
+        match listing.seen.into_iter().next() {
+            None if !listing.intact => Err(Failure::Interrupted { attempts: DUMP_ATTEMPTS }),
+            first => Ok(first),
         }
-        Err(Failure::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    fn list<T>(
+        &mut self,
+        request: impl NetlinkSerializable,
+        read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
+    ) -> Result<Listing<T>, Failure> {
+        let mut seen = Vec::new();
+        let intact = self.exchange(request, NLM_F_DUMP, |message| {
+            seen.extend(read(message)?);
+            Ok(())
+        })?;
+        Ok(Listing { seen, intact })
     }
 
     /// Returns whether the answer is a consistent snapshot.
@@ -161,6 +193,21 @@ impl Netlink {
         message.serialize(&mut bytes);
         self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map(|_sent| ())
     }
+}
+
+/// Lists again until a listing is `enough`, a few times.
+fn retried<T>(
+    mut list: impl FnMut() -> Result<Listing<T>, Failure>,
+    enough: impl Fn(&Listing<T>) -> bool,
+) -> Result<Listing<T>, Failure> {
+    let mut listing = list()?;
+    for _ in 1..DUMP_ATTEMPTS {
+        if enough(&listing) {
+            break;
+        }
+        listing = list()?;
+    }
+    Ok(listing)
 }
 
 /// Receives one datagram into the emptied `buffer`. The length is that of the datagram, which may be more than fitted.
@@ -246,6 +293,32 @@ mod unit {
         let mut hostile = whole;
         hostile.splice(4..8, u32::MAX.to_ne_bytes());
         assert_eq!(refusal(NLM_F_ACK_TLVS, &hostile), (i32::MAX, None));
+    }
+
+    /// Lists what the script says, and then panics.
+    fn script(listings: &[(&[u8], bool)]) -> impl FnMut() -> Result<Listing<u8>, Failure> {
+        let mut listings = listings.iter();
+        move || {
+            let (seen, intact) = listings.next().expect("asked no more than that");
+            Ok(Listing { seen: seen.to_vec(), intact: *intact })
+        }
+    }
+
+    #[test]
+    fn fault_61_an_interrupted_listing_is_repeated_and_its_last_attempt_counts() {
+        let whole = |listing: &Listing<u8>| listing.intact;
+        let some = |listing: &Listing<u8>| listing.intact || !listing.seen.is_empty();
+        let result = |listings: &[_], enough: fn(&Listing<u8>) -> bool| {
+            let listing = retried(script(listings), enough).expect("a listing");
+            (listing.seen, listing.intact)
+        };
+        assert_eq!(result(&[(&[1], false), (&[1, 2], true)], whole), (vec![1, 2], true));
+        assert_eq!(result(&[(&[], false), (&[2], false)], some), (vec![2], false), "seen once is enough");
+        let mut busy = [(&[1][..], false); DUMP_ATTEMPTS as usize];
+        busy[7] = (&[1, 3], false);
+        assert_eq!(result(&busy, whole), (vec![1, 3], false));
+        let refused = retried(|| Err::<Listing<u8>, _>(Failure::Interrupted { attempts: 1 }), whole);
+        assert!(refused.is_err());
     }
 
     #[test]

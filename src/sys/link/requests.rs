@@ -192,7 +192,7 @@ fn first_route(kernel: &mut Netlink, network: Ipv4Net) -> Result<Option<RouteEnt
                 && (route.tos, route.priority) == (0, 0)
         }))
     };
-    Ok(kernel.dump(&RouteNetlinkMessage::GetRoute(request), read)?.into_iter().next())
+    kernel.first(&RouteNetlinkMessage::GetRoute(request), read)
 }
 
 fn read_route(message: &Message<'_>) -> Result<Option<RouteEntry>, MalformedReply> {

@@ -54,9 +54,12 @@ pub fn interface_of(address: IpAddr) -> Result<Underlay, LinkError> {
         return Err(not_held());
     }
     let mut kernel = Netlink::open()?;
-    let index = match holder(&mut kernel, address)? {
-        Some(index) => index,
-        None => requests::local_route(&mut kernel, address)?.and_then(|route| route.interface).ok_or_else(not_held)?,
+    let index = match holder(&mut kernel, address) {
+        Ok(Some(index)) => index,
+        Err(error) if !matches!(error, LinkError::Busy { .. }) => return Err(error),
+        Ok(None) | Err(_) => {
+            requests::local_route(&mut kernel, address)?.and_then(|route| route.interface).ok_or_else(not_held)?
+        }
     };
     let link = requests::link_at(&mut kernel, index)?;
     Ok(Underlay { index, name: link.name, mtu: link.mtu, address })
@@ -69,32 +72,34 @@ pub fn interface_of(address: IpAddr) -> Result<Underlay, LinkError> {
 pub fn interface_named(name: &str) -> Result<Underlay, LinkError> {
     let mut kernel = Netlink::open()?;
     let link = requests::link_named(&mut kernel, name)?;
-    let held = first_held(&mut kernel, AddressFamily::Inet, |held| held.index == link.index)?;
+    let held = first_held(&mut kernel, AddressFamily::Inet, link.index, |held| held.index == link.index)?;
     let held = held.ok_or_else(|| LinkError::NoAddress { interface: name.into() })?;
     Ok(Underlay { index: link.index, name: link.name, mtu: link.mtu, address: held.address })
 }
 
 fn holder(kernel: &mut Netlink, address: IpAddr) -> Result<Option<u32>, LinkError> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    Ok(first_held(kernel, family, |held| held.address == address)?.map(|held| held.index))
+    Ok(first_held(kernel, family, 0, |held| held.address == address)?.map(|held| held.index))
 }
 
-/// The first address in the kernel's order that is wanted.
-fn first_held(
+/// The first address in the kernel's order that is wanted. From Linux 4.20 on the kernel lists those of one interface alone
+/// if `of` is not 0.
+pub(super) fn first_held(
     kernel: &mut Netlink,
     family: AddressFamily,
+    of: u32,
     wanted: impl Fn(&HeldAddress) -> bool,
 ) -> Result<Option<HeldAddress>, LinkError> {
     let mut request = AddressMessage::default();
     request.header.family = family;
+    request.header.index = of;
     let read = |message: &Message<'_>| match message.kind {
         libc::RTM_NEWADDR => Ok(Some(HeldAddress::parse(message.body)?).filter(&wanted)),
         _ => Ok(None),
     };
-    let held = kernel
-        .dump(&RouteNetlinkMessage::GetAddress(request), read)
-        .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))?;
-    Ok(held.into_iter().next())
+    kernel
+        .first(&RouteNetlinkMessage::GetAddress(request), read)
+        .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))
 }
 
 #[cfg(test)]

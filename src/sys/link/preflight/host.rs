@@ -13,7 +13,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::Intended;
 use crate::sys::link::error::LinkError;
 use crate::sys::link::message::{HeldAddress, LinkState, Message, RouteEntry, link_kind};
-use crate::sys::link::netlink::Netlink;
+use crate::sys::link::netlink::{Listing, Netlink};
 use crate::sys::link::{Underlay, interface_of};
 
 /// The network namespace of the thread that read it.
@@ -26,6 +26,8 @@ pub(super) struct Host {
     pub(super) routes: Vec<(Ipv4Net, RouteEntry)>,
     /// The interface with the listen address, if there is one.
     pub(super) underlay: Option<Underlay>,
+    /// Tables of which entries may be missing.
+    pub(super) partial: Vec<&'static str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +45,11 @@ impl Host {
             Err(LinkError::NotHeld { .. }) => None,
             Err(error) => return Err(error),
         };
-        Ok(Self {
-            links: links(&mut kernel)?,
-            addresses: addresses(&mut kernel)?,
-            routes: routes(&mut kernel, intended.network)?,
-            underlay,
-        })
+        let (links, addresses) = (links(&mut kernel)?, addresses(&mut kernel)?);
+        let routes = routes(&mut kernel, intended.network)?;
+        let tables = [("the links", links.intact), ("the addresses", addresses.intact), ("the routes", routes.intact)];
+        let partial = tables.into_iter().filter(|(_, intact)| !intact).map(|(table, _)| table).collect();
+        Ok(Self { links: links.seen, addresses: addresses.seen, routes: routes.seen, underlay, partial })
     }
 
     pub(super) fn named(&self, name: &str) -> Option<&Interface> {
@@ -104,7 +105,7 @@ impl Interface {
     }
 }
 
-fn links(kernel: &mut Netlink) -> Result<Vec<Interface>, LinkError> {
+fn links(kernel: &mut Netlink) -> Result<Listing<Interface>, LinkError> {
     let read = |message: &Message<'_>| match message.kind {
         libc::RTM_NEWLINK => {
             Ok(Some(Interface { state: LinkState::parse(message.body)?, kind: link_kind(message.body)? }))
@@ -116,7 +117,7 @@ fn links(kernel: &mut Netlink) -> Result<Vec<Interface>, LinkError> {
         .map_err(|failure| LinkError::new(failure, "list the links", "this host"))
 }
 
-fn addresses(kernel: &mut Netlink) -> Result<Vec<HeldAddress>, LinkError> {
+fn addresses(kernel: &mut Netlink) -> Result<Listing<HeldAddress>, LinkError> {
     let read = |message: &Message<'_>| match message.kind {
         libc::RTM_NEWADDR => HeldAddress::parse(message.body).map(Some),
         _ => Ok(None),
@@ -126,7 +127,7 @@ fn addresses(kernel: &mut Netlink) -> Result<Vec<HeldAddress>, LinkError> {
         .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))
 }
 
-fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Vec<(Ipv4Net, RouteEntry)>, LinkError> {
+fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Listing<(Ipv4Net, RouteEntry)>, LinkError> {
     let mut request = RouteMessage::default();
     request.header.address_family = AddressFamily::Inet;
     request.header.table = RouteHeader::RT_TABLE_MAIN;

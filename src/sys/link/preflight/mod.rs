@@ -105,7 +105,8 @@ pub fn check(intended: &Intended) -> Vec<Finding> {
 
 impl Host {
     fn check(&self, intended: &Intended) -> Vec<Finding> {
-        let mut findings = Vec::new();
+        let changing = "entries may be missing, because it changed during each attempt to list it";
+        let mut findings: Vec<_> = self.partial.iter().map(|table| Finding::unchecked(*table, &changing)).collect();
         findings.extend(self.check_underlay(intended));
         findings.extend(self.check_device(intended));
         findings.extend(self.check_bridges(intended));

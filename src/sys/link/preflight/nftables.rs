@@ -79,17 +79,21 @@ pub(super) fn dropping() -> Result<Vec<Dropping>, LinkError> {
 }
 
 fn list(kernel: &mut Netlink) -> Result<Vec<Dropping>, Failure> {
-    let chains = kernel.dump(&List { kind: message::GET_CHAIN }, |message: &Message<'_>| match message.kind {
-        message::NEW_CHAIN => Chain::parse(message.body),
-        _ => Ok(None),
-    })?;
+    let chains = kernel
+        .dump(&List { kind: message::GET_CHAIN }, |message: &Message<'_>| match message.kind {
+            message::NEW_CHAIN => Chain::parse(message.body),
+            _ => Ok(None),
+        })?
+        .whole()?;
     if chains.is_empty() {
         return Ok(Vec::new());
     }
-    let dormant = kernel.dump(&List { kind: message::GET_TABLE }, |message: &Message<'_>| match message.kind {
-        message::NEW_TABLE => dormant_table(message.body),
-        _ => Ok(None),
-    })?;
+    let dormant = kernel
+        .dump(&List { kind: message::GET_TABLE }, |message: &Message<'_>| match message.kind {
+            message::NEW_TABLE => dormant_table(message.body),
+            _ => Ok(None),
+        })?
+        .whole()?;
     let in_use = chains.into_iter().filter(|chain| !dormant.iter().any(|table| chain.is_in(table)));
     Ok(in_use.map(Dropping::from).collect())
 }

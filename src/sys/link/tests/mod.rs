@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
+mod busy;
 mod configure;
 mod preflight;
 mod watch;
@@ -130,7 +131,7 @@ impl World {
             let IpAddr::V4(address) = held.address else { return Ok(None) };
             Ok((held.index == index).then_some((parsed.header.prefix_len, address)))
         };
-        self.0.dump(&RouteNetlinkMessage::GetAddress(request), read).expect("the addresses")
+        self.0.dump(&RouteNetlinkMessage::GetAddress(request), read).expect("the addresses").seen
     }
 
     /// The main table's routes to the overlay network.
@@ -144,7 +145,7 @@ impl World {
                 && (parsed.header.table, parsed.header.destination_prefix_length) == (254, 16);
             Ok(matches.then_some(parsed))
         };
-        self.0.dump(&RouteNetlinkMessage::GetRoute(request), read).expect("the routes")
+        self.0.dump(&RouteNetlinkMessage::GetRoute(request), read).expect("the routes").seen
     }
 
     fn is_bare(&mut self, name: &str) -> bool {

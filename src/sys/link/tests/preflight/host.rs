@@ -282,12 +282,12 @@ impl Everything {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
         let body = |message: &message::Message<'_>| Ok(Some(message.body.to_vec()));
-        let addresses = world.0.dump(&RouteNetlinkMessage::GetAddress(request), body).expect("the addresses");
+        let addresses = world.0.dump(&RouteNetlinkMessage::GetAddress(request), body).expect("the addresses").seen;
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
-        let routes = world.0.dump(&RouteNetlinkMessage::GetRoute(request), body).expect("the routes");
+        let routes = world.0.dump(&RouteNetlinkMessage::GetRoute(request), body).expect("the routes").seen;
         let read = |message: &message::Message<'_>| LinkState::parse(message.body).map(Some);
-        let links = world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links");
+        let links = world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links").seen;
         let mut settings = Vec::new();
         read_all(Path::new("/proc/sys/net/ipv4"), &mut settings);
         assert!(settings.len() > 100, "{}", settings.len());
