@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::Ipv4Net;
+use loden::forward::PeerCheck;
 use loden::lease::Tenure;
 use loden::lease::flannel::DEFAULT_PREFIX;
 
@@ -76,9 +77,33 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "SECONDS", hide = true, default_value = "600")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) list_interval: u64,
+    /// Who may send packets: who has a lease's address; who has its address and port; anyone, as with flannel
+    #[arg(long, value_name = "CHECK", value_enum, default_value = "address")]
+    pub(crate) peer_check: Check,
     /// TUN device: a name, or a pattern in which %d stands for the first free number
     #[arg(long, value_name = "NAME", default_value = "flannel%d")]
     pub(crate) tun: String,
+}
+
+/// Which senders are peers.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Check {
+    /// The sender's address is that of a lease
+    Address,
+    /// Its port is the network's, too: no pod that its host masquerades passes for the host
+    AddressPort,
+    /// Any sender whose inner source has a route: for peers behind NAT
+    Off,
+}
+
+impl From<Check> for PeerCheck {
+    fn from(check: Check) -> Self {
+        match check {
+            Check::Address => Self::Address,
+            Check::AddressPort => Self::AddressPort,
+            Check::Off => Self::Off,
+        }
+    }
 }
 
 impl Arguments {

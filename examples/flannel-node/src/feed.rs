@@ -25,21 +25,14 @@ pub(crate) enum News {
     Changed(Vec<Change>),
     /// All leases there are. If etcd is not what it was before: how that shows.
     Listed(Listing, Option<String>),
-    /// Nothing can be heard for now.
-    Silent(Silence),
+    /// Nothing can be heard for now, for this reason.
+    Silent(String),
 }
 
 /// What happened to one key.
 pub(crate) enum Change {
     Deleted { key: Vec<u8> },
     Put(Entry),
-}
-
-/// Why nothing can be heard.
-pub(crate) struct Silence {
-    pub(crate) reason: String,
-    /// Whether it is the first failure after all went well.
-    pub(crate) is_news: bool,
 }
 
 /// What ends a watch.
@@ -93,8 +86,7 @@ impl Feed {
                 Err(trouble) => trouble,
             };
             let retry = backoff.failed(self.clock.now(), random());
-            let silence = Silence { reason: trouble.to_string(), is_news: retry.is_news };
-            if self.sender.send(News::Silent(silence)).await.is_err() {
+            if self.sender.send(News::Silent(trouble.to_string())).await.is_err() {
                 return;
             }
             tokio::select! {
@@ -104,17 +96,22 @@ impl Feed {
         }
     }
 
-    /// Lists, then watches until something ends it.
+    /// Watches, lists, and goes on watching until something ends it.
+    ///
+    /// The watch begins before the list is asked for and lasts beyond its answer, so that both are of one history: an etcd that is
+    /// restored in between ends the watch.
     async fn listen(&mut self, backoff: &mut Backoff, due: Duration) -> Result<Due, Trouble> {
+        let mut watch = self.registry.watch().await?;
+        let confirmed = timeout(CONFIRM, watch.message()).await.map_err(|_| self.ended("it does not confirm it"))?;
+        let mut watched = Moment::of(self.intact(confirmed)?.header());
         let listing = self.registry.list().await?;
         let listed = listing.moment;
+        if (listed.cluster, listed.member) != (watched.cluster, watched.member) || listed.revision < watched.revision {
+            return Err(self.other_history());
+        }
         let before = self.seen.replace(listed).filter(|before| !listed.follows(*before));
         let doubt = before.map(|before| self.doubt(before, listed));
         self.say(News::Listed(listing, doubt)).await?;
-        let mut watch = self.registry.watch(listed.revision + 1).await?;
-        let confirmed = timeout(CONFIRM, watch.message()).await.map_err(|_| self.ended("it does not confirm it"))?;
-        self.take_in(confirmed, listed.cluster, None).await?;
-        let member = self.seen.map(|seen| seen.member);
         backoff.succeeded(self.clock.now());
         loop {
             let response = tokio::select! {
@@ -122,8 +119,19 @@ impl Feed {
                 () = self.clock.sleep_until(due) => return Ok(Due),
                 () = self.sender.closed() => return Err(Trouble::Unheard),
             };
-            self.take_in(response, listed.cluster, member).await?;
+            let response = self.intact(response)?;
+            let now = Moment::of(response.header());
+            if (now.cluster, now.member) != (watched.cluster, watched.member) || now.revision < watched.revision {
+                return Err(self.other_history());
+            }
+            watched = now;
+            self.seen = Some(Moment { revision: now.revision.max(listed.revision), ..now });
+            self.take_in(&response, listed.revision).await?;
         }
+    }
+
+    fn other_history(&self) -> Trouble {
+        Trouble::OtherHistory { endpoint: self.registry.endpoint().to_owned() }
     }
 
     /// How it shows that etcd is not what it was.
@@ -157,29 +165,14 @@ impl Feed {
         Trouble::Ended { endpoint, reason: reason.to_owned() }
     }
 
-    /// Passes on what a response says, unless it comes from elsewhere than what was listed.
-    async fn take_in(
-        &mut self,
-        response: Result<Option<WatchResponse>, etcd_client::Error>,
-        cluster: u64,
-        member: Option<u64>,
-    ) -> Result<(), Trouble> {
-        let response = self.intact(response)?;
-        let now = Moment::of(response.header());
-        let follows = self.seen.is_none_or(|seen| now.revision >= seen.revision);
-        if !follows || now.cluster != cluster || member.is_some_and(|member| now.member != member) {
-            return Err(Trouble::OtherHistory { endpoint: self.registry.endpoint().to_owned() });
-        }
-        self.seen = Some(now);
-        let changes: Vec<Change> = response
-            .events()
-            .iter()
-            .filter_map(|event| {
-                let kv = event.kv()?;
-                Some(match event.event_type() {
-                    EventType::Put => Change::Put(Entry::from(kv)),
-                    EventType::Delete => Change::Deleted { key: kv.key().to_vec() },
-                })
+    /// Passes on what a response says that the list did not.
+    async fn take_in(&mut self, response: &WatchResponse, listed: i64) -> Result<(), Trouble> {
+        let new = response.events().iter().filter_map(|event| Some((event.event_type(), event.kv()?)));
+        let new = new.filter(|(_, kv)| kv.mod_revision() > listed);
+        let changes: Vec<Change> = new
+            .map(|(kind, kv)| match kind {
+                EventType::Put => Change::Put(Entry::from(kv)),
+                EventType::Delete => Change::Deleted { key: kv.key().to_vec() },
             })
             .collect();
         if changes.is_empty() { Ok(()) } else { self.say(News::Changed(changes)).await }

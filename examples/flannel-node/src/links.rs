@@ -109,6 +109,11 @@ impl Links {
         }
     }
 
+    /// Packets that did not fit into the queue of the TUN device; `None` if it is gone. No other counter has them.
+    pub(crate) fn queue_dropped(&mut self) -> Option<u64> {
+        self.link.stats().ok().map(|stats| stats.tx_dropped)
+    }
+
     /// Takes back what was made.
     pub(crate) fn remove(self) -> Result<(), Error> {
         Ok(self.link.remove()?)

@@ -127,6 +127,13 @@ impl Node {
                         self.plane.set_mtu(mtu);
                     }
                 }
+                Some(stranger) = self.plane.strangers.recv() => {
+                    say.say(&Event::Stranger {
+                        from: stranger.from.to_string(),
+                        inner_source: stranger.inner_source.to_string(),
+                        next_hop: stranger.next_hop.to_string(),
+                    });
+                }
                 ended = &mut self.plane.ended => {
                     return Err(ended.unwrap_or_else(|_| "forwarding has ended: a bug in the node".into()));
                 }
@@ -148,7 +155,7 @@ impl Node {
                 self.check_elder(own, &listing.entries)?;
                 let said = std::mem::take(&mut self.set_aside);
                 for entry in listing.entries.iter().filter(|entry| entry.oversized) {
-                    self.say_oversized(entry, &said, say);
+                    self.say_set_aside(entry.too_long(), &said, say);
                 }
                 let entries = listing.entries.iter().filter(|entry| !entry.oversized);
                 let entries = entries.map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
@@ -159,7 +166,7 @@ impl Node {
                 for change in changes {
                     let reading = match &change {
                         Change::Put(entry) if entry.oversized => {
-                            self.say_oversized(entry, &BTreeSet::new(), say);
+                            self.say_set_aside(entry.too_long(), &BTreeSet::new(), say);
                             // Whatever lease there was by this key is no more.
                             let event = self.reader.deleted(&entry.key).event;
                             Reading { event, ..Reading::default() }
@@ -175,11 +182,11 @@ impl Node {
                     self.read(reading, &BTreeSet::new(), say);
                 }
             }
-            News::Silent(silence) => {
+            News::Silent(reason) => {
                 self.reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, now);
-                if silence.is_news {
+                if silent.is_none() {
                     let routes = self.reconciler.route_count();
-                    say.say(&Event::Stale { reason: silence.reason, routes });
+                    say.say(&Event::Stale { reason, routes });
                 }
             }
         }
@@ -189,11 +196,6 @@ impl Node {
             say.say(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
         }
         Ok(())
-    }
-
-    fn say_oversized(&mut self, entry: &Entry, said: &BTreeSet<String>, say: &Say) {
-        let key: String = String::from_utf8_lossy(&entry.key).chars().take(128).collect();
-        self.say_set_aside(format!("key {key:?} is set aside: its value is longer than any lease's"), said, say);
     }
 
     /// Says it unless it was said before.
@@ -327,6 +329,8 @@ impl Node {
 
     /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
     fn close(mut self, leased: Option<Ipv4Net>, say: &Say) -> Result<(), Error> {
+        // Before the device goes with the thread that has it open.
+        let tun_queue_dropped = self.links.queue_dropped();
         let counters = self.plane.stop();
         say.flush_limits(Duration::ZERO);
         say.say(&Event::Stopped {
@@ -334,6 +338,7 @@ impl Node {
             encap: flow(&counters.encap),
             decap: flow(&counters.decap),
             anomalies: anomalies(&counters.anomalies),
+            tun_queue_dropped,
             routes: self.routes.table().len(),
         });
         self.links.remove()

@@ -7,11 +7,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use loden::forward::Counters;
-use loden::worker::{Budget, Progress, Worker, WorkerError};
+use loden::worker::{Budget, Progress, Stranger, Worker, WorkerError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
 
@@ -22,7 +22,12 @@ pub(crate) struct Plane {
     thread: Option<JoinHandle<Counters>>,
     /// Why it ended by itself.
     pub(crate) ended: oneshot::Receiver<Error>,
+    /// Senders of packets in the name of a known peer's pods.
+    pub(crate) strangers: mpsc::Receiver<Stranger>,
 }
+
+/// Strangers that wait to be told of. More are not worth a packet's time.
+const STRANGERS: usize = 16;
 
 enum Ask {
     Mtu(u16),
@@ -34,15 +39,16 @@ impl Plane {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (asks, asked) = channel();
         let (ends, ended) = oneshot::channel();
+        let (tells, strangers) = mpsc::channel(STRANGERS);
         let woken = Arc::clone(&wake);
         let thread = thread::Builder::new().name("forwarding".into()).spawn(move || {
-            if let Err(error) = run(&mut worker, &asked, &woken) {
+            if let Err(error) = run(&mut worker, &asked, &woken, &tells) {
                 let _ = ends.send(error);
             }
             worker.stop();
             worker.counters().clone()
         })?;
-        Ok(Self { asks, wake, thread: Some(thread), ended })
+        Ok(Self { asks, wake, thread: Some(thread), ended, strangers })
     }
 
     /// From now on inner packets may have so many bytes.
@@ -65,7 +71,12 @@ impl Drop for Plane {
     }
 }
 
-fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<(), Error> {
+fn run(
+    worker: &mut Worker,
+    asked: &Receiver<Ask>,
+    woken: &EventFd,
+    strangers: &mpsc::Sender<Stranger>,
+) -> Result<(), Error> {
     let budget = Budget::default();
     let mut more = false;
     loop {
@@ -105,6 +116,9 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
         }
         if more || udp.intersects(!PollFlags::POLLOUT) {
             progress[1] = worker.udp_ready(budget, now).map_err(explained)?;
+            for stranger in worker.take_strangers() {
+                let _ = strangers.try_send(stranger);
+            }
         }
         more = progress.contains(&Progress::More);
     }

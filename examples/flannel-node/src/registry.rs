@@ -88,6 +88,12 @@ impl From<&KeyValue> for Entry {
 }
 
 impl Entry {
+    /// A sentence for one that is oversized.
+    pub(crate) fn too_long(&self) -> String {
+        let key: String = String::from_utf8_lossy(&self.key).chars().take(128).collect();
+        format!("key {key:?} is set aside: its value has more than {VALUE_BYTES} bytes, which no lease has")
+    }
+
     /// The subnet that it holds, if it is a lease's.
     pub(crate) fn held(&self, reader: &LeaseReader) -> Option<(LeaseKey, Held)> {
         reader.held(&self.key, &self.value, self.created.try_into().unwrap_or(0))
@@ -295,10 +301,9 @@ impl Registry {
         self.etcd.call(async |client| client.txn(txn.clone()).await).await.map(|_| ())
     }
 
-    /// The changes of all leases from `revision` on.
-    pub(crate) async fn watch(&mut self, revision: i64) -> Result<WatchStream, EtcdError> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(revision);
-        let options = options.with_fragment().with_progress_notify();
+    /// The changes of all leases from now on.
+    pub(crate) async fn watch(&mut self) -> Result<WatchStream, EtcdError> {
+        let options = WatchOptions::new().with_prefix().with_fragment().with_progress_notify();
         let Self { etcd, subnets, .. } = self;
         etcd.call(async |client| client.watch(subnets.as_str(), Some(options.clone())).await).await
     }

@@ -99,7 +99,15 @@ pub(crate) enum Event {
         encap: Value,
         decap: Value,
         anomalies: Value,
+        /// Packets that the TUN device's own queue had no room for.
+        tun_queue_dropped: Option<u64>,
         routes: usize,
+    },
+    /// Sends packets in the name of a peer's pods, from another address than the peer's.
+    Stranger {
+        from: String,
+        inner_source: String,
+        next_hop: String,
     },
     Error {
         reason: String,
@@ -149,14 +157,23 @@ impl fmt::Display for Event {
             }
             Self::LeftOut { of, lines } => write!(f, "({lines} lines of {of:?} were left out)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
-            Self::Stopped { leased, encap, decap, .. } => {
+            Self::Stranger { from, inner_source, next_hop } => write!(
+                f,
+                "packets of {inner_source} come from {from} and are dropped: the subnet is leased to {next_hop}. If that host is \
+                 behind NAT, lease its subnet to the address that is seen here (--public-ip), or trust every sender (--peer-check off)"
+            ),
+            Self::Stopped { leased, encap, decap, tun_queue_dropped, .. } => {
                 let count = |flow: &Value, what: &str| flow[what].as_u64().unwrap_or(0);
                 let (sent, delivered) = (count(encap, "forwarded"), count(decap, "forwarded"));
                 let lost = count(encap, "in") - sent - count(encap, "answered") + count(decap, "in")
                     - delivered
                     - count(decap, "answered");
                 let leased = leased.as_ref().map(|subnet| format!(", {subnet} stays leased")).unwrap_or_default();
-                write!(f, "stopped{leased}; packets: {sent} sent, {delivered} delivered, {lost} dropped")
+                write!(f, "stopped{leased}; packets: {sent} sent, {delivered} delivered, {lost} dropped")?;
+                match tun_queue_dropped {
+                    Some(1..) => write!(f, ", {} more by the TUN device's queue", tun_queue_dropped.unwrap_or(0)),
+                    Some(0) | None => Ok(()),
+                }
             }
             Self::Error { reason } => f.write_str(reason),
         }

@@ -96,7 +96,11 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
     write_subnet_env(&args.node.subnet_file, &env)?;
 
     let routes = RoutePublisher::bound_to(listen).owning(subnet);
-    let overlay = Overlay { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..Overlay::new(network, subnet, listen) };
+    let overlay = Overlay {
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        peer_check: args.node.peer_check.into(),
+        ..Overlay::new(network, subnet, listen)
+    };
     let forwarder = Forwarder::new(overlay)?;
     // First the monitor: nothing that happens to the device may be missed.
     let monitor = LinkMonitor::open(&name)?;

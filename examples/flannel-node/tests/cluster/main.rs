@@ -9,6 +9,7 @@ mod hosts;
 mod leases;
 mod node;
 mod operator;
+mod peers;
 mod poison;
 mod races;
 mod readers;
