@@ -113,7 +113,7 @@ impl Tunnel {
             let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
         }
         let listen = SocketAddr::V4(args.listen);
-        let underlay = Underlay::watch(listen.ip())?;
+        let underlay = Underlay::watch(listen.ip(), args.peers())?;
         let mtu = args.mtu.unwrap_or(underlay.tun_mtu());
         let forwarder = Forwarder::new(args.overlay(Some(Limit::new(mtu, &underlay).packet)))?;
         let routes = Routes::of(args)?;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// A file of routes, `SUBNET ADDR[:PORT]` in each line; SIGHUP reads it again
     #[arg(long, value_name = "FILE")]
     pub(crate) routes_file: Option<PathBuf>,
-    /// MTU of the TUN device [default: that of the interface with the listen address, less 28]
+    /// MTU of the TUN device [default: that of the interface to the peers, less 28]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(MTU_MIN)..=i64::from(MTU_MAX)))]
     pub(crate) mtu: Option<u32>,
     /// Which ends of the tunnel take one off the TTL: both as flannel does, the sending one, or neither
@@ -84,6 +84,11 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// The hosts that the routes of the command line lead to.
+    pub(crate) fn peers(&self) -> Vec<IpAddr> {
+        self.route.iter().map(|route| IpAddr::V4(*route.next_hop.or_port(0).ip())).collect()
+    }
+
     /// The settings of the forwarder, for packets of so many bytes or flannel's usual ones.
     pub(crate) fn overlay(&self, mtu: Option<u16>) -> Overlay {
         let overlay = Overlay::new(self.network, self.subnet, self.listen);

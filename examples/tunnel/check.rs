@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use loden::forward::Forwarder;
 use loden::sys::link::preflight::{Finding, Intended, Severity, check};
-use loden::sys::link::{Underlay, interface_of};
+use loden::sys::link::{Underlay, interface_to};
 use serde_json::json;
 
 use crate::Error;
@@ -51,7 +51,7 @@ fn sentences(findings: &[Finding]) -> impl Iterator<Item = String> {
 fn intended(args: &Args) -> Intended {
     let listen = IpAddr::V4(*args.listen.ip());
     // What the tunnel gives the device, whatever MTU that has now.
-    let mtu = args.mtu.or_else(|| interface_of(listen).as_ref().map(Underlay::tun_mtu).ok());
+    let mtu = args.mtu.or_else(|| interface_to(listen, args.peers()).as_ref().map(Underlay::tun_mtu).ok());
     Intended { mtu, bridge: args.bridge.clone(), ..Intended::new(args.network, args.subnet, listen, &args.tun) }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use loden::sys::link::{self, LinkEvent, LinkMonitor, interface_of};
+use loden::sys::link::{self, LinkEvent, LinkMonitor, interface_to};
 
 use crate::Error;
 use crate::report::say;
@@ -15,6 +15,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Underlay {
     /// As it was when it was last there.
     interface: link::Underlay,
+    /// Next hops of the command line: their routes tell the interface if the address is on `lo`.
+    peers: Vec<IpAddr>,
     watch: Watch,
 }
 
@@ -27,11 +29,12 @@ enum Watch {
 }
 
 impl Underlay {
-    /// Begins to watch the interface that holds `listen`.
-    pub(crate) fn watch(listen: IpAddr) -> Result<Self, Error> {
-        let monitor = LinkMonitor::open(&interface_of(listen)?.name)?;
+    /// Begins to watch the interface that carries datagrams from `listen` to the peers.
+    pub(crate) fn watch(listen: IpAddr, peers: Vec<IpAddr>) -> Result<Self, Error> {
+        let ask = || interface_to(listen, peers.iter().copied());
+        let monitor = LinkMonitor::open(&ask()?.name)?;
         // Asked once more: from here on, whatever changes is announced.
-        Ok(Self { interface: interface_of(listen)?, watch: Watch::On(monitor) })
+        Ok(Self { interface: ask()?, peers, watch: Watch::On(monitor) })
     }
 
     pub(crate) fn mtu(&self) -> u32 {
@@ -65,7 +68,7 @@ impl Underlay {
             Watch::Missing { retry_at } if Instant::now() < *retry_at => return Ok(false),
             Watch::Missing { retry_at } => {
                 *retry_at = Instant::now() + RETRY;
-                let Ok(found) = Self::watch(*address) else { return Ok(false) };
+                let Ok(found) = Self::watch(*address, self.peers.clone()) else { return Ok(false) };
                 *self = found;
                 say(&format!("{} has the address {} now", self.interface.name, self.interface.address));
                 return Ok(true);

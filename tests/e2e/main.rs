@@ -5,6 +5,7 @@
 mod check;
 mod control;
 mod device;
+mod host;
 mod icmp;
 mod inject;
 mod lifecycle;

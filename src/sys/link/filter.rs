@@ -17,14 +17,15 @@ mod field {
 }
 
 /// Accepts what concerns the link `index`: that it changed or is gone (of the link itself, not of a bridge port with
-/// its number), that it lost an address, and that a route of the main table through it was removed.
+/// its number), that it lost an address, and that a
+/// route of the main or local table through it was removed.
 ///
 /// Loads convert from network byte order and netlink speaks the host's, so the constants are turned round. `ANCILLARY`
 /// finds the attribute whose number is in X, from the offset in A on (`SKF_AD_NLATTR` in the kernel's
 /// `net/core/filter.c`).
-pub(super) fn only(index: u32) -> [SockFilter; 20] {
-    const ACCEPT: u8 = 18;
-    const DROP: u8 = 19;
+pub(super) fn only(index: u32) -> [SockFilter; 21] {
+    const ACCEPT: u8 = 19;
+    const DROP: u8 = 20;
     const ANCILLARY: u32 = libc::SKF_AD_OFF.wrapping_add(libc::SKF_AD_NLATTR).cast_unsigned();
     let index = u32::from_be_bytes(index.to_ne_bytes());
     let kind = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
@@ -42,14 +43,15 @@ pub(super) fn only(index: u32) -> [SockFilter; 20] {
         jump(8, index, ACCEPT, DROP),
         // 9: a route
         statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, field::TABLE),
-        jump(10, RouteHeader::RT_TABLE_MAIN as u32, 11, DROP),
+        jump(10, RouteHeader::RT_TABLE_MAIN.into(), 12, 11),
+        jump(11, libc::RT_TABLE_LOCAL.into(), 12, DROP),
         statement(libc::BPF_LDX | libc::BPF_IMM, libc::RTA_OIF as u32),
         statement(libc::BPF_LD | libc::BPF_IMM, field::ROUTE_ATTRIBUTES),
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ANCILLARY),
-        jump(14, 0, DROP, 15),
+        jump(15, 0, DROP, 16),
         statement(libc::BPF_MISC | libc::BPF_TAX, 0),
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_IND, field::VALUE),
-        jump(17, index, ACCEPT, DROP),
+        jump(18, index, ACCEPT, DROP),
         statement(libc::BPF_RET | libc::BPF_K, u32::MAX),
         statement(libc::BPF_RET | libc::BPF_K, 0),
     ]

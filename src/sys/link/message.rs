@@ -30,6 +30,8 @@ mod ifla {
     pub(super) const MAX_MTU: u16 = 51;
 }
 
+/// In `RTA_METRICS`, linux/rtnetlink.h.
+const RTAX_MTU: u16 = 2;
 /// `IFLA_INFO_KIND` in linux/if_link.h, inside of `IFLA_LINKINFO`.
 const INFO_KIND: u16 = 1;
 
@@ -85,6 +87,8 @@ pub(super) struct LinkState {
     pub(super) name: String,
     pub(super) up: bool,
     pub(super) mtu: u32,
+    /// A loopback or dummy device: it has addresses, and no packet of it reaches another host.
+    pub(super) is_stub: bool,
     min_mtu: u32,
     max_mtu: u32,
 }
@@ -98,6 +102,7 @@ impl LinkState {
             name: attribute_string(attributes, ifla::IFNAME)?.ok_or(MalformedReply::Missing { what: "IFLA_IFNAME" })?,
             up: header.flags.contains(LinkFlags::Up),
             mtu: attribute_u32(attributes, ifla::MTU)?.ok_or(MalformedReply::Missing { what: "IFLA_MTU" })?,
+            is_stub: header.flags.contains(LinkFlags::Loopback) || link_kind(body)?.as_deref() == Some("dummy"),
             min_mtu: attribute_u32(attributes, ifla::MIN_MTU)?.unwrap_or(0),
             max_mtu: attribute_u32(attributes, ifla::MAX_MTU)?.unwrap_or(0),
         })
@@ -180,6 +185,8 @@ pub(super) struct RouteEntry {
     /// `None` for routes without an interface, or with several.
     pub(super) interface: Option<u32>,
     pub(super) gateway: Option<IpAddr>,
+    /// The MTU that was configured, not one that was learned; `None`: that of the interface.
+    pub(super) mtu: Option<u32>,
     pub(super) kind: RouteType,
     /// Made by the kernel itself, as the networks of its addresses are.
     pub(super) connected: bool,
@@ -200,11 +207,23 @@ impl RouteEntry {
             priority: attribute_u32(attributes, libc::RTA_PRIORITY)?.unwrap_or(0),
             interface: attribute_u32(attributes, libc::RTA_OIF)?,
             gateway: attribute_address(attributes, libc::RTA_GATEWAY, header.address_family)?,
+            mtu: configured_mtu(attributes)?,
             kind: header.kind,
             connected: header.protocol == RouteProtocol::Kernel,
             cloned: header.flags.contains(RouteFlags::Cloned),
         })
     }
+}
+
+/// `RTAX_MTU`, unless it expires, as what the kernel has learned does.
+fn configured_mtu(attributes: &[u8]) -> Result<Option<u32>, MalformedReply> {
+    /// Place of `rta_expires` in struct `rta_cacheinfo`.
+    const EXPIRES: usize = 8;
+    let expires = attribute(attributes, libc::RTA_CACHEINFO, |info| array(info, EXPIRES).map(u32::from_ne_bytes))?;
+    if expires.unwrap_or(0) != 0 {
+        return Ok(None);
+    }
+    Ok(attribute(attributes, libc::RTA_METRICS, |metrics| attribute_u32(metrics, RTAX_MTU))?.flatten())
 }
 
 /// `N` bytes of `bytes` from `at` on.
@@ -300,7 +319,7 @@ mod unit {
     }
 
     fn link_state() -> LinkState {
-        LinkState { index: 7, name: "loden0".into(), up: true, mtu: 1472, min_mtu: 0, max_mtu: 0 }
+        LinkState { index: 7, name: "loden0".into(), up: true, mtu: 1472, is_stub: false, min_mtu: 0, max_mtu: 0 }
     }
 
     #[test]
@@ -372,9 +391,25 @@ mod unit {
         // With the flag that it is nested, which some kernels set.
         body.extend(nla(ifla::LINKINFO | 0x8000, &[nla(2, &[0; 6]), nla(INFO_KIND, b"bridge\0")].concat()));
         assert_eq!(link_kind(&body), Ok(Some("bridge".into())));
+        let stub = [link_body(), nla(ifla::LINKINFO, &nla(INFO_KIND, b"dummy\0"))].concat();
+        let is_stub = |body: &[u8]| LinkState::parse(body).map(|state| state.is_stub);
+        assert_eq!((is_stub(&body), is_stub(&stub)), (Ok(false), Ok(true)));
         for length in link_body().len() + 1..body.len() {
             assert!(link_kind(body.get(..length).expect("in range")).is_err(), "{length} of {} bytes", body.len());
         }
+    }
+
+    #[test]
+    fn the_mtu_of_a_route_is_the_configured_one() {
+        let route = |expires: u32| {
+            let mut info = [0; 32];
+            info[8..12].copy_from_slice(&expires.to_ne_bytes());
+            let mut body = [0; fixed::ROUTE].to_vec();
+            body.extend(nla(libc::RTA_METRICS, &nla(RTAX_MTU, &1300_u32.to_ne_bytes())));
+            body.extend(nla(libc::RTA_CACHEINFO, &info));
+            RouteEntry::parse(&body).map(|route| route.mtu)
+        };
+        assert_eq!((route(0), route(60_000)), (Ok(Some(1300)), Ok(None)));
     }
 
     #[test]

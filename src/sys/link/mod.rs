@@ -55,7 +55,7 @@ pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::Added;
-pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_named, interface_of};
+pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_named, interface_of, interface_to};
 
 /// Smallest MTU an IPv4 interface may have (RFC 791: every link carries 68 bytes); below it Linux switches IPv4 off on
 /// the device.
@@ -107,7 +107,7 @@ pub enum Restored {
     Complete {
         /// The address was missing.
         address: bool,
-        /// The route was missing.
+        /// The route, or a local route that the address needs, was missing.
         route: bool,
     },
 }
@@ -128,12 +128,18 @@ pub struct Link {
 #[derive(Clone, Copy, Debug, Default)]
 struct Made {
     address: bool,
+    /// The route that keeps the address from being a broadcast address.
+    local: bool,
     route: bool,
 }
 
 impl Link {
     /// Sets MTU, address, up and the overlay route (scope global, protocol boot, metric 0, no source) of the existing
-    /// device `interface`. An address or route that exists already on this device is kept and not counted as made here.
+    /// device `interface`. An address or route that exists already on this device is kept and not counted as made here. A
+    /// device that is as it has to be needs no privilege.
+    ///
+    /// Before Linux 5.14 a bridge that has the subnet's first host address (100.96.1.1/24) makes the device's address
+    /// 100.96.1.0 a broadcast address, and packets to it are lost. A local route in front mends that where it is so.
     ///
     /// # Errors
     /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::NoPermission`] (needs
@@ -153,7 +159,7 @@ impl Link {
         let mut link = Self { kernel, interface, index, config: *config, found: nothing, made: nothing };
         match link.set_up(&before) {
             Ok(()) => {
-                link.found = Made { address: !link.made.address, route: !link.made.route };
+                link.found = Made { address: !link.made.address, local: false, route: !link.made.route };
                 Ok(link)
             }
             Err(error) => {
@@ -197,11 +203,12 @@ impl Link {
     /// As [`Link::configure`]; [`LinkError::NoSuchInterface`] when the device is gone.
     pub fn restore(&mut self) -> Result<Restored, LinkError> {
         let address = self.add_address()?;
+        let local = self.add_local_route()?;
         let route = self.add_route()?;
         Ok(match route {
             Added::LinkDown => Restored::LinkDown,
             Added::Made => Restored::Complete { address, route: true },
-            Added::Existed => Restored::Complete { address, route: false },
+            Added::Existed => Restored::Complete { address, route: local },
         })
     }
 
@@ -222,6 +229,7 @@ impl Link {
         if !before.up {
             requests::set_up(&mut self.kernel, self.index, &self.interface, true)?;
         }
+        self.add_local_route()?;
         match self.add_route()? {
             Added::Existed | Added::Made => Ok(()),
             Added::LinkDown => Err(LinkError::SetDown { interface: self.interface.clone() }),
@@ -240,9 +248,14 @@ impl Link {
     }
 
     fn take_back(&mut self) -> Result<(), LinkError> {
-        let Made { address, route } = core::mem::take(&mut self.made);
+        let Made { address, local, route } = core::mem::take(&mut self.made);
         let without_route = if route {
             requests::remove_route(&mut self.kernel, self.index, &self.interface, self.config.network)
+        } else {
+            Ok(())
+        };
+        let without_local = if local {
+            requests::remove_local_route(&mut self.kernel, self.index, &self.interface, self.config.address)
         } else {
             Ok(())
         };
@@ -252,7 +265,7 @@ impl Link {
         } else {
             Ok(())
         };
-        without_route.and(without_address)
+        without_route.and(without_local).and(without_address)
     }
 
     /// Whether the address had to be added.
@@ -261,6 +274,13 @@ impl Link {
         let added =
             requests::add_address(&mut self.kernel, self.index, &self.interface, self.config.address, prefix_len)?;
         self.made.address |= added && !self.found.address;
+        Ok(added)
+    }
+
+    /// Whether a local route had to be added.
+    fn add_local_route(&mut self) -> Result<bool, LinkError> {
+        let added = requests::add_local_route(&mut self.kernel, self.index, &self.interface, self.config.address)?;
+        self.made.local |= added;
         Ok(added)
     }
 

@@ -38,7 +38,7 @@ pub enum LinkEvent {
     Down,
     /// The MTU is now this many bytes.
     MtuChanged(u32),
-    /// A route of the main table through the link was removed by someone. Routes that vanish because the link goes down
+    /// A route of the main table through the link, or a local one that the kernel did not make, was removed by someone. Routes that vanish because the link goes down
     /// or loses its last address are not announced, except that the kernel announces its own ([`AddressForm::Network`])
     /// when their address is removed.
     ///
@@ -180,7 +180,10 @@ impl LinkMonitor {
             }
             libc::RTM_DELROUTE => {
                 let route = RouteEntry::parse(message.body)?;
-                if route.interface != Some(self.index) || route.table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+                // The kernel's own local routes go with their addresses.
+                let is_local = route.table == u32::from(libc::RT_TABLE_LOCAL) && !route.connected;
+                let is_main = route.table == u32::from(RouteHeader::RT_TABLE_MAIN);
+                if route.interface != Some(self.index) || !(is_main || is_local) {
                     return Ok(None);
                 }
                 Ok(match route.destination.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) {

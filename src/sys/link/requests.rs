@@ -15,13 +15,15 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::{LinkError, MalformedReply};
-use super::message::{LinkState, LinkStats, Message, RouteEntry};
+use super::message::{HeldAddress, LinkState, LinkStats, Message, RouteEntry};
 use super::netlink::{Failure, Netlink};
+use super::underlay::first_held;
 
 /// Longest name of an interface in bytes (`IFNAMSIZ` less the NUL).
 const NAME_MAX: usize = 15;
 /// How often a route that exists, and then does not, is tried again.
 const ROUTE_ATTEMPTS: u32 = 3;
+const LOCAL_ROUTE: &str = "add a local route of the address, which is a broadcast address of another interface,";
 
 /// What became of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +107,19 @@ pub(super) fn add_address(
     match kernel.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(true),
         Err(Failure::Refused { errno: libc::EEXIST, .. }) => Ok(false),
+        // Who may change nothing may use what is there.
+        Err(Failure::Refused { errno: libc::EPERM | libc::EACCES, .. })
+            if holds(kernel, index, address, prefix_len)? =>
+        {
+            Ok(false)
+        }
         Err(failure) => Err(LinkError::new(failure, "add the address", interface)),
     }
+}
+
+fn holds(kernel: &mut Netlink, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<bool, LinkError> {
+    let wanted = HeldAddress { index, address: address.into(), prefix_len };
+    Ok(first_held(kernel, AddressFamily::Inet, index, |held| *held == wanted)?.is_some())
 }
 
 pub(super) fn remove_address(
@@ -134,7 +147,7 @@ pub(super) fn add_route(
         let refusal = match kernel.change(request, NLM_F_CREATE | NLM_F_EXCL) {
             Ok(()) => return Ok(Added::Made),
             Err(Failure::Refused { errno: libc::ENETDOWN, .. }) => return Ok(Added::LinkDown),
-            Err(refusal @ Failure::Refused { errno: libc::EEXIST, .. }) => refusal,
+            Err(refusal @ Failure::Refused { errno: libc::EEXIST | libc::EPERM | libc::EACCES, .. }) => refusal,
             Err(failure) => return Err(LinkError::new(failure, doing, interface)),
         };
         let holder = first_route(kernel, network).map_err(|failure| LinkError::new(failure, doing, interface))?;
@@ -145,7 +158,9 @@ pub(super) fn add_route(
                 return Err(LinkError::RouteTaken { network, interface });
             }
             // It was there and is not any more.
-            None if attempt < ROUTE_ATTEMPTS => attempt += 1,
+            None if attempt < ROUTE_ATTEMPTS && matches!(refusal, Failure::Refused { errno: libc::EEXIST, .. }) => {
+                attempt += 1;
+            }
             None => return Err(LinkError::new(refusal, doing, interface)),
         }
     }
@@ -159,6 +174,49 @@ pub(super) fn remove_route(
 ) -> Result<(), LinkError> {
     let request = RouteNetlinkMessage::DelRoute(route_message(index, network));
     gone(kernel.change(request, 0), libc::ESRCH, "remove the overlay route", interface)
+}
+
+/// Sees to it that the kernel delivers packets to `address` to this host. A bridge with an address of the same network that
+/// existed first makes it a broadcast address before Linux 5.14; a local route in front of that wins. Returns whether it had to
+/// be added.
+pub(super) fn add_local_route(
+    kernel: &mut Netlink,
+    index: u32,
+    interface: &str,
+    address: Ipv4Addr,
+) -> Result<bool, LinkError> {
+    if local_route(kernel, address.into())?.is_some() {
+        return Ok(false);
+    }
+    // Without NLM_F_APPEND it is put in front.
+    match kernel.change(RouteNetlinkMessage::NewRoute(local_route_message(index, address)), NLM_F_CREATE) {
+        Ok(()) => Ok(true),
+        Err(failure) => Err(LinkError::new(failure, LOCAL_ROUTE, interface)),
+    }
+}
+
+pub(super) fn remove_local_route(
+    kernel: &mut Netlink,
+    index: u32,
+    interface: &str,
+    address: Ipv4Addr,
+) -> Result<(), LinkError> {
+    let request = RouteNetlinkMessage::DelRoute(local_route_message(index, address));
+    gone(kernel.change(request, 0), libc::ESRCH, "remove the local route of the address", interface)
+}
+
+/// The route that packets from `from` to `to` take, if they can leave.
+pub(super) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let length = if to.is_ipv4() { 32 } else { 128 };
+    (request.header.destination_prefix_length, request.header.source_prefix_length) = (length, length);
+    request.attributes = vec![RouteAttribute::Destination(to.into()), RouteAttribute::Source(from.into())];
+    match kernel.ask(RouteNetlinkMessage::GetRoute(request), read_route) {
+        Ok(found) => Ok(found.filter(|route| route.kind == RouteType::Unicast)),
+        Err(Failure::Refused { .. }) => Ok(None),
+        Err(failure) => Err(LinkError::new(failure, "look a route up", "this host")),
+    }
 }
 
 /// The route to `address` if it is one of this host's own.
@@ -225,6 +283,15 @@ fn address_message(index: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMess
     message.header.scope = AddressScope::Universe;
     message.header.index = index;
     message.attributes = vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
+    message
+}
+
+/// The kernel makes one of its own with the address, but behind what is there.
+fn local_route_message(index: u32, address: Ipv4Addr) -> RouteMessage {
+    let mut message = route_message(index, address.into());
+    message.header.table = libc::RT_TABLE_LOCAL;
+    message.header.scope = RouteScope::Host;
+    message.header.kind = RouteType::Local;
     message
 }
 

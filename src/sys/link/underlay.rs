@@ -1,6 +1,6 @@
 //! Which interface carries the tunnel's datagrams, and how large a TUN MTU that leaves.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use alloc::string::String;
 
@@ -18,8 +18,13 @@ pub const OVERHEAD_IPV4: u32 = 20 + 8;
 pub const OVERHEAD_IPV6: u32 = 40 + 8;
 /// Largest IP packet: the length fields of IPv4 and of UDP have 16 bits. The loopback interface claims 65,536.
 const PACKET_MAX: u32 = 65_535;
+/// MTU of an Ethernet (RFC 894).
+const ETHERNET: u32 = 1500;
+/// Addresses that no host has (RFC 5737, RFC 3849), so that the default route is the one to them.
+const ANYWHERE_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const ANYWHERE_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
-/// The interface that holds an address of this host.
+/// The interface that carries the tunnel's datagrams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Underlay {
@@ -27,7 +32,7 @@ pub struct Underlay {
     pub index: u32,
     /// Name at the time of asking.
     pub name: String,
-    /// MTU of the interface in bytes, at the time of asking.
+    /// MTU of the interface in bytes, or a smaller one of the route, at the time of asking.
     pub mtu: u32,
     /// The address it was asked for, or its first one.
     pub address: IpAddr,
@@ -43,12 +48,27 @@ impl Underlay {
     }
 }
 
-/// The interface that holds `address`: the first one the kernel lists it on, else the one its local routes name, which
-/// covers 127.0.0.0/8 and whole prefixes made local with `ip route add local`.
+/// Returns the interface that holds `address`: the first one the kernel lists it on, else the one its local routes name,
+/// which covers 127.0.0.0/8 and whole prefixes made local with `ip route add local`.
+///
+/// An address on a loopback or dummy device, 127.0.0.0/8 and `::1` apart, has its datagrams carried by another interface:
+/// see [`interface_to`].
 ///
 /// # Errors
 /// [`LinkError::NotHeld`] if no interface does; wildcards, multicast and broadcast are held by none.
 pub fn interface_of(address: IpAddr) -> Result<Underlay, LinkError> {
+    interface_to(address, [])
+}
+
+/// Returns the interface that carries datagrams from `address` to `peers`.
+///
+/// That is the one that holds `address`, as [`interface_of`] finds it. If it is a loopback or dummy device, the routes to the
+/// peers tell the interface, and of several the one with the smallest MTU counts. Without a peer that is routed the default
+/// route tells it. Without a default route the MTU is at most 1500.
+///
+/// # Errors
+/// [`LinkError::NotHeld`] if no interface holds `address`.
+pub fn interface_to(address: IpAddr, peers: impl IntoIterator<Item = IpAddr>) -> Result<Underlay, LinkError> {
     let not_held = || LinkError::NotHeld { address };
     if address.is_unspecified() {
         return Err(not_held());
@@ -62,10 +82,37 @@ pub fn interface_of(address: IpAddr) -> Result<Underlay, LinkError> {
         }
     };
     let link = requests::link_at(&mut kernel, index)?;
-    Ok(Underlay { index, name: link.name, mtu: link.mtu, address })
+    if !link.is_stub || address.is_loopback() {
+        return Ok(Underlay { index, name: link.name, mtu: link.mtu, address });
+    }
+    let mut carrier: Option<Underlay> = None;
+    for peer in peers {
+        if let Some(found) = carrier_to(&mut kernel, address, peer)?
+            && carrier.as_ref().is_none_or(|least| found.mtu < least.mtu)
+        {
+            carrier = Some(found);
+        }
+    }
+    if carrier.is_none() {
+        let anywhere = if address.is_ipv4() { ANYWHERE_IPV4.into() } else { ANYWHERE_IPV6.into() };
+        carrier = carrier_to(&mut kernel, address, anywhere)?;
+    }
+    Ok(carrier.unwrap_or(Underlay { index, name: link.name, mtu: link.mtu.min(ETHERNET), address }))
 }
 
-/// The interface of this name with its first IPv4 address, the one the kernel sends from.
+/// Returns the interface of the route to `peer`, unless the route stays on this host.
+fn carrier_to(kernel: &mut Netlink, address: IpAddr, peer: IpAddr) -> Result<Option<Underlay>, LinkError> {
+    if peer.is_ipv4() != address.is_ipv4() {
+        return Ok(None);
+    }
+    let Some(route) = requests::route_from(kernel, address, peer)? else { return Ok(None) };
+    let Some(index) = route.interface else { return Ok(None) };
+    let link = requests::link_at(kernel, index)?;
+    let mtu = link.mtu.min(route.mtu.unwrap_or(link.mtu));
+    Ok((!link.is_stub).then_some(Underlay { index, name: link.name, mtu, address }))
+}
+
+/// Returns the interface of this name with its first IPv4 address, the one the kernel sends from.
 ///
 /// # Errors
 /// [`LinkError::NoSuchInterface`]; [`LinkError::NoAddress`] if it holds none.

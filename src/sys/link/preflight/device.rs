@@ -2,12 +2,26 @@
 
 use alloc::vec::Vec;
 
+use ipnet::Ipv4Net;
+
 use super::host::Host;
 use super::{Finding, Intended};
 use crate::sys::OpenError;
+use crate::sys::link::message::RouteEntry;
 use crate::sys::tun::checked_name;
 
 impl Host {
+    /// Whether the device needs no change, so that no right to change it is needed either.
+    pub(super) fn is_prepared(&self, intended: &Intended) -> bool {
+        let Some(device) = self.named(&intended.tun) else { return false };
+        let has_address = self.addresses_of(device.state.index).any(|held| held.addr() == intended.subnet.network());
+        let is_overlay = |(destination, route): &(Ipv4Net, RouteEntry)| {
+            *destination == intended.network && self.is_ours(route, intended)
+        };
+        let has_mtu = intended.mtu.is_none_or(|mtu| mtu == device.state.mtu);
+        device.is_tun() && device.state.up && has_mtu && has_address && self.routes.iter().any(is_overlay)
+    }
+
     pub(super) fn check_device(&self, intended: &Intended) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Err(OpenError::BadName { name, problem }) = checked_name(&intended.tun) {

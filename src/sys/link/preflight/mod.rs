@@ -95,7 +95,12 @@ pub fn check(intended: &Intended) -> Vec<Finding> {
     let intended = Intended { network: intended.network.trunc(), subnet: intended.subnet.trunc(), ..intended.clone() };
     let mut findings = rights::check();
     match Host::read(&intended) {
-        Ok(host) => findings.extend(host.check(&intended)),
+        Ok(host) => {
+            if host.is_prepared(&intended) {
+                findings.retain(|finding| *finding != Finding::NoNetAdmin);
+            }
+            findings.extend(host.check(&intended));
+        }
         Err(error) => findings.push(Finding::unchecked("the links, addresses and routes", &error)),
     }
     findings.extend(firewall::check(intended.network));

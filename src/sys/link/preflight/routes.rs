@@ -48,7 +48,7 @@ impl Host {
     }
 
     /// Through the tunnel's own device.
-    fn is_ours(&self, route: &RouteEntry, intended: &Intended) -> bool {
+    pub(super) fn is_ours(&self, route: &RouteEntry, intended: &Intended) -> bool {
         let device = self.named(&intended.tun).map(|device| device.state.index);
         route.kind == RouteType::Unicast && device.is_some() && route.interface == device
     }

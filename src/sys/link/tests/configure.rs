@@ -201,16 +201,20 @@ fn wrong_arguments_are_named_before_anything_is_touched() {
 fn without_the_capability_the_error_says_which_one() {
     in_namespace(|| {
         World::new().add_link("loden0");
-        // In a user namespace of its own a child has no say in the network namespace of ours.
-        let output = Command::new("unshare")
-            .arg("--user")
-            .arg(std::env::current_exe().expect("this program"))
-            .args(["--ignored", "--nocapture", "child_without_the_capability"])
-            .output()
-            .expect("the child runs");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        run_without_the_capability("child_without_the_capability");
     });
+}
+
+/// Runs an ignored test in a user namespace of its own, which has no say in the network namespace of ours.
+fn run_without_the_capability(test: &str) {
+    let output = Command::new("unshare")
+        .arg("--user")
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--ignored", "--nocapture", test])
+        .output()
+        .expect("the child runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 #[test]
@@ -252,6 +256,106 @@ fn the_underlay_is_the_interface_with_the_address() {
             }
         }
     });
+}
+
+/// As with hosts that announce their address, which is on `lo`, by a routing protocol.
+#[test]
+fn an_address_on_a_stub_has_the_mtu_of_the_route_to_the_peers() {
+    in_namespace(|| {
+        let mut world = World::new();
+        for stub in ["10.255.0.1/32", "10.255.0.2/32"] {
+            world.add_address("lo", stub);
+        }
+        let of = |address: &str| {
+            let found = interface_of(address.parse().expect("an address")).expect(address);
+            (found.name.clone(), found.tun_mtu(), found.address.to_string())
+        };
+        let to = |address: &str, peers: &[&str]| {
+            let peers = peers.iter().map(|peer| peer.parse().expect("an address"));
+            let found = interface_to(address.parse().expect("an address"), peers).expect(address);
+            (found.name.clone(), found.tun_mtu())
+        };
+        assert_eq!(of("10.255.0.1"), ("lo".into(), 1472, "10.255.0.1".into()), "nothing is known of any way out");
+        assert_eq!(of("127.0.0.1").1, 65_507);
+        for (name, mtu, address) in [("eth0", 9000, "10.168.0.9/24"), ("eth1", 1400, "10.169.0.9/24")] {
+            world.add_link(name);
+            world.set_mtu(name, mtu);
+            world.set_up(name, true);
+            world.add_address(name, address);
+        }
+        let index = world.state("eth0").index;
+        world.change_route(RouteType::Unicast, "0.0.0.0/0", Some(index));
+        for stub in ["10.255.0.1", "10.255.0.2"] {
+            assert_eq!(of(stub), ("eth0".into(), 8972, stub.into()), "the default route");
+            assert_eq!(to(stub, &["10.168.0.3"]), ("eth0".into(), 8972));
+            assert_eq!(to(stub, &["10.168.0.3", "10.169.0.3", "10.255.0.1", "fd00::1"]), ("eth1".into(), 1372));
+            assert_eq!(to(stub, &["10.255.0.1"]), ("eth0".into(), 8972), "a peer on this host has no way out");
+        }
+        world.change_route_mtu("10.170.0.0/16", index, 1300);
+        assert_eq!(to("10.255.0.1", &["10.170.0.1"]), ("eth0".into(), 1272), "a route may have an MTU of its own");
+        assert_eq!(to("10.168.0.9", &["10.169.0.3"]), ("eth0".into(), 8972), "an address on a real interface");
+    });
+}
+
+/// As before Linux 5.14: a bridge with the subnet's first host address, here with a route made by hand.
+#[test]
+fn an_address_that_is_a_broadcast_address_of_a_bridge_is_made_local() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let bridge = world.add_link("docker0");
+        world.set_up("docker0", true);
+        world.add_link("loden0");
+        world.change_route(RouteType::Broadcast, "100.96.1.0/32", Some(bridge));
+        let is_local =
+            |world: &mut World| requests::local_route(&mut world.0, ADDRESS.into()).expect("asked").is_some();
+        world.add_address("loden0", "100.96.1.0/32");
+        assert!(!is_local(&mut world), "the kernel's own local route is behind");
+        world.remove_address("loden0", "100.96.1.0/32");
+
+        let mut monitor = LinkMonitor::open("loden0").expect("watched");
+        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        assert!(is_local(&mut world));
+        Link::configure("loden0", &config(AddressForm::Host)).expect("again").remove().expect("nothing of its own");
+        assert!(is_local(&mut world));
+        assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
+        while monitor.next_event().expect("an event").is_some() {}
+
+        let index = world.state("loden0").index;
+        requests::remove_local_route(&mut world.0, index, "loden0", ADDRESS).expect("removed by someone");
+        assert_eq!(monitor.next_event().expect("an event"), Some(LinkEvent::RouteRemoved(ADDRESS.into())));
+        assert_eq!(link.restore().expect("restored"), Restored::Complete { address: false, route: true });
+        world.remove_address("loden0", "100.96.1.0/32");
+        assert_eq!(link.restore().expect("restored"), Restored::Complete { address: true, route: true });
+        assert!(is_local(&mut world));
+        link.remove().expect("removed");
+        assert!(world.is_bare("loden0") && !is_local(&mut world));
+        requests::remove_local_route(&mut world.0, index, "loden0", ADDRESS).expect("nothing is left");
+    });
+}
+
+/// A device as an administrator prepares it for a user.
+#[test]
+fn without_the_capability_a_prepared_device_is_enough() {
+    in_namespace(|| {
+        let mut world = World::new();
+        world.add_link("loden0");
+        drop(Link::configure("loden0", &config(AddressForm::Host)).expect("prepared"));
+        run_without_the_capability("child_on_a_prepared_device");
+        world.remove_route("loden0");
+        run_without_the_capability("child_without_the_capability");
+        world.add_route("loden0");
+        world.set_mtu("loden0", 1400);
+        run_without_the_capability("child_without_the_capability");
+        assert_eq!(world.state("loden0").mtu, 1400);
+    });
+}
+
+#[test]
+#[ignore = "run by without_the_capability_a_prepared_device_is_enough"]
+fn child_on_a_prepared_device() {
+    let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("nothing has to change");
+    assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
+    link.remove().expect("nothing is ours");
 }
 
 #[test]

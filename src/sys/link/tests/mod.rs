@@ -11,7 +11,9 @@ use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, unshare};
 
@@ -112,13 +114,33 @@ impl World {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.destination_prefix_length = net.prefix_len();
-        message.header.table = if kind == RouteType::Local { 255 } else { 254 };
-        message.header.scope = if kind == RouteType::Local { RouteScope::Host } else { RouteScope::Universe };
+        (message.header.table, message.header.scope) = match kind {
+            RouteType::Local => (255, RouteScope::Host),
+            RouteType::Broadcast => (255, RouteScope::Link),
+            _ => (254, RouteScope::Universe),
+        };
         message.header.protocol = RouteProtocol::Static;
         message.header.kind = kind;
         message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(net.network()))];
         message.attributes.extend(interface.map(RouteAttribute::Oif));
         self.0.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_APPEND).expect("a route");
+    }
+
+    fn change_route_mtu(&mut self, destination: &str, interface: u32, mtu: u32) {
+        let net: Ipv4Net = destination.parse().expect("a network");
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = net.prefix_len();
+        message.header.table = 254;
+        message.header.scope = RouteScope::Link;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet(net.network())),
+            RouteAttribute::Oif(interface),
+            RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]),
+        ];
+        self.0.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE).expect("a route");
     }
 
     fn addresses(&mut self, index: u32) -> Vec<(u8, Ipv4Addr)> {
