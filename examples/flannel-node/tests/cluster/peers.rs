@@ -84,3 +84,20 @@ fn r72_packets_that_the_queue_of_the_device_dropped_are_shown() {
     assert!(dropped >= 400 && (1000..1020).contains(&(dropped + read)), "{last}");
     assert!(last["message"].as_str().unwrap().contains("by the TUN device's queue"), "{last}");
 }
+
+/// Its datagrams leave by another interface, whose MTU counts.
+#[test]
+fn an_address_on_lo_has_the_mtu_of_the_way_out() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let host = &site.hosts[0];
+    host.namespace.add_address("lo", "10.169.0.9/32".parse().unwrap()).unwrap();
+    host.namespace.set_mtu("eth0", 1400).unwrap();
+    for args in [vec!["--iface=10.169.0.9"], vec!["--iface=eth0", "--public-ip=10.169.0.9"]] {
+        let mut node = Node::spawn(host, &site.etcd, &args);
+        assert_eq!(node.says("ready")["mtu"], 1372, "{args:?}");
+        assert_eq!(operator.leases()[0].1, r#"{"PublicIP":"10.169.0.9","PublicIPv6":null}"#);
+        node.stop();
+    }
+}
