@@ -18,16 +18,15 @@ pub struct Held {
     pub subnet: IpNet,
     /// The underlay address of its owner.
     pub host: IpAddr,
-    /// When it was created, in the source's own count: an etcd key's create revision. 0 if that is not known.
+    /// Position in the order of creation: an etcd key's create revision. 0 if that is not known.
     pub created: u64,
 }
 
 impl Held {
-    /// Whether this lease has to give way to another one: an older lease of another host that overlaps it.
+    /// Returns true if this lease has to give way to `other`, an older lease of another host that overlaps it.
     ///
-    /// A source that takes two spellings of one subnet, or subnets of several lengths, lets two hosts create leases that overlap.
-    /// Of two such leases the younger gives way; every host that sees both decides alike. A lease of unknown age makes none give
-    /// way.
+    /// Two hosts can create overlapping leases where keys have several spellings or subnets several lengths. The younger lease
+    /// gives way, and every host that sees both decides the same. No lease gives way to one of unknown age.
     #[must_use]
     pub fn gives_way_to(&self, other: &Self) -> bool {
         let overlaps = self.subnet.contains(&other.subnet) || other.subnet.contains(&self.subnet);
@@ -40,7 +39,7 @@ impl Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// Delete this lease: it is ours, and the network no longer has such subnets, or it has to give way to another host's.
+    /// Delete this lease of ours: the network no longer has such subnets, or it has to give way to another host's lease.
     Delete(IpNet),
     /// Renew this lease with our attributes: it is ours from an earlier run.
     TakeOver(IpNet),

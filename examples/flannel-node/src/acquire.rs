@@ -19,7 +19,7 @@ const ROUNDS: u32 = 10;
 pub(crate) struct Holding {
     pub(crate) key: LeaseKey,
     pub(crate) host: Ipv4Addr,
-    /// When its key was last written as far as we know, in etcd's count of writes.
+    /// Revision of the last write to the key that we know.
     pub(crate) revision: i64,
     /// `None`: it has no end. flannel calls that a reservation: an operator wrote the key so, and it stays so.
     pub(crate) grant: Option<Grant>,
@@ -53,12 +53,12 @@ pub(crate) enum AcquireError {
     Contended,
 }
 
-/// How a lease is renewed.
+/// Mode of a renewal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Renew {
-    /// Without a write, if what is there is as good as what would be written.
+    /// Extends the etcd lease in place, without a write to the key, unless key or etcd lease are not as they should be.
     Keep,
-    /// By writing the same value again with a new etcd lease, as flannel does: who missed the key or has our address learns of us.
+    /// Writes the same value again with a new etcd lease, as flannel does. Hosts that missed the key, or have our address, see it.
     Write,
 }
 
@@ -106,8 +106,8 @@ async fn acquire_with(
                     let Some(revision) = registry.create(&key, &value, grant).await? else { continue };
                     let own =
                         Held { subnet: subnet.into(), host: host.into(), created: revision.try_into().unwrap_or(0) };
-                    // The transaction knows nothing of subnets of other lengths, or with host bits, written since the listing.
-                    if elder(&own, &self::known(registry, reader).await?) {
+                    // The transaction does not see subnets of other lengths, or with host bits, that were written after the listing.
+                    if must_give_way(&own, &self::known(registry, reader).await?) {
                         registry.delete(&key, revision).await?;
                         break;
                     }
@@ -135,14 +135,14 @@ async fn acquire_with(
     Err(AcquireError::Contended)
 }
 
-/// All that holds a subnet.
+/// Returns all keys that hold a subnet.
 async fn known(registry: &mut Registry, reader: &LeaseReader) -> Result<Vec<(LeaseKey, Held, Entry)>, EtcdError> {
     let entries = registry.list().await?.entries.into_iter();
     Ok(entries.filter_map(|entry| entry.held(reader).map(|(key, held)| (key, held, entry))).collect())
 }
 
-/// Whether a lease of ours has to give way to an older one.
-fn elder(own: &Held, known: &[(LeaseKey, Held, Entry)]) -> bool {
+/// Returns true if a lease of ours has to give way to an older one.
+fn must_give_way(own: &Held, known: &[(LeaseKey, Held, Entry)]) -> bool {
     known.iter().any(|(_, held, _)| own.gives_way_to(held))
 }
 

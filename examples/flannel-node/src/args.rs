@@ -73,11 +73,11 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "SECONDS", hide = true, default_value_t = Tenure::TTL.as_secs())]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=Tenure::TTL.as_secs()))]
     pub(crate) subnet_lease_ttl: u64,
-    /// After how many seconds all leases are listed again at the latest, for tests
+    /// Longest time in seconds between two listings of all leases, for tests
     #[arg(long, value_name = "SECONDS", hide = true, default_value = "600")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) list_interval: u64,
-    /// Who may send packets: who has a lease's address; who has its address and port; anyone, as with flannel
+    /// Senders whose packets are accepted
     #[arg(long, value_name = "CHECK", value_enum, default_value = "address")]
     pub(crate) peer_check: Check,
     /// TUN device: a name, or a pattern in which %d stands for the first free number
@@ -85,14 +85,14 @@ pub(crate) struct NodeArgs {
     pub(crate) tun: String,
 }
 
-/// Which senders are peers.
+/// Check of a datagram's sender.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Check {
-    /// The sender's address is that of a lease
+    /// Senders with the address of a lease
     Address,
-    /// Its port is the network's, too: no pod that its host masquerades passes for the host
+    /// Senders with the address of a lease and the network's port: excludes pods that their host masquerades
     AddressPort,
-    /// Any sender whose inner source has a route: for peers behind NAT
+    /// All senders, if the inner source has a route, as flannel does: for hosts behind NAT
     Off,
 }
 

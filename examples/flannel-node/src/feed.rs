@@ -1,5 +1,5 @@
-//! All that etcd says of leases: listed, then watched. A watch that ends is not continued, and none lasts longer than some minutes:
-//! all is listed again, since an etcd that was restored from a backup has another history under the same revisions.
+//! The leases in etcd: listed and watched. After the end of a watch, and every few minutes, all leases are listed again. An etcd that
+//! was restored from a backup can have another history under the same revisions, so that no watch is continued.
 
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ const CONFIRM: Duration = Duration::from_secs(5);
 pub(crate) enum News {
     /// These keys were written and deleted, in this order.
     Changed(Vec<Change>),
-    /// All leases there are. If etcd is not what it was before: how that shows.
+    /// All leases, and a description of the difference if etcd's history is not the one heard before.
     Listed(Listing, Option<String>),
-    /// Nothing can be heard for now, for this reason.
+    /// The reason why etcd cannot be heard for now.
     Silent(String),
 }
 
@@ -55,8 +55,7 @@ enum Trouble {
 /// The watch has lasted long enough.
 struct Due;
 
-/// Begins to list and watch, in a task of its own, which ends when the receiver is dropped. Everything is listed again after `every`
-/// at the latest.
+/// Starts a task that lists and watches all leases, until the receiver is dropped. `every` is the longest time between two listings.
 pub(crate) fn follow(registry: Registry, clock: Clock, every: Duration) -> Receiver<News> {
     let (sender, receiver) = channel(QUEUE);
     let feed = Feed { registry, clock, every, sender, seen: None };
@@ -69,7 +68,7 @@ struct Feed {
     clock: Clock,
     every: Duration,
     sender: Sender<News>,
-    /// The last that was heard of etcd.
+    /// The latest point in etcd's history that was heard of.
     seen: Option<Moment>,
 }
 
@@ -78,7 +77,7 @@ impl Feed {
         let mut backoff = Backoff::default();
         let mut random = random();
         loop {
-            // Up to a tenth less, so that hosts which listed together do not for ever.
+            // Up to a tenth less, which spreads hosts that listed at the same moment.
             let due = self.clock.now() + self.every.mul_f64(1.0 - random() as f64 / u64::MAX as f64 / 10.0);
             let trouble = match self.listen(&mut backoff, due).await {
                 Ok(Due) => continue,
@@ -98,8 +97,8 @@ impl Feed {
 
     /// Watches, lists, and goes on watching until something ends it.
     ///
-    /// The watch begins before the list is asked for and lasts beyond its answer, so that both are of one history: an etcd that is
-    /// restored in between ends the watch.
+    /// The watch begins before the listing and lasts beyond it, so that both have the same history: a restore in between ends the
+    /// watch.
     async fn listen(&mut self, backoff: &mut Backoff, due: Duration) -> Result<Due, Trouble> {
         let mut watch = self.registry.watch().await?;
         let confirmed = timeout(CONFIRM, watch.message()).await.map_err(|_| self.ended("it does not confirm it"))?;
@@ -134,7 +133,7 @@ impl Feed {
         Trouble::OtherHistory { endpoint: self.registry.endpoint().to_owned() }
     }
 
-    /// How it shows that etcd is not what it was.
+    /// Describes the difference between two histories.
     fn doubt(&self, before: Moment, now: Moment) -> String {
         let shown = |Moment { cluster, term, revision, .. }: Moment| {
             format!("cluster {cluster:x}, term {term}, revision {revision}")
@@ -165,7 +164,7 @@ impl Feed {
         Trouble::Ended { endpoint, reason: reason.to_owned() }
     }
 
-    /// Passes on what a response says that the list did not.
+    /// Passes on the events of a response that are newer than the listing.
     async fn take_in(&mut self, response: &WatchResponse, listed: i64) -> Result<(), Trouble> {
         let new = response.events().iter().filter_map(|event| Some((event.event_type(), event.kv()?)));
         let new = new.filter(|(_, kv)| kv.mod_revision() > listed);

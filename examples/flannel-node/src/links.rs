@@ -109,7 +109,7 @@ impl Links {
         }
     }
 
-    /// Packets that did not fit into the queue of the TUN device; `None` if it is gone. No other counter has them.
+    /// Returns the number of packets that did not fit into the queue of the TUN device, `None` if the device is gone.
     pub(crate) fn queue_dropped(&mut self) -> Option<u64> {
         self.link.stats().ok().map(|stats| stats.tx_dropped)
     }

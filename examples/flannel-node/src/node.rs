@@ -27,11 +27,11 @@ use crate::{Error, Failure};
 const SOURCE: SourceId = SourceId(0);
 /// Changes that are named of those which are made at once.
 const MOST_ROUTES: usize = 16;
-/// How long after an answer to another writer of our lease the next one is given. Two hosts that answer each other would write
-/// without end.
-const ANSWERS: Duration = Duration::from_secs(60);
-/// How long the end may wait for etcd.
-const LAST_WORD: Duration = Duration::from_secs(5);
+/// Shortest time between two writes in reply to other writers of our lease. Two hosts that reply to each other would write without
+/// end.
+const REPLIES: Duration = Duration::from_secs(60);
+/// Longest time that the end of the node waits for etcd.
+const LAST_CALL: Duration = Duration::from_secs(5);
 
 pub(crate) struct Node {
     pub(crate) clock: Clock,
@@ -46,13 +46,13 @@ pub(crate) struct Node {
     pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
     /// What somebody, maybe we ourselves, wrote by our key while it was under way.
     pub(crate) meanwhile: Option<Entry>,
-    /// How the next renewal is done; by itself it writes.
+    /// Mode of the next renewal.
     pub(crate) renew_how: Renew,
-    /// When another writer of our lease was last answered.
-    pub(crate) answered: Option<Duration>,
-    /// Our lease as it was read, if it has to be deleted at the end: another host's came first.
+    /// Time of the last write in reply to another writer of our lease.
+    pub(crate) replied: Option<Duration>,
+    /// Revision of our lease if it has to be deleted at the end, because another host's came first.
     pub(crate) gives_up: Option<i64>,
-    /// Keys that were set aside for reasons that were said.
+    /// The messages about set-aside keys that were printed, so that the next listing does not repeat them.
     pub(crate) set_aside: BTreeSet<String>,
     pub(crate) links: Links,
     pub(crate) plane: Plane,
@@ -85,7 +85,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &Say) -> Resu
         Err(reason) = node.live(say) => Err(reason),
     };
     if let Some(revision) = node.gives_up {
-        let delete = timeout(LAST_WORD, node.registry.delete(&node.holding.key, revision));
+        let delete = timeout(LAST_CALL, node.registry.delete(&node.holding.key, revision));
         tokio::select! {
             () = stop.asked() => {}
             _ = delete => {}
@@ -167,7 +167,7 @@ impl Node {
                     let reading = match &change {
                         Change::Put(entry) if entry.oversized => {
                             self.say_set_aside(entry.too_long(), &BTreeSet::new(), say);
-                            // Whatever lease there was by this key is no more.
+                            // The lease that the key held before is gone.
                             let event = self.reader.deleted(&entry.key).event;
                             Reading { event, ..Reading::default() }
                         }
@@ -198,7 +198,7 @@ impl Node {
         Ok(())
     }
 
-    /// Says it unless it was said before.
+    /// Prints a reason unless it was printed before.
     fn say_set_aside(&mut self, reason: String, said: &BTreeSet<String>, say: &Say) {
         if !said.contains(&reason) {
             say.say(&Event::SetAside { reason: reason.clone() });
@@ -262,18 +262,18 @@ impl Node {
             let (subnet, host, now) = (self.holding.key.ipv4.trunc(), self.holding.host, self.clock.now());
             let who = format!("another node that has {host} too, which only one may have, or an operator");
             say.say(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
-            // Another node learns of us by what we write.
-            let answers = self.answered.is_none_or(|at| now.saturating_sub(at) >= ANSWERS);
-            if answers {
-                self.answered = Some(now);
+            // A write tells the other node of us.
+            let replies = self.replied.is_none_or(|at| now.saturating_sub(at) >= REPLIES);
+            if replies {
+                self.replied = Some(now);
             }
-            self.renew_soon(if answers { Renew::Write } else { Renew::Keep });
+            self.renew_soon(if replies { Renew::Write } else { Renew::Keep });
         }
         Ok(())
     }
 
-    /// An older lease that overlaps ours: of the two hosts this one gives way. It was there before ours was created, so that only an
-    /// etcd restored from a backup brings it.
+    /// Gives our lease up if an older lease of another host overlaps it. A lease is acquired only without an older one, so that only a
+    /// restore of etcd brings one.
     fn check_elder(&mut self, own: Option<&Entry>, entries: &[Entry]) -> Result<(), Error> {
         let Some((own, revision)) = own.and_then(|own| Some((own.held(&self.reader)?.1, own.revision))) else {
             return Ok(());
@@ -329,7 +329,7 @@ impl Node {
 
     /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
     fn close(mut self, leased: Option<Ipv4Net>, say: &Say) -> Result<(), Error> {
-        // Before the device goes with the thread that has it open.
+        // The device ends with the thread that has it open.
         let tun_queue_dropped = self.links.queue_dropped();
         let counters = self.plane.stop();
         say.flush_limits(Duration::ZERO);

@@ -26,7 +26,7 @@ pub(crate) struct Plane {
     pub(crate) strangers: mpsc::Receiver<Stranger>,
 }
 
-/// Strangers that wait to be told of. More are not worth a packet's time.
+/// Strangers that wait to be reported; further ones are dropped.
 const STRANGERS: usize = 16;
 
 enum Ask {

@@ -12,15 +12,15 @@ use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
 
 use crate::etcd::{Etcd, EtcdError};
 
-/// Keys in the first page of a listing. Each page that etcd could send doubles the next one, up to the second number.
+/// Keys in the first page of a listing, and in the largest one. Each page that is short enough doubles the next one.
 ///
-/// etcd loads all values of a page, whatever becomes of them. Keys of megabytes are few in 16 keys.
+/// etcd loads all values of a page into memory, also those that it does not send. Small pages bound that.
 const PAGE: (i64, i64) = (16, 256);
 /// The longest page in bytes. Pages of leases are far shorter.
 const PAGE_BYTES: usize = 1 << 20;
 /// The longest value of a lease in bytes; flannel's have at most some hundred.
 const VALUE_BYTES: usize = 64 << 10;
-/// The longest list of names in bytes: gRPC's usual limit, longer than any key that etcd takes.
+/// The longest list of keys without values in bytes: gRPC's default limit, above etcd's default limit for one key.
 const NAMES_BYTES: usize = 4 << 20;
 
 /// The keys of one network.
@@ -30,7 +30,7 @@ pub(crate) struct Registry {
     prefix: String,
     config: String,
     subnets: String,
-    /// The keys with oversized values, and when each was written: these values are not asked for again.
+    /// Keys with oversized values, and the revision of each: such a value is not asked for again.
     oversized: BTreeMap<Vec<u8>, i64>,
 }
 
@@ -40,11 +40,11 @@ pub(crate) struct Entry {
     pub(crate) key: Vec<u8>,
     /// Empty if it is oversized.
     pub(crate) value: Vec<u8>,
-    /// Whether the value is longer than any lease's.
+    /// The value is longer than any lease's.
     pub(crate) oversized: bool,
-    /// When the key was created, in etcd's count of writes. Renewals leave it as it is.
+    /// Revision of the key's creation, which renewals do not change.
     pub(crate) created: i64,
-    /// When it was last written.
+    /// Revision of the last write.
     pub(crate) revision: i64,
     /// The etcd lease it ends with; 0 for none.
     pub(crate) grant: i64,
@@ -88,13 +88,13 @@ impl From<&KeyValue> for Entry {
 }
 
 impl Entry {
-    /// A sentence for one that is oversized.
+    /// Describes an oversized entry.
     pub(crate) fn too_long(&self) -> String {
         let key: String = String::from_utf8_lossy(&self.key).chars().take(128).collect();
         format!("key {key:?} is set aside: its value has more than {VALUE_BYTES} bytes, which no lease has")
     }
 
-    /// The subnet that it holds, if it is a lease's.
+    /// Returns the subnet that the key holds, if it is a lease's.
     pub(crate) fn held(&self, reader: &LeaseReader) -> Option<(LeaseKey, Held)> {
         reader.held(&self.key, &self.value, self.created.try_into().unwrap_or(0))
     }
@@ -110,7 +110,7 @@ impl Moment {
         }
     }
 
-    /// Whether the same history can have come from `before` to this.
+    /// Returns true if one history can lead from `before` to this point.
     pub(crate) fn follows(self, before: Self) -> bool {
         self.cluster == before.cluster && self.term >= before.term && self.revision >= before.revision
     }
@@ -152,10 +152,10 @@ impl Registry {
         etcd.call(async |client| client.put(config.as_str(), text, None).await).await.map(|_| ())
     }
 
-    /// All leases, those of other backends and unreadable ones too, as of the first page's moment.
+    /// Lists all leases as of the first page's moment, those of other backends and unreadable ones too.
     ///
-    /// Somebody may have written values of megabytes, which must not hide the leases beside them. A page that is too long is read
-    /// key by key, and so are the following ones until no value is oversized any more.
+    /// Values of megabytes must not hide the leases beside them. A page that is too long is read key by key, and so are the pages
+    /// after it until one has no oversized value.
     pub(crate) async fn list(&mut self) -> Result<Listing, EtcdError> {
         let mut from = self.subnets.as_bytes().to_vec();
         let range = GetOptions::new().with_range(successor_of_prefix(&from));
@@ -212,19 +212,19 @@ impl Registry {
         }
     }
 
-    /// The entry of a key whose value is not known yet, as of a revision.
+    /// Reads the value of a key as of a revision.
     async fn value_of(&mut self, name: &KeyValue, revision: i64) -> Result<Entry, EtcdError> {
         let oversized = Entry { oversized: true, ..Entry::from(name) };
         if self.oversized.get(name.key()) == Some(&oversized.revision) {
             return Ok(oversized);
         }
-        // The answer names the key, too.
+        // The answer contains the key too.
         let most = VALUE_BYTES + name.key().len() + 1024;
         let answer = self.get(name.key(), &GetOptions::new().with_revision(revision), most).await?;
         Ok(answer.and_then(|answer| answer.kvs().first().map(Entry::from)).unwrap_or(oversized))
     }
 
-    /// An answer of at most so many bytes; `None` if it has more. Each is a request of its own, with a deadline of its own.
+    /// Asks once, with a deadline of its own; returns `None` if the answer has more than `most` bytes.
     async fn get(&mut self, key: &[u8], options: &GetOptions, most: usize) -> Result<Option<GetResponse>, EtcdError> {
         let get = async |client: &mut Client| {
             let mut client = client.kv_client().max_decoding_message_size(most);
@@ -265,8 +265,8 @@ impl Registry {
         let _ = self.etcd.call(async |client| client.lease_revoke(grant.id).await).await;
     }
 
-    /// Writes a lease unless there is one of this subnet, in whatever spelling: `100.96.7.0-24&fd00::-64` too. The revision at
-    /// which it was written, if it is ours now.
+    /// Writes a lease unless the subnet is leased under any spelling, `100.96.7.0-24&fd00::-64` for example. Returns the revision of
+    /// the write if the lease is ours.
     pub(crate) async fn create(
         &mut self,
         key: &LeaseKey,
@@ -280,7 +280,7 @@ impl Registry {
         self.put_if(unless, key, value, Some(grant)).await
     }
 
-    /// Writes a lease over the one that was read at `revision`. The revision at which it was written, if it is ours now. Without a
+    /// Writes a lease over the one that was read at `revision`. Returns the revision of the write if the lease is ours. Without a
     /// grant it has no end.
     pub(crate) async fn replace(
         &mut self,
@@ -301,7 +301,7 @@ impl Registry {
         self.etcd.call(async |client| client.txn(txn.clone()).await).await.map(|_| ())
     }
 
-    /// The changes of all leases from now on.
+    /// Watches all leases from now on.
     pub(crate) async fn watch(&mut self) -> Result<WatchStream, EtcdError> {
         let options = WatchOptions::new().with_prefix().with_fragment().with_progress_notify();
         let Self { etcd, subnets, .. } = self;
@@ -331,7 +331,7 @@ impl Registry {
         if answer.succeeded() {
             return Ok(Some(Moment::of(answer.header()).revision));
         }
-        // Our own write whose answer was lost, so that it was asked for again: nobody else writes the same.
+        // The first answer was lost and the request repeated: nobody else writes this grant and value.
         let ours = |kv: &KeyValue| kv.lease() == grant && kv.value() == value.as_bytes();
         let found = answer.op_responses().into_iter().find_map(|response| match response {
             TxnOpResponse::Get(found) => found.kvs().first().filter(|kv| ours(kv)).map(KeyValue::mod_revision),

@@ -99,11 +99,11 @@ pub(crate) enum Event {
         encap: Value,
         decap: Value,
         anomalies: Value,
-        /// Packets that the TUN device's own queue had no room for.
+        /// Packets that did not fit into the queue of the TUN device.
         tun_queue_dropped: Option<u64>,
         routes: usize,
     },
-    /// Sends packets in the name of a peer's pods, from another address than the peer's.
+    /// A sender of packets of a peer's pods, with another address than the peer's.
     Stranger {
         from: String,
         inner_source: String,
@@ -209,21 +209,20 @@ impl fmt::Display for Term {
 pub(crate) struct Say {
     json: bool,
     pace: Pace,
-    /// Of each kind of event, so that no cause keeps another one from being told.
+    /// One for each kind of event, so that no cause suppresses the messages of another.
     limits: RefCell<HashMap<Discriminant<Event>, Limit>>,
 }
 
 /// Who waits for whom.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// Lines that a reader is too slow for are lost, and of those that repeat only so many are said: neither packets nor leases
-    /// wait for a reader.
+    /// Lines that a reader is too slow for are lost, and each kind of event has a rate limit. Packets and leases wait for no reader.
     Own,
     /// Every line is somebody's answer.
     OfReader,
 }
 
-/// Whatever the cause, it may last for ever: so many lines of a kind, and then how many were left out.
+/// Rate limit of one kind of event: [`Limit::LINES`] in [`Say::LIMIT`], and then the number of lines left out.
 struct Limit {
     since: Instant,
     said: u32,
@@ -239,14 +238,14 @@ impl Limit {
 }
 
 impl Say {
-    /// How long what is said is counted, until more of it is said.
+    /// The span of the rate limit.
     pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
     pub(crate) fn new(json: bool, pace: Pace) -> Self {
         Self { json, pace, limits: RefCell::default() }
     }
 
-    /// Says it on standard output, if anybody listens, and if it is not said all the time.
+    /// Prints an event on standard output within its rate limit, if anybody reads there.
     pub(crate) fn say(&self, event: &Event) {
         if self.pace == Pace::Own {
             self.flush_limits(Self::LIMIT);
@@ -273,7 +272,7 @@ impl Say {
         self.limits.borrow().values().any(|limit| limit.left_out() > 0)
     }
 
-    /// Says how much was left out of what began so long ago.
+    /// Prints the number of lines left out, for spans of at least this age.
     pub(crate) fn flush_limits(&self, age: Duration) {
         let mut limits = self.limits.borrow_mut();
         for (_, limit) in limits.extract_if(|_, limit| limit.since.elapsed() >= age) {

@@ -128,7 +128,7 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         renewal: None,
         meanwhile: None,
         renew_how: Renew::Write,
-        answered: None,
+        replied: None,
         gives_up: None,
         set_aside: BTreeSet::new(),
         links,

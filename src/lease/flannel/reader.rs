@@ -97,8 +97,8 @@ impl LeaseReader {
     /// which must know of all that is taken.
     ///
     /// A lease of another backend holds its subnet too, and so does a value that cannot be read; its host is 0.0.0.0, which is
-    /// nobody's. The same is true of a key in another spelling than flannel's, since flannel reads some of them; the key returned
-    /// is flannel's spelling then. `None` if the key is no lease's. `created` is the key's create revision.
+    /// nobody's. A key in another spelling than flannel's holds its subnet for nobody too, since flannel reads some of them; the key
+    /// returned has flannel's spelling. `None` if the key is no lease's. `created` is the key's create revision.
     #[must_use]
     pub fn held(&self, key: &[u8], value: &[u8], created: u64) -> Option<(LeaseKey, Held)> {
         let key = core::str::from_utf8(key).ok()?.strip_prefix(&self.subnets)?;

@@ -64,3 +64,31 @@ fn fault_58_a_watch_is_not_trusted_for_ever() {
     node.says_that("routes", |said| said["count"] == 1);
     node.stop();
 }
+
+/// Only a restored etcd can bring an older lease beside the own one: it was deleted when this node leased the subnet.
+#[test]
+fn fault_60_a_running_node_with_the_younger_lease_gives_it_up() {
+    let mut site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let (older, younger) = (subnets("100.96.7.0-24&fd00:1::-64"), subnets("100.96.7.0-24"));
+    operator.put_lease("100.96.7.0-24&fd00:1::-64", [10, 168, 0, 77].into());
+    site.etcd.kill_all();
+    let backup = site.etcd.back_up();
+    site.etcd.start_all();
+    operator.delete(&older);
+    operator.put_lease("100.96.7.0-24", site.hosts[0].address);
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    assert_eq!(node.lease().to_string(), "100.96.7.0/24");
+    node.child.signal(Signal::SIGSTOP).unwrap();
+    site.etcd.kill_all();
+    site.etcd.restore(&backup);
+    site.etcd.start_all();
+    operator.put_lease("100.96.7.0-24", site.hosts[0].address);
+    node.child.signal(Signal::SIGCONT).unwrap();
+    let error = node.says("error");
+    assert!(error["reason"].to_string().contains("100.96.7.0/24 was leased to 10.168.0.77 before"), "{error}");
+    assert_eq!(node.ends().code(), Some(1));
+    assert_eq!(operator.get(&younger), None, "nobody is led to this host any more");
+    assert!(operator.get(&older).is_some());
+}
