@@ -52,10 +52,11 @@ fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
     loop {
         // 1. What to wait for.
         let interest = worker.interest();
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.udp().as_fd(), readable | writable),
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
         ];
         // 2. Wait. A TUN that is not waited for is left out: poll tells of a deleted one whether asked or not.

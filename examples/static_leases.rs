@@ -100,12 +100,13 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
         }
         // The rest is poll_loop.rs, with two more to wait for.
         let interest = worker.interest();
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(watch.as_fd(), PollFlags::POLLIN),
             PollFd::new(monitor.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.udp().as_fd(), readable | writable),
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
         ];
         let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());

@@ -58,15 +58,15 @@ async fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
             tun = tun.ready(either), if interest.tun_readable => (true, false, Some(tun?)),
             udp = udp.writable(), if interest.udp_writable => (false, false, Some(udp?)),
             () = sleep_until(wake_at.into()), if interest.wake_at.is_some() => (false, false, None),
-            udp = udp.readable() => (false, true, Some(udp?)),
+            udp = udp.readable(), if interest.udp_readable => (false, true, Some(udp?)),
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
         };
         // 3. Call what is ready.
         let call = if from_udp { Worker::udp_ready } else { Worker::tun_ready };
         let progress = call(&mut worker, Budget::default(), Instant::now())?;
-        // 4. What has more stays ready, for that is not said twice: a TUN whose packet is held has, but not the socket.
-        let more = progress == Progress::More || (progress == Progress::Held && from_tun);
+        // 4. What has more stays ready, for that is not said twice: what is held has, but a socket that takes nothing is not writable.
+        let more = progress == Progress::More || (progress == Progress::Held && (from_tun || from_udp));
         if let Some(mut ready) = ready.filter(|_| !more) {
             ready.clear_ready();
         }

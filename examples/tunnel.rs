@@ -190,7 +190,8 @@ impl Tunnel {
             None => PollTimeout::NONE,
             Some(at) => milliseconds_until(at),
         };
-        let udp = PollFlags::POLLIN | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
+        let udp = readable | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.worker.udp().as_fd(), udp),

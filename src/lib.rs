@@ -76,7 +76,7 @@
 //! wait in the TUN together leave in trains too, one for each peer. On the wire nothing differs but the time.
 //!
 //! ```text
-//!  64 KiB in one read          one sendmmsg, trains of up to 64         one recvmmsg         64 KiB in one write
+//!  64 KiB in one read          one sendmmsg, trains of up to 63         one recvmmsg         64 KiB in one write
 //!  ┌───────────────┐  cut   ┌──────┬──────┬──────┬ ─ ┐  underlay  ┌──────┬──────┬ ─ ┐  join  ┌───────────────┐
 //!  │ super-packet  ├───────▶│ 1472 │ 1472 │ 1472 │   ├───────────▶│ 1472 │ 1472 │   ├───────▶│ super-packet  │
 //!  └───────────────┘        └──────┴──────┴──────┴ ─ ┘            └──────┴──────┴ ─ ┘        └───────────────┘

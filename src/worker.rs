@@ -3,7 +3,8 @@
 //! The worker has no loop of its own. Yours waits until a file descriptor is ready and calls the method of that name, which
 //! does at most a budget of work and never blocks:
 //!
-//! 1. Ask [`Worker::interest`] what to wait for: TUN readable, UDP readable, at times UDP writable, at times a moment.
+//! 1. Ask [`Worker::interest`] what to wait for: TUN readable, UDP readable, at times UDP writable, at times a moment. Wait for
+//!    nothing else: what is not asked for may be ready all the time.
 //! 2. Wait, with `poll`, `epoll`, tokio or whatever you have.
 //! 3. Call [`Worker::tun_ready`] when the TUN is readable, the socket writable or the moment has come; call
 //!    [`Worker::udp_ready`] when the socket is readable.
@@ -13,7 +14,14 @@
 //!
 //! A deleted TUN device is reported as an error condition, not as readable: with tokio wait for both. `poll` reports it whether
 //! asked or not: leave the TUN out of the set while [`Interest::tun_readable`] is false.
+//!
+//! # Errors that last
+//! A call that fails is tried again at once a few times, and then 40 times a second: [`Interest::tun_readable`] or
+//! [`Interest::udp_readable`] is false meanwhile, and [`Interest::wake_at`] has the moment of the next attempt. After 10 s
+//! without a success the worker ends with [`WorkerError::CallFails`]. Features that the kernel lacks are disabled.
+//! [`Worker::take_notices`] returns both, once each, in sentences for a log.
 
+mod failing;
 mod inbound;
 mod outbound;
 mod sender;
@@ -29,13 +37,15 @@ use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use std::time::Instant;
 
+pub use self::failing::Failure;
 use self::inbound::Inbound;
 use self::outbound::Outbound;
+use self::sender::Held;
 use self::state::{Ends, State};
 pub use self::strangers::Stranger;
 use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter, OverlayError};
 use crate::route::RouteReader;
-use crate::sys::{Tun, UdpTransport};
+use crate::sys::{Feature, Tun, UdpTransport};
 
 /// Moves packets between one TUN device and one UDP socket.
 ///
@@ -51,6 +61,8 @@ pub struct Worker {
     inbound: Inbound,
     /// Why it ended, once it has: a file descriptor that was closed may be somebody else's by now.
     ended: Option<WorkerError>,
+    /// Disabled features that a notice has named.
+    noticed: Vec<Feature>,
 }
 
 /// How many packets, or other units of work, one call may do.
@@ -91,29 +103,60 @@ impl Default for Budget {
 pub enum Progress {
     /// Nothing is left: wait until the file descriptor is ready again.
     Drained,
-    /// There may be more to read, but packets wait for the UDP socket: see [`Worker::interest`]. Whoever is told of
-    /// readiness only once, as with tokio, must not take the TUN for drained, and must take the socket for not writable.
+    /// There may be more to read, but not now: packets wait for the UDP socket, or a call that fails waits for its next attempt;
+    /// see [`Worker::interest`]. Whoever is told of readiness only once, as with tokio, must not take the file descriptor for
+    /// drained, and must take the socket for not writable.
     Held,
     /// The budget is used up. Call again without waiting, after seeing to other work.
     More,
 }
 
-/// What to wait for, beside the UDP socket's being readable.
+/// What to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Interest {
-    /// Whether to wait for the TUN: not while packets from it wait for the socket.
+    /// Whether to wait for the TUN: not while packets from it wait for the socket, or reading from it fails.
     pub tun_readable: bool,
+    /// Whether to wait until the UDP socket is readable: not while receiving from it fails, or writing to the TUN.
+    pub udp_readable: bool,
     /// Whether to wait until the UDP socket is writable.
     pub udp_writable: bool,
     /// When to call [`Worker::tun_ready`] at the latest.
     pub wake_at: Option<Instant>,
 }
 
+/// Something that an operator should know of, in a sentence for a log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Notice {
+    /// The kernel or a sandbox lacks features, and the worker goes on without them.
+    #[error("this kernel, or the sandbox around this process, lacks {}; it goes on without", listed(.0))]
+    Disabled(
+        /// Those that no notice named before.
+        Vec<Feature>,
+    ),
+    /// A system call fails every time. At most once a minute for each kind of call.
+    #[error("{0}")]
+    Failing(Failure),
+}
+
+fn listed(features: &[Feature]) -> String {
+    let names: Vec<_> = features.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
 /// The end of a worker. No call works afterwards; every one says so again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
+    /// A system call failed every time for so long that it is not going to work: a sandbox forbids it, for example.
+    #[error("{failure}, for {seconds} s; see whether a sandbox such as seccomp forbids the system call")]
+    CallFails {
+        /// Which call, and its last error.
+        failure: Failure,
+        /// For how many seconds.
+        seconds: u64,
+    },
     /// Somebody deleted the TUN device.
     #[error("the TUN device {name} was deleted; open a new one and a new worker")]
     LinkDeleted {
@@ -140,7 +183,8 @@ impl Worker {
     pub fn new(tun: Tun, udp: UdpTransport, forwarder: Forwarder, routes: RouteReader) -> Self {
         let ends = Ends { tun, udp, forwarder };
         let inbound = Inbound::new(&ends);
-        Self { ends, routes, state: State::new(), outbound: Outbound::new(), inbound, ended: None }
+        let (state, outbound) = (State::new(), Outbound::new());
+        Self { ends, routes, state, outbound, inbound, ended: None, noticed: Vec::new() }
     }
 
     /// The same worker with other limits on the ICMP errors it sends.
@@ -183,10 +227,10 @@ impl Worker {
     /// Moves packets from the TUN to their peers.
     ///
     /// # Errors
-    /// If the device or the socket is gone.
+    /// If the device or the socket is gone, or a call has failed for 10 s.
     pub fn tun_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
-        self.unless_ended(|worker| {
-            let outcome = worker.outbound.run(&worker.ends, worker.routes.load(), &mut worker.state, budget, now);
+        self.unless_ended(now, |worker| {
+            let outcome = worker.outbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now);
             worker.state.counters.anomalies.gso_fallbacks = worker.ends.udp.gso_fallbacks();
             outcome
         })
@@ -195,20 +239,25 @@ impl Worker {
     /// Moves datagrams from peers to the TUN.
     ///
     /// # Errors
-    /// If the device or the socket is gone.
+    /// If the device or the socket is gone, or a call has failed for 10 s.
     pub fn udp_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
-        self.unless_ended(|worker| {
-            worker.inbound.run(&worker.ends, worker.routes.load(), &mut worker.state, budget, now)
+        self.unless_ended(now, |worker| {
+            worker.inbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now)
         })
     }
 
     fn unless_ended(
         &mut self,
+        now: Instant,
         act: impl FnOnce(&mut Self) -> Result<Progress, WorkerError>,
     ) -> Result<Progress, WorkerError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());
         }
+        if self.routes.update() {
+            self.outbound.drop_stale(self.routes.table(), &mut self.state);
+        }
+        self.state.failing.wake(now);
         let outcome = act(self);
         if let Err(error) = &outcome {
             self.ended = Some(error.clone());
@@ -217,17 +266,36 @@ impl Worker {
         outcome
     }
 
-    /// What to wait for now; after an error nothing, and not for the UDP socket's being readable either: both file descriptors
-    /// may be ready for ever.
+    /// What to wait for now; after an error nothing: both file descriptors may be ready for ever.
     #[must_use]
     pub fn interest(&self) -> Interest {
-        match self.outbound.held() {
-            _ if self.ended.is_some() => Interest { tun_readable: false, udp_writable: false, wake_at: None },
-            None => Interest { tun_readable: true, udp_writable: false, wake_at: self.outbound.due() },
-            Some(held) => {
-                Interest { tun_readable: false, udp_writable: held.retry_at.is_none(), wake_at: Some(held.wake_at()) }
-            }
+        if self.ended.is_some() {
+            return Interest { tun_readable: false, udp_readable: false, udp_writable: false, wake_at: None };
         }
+        let (read_at, receive_at) = (self.state.failing.read_at(), self.state.failing.receive_at());
+        let (held, due) = (self.outbound.held(), self.outbound.due());
+        let wake_at = [held.map(Held::wake_at).or(due), read_at, receive_at].into_iter().flatten().min();
+        Interest {
+            tun_readable: held.is_none() && read_at.is_none(),
+            udp_readable: receive_at.is_none(),
+            udp_writable: held.is_some_and(|held| held.retry_at.is_none()),
+            wake_at,
+        }
+    }
+
+    /// Returns what an operator should know of since the last call: features that the kernel lacks, and calls that fail every
+    /// time. Call it after [`Worker::new`] and from time to time. Each is returned once; there is no flood of them.
+    #[must_use]
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        let disabled: Vec<_> = self.disabled().filter(|feature| !self.noticed.contains(feature)).collect();
+        self.noticed.extend_from_slice(&disabled);
+        let disabled = (!disabled.is_empty()).then_some(Notice::Disabled(disabled));
+        disabled.into_iter().chain(self.state.failing.take().map(Notice::Failing)).collect()
+    }
+
+    /// The features of device and socket that the kernel lacks or refused, and that are not used therefore.
+    pub fn disabled(&self) -> impl Iterator<Item = Feature> {
+        self.ends.tun.disabled().chain(self.ends.udp.disabled())
     }
 
     /// Gives up what is held, so that the counters are final.

@@ -96,10 +96,11 @@ fn open(own: &Host, peer: &Host) -> Result<Worker, AnyError> {
 fn run(mut worker: Worker, stopped: &PipeReader) -> Result<Counters, AnyError> {
     loop {
         let interest = worker.interest();
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [
             PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.udp().as_fd(), readable | writable),
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
         ];
         let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());

@@ -163,10 +163,11 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
             None => PollTimeout::NONE,
             Some(at) => milliseconds_until(at),
         };
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [
             PollFd::new(woken.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.udp().as_fd(), readable | writable),
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
         ];
         let waited_for = if interest.tun_readable { &mut fds[..] } else { &mut fds[..2] };

@@ -245,6 +245,8 @@ drop_reasons! {
     TunFull = "tun_full",
     /// The TUN refused the packet with any other error.
     TunFailed = "tun_failed",
+    /// The route to its next hop was removed while it waited.
+    StaleRoute = "stale_route",
     /// The worker was taken down while it still held the packet.
     Stopped = "stopped",
 }

@@ -129,9 +129,25 @@ impl RouteReader {
     /// One atomic load, unless a table was published since the last call.
     #[inline]
     pub fn load(&mut self) -> &RouteTable {
-        if self.shared.generation.load(Ordering::Acquire) != self.generation {
+        self.update();
+        &self.table
+    }
+
+    /// Takes over the newest table, and returns whether one was published since the last call. Packets that were routed by an
+    /// older table and wait may have a next hop that is gone then ([`Trains::give_up_where`](crate::transmit::Trains::give_up_where)).
+    #[inline]
+    pub fn update(&mut self) -> bool {
+        let is_newer = self.shared.generation.load(Ordering::Acquire) != self.generation;
+        if is_newer {
             self.refresh();
         }
+        is_newer
+    }
+
+    /// The table that the last [`load`](Self::load) or [`update`](Self::update) found.
+    #[must_use]
+    #[inline]
+    pub fn table(&self) -> &RouteTable {
         &self.table
     }
 

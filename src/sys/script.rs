@@ -82,6 +82,9 @@ struct State {
     no_trains: BTreeMap<IpAddr, c_int>,
     /// What the paths to these carry, in bytes of outer packet, and what a train of longer datagrams is told.
     paths: BTreeMap<IpAddr, (u32, c_int)>,
+    /// What sending or receiving several messages fails with, and messages with an ECN field.
+    no_batches: Option<c_int>,
+    no_marks: Option<c_int>,
     /// What writes of super-packets fail with.
     no_super_packets: Option<c_int>,
     /// The messages that each call took.
@@ -127,6 +130,16 @@ impl Script {
     /// what is said.
     pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, train_errno: c_int) {
         self.state().paths.insert(to, (mtu, train_errno));
+    }
+
+    /// The kernel has neither `sendmmsg` nor `recvmmsg`.
+    pub(crate) fn refuse_batches(&self, errno: c_int) {
+        self.state().no_batches = Some(errno);
+    }
+
+    /// The kernel takes no `IP_TOS` control messages.
+    pub(crate) fn refuse_marks(&self, errno: c_int) {
+        self.state().no_marks = Some(errno);
     }
 
     pub(crate) fn refuse_super_packets(&self, errno: c_int) {
@@ -187,7 +200,15 @@ impl State {
     }
 
     fn send(&mut self, socket: RawFd, messages: &[Message<'_>]) -> io::Result<usize> {
-        assert!((1..=MESSAGES).contains(&messages.len()));
+        assert!(messages.len() <= MESSAGES);
+        if messages.len() != 1
+            && let Some(errno) = self.no_batches
+        {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        if messages.is_empty() {
+            return Ok(0);
+        }
         messages.iter().for_each(assert_sound);
         let mut most = match self.answer(Call::Send)? {
             Answer::AtMost(most) => most.min(messages.len()),
@@ -205,6 +226,9 @@ impl State {
 
     fn refuses(&self, message: &Message<'_>) -> Option<c_int> {
         let peer = message.destination.ip();
+        if let Some(errno) = self.no_marks.filter(|_| message.ecn != Ecn::NotEct) {
+            return Some(errno);
+        }
         if let (Some(_), Some(errno)) = (message.segment, self.no_trains.get(&peer)) {
             return Some(*errno);
         }
@@ -215,6 +239,9 @@ impl State {
     }
 
     fn receive<'b>(&mut self, slots: &mut [Slot], buffers: impl Iterator<Item = &'b mut [u8]>) -> io::Result<usize> {
+        if let Some(errno) = self.no_batches.filter(|_| slots.len() > 1) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         let most = match self.answer(Call::Receive)? {
             Answer::AtMost(most) => most.min(slots.len()),
             Answer::All | Answer::Error(_) => slots.len(),
@@ -266,7 +293,10 @@ fn next<T: Clone>(line: &mut VecDeque<T>, endless: bool) -> Option<T> {
 fn assert_sound(message: &Message<'_>) {
     let segments = message.segment.map_or(1, |size| message.payload.len().div_ceil(usize::from(size)));
     assert_eq!(message.segment.is_some(), segments > 1, "no UDP_SEGMENT for a single datagram");
-    assert!(segments <= 64 && (segments == 1 || message.payload.len() <= 65_507));
+    assert!(segments == 1 || message.payload.len() <= 65_507);
+    // Linux 4.18 counts the headers in.
+    let room = message.segment.map_or(usize::MAX, |size| usize::from(size) * 64);
+    assert!(message.payload.len() + OUTER_HEADERS <= room, "a train that an old kernel refuses");
 }
 
 impl Sent {

@@ -20,6 +20,7 @@ pub use self::error::{OpenError, TunError};
 use self::open::Opening;
 #[cfg(any(feature = "link", test))]
 pub(super) use self::open::checked_name;
+use super::feature::{Disabled, Feature, is_missing};
 use super::kernel::{Calls, SystemCalls};
 use super::syscall;
 use crate::offload::{VNET_HEADER_LEN, VnetHeader};
@@ -57,6 +58,7 @@ pub struct Tun {
     /// Whether there is a virtio-net header in front of every packet.
     vnet: bool,
     offload: TunOffload,
+    disabled: Disabled,
     calls: Calls,
 }
 
@@ -67,7 +69,7 @@ impl Tun {
     /// process left behind on a persistent device are set anew: they are the device's and outlive the process.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing is left open or made then.
+    /// [`OpenError`]; nothing is left open or made then. Features that the kernel lacks are no error: see [`Tun::disabled`].
     pub fn open(config: &TunConfig) -> Result<Self, OpenError> {
         Opening::new(Path::new(DEVICE_NODE), config, NonZeroUsize::MIN).first()
     }
@@ -109,8 +111,8 @@ impl Tun {
         }
         let vnet = have & flags::VNET_HDR != 0;
         let offload = if vnet { offload } else { TunOffload::NONE };
-        let (file, calls) = (File::from(fd), Calls::default());
-        let tun = Self { file, name, created: false, vnet, offload, calls }.configured()?;
+        let (file, disabled, calls) = (File::from(fd), Disabled::default(), Calls::default());
+        let tun = Self { file, name, created: false, vnet, offload, disabled, calls }.configured()?;
         match tun.has_packet_information() {
             Ok(false) => Ok(tun),
             Ok(true) => Err(OpenError::WrongFlags { name: tun.name, have: have & !flags::NO_PI }),
@@ -134,6 +136,11 @@ impl Tun {
     #[must_use]
     pub fn offload(&self) -> TunOffload {
         self.offload
+    }
+
+    /// The features that the kernel lacks, or did not grant of what was asked for.
+    pub fn disabled(&self) -> impl Iterator<Item = Feature> {
+        self.disabled.iter()
     }
 
     /// Says whether the device, with its addresses and routes, outlives this object.
@@ -212,8 +219,15 @@ impl Tun {
         }
         let device = self.file.as_fd();
         let length = VNET_HEADER_LEN as c_int;
-        syscall::set_vnet_header_len(device, length).map_err(|error| ("set the header length of", error))?;
-        syscall::set_vnet_little_endian(device, true).map_err(|error| ("set the byte order of", error))?;
+        // A device that was made just now has a header of 10 bytes in the machine's order, so that a sandbox without these
+        // requests does no harm.
+        let pass_over = |result: io::Result<()>, is_default: bool| {
+            result.or_else(|error| if is_default && is_missing(&error) { Ok(()) } else { Err(error) })
+        };
+        pass_over(syscall::set_vnet_header_len(device, length), self.created)
+            .map_err(|error| ("set the header length of", error))?;
+        pass_over(syscall::set_vnet_little_endian(device, true), cfg!(target_endian = "little"))
+            .map_err(|error| ("set the byte order of", error))?;
         // Little-endian goes before it, and few kernels know it at all: only so that no trace of it is left.
         let _unknown = syscall::set_vnet_big_endian(device, false);
         Ok(())
@@ -226,7 +240,14 @@ impl Tun {
         let wish = self.offload;
         // EINVAL: older than Linux 6.2.
         let granted = set(wish).or_else(|_| set(TunOffload { uso: false, ..wish })).or_else(|_| set(TunOffload::NONE));
-        granted.map_err(|error| ("set the offloads of", error))
+        // A device that was made just now has none.
+        let granted = granted.or_else(|error| match self.created && is_missing(&error) {
+            true => Ok(TunOffload::NONE),
+            false => Err(("set the offloads of", error)),
+        })?;
+        self.disabled.add_unless(granted.tso || !wish.tso, Feature::TunTso);
+        self.disabled.add_unless(granted.uso || !wish.uso, Feature::TunUso);
+        Ok(granted)
     }
 
     /// Whether the kernel takes and gives four bytes in front of every packet.

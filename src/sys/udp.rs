@@ -23,6 +23,7 @@ use self::fallback::Fallbacks;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
 use self::send::{Messages, Plan, send_all};
+use super::feature::{Disabled, Feature, is_missing};
 use super::kernel::{Calls, SystemCalls};
 use super::syscall::{self, MESSAGES, Slot, SocketOption};
 use crate::Transmit;
@@ -90,6 +91,7 @@ pub struct UdpTransport {
     /// What flows choose from, or nothing.
     flows: Arc<[UdpSocket]>,
     fallbacks: Fallbacks,
+    disabled: Disabled,
     calls: Calls,
 }
 
@@ -133,16 +135,20 @@ impl UdpTransport {
         set_sending_options(&socket, local)?;
         let set = |option, value| syscall::set_socket_option(socket.as_fd(), option, value);
         // Measured: 0.1 µs for each message, be it a datagram or a train. An IPv6 socket receives IPv4 too, by its options.
-        set(SocketOption::Ipv4ReceiveTos, 1)?;
+        let mut told = set(SocketOption::Ipv4ReceiveTos, 1);
         if local.is_ipv6() {
-            set(SocketOption::Ipv6ReceiveTrafficClass, 1)?;
+            told = told.and(set(SocketOption::Ipv6ReceiveTrafficClass, 1));
         }
         // A kernel that does not know them says ENOPROTOOPT. A socket that is taken over may have either set.
         let gso = set(SocketOption::UdpSegment, 0).is_ok();
         let gro = set(SocketOption::UdpGro, c_int::from(offload.gro)).is_ok();
+        let disabled = Disabled::default();
+        disabled.add_unless(told.is_ok(), Feature::ReceiveEcn);
+        disabled.add_unless(gro || !offload.gro, Feature::UdpGro);
+        disabled.add_unless(gso || !offload.gso, Feature::UdpGso);
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
         let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
-        Ok(Self { socket, local, offload, flows, fallbacks, calls })
+        Ok(Self { socket, local, offload, flows, fallbacks, disabled, calls })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
@@ -162,6 +168,11 @@ impl UdpTransport {
     #[must_use]
     pub fn gso_fallbacks(&self) -> u64 {
         self.fallbacks.count()
+    }
+
+    /// The features that the kernel lacks, or refused when they were used for the first time.
+    pub fn disabled(&self) -> impl Iterator<Item = Feature> {
+        self.disabled.iter()
     }
 
     /// Sends every datagram of a transmit, in order.
@@ -194,7 +205,8 @@ impl UdpTransport {
     /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
     /// [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
-        let plan = Plan { gso: self.offload.gso, flows: self.flows.len(), fallbacks: &self.fallbacks };
+        let (gso, flows) = (self.offload.gso, self.flows.len());
+        let plan = Plan { gso, flows, fallbacks: &self.fallbacks, disabled: &self.disabled };
         send_all(|socket, messages| self.send_messages(socket, messages), plan, transmits, first_segment)
     }
 
@@ -224,6 +236,8 @@ impl UdpTransport {
     /// taken from the batch.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> Result<usize, RecvError> {
         batch.fill(|slots, bytes, room| {
+            let most = if self.disabled.has(Feature::ReceiveMany) { 1 } else { slots.len() };
+            let slots = slots.get_mut(..most).unwrap_or_default();
             skip_pending(|| {
                 let (socket, buffers) = (self.socket.as_fd(), bytes.chunks_exact_mut(room));
                 match slots.len() {
@@ -231,8 +245,22 @@ impl UdpTransport {
                     2..=16 => self.calls.receive::<16>(socket, slots, buffers),
                     _ => self.calls.receive::<MESSAGES>(socket, slots, buffers),
                 }
+                .or_else(|error| self.receive_one(error, slots, bytes, room))
             })
         })
+    }
+
+    /// Receives a single message, if that works where several at a time failed because the system call is missing.
+    #[cold]
+    fn receive_one(&self, error: io::Error, slots: &mut [Slot], bytes: &mut [u8], room: usize) -> io::Result<usize> {
+        let (true, Some(slots)) = (slots.len() > 1 && is_missing(&error), slots.get_mut(..1)) else {
+            return Err(error);
+        };
+        let one = self.calls.receive::<1>(self.socket.as_fd(), slots, bytes.chunks_exact_mut(room));
+        if one.as_ref().err().and_then(io::Error::raw_os_error) != error.raw_os_error() {
+            self.disabled.add(Feature::ReceiveMany);
+        }
+        one
     }
 
     /// The largest outer packet, in bytes and with all its headers, that the path to `destination` is known to carry.

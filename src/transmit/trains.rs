@@ -61,8 +61,9 @@ pub struct GivenUp {
 }
 
 impl Trains {
-    /// Datagrams in a train: `UDP_MAX_SEGMENTS` of the kernel's linux/udp.h before 6.9; later ones take more.
-    pub const SEGMENTS_MAX: usize = 64;
+    /// Datagrams in a train: one less than `UDP_MAX_SEGMENTS` of the kernel's linux/udp.h before 6.9. Linux 4.18, 4.19 and some
+    /// 5.x refuse that many, because they compare the length with all headers to it.
+    pub const SEGMENTS_MAX: usize = 63;
 
     /// Bytes in a train: what a UDP datagram over IPv4 carries, since the kernel builds one of all before it cuts it.
     pub const BYTES_MAX: usize = 65_507;
@@ -185,6 +186,35 @@ impl Trains {
         GivenUp { packets, unfinished }
     }
 
+    /// Gives up every train to a destination that `is_gone`. The other trains keep their order.
+    pub fn give_up_where(&mut self, mut is_gone: impl FnMut(SocketAddr) -> bool) -> GivenUp {
+        let (mut given_up, mut kept) = (GivenUp { packets: 0, unfinished: false }, self.front);
+        for at in self.front..self.end {
+            let Some(train) = self.slots.get_mut(at) else { break };
+            let from = if at == self.front { core::mem::take(&mut self.done) } else { 0 };
+            if is_gone(train.way.destination) {
+                given_up.packets += train.packets_ending(from..train.segments);
+                // All of a flow has one destination: the end of a packet that goes on is given up with a later train, or is
+                // not here yet. In the latter case no other packet of any flow is unfinished.
+                let (way, last) = (train.way, train.segments.saturating_sub(1));
+                let goes_on = train.ends & bit(last) == 0 && self.newest(&way) == Some(at);
+                given_up.unfinished |= goes_on;
+                given_up.packets += u64::from(goes_on);
+            } else {
+                if at == self.front {
+                    self.done = from;
+                }
+                self.slots.swap(kept, at);
+                kept += 1;
+            }
+        }
+        self.end = kept;
+        if self.is_empty() {
+            self.clear();
+        }
+        given_up
+    }
+
     /// Forgets all.
     pub fn clear(&mut self) {
         (self.front, self.end, self.done, self.bytes) = (0, 0, 0, 0);
@@ -281,7 +311,7 @@ struct Train {
     spoiled: bool,
 }
 
-const _: () = assert!(Trains::SEGMENTS_MAX == u64::BITS as usize);
+const _: () = assert!(Trains::SEGMENTS_MAX <= u64::BITS as usize);
 
 impl Train {
     fn new() -> Self {

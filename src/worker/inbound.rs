@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use std::time::Instant;
 
+use super::failing::Failure;
 use super::state::{Ends, State};
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{Decap, DropReason, Outer};
@@ -66,16 +67,26 @@ impl Inbound {
         budget: Budget,
         now: Instant,
     ) -> Result<Progress, WorkerError> {
+        if state.failing.receive_at().is_some() {
+            return Ok(Progress::Held);
+        }
         let mut left = budget.count() as usize;
         while left > 0 {
             match ends.udp.recv_batch(&mut self.messages) {
                 Ok(_count) => left = left.saturating_sub(self.take_in(ends, routes, state, now)?),
-                Err(RecvError::WouldBlock) => return Ok(Progress::Drained),
+                Err(RecvError::WouldBlock) => {
+                    state.failing.receive_works();
+                    return Ok(Progress::Drained);
+                }
                 Err(error) if error.is_fatal() => return Err(ends.socket_gone()),
-                Err(_) => {
+                Err(error) => {
                     left -= 1;
                     state.counters.anomalies.read_errors += 1;
+                    state.fails(Failure::Receive(error), now)?;
                 }
+            }
+            if state.failing.receive_at().is_some() {
+                return Ok(Progress::Held);
             }
         }
         Ok(Progress::More)
@@ -90,7 +101,7 @@ impl Inbound {
         now: Instant,
     ) -> Result<usize, WorkerError> {
         let Self { messages, coalescer, scratch, refusals } = self;
-        let mut writer = Writer { ends, scratch, refusals, end: Ok(()) };
+        let mut writer = Writer { ends, scratch, refusals, now, end: Ok(()) };
         let mut count = 0;
         for message in messages.iter_mut() {
             let (meta, bytes) = match message {
@@ -150,6 +161,7 @@ struct Writer<'a> {
     ends: &'a Ends,
     scratch: &'a mut [u8],
     refusals: &'a mut Refusals,
+    now: Instant,
     end: Result<(), WorkerError>,
 }
 
@@ -202,6 +214,11 @@ impl Writer<'_> {
             Err(error) => {
                 state.counters.decap.discard(tun_failure(error));
                 self.note(error);
+                if let TunError::Rejected(_) = error
+                    && let Err(end) = state.fails(Failure::Write(error), self.now)
+                {
+                    self.end = Err(end);
+                }
             }
         }
     }

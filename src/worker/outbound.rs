@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use std::time::Instant;
 
+use super::failing::Failure;
 use super::sender::{Held, Sender};
 use super::state::{Ends, State};
 use super::unfinished::Unfinished;
@@ -68,6 +69,9 @@ impl Outbound {
         self.flush(ends, state, now)?;
         self.place(&mut left, ends, state, now)?;
         let mut progress = Progress::More;
+        if state.failing.read_at().is_some() {
+            (left, progress) = (0, Progress::Held);
+        }
         while left > 0 && self.held().is_none() {
             match ends.tun.recv(&mut self.buffer) {
                 Ok(meta) => {
@@ -76,6 +80,7 @@ impl Outbound {
                     self.place(&mut left, ends, state, now)?;
                 }
                 Err(TunError::WouldBlock) => {
+                    state.failing.read_works();
                     progress = Progress::Drained;
                     break;
                 }
@@ -83,9 +88,13 @@ impl Outbound {
                     self.flush(ends, state, now)?;
                     return Err(ends.tun_gone(error));
                 }
-                Err(_) => {
+                Err(error) => {
                     left -= 1;
                     state.counters.anomalies.read_errors += 1;
+                    if state.fails(Failure::Read(error), now)? {
+                        progress = Progress::Held;
+                        break;
+                    }
                 }
             }
             let full = !self.batched || self.sender.trains.bytes() >= BYTES_COLLECTED;
@@ -97,6 +106,17 @@ impl Outbound {
             self.flush(ends, state, now)?;
         }
         Ok(if self.held().is_some() { Progress::Held } else { progress })
+    }
+
+    /// Drops what waits for next hops that no route has any more (R70).
+    #[cold]
+    pub(super) fn drop_stale(&mut self, routes: &RouteTable, state: &mut State) {
+        self.sender.drop_stale(routes, state);
+        if self.sender.take_lost_unfinished() {
+            self.unfinished = None;
+        } else if self.unfinished.take_if(|packet| !routes.has_next_hop(packet.destination())).is_some() {
+            state.counters.encap.discard(DropReason::StaleRoute);
+        }
     }
 
     /// Forgets what waits; the caller has counted it.

@@ -5,8 +5,10 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
+use super::failing::{Failure, PAUSE};
 use super::state::State;
 use crate::forward::DropReason;
+use crate::route::RouteTable;
 use crate::sys::{BatchError, SendErrorKind};
 use crate::transmit::{Trains, Transmit, Way};
 use crate::wire::fragment::Fragmenter;
@@ -112,6 +114,18 @@ impl Sender {
         core::mem::take(&mut self.lost_unfinished)
     }
 
+    /// Gives up what waits for next hops that no route has any more.
+    #[cold]
+    pub(super) fn drop_stale(&mut self, routes: &RouteTable, state: &mut State) {
+        let is_gone = |next_hop| !routes.has_next_hop(next_hop);
+        if self.trains.transmit(0).is_some_and(|front| is_gone(front.destination)) {
+            (self.held, self.fragmenter) = (None, None);
+        }
+        let given_up = self.trains.give_up_where(is_gone);
+        self.lost_unfinished |= given_up.unfinished;
+        state.counters.encap.discard_all(DropReason::StaleRoute, given_up.packets);
+    }
+
     /// Forgets what waits; the caller has counted it.
     pub(super) fn clear(&mut self) {
         self.trains.clear();
@@ -133,6 +147,9 @@ impl Sender {
             self.overcome(obstacle, state);
             if obstacle.kind.is_fatal() {
                 return Err(outlet.gone());
+            }
+            if self.fails(obstacle.kind, state, now)? {
+                return Ok(());
             }
         }
         self.held = None;
@@ -219,6 +236,19 @@ impl Sender {
         } else {
             self.give_up(obstacle.datagrams.clamp(1, self.trains.left().max(1)), reason, state);
         }
+    }
+
+    /// Notes a failure that may be that of every send. Returns whether the trains behind it have to wait.
+    #[cold]
+    fn fails(&mut self, kind: SendErrorKind, state: &mut State, now: Instant) -> Result<bool, WorkerError> {
+        if !matches!(kind, SendErrorKind::Forbidden | SendErrorKind::Other(_))
+            || !state.fails(Failure::Send(kind), now)?
+        {
+            return Ok(false);
+        }
+        let at = now + PAUSE;
+        self.held = Some(Held { until: at, refusals: 0, retry_at: Some(at), try_at: at });
+        Ok(true)
     }
 
     #[cold]

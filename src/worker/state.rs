@@ -8,6 +8,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
+use super::failing::Failing;
 use super::sender::Outlet;
 use super::strangers::Strangers;
 use crate::forward::{Counters, Flow, Forwarder, IcmpLimiter, PathMtus, Reject, ReplyTo, TooLong};
@@ -35,6 +36,7 @@ pub(super) struct State {
     pub(super) paths: PathMtus,
     pub(super) send_errors: BTreeMap<IpAddr, u64>,
     pub(super) strangers: Strangers,
+    pub(super) failing: Failing,
     /// Where the clock of the limiter and the path MTUs begins: at the first packet that asks for it.
     pub(super) started: Option<Instant>,
 }
@@ -97,6 +99,7 @@ impl State {
             paths: PathMtus::default(),
             send_errors: BTreeMap::new(),
             strangers: Strangers::default(),
+            failing: Failing::default(),
             started: None,
         }
     }

@@ -1,5 +1,6 @@
 //! A packet on its way from the buffer into trains: as it is, in segments, in fragments, or in fragments of segments.
 
+use core::net::SocketAddr;
 use std::time::Instant;
 
 use crate::offload::SuperPacket;
@@ -52,6 +53,11 @@ impl Unfinished {
         since: Instant,
     ) -> Self {
         Self { way, pieces: Pieces::Fragments(Fragmented::new(fragmenter, super_packet)), since }
+    }
+
+    /// The next hop it was routed to.
+    pub(super) fn destination(&self) -> SocketAddr {
+        self.way.destination
     }
 
     /// Puts as much into trains as there is room and budget for. `buffer` holds the packet, `scratch` one segment at a time.

@@ -46,10 +46,11 @@ fn run(mut worker: Worker) -> End {
         // 1. and 2.
         let interest = worker.interest();
         held |= errors.is_empty() && !interest.tun_readable;
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = Vec::new();
         if errors.is_empty() {
-            fds.push(PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable));
+            fds.push(PollFd::new(worker.udp().as_fd(), readable | writable));
         }
         if interest.tun_readable {
             fds.push(PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN));

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
 use crate::links::Links;
-use crate::plane::Plane;
+use crate::plane::{Plane, Report};
 use crate::registry::{Entry, Registry};
 use crate::say::{Event, Say, anomalies, flow};
 use crate::start::{Place, start};
@@ -127,13 +127,14 @@ impl Node {
                         self.plane.set_mtu(mtu);
                     }
                 }
-                Some(stranger) = self.plane.strangers.recv() => {
-                    say.say(&Event::Stranger {
+                Some(report) = self.plane.reports.recv() => say.say(&match report {
+                    Report::Notice(notice) => Event::Warning { reason: notice.to_string() },
+                    Report::Stranger(stranger) => Event::Stranger {
                         from: stranger.from.to_string(),
                         inner_source: stranger.inner_source.to_string(),
                         next_hop: stranger.next_hop.to_string(),
-                    });
-                }
+                    },
+                }),
                 ended = &mut self.plane.ended => {
                     return Err(ended.unwrap_or_else(|_| "forwarding has ended: a bug in the node".into()));
                 }

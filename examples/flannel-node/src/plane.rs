@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use loden::forward::Counters;
-use loden::worker::{Budget, Progress, Stranger, Worker, WorkerError};
+use loden::worker::{Budget, Notice, Progress, Stranger, Worker, WorkerError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,12 +22,18 @@ pub(crate) struct Plane {
     thread: Option<JoinHandle<Counters>>,
     /// Why it ended by itself.
     pub(crate) ended: oneshot::Receiver<Error>,
-    /// Senders of packets in the name of a known peer's pods.
-    pub(crate) strangers: mpsc::Receiver<Stranger>,
+    /// Reports for the operator.
+    pub(crate) reports: mpsc::Receiver<Report>,
 }
 
-/// Strangers that wait to be reported; further ones are dropped.
-const STRANGERS: usize = 16;
+/// A report of the worker for the operator.
+pub(crate) enum Report {
+    Notice(Notice),
+    Stranger(Stranger),
+}
+
+/// Reports that wait; further ones are dropped.
+const REPORTS: usize = 16;
 
 enum Ask {
     Mtu(u16),
@@ -39,7 +45,7 @@ impl Plane {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (asks, asked) = channel();
         let (ends, ended) = oneshot::channel();
-        let (tells, strangers) = mpsc::channel(STRANGERS);
+        let (tells, reports) = mpsc::channel(REPORTS);
         let woken = Arc::clone(&wake);
         let thread = thread::Builder::new().name("forwarding".into()).spawn(move || {
             if let Err(error) = run(&mut worker, &asked, &woken, &tells) {
@@ -48,7 +54,7 @@ impl Plane {
             worker.stop();
             worker.counters().clone()
         })?;
-        Ok(Self { asks, wake, thread: Some(thread), ended, strangers })
+        Ok(Self { asks, wake, thread: Some(thread), ended, reports })
     }
 
     /// From now on inner packets may have so many bytes.
@@ -75,10 +81,11 @@ fn run(
     worker: &mut Worker,
     asked: &Receiver<Ask>,
     woken: &EventFd,
-    strangers: &mpsc::Sender<Stranger>,
+    reports: &mpsc::Sender<Report>,
 ) -> Result<(), Error> {
     let budget = Budget::default();
-    let mut more = false;
+    // The first turn waits for nothing, so that features which the kernel lacks are reported at once.
+    let mut more = true;
     loop {
         let interest = worker.interest();
         let timeout = match interest.wake_at {
@@ -86,10 +93,11 @@ fn run(
             None => PollTimeout::NONE,
             Some(at) => milliseconds_until(at),
         };
+        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [
             PollFd::new(woken.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
+            PollFd::new(worker.udp().as_fd(), readable | writable),
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
         ];
         let waited_for = if interest.tun_readable { &mut fds[..] } else { &mut fds[..2] };
@@ -116,11 +124,12 @@ fn run(
         }
         if more || udp.intersects(!PollFlags::POLLOUT) {
             progress[1] = worker.udp_ready(budget, now).map_err(explained)?;
-            for stranger in worker.take_strangers() {
-                let _ = strangers.try_send(stranger);
-            }
         }
         more = progress.contains(&Progress::More);
+        let notices = worker.take_notices().into_iter().map(Report::Notice);
+        for report in notices.chain(worker.take_strangers().into_iter().map(Report::Stranger)) {
+            let _ = reports.try_send(report);
+        }
     }
 }
 

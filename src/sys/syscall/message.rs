@@ -1,6 +1,6 @@
 //! Messages to and from a socket, several in one system call.
 
-use core::ffi::{c_int, c_uint};
+use core::ffi::{c_int, c_long, c_uint, c_ulong};
 use core::mem::{MaybeUninit, offset_of};
 use core::net::SocketAddr;
 use core::ptr;
@@ -82,7 +82,8 @@ impl Entry {
     };
 }
 
-/// sendmmsg(2) of the first [`MESSAGES`] of `messages`; more are not taken from it. Returns how many were sent.
+/// sendmmsg(2) of the first [`MESSAGES`] of `messages`; more are not taken from it. A single one is sent by sendmsg(2). Returns
+/// how many were sent.
 pub(in crate::sys) fn send_messages<'a>(
     socket: BorrowedFd<'_>,
     messages: impl Iterator<Item = Message<'a>>,
@@ -116,9 +117,11 @@ pub(in crate::sys) fn send_messages<'a>(
         let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), entries.as_ptr().cast(), 0) };
         return if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(1) };
     }
+    let (fd, pointer) = (c_long::from(socket.as_raw_fd()), entries.as_mut_ptr());
+    // The system call itself, because musl's function makes one for each message.
     // SAFETY: the first `count` of `entries` are initialized, with the layout of `struct mmsghdr` as asserted above. What
     // they point to, in `parts` and in the payloads, lives until the call returns, and has the lengths that are told.
-    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), entries.as_mut_ptr().cast(), count, 0) };
+    let sent = unsafe { libc::syscall(libc::SYS_sendmmsg, fd, pointer, c_ulong::from(count), c_long::from(0)) };
     usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
 }
 
@@ -223,8 +226,6 @@ pub(in crate::sys) fn receive_messages<'b, const N: usize>(
         };
         count += 1;
     }
-    let pointer = entries.as_mut_ptr().cast();
-    let flags = libc::MSG_TRUNC as _;
     if N == 1 {
         // SAFETY: as below, and an entry begins with a `struct msghdr`.
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), entries.as_mut_ptr().cast(), libc::MSG_TRUNC) };
@@ -236,10 +237,13 @@ pub(in crate::sys) fn receive_messages<'b, const N: usize>(
         }
         return Ok(1);
     }
+    let (fd, count, flags) = (c_long::from(socket.as_raw_fd()), c_ulong::from(count), c_long::from(libc::MSG_TRUNC));
+    let (pointer, no_limit) = (entries.as_mut_ptr(), ptr::null_mut::<libc::timespec>());
+    // The system call itself, as above.
     // SAFETY: the first `count` of `entries` have the layout of `struct mmsghdr` as asserted above and point to names,
     // control messages and buffers of the lengths told, all distinct, which live until the call returns and have, as
     // bytes, no invalid value. No time limit is passed.
-    let received = unsafe { libc::recvmmsg(socket.as_raw_fd(), pointer, count, flags, ptr::null_mut()) };
+    let received = unsafe { libc::syscall(libc::SYS_recvmmsg, fd, pointer, count, flags, no_limit) };
     let received = usize::try_from(received).map_err(|_negative| io::Error::last_os_error())?;
     for (slot, entry) in slots.iter_mut().zip(&entries).take(received) {
         slot.length = usize::try_from(entry.length).unwrap_or(usize::MAX);

@@ -156,7 +156,7 @@ pub enum TunError {
     /// The kernel refuses this one packet with EINVAL. On sending, it is empty or begins with neither IP version 4 nor 6, or
     /// its header is one that the kernel does not take: send its segments one by one. On receiving, a header cannot tell
     /// what the packet is; it is lost.
-    #[error("the kernel refused a packet with error number {0}; the next one may pass")]
+    #[error("the kernel refused a packet: {}", io::Error::from_raw_os_error(*.0))]
     Rejected(
         /// The error number.
         i32,

@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::{OpenError, Tun, TunConfig, TunOffload, flags};
+use crate::sys::feature::{Disabled, Feature};
 use crate::sys::kernel::{Calls, SystemCalls};
 use crate::sys::syscall::{self, INTERFACE_NAME, InterfaceRequest};
 
@@ -50,12 +51,25 @@ impl<'a> Opening<'a> {
     pub(super) fn attach(&self, file: File) -> Result<Tun, OpenError> {
         let Self { ref calls, node, config, queues } = *self;
         let name = checked_name(&config.name)?;
-        let vnet = config.offload != TunOffload::NONE;
-        let form = form(vnet, queues);
-        let attach = |more| syscall::set_interface(file.as_fd(), InterfaceRequest::new(name, form | more));
-        let (attached, existed) = match attach(flags::EXCLUSIVE) {
+        let (disabled, mut vnet) = (Disabled::default(), config.offload != TunOffload::NONE);
+        let attach =
+            |vnet, more| syscall::set_interface(file.as_fd(), InterfaceRequest::new(name, form(vnet, queues) | more));
+        let (attached, existed) = match attach(vnet, flags::EXCLUSIVE) {
             // There is a device of that name. If it is a persistent TUN device that nobody uses, it can be ours.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => (attach(0), true),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => (attach(vnet, 0), true),
+            // Linux passes over flags that it does not know. gVisor refuses them.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                disabled.add(Feature::TunExclusive);
+                let attached = attach(vnet, 0).or_else(|error| {
+                    if !vnet || error.raw_os_error() != Some(libc::EINVAL) {
+                        return Err(error);
+                    }
+                    disabled.add(Feature::TunHeader);
+                    vnet = false;
+                    attach(vnet, 0)
+                });
+                (attached, false)
+            }
             result => (result, false),
         };
         let request = attached.map_err(|source| OpenError::of_device(node, &config.name, queues, source))?;
@@ -67,13 +81,14 @@ impl<'a> Opening<'a> {
         // A device of several queues lets us in beside another process, and then keeps the form of that one.
         let persistent = now & flags::PERSIST != 0;
         let shared = queues > 1 && existed && !persistent;
-        if shared || now & flags::VNET_HDR != form & flags::VNET_HDR {
+        if shared || now & flags::VNET_HDR != form(vnet, queues) & flags::VNET_HDR {
             return Err(OpenError::Busy { name });
         }
         // The device may have vanished between the two attempts, so that the second one made it. One that was there
         // before us is persistent, because nobody held it; one that we made is not yet.
         let (created, calls) = (!persistent, calls.clone());
-        Tun { file, name, created, vnet, offload: config.offload, calls }.configured()
+        let offload = if vnet { config.offload } else { TunOffload::NONE };
+        Tun { file, name, created, vnet, offload, disabled, calls }.configured()
     }
 
     /// One queue more. All that was configured is the device's.
@@ -83,7 +98,8 @@ impl<'a> Opening<'a> {
         let request = InterfaceRequest::new(checked_name(name)?, form(vnet, self.queues));
         syscall::set_interface(file.as_fd(), request)
             .map_err(|source| OpenError::of_device(self.node, name, self.queues, source))?;
-        Ok(Tun { file, name: name.clone(), created, vnet, offload, calls: calls.clone() })
+        let disabled = Disabled::default();
+        Ok(Tun { file, name: name.clone(), created, vnet, offload, disabled, calls: calls.clone() })
     }
 
     fn file(&self, name: &str) -> Result<File, OpenError> {

@@ -19,7 +19,7 @@ impl Tun {
     pub(crate) fn scripted(script: &Script, offload: TunOffload) -> Self {
         let (file, name) = (File::open("/dev/null").expect("the null device"), "script0".to_owned());
         let vnet = offload != TunOffload::NONE;
-        Self { file, name, created: true, vnet, offload, calls: script.into() }
+        Self { file, name, created: true, vnet, offload, disabled: Disabled::default(), calls: script.into() }
     }
 }
 

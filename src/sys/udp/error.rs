@@ -85,7 +85,7 @@ pub enum RecvError {
     #[error("nothing to receive; wait until the UDP socket is readable")]
     WouldBlock,
     /// Another error, ENOBUFS or ENOMEM for example.
-    #[error("receiving failed with error number {0}; the next datagram may arrive")]
+    #[error("receiving failed: {}", io::Error::from_raw_os_error(*.0))]
     Other(
         /// The error number.
         i32,
@@ -185,7 +185,7 @@ pub enum SendErrorKind {
     #[error("the send buffer is full; wait until the UDP socket is writable")]
     WouldBlock,
     /// Another error: EINVAL for the destination port 0, EAFNOSUPPORT for an IPv6 destination on an IPv4 socket.
-    #[error("error number {0}; see whether the socket can send to such an address")]
+    #[error("{}; see whether the socket can send to such an address", io::Error::from_raw_os_error(*.0))]
     Other(
         /// The error number.
         i32,

@@ -8,8 +8,10 @@ use std::io;
 use super::error::{BatchError, SendErrorKind};
 use super::fallback::Fallbacks;
 use crate::Transmit;
+use crate::sys::feature::{Disabled, Feature, is_missing};
 use crate::sys::syscall::{MESSAGES, Message};
 use crate::transmit::Trains;
+use crate::wire::Ecn;
 
 /// What does not change while transmits are sent.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,7 @@ pub(super) struct Plan<'f> {
     /// How many sockets there are for flows to choose from; with none all is sent by the socket 0.
     pub(super) flows: usize,
     pub(super) fallbacks: &'f Fallbacks,
+    pub(super) disabled: &'f Disabled,
 }
 
 /// A datagram in a list of transmits.
@@ -41,19 +44,30 @@ pub(super) fn send_all(
     let mut passed_over = None;
     // A place from which on a train failed, and its datagrams are tried one by one.
     let mut one_by_one = None;
+    // A place where a message with an ECN field failed, as a train or as a single datagram, and is tried without.
+    let mut unmarked = None;
     loop {
         let mut counts = [0; MESSAGES];
-        let trainless = if one_by_one == Some(place) { destination_at(transmits, place) } else { None };
-        let mut messages = Messages { plan, transmits, place, trainless, socket: None, counts: counts.iter_mut() };
+        let attempt = (place, one_by_one == Some(place));
+        let marked = unmarked != Some(attempt) && !plan.disabled.has(Feature::SendEcn);
+        let most = if unmarked == Some(attempt) || plan.disabled.has(Feature::SendMany) { 1 } else { MESSAGES };
+        let trainless = if attempt.1 { destination_at(transmits, place) } else { None };
+        let room = counts.get_mut(..most).unwrap_or_default().iter_mut();
+        let mut messages = Messages { plan, transmits, place, trainless, marked, socket: None, counts: room };
         let Some(first) = messages.peek() else { return Ok(()) };
         place = messages.place;
         let socket = plan.socket_of(first.transmit);
-        let error = match send(socket, &mut messages) {
+        let sent = send(socket, &mut messages);
+        let is_alone = messages.counts.len() + 1 == most;
+        let error = match sent {
             // Not a thing the kernel does with at least one message; it must not become a loop without end.
             Ok(0) => libc::EIO,
             Ok(sent) => {
                 if one_by_one == Some(place) {
                     plan.fallbacks.insert(first.transmit.destination.ip());
+                }
+                if unmarked == Some(attempt) {
+                    plan.disabled.add(Feature::SendEcn);
                 }
                 for count in counts.iter().take(sent) {
                     place = place.normalized(transmits);
@@ -65,7 +79,13 @@ pub(super) fn send_all(
         };
         match error {
             libc::EINTR => {}
-            // EINVAL and EIO have many reasons. The datagrams one by one tell whether it was that they were a train.
+            // EPERM is a firewall's word too, but not on a call without messages.
+            libc::ENOSYS | libc::EPERM if !is_alone && (error == libc::ENOSYS || is_barred(&send, plan, socket)) => {
+                plan.disabled.add(Feature::SendMany);
+            }
+            // EINVAL and EIO have many reasons. The same message without its ECN field, and then the datagrams one by one, tell
+            // whether it was the control messages.
+            libc::EINVAL if marked && first.transmit.ecn != Ecn::NotEct => unmarked = Some((place, attempt.1)),
             libc::EINVAL | libc::EIO if first.segments > 1 => one_by_one = Some(place),
             // The kernel reports it a single time, to whoever sends next, so it is tried once more at once.
             errno if tells_of_an_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),
@@ -76,6 +96,15 @@ pub(super) fn send_all(
             }
         }
     }
+}
+
+/// Whether the system call for several messages fails even without any.
+#[cold]
+fn is_barred(send: &impl Fn(usize, &mut Messages<'_, '_>) -> io::Result<usize>, plan: Plan<'_>, socket: usize) -> bool {
+    let place = Place { transmit: 0, segment: 0 };
+    let counts = [].iter_mut();
+    let mut none = Messages { plan, transmits: &[], place, trainless: None, marked: true, socket: None, counts };
+    send(socket, &mut none).is_err_and(|error| is_missing(&error))
 }
 
 /// Whether an ICMP error may be behind it (`icmp_err_convert` in the kernel's net/ipv4/icmp.c, `icmpv6_err_convert` in
@@ -119,6 +148,15 @@ impl Place {
     }
 }
 
+/// How many datagrams of a size the kernel takes as a train. Linux 4.18, 4.19 and some 5.x refuse a train that is longer than
+/// `UDP_MAX_SEGMENTS` times its segment size together with the headers, IPv6 and UDP at most (`udp_send_skb` in net/ipv4/udp.c).
+#[inline]
+fn segments_max(size: usize) -> usize {
+    const UDP_MAX_SEGMENTS: usize = 64;
+    const HEADERS: usize = 48;
+    if size >= HEADERS { Trains::SEGMENTS_MAX } else { UDP_MAX_SEGMENTS - HEADERS.div_ceil(size.max(1)) }
+}
+
 #[cold]
 fn destination_at(transmits: &[Transmit<'_>], place: Place) -> Option<IpAddr> {
     transmits.get(place.transmit).map(|transmit| transmit.destination.ip())
@@ -139,6 +177,8 @@ pub(super) struct Messages<'m, 'c> {
     place: Place,
     /// Where nothing goes in trains, beside the places that are remembered.
     trainless: Option<IpAddr>,
+    /// Whether messages carry an ECN field.
+    marked: bool,
     /// The socket of the first message; the messages end before another one's.
     socket: Option<usize>,
     counts: core::slice::IterMut<'c, u8>,
@@ -168,7 +208,7 @@ impl<'m> Messages<'m, '_> {
         let most = if !self.plan.gso || self.trainless == Some(peer) || self.plan.fallbacks.contains(peer) {
             1
         } else {
-            (Trains::BYTES_MAX / size).clamp(1, Trains::SEGMENTS_MAX)
+            (Trains::BYTES_MAX / size).clamp(1, segments_max(size))
         };
         let payload = rest.get(..most * size).unwrap_or(rest);
         Some(Next { transmit, payload, segments: payload.len().div_ceil(size), size })
@@ -190,7 +230,8 @@ impl<'m> Iterator for Messages<'m, '_> {
         self.place.segment += next.segments;
         // A single datagram says nothing about segments: some drivers fail with EIO otherwise.
         let segment = if next.segments > 1 { u16::try_from(next.size).ok() } else { None };
-        Some(Message { destination: next.transmit.destination, payload: next.payload, segment, ecn: next.transmit.ecn })
+        let ecn = if self.marked { next.transmit.ecn } else { Ecn::NotEct };
+        Some(Message { destination: next.transmit.destination, payload: next.payload, segment, ecn })
     }
 }
 

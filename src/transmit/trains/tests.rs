@@ -1,6 +1,7 @@
 use super::*;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
 use proptest::prelude::*;
 
 fn way(peer: u8) -> Way {
@@ -82,6 +83,8 @@ enum Step {
     Put(u8, usize, usize),
     Advance(usize),
     GiveUp(usize),
+    /// A peer is gone.
+    Remove(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -89,6 +92,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1..4u8, 1..80usize, prop_oneof![Just(100usize), Just(60), Just(900)]).prop_map(|(p, n, l)| Step::Put(p, n, l)),
         2 => (1..70usize).prop_map(Step::Advance),
         1 => (1..70usize).prop_map(Step::GiveUp),
+        1 => (1..4u8).prop_map(Step::Remove),
     ]
 }
 
@@ -100,8 +104,8 @@ proptest! {
         let mut trains = Trains::with_slots(3);
         // The model: for each peer the datagrams that wait, as numbers of packets, and which packets lost one.
         let mut waiting: [VecDeque<(u64, bool)>; 4] = Default::default();
-        let mut lost = std::collections::BTreeSet::new();
-        let (mut put, mut gone, mut lost_count) = (0u64, 0u64, 0u64);
+        let (lost, lost_count) = (RefCell::new(BTreeSet::new()), Cell::new(0u64));
+        let (mut put, mut gone) = (0u64, 0u64);
         let mut drain = |trains: &mut Trains, waiting: &mut [VecDeque<(u64, bool)>; 4], count: usize, up: bool| {
             let Some(front) = trains.transmit(0) else { return false };
             let SocketAddr::V4(to) = front.destination else { unreachable!() };
@@ -112,14 +116,14 @@ proptest! {
                 let (packet, last) = waiting[usize::from(to.ip().octets()[3])].pop_front().unwrap();
                 assert_eq!(mark, packet as u8, "out of order");
                 if up {
-                    lost.insert(packet);
-                } else if last && !lost.contains(&packet) {
+                    lost.borrow_mut().insert(packet);
+                } else if last && !lost.borrow().contains(&packet) {
                     ended += 1;
                 }
             }
             if up {
                 let given_up = trains.give_up(count);
-                lost_count += given_up.packets;
+                lost_count.set(lost_count.get() + given_up.packets);
                 given_up.unfinished
             } else {
                 assert_eq!(trains.advance(count), ended);
@@ -144,13 +148,19 @@ proptest! {
                 }
                 Step::Advance(count) => { drain(&mut trains, &mut waiting, count, false); }
                 Step::GiveUp(count) => { drain(&mut trains, &mut waiting, count, true); }
+                Step::Remove(peer) => {
+                    lost.borrow_mut().extend(waiting[usize::from(peer)].drain(..).map(|(packet, _)| packet));
+                    let given_up = trains.give_up_where(|to| to == way(peer).destination);
+                    prop_assert!(!given_up.unfinished, "each packet was put in whole");
+                    lost_count.set(lost_count.get() + given_up.packets);
+                }
             }
         }
         while !trains.is_empty() {
             let all = trains.left();
             drain(&mut trains, &mut waiting, all, false);
         }
-        prop_assert_eq!(lost_count, lost.len() as u64);
-        prop_assert_eq!(gone + lost_count, put);
+        prop_assert_eq!(lost_count.get(), lost.borrow().len() as u64);
+        prop_assert_eq!(gone + lost_count.get(), put);
     }
 }

@@ -17,10 +17,12 @@ use crate::wire::ipv4::Ipv4Packet;
 
 mod budget;
 mod ends;
+mod failing;
 mod inbound;
 mod outbound;
 mod random;
 mod strangers;
+mod stale;
 
 /// A pod of ours, one of host A's and one of host B's; and an address that nobody has.
 const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);

@@ -82,6 +82,8 @@ struct Play {
     mtu: u32,
     /// What it carries from that turn on, and whether we are told that our own interface may have become wider.
     later: (usize, u32, bool),
+    /// The turn before which the route to host A is removed.
+    removed: usize,
     no_trains: bool,
     no_super_packets: bool,
     of_tun: TunOffload,
@@ -101,15 +103,17 @@ fn play() -> impl Strategy<Value = Play> {
     let packets = (proptest::collection::vec(out(), 0..30), proptest::collection::vec(back(), 0..12));
     let mtu = || proptest::sample::select(vec![1500, 1500, 1300, 600, 100]);
     let later = (1..20usize, mtu(), any::<bool>());
+    let turns = (later, prop_oneof![1..30usize, Just(usize::MAX)]);
     let of_tun = proptest::sample::select(vec![TunOffload::ALL, TunOffload::NONE]);
     let budget = proptest::sample::select(vec![1, 10, 256]);
-    (packets, answers, mtu(), later, any::<bool>(), any::<bool>(), of_tun, budget).prop_map(
-        |((out, back), answers, mtu, later, no_trains, no_super_packets, of_tun, budget)| Play {
+    (packets, answers, mtu(), turns, any::<bool>(), any::<bool>(), of_tun, budget).prop_map(
+        |((out, back), answers, mtu, (later, removed), no_trains, no_super_packets, of_tun, budget)| Play {
             out,
             back,
             answers,
             mtu,
             later,
+            removed,
             no_trains,
             no_super_packets,
             of_tun,
@@ -212,11 +216,15 @@ proptest! {
                     stage.worker.set_mtu(1472).unwrap();
                 }
             }
+            if turn == play.removed {
+                let _applied = stage.routes.apply([RouteChange::Delete("100.96.2.0/24".parse().unwrap())]);
+            }
             let outcomes = [Worker::tun_ready, Worker::udp_ready].map(|ready| {
                 stage.call(ready, Budget::packets(play.budget))
             });
             stage.now += 100 * MILLISECOND;
             for (to, datagram) in stage.script.take_datagrams() {
+                prop_assert!(to == host_b() || turn < play.removed, "R70");
                 match is_icmp(&datagram) {
                     true => told[1] += 1,
                     false => gone.add(&datagram, newest.entry(to).or_default()),

@@ -5,7 +5,7 @@ use core::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::sys::script::{Answer, Call, Script, Sent};
-use crate::sys::{UdpOffload, UdpTransport};
+use crate::sys::{Feature, UdpOffload, UdpTransport};
 
 fn peer(number: u8) -> SocketAddr {
     ([10, 168, 0, number], 8285).into()
@@ -114,9 +114,11 @@ fn trains_are_cut_into_messages_the_kernel_takes() {
         (1400 * 46, 1400, true, 1),
         (1400 * 47, 1400, true, 2),
         (1400 * 46 + 1, 1400, true, 2),
-        (100 * 64, 100, true, 1),
-        (100 * 64 + 1, 100, true, 2),
-        (200, 1, true, 4),
+        (100 * 63, 100, true, 1),
+        (100 * 63 + 1, 100, true, 2),
+        (20 * 61, 20, true, 1),
+        (20 * 61 + 1, 20, true, 2),
+        (200, 1, true, 13),
         (150_000, 40_000, true, 4),
         (140_000, 65_507, true, 3),
         (140_000, 100_000, true, 2),
@@ -211,8 +213,8 @@ fn fault_27_the_place_is_kept_when_the_buffer_is_full() {
     let transmits = [Transmit::datagram(peer(2), b"x"), train(1, &contents, 1000)];
     let (script, transport) = scripted(true, [[Answer::AtMost(1), Answer::Error(libc::EAGAIN)]; 2].concat());
     assert_eq!(send(&transport, &transmits, 0), error(1, 0, SendErrorKind::WouldBlock));
-    assert_eq!(send(&transport, &transmits[1..], 0), error(0, 64, SendErrorKind::WouldBlock));
-    assert_eq!(send(&transport, &transmits[1..], 64), Ok(()));
+    assert_eq!(send(&transport, &transmits[1..], 0), error(0, 63, SendErrorKind::WouldBlock));
+    assert_eq!(send(&transport, &transmits[1..], 63), Ok(()));
     assert_eq!(script.take_datagrams(), expected(&transmits));
 }
 
@@ -317,4 +319,54 @@ fn flows_choose_the_socket_and_order_is_kept() {
     assert_eq!(sockets(0), [(None, 9)]);
     assert_eq!(sockets(1), [(Some(0), 9)]);
     assert_eq!(sockets(3), [(Some(0), 2), (Some(1), 2), (Some(2), 2), (Some(1), 2), (Some(0), 1)]);
+}
+
+/// EPERM of a firewall is no sign that `sendmmsg` is forbidden: it works without messages.
+#[test]
+fn fault_31_54_a_firewall_disables_nothing() {
+    let transmits = [1, 2, 3].map(|number| Transmit::datagram(peer(number), b"x"));
+    let (script, transport) = scripted(true, [Answer::Error(libc::EPERM)]);
+    assert_eq!(send(&transport, &transmits, 0), error(0, 0, SendErrorKind::Forbidden));
+    assert_eq!(send(&transport, &transmits[1..], 0), Ok(()));
+    assert_eq!((script.take_sends().len(), transport.disabled().count()), (1, 0));
+
+    let (script, transport) = scripted(true, []);
+    script.refuse_batches(libc::EPERM);
+    assert_eq!(send(&transport, &transmits, 0), Ok(()));
+    assert_eq!(script.take_datagrams(), expected(&transmits));
+    assert_eq!(transport.disabled().collect::<Vec<_>>(), [Feature::SendMany]);
+}
+
+/// Where control messages for the ECN field are refused, datagrams go without, in trains as before; and where trains are refused
+/// too, one by one.
+#[test]
+fn fault_54_refused_control_messages_are_left_out() {
+    let contents: Vec<u8> = (0..=255).cycle().take(3500).collect();
+    let marked = |number| Transmit { ecn: Ecn::Ect0, ..train(number, &contents, 1000) };
+    let transmits = [train(1, &contents, 1000), marked(1), marked(2)];
+    for no_trains in [false, true] {
+        let (script, transport) = scripted(true, []);
+        script.refuse_marks(libc::EINVAL);
+        if no_trains {
+            script.refuse_trains(peer(1).ip(), libc::EINVAL);
+        }
+        for _ in 0..2 {
+            assert_eq!(send(&transport, &transmits, 0), Ok(()));
+            let sent = script.take_sends().concat();
+            assert!(sent.iter().all(|sent| sent.ecn == Ecn::NotEct));
+            let datagrams = sent.iter().flat_map(|sent| sent.datagrams.iter().cloned());
+            assert!(datagrams.eq(expected(&transmits).into_iter().map(|(_, datagram)| datagram)));
+            let trains = |number| sent.iter().filter(|sent| sent.to == peer(number)).count();
+            assert_eq!((trains(1), trains(2)), (if no_trains { 8 } else { 2 }, 1));
+        }
+        assert_eq!(transport.disabled().collect::<Vec<_>>(), [Feature::SendEcn]);
+        assert_eq!(transport.gso_fallbacks(), u64::from(no_trains));
+    }
+    // A train that is refused for another reason keeps its mark, one by one.
+    let (script, transport) = scripted(true, []);
+    script.refuse_trains(peer(2).ip(), libc::EINVAL);
+    assert_eq!(send(&transport, &transmits, 0), Ok(()));
+    let sent = script.take_sends().concat();
+    assert!(sent.iter().all(|sent| sent.to == peer(1) || (sent.ecn, sent.datagrams.len()) == (Ecn::Ect0, 1)));
+    assert_eq!((transport.disabled().count(), transport.gso_fallbacks()), (0, 1));
 }

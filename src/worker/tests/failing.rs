@@ -1,0 +1,192 @@
+//! Fault 54: calls that fail every time.
+
+use super::*;
+use crate::sys::{RecvError, SendErrorKind, TunError};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Steps of a test that does not count calls.
+const COARSE: Duration = Duration::from_millis(10);
+
+/// A packet at either end, and a call that fails with that error number as often as it is made.
+fn failing(call: Call, errno: c_int) -> Stage {
+    let stage = Stage::new();
+    stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
+    stage.arrive(host_a(), &[udp(POD_A, POD, 1, Df::Set, 100)]);
+    stage.script.never_end();
+    stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 100_000));
+    stage
+}
+
+/// A level-triggered loop, at which both ends are ready all the time: it calls what it was asked to, at once or at the moment that
+/// was named. Returns the end, if there is one before the time is over, and how many rounds it made.
+fn run(stage: &mut Stage, lasts: Duration, step: Duration) -> (Option<WorkerError>, usize) {
+    let over = stage.now + lasts;
+    for rounds in 0.. {
+        if stage.now >= over {
+            return (None, rounds);
+        }
+        let interest = stage.worker.interest();
+        let due = interest.wake_at.is_some_and(|at| at <= stage.now);
+        let outcomes = [
+            (due || interest.tun_readable || interest.udp_writable)
+                .then(|| stage.call(Worker::tun_ready, Budget::packets(4))),
+            interest.udp_readable.then(|| stage.call(Worker::udp_ready, Budget::packets(4))),
+        ];
+        stage.script.take_sends();
+        stage.script.take_written();
+        if let Some(end) = outcomes.into_iter().flatten().find_map(Result::err) {
+            return (Some(end), rounds);
+        }
+        // A busy loop makes a round in each step.
+        let idle = !interest.tun_readable && !interest.udp_readable && !interest.udp_writable;
+        let next = stage.now + step;
+        stage.now = if idle { interest.wake_at.unwrap_or(over).max(next) } else { next };
+    }
+    unreachable!()
+}
+
+/// Each call, an error number that it always fails with, and how that is told.
+fn cases() -> [(Call, c_int, Failure); 9] {
+    [
+        (Call::Receive, libc::ENOSYS, Failure::Receive(RecvError::Other(libc::ENOSYS))),
+        (Call::Receive, libc::EPERM, Failure::Receive(RecvError::Other(libc::EPERM))),
+        (Call::Receive, libc::ENOMEM, Failure::Receive(RecvError::Other(libc::ENOMEM))),
+        (Call::Read, libc::ENOSYS, Failure::Read(TunError::Rejected(libc::ENOSYS))),
+        (Call::Read, libc::EPERM, Failure::Read(TunError::Rejected(libc::EPERM))),
+        (Call::Read, libc::EIO, Failure::Read(TunError::Down)),
+        (Call::Write, libc::ENOSYS, Failure::Write(TunError::Rejected(libc::ENOSYS))),
+        (Call::Write, libc::EINVAL, Failure::Write(TunError::Rejected(libc::EINVAL))),
+        (Call::Send, libc::ENOSYS, Failure::Send(SendErrorKind::Other(libc::ENOSYS))),
+    ]
+}
+
+#[test]
+fn fault_54_a_call_that_fails_every_time_backs_off_is_said_once_and_ends_typed() {
+    for (call, errno, failure) in cases() {
+        let mut stage = failing(call, errno);
+        let (end, _) = run(&mut stage, SECOND, MILLISECOND);
+        assert_eq!(end, None);
+        // A batch of 16 messages is received before its packets are written.
+        let most = if call == Call::Write { 40 * 16 + 32 } else { 100 };
+        let calls = stage.script.count(call);
+        assert!((30..=most).contains(&calls), "{calls} calls of {call:?} in a second");
+        assert_eq!(stage.worker.take_notices().pop(), Some(Notice::Failing(failure)));
+        // The other direction flows meanwhile.
+        let before = stage.worker.counters().clone();
+        let begin = stage.now;
+        let (end, _) = run(&mut stage, 20 * SECOND, COARSE);
+        assert_eq!(end, Some(WorkerError::CallFails { failure, seconds: 10 }));
+        assert!((8 * SECOND..10 * SECOND).contains(&(stage.now - begin)), "{:?}", stage.now - begin);
+        assert_eq!(stage.worker.take_notices(), [], "once");
+        let after = stage.worker.counters();
+        let other = match call {
+            Call::Receive | Call::Write => after.encap.forwarded() - before.encap.forwarded(),
+            _ => after.decap.forwarded() - before.decap.forwarded(),
+        };
+        assert!(other > 300, "{call:?}: {other}");
+    }
+}
+
+/// Any progress begins the time anew, and then the pace is the usual one at once.
+#[test]
+fn fault_54_progress_resets_it() {
+    for (call, errno, _) in cases() {
+        let mut stage = failing(call, errno);
+        for _ in 0..5 {
+            let (end, _) = run(&mut stage, 9 * SECOND, COARSE);
+            assert_eq!(end, None, "{call:?}");
+            stage.script.forget(call);
+            let before = stage.worker.counters().clone();
+            let (end, _) = run(&mut stage, SECOND / 10, COARSE);
+            assert_eq!(end, None);
+            let after = stage.worker.counters();
+            assert!(after.encap.forwarded() - before.encap.forwarded() > 30);
+            assert!(after.decap.forwarded() - before.decap.forwarded() > 30);
+            stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 100_000));
+        }
+        // Every minute at most it is said again.
+        assert_eq!(stage.worker.take_notices().len(), 1);
+        let (end, _) = run(&mut stage, 9 * SECOND, COARSE);
+        assert_eq!((end, stage.worker.take_notices().len()), (None, 0));
+        let mut notices = 0;
+        for _ in 0..20 {
+            stage.script.forget(call);
+            assert_eq!(run(&mut stage, SECOND, COARSE).0, None);
+            stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 100_000));
+            assert_eq!(run(&mut stage, 5 * SECOND, COARSE).0, None);
+            notices += stage.worker.take_notices().len();
+        }
+        assert!((2..=3).contains(&notices), "{notices} in two minutes");
+    }
+}
+
+/// A wake-up is asked for, and not readability, so that a level-triggered loop does not spin.
+#[test]
+fn fault_54_the_loop_does_not_spin() {
+    for (call, errno) in [(Call::Receive, libc::ENOSYS), (Call::Read, libc::ENOSYS)] {
+        let mut stage = failing(call, errno);
+        // The other end is quiet.
+        let quiet = if call == Call::Read { Call::Receive } else { Call::Read };
+        stage.script.then(quiet, core::iter::repeat_n(Answer::Error(libc::EAGAIN), 100_000));
+        let _ = if call == Call::Read { stage.out().unwrap() } else { stage.back().unwrap() };
+        let interest = stage.worker.interest();
+        assert_eq!((interest.tun_readable, interest.udp_readable), (call != Call::Read, call == Call::Read));
+        assert_eq!(interest.wake_at, Some(stage.now + 25 * MILLISECOND));
+        let (read, received) = (stage.script.count(Call::Read), stage.script.count(Call::Receive));
+        stage.now += 24 * MILLISECOND;
+        let outcome = if call == Call::Read { stage.out() } else { stage.back() };
+        assert_eq!(outcome, Ok(Progress::Held), "too early");
+        assert_eq!((stage.script.count(Call::Read), stage.script.count(Call::Receive)), (read, received));
+        stage.now += MILLISECOND;
+        assert_eq!(stage.out().is_ok(), stage.worker.interest().udp_readable, "this call is enough");
+    }
+}
+
+/// A firewall that drops what we send to every peer is no reason to end, and no packet waits because of it (fault 31, R61).
+#[test]
+fn r61_fault_54_errors_that_may_be_a_peers_end_nothing() {
+    for (errno, said) in [
+        (libc::EPERM, Some(SendErrorKind::Forbidden)),
+        (libc::EAFNOSUPPORT, Some(SendErrorKind::Other(libc::EAFNOSUPPORT))),
+        (libc::EHOSTUNREACH, None),
+    ] {
+        let mut stage = failing(Call::Send, errno);
+        let (end, rounds) = run(&mut stage, 30 * SECOND, COARSE);
+        assert!(end.is_none() && rounds >= 3000, "{end:?} {rounds}");
+        let notices = stage.worker.take_notices();
+        assert_eq!(notices.last(), said.map(|kind| Notice::Failing(Failure::Send(kind))).as_ref());
+    }
+    // The device is down, which is an administrator's will.
+    let mut stage = failing(Call::Write, libc::EIO);
+    assert_eq!(run(&mut stage, 30 * SECOND, COARSE).0, None);
+    assert_eq!(stage.worker.take_notices(), []);
+}
+
+/// The system calls for several messages are missing: the ones for a single message are used for good, and one sentence names
+/// both.
+#[test]
+fn fault_54_without_system_calls_for_several_messages_each_has_its_own() {
+    for errno in [libc::ENOSYS, libc::EPERM] {
+        let mut stage = Stage::new();
+        stage.script.refuse_batches(errno);
+        for round in 0..3 {
+            for (number, pod) in (1..).zip([POD_A, POD_A, POD_B, POD_B]) {
+                stage.give(&udp(POD, pod, number, Df::Set, 100));
+            }
+            (1..=20)
+                .for_each(|number| stage.arrive(host_a(), &[udp(POD_A, POD, number, Df::Set, 100 + number as usize)]));
+            assert_eq!((stage.out(), stage.back()), (Ok(Progress::Drained), Ok(Progress::Drained)), "round {round}");
+            let sent = stage.script.take_datagrams();
+            assert_eq!((to(host_a(), &sent).len(), to(host_b(), &sent).len()), (2, 2));
+            assert!(numbers(&stage.take_delivered()).into_iter().eq(1..=20));
+        }
+        assert_eq!((Stage::lost(stage.encap()), stage.worker.counters().anomalies.read_errors), (None, 0));
+        let both = vec![Feature::ReceiveMany, Feature::SendMany];
+        assert_eq!(stage.worker.disabled().collect::<Vec<_>>(), both);
+        let notices = stage.worker.take_notices();
+        assert_eq!(notices, [Notice::Disabled(both)]);
+        let sentence = alloc::format!("{}", notices[0]);
+        assert!(sentence.contains("lacks recvmmsg") && sentence.contains(", sendmmsg"), "{sentence}");
+        assert_eq!(stage.worker.take_notices(), []);
+    }
+}
