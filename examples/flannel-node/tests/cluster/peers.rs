@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
+use testbed::Injection;
+
 use crate::hosts::Site;
 use crate::node::Node;
 use crate::operator::Operator;
@@ -100,4 +102,27 @@ fn an_address_on_lo_has_the_mtu_of_the_way_out() {
         assert_eq!(operator.leases()[0].1, r#"{"PublicIP":"10.169.0.9","PublicIPv6":null}"#);
         node.stop();
     }
+}
+
+/// As in a sandbox: what there is another way for is reported once; what there is none for ends the node after ten seconds.
+#[test]
+fn fault_54_calls_that_fail_every_time_are_reported_and_end_the_node() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    let (host, process) = (&site.hosts[0].namespace, node.child.id());
+    let socket = host.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let send = || socket.send_to(b"from nobody", (site.hosts[0].address, 8285)).unwrap();
+    let missing = Injection::begin(host, process, &[("recvmmsg", "error=ENOSYS")]).unwrap();
+    send();
+    let warning = node.says("warning");
+    assert!(warning["reason"].as_str().unwrap().contains("lacks recvmmsg"), "{warning}");
+    drop(missing);
+    let _forbidden = Injection::begin(host, process, &[("recvmmsg,recvmsg", "error=EPERM")]).unwrap();
+    send();
+    let error = node.says("error");
+    assert!(error["reason"].as_str().unwrap().contains("Operation not permitted"), "{error}");
+    assert_eq!(node.ends().code(), Some(1));
+    assert_eq!(node.count("warning"), 2, "{:#?}", node.said);
 }
