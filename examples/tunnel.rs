@@ -24,6 +24,7 @@ mod routes;
 #[path = "tunnel/underlay.rs"]
 mod underlay;
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
@@ -289,7 +290,9 @@ struct Ready {
 /// What each of so many queues may send of ICMP errors, so that together they keep the limits of one.
 fn share_of_icmp(queues: u32) -> IcmpLimiter {
     let share = |rate: Rate| Rate { per_second: rate.per_second.div_ceil(queues), burst: rate.burst.div_ceil(queues) };
-    IcmpLimiter::new(share(IcmpLimiter::PER_SOURCE), share(IcmpLimiter::TOTAL))
+    let limiter = IcmpLimiter::new(share(IcmpLimiter::PER_SOURCE), share(IcmpLimiter::TOTAL));
+    // One that no sender knows.
+    limiter.with_seed(RandomState::new().hash_one(()))
 }
 
 fn deleted(name: &str) -> Error {

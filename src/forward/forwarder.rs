@@ -115,7 +115,7 @@ impl Forwarder {
         let header = packet.header();
         let (destination, ttl, len) = (header.destination(), header.ttl(), header.total_len());
         let Some(hop) = routes.lookup_v4(destination) else {
-            return Encap::Reject(self.reject_near(packet, RejectReason::NetUnreachable));
+            return Encap::Reject(self.reject_near(packet, RejectReason::NetUnreachable, Some(routes)));
         };
         if hop.address.ip() == IpAddr::V4(destination) || self.is_tunnelled_already(&packet, routes) {
             return Encap::Drop(DropReason::Loop);
@@ -123,13 +123,13 @@ impl Forwarder {
         match (ttl, self.overlay.ttl) {
             (0, _) => return Encap::Drop(DropReason::TtlZero),
             (1, TtlPolicy::BothEnds | TtlPolicy::Ingress) => {
-                return Encap::Reject(self.reject_near(packet, RejectReason::TimeExceeded));
+                return Encap::Reject(self.reject_near(packet, RejectReason::TimeExceeded, Some(routes)));
             }
             _ => {}
         }
         let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
         if segment_len.unwrap_or(len) > mtu {
-            return self.encapsulate_too_long(packet.into_bytes(), hop, mtu);
+            return self.encapsulate_too_long(packet.into_bytes(), hop, mtu, routes);
         }
         if self.overlay.ttl != TtlPolicy::Preserve {
             packet.decrement_ttl();
@@ -140,13 +140,19 @@ impl Forwarder {
 
     /// Takes bytes and parses them once more, because a header that is handed on in memory costs every packet a little.
     #[cold]
-    fn encapsulate_too_long<'p>(&self, packet: &'p mut [u8], hop: &NextHop, mtu: u16) -> Encap<'p> {
+    fn encapsulate_too_long<'p>(
+        &self,
+        packet: &'p mut [u8],
+        hop: &NextHop,
+        mtu: u16,
+        routes: &RouteTable,
+    ) -> Encap<'p> {
         let mut packet = match Ipv4PacketMut::parse(packet) {
             Ok(packet) => packet,
             Err(error) => return Encap::Drop(error.into()),
         };
         if packet.header().dont_fragment() {
-            return Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }));
+            return Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, Some(routes)));
         }
         let way = Way { destination: hop.address, ecn: self.outer_ecn(&packet), flow: self.flow(&packet) };
         let Some(fragmenter) = Fragmenter::new(packet.header(), mtu) else {
@@ -172,7 +178,7 @@ impl Forwarder {
             if self.overlay.ttl != TtlPolicy::Preserve {
                 packet.set_ttl(packet.header().ttl().saturating_add(1));
             }
-            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }));
+            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, None));
         }
         match Fragmenter::new(packet.header(), mtu) {
             Some(fragmenter) => TooLong::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter)),
@@ -228,7 +234,7 @@ impl Forwarder {
         if header.has_source_route() && self.overlay.source_routes == SourceRoutes::Dropped {
             return Err(DropReason::SourceRoute);
         }
-        check_addresses(header)?;
+        check_addresses(header, self.network)?;
         Ok(packet)
     }
 
@@ -325,8 +331,10 @@ impl Forwarder {
     }
 
     /// An address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.
-    fn is_broadcast(&self, address: Ipv4Addr) -> bool {
-        [self.network, self.subnet].iter().any(|net| net.prefix_len() < 31 && net.broadcast() == address)
+    fn is_broadcast(&self, address: Ipv4Addr, routes: Option<&RouteTable>) -> bool {
+        let routed = routes.and_then(|routes| routes.routed_subnet(address));
+        let mut nets = [self.network, self.subnet].into_iter().chain(routed);
+        nets.any(|net| net.prefix_len() < 31 && net.broadcast() == address)
     }
 
     #[inline(always)]
@@ -347,12 +355,17 @@ impl Forwarder {
 
     /// A reject whose answer goes to our own TUN.
     #[cold]
-    fn reject_near<'p>(&self, packet: Ipv4PacketMut<'p>, reason: RejectReason) -> Reject<'p> {
+    fn reject_near<'p>(
+        &self,
+        packet: Ipv4PacketMut<'p>,
+        reason: RejectReason,
+        routes: Option<&RouteTable>,
+    ) -> Reject<'p> {
         let source = match self.overlay.icmp_source {
             IcmpSource::OffenderDestination => packet.header().destination(),
             IcmpSource::Fixed(source) => source,
         };
-        self.reject(packet, reason, Some((source, ReplyTo::Tun)))
+        self.reject(packet, reason, Some((source, ReplyTo::Tun)), routes)
     }
 
     /// A reject whose answer goes back through the tunnel, to where the inner source is routed.
@@ -360,7 +373,7 @@ impl Forwarder {
     fn reject_far<'p>(&self, packet: Ipv4PacketMut<'p>, routes: &RouteTable) -> Reject<'p> {
         let hop = routes.lookup_v4(packet.header().source());
         let reply = hop.map(|hop| (self.tun_address(), ReplyTo::Peer(hop.address)));
-        self.reject(packet, RejectReason::TimeExceeded, reply)
+        self.reject(packet, RejectReason::TimeExceeded, reply, Some(routes))
     }
 
     fn reject<'p>(
@@ -368,10 +381,11 @@ impl Forwarder {
         packet: Ipv4PacketMut<'p>,
         reason: RejectReason,
         reply: Option<(Ipv4Addr, ReplyTo)>,
+        routes: Option<&RouteTable>,
     ) -> Reject<'p> {
         let offender = packet.freeze();
         let answer = reply
-            .filter(|_| icmpv4::may_answer(&offender, |address| self.is_broadcast(address)))
+            .filter(|_| icmpv4::may_answer_host(&offender, |address| self.is_broadcast(address, routes)))
             .map(|(source, reply_to)| Answer { source, ttl: self.overlay.icmp_ttl, reply_to });
         Reject { offender, reason, answer }
     }

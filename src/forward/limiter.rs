@@ -1,11 +1,14 @@
-//! How many ICMP errors may be sent (RFC 1812 4.3.2.8): token buckets, with the clock as an argument.
+//! Rate limits of ICMP errors (RFC 1812 4.3.2.8): token buckets, with the clock as an argument.
+//!
+//! Three budgets share nothing, so that no flood of one kind silences another: errors to our own TUN, errors back to peers,
+//! and "fragmentation needed", without which TCP hangs. Linux exempts the last from its limit altogether (`icmp_global_allow`).
 
 use alloc::boxed::Box;
 use alloc::vec;
-use core::net::Ipv4Addr;
+use core::hash::{Hash, Hasher};
 use core::time::Duration;
 
-use super::{Anomalies, Reject, ReplyTo};
+use super::{Anomalies, Reject, RejectReason, ReplyTo};
 use crate::wire::icmpv4::ERROR_MAX;
 
 /// A token bucket's settings.
@@ -17,47 +20,88 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// Limits ICMP errors, per source they would go to and in all.
+/// Limits of ICMP errors: per source, and in all.
 ///
-/// The table of sources has a fixed size. A source that finds no place takes that of the one silent for longest, so that
-/// a newcomer always gets its first answer while the limit over all holds.
+/// | errors | limited per | in all |
+/// | --- | --- | --- |
+/// | to our own TUN | source | yes |
+/// | back to peers | source | yes |
+/// | "fragmentation needed" | source and destination | yes |
+///
+/// Each line has buckets of its own. `burst + rate × t` holds for each source and for each line, whatever the pattern of
+/// sources. A table of sources has a fixed size: when it is full, a new source shares the bucket of the one that could be
+/// answered soonest, with what is left in it.
+///
+/// The last tokens of all are kept for those who asked for few: a quarter of the burst for sources that got no error for a
+/// second, and half of it for payers that keep to a sixteenth of the rate. The payer is the peer, or the source in our own TUN.
+/// So a source or a peer that was silent gets its first error while others flood.
 ///
 /// ```
-/// use core::{net::Ipv4Addr, time::Duration};
-/// use loden::forward::IcmpLimiter;
+/// use core::time::Duration;
+/// use loden::forward::{Encap, Forwarder, IcmpLimiter, Overlay};
+/// use loden::route::RouteTable;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (network, subnet) = ("100.96.0.0/16".parse::<ipnet::Ipv4Net>()?, "100.96.1.0/24".parse::<ipnet::Ipv4Net>()?);
+/// let forwarder = Forwarder::new(Overlay::new(network, subnet, ([10, 168, 0, 2], 8285)))?;
+/// // From 100.96.1.2 to 100.96.9.9, where nobody is.
+/// let mut packet = *b"\x45\0\0\x14\0\0\0\0\x40\x11\xa7\xf1\x64\x60\x01\x02\x64\x60\x09\x09";
+/// let Encap::Reject(reject) = forwarder.encapsulate(&mut packet, &RouteTable::new()) else { panic!("no route") };
 /// let mut limiter = IcmpLimiter::default();
-/// let (noisy, other) = (Ipv4Addr::new(100, 96, 1, 2), Ipv4Addr::new(100, 96, 1, 3));
-/// let allowed = (0..1000).filter(|_| limiter.allow(noisy, Duration::ZERO)).count();
+/// let allowed = (0..1000).filter(|_| limiter.allow(&reject, Duration::ZERO)).count();
 /// assert_eq!(allowed, 20);
-/// assert!(limiter.allow(other, Duration::ZERO));
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone, Debug)]
 pub struct IcmpLimiter {
+    rates: Rates,
+    near: Budget,
+    far: Budget,
+    too_long: Budget,
+    seed: u64,
+    /// The latest time there was, in nanoseconds.
+    now: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rates {
     per_source: Rate,
     total: Rate,
-    bucket: Bucket,
-    sources: Box<[[Source; WAYS]]>,
-    /// The latest time there was.
-    now: Duration,
+    /// The part of `total` that a payer gets before all others.
+    share: Rate,
 }
 
-/// Sets in the table of sources. With [`WAYS`]: 1,024 sources, 24 KiB.
-const SETS: usize = 256;
-/// Sources in a set.
-const WAYS: usize = 4;
+/// The buckets of one kind of errors.
+#[derive(Clone, Debug)]
+struct Budget {
+    total: Bucket,
+    payers: Table,
+    sources: Table,
+}
+
+/// Buckets by a number each, 16 KiB. None is ever put back to full.
+#[derive(Clone, Debug)]
+struct Table(Box<[[Entry; WAYS]]>);
+
+const SETS: usize = 64;
+const WAYS: usize = 16;
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Source {
-    address: Option<Ipv4Addr>,
+struct Entry {
+    id: u64,
     bucket: Bucket,
 }
 
-/// When the bucket would be full again, as a time on the caller's clock: all the state a token bucket needs (the "virtual
-/// scheduling" form of the leaky bucket, ITU-T I.371).
+/// The time at which the bucket will be full, in nanoseconds: all the state a token bucket needs (the "virtual scheduling"
+/// form of the leaky bucket, ITU-T I.371).
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
-    full_at: Duration,
+    full_at: u64,
 }
+
+/// A source whose bucket was full for so long has asked for little.
+const SILENCE: u64 = NANOS;
+const NANOS: u64 = 1_000_000_000;
 
 impl IcmpLimiter {
     /// Limits per source: 10 a second, 20 at once.
@@ -68,21 +112,37 @@ impl IcmpLimiter {
     /// A limiter with all buckets full.
     #[must_use]
     pub fn new(per_source: Rate, total: Rate) -> Self {
-        let sources = vec![[Source::default(); WAYS]; SETS].into_boxed_slice();
-        Self { per_source, total, bucket: Bucket::default(), sources, now: Duration::ZERO }
+        const SHARES: u32 = 16;
+        let share = Rate { per_second: total.per_second.div_ceil(SHARES), burst: total.burst.div_ceil(SHARES) };
+        let budget = || Budget { total: Bucket::default(), payers: Table::new(), sources: Table::new() };
+        let rates = Rates { per_source, total, share };
+        Self { rates, near: budget(), far: budget(), too_long: budget(), seed: 0, now: SILENCE }
     }
 
-    /// Whether one more error may go to `source`. `now` is the time since any fixed moment; going back is the same as
-    /// standing still.
-    pub fn allow(&mut self, source: Ipv4Addr, now: Duration) -> bool {
+    /// The same limiter with another distribution of the sources over its tables. With a seed that nobody can guess, nobody
+    /// can choose sources that share a place with another's. The limits hold for every seed.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Whether one more error may be sent: the one about this packet. `false` if RFC 1812 bars it. `now` is the time since any
+    /// fixed moment; going back is the same as standing still.
+    pub fn allow(&mut self, reject: &Reject<'_>, now: Duration) -> bool {
+        let Some(reply_to) = reject.reply_to() else { return false };
+        // At the beginning all buckets have been full for long.
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).saturating_add(SILENCE);
         self.now = self.now.max(now);
-        let now = self.now;
-        let Some(total) = self.bucket.with_one_less(self.total, now) else { return false };
-        let Some(entry) = entry(&mut self.sources, source) else { return false };
-        let Some(bucket) = entry.bucket.with_one_less(self.per_source, now) else { return false };
-        entry.bucket = bucket;
-        self.bucket = total;
-        true
+        let header = reject.offender().header();
+        let (source, destination, seed) = (header.source(), header.destination(), self.seed);
+        let (budget, payer, source) = match (reply_to, reject.reason()) {
+            (ReplyTo::Peer(peer), _) => (&mut self.far, id(peer, seed), id(source, seed)),
+            (ReplyTo::Tun, RejectReason::FragmentationNeeded { .. }) => {
+                (&mut self.too_long, id(source, seed), id((source, destination), seed))
+            }
+            (ReplyTo::Tun, _) => (&mut self.near, id(source, seed), id(source, seed)),
+        };
+        budget.take(&self.rates, payer, source, self.now)
     }
 
     /// The answer to a packet that goes nowhere, and where it is to go: the whole ICMP packet, written into `out`. `None` if
@@ -97,7 +157,7 @@ impl IcmpLimiter {
         out: &'o mut [u8; ERROR_MAX],
     ) -> Option<(ReplyTo, &'o [u8])> {
         let reply_to = reject.reply_to()?;
-        if !self.allow(reject.offender().header().source(), now) {
+        if !self.allow(reject, now) {
             anomalies.icmp_limited += 1;
             return None;
         }
@@ -111,110 +171,84 @@ impl Default for IcmpLimiter {
     }
 }
 
-/// The entry of a source, perhaps a fresh one.
-fn entry(sources: &mut [[Source; WAYS]], source: Ipv4Addr) -> Option<&mut Source> {
-    let number = (source.to_bits().wrapping_mul(0x9e37_79b1) >> 24) as usize;
-    let set = sources.get_mut(number)?;
-    let known = set.iter().position(|entry| entry.address == Some(source));
-    let at = known.or_else(|| {
-        let oldest = set.iter().enumerate().min_by_key(|(_, entry)| entry.bucket.full_at);
-        oldest.map(|(at, _)| at)
-    })?;
-    let entry = set.get_mut(at)?;
-    if known.is_none() {
-        *entry = Source { address: Some(source), bucket: Bucket::default() };
+impl Budget {
+    fn take(&mut self, rates: &Rates, payer: u64, source: u64, now: u64) -> bool {
+        let Self { total, payers, sources } = self;
+        let (Some(payer), Some(source)) = (payers.bucket(payer), sources.bucket(source)) else { return false };
+        let Some(source_after) = source.with_one_less(rates.per_source, 0, now) else { return false };
+        let payer_after = payer.with_one_less(rates.share, 0, now);
+        let quarters = match (payer_after, source.full_at.saturating_add(SILENCE) <= now) {
+            (Some(_), true) => 0,
+            (Some(_), false) => 1,
+            (None, true) => 2,
+            (None, false) => 3,
+        };
+        let kept = u64::from(rates.total.burst) * quarters / 4;
+        let Some(total_after) = total.with_one_less(rates.total, kept, now) else { return false };
+        (*total, *source, *payer) = (total_after, source_after, payer_after.unwrap_or(*payer));
+        true
     }
-    Some(entry)
+}
+
+impl Table {
+    fn new() -> Self {
+        Self(vec![[Entry::default(); WAYS]; SETS].into_boxed_slice())
+    }
+
+    /// The bucket of a number, perhaps one that others used before.
+    ///
+    /// A number that is not there takes over, as it is, the bucket of its set that will be full first. That is how it lost its
+    /// own place before, and no bucket is ever full sooner than it was to be. So it finds no more tokens than it left, and
+    /// eviction gains nothing.
+    fn bucket(&mut self, id: u64) -> Option<&mut Bucket> {
+        let set = self.0.get_mut((id % SETS as u64) as usize)?;
+        let at = match set.iter().position(|entry| entry.id == id) {
+            Some(at) => at,
+            None => set.iter().enumerate().min_by_key(|(_, entry)| entry.bucket.full_at)?.0,
+        };
+        let entry = set.get_mut(at)?;
+        entry.id = id;
+        Some(&mut entry.bucket)
+    }
 }
 
 impl Bucket {
-    fn with_one_less(self, rate: Rate, now: Duration) -> Option<Self> {
+    /// `None` if fewer than `kept` tokens would be left.
+    fn with_one_less(self, rate: Rate, kept: u64, now: u64) -> Option<Self> {
         let token = match rate.per_second {
-            0 => Duration::MAX / rate.burst.saturating_add(1),
-            per_second => (Duration::from_secs(1) / per_second).max(Duration::from_nanos(1)),
+            0 => u64::MAX / (u64::from(rate.burst) + 1),
+            per_second => NANOS.div_ceil(per_second.into()),
         };
-        let full_at = self.full_at.max(now).saturating_add(token);
-        let limit = now.saturating_add(token.saturating_mul(rate.burst));
-        (full_at <= limit).then_some(Self { full_at })
+        let full_at = self.full_at.max(now).checked_add(token)?;
+        let tokens = u64::from(rate.burst).saturating_sub(kept);
+        (full_at <= now.saturating_add(token.saturating_mul(tokens))).then_some(Self { full_at })
+    }
+}
+
+/// A number that stands for a key. Two keys with one number share a bucket, which the limits allow.
+fn id(key: impl Hash, seed: u64) -> u64 {
+    let mut hasher = Folded(seed);
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Mixes by multiplying, and folds the product's upper half onto the lower (wyhash).
+struct Folded(u64);
+
+impl Hasher for Folded {
+    fn write(&mut self, bytes: &[u8]) {
+        const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
+        for chunk in bytes.chunks(8) {
+            let word = chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            let product = u128::from(self.0 ^ ODD[0]) * u128::from(word ^ ODD[1]);
+            self.0 = (product >> 64) as u64 ^ product as u64;
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const A: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
-
-    #[test]
-    fn r48_ten_thousand_offenders_in_a_second_get_burst_and_rate() {
-        let mut limiter = IcmpLimiter::default();
-        let sent = (0..10_000).filter(|i| limiter.allow(A, Duration::from_micros(100 * i))).count();
-        assert!((29..=30).contains(&sent), "{sent} answers, burst 20 and 10 a second");
-        assert!(limiter.allow(Ipv4Addr::new(100, 96, 1, 3), Duration::from_secs(1)), "another source's first");
-    }
-
-    #[test]
-    fn r48_many_sources_share_the_limit_over_all() {
-        let mut limiter = IcmpLimiter::default();
-        let sources = (0..2000).map(|i| Ipv4Addr::from_bits(0x6460_0000 + i));
-        let sent = sources.filter(|source| limiter.allow(*source, Duration::ZERO)).count();
-        assert_eq!(sent, 100);
-    }
-
-    /// Several hundred sources share the sets of the table, and nothing else.
-    #[test]
-    fn every_source_has_tokens_of_its_own() {
-        let one = Rate { per_second: 1, burst: 1 };
-        let mut limiter = IcmpLimiter::new(one, Rate { per_second: 1000, burst: 1000 });
-        let sources = (0..300).map(|i| Ipv4Addr::from_bits(0x6460_0000 + i));
-        let first = sources.clone().filter(|source| limiter.allow(*source, Duration::ZERO)).count();
-        let second = sources.filter(|source| limiter.allow(*source, Duration::ZERO)).count();
-        assert_eq!((first, second), (300, 0));
-    }
-
-    #[test]
-    fn a_source_refused_by_the_limit_over_all_keeps_its_own_tokens() {
-        let total = Rate { per_second: 1, burst: 1 };
-        let mut limiter = IcmpLimiter::new(Rate { per_second: 1, burst: 1 }, total);
-        assert!(limiter.allow(Ipv4Addr::new(100, 96, 1, 9), Duration::ZERO));
-        assert!(!limiter.allow(A, Duration::ZERO));
-        assert!(limiter.allow(A, Duration::from_secs(1)));
-    }
-
-    #[test]
-    fn a_clock_that_goes_back_stands_still() {
-        let at = |second| Duration::from_secs(second);
-        let mut limiter = IcmpLimiter::new(Rate { per_second: 1, burst: 2 }, IcmpLimiter::TOTAL);
-        let allowed = [10, 5, 0, 10, 11, 4].map(|second| limiter.allow(A, at(second)));
-        assert_eq!(allowed, [true, true, false, false, true, false]);
-    }
-
-    #[test]
-    fn without_a_rate_the_burst_is_all() {
-        let none = Rate { per_second: 0, burst: 3 };
-        let mut limiter = IcmpLimiter::new(none, IcmpLimiter::TOTAL);
-        let sent = (0..10).filter(|i| limiter.allow(A, Duration::from_secs(i * 3600))).count();
-        assert_eq!(sent, 3);
-        assert!(!IcmpLimiter::new(Rate { per_second: 0, burst: 0 }, IcmpLimiter::TOTAL).allow(A, Duration::ZERO));
-    }
-
-    proptest! {
-        /// Over any window that begins with a full bucket: at most burst + rate × t.
-        #[test]
-        fn never_more_than_burst_and_rate(
-            (per_second, burst) in (1u32..50, 0u32..50),
-            steps in proptest::collection::vec(0u64..200, 1..300),
-        ) {
-            let mut limiter = IcmpLimiter::new(Rate { per_second, burst }, Rate { per_second: 100_000, burst: 100_000 });
-            let (mut now, mut sent) = (0u64, 0u64);
-            for step in steps {
-                now += step;
-                sent += u64::from(limiter.allow(A, Duration::from_millis(now)));
-            }
-            let bound = u64::from(burst) + u64::from(per_second) * now / 1000 + 1;
-            prop_assert!(sent <= bound, "{sent} of at most {bound}");
-            prop_assert!(burst > 0 || sent == 0);
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use core::net::{Ipv4Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::DropReason;
+use crate::route::special;
 use crate::wire::icmpv4::is_single_host;
 use crate::wire::ipv4::{Ipv4Header, MTU_MIN};
 
@@ -78,11 +79,6 @@ impl Overlay {
 
     /// Network and subnet, if the settings can be worked with.
     pub(super) fn check(&self) -> Result<(Ipv4Net, Ipv4Net), OverlayError> {
-        if let IcmpSource::Fixed(address) = self.icmp_source
-            && (!is_single_host(address) || address.is_link_local())
-        {
-            return Err(OverlayError::IcmpSource { address });
-        }
         let own = self.underlay;
         if own.ip().is_unspecified() || own.ip().is_multicast() || own.port() == 0 {
             return Err(OverlayError::Underlay { address: own });
@@ -93,16 +89,26 @@ impl Overlay {
         if self.mtu < MTU_MIN {
             return Err(OverlayError::Mtu { mtu: self.mtu });
         }
-        match (self.network.trunc(), self.subnet.trunc()) {
+        let (network, subnet) = match (self.network.trunc(), self.subnet.trunc()) {
             (IpNet::V4(_), IpNet::V4(subnet)) if subnet.network().is_unspecified() => {
-                Err(OverlayError::SubnetUnspecified { subnet: self.subnet })
+                return Err(OverlayError::SubnetUnspecified { subnet: self.subnet });
             }
-            (IpNet::V4(network), IpNet::V4(subnet)) if network.contains(&subnet) => Ok((network, subnet)),
+            (IpNet::V4(network), IpNet::V4(subnet)) if network.contains(&subnet) => (network, subnet),
             (IpNet::V4(_), IpNet::V4(_)) => {
-                Err(OverlayError::SubnetOutside { subnet: self.subnet, network: self.network })
+                return Err(OverlayError::SubnetOutside { subnet: self.subnet, network: self.network });
             }
-            (net @ IpNet::V6(_), _) | (_, net @ IpNet::V6(_)) => Err(OverlayError::Ipv6 { net }),
+            (net @ IpNet::V6(_), _) | (_, net @ IpNet::V6(_)) => return Err(OverlayError::Ipv6 { net }),
+        };
+        if let Some(range) = special::range_of(subnet.network().into(), subnet.broadcast().into(), network.into()) {
+            return Err(OverlayError::Special { subnet: self.subnet, range });
         }
+        if let IcmpSource::Fixed(address) = self.icmp_source
+            && (!is_single_host(address) || address.is_link_local())
+            && !special::is_made_ordinary(address, network)
+        {
+            return Err(OverlayError::IcmpSource { address });
+        }
+        Ok((network, subnet))
     }
 }
 
@@ -130,6 +136,16 @@ pub enum OverlayError {
     Mtu {
         /// The MTU.
         mtu: u16,
+    },
+    /// Routers carry no packets of these addresses (R71). A network that is inside 240/4 or 169.254/16 as a whole is carried.
+    #[error(
+        "subnet {subnet} is in {range}, whose addresses are not carried; choose another network, 100.96.0.0/16 say"
+    )]
+    Special {
+        /// The subnet.
+        subnet: IpNet,
+        /// The range.
+        range: IpNet,
     },
     /// A host's subnet has to be part of the network.
     #[error("subnet {subnet} is not inside the overlay network {network}; choose a part of it")]
@@ -266,19 +282,22 @@ pub enum SourcePort {
 
 /// Section B of the conformance list: sources and destinations that are dropped in silence, the source looked at first.
 #[inline]
-pub(super) fn check_addresses(header: &Ipv4Header) -> Result<(), DropReason> {
+pub(super) fn check_addresses(header: &Ipv4Header, network: Ipv4Net) -> Result<(), DropReason> {
     let (source, destination) = (header.source(), header.destination());
-    if is_ordinary(source) && is_ordinary(destination) { Ok(()) } else { check_special(source, destination) }
+    if is_ordinary(source) && is_ordinary(destination) { Ok(()) } else { check_special(source, destination, network) }
 }
 
+/// With a network inside of a special range, all packets come here (R71).
 #[cold]
-fn check_special(source: Ipv4Addr, destination: Ipv4Addr) -> Result<(), DropReason> {
+fn check_special(source: Ipv4Addr, destination: Ipv4Addr, network: Ipv4Net) -> Result<(), DropReason> {
     match source.octets() {
+        _ if special::is_made_ordinary(source, network) => {}
         [0 | 127 | 224..=255, ..] => return Err(DropReason::MartianSource),
         [169, 254, ..] => return Err(DropReason::LinkLocal),
         _ => {}
     }
     match destination.octets() {
+        _ if special::is_made_ordinary(destination, network) => Ok(()),
         [255, 255, 255, 255] => Err(DropReason::BroadcastDestination),
         [0 | 127 | 240..=255, ..] => Err(DropReason::MartianDestination),
         [224..=239, ..] => Err(DropReason::MulticastDestination),

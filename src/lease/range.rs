@@ -4,6 +4,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::route::special;
+
 /// An overlay network cut into subnets of one length, and which of them may be leased.
 ///
 /// A value of this type is checked: at least four subnets, of at least four addresses each, the first and the last one
@@ -68,6 +70,18 @@ pub enum RangeError {
         /// The last subnet's address.
         last: IpAddr,
     },
+    /// Routers carry no packets of these addresses. A network that is inside 240/4 or 169.254/16 as a whole is carried.
+    #[error(
+        "the subnets from {first} to {last} are in {range}, whose addresses are not carried; choose another network"
+    )]
+    Special {
+        /// The first subnet's address.
+        first: IpAddr,
+        /// The last subnet's address.
+        last: IpAddr,
+        /// The range.
+        range: IpNet,
+    },
     /// A bridge and a TUN device need addresses too.
     #[error("a SubnetLen of {subnet_len} leaves less than four addresses; it can be at most {most}")]
     SubnetTooLong {
@@ -96,7 +110,7 @@ impl SubnetRange {
     /// `first` it is the second subnet, since the first begins with the network's own address; without `last` the last.
     ///
     /// # Errors
-    /// The first [`RangeError`], by the rules of flannel's `CheckNetworkConfig`.
+    /// The first [`RangeError`], by the rules of flannel's `CheckNetworkConfig`; beyond them, [`RangeError::Special`].
     pub fn new(
         network: impl Into<IpNet>,
         subnet_len: Option<u8>,
@@ -125,7 +139,13 @@ impl SubnetRange {
         let range = Self { network, subnet_len, first, last };
         range.check(RangeEnd::First, first)?;
         range.check(RangeEnd::Last, last)?;
-        if first > last { Err(RangeError::Reversed { first, last }) } else { Ok(range) }
+        if first > last {
+            return Err(RangeError::Reversed { first, last });
+        }
+        match special::range_of(first, from_bits(bits(last) + (size - 1), network), network) {
+            Some(range) => Err(RangeError::Special { first, last, range }),
+            None => Ok(range),
+        }
     }
 
     /// The whole network.

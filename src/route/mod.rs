@@ -8,6 +8,7 @@ mod next_hops;
 #[cfg(feature = "std")]
 mod publish;
 mod rib;
+pub(crate) mod special;
 mod table;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};

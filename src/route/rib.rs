@@ -116,8 +116,20 @@ impl Node {
 
     /// What one slot answers: [`answers`](Self::answers) for those who need a single one.
     pub(super) fn answer(&self, slot: u8, inherited: HopId) -> HopId {
+        self.covering(slot).map_or(inherited, |route| route.hop)
+    }
+
+    /// The length of the longest prefix that covers an address: its bits as in a [`Prefix`], `depth` of them gone already.
+    pub(super) fn longest_match(&self, bits: u32, depth: u8) -> Option<u8> {
+        let slot = (bits >> 24) as u8;
+        let longer = self.below(slot).and_then(|node| node.longest_match(bits << 8, depth + 8));
+        longer.or_else(|| self.covering(slot).map(|route| depth + route.key.len))
+    }
+
+    /// The longest of this node's own routes that covers a slot.
+    fn covering(&self, slot: u8) -> Option<&OwnRoute> {
         let covers = |key: OwnKey| u16::from(slot ^ key.slot) >> (8 - key.len) == 0;
-        self.own.iter().rfind(|route| covers(route.key)).map_or(inherited, |route| route.hop)
+        self.own.iter().rfind(|route| covers(route.key))
     }
 
     /// Calls `each` for every route; `bits` is what leads to this node and `depth` how many bits that is.

@@ -103,6 +103,13 @@ impl RouteTable {
         hops.resolve(fib.longest_match(destination.octets()))
     }
 
+    /// The subnet of the route that [`lookup_v4`](Self::lookup_v4) finds. Slower than that, for the few packets that are
+    /// rejected.
+    pub(crate) fn routed_subnet(&self, destination: Ipv4Addr) -> Option<Ipv4Net> {
+        let len = self.parts.rib.longest_match(destination.to_bits(), 0)?;
+        Ipv4Net::new(destination, len).ok()
+    }
+
     /// The next hop of exactly this subnet's route.
     #[must_use]
     pub fn exact(&self, subnet: IpNet) -> Option<&NextHop> {

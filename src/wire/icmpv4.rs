@@ -108,11 +108,15 @@ impl IcmpError {
 /// `broadcast` names the addresses that are a broadcast here beyond 255.255.255.255.
 #[must_use]
 pub fn may_answer(offender: &Ipv4Packet<'_>, broadcast: impl Fn(Ipv4Addr) -> bool) -> bool {
+    is_single_host(offender.header().source()) && may_answer_host(offender, broadcast)
+}
+
+/// The rest of [`may_answer`], for an offender whose source is known to be no special address.
+pub(crate) fn may_answer_host(offender: &Ipv4Packet<'_>, broadcast: impl Fn(Ipv4Addr) -> bool) -> bool {
     let header = offender.header();
     let (source, destination) = (header.source(), header.destination());
     header.fragment_offset() == 0
         && !(destination.is_multicast() || destination.is_broadcast() || broadcast(destination))
-        && is_single_host(source)
         && !broadcast(source)
         && (header.protocol() != protocol::ICMP || is_query(offender.payload()))
 }

@@ -2,9 +2,11 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use core::hash::BuildHasher;
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroUsize;
 use core::time::Duration;
+use std::hash::RandomState;
 use std::time::Instant;
 
 use super::WorkerError;
@@ -95,7 +97,7 @@ impl State {
     pub(super) fn new() -> Self {
         Self {
             counters: Counters::default(),
-            limiter: IcmpLimiter::default(),
+            limiter: IcmpLimiter::default().with_seed(RandomState::new().hash_one(())),
             paths: PathMtus::default(),
             send_errors: BTreeMap::new(),
             strangers: Strangers::default(),

@@ -2,9 +2,11 @@
 
 use core::net::Ipv4Addr;
 
-use loden::forward::{DropReason, Overlay, Transit};
+use loden::forward::{DropReason, IcmpSource, Overlay, Transit};
+use loden::route::Route;
 
-use crate::support::host::{Host, Outcome, POD, POD_A, host_a, host_b, overlay};
+use crate::support::host::{Host, Outcome, POD, POD_A, host_a, host_b, net, overlay};
+use crate::support::model;
 use crate::support::packet::{ICMP, Ipv4, icmp};
 
 /// First and last address of each class, and why a packet with such a source and such a destination is dropped.
@@ -124,5 +126,57 @@ fn r19_documentation_networks_are_forwarded() {
             assert_eq!(host.encapsulate(&Ipv4::new(source, destination).bytes()).reason(), None);
         }
         assert_eq!(host.decapsulate(&Ipv4::new(net, POD).bytes(), host_b()).reason(), None);
+    }
+}
+
+/// R71: a network inside 240/4 or 169.254/16 makes its own addresses ordinary, both ways and for errors about them; what is
+/// beside it in these ranges stays special, and 255.255.255.255 stays the broadcast address.
+#[test]
+fn r71_a_network_that_linux_carries_makes_its_own_addresses_ordinary() {
+    for [network, ours, theirs, special] in [
+        ["240.96.0.0/16", "240.96.1.0/24", "240.96.2.0/24", "240.97.1.0/24"],
+        ["255.255.0.0/16", "255.255.1.0/24", "255.255.255.0/24", "255.254.1.0/24"],
+        ["169.254.0.0/17", "169.254.1.0/24", "169.254.2.0/24", "169.254.128.0/24"],
+    ] {
+        let parse = |text: &str| text.parse::<loden::ipnet::Ipv4Net>().unwrap();
+        let (network, ours, theirs, special) = (parse(network), parse(ours), parse(theirs), parse(special));
+        let host = |net: loden::ipnet::Ipv4Net, last: u32| Ipv4Addr::from_bits(net.network().to_bits() + last);
+        let (pod, pod_a, stranger) = (host(ours, 2), host(theirs, 3), host(special, 4));
+        let settings = Overlay { transit: Transit::Allowed, ..Overlay::new(network, ours, overlay().underlay) };
+        let routes = vec![Route::new(theirs, host_a()), Route::new(net([0; 4], 0), host_b())];
+        let of = |settings| Host::new(settings, routes.clone());
+        let hosts = [of(settings), of(Overlay { icmp_source: IcmpSource::Fixed(host(network, 9)), ..settings })];
+        let addresses = [pod, pod_a, host(theirs, 255), stranger, Ipv4Addr::BROADCAST, POD, [127, 0, 0, 1].into()];
+        for host in &hosts {
+            for (source, destination) in addresses.iter().flat_map(|from| addresses.map(|to| (*from, to))) {
+                for ttl in [64, 1] {
+                    let bytes = Ipv4 { ttl, ..Ipv4::new(source, destination) }.bytes();
+                    assert_eq!(host.encapsulate(&bytes), model::encapsulate(host, &bytes), "{source} to {destination}");
+                    for from in [host_a(), host_b()] {
+                        let (got, want) = (host.decapsulate(&bytes, from), model::decapsulate(host, &bytes, from));
+                        assert_eq!(got, want, "{source} to {destination} from {from}");
+                    }
+                }
+            }
+            let out = |to| host.encapsulate(&Ipv4::new(pod, to).bytes());
+            assert!(matches!(out(pod_a), Outcome::Forward { .. }), "{network}");
+            assert_eq!(out(Ipv4Addr::BROADCAST), Outcome::Drop(DropReason::BroadcastDestination), "{network}");
+            let beside = [DropReason::MartianDestination, DropReason::LinkLocal];
+            assert!(matches!(out(stranger), Outcome::Drop(reason) if beside.contains(&reason)), "{network}");
+            let back = host.decapsulate(&Ipv4::new(pod_a, pod).bytes(), host_a());
+            assert!(matches!(back, Outcome::Forward { .. }), "{network}");
+            let expired = host.encapsulate(&Ipv4 { ttl: 1, ..Ipv4::new(pod, pod_a) }.bytes());
+            assert!(expired.icmp().is_some(), "{network}: {expired:?}");
+        }
+    }
+}
+
+/// R71: the setting names a single host of such a network, too, and no other special address.
+#[test]
+fn r71_an_icmp_source_in_the_network_is_a_host() {
+    let settings = Overlay::new(net([240, 96, 0, 0], 16), net([240, 96, 1, 0], 24), overlay().underlay);
+    for (source, is_good) in [([240, 96, 3, 1], true), ([240, 97, 3, 1], false), ([169, 254, 1, 1], false)] {
+        let overlay = Overlay { icmp_source: IcmpSource::Fixed(source.into()), ..settings };
+        assert_eq!(loden::forward::Forwarder::new(overlay).is_ok(), is_good, "{source:?}");
     }
 }

@@ -147,6 +147,36 @@ fn r40_broadcasts_are_not_answered() {
     assert_eq!(Host::with_default_route(unchecked, host_a()).decapsulate(&from_all, host_a()).icmp(), None);
 }
 
+/// R40: the broadcast address of the routed subnet that holds an address, of the longest one alone; both ends.
+#[test]
+fn r40_the_broadcast_address_of_a_routed_subnet_is_not_answered() {
+    let mut all = routes();
+    all.extend(
+        [([100, 96, 8, 0], 22), ([100, 96, 9, 0], 24), ([100, 96, 9, 6], 31), ([100, 96, 9, 9], 32)]
+            .map(|(address, len)| loden::route::Route::new(net(address, len), host_a())),
+    );
+    let host = Host::new(overlay(), all);
+    for (address, answered) in [
+        ([100, 96, 2, 255], false),
+        ([100, 96, 3, 255], false),
+        ([100, 96, 2, 239], true),
+        ([100, 96, 11, 255], false),
+        ([100, 96, 8, 255], true),
+        ([100, 96, 9, 255], false),
+        ([100, 96, 9, 7], true),
+        ([100, 96, 9, 9], true),
+    ] {
+        let to = host.encapsulate(&Ipv4 { ttl: 1, ..Ipv4::new(POD, address) }.bytes());
+        assert_eq!(to.icmp().is_some(), answered, "to {address:?}");
+        let too_long = Ipv4 { fragment: DF, payload: vec![0; 2000], ..Ipv4::new(POD, address) };
+        assert_eq!(host.encapsulate(&too_long.bytes()).icmp().is_some(), answered, "too long, to {address:?}");
+        let from = host.encapsulate(&Ipv4 { ttl: 1, ..Ipv4::new(address, NOBODY) }.bytes());
+        assert_eq!(from.icmp().is_some(), answered, "from {address:?}");
+    }
+    let of_everyone = Ipv4 { ttl: 1, source: [100, 96, 2, 255].into(), ..inbound() }.bytes();
+    assert_eq!(host.decapsulate(&of_everyone, crate::support::host::host_b()).icmp(), None);
+}
+
 /// R40: networks of one address or two have no broadcast address (RFC 3021).
 #[test]
 fn r40_a_network_of_one_or_two_has_no_broadcast() {
@@ -177,18 +207,38 @@ fn r48_fault_8_a_flood_is_answered_at_the_limit() {
     let host = Host::ordinary();
     let mut limiter = IcmpLimiter::default();
     let mut packet = Ipv4 { destination: NOBODY, ..outbound() }.bytes();
+    let mut of_another = Ipv4 { source: [100, 96, 1, 77].into(), destination: NOBODY, ..outbound() }.bytes();
     let Rate { per_second, burst } = IcmpLimiter::PER_SOURCE;
     let (mut answered, mut limited) = (0, 0);
     for i in 0..1_000_000u64 {
         let verdict = host.forwarder.encapsulate(&mut packet, &host.table);
         let loden::forward::Encap::Reject(reject) = verdict else { panic!("{verdict:?}") };
         assert!(reject.reply_to().is_some());
-        match limiter.allow(reject.offender().header().source(), Duration::from_micros(i)) {
+        match limiter.allow(&reject, Duration::from_micros(i)) {
             true => answered += 1,
             false => limited += 1,
+        }
+        if i == 500_000 {
+            let verdict = host.forwarder.encapsulate(&mut of_another, &host.table);
+            let loden::forward::Encap::Reject(reject) = verdict else { panic!("{verdict:?}") };
+            assert!(limiter.allow(&reject, Duration::from_micros(i)), "another source's first, while the flood lasts");
         }
     }
     assert!((burst + per_second - 1..=burst + per_second).contains(&answered), "{answered} answers");
     assert_eq!(answered + limited, 1_000_000);
-    assert!(limiter.allow([100, 96, 1, 77].into(), Duration::from_secs(1)), "another source's first");
+}
+
+/// R48: unroutable packets use up what their source may be told, and it is told all the same that a packet is too long.
+#[test]
+fn r48_fragmentation_needed_is_said_after_any_number_of_other_errors() {
+    let (host, mut limiter) = (Host::ordinary(), IcmpLimiter::default());
+    let mut told = |packet: Ipv4| {
+        let mut bytes = packet.bytes();
+        let verdict = host.forwarder.encapsulate(&mut bytes, &host.table);
+        let loden::forward::Encap::Reject(reject) = verdict else { panic!("{verdict:?}") };
+        limiter.allow(&reject, Duration::ZERO)
+    };
+    let unroutable = || Ipv4 { destination: NOBODY, ..outbound() };
+    assert_eq!((0..21).map(|_| told(unroutable())).filter(|told| *told).count(), 20);
+    assert!(told(Ipv4 { fragment: DF, payload: vec![0; 2000], ..outbound() }));
 }

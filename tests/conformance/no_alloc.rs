@@ -9,7 +9,9 @@ use loden::route::{Route, RouteChange, RoutePublisher};
 
 use crate::allocations::allocations;
 use crate::support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes, way};
-use crate::support::packet::{DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
+use crate::support::packet::{
+    DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, repair_checksum, udp,
+};
 
 /// What a worker keeps beside the forwarder.
 struct Worker {
@@ -88,7 +90,7 @@ impl Worker {
 /// Writes the answer every time; whether it may be sent is for the limiter to say.
 fn answer(limiter: &mut IcmpLimiter, out: &mut [u8; 576], now: Duration, reject: &Reject<'_>) -> bool {
     let written = black_box(reject.icmp_error(out)).is_some();
-    written && limiter.allow(reject.offender().header().source(), now)
+    written && limiter.allow(reject, now)
 }
 
 /// One packet for every verdict and, as far as one packet can, for every reason.
@@ -207,12 +209,17 @@ fn what_follows_a_refusal_does_not_allocate() {
 /// The limiter's table has a fixed size: any number of sources, with a place or without.
 #[test]
 fn the_limiter_does_not_allocate() {
-    let mut limiter = IcmpLimiter::default();
+    let (host, mut limiter) = (Host::ordinary(), IcmpLimiter::default());
+    let mut packet = Ipv4 { destination: NOBODY, ..outbound() }.bytes();
     let mut allowed = 0;
     let calls = allocations(|| {
         for i in 0..100_000u32 {
-            let now = Duration::from_micros(u64::from(i) * 50);
-            allowed += u32::from(limiter.allow(Ipv4Addr::from_bits(i.wrapping_mul(2_654_435_761)), now));
+            let source = [100, 96, (i >> 8) as u8, i as u8];
+            packet[12..16].copy_from_slice(&source);
+            repair_checksum(&mut packet);
+            if let Encap::Reject(reject) = host.forwarder.encapsulate(&mut packet, &host.table) {
+                allowed += u32::from(limiter.allow(&reject, Duration::from_micros(u64::from(i) * 50)));
+            }
         }
     });
     assert_eq!(calls, 0);

@@ -75,10 +75,46 @@ fn ipv6_and_a_range_that_ends_with_the_address_space() {
     let range = SubnetRange::new(net("255.255.255.0/24"), None, None, None).unwrap();
     let steps = candidates(&range, &[held("255.255.255.192/26", 3)], OURS, None, in_turn()).unwrap();
     assert_eq!(created(&steps).len(), 2);
-    let range = SubnetRange::new(net("ffff::/16"), Some(18), None, None).unwrap();
-    let taken = [Held { subnet: net("ffff:c000::/18"), host: OURS.to_canonical(), created: 0 }, held("0.0.0.0/0", 9)];
+    let range = SubnetRange::new(net("feff::/16"), Some(18), None, None).unwrap();
+    let taken = [Held { subnet: net("feff:c000::/18"), host: OURS.to_canonical(), created: 0 }, held("0.0.0.0/0", 9)];
     let steps = candidates(&range, &taken, [10, 168, 0, 7].into(), None, in_turn()).unwrap();
     assert_eq!(created(&steps).len(), 2);
+}
+
+/// R71: what can carry nothing is refused, and so it is for IPv6; what Linux carries is not.
+#[test]
+fn r71_networks_that_are_not_carried_are_refused() {
+    let refused = [
+        ("0.0.0.0/8", "0.0.0.0/8"),
+        ("0.7.0.0/16", "0.0.0.0/8"),
+        ("127.0.0.0/8", "127.0.0.0/8"),
+        ("127.100.0.0/16", "127.0.0.0/8"),
+        ("224.0.0.0/4", "224.0.0.0/3"),
+        ("239.255.0.0/16", "224.0.0.0/3"),
+        ("224.0.0.0/3", "224.0.0.0/3"),
+        ("::/8", "::/8"),
+        ("fe80::/10", "fe80::/10"),
+        ("ff00::/8", "ff00::/8"),
+        ("ff12:3400::/24", "ff00::/8"),
+    ];
+    for (network, expected) in refused {
+        let error = SubnetRange::new(net(network), None, None, None).unwrap_err();
+        assert!(matches!(error, RangeError::Special { range, .. } if range == net(expected)), "{network}: {error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    // Also a part of a network that is carried otherwise: 240/4 is ordinary for networks inside of it alone.
+    for (network, first) in [("0.0.0.0/0", "127.0.1.0"), ("128.0.0.0/1", "240.0.1.0"), ("169.0.0.0/8", "169.254.1.0")] {
+        let end = |address: &str| Some(address.parse().unwrap());
+        let error = SubnetRange::new(net(network), Some(24), end(first), end(first)).unwrap_err();
+        assert!(matches!(error, RangeError::Special { .. }), "{network}: {error}");
+    }
+    for network in ["240.0.0.0/4", "240.7.0.0/16", "255.255.0.0/16", "255.255.255.0/24", "169.254.0.0/16", "1.0.0.0/8"]
+    {
+        assert!(SubnetRange::new(net(network), None, None, None).is_ok(), "{network}");
+    }
+    for network in ["0.0.0.0/0", "128.0.0.0/1", "126.0.0.0/7", "fd00::/16", "fec0::/10", "2001:db8::/32"] {
+        assert!(SubnetRange::new(net(network), None, None, None).is_ok(), "{network}");
+    }
 }
 
 #[test]
@@ -202,6 +238,15 @@ proptest! {
             Err(RangeError::NetworkTooSmall { most, .. }) => prop_assert!(len.is_none() && prefix > 28 && most == 28),
             Err(RangeError::SubnetTooLong { subnet_len, most }) => prop_assert!(len == Some(subnet_len) && subnet_len > 30 && most == 30),
             Err(RangeError::SubnetTooShort { subnet_len, least, .. }) => prop_assert!(len == Some(subnet_len) && subnet_len < prefix + 2 && least == prefix + 2),
+            Err(RangeError::Special { first, last, .. }) => {
+                let of = |address: IpAddr| match address {
+                    IpAddr::V4(address) => address.octets(),
+                    IpAddr::V6(address) => panic!("{address}"),
+                };
+                let (first, last) = (of(first), of(last));
+                let in_one = first[0] == last[0] && [0, 127].contains(&first[0]);
+                prop_assert!(in_one || prefix == 3 && first[0] >= 224 || (224..240).contains(&first[0]), "{network}");
+            }
             Err(other) => prop_assert!(false, "{other}"),
         }
     }

@@ -12,7 +12,7 @@ use crate::options::Walk;
 use crate::router::Place;
 use crate::support::host::{Outcome, POD};
 use crate::support::packet::{address_at, repair_checksum};
-use crate::world::{BROADCASTS, World, place_of};
+use crate::world::{World, place_of};
 
 const TTL: usize = 8;
 const SOURCE: Range<usize> = 12..16;
@@ -135,7 +135,7 @@ impl Attempt<'_> {
                 Some(Excuse::OffsetWraps)
             }
             Outcome::Reject { answer: None, .. } => {
-                let broadcast = [SOURCE, DESTINATION].into_iter().find(|at| BROADCASTS.contains(&self.address(at)));
+                let broadcast = [SOURCE, DESTINATION].into_iter().find(|at| self.world.is_broadcast(self.address(at)));
                 match (broadcast, self.entry) {
                     (Some(field), _) => self.replace(field, Excuse::Broadcast),
                     (None, Place::Peer(peer)) if peer.ip() == self.address(&SOURCE) => {

@@ -188,6 +188,13 @@ impl World {
         own.or(found).unwrap_or(NOBODY)
     }
 
+    /// R40's broadcast addresses.
+    pub(crate) fn is_broadcast(&self, address: Ipv4Addr) -> bool {
+        let last = |subnet: Ipv4Net| subnet.prefix_len() < 31 && subnet.broadcast() == address;
+        let routed = self.host.naive_route(address).is_some_and(|route| last(v4(route.subnet)));
+        BROADCASTS.contains(&address) || routed
+    }
+
     /// Source number `number`, of a pod that may send by this entry.
     pub(crate) fn source(&self, entry: Place, number: u32) -> Ipv4Addr {
         match entry {

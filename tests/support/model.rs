@@ -28,7 +28,7 @@ pub(crate) fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
         IcmpSource::OffenderDestination => packet.destination,
         other => panic!("the list knows no {other:?}"),
     };
-    let reject = |reason| packet.reject(overlay, reason, Some((from, ReplyTo::Tun)));
+    let reject = |reason| packet.reject(host, reason, Some((from, ReplyTo::Tun)));
     let Some(route) = host.naive_route(packet.destination) else { return reject(RejectReason::NetUnreachable) };
     if route.next_hop.ip() == packet.destination || packet.is_for_a_tunnel_socket(host) {
         return Outcome::Drop(DropReason::Loop);
@@ -111,7 +111,7 @@ pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcom
         (1, TtlPolicy::BothEnds) => {
             let IpAddr::V4(tun) = overlay.subnet.network() else { panic!("the tests' overlays are IPv4") };
             let answer = next_hop(packet.source).map(|hop| (tun, ReplyTo::Peer(hop)));
-            packet.reject(overlay, RejectReason::TimeExceeded, answer)
+            packet.reject(host, RejectReason::TimeExceeded, answer)
         }
         (ttl, TtlPolicy::BothEnds) => Outcome::Forward { to: None, bytes: packet.with_ttl(ttl - 1) },
         (_, _) => Outcome::Forward { to: None, bytes: packet.bytes.to_vec() },
@@ -193,10 +193,17 @@ impl<'a> Packet<'a> {
         if source_route && overlay.source_routes == SourceRoutes::Dropped {
             return Err(DropReason::SourceRoute);
         }
-        let within = |address: Ipv4Addr, nets: &[(u8, u32)]| {
-            nets.iter().any(|(first, len)| address.to_bits() >> (32 - len) == u32::from(*first) << 24 >> (32 - len))
+        let begins = |address: Ipv4Addr, first: u8, len: u32| {
+            address.to_bits() >> (32 - len) == u32::from(first) << 24 >> (32 - len)
         };
-        let link_local = |address: Ipv4Addr| address.octets()[..2] == [169, 254];
+        let IpAddr::V4(network) = overlay.network.addr() else { panic!("the tests' overlays are IPv4") };
+        let len = overlay.network.prefix_len();
+        let carried = len >= 4 && begins(network, 240, 4) || len >= 16 && network.octets()[..2] == [169, 254];
+        let own = |address| carried && holds(overlay.network, address) && address != Ipv4Addr::BROADCAST;
+        let within = |address, nets: &[(u8, u32)]| {
+            !own(address) && nets.iter().any(|(first, len)| begins(address, *first, *len))
+        };
+        let link_local = |address: Ipv4Addr| address.octets()[..2] == [169, 254] && !own(address);
         let checks = [
             (within(source, &[(0, 8), (127, 8), (224, 4), (240, 4)]), DropReason::MartianSource),
             (link_local(source), DropReason::LinkLocal),
@@ -239,10 +246,12 @@ impl<'a> Packet<'a> {
     }
 
     /// Section F: the rules for when there is an answer, and the answer.
-    fn reject(&self, overlay: &Overlay, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
+    fn reject(&self, host: &Host, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
         let broadcast = |address: Ipv4Addr| {
             let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
-            last(overlay.network) || last(overlay.subnet)
+            let overlay = host.overlay();
+            let routed = host.naive_route(address).is_some_and(|route| last(route.subnet));
+            last(overlay.network) || last(overlay.subnet) || routed
         };
         let known_query = matches!(self.payload().first(), Some(0 | 8 | 9 | 10 | 13 | 14 | 15 | 16 | 17 | 18));
         let barred = self.fragment_offset() != 0
@@ -250,7 +259,7 @@ impl<'a> Packet<'a> {
             || broadcast(self.source)
             || self.bytes[9] == ICMP && !known_query;
         let answer = answer.filter(|_| !barred);
-        let write = |(from, to)| (to, self.icmp_error(reason, from, overlay.icmp_ttl));
+        let write = |(from, to)| (to, self.icmp_error(reason, from, host.overlay().icmp_ttl));
         Outcome::Reject { reason, answer: answer.map(write) }
     }
 

@@ -35,43 +35,58 @@ impl Account {
     }
 }
 
-/// Tokens for ICMP errors, in nanoseconds of waiting for them.
-#[derive(Debug)]
+/// An ICMP error, as far as limits go: R48's three kinds, who pays, and whom it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Error {
+    pub(crate) kind: u8,
+    pub(crate) payer: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Option<Ipv4Addr>,
+}
+
+/// All ICMP errors there were, and whether the payer had one of its own share left.
+#[derive(Debug, Default)]
 pub(crate) struct Budget {
     now: Duration,
-    total: Duration,
-    sources: Vec<(Ipv4Addr, Duration)>,
+    sent: Vec<(Duration, Error, bool)>,
 }
 
 impl Budget {
-    pub(crate) fn new() -> Self {
-        Self { now: Duration::ZERO, total: full(TOTAL), sources: Vec::new() }
-    }
-
-    pub(crate) fn allow(&mut self, source: Ipv4Addr, now: Duration) -> bool {
-        let passed = now.saturating_sub(self.now);
-        self.now += passed;
-        self.total = full(TOTAL).min(self.total + passed);
-        self.sources.iter_mut().for_each(|(_, left)| *left = full(PER_SOURCE).min(*left + passed));
-        if self.sources.iter().all(|(known, _)| *known != source) {
-            self.sources.push((source, full(PER_SOURCE)));
-        }
-        let (_, left) = self.sources.iter_mut().find(|(known, _)| *known == source).unwrap();
-        let allowed = self.total >= each(TOTAL) && *left >= each(PER_SOURCE);
+    pub(crate) fn allow(&mut self, error: Error, now: Duration) -> bool {
+        self.now = self.now.max(now);
+        let Self { now, sent } = self;
+        let share = Rate { per_second: TOTAL.per_second.div_ceil(16), burst: TOTAL.burst.div_ceil(16) };
+        // When a bucket of which all these tokens were taken will be full again.
+        let full_at = |rate: Rate, of: &dyn Fn(&Error, bool) -> bool| {
+            let taken = sent.iter().filter(|(_, error, shared)| of(error, *shared));
+            taken.fold(Duration::ZERO, |full_at, (at, ..)| full_at.max(*at) + each(rate))
+        };
+        let has = |rate: Rate, kept: u32, full_at: Duration| {
+            full_at.max(*now) + each(rate) <= *now + each(rate) * (rate.burst - kept)
+        };
+        let of_source = full_at(PER_SOURCE, &|other, _| {
+            let key = |error: &Error| (error.kind, error.source, error.destination);
+            key(other) == key(&error)
+        });
+        let of_payer = full_at(share, &|other, shared| {
+            let key = |error: &Error| (error.kind, error.payer, error.port);
+            shared && key(other) == key(&error)
+        });
+        let of_all = full_at(TOTAL, &|other, _| other.kind == error.kind);
+        let shared = has(share, 0, of_payer);
+        let silent = of_source + Duration::from_secs(1) <= *now;
+        let quarters = 2 * u32::from(!shared) + u32::from(!silent);
+        let allowed = has(PER_SOURCE, 0, of_source) && has(TOTAL, TOTAL.burst * quarters / 4, of_all);
         if allowed {
-            self.total -= each(TOTAL);
-            *left -= each(PER_SOURCE);
+            self.sent.push((*now, error, shared));
         }
         allowed
     }
 }
 
 fn each(rate: Rate) -> Duration {
-    Duration::from_secs(1) / rate.per_second
-}
-
-fn full(rate: Rate) -> Duration {
-    each(rate) * rate.burst
+    Duration::from_nanos(1_000_000_000_u64.div_ceil(rate.per_second.into()))
 }
 
 /// What was learned of paths, every word of it.

@@ -11,12 +11,13 @@ use loden::route::{Route, RouteChange};
 use loden::wire::DatagramTooBig;
 
 use super::Seen;
-use super::account::{Account, Budget, Paths, inner};
+use super::account::{Account, Budget, Error, Paths, inner};
 use super::leases::{self, recompute};
 use super::script::{Mishap, Step, hops};
 use super::subject::Subject;
 use crate::support::host::{Host, Outcome, routes};
 use crate::support::model;
+use crate::support::packet::address_at;
 
 pub(crate) struct Reference {
     /// With the routes that this batch goes by.
@@ -58,7 +59,7 @@ impl Reference {
             leased: Vec::new(),
             waiting: Vec::new(),
             lost: BTreeSet::new(),
-            budget: Budget::new(),
+            budget: Budget::default(),
             paths: Paths::default(),
             out: Account::default(),
             back: Account::default(),
@@ -295,8 +296,14 @@ impl Reference {
     /// Whether an answer that may be given is.
     fn answer(&mut self, offender: &[u8], answer: Option<(ReplyTo, Vec<u8>)>) -> bool {
         let Some((reply_to, message)) = answer else { return false };
-        let source: [u8; 4] = offender[12..16].try_into().unwrap();
-        if !self.budget.allow(source.into(), self.now) {
+        let source = address_at(offender, 12);
+        let near = Error { kind: 0, payer: source.into(), port: 0, source, destination: None };
+        let error = match reply_to {
+            ReplyTo::Peer(peer) => Error { kind: 1, payer: peer.ip(), port: peer.port(), ..near },
+            _ if message[20..22] == [3, 4] => Error { kind: 2, destination: Some(address_at(offender, 16)), ..near },
+            _ => near,
+        };
+        if !self.budget.allow(error, self.now) {
             self.anomalies.icmp_limited += 1;
             return false;
         }

@@ -21,8 +21,8 @@ mod failing;
 mod inbound;
 mod outbound;
 mod random;
-mod strangers;
 mod stale;
+mod strangers;
 
 /// A pod of ours, one of host A's and one of host B's; and an address that nobody has.
 const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);

@@ -1,0 +1,45 @@
+//! Ranges of addresses that routers do not carry (RFC 6890), and the overlay networks that are carried all the same.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+/// 0/8, 127/8, 169.254/16, 224/4 with 240/4; ::/8, fe80::/10 and ff00::/8.
+const SPECIAL: [(IpAddr, u8); 7] = [
+    (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8),
+    (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+    (IpAddr::V4(LINK_LOCAL), 16),
+    (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3),
+    (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8),
+    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+    (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+];
+const LINK_LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 0);
+const RESERVED: Ipv4Addr = Ipv4Addr::new(240, 0, 0, 0);
+
+/// The range that holds these addresses of a network, so that packets for none of them are carried (R71).
+///
+/// A wider network is carried for the most part: the special addresses in it stay special, and its other subnets are usable.
+pub(crate) fn range_of(first: IpAddr, last: IpAddr, network: IpNet) -> Option<IpNet> {
+    if first == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Some(first.into());
+    }
+    if matches!(network, IpNet::V4(network) if makes_ordinary(network)) {
+        return None;
+    }
+    let mut ranges = SPECIAL.iter().filter_map(|(address, len)| IpNet::new(*address, *len).ok());
+    ranges.find(|range| range.contains(&first) && range.contains(&last))
+}
+
+/// Whether an address is as good as any other for being the network's own (R71).
+pub(crate) fn is_made_ordinary(address: Ipv4Addr, network: Ipv4Net) -> bool {
+    makes_ordinary(network) && network.contains(&address) && !address.is_broadcast()
+}
+
+/// Whether a network is inside 240/4 or 169.254/16: Linux carries it.
+fn makes_ordinary(network: Ipv4Net) -> bool {
+    let is_inside = |range: Ipv4Addr, len: u8| {
+        network.prefix_len() >= len && (network.addr().to_bits() ^ range.to_bits()) >> (32 - len) == 0
+    };
+    is_inside(RESERVED, 4) || is_inside(LINK_LOCAL, 16)
+}
