@@ -231,6 +231,7 @@ impl Worker {
     pub fn tun_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
         self.unless_ended(now, |worker| {
             let outcome = worker.outbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now);
+            worker.ends.udp.retry_trains(now);
             worker.state.counters.anomalies.gso_fallbacks = worker.ends.udp.gso_fallbacks();
             outcome
         })

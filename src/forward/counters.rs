@@ -44,7 +44,8 @@ pub struct Anomalies {
     pub fragments_made: u64,
     /// Packets that went to the TUN as part of a super-packet.
     pub coalesced: u64,
-    /// Peers that get no trains any more, because the kernel refused one and took its datagrams one by one.
+    /// How often the kernel refused a train to a peer and took its datagrams one by one. That peer then gets no trains for a
+    /// minute, and for twice the time with each further refusal, up to an hour.
     pub gso_fallbacks: u64,
     /// Super-packets that the TUN refused and that were written packet by packet.
     pub tun_fallbacks: u64,

@@ -146,6 +146,10 @@ impl Script {
         self.state().no_super_packets = Some(errno);
     }
 
+    pub(crate) fn accept_super_packets(&self) {
+        self.state().no_super_packets = None;
+    }
+
     /// How many calls of that kind there were, whatever became of them.
     pub(crate) fn count(&self, call: Call) -> usize {
         self.state().calls.get(&call).copied().unwrap_or_default()

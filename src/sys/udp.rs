@@ -16,6 +16,7 @@ use core::slice;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
@@ -163,11 +164,18 @@ impl UdpTransport {
         self.offload
     }
 
-    /// How often a train could not be sent and the same datagrams one by one could. A destination is counted once, and then
-    /// gets no trains any more, as long as it is among the 1,024 that are remembered.
+    /// How often a train could not be sent and the same datagrams one by one could. Such a destination then gets no trains, as long
+    /// as it is among the 1,024 that are remembered, or until [`UdpTransport::retry_trains`].
     #[must_use]
     pub fn gso_fallbacks(&self) -> u64 {
         self.fallbacks.count()
+    }
+
+    /// Sends trains again to destinations that refused one: after a minute at first, and after twice the time with each further
+    /// refusal, up to an hour. Call it with the time before sending; the time of a refusal is that of the next call.
+    #[inline]
+    pub fn retry_trains(&self, now: Instant) {
+        self.fallbacks.expire(now);
     }
 
     /// The features that the kernel lacks, or refused when they were used for the first time.

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use core::time::Duration;
 use std::time::Instant;
 
 use super::failing::Failure;
@@ -15,18 +16,27 @@ use crate::sys::{PACKET_MAX, RecvBatch, RecvError, TunError};
 /// Messages that one system call receives, each a datagram or a train: 1 MiB of buffers.
 const MESSAGES: usize = 16;
 
-/// So many super-packets of a protocol refused in a row, with their parts accepted, and no more are tried: some kernels never
-/// take them.
+/// So many super-packets of a protocol refused in a row, with their parts accepted, and no more are tried for a while: some
+/// kernels never take them.
 const REFUSALS: u32 = 8;
 
+/// How long no more are tried at first. It doubles each time, up to an hour.
+const FIRST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 /// How many were refused in a row.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Refusals {
     tcp: u32,
     udp: u32,
+    /// How long super-packets are not tried the next time.
+    wait: Duration,
+    retry_at: Option<Instant>,
 }
 
 impl Refusals {
+    const NONE: Self = Self { tcp: 0, udp: 0, wait: FIRST_WAIT, retry_at: None };
+
     fn of(&mut self, packets: &Coalesced<'_>) -> &mut u32 {
         if packets.header.gso_type == vnet_gso::UDP_L4 { &mut self.udp } else { &mut self.tcp }
     }
@@ -49,7 +59,7 @@ impl Inbound {
         let coalesce = Coalesce { tcp: offload.tso, udp: offload.uso };
         let coalescer = (coalesce.tcp || coalesce.udp).then(|| Coalescer::new(coalesce));
         let scratch = vec![0; PACKET_MAX].into_boxed_slice();
-        Self { messages: RecvBatch::new(MESSAGES), coalescer, scratch, refusals: Refusals::default() }
+        Self { messages: RecvBatch::new(MESSAGES), coalescer, scratch, refusals: Refusals::NONE }
     }
 
     /// Receives and writes one packet at a time.
@@ -69,6 +79,9 @@ impl Inbound {
     ) -> Result<Progress, WorkerError> {
         if state.failing.receive_at().is_some() {
             return Ok(Progress::Held);
+        }
+        if self.refusals.retry_at.is_some_and(|at| at <= now) {
+            self.coalesce_again(ends);
         }
         let mut left = budget.count() as usize;
         while left > 0 {
@@ -90,6 +103,18 @@ impl Inbound {
             }
         }
         Ok(Progress::More)
+    }
+
+    /// Tries super-packets again. One more that is refused is enough to stop that.
+    #[cold]
+    fn coalesce_again(&mut self, ends: &Ends) {
+        if let Some(coalescer) = &mut self.coalescer {
+            let Refusals { tcp, udp, .. } = self.refusals;
+            let offload = ends.tun.offload();
+            coalescer.set(Coalesce { tcp: offload.tso, udp: offload.uso });
+            let left = |refused: u32| refused.min(REFUSALS - 1);
+            self.refusals = Refusals { tcp: left(tcp), udp: left(udp), retry_at: None, ..self.refusals };
+        }
     }
 
     /// Sees to all messages of the batch, and returns how many datagrams they were.
@@ -145,10 +170,12 @@ impl Inbound {
         }
         if let Some(coalescer) = coalescer {
             coalescer.flush(&mut |packets| writer.write(&packets, state));
-            let Refusals { tcp, udp } = *writer.refusals;
-            if tcp >= REFUSALS || udp >= REFUSALS {
-                let Coalesce { tcp: with_tcp, udp: with_udp } = coalescer.what();
+            let Refusals { tcp, udp, .. } = *writer.refusals;
+            let Coalesce { tcp: with_tcp, udp: with_udp } = coalescer.what();
+            if (with_tcp && tcp >= REFUSALS) || (with_udp && udp >= REFUSALS) {
                 coalescer.set(Coalesce { tcp: with_tcp && tcp < REFUSALS, udp: with_udp && udp < REFUSALS });
+                writer.refusals.retry_at = Some(now + writer.refusals.wait);
+                writer.refusals.wait = (2 * writer.refusals.wait).min(LONGEST_WAIT);
             }
         }
         writer.end?;

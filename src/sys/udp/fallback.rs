@@ -1,38 +1,95 @@
-//! Where trains have to be sent one by one.
+//! Where trains have to be sent one by one, and for how long.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::BTreeMap;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Destinations that are remembered. One that is forgotten costs one system call that fails.
 const REMEMBERED: usize = 1024;
 
+/// How long a destination gets no trains at first. It doubles with each further refusal.
+const FIRST_WAIT: Duration = Duration::from_secs(60);
+
+/// How long at most, and how long a destination has to take trains until the wait is the first one again.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 /// The destinations to which a train failed where the same datagrams one by one did not: the device on the way computes no
-/// checksums, or the packets go through IPsec (`udp_send_skb` in the kernel's net/ipv4/udp.c).
+/// checksums, or the packets go through IPsec (`udp_send_skb` in the kernel's net/ipv4/udp.c), or an error passed by.
 #[derive(Debug, Default)]
 pub(super) struct Fallbacks {
-    /// Whether there is any, so that it usually takes no lock to know.
+    /// Whether any gets no trains, so that it usually takes no lock to know.
     any: AtomicBool,
     count: AtomicU64,
-    destinations: Mutex<BTreeSet<IpAddr>>,
+    destinations: Mutex<BTreeMap<IpAddr, Fallback>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Fallback {
+    wait: Duration,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It failed since the clock was looked at last. Before, it got trains again since then, if ever.
+    New(Option<Instant>),
+    /// It gets no trains before.
+    Until(Instant),
+    /// It gets trains again, since then.
+    Again(Instant),
 }
 
 impl Fallbacks {
     #[inline]
     pub(super) fn contains(&self, destination: IpAddr) -> bool {
-        self.any.load(Ordering::Relaxed) && self.destinations().contains(&destination)
+        self.any.load(Ordering::Relaxed) && self.has(destination)
+    }
+
+    #[cold]
+    fn has(&self, destination: IpAddr) -> bool {
+        self.destinations().get(&destination).is_some_and(Fallback::is_in_force)
     }
 
     #[cold]
     pub(super) fn insert(&self, destination: IpAddr) {
         let mut destinations = self.destinations();
-        if destinations.len() >= REMEMBERED && !destinations.contains(&destination) {
+        if destinations.len() >= REMEMBERED && !destinations.contains_key(&destination) {
             destinations.pop_first();
         }
-        destinations.insert(destination);
+        let known = destinations.entry(destination).or_insert(Fallback { wait: FIRST_WAIT, state: State::New(None) });
+        if let State::Again(since) = known.state {
+            known.state = State::New(Some(since));
+        }
         self.any.store(true, Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Looks at the clock: the destinations whose wait is over get trains again.
+    #[inline]
+    pub(super) fn expire(&self, now: Instant) {
+        if self.any.load(Ordering::Relaxed) {
+            self.expire_all(now);
+        }
+    }
+
+    #[cold]
+    fn expire_all(&self, now: Instant) {
+        let mut destinations = self.destinations();
+        for known in destinations.values_mut() {
+            known.state = match known.state {
+                State::New(since) => {
+                    let soon = since.is_some_and(|since| now.saturating_duration_since(since) < LONGEST_WAIT);
+                    known.wait = if soon { (2 * known.wait).min(LONGEST_WAIT) } else { FIRST_WAIT };
+                    State::Until(now + known.wait)
+                }
+                State::Until(at) if at <= now => State::Again(now),
+                state @ (State::Until(_) | State::Again(_)) => state,
+            };
+        }
+        self.any.store(destinations.values().any(Fallback::is_in_force), Ordering::Relaxed);
     }
 
     /// How often a destination was added.
@@ -40,8 +97,14 @@ impl Fallbacks {
         self.count.load(Ordering::Relaxed)
     }
 
-    fn destinations(&self) -> MutexGuard<'_, BTreeSet<IpAddr>> {
+    fn destinations(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Fallback>> {
         self.destinations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fallback {
+    fn is_in_force(&self) -> bool {
+        !matches!(self.state, State::Again(_))
     }
 }
 
@@ -62,5 +125,28 @@ mod tests {
         }
         assert_eq!(fallbacks.destinations().len(), REMEMBERED);
         assert_eq!(fallbacks.count(), 4 * REMEMBERED as u64);
+    }
+
+    /// After each refusal twice as long as after the one before, from a minute to an hour, and from a minute on again once trains
+    /// have been fine for an hour.
+    #[test]
+    fn fault_55_the_wait_doubles_from_a_minute_to_an_hour() {
+        let (fallbacks, mut now) = (Fallbacks::default(), Instant::now());
+        let [peer, other] = [[10, 168, 0, 3], [10, 168, 0, 4]].map(IpAddr::from);
+        let second = Duration::from_secs(1);
+        for _ in 0..2 {
+            for minutes in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
+                fallbacks.insert(peer);
+                fallbacks.expire(now);
+                let until = now + minutes * 60 * second;
+                now = until - second;
+                fallbacks.expire(now);
+                assert!(fallbacks.contains(peer) && !fallbacks.contains(other), "{minutes} minutes");
+                now = until;
+                fallbacks.expire(now);
+                assert!(!fallbacks.contains(peer), "{minutes} minutes");
+            }
+            now += LONGEST_WAIT;
+        }
     }
 }

@@ -124,6 +124,22 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
         assert_eq!(stage.worker.counters().anomalies.tun_fallbacks, tried + u64::from(round < 8));
     }
     assert_eq!((stage.decap().forwarded(), Stage::lost(stage.decap())), (40, None));
+
+    // Fault 55: they are tried again after a minute, and then after two, if the first one is refused again.
+    let minute = Duration::from_secs(60);
+    for (number, (waited, taken, writes)) in
+        (11..).zip([(minute, false, 5), (minute, false, 4), (minute, true, 1), (minute, true, 1)])
+    {
+        stage.now += waited;
+        if taken {
+            stage.script.accept_super_packets();
+        }
+        let before = stage.script.count(Call::Write);
+        stage.arrive(host_a(), &train(1 + 4 * number));
+        assert_eq!(stage.back(), Ok(Progress::Drained));
+        assert_eq!(stage.take_delivered().len(), 4);
+        assert_eq!(stage.script.count(Call::Write) - before, writes, "train {number}");
+    }
 }
 
 /// As long as a datagram can be.

@@ -145,7 +145,7 @@ fn fault_29_35_without_a_descriptor_to_ask_with_only_what_is_too_long_is_lost() 
     }
 }
 
-/// The same batch goes again at once, datagram by datagram; A gets no trains any more and B does.
+/// The same batch goes again at once, datagram by datagram; A gets no trains for a while and B does.
 #[test]
 fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
     for errno in [libc::EIO, libc::EINVAL] {
@@ -164,6 +164,43 @@ fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
         }
         assert_eq!((stage.encap().forwarded(), Stage::lost(stage.encap())), (12, None));
     }
+}
+
+/// One error on the way costs a minute of trains; one that stays costs an attempt in ever longer intervals, up to an hour.
+#[test]
+fn fault_55_trains_are_tried_again() {
+    let minute = Duration::from_secs(60);
+    let mut stage = Stage::new();
+    let trains = |stage: &mut Stage| {
+        five(stage);
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        let sent = stage.script.take_sends().concat();
+        let to_a = sent.iter().filter(|sent| sent.to == host_a()).map(|sent| sent.datagrams.len()).collect::<Vec<_>>();
+        to_a == [3]
+    };
+    assert!(trains(&mut stage));
+    stage.fail(Call::Send, [libc::EIO]);
+    assert!(!trains(&mut stage));
+    stage.now += minute - MILLISECOND;
+    assert!(!trains(&mut stage), "not yet");
+    stage.now += MILLISECOND;
+    // A call with nothing to do sees that the time is over, at the latest.
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    assert!(trains(&mut stage), "after a minute");
+    stage.now += 60 * minute;
+
+    stage.script.refuse_trains(host_a().ip(), libc::EIO);
+    for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
+        let fallbacks = stage.worker.counters().anomalies.gso_fallbacks;
+        assert!(!trains(&mut stage));
+        for _ in 0..minutes {
+            assert!(!trains(&mut stage));
+            assert_eq!(stage.worker.counters().anomalies.gso_fallbacks, fallbacks + 1, "{minutes} minutes");
+            stage.now += minute;
+        }
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+    }
+    assert_eq!(Stage::lost(stage.encap()), None);
 }
 
 /// Counted also by a call that ends with an error: here the device is gone once the packets were read.
