@@ -1,11 +1,11 @@
-//! A node without etcd: its leases are the lines of a file, which is watched while packets flow. `read` is the whole source:
-//! any other makes events of its news as well. Run it as root on every host, with the same file there; that has a line for
-//! each of them, `SUBNET ADDR[:PORT]`, and comments behind `#`. Which is this host's own is recognised.
+//! A node without etcd: its leases are the lines of a file, which a thread follows while packets flow. `read` is the whole
+//! source: any other makes events of its news as well. Run it as root on every host, with the same file there; that has a line
+//! for each of them, `SUBNET ADDR[:PORT]`, and comments behind `#`. Which is this host's own is recognised.
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::net::{SocketAddr, SocketAddrV4};
-use std::path::Path;
-use std::{env, error::Error, fs, os::fd::AsFd, process::ExitCode, time::Duration, time::Instant};
+use std::path::{Path, PathBuf};
+use std::{env, error::Error, fs, os::fd::AsFd, process::ExitCode, thread, time::Duration, time::Instant};
 
 use loden::forward::{Forwarder, Overlay};
 use loden::ipnet::{IpNet, Ipv4Net};
@@ -15,12 +15,14 @@ use loden::sys::link::{AddressForm, Link, LinkConfig, LinkError, LinkMonitor, in
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Budget, Worker};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signalfd::{SigSet, SignalFd, signal::Signal};
 
 const USAGE: &str = "usage: static_leases SUBNET NETWORK LISTEN FILE, for example \
     static_leases 100.96.1.0/24 100.96.0.0/16 10.168.0.2:8285 /etc/loden/leases";
+
+type AnyError = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -29,8 +31,15 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let Err(error) = run(subnet, network, own, file) else { return ExitCode::SUCCESS };
-    eprintln!("static_leases: {error}");
+    print(io::stderr(), &format!("static_leases: {error}"));
     ExitCode::FAILURE
+}
+
+/// Prints a line, unless nobody reads: neither leases nor the end wait for a reader.
+fn print(mut to: impl Write + AsFd, line: &str) {
+    if poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) != Ok(0) {
+        let _ = to.write_all(format!("{line}\n").as_bytes());
+    }
 }
 
 fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, &Path)> {
@@ -41,20 +50,44 @@ fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, &Path)> {
 /// What a line says is also what its lease is known by, so that its place in the file does not matter.
 type Line = (IpNet, SocketAddr);
 
-fn read(file: &Path, port: u16) -> LeaseEvent<Line> {
+/// Reads the file, and adds what is wrong with it to the complaints.
+fn read(file: &Path, port: u16, complaints: &mut Complaints) -> LeaseEvent<Line> {
+    let text = match fs::metadata(file) {
+        Ok(found) if !found.is_file() => Err(io::Error::other("this is no regular file")),
+        found => found.and_then(|_| fs::read(file)),
+    };
+    let text = match text {
+        Ok(text) => text,
+        Err(error) => {
+            complaints.add(&format!("{error}; its leases stay in force"));
+            return LeaseEvent::SourceLost;
+        }
+    };
     let lease = |line: &str| {
         let words: Vec<&str> = line.split('#').next()?.split_whitespace().collect();
         let line = parse_line(&words, port);
         if line.is_none() && !words.is_empty() {
-            eprintln!("{}: {:?} is not SUBNET ADDR[:PORT]", file.display(), words.join(" "));
+            let words: String = words.join(" ").chars().take(100).collect();
+            complaints.add(&format!("{words:?} is not SUBNET ADDR[:PORT]"));
         }
         line.map(|line| (line, Lease::new(line.0, line.1)))
     };
-    match fs::read(file) {
-        Ok(text) => LeaseEvent::Snapshot(String::from_utf8_lossy(&text).lines().filter_map(lease).collect()),
-        Err(error) => {
-            eprintln!("{}: {error}; its leases stay in force", file.display());
-            LeaseEvent::SourceLost
+    LeaseEvent::Snapshot(String::from_utf8_lossy(&text).lines().filter_map(lease).collect())
+}
+
+/// Complaints about one reading: the first few are printed, the others counted.
+struct Complaints<'a> {
+    file: &'a Path,
+    count: usize,
+}
+
+impl Complaints<'_> {
+    const PRINTED: usize = 10;
+
+    fn add(&mut self, complaint: &str) {
+        self.count += 1;
+        if self.count <= Self::PRINTED {
+            print(io::stderr(), &format!("{}: {complaint}", self.file.display()));
         }
     }
 }
@@ -65,17 +98,42 @@ fn parse_line(words: &[&str], port: u16) -> Option<Line> {
     Some((subnet.parse().ok()?, host.ok()?))
 }
 
-fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Result<(), Box<dyn Error>> {
+/// Follows the file: it becomes an event, the event changes of routes, and those the table that the next packets find.
+///
+/// This has a thread of its own, because packets wait neither for a long file nor for a table to be made.
+fn follow(file: &Path, watch: &Inotify, host: Host, port: u16, mut routes: RoutePublisher) -> Result<(), AnyError> {
+    let mut reconciler = Reconciler::new(host);
+    loop {
+        let mut complaints = Complaints { file, count: 0 };
+        let event = read(file, port, &mut complaints);
+        reconciler.handle_event(SourceId(0), event, Duration::ZERO); // Here no lease ends with time.
+        for change in reconciler.take_conflict_changes() {
+            if let ConflictChange::Began(conflict) = change {
+                complaints.add(&conflict.to_string());
+            }
+        }
+        if complaints.count > Complaints::PRINTED {
+            let more = complaints.count - Complaints::PRINTED;
+            print(io::stderr(), &format!("{}: and {more} more of these", file.display()));
+        }
+        routes.apply(reconciler.take_changes()).into_result()?;
+        let own = if reconciler.holds_own_lease() { "and our own lease" } else { "but no lease of our own" };
+        print(io::stdout(), &format!("{} routes {own}", reconciler.route_count()));
+        let _news = watch.read_events()?;
+    }
+}
+
+fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Result<(), AnyError> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block()?;
     let signals = SignalFd::new(&signals)?;
     // The directory is watched, because a file that is replaced is another file. Being half written is no news.
-    let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    let watch = Inotify::init(InitFlags::IN_CLOEXEC)?;
     let directory = file.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let news = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
     watch.add_watch(directory, news).map_err(|error| format!("cannot watch {}: {error}", directory.display()))?;
 
-    let (mut reconciler, mut routes) = (Reconciler::new(Host::new(network, subnet, own)), RoutePublisher::new());
+    let routes = RoutePublisher::new();
     let mtu = interface_of((*own.ip()).into())?.tun_mtu();
     let forwarder = Forwarder::new(Overlay { mtu: mtu.try_into()?, ..Overlay::new(network, subnet, own) })?;
     let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(own.into(), &UdpConfig::default())?);
@@ -83,28 +141,21 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
     let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     let mut link = Link::configure(tun.name(), &config)?;
     let mut worker = Worker::new(tun, udp, forwarder, routes.reader());
-    writeln!(io::stdout(), "ready {}", worker.tun().name())?;
-    let mut is_news = true;
+    print(io::stdout(), &format!("ready {}", worker.tun().name()));
+    // The thread holds one end of a pipe, which ends with it.
+    let (file, host, (ended, alive)) = (PathBuf::from(file), Host::new(network, subnet, own), io::pipe()?);
+    let following = thread::spawn(move || {
+        let _alive = alive;
+        follow(&file, &watch, host, own.port(), routes)
+    });
     loop {
-        // The file becomes an event, the event changes of routes, and those the table that the next packets find.
-        if is_news {
-            reconciler.handle_event(SourceId(0), read(file, own.port()), Duration::ZERO); // Here no lease ends with time.
-            for change in reconciler.take_conflict_changes() {
-                if let ConflictChange::Began(conflict) = change {
-                    eprintln!("{}: {conflict}", file.display());
-                }
-            }
-            routes.apply(reconciler.take_changes()).into_result()?;
-            let own = if reconciler.holds_own_lease() { "and our own lease" } else { "but no lease of our own" };
-            writeln!(io::stdout(), "{} routes {own}", reconciler.route_count())?;
-        }
-        // The rest is poll_loop.rs, with two more to wait for.
+        // This is poll_loop.rs, with two more to wait for.
         let interest = worker.interest();
         let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
         let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(watch.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
             PollFd::new(monitor.as_fd(), PollFlags::POLLIN),
             PollFd::new(worker.udp().as_fd(), readable | writable),
             PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
@@ -112,7 +163,7 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
         let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());
         let asked = if interest.tun_readable { &mut fds[..] } else { &mut fds[..4] };
         ppoll(asked, timeout, None).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
-        let [stop, news, device, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
+        let [stop, ended, device, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
         let now = Instant::now();
         let due = interest.wake_at.is_some_and(|at| at <= now);
         if due || !tun.is_empty() || udp.contains(PollFlags::POLLOUT) {
@@ -121,7 +172,6 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
         if udp.intersects(!PollFlags::POLLOUT) {
             let _ = worker.udp_ready(Budget::default(), now)?;
         }
-        is_news = !news.is_empty() && !watch.read_events()?.is_empty();
         if !device.is_empty() {
             while monitor.next_event()?.is_some() {}
             // Whatever it was, the overlay's route is there again. A device that is gone is the worker's to tell.
@@ -132,6 +182,9 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
         }
         if !stop.is_empty() {
             return Ok(());
+        }
+        if !ended.is_empty() {
+            return following.join().unwrap_or_else(|_panic| Err("the thread that follows the file panicked".into()));
         }
     }
 }

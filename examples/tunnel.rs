@@ -15,12 +15,18 @@ mod check;
 mod control;
 #[path = "tunnel/links.rs"]
 mod links;
+#[path = "tunnel/output.rs"]
+mod output;
 #[path = "tunnel/queues.rs"]
 mod queues;
 #[path = "tunnel/report.rs"]
 mod report;
 #[path = "tunnel/routes.rs"]
 mod routes;
+#[path = "tunnel/routes_file.rs"]
+mod routes_file;
+#[path = "tunnel/routing.rs"]
+mod routing;
 #[path = "tunnel/underlay.rs"]
 mod underlay;
 
@@ -47,38 +53,37 @@ use args::Args;
 use control::Control;
 use links::{Limit, Links};
 use queues::{Queues, Tally};
-use report::{Report, say};
+use report::{Report, answer, say, say_strangers};
 use routes::Routes;
+use routing::Routing;
 use underlay::Underlay;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let never_began = |error| {
-        say(&format!("tunnel: {error}"));
+    let status = if args.check { check::run(&args) } else { run(&args) };
+    let status = status.unwrap_or_else(|error| {
+        answer(format_args!("tunnel: {error}"));
         ExitCode::from(2)
-    };
-    if args.check {
-        return check::run(&args).unwrap_or_else(never_began);
-    }
-    let mut tunnel = match Tunnel::open(&args) {
-        Ok(tunnel) => tunnel,
-        Err(error) => return never_began(error),
-    };
-    let outcome = tunnel.run().map_err(explained);
-    if let Err(error) = &outcome {
-        say(&format!("tunnel: {error}"));
-    }
-    match (tunnel.close(), outcome) {
-        (Ok(()), Ok(())) => ExitCode::SUCCESS,
-        (Err(error), outcome) => {
-            if outcome.is_ok() {
-                say(&format!("tunnel: {}", explained(error)));
-            }
-            ExitCode::FAILURE
+    });
+    report::flush();
+    status
+}
+
+/// Runs a tunnel to its end.
+///
+/// # Errors
+/// If it never began.
+fn run(args: &Args) -> Result<ExitCode, Error> {
+    let Some(mut tunnel) = Tunnel::open(args)? else { return Ok(ExitCode::SUCCESS) };
+    let outcome = tunnel.run();
+    match outcome.and(tunnel.close()) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            answer(format_args!("tunnel: {}", explained(error)));
+            Ok(ExitCode::FAILURE)
         }
-        (Ok(()), Err(_)) => ExitCode::FAILURE,
     }
 }
 
@@ -87,7 +92,7 @@ struct Tunnel {
     worker: Worker,
     queues: Queues,
     links: Links,
-    routes: Routes,
+    routing: Routing,
     control: Option<Control>,
     report: Report,
 }
@@ -100,7 +105,8 @@ enum Next {
 }
 
 impl Tunnel {
-    fn open(args: &Args) -> Result<Self, Error> {
+    /// Returns nothing if a signal asks for the end before the beginning.
+    fn open(args: &Args) -> Result<Option<Self>, Error> {
         // First of all, so that no signal finds the process half set up.
         let mut caught = SigSet::empty();
         for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
@@ -117,7 +123,13 @@ impl Tunnel {
         let underlay = Underlay::watch(listen.ip(), args.peers())?;
         let mtu = args.mtu.unwrap_or(underlay.tun_mtu());
         let forwarder = Forwarder::new(args.overlay(Some(Limit::new(mtu, &underlay).packet)))?;
-        let routes = Routes::of(args)?;
+        let routing = Routing::start(Routes::of(args)?)?;
+        // A long file takes its time, and a signal does not wait for that.
+        while !routing.has_read(Duration::from_millis(20))? {
+            if take_signals(&signals, &routing)? == Next::Stop {
+                return Ok(None);
+            }
+        }
         check::warn(args);
 
         let control = args.control.as_deref().map(Control::open).transpose()?;
@@ -130,6 +142,13 @@ impl Tunnel {
         let name = tuns[0].name().to_owned();
         let offloads = offloads(&tuns[0], &sockets[0]);
         let network = args.network.trunc();
+        let missing = args.missing_offloads(&offloads);
+        if !missing.is_empty() {
+            answer(format_args!(
+                "the kernel does not grant {}, which --offload names; the tunnel runs without",
+                missing.join(", ")
+            ));
+        }
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
         let links = Links::configure(&name, &config, underlay)?;
         let report = Report::new(args.stats);
@@ -137,7 +156,7 @@ impl Tunnel {
             .into_iter()
             .zip(sockets)
             .map(|(tun, udp)| {
-                let worker = Worker::new(tun, udp, forwarder.clone(), routes.reader());
+                let worker = Worker::new(tun, udp, forwarder.clone(), routing.reader());
                 let worker = worker.with_icmp_limiter(share_of_icmp(queues.get() as u32));
                 if args.no_offload { worker.one_by_one() } else { worker }
             })
@@ -146,7 +165,7 @@ impl Tunnel {
         let worker = workers.remove(0);
         let queues = Queues::start(others)?;
         report.ready(&name, listen, mtu, &offloads);
-        Ok(Self { signals, worker, queues, links, routes, control, report })
+        Ok(Some(Self { signals, worker, queues, links, routing, control, report }))
     }
 
     fn run(&mut self) -> Result<(), Error> {
@@ -155,7 +174,7 @@ impl Tunnel {
         loop {
             let ready = self.wait(tun_more || udp_more)?;
             let now = Instant::now();
-            if ready.signals && self.take_signals()? == Next::Stop {
+            if ready.signals && take_signals(&self.signals, &self.routing)? == Next::Stop {
                 return Ok(());
             }
             if ready.control && self.take_commands(budget) == Next::Stop {
@@ -169,6 +188,7 @@ impl Tunnel {
             }
             if udp_more || ready.udp {
                 udp_more = self.worker.udp_ready(budget, now)? == Progress::More;
+                say_strangers(&mut self.worker);
             }
             if ready.queue_ended {
                 return Err(self.queues.stop().err().unwrap_or_else(|| "a queue ended".into()));
@@ -182,10 +202,13 @@ impl Tunnel {
     /// Waits until there is something to do; with `more`, only looks.
     fn wait(&self, more: bool) -> Result<Ready, Error> {
         let interest = self.worker.interest();
-        let control = self.control.as_ref();
+        // While many changes wait to be applied, their senders wait too.
+        let has_room = self.routing.has_room();
+        let control = self.control.as_ref().filter(|_| has_room);
+        let room_at = (!has_room).then(|| Instant::now() + Duration::from_millis(10));
         let accept_at = control.and_then(Control::wake_at);
         let links_at = self.links.wake_at();
-        let wake_at = [interest.wake_at, self.report.due(), accept_at, links_at].into_iter().flatten().min();
+        let wake_at = [interest.wake_at, self.report.due(), accept_at, links_at, room_at].into_iter().flatten().min();
         let timeout = match wake_at {
             _ if more => PollTimeout::ZERO,
             None => PollTimeout::NONE,
@@ -225,16 +248,6 @@ impl Tunnel {
         })
     }
 
-    fn take_signals(&mut self) -> Result<Next, Error> {
-        while let Some(signal) = self.signals.read_signal()? {
-            match Signal::try_from(signal.ssi_signo as i32) {
-                Ok(Signal::SIGHUP) => self.routes.reread_file(),
-                Ok(_) | Err(_) => return Ok(Next::Stop),
-            }
-        }
-        Ok(Next::GoOn)
-    }
-
     /// Applies all waiting commands at once, up to the budget.
     fn take_commands(&mut self, budget: Budget) -> Next {
         let Some(control) = &mut self.control else { return Next::GoOn };
@@ -242,8 +255,7 @@ impl Tunnel {
         // What was asked for before the stop still counts.
         let stop = commands.iter().position(|command| *command == Command::Stop);
         let before = commands.iter().take(stop.unwrap_or(commands.len()));
-        let refused = self.routes.set_from_control(before.filter_map(Command::route_change));
-        control.refused += refused;
+        self.routing.change(before.filter_map(Command::route_change).collect());
         if stop.is_some() { Next::Stop } else { Next::GoOn }
     }
 
@@ -255,7 +267,7 @@ impl Tunnel {
                 self.queues.set_mtu(limit.packet);
                 self.report.limit(limit);
             }
-            Err(error) => say(&format!("the longest packet stays what it was: {error}")),
+            Err(error) => say("the MTU", format_args!("the longest packet stays what it was: {error}")),
         }
     }
 
@@ -263,6 +275,7 @@ impl Tunnel {
     fn close(mut self) -> Result<(), Error> {
         self.worker.stop();
         let stopped = self.queues.stop();
+        self.routing.finish();
         self.say_stats("stopped");
         self.links.remove()?;
         stopped
@@ -271,8 +284,19 @@ impl Tunnel {
     fn say_stats(&mut self, event: &str) {
         let mut tally = Tally::of(&self.worker);
         self.queues.add_to(&mut tally);
-        self.report.stats(event, &tally, &self.routes, self.control.as_ref());
+        let device = self.links.stats();
+        self.report.stats(event, &tally, device, &self.routing, self.control.as_ref());
     }
+}
+
+fn take_signals(signals: &SignalFd, routing: &Routing) -> Result<Next, Error> {
+    while let Some(signal) = signals.read_signal()? {
+        match Signal::try_from(signal.ssi_signo as i32) {
+            Ok(Signal::SIGHUP) => routing.read_file_again(),
+            Ok(_) | Err(_) => return Ok(Next::Stop),
+        }
+    }
+    Ok(Next::GoOn)
 }
 
 /// What [`Tunnel::wait`] found.

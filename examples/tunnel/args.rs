@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use ipnet::Ipv4Net;
-use loden::forward::{EcnEgress, EcnIngress, IcmpSource, Overlay, SourceCheck, SourcePort, Transit, TtlPolicy};
+use loden::forward::{
+    EcnEgress, EcnIngress, IcmpSource, Overlay, PeerCheck, SourceCheck, SourcePort, Transit, TtlPolicy,
+};
 use loden::sys::link::{MTU_MAX, MTU_MIN};
 use loden::sys::{TunOffload, UdpOffload};
 
@@ -45,6 +47,9 @@ pub(crate) struct Args {
     /// Source address of ICMP errors to our own pods [default: the address that could not be reached]
     #[arg(long, value_name = "ADDR")]
     pub(crate) icmp_source: Option<Ipv4Addr>,
+    /// Check of a datagram's sender: it has the address of a peer, address and port, or (for peers behind NAT) any
+    #[arg(long, value_name = "CHECK", default_value = "address")]
+    pub(crate) peer_check: PeerCheckArg,
     /// Let a known peer send from any inner address; unknown senders stay refused
     #[arg(long)]
     pub(crate) no_source_check: bool,
@@ -95,6 +100,7 @@ impl Args {
         Overlay {
             mtu: mtu.unwrap_or(overlay.mtu),
             ttl: self.ttl.into(),
+            peer_check: self.peer_check.into(),
             source_check: if self.no_source_check { SourceCheck::Off } else { SourceCheck::Strict },
             transit: if self.transit { Transit::Allowed } else { Transit::Refused },
             icmp_source: self.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed),
@@ -113,6 +119,12 @@ impl Args {
         UdpOffload { gso: self.uses(OffloadArg::UdpGso), gro: self.uses(OffloadArg::UdpGro) }
     }
 
+    /// The offloads that the command line names and the kernel has not granted.
+    pub(crate) fn missing_offloads(&self, granted: &[&str]) -> Vec<String> {
+        let named = self.offload.iter().flatten().filter_map(ValueEnum::to_possible_value);
+        named.map(|value| value.get_name().to_owned()).filter(|name| !granted.contains(&name.as_str())).collect()
+    }
+
     fn uses(&self, offload: OffloadArg) -> bool {
         !self.no_offload && self.offload.as_ref().is_none_or(|offloads| offloads.contains(&offload))
     }
@@ -124,6 +136,23 @@ pub(crate) enum OffloadArg {
     TunUso,
     UdpGso,
     UdpGro,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PeerCheckArg {
+    Address,
+    AddressPort,
+    Off,
+}
+
+impl From<PeerCheckArg> for PeerCheck {
+    fn from(check: PeerCheckArg) -> Self {
+        match check {
+            PeerCheckArg::Address => Self::Address,
+            PeerCheckArg::AddressPort => Self::AddressPort,
+            PeerCheckArg::Off => Self::Off,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::Error;
 use crate::args::Args;
-use crate::report::say;
+use crate::report::answer;
 use crate::routes::Routes;
 
 /// Says everything that is found. Nothing is opened, made or changed.
@@ -21,7 +21,7 @@ use crate::routes::Routes;
 /// If the command line itself is wrong.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     Forwarder::new(args.overlay(args.mtu.and_then(|mtu| u16::try_from(mtu).ok())))?;
-    Routes::of(args)?;
+    Routes::of(args)?.read_file()?;
     let findings = check(&intended(args));
     for finding in &findings {
         let (severity, name) = (finding.severity().name(), finding.name());
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 /// Says what is found of a tunnel that is about to start, whatever comes of it.
 pub(crate) fn warn(args: &Args) {
     for sentence in sentences(&check(&intended(args))) {
-        say(&sentence);
+        answer(format_args!("{sentence}"));
     }
 }
 
@@ -52,7 +52,8 @@ fn intended(args: &Args) -> Intended {
     let listen = IpAddr::V4(*args.listen.ip());
     // What the tunnel gives the device, whatever MTU that has now.
     let mtu = args.mtu.or_else(|| interface_to(listen, args.peers()).as_ref().map(Underlay::tun_mtu).ok());
-    Intended { mtu, bridge: args.bridge.clone(), ..Intended::new(args.network, args.subnet, listen, &args.tun) }
+    let (port, bridge) = (args.listen.port(), args.bridge.clone());
+    Intended { mtu, port, bridge, ..Intended::new(args.network, args.subnet, listen, &args.tun) }
 }
 
 /// In contrast to a running tunnel, which does not wait for whoever reads.

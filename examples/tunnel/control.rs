@@ -15,10 +15,13 @@ use nix::sys::socket::{MsgFlags, UnixAddr, UnixCredentials, recvmsg};
 use nix::sys::stat::{Mode, umask};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::report::{Limited, say};
+use crate::report::say;
 
 /// How long no client is accepted after there was no file descriptor for one: the listener stays readable all the while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Clients at once: each costs a look whenever one has something.
+const CLIENTS: usize = 256;
 
 /// A listening socket, its clients, and what they got wrong.
 pub(crate) struct Control {
@@ -27,11 +30,8 @@ pub(crate) struct Control {
     accept_after: Option<Instant>,
     path: PathBuf,
     inode: u64,
-    complaints: Limited,
     /// Messages that were no command.
     pub(crate) malformed: u64,
-    /// Routes that were refused.
-    pub(crate) refused: u64,
 }
 
 /// One look at a client.
@@ -60,16 +60,8 @@ impl Control {
         umask(mask);
         bound?;
         let inode = fs::symlink_metadata(path)?.ino();
-        let control = Self {
-            listener,
-            clients: Vec::new(),
-            accept_after: None,
-            path: path.into(),
-            inode,
-            complaints: Limited::new(),
-            malformed: 0,
-            refused: 0,
-        };
+        let control =
+            Self { listener, clients: Vec::new(), accept_after: None, path: path.into(), inode, malformed: 0 };
         control.listener.listen(128)?;
         Ok(control)
     }
@@ -88,34 +80,34 @@ impl Control {
     /// New clients, and their and the old ones' commands, in turn, up to the budget.
     pub(crate) fn take(&mut self, budget: Budget) -> Vec<Command> {
         self.accept(budget);
-        let mut commands = Vec::new();
+        let (mut commands, mut gone) = (Vec::new(), Vec::new());
         let mut left = budget.count();
-        let mut busy = true;
-        while busy && left > 0 {
-            busy = false;
-            let mut gone = Vec::new();
-            for (number, client) in self.clients.iter().enumerate() {
+        // Those that may have more: who has nothing is asked once, however much the others have.
+        let mut busy: Vec<_> = (0..self.clients.len()).collect();
+        while !busy.is_empty() && left > 0 {
+            busy.retain(|number| {
                 if left == 0 {
-                    break;
+                    return true;
                 }
-                match receive(client) {
+                match receive(&self.clients[*number]) {
                     Received::Message(Ok(command)) => commands.push(command),
                     Received::Message(Err(error)) => {
                         self.malformed += 1;
-                        self.complaints.say(&format!("control: {error}"));
+                        say("malformed commands", format_args!("control: {error}"));
                     }
-                    Received::Nothing => continue,
+                    Received::Nothing => return false,
                     Received::Gone => {
-                        gone.push(number);
-                        continue;
+                        gone.push(*number);
+                        return false;
                     }
                 }
                 left -= 1;
-                busy = true;
-            }
-            for number in gone.into_iter().rev() {
-                self.clients.remove(number);
-            }
+                true
+            });
+        }
+        gone.sort_unstable();
+        for number in gone.into_iter().rev() {
+            self.clients.remove(number);
         }
         // Who was served last is served last again, unless the budget ended before everybody's turn came.
         if !self.clients.is_empty() && left == 0 {
@@ -128,13 +120,17 @@ impl Control {
         let paused = self.accept_after.take().is_some();
         for _ in 0..budget.count() {
             match self.listener.accept().and_then(|(client, _)| adopt(client)) {
-                Ok(client) => self.clients.push(client),
+                Ok(client) if self.clients.len() < CLIENTS => self.clients.push(client),
+                // Dropped, hence closed.
+                Ok(_) => {
+                    say("clients", format_args!("control: no more than {CLIENTS} clients at once; one is sent away"))
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(error) => {
                     // Once, and not again at every try until one succeeds.
                     if !paused {
-                        say(&format!("control: no client can be accepted for the moment: {error}"));
+                        say("clients", format_args!("control: no client can be accepted for the moment: {error}"));
                     }
                     self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
                     return;

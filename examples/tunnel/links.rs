@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, Restored};
+use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, LinkStats, Restored};
 
 use crate::report::say;
 use crate::underlay::Underlay;
@@ -15,6 +15,8 @@ pub(crate) struct Links {
     link: Link,
     tun_mtu: u32,
     underlay: Underlay,
+    /// What a persistent device had counted before.
+    stats_before: LinkStats,
 }
 
 /// How long a packet may be, and why.
@@ -37,8 +39,9 @@ impl Links {
     /// Makes the TUN device what it has to be, and begins to watch it.
     pub(crate) fn configure(name: &str, config: &LinkConfig, underlay: Underlay) -> Result<Self, Error> {
         let monitor = LinkMonitor::open(name)?;
-        let link = Link::configure(name, config)?;
-        Ok(Self { monitor, link, tun_mtu: config.mtu, underlay })
+        let mut link = Link::configure(name, config)?;
+        let stats_before = link.stats()?;
+        Ok(Self { monitor, link, tun_mtu: config.mtu, underlay, stats_before })
     }
 
     pub(crate) fn limit(&self) -> Limit {
@@ -61,6 +64,14 @@ impl Links {
         Ok(self.take_events_of_tun()? || of_underlay)
     }
 
+    /// Packets that the device dropped before the tunnel could count them; none once it is gone.
+    pub(crate) fn stats(&mut self) -> LinkStats {
+        let mut stats = self.link.stats().unwrap_or(self.stats_before);
+        stats.tx_dropped = stats.tx_dropped.saturating_sub(self.stats_before.tx_dropped);
+        stats.rx_dropped = stats.rx_dropped.saturating_sub(self.stats_before.rx_dropped);
+        stats
+    }
+
     /// Takes back what was made.
     pub(crate) fn remove(self) -> Result<(), Error> {
         Ok(self.link.remove()?)
@@ -75,11 +86,13 @@ impl Links {
             }
             events.push(event);
         }
-        let mut changed = false;
+        let (mut changed, mut restore) = (false, false);
         for event in events {
             match event {
-                LinkEvent::Down => say("the TUN device is down: nothing is delivered until it is up"),
-                LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => self.restore(),
+                LinkEvent::Down => {
+                    say("the TUN device", format_args!("the TUN device is down: nothing is delivered until it is up"))
+                }
+                LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => restore = true,
                 LinkEvent::MtuChanged(mtu) => {
                     changed |= mtu != self.tun_mtu;
                     self.tun_mtu = mtu;
@@ -87,16 +100,21 @@ impl Links {
                 LinkEvent::Deleted | _ => {}
             }
         }
+        // Once, however many events say so.
+        if restore {
+            self.restore();
+        }
         Ok(changed)
     }
 
     fn restore(&mut self) {
+        const CAUSE: &str = "the overlay's route";
         match self.link.restore() {
             Ok(Restored::Complete { address, route }) if address || route => {
-                say("put back what the TUN device had lost: the overlay's route");
+                say(CAUSE, format_args!("put back what the TUN device had lost: the overlay's route"));
             }
             Ok(_) => {}
-            Err(error) => say(&format!("cannot put the overlay's route back: {error}")),
+            Err(error) => say(CAUSE, format_args!("cannot put the overlay's route back: {error}")),
         }
     }
 }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::report::say_strangers;
 use crate::{Error, milliseconds_until};
 
 /// Where the packets of one worker, or of several, went.
@@ -195,6 +196,7 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
         }
         if more || udp.intersects(!PollFlags::POLLOUT) {
             progress[1] = worker.udp_ready(budget, now)?;
+            say_strangers(worker);
         }
         more = progress.contains(&Progress::More);
     }

@@ -1,20 +1,24 @@
 //! What the tunnel says: JSON lines on standard output, sentences on standard error.
 
-use std::io::Write;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use loden::forward::Flow;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use loden::sys::link::LinkStats;
+use loden::worker::{Stranger, Worker};
 use serde_json::{Map, Value, json};
 
 use crate::control::Control;
 use crate::links::Limit;
+use crate::output::{Missing, Output};
 use crate::queues::Tally;
-use crate::routes::Routes;
+use crate::routing::Routing;
 
-/// Peers named in a line: those with most errors. With them a line is shorter than what a pipe takes at once (`PIPE_BUF`).
+/// Peers named in a line: those with most errors.
 const MOST_PEERS: usize = 16;
 
 /// When the counters are due, if they are at all.
@@ -58,19 +62,31 @@ impl Report {
             return;
         }
         let Limit { tun_mtu, underlay_mtu, packet } = limit;
-        print(&json!({ "event": "mtu", "limit": packet, "tun": tun_mtu, "underlay": underlay_mtu }));
-        say(&format!(
-            "packets may have {packet} bytes: the MTUs are {tun_mtu} of the TUN, {underlay_mtu} of the underlay"
-        ));
+        if let Some(stdout) = &*STDOUT {
+            let line = json!({ "event": "mtu", "limit": packet, "tun": tun_mtu, "underlay": underlay_mtu });
+            stdout.say("the MTU", || line.to_string());
+        }
+        say(
+            "the MTU",
+            format_args!(
+                "packets may have {packet} bytes: the MTUs are {tun_mtu} of the TUN, {underlay_mtu} of the underlay"
+            ),
+        );
     }
 
-    pub(crate) fn stats(&self, event: &str, tally: &Tally, routes: &Routes, control: Option<&Control>) {
+    pub(crate) fn stats(
+        &self,
+        event: &str,
+        tally: &Tally,
+        device: LinkStats,
+        routing: &Routing,
+        control: Option<&Control>,
+    ) {
         let counters = &tally.counters;
         let mut anomalies: Map<_, _> =
             counters.anomalies.named().map(|(name, count)| (name.into(), count.into())).collect();
-        let (malformed, refused) = control.map_or((0, 0), |control| (control.malformed, control.refused));
-        anomalies.insert("control_malformed".into(), malformed.into());
-        anomalies.insert("control_refused".into(), refused.into());
+        anomalies.insert("control_malformed".into(), control.map_or(0, |control| control.malformed).into());
+        anomalies.insert("control_refused".into(), routing.refused().into());
         let mut peers = tally.send_errors.clone();
         peers.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let send_errors: Map<_, _> =
@@ -81,7 +97,8 @@ impl Report {
             "decap": flow(&counters.decap),
             "anomalies": anomalies,
             "send_errors": send_errors,
-            "routes": routes.len(),
+            "device": { "queue_dropped": device.tx_dropped, "kernel_dropped": device.rx_dropped },
+            "routes": routing.len(),
             "seconds": self.started.elapsed().as_secs_f64(),
         }));
     }
@@ -98,50 +115,72 @@ fn flow(flow: &Flow) -> Value {
     })
 }
 
-/// Prints a line, unless nobody takes it: packets do not wait for a reader.
+static STDOUT: LazyLock<Option<Arc<Output>>> = LazyLock::new(|| {
+    let missing = |missing| match missing {
+        Missing::LeftOut { cause, lines } => json!({ "event": "left_out", "cause": cause, "lines": lines }).to_string(),
+        Missing::Unread { lines } => json!({ "event": "unread", "lines": lines }).to_string(),
+    };
+    Output::start(std::io::stdout().as_fd(), missing).ok()
+});
+
+static STDERR: LazyLock<Option<Arc<Output>>> = LazyLock::new(|| {
+    let missing = |missing| match missing {
+        Missing::LeftOut { cause, lines } => format!("({lines} more messages about {cause} were left out)"),
+        Missing::Unread { lines } => format!("({lines} lines were dropped because nobody read them)"),
+    };
+    Output::start(std::io::stderr().as_fd(), missing).ok()
+});
+
+/// Prints a line of JSON.
 fn print(line: &Value) {
-    let stdout = std::io::stdout();
-    if is_writable(stdout.as_fd()) {
-        // In one piece, which a pipe that is writable has room for.
-        let _ = stdout.lock().write_all(format!("{line}\n").as_bytes());
+    if let Some(stdout) = &*STDOUT {
+        stdout.answer(line.to_string());
     }
 }
 
-/// Says a sentence to whoever runs the tunnel, unless nobody listens.
-pub(crate) fn say(sentence: &str) {
-    let stderr = std::io::stderr();
-    if is_writable(stderr.as_fd()) {
-        let _ = stderr.lock().write_all(format!("{sentence}\n").as_bytes());
+/// Says a sentence to whoever runs the tunnel, at most so often for each cause.
+pub(crate) fn say(cause: &'static str, sentence: fmt::Arguments<'_>) {
+    if let Some(stderr) = &*STDERR {
+        stderr.say(cause, || sentence.to_string());
     }
 }
 
-fn is_writable(fd: BorrowedFd<'_>) -> bool {
-    poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO) != Ok(0)
-}
-
-/// For what a stranger can cause as often as they like: says it at most ten times a second, and then how often it did not.
-pub(crate) struct Limited {
-    since: Option<Instant>,
-    said: u32,
-}
-
-impl Limited {
-    pub(crate) const fn new() -> Self {
-        Self { since: None, said: 0 }
-    }
-
-    pub(crate) fn say(&mut self, sentence: &str) {
-        const PER_SECOND: u32 = 10;
-        if self.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
-            let left_out = self.said.saturating_sub(PER_SECOND);
-            *self = Self { since: Some(Instant::now()), said: 0 };
-            if left_out > 0 {
-                say(&format!("({left_out} more of these were left out)"));
-            }
+/// Names the senders that may be peers behind NAT, each once.
+pub(crate) fn say_strangers(worker: &mut Worker) {
+    /// By address of the sender and next hop, for all queues.
+    static SAID: Mutex<VecDeque<(IpAddr, SocketAddr)>> = Mutex::new(VecDeque::new());
+    const MOST: usize = 64;
+    for Stranger { from, inner_source, next_hop, .. } in worker.take_strangers() {
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.contains(&(from.ip(), next_hop)) {
+            continue;
         }
-        self.said = self.said.saturating_add(1);
-        if self.said <= PER_SECOND {
-            say(sentence);
+        if said.len() == MOST {
+            said.pop_front();
         }
+        said.push_back((from.ip(), next_hop));
+        let setting = if from.ip() == next_hop.ip() { "address" } else { "off" };
+        say(
+            "unknown senders",
+            format_args!(
+                "datagrams from {from} are dropped: no route leads there, but their inner source {inner_source} belongs to \
+                 {next_hop}; if NAT changes that peer's address or port, use --peer-check {setting}, otherwise they are forged"
+            ),
+        );
+    }
+}
+
+/// Says a sentence that somebody asked for, or the last one.
+pub(crate) fn answer(sentence: fmt::Arguments<'_>) {
+    if let Some(stderr) = &*STDERR {
+        stderr.answer(sentence.to_string());
+    }
+}
+
+/// Waits until everything is written, but not for a reader who does not read.
+pub(crate) fn flush() {
+    const WITHIN: Duration = Duration::from_millis(300);
+    for output in [&*STDOUT, &*STDERR].into_iter().flatten() {
+        output.flush(WITHIN);
     }
 }

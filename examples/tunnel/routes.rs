@@ -1,14 +1,15 @@
-//! Which route came from where: the command line, the file, or the control socket.
+//! The origin of each route: the command line, the file, or the control socket.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use loden::route::{Route, RouteChange, RoutePublisher, RouteReader};
 
 use crate::args::{Args, NextHopArg, RouteArg, parse_subnet};
-use crate::report::{Limited, say};
+use crate::report::{answer, say};
+use crate::routes_file::{BadLines, read};
 
 /// The published routes and their origins.
 pub(crate) struct Routes {
@@ -16,7 +17,6 @@ pub(crate) struct Routes {
     origins: HashMap<IpNet, Origin>,
     file: Option<PathBuf>,
     port: u16,
-    complaints: Limited,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,19 +33,20 @@ struct Line {
 }
 
 impl Routes {
-    /// Those of the command line and of the file it names.
+    /// Takes the routes of the command line; one that cannot be a route is a mistake of whoever wrote it.
     pub(crate) fn of(args: &Args) -> Result<Self, String> {
-        let mut routes = Self::new(args.listen.into(), args.subnet);
-        routes.set_from_command_line(&args.route)?;
-        if let Some(file) = &args.routes_file {
-            routes.read_file(file.clone())?;
+        let (listen, file) = (SocketAddr::V4(args.listen), args.routes_file.clone());
+        let publisher = RoutePublisher::bound_to(listen).owning(args.subnet);
+        let mut routes = Self { publisher, origins: HashMap::new(), file, port: listen.port() };
+        for RouteArg { subnet, next_hop } in &args.route {
+            let route = Route::new(subnet.trunc(), next_hop.or_port(routes.port));
+            let applied = routes.publisher.apply([RouteChange::Set(route)]);
+            if let Some(refused) = applied.refused.first() {
+                return Err(format!("--{refused}"));
+            }
+            routes.origins.insert(route.subnet, Origin::CommandLine);
         }
         Ok(routes)
-    }
-
-    fn new(listen: SocketAddr, own_subnet: Ipv4Net) -> Self {
-        let publisher = RoutePublisher::bound_to(listen).owning(own_subnet);
-        Self { publisher, origins: HashMap::new(), file: None, port: listen.port(), complaints: Limited::new() }
     }
 
     pub(crate) fn reader(&self) -> RouteReader {
@@ -56,62 +57,53 @@ impl Routes {
         self.publisher.table().len()
     }
 
-    /// Takes the routes of the command line; one that cannot be a route is a mistake of whoever wrote it.
-    fn set_from_command_line(&mut self, routes: &[RouteArg]) -> Result<(), String> {
-        for RouteArg { subnet, next_hop } in routes {
-            let route = Route::new(subnet.trunc(), next_hop.or_port(self.port));
-            let applied = self.publisher.apply([RouteChange::Set(route)]);
-            if let Some(refused) = applied.refused.first() {
-                return Err(format!("--{refused}"));
-            }
-            self.origins.insert(route.subnet, Origin::CommandLine);
-        }
-        Ok(())
-    }
-
-    /// Takes the routes of a file for the first time. Bad lines are reported; a file that cannot be read is an error.
-    fn read_file(&mut self, file: PathBuf) -> Result<(), String> {
+    /// Takes the routes of the file for the first time. Bad lines are reported; a file that cannot be read is an error.
+    pub(crate) fn read_file(&mut self) -> Result<(), String> {
+        let Some(file) = self.file.clone() else { return Ok(()) };
         let text = read(&file).map_err(|error| format!("--routes-file {}: {error}", file.display()))?;
-        self.file = Some(file);
-        self.replace_from_file(&text);
+        self.replace_from_file(&text, BadLines::of(&file));
         Ok(())
     }
 
     /// Replaces the routes that came from the file, and nothing else. If it cannot be read they stay.
-    pub(crate) fn reread_file(&mut self) {
-        let Some(file) = &self.file else { return say("SIGHUP: there is no --routes-file to read again") };
-        match read(file) {
+    pub(crate) fn read_file_again(&mut self) {
+        let Some(file) = self.file.clone() else {
+            return answer(format_args!("SIGHUP: there is no --routes-file to read again"));
+        };
+        let name = file.display();
+        match read(&file) {
             Ok(text) => {
-                self.replace_from_file(&text);
-                say(&format!("SIGHUP: {} read again, {} routes in all", self.name(), self.len()));
+                let bad = self.replace_from_file(&text, BadLines::of(&file));
+                let bad = if bad > 0 { format!(", {bad} bad lines") } else { String::new() };
+                answer(format_args!("SIGHUP: {name} read again, {} routes in all{bad}", self.len()));
             }
-            Err(error) => say(&format!("SIGHUP: {}: {error}; its routes stay as they are", file.display())),
+            Err(error) => answer(format_args!("SIGHUP: {name}: {error}; its routes stay as they are")),
         }
     }
 
     /// Applies what came over the control socket, later changes over earlier ones and over all other origins. Returns how
     /// many routes were refused.
-    pub(crate) fn set_from_control(&mut self, changes: impl Iterator<Item = RouteChange>) -> u64 {
-        let changes: Vec<_> = changes.collect();
+    pub(crate) fn set_from_control(&mut self, changes: &[RouteChange]) -> usize {
         let applied = self.publisher.apply(changes.iter().copied());
         for refused in &applied.refused {
-            self.complaints.say(&format!("control: {refused}"));
+            say("refused routes", format_args!("control: {refused}"));
         }
         let refused: HashSet<_> = applied.refused.iter().map(|refused| refused.route).collect();
         for change in changes {
             if let RouteChange::Delete(subnet) = change {
                 self.origins.remove(&subnet.trunc());
             } else if let RouteChange::Set(route) = change
-                && !refused.contains(&route)
+                && !refused.contains(route)
             {
                 self.origins.insert(route.subnet.trunc(), Origin::Control);
             }
         }
-        applied.refused.len() as u64
+        applied.refused.len()
     }
 
-    fn replace_from_file(&mut self, text: &str) {
-        let lines = self.good_lines(text);
+    /// Returns how many lines were bad.
+    fn replace_from_file(&mut self, text: &str, mut bad: BadLines<'_>) -> usize {
+        let lines = self.good_lines(text, &mut bad);
         let of_file = |(subnet, origin): (&IpNet, &Origin)| (*origin == Origin::File).then_some(*subnet);
         let before: Vec<_> = self.origins.iter().filter_map(of_file).collect();
         let deletes =
@@ -129,17 +121,18 @@ impl Routes {
         for subnet in refused {
             self.origins.remove(&subnet);
         }
-        let numbered =
-            applied.refused.iter().map(|refused| (lines.get(&refused.route.subnet).map(|line| line.number), refused));
-        let mut bad: Vec<_> = numbered.collect();
-        bad.sort_by_key(|(number, _)| *number);
-        for (number, refused) in bad {
-            self.report_line(number.unwrap_or_default(), &refused.to_string());
+        let number = |subnet| lines.get(subnet).map_or(0, |line| line.number);
+        let mut refused: Vec<_> =
+            applied.refused.iter().map(|refused| (number(&refused.route.subnet), refused)).collect();
+        refused.sort_by_key(|(number, _)| *number);
+        for (number, refused) in refused {
+            bad.report(number, refused);
         }
+        bad.finish()
     }
 
     /// The lines that are routes and are the file's to set; the others are reported.
-    fn good_lines(&self, text: &str) -> HashMap<IpNet, Line> {
+    fn good_lines(&self, text: &str, bad: &mut BadLines<'_>) -> HashMap<IpNet, Line> {
         let mut lines = HashMap::<IpNet, Line>::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.split('#').next().unwrap_or_default().trim();
@@ -149,14 +142,11 @@ impl Routes {
             match self.parse_line(line) {
                 Ok(route) => {
                     if let Some(earlier) = lines.insert(route.subnet, Line { number, route }) {
-                        let subnet = route.subnet;
-                        self.report_line(
-                            number,
-                            &format!("{subnet} is on line {} too; this one counts", earlier.number),
-                        );
+                        let (subnet, earlier) = (route.subnet, earlier.number);
+                        bad.report(number, &format_args!("{subnet} is on line {earlier} too; this one counts"));
                     }
                 }
-                Err(reason) => self.report_line(number, &reason),
+                Err(reason) => bad.report(number, &reason),
             }
         }
         lines
@@ -175,17 +165,4 @@ impl Routes {
             Some(Origin::File) | None => Ok(route),
         }
     }
-
-    fn report_line(&self, number: usize, reason: &str) {
-        say(&format!("{} line {number}: {reason}", self.name()));
-    }
-
-    fn name(&self) -> String {
-        self.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
-    }
-}
-
-/// A file of lines; what is not text in one spoils that line alone.
-fn read(file: &Path) -> std::io::Result<String> {
-    Ok(String::from_utf8_lossy(&std::fs::read(file)?).into_owned())
 }

@@ -11,6 +11,8 @@ use crate::report::say;
 
 /// How often to look for an interface with the listen address while none has it.
 const RETRY: Duration = Duration::from_secs(1);
+/// In messages.
+const CAUSE: &str = "the underlay's interface";
 
 pub(crate) struct Underlay {
     /// As it was when it was last there.
@@ -70,7 +72,7 @@ impl Underlay {
                 *retry_at = Instant::now() + RETRY;
                 let Ok(found) = Self::watch(*address, self.peers.clone()) else { return Ok(false) };
                 *self = found;
-                say(&format!("{} has the address {} now", self.interface.name, self.interface.address));
+                say(CAUSE, format_args!("{} has the address {} now", self.interface.name, self.interface.address));
                 return Ok(true);
             }
         };
@@ -81,15 +83,15 @@ impl Underlay {
                     changed = true;
                     *mtu = now;
                 }
-                LinkEvent::Down => say(&format!("{name} is down: nothing leaves or arrives until it is up")),
+                LinkEvent::Down => say(CAUSE, format_args!("{name} is down: nothing leaves or arrives until it is up")),
                 // Said too when changes were missed, of the MTU maybe.
                 LinkEvent::Up => {
                     changed = true;
-                    say(&format!("{name} is up"));
+                    say(CAUSE, format_args!("{name} is up"));
                 }
                 LinkEvent::AddressRemoved(removed) if *address != removed => {}
                 LinkEvent::AddressRemoved(_) | LinkEvent::Deleted => {
-                    say(&format!("no interface has the address {address} any more: it was {name}'s"));
+                    say(CAUSE, format_args!("no interface has the address {address} any more: it was {name}'s"));
                     self.watch = Watch::Missing { retry_at: Instant::now() + RETRY };
                     break;
                 }

@@ -12,7 +12,7 @@ use crate::wire::ipv4::Ipv4Packet;
 /// A sender whose datagrams are dropped as those of an unknown peer, and the peer that it claims to be.
 ///
 /// Either the peer is behind NAT, so that its datagrams come from another address than the one that routes lead to, or
-/// somebody forges them: `PeerCheck::Off` accepts both.
+/// somebody forges them: [`PeerCheck::Off`](crate::forward::PeerCheck::Off) accepts both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stranger {

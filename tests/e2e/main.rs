@@ -12,6 +12,8 @@ mod lifecycle;
 mod mtu;
 mod narrow;
 mod offload;
+mod stalls;
+mod strangers;
 mod support;
 mod traffic;
 mod updates;

@@ -34,6 +34,7 @@ fn mistakes_are_named() {
         (more(&["--mtu", "67"]), "68"),
         (more(&["--mtu", "65536"]), "65535"),
         (more(&["--ttl", "sometimes"]), "both"),
+        (more(&["--peer-check", "never"]), "address-port"),
         (more(&["--icmp-source", "0.0.0.0"]), "cannot be the source"),
         (more(&["--stats", "0"]), "interval"),
         (more(&["--tun", "a-name-that-is-much-too-long"]), "15"),
@@ -81,6 +82,31 @@ fn fault_39_missing_rights_are_named() {
     assert_eq!(status.code(), Some(2));
     let said = child.stderr();
     assert!(said.contains("permission") && said.contains("root"), "{said}");
+}
+
+/// An offload that the command line names and the kernel lacks: a sentence names it, and packets are sent without.
+#[test]
+fn an_offload_that_is_named_and_not_granted_is_said() {
+    let hosts = TwoHosts::new().unwrap();
+    let start = |host: &Namespace, how: &str| {
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o"]).arg(trace.path()).args(["-e", "trace=setsockopt", "-e", how]);
+        command.arg(crate::support::program("tunnel")).args(HOST).args(["--offload", "udp-gro,udp-gso"]);
+        let mut child = testbed::Child::spawn(host, command).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&child.next_line(10 * SECOND).unwrap()).unwrap();
+        let trace = std::fs::read_to_string(trace.path()).unwrap();
+        let tunnel = trace.split_whitespace().next().expect("its process id").parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(tunnel), nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(child.wait(5 * SECOND).unwrap().expect("an end").success());
+        (ready["offload"].clone(), child.stderr(), trace)
+    };
+    let (offload, said, trace) = start(&hosts.host_a, "signal=none");
+    assert!(offload == serde_json::json!(["udp-gso", "udp-gro"]) && !said.contains("--offload"), "{said}");
+    let nth = trace.lines().position(|line| line.contains("UDP_SEGMENT")).expect("it is asked for") + 1;
+    let (offload, said, _) = start(&hosts.host_a, &format!("inject=setsockopt:error=ENOPROTOOPT:when={nth}"));
+    assert_eq!(offload, serde_json::json!(["udp-gro"]));
+    assert_eq!(said.matches("the kernel does not grant udp-gso, which --offload names").count(), 1, "{said}");
 }
 
 /// The first line, as scripts read it.

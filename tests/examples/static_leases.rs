@@ -1,5 +1,13 @@
 //! A node whose leases come from a file.
 
+use core::net::Ipv4Addr;
+use core::time::Duration;
+use std::io::{PipeReader, PipeWriter, Write};
+use std::os::fd::AsFd;
+use std::process::Stdio;
+use std::time::Instant;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use testbed::probe::{Ping, PingOutcome, ping};
 use testbed::{Child, TwoHosts};
@@ -129,6 +137,81 @@ fn the_node_of_static_leases_bears_that_its_device_goes_down() {
     hosts.host_a.set_down("loden0").expect("set down");
     hosts.host_a.set_up("loden0").expect("set up");
     assert!((0..100).any(|_| reaches(&hosts)), "the overlay's route is back");
+}
+
+/// Fault 56: a million bad lines, a FIFO, and a million leases while it ends. No packet waits, and few lines are printed.
+#[test]
+fn fault_56_a_long_file_of_leases_delays_no_packet() {
+    const BOTH: &str = "100.96.1.0/24 10.168.0.2\n100.96.2.0/24 10.168.0.3\n";
+    const MILLION: u32 = 1_000_000;
+    let hosts = hosts();
+    let file = LeaseFile::new(BOTH);
+    let mut a = start(&hosts.host_a, "static_leases", &file.on_a());
+    // Of a file of its own, whose length does not matter.
+    let other = LeaseFile::new(BOTH);
+    let _b = start(&hosts.host_b, "static_leases", &other.on_b("10.168.0.3:8285"));
+    wait_for_line(&a, "1 routes and our own lease");
+    assert!(reaches(&hosts));
+
+    file.replace(
+        &(BOTH.to_owned() + &(0..MILLION).map(|number| format!("bad {number} {number}\n")).collect::<String>()),
+    );
+    let (start_of_reading, mut longest, mut pings) = (Instant::now(), Duration::ZERO, 0);
+    while !a.stderr().contains("and 999990 more of these") {
+        assert!(start_of_reading.elapsed() < 12 * SOON, "{} lines", a.stderr().lines().count());
+        std::thread::sleep(Duration::from_millis(10));
+        let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping { timeout: 10 * SOON, ..Ping::default() }));
+        let [PingOutcome::Reply { rtt, .. }] = outcome.expect("ping")[..] else { panic!("a packet was lost") };
+        (longest, pings) = (longest.max(rtt), pings + 1);
+    }
+    assert!(longest < SOON / 10 && pings > 0, "the slowest of {pings} pings took {longest:?}");
+    assert_eq!(a.stderr().lines().count(), 11, "{}", a.stderr());
+
+    let fifo = file.directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).expect("a FIFO");
+    std::fs::rename(&fifo, &file.path).expect("renamed");
+    stderr_of(&a, "this is no regular file; its leases stay in force");
+    assert!(reaches(&hosts));
+
+    let lease = |number| format!("{}/32 10.168.0.3\n", Ipv4Addr::from_bits(0x6460_8000 + number));
+    file.replace(&(0..MILLION).map(lease).collect::<String>());
+    a.signal(Signal::SIGTERM).expect("signalled");
+    let status = a.wait(Duration::from_secs(2)).expect("waited");
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+}
+
+/// Fault 56: nobody reads its two outputs, which are full.
+#[test]
+fn fault_56_the_node_of_static_leases_waits_for_no_reader() {
+    let hosts = hosts();
+    let file = LeaseFile::new("100.96.1.0/24 10.168.0.2\n100.96.2.0/24 10.168.0.3\nnonsense\n");
+    let (_unread, full) = full_pipe();
+    let mut command = crate::example("static_leases");
+    command.args(file.on_a()).stdin(Stdio::null()).stdout(full.try_clone().expect("a copy")).stderr(full);
+    let mut a = hosts.host_a.enter(|| command.spawn()).expect("spawned");
+    let _b = start(&hosts.host_b, "static_leases", &file.on_b("10.168.0.3:8285"));
+    let reached = (0..20).any(|_| reaches(&hosts));
+    // A lease that comes is taken, although its line is not.
+    file.replace("100.96.1.0/24 10.168.0.2\n");
+    let forgot = (0..20).any(|_| !reaches(&hosts));
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(a.id() as i32), Signal::SIGTERM);
+    let start = Instant::now();
+    while a.try_wait().expect("waited").is_none() && start.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = a.kill();
+    assert!(a.wait().expect("waited").success(), "SIGTERM ends it");
+    assert!(reached && forgot);
+}
+
+/// A pipe that takes no byte more.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("non-blocking");
+    while writer.write(&[b'.'; 1000]).is_ok() {}
+    while writer.write(b".").is_ok() {}
+    fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::empty())).expect("blocking");
+    (reader, writer)
 }
 
 /// Reads on until a program has written this line.

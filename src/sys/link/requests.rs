@@ -221,14 +221,24 @@ pub(super) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Resu
 
 /// The route to `address` if it is one of this host's own.
 pub(super) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
+    Ok(entry_for(kernel, address)?.filter(|route| route.kind == RouteType::Local))
+}
+
+/// The interface of which `address` is a broadcast address.
+pub(super) fn broadcast_interface(kernel: &mut Netlink, address: Ipv4Addr) -> Result<Option<u32>, LinkError> {
+    let entry = entry_for(kernel, address.into())?.filter(|route| route.kind == RouteType::Broadcast);
+    Ok(entry.and_then(|route| route.interface))
+}
+
+/// The entry of the tables for `address`, and not the resolved route, which names the loopback interface for every local address.
+fn entry_for(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     let mut request = RouteMessage::default();
     request.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     request.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
-    // The entry of the table and not the resolved route, which names the loopback interface for every local address.
     request.header.flags = RouteFlags::FibMatch;
     request.attributes = vec![RouteAttribute::Destination(address.into())];
     match kernel.ask(RouteNetlinkMessage::GetRoute(request), read_route) {
-        Ok(found) => Ok(found.filter(|route| route.kind == RouteType::Local)),
+        Ok(found) => Ok(found),
         // Unreachable, prohibited, blackholed: in any case not local.
         Err(Failure::Refused { .. }) => Ok(None),
         Err(failure) => Err(LinkError::new(failure, "look an address up", "this host")),

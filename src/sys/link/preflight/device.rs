@@ -22,6 +22,11 @@ impl Host {
         device.is_tun() && device.state.up && has_mtu && has_address && self.routes.iter().any(is_overlay)
     }
 
+    pub(super) fn check_address(&self, intended: &Intended) -> Option<Finding> {
+        let interface = self.broadcast_of.and_then(|index| self.at(index))?.state.name.clone();
+        Some(Finding::TunAddressBroadcast { address: intended.subnet.network(), interface, tun: intended.tun.clone() })
+    }
+
     pub(super) fn check_device(&self, intended: &Intended) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Err(OpenError::BadName { name, problem }) = checked_name(&intended.tun) {

@@ -2,7 +2,7 @@
 
 use alloc::string::{String, ToString};
 use core::fmt::{self, Display, Formatter};
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 use std::io;
 
 use ipnet::Ipv4Net;
@@ -45,8 +45,11 @@ impl Display for Severity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Firewall {
-    /// The chain FORWARD of the table `filter` of iptables-legacy.
-    IptablesLegacy,
+    /// A chain of the table `filter` of iptables-legacy.
+    IptablesLegacy {
+        /// `FORWARD` or `INPUT`.
+        chain: &'static str,
+    },
     /// A chain of nftables, which is also where iptables-nft keeps its own.
     Nftables {
         /// `ip` or `inet`.
@@ -59,6 +62,20 @@ pub enum Firewall {
 }
 
 impl Firewall {
+    /// The command that makes it accept datagrams to the port.
+    fn accept_port(&self, port: u16) -> String {
+        let iptables = |program| alloc::format!("`{program} -I INPUT -p udp --dport {port} -j ACCEPT`");
+        match self {
+            Self::IptablesLegacy { .. } => iptables("iptables-legacy"),
+            Self::Nftables { family: "ip", table, chain } if table == "filter" && chain == "INPUT" => {
+                iptables("iptables")
+            }
+            Self::Nftables { family, table, chain } => {
+                alloc::format!("`nft insert rule {family} {table} {chain} udp dport {port} accept`")
+            }
+        }
+    }
+
     /// The commands that make it accept packets from and to the network.
     fn accept(&self, network: Ipv4Net) -> String {
         let iptables = |program| {
@@ -67,7 +84,7 @@ impl Firewall {
             )
         };
         match self {
-            Self::IptablesLegacy => iptables("iptables-legacy"),
+            Self::IptablesLegacy { .. } => iptables("iptables-legacy"),
             // The names are those of iptables-nft, which may refuse to show a chain that was changed past it.
             Self::Nftables { family: "ip", table, chain } if table == "filter" && chain == "FORWARD" => {
                 iptables("iptables")
@@ -83,7 +100,7 @@ impl Firewall {
 impl Display for Firewall {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::IptablesLegacy => f.write_str("the chain FORWARD of iptables-legacy"),
+            Self::IptablesLegacy { chain } => write!(f, "the chain {chain} of iptables-legacy"),
             Self::Nftables { family, table, chain } => write!(f, "the nftables chain {family} {table} {chain}"),
         }
     }
@@ -331,6 +348,75 @@ pub enum Finding {
         /// The overlay network.
         network: Ipv4Net,
     },
+    /// A firewall drops the datagrams of other hosts.
+    #[error(
+        "{firewall} drops by policy, and {}; accept the tunnel's datagrams with {}",
+        if *.certain {
+            alloc::format!("no rule of it accepts UDP port {port}")
+        } else {
+            alloc::format!(
+                "no rule of it surely accepts the first datagram of another host to UDP port {port}: some accept only \
+                 answers, or cannot be judged"
+            )
+        },
+        .firewall.accept_port(*.port)
+    )]
+    InputDropped {
+        /// The chain.
+        firewall: Firewall,
+        /// The UDP port that the tunnel listens on.
+        port: u16,
+        /// No datagram is accepted; else some may be.
+        certain: bool,
+    },
+    /// Pods are masqueraded, and the tunnel's datagrams take part in connection tracking.
+    #[error(
+        "{firewall} {} packets of pods that leave by {interface}, and UDP port {port} is tracked: one datagram of a pod from \
+         source port {port} diverts to the pod what another host sends to this one, and is taken by that host for one of this \
+         host; exempt the port with `nft add table ip loden`, \
+         `nft 'add chain ip loden prerouting {{ type filter hook prerouting priority -300; }}'`, \
+         `nft add rule ip loden prerouting udp dport {port} notrack`, \
+         `nft 'add chain ip loden output {{ type filter hook output priority -300; }}'` and \
+         `nft add rule ip loden output udp sport {port} notrack`",
+        if *.certain { "masquerades" } else { "has rules that may masquerade" },
+    )]
+    PortTracked {
+        /// The interface that carries the tunnel's datagrams.
+        interface: String,
+        /// The chain that masquerades.
+        firewall: Firewall,
+        /// The UDP port that the tunnel listens on.
+        port: u16,
+        /// Whether its rules surely do; else some cannot be judged.
+        certain: bool,
+    },
+    /// Pods are masqueraded, and may send to the tunnels of other hosts.
+    #[error(
+        "pods may send datagrams by {interface} to UDP port {port} of other hosts, which may take them for this host's; \
+         forbid it with `nft add table ip loden`, `nft 'add chain ip loden forward {{ type filter hook forward priority 0; }}'` and \
+         `nft add rule ip loden forward ip saddr {subnet} oifname {interface} udp dport {port} drop`"
+    )]
+    PodsReachPort {
+        /// The interface that carries the tunnel's datagrams.
+        interface: String,
+        /// The subnet of this host.
+        subnet: Ipv4Net,
+        /// The UDP port that the tunnel listens on.
+        port: u16,
+    },
+    /// The address of the TUN device is a broadcast address, as it is before Linux 5.14 if a bridge has the subnet's first address.
+    #[error(
+        "{address}, the address of the TUN device, is a broadcast address of {interface}, so that packets to it are lost; \
+         `Link::configure` puts a local route in front, as does `ip route prepend local {address} dev {tun} table local`"
+    )]
+    TunAddressBroadcast {
+        /// The address.
+        address: Ipv4Addr,
+        /// The interface with an address of the same network.
+        interface: String,
+        /// The TUN device.
+        tun: String,
+    },
     /// The kernel could not be asked.
     #[error("{what} could not be checked: {why}")]
     Unchecked {
@@ -350,18 +436,21 @@ impl Finding {
     #[must_use]
     pub const fn severity(&self) -> Severity {
         match self {
-            Self::BridgeMtu { .. } => Severity::Hint,
+            Self::BridgeMtu { .. } | Self::PodsReachPort { .. } | Self::TunAddressBroadcast { .. } => Severity::Hint,
             Self::BridgeElsewhere { address: None, .. }
             | Self::ForwardDropped { rules: 1.., .. }
+            | Self::InputDropped { certain: false, .. }
             | Self::MtuTooLarge { .. }
             | Self::NoBridge { .. }
             | Self::Overlap { loops: false, .. }
+            | Self::PortTracked { .. }
             | Self::StrictReversePath { .. }
             | Self::Unchecked { .. } => Severity::MayFail,
             Self::BadName { .. }
             | Self::BridgeElsewhere { address: Some(_), .. }
             | Self::ForwardDropped { rules: 0, .. }
             | Self::ForwardingOff { .. }
+            | Self::InputDropped { certain: true, .. }
             | Self::ListenNotHeld { .. }
             | Self::NoNetAdmin
             | Self::NotTun { .. }
@@ -382,15 +471,19 @@ impl Finding {
             Self::BridgeMtu { .. } => "bridge_mtu",
             Self::ForwardDropped { .. } => "forward_dropped",
             Self::ForwardingOff { .. } => "forwarding_off",
+            Self::InputDropped { .. } => "input_dropped",
             Self::ListenNotHeld { .. } => "listen_not_held",
             Self::MtuTooLarge { .. } => "mtu_too_large",
             Self::NoBridge { .. } => "no_bridge",
             Self::NoNetAdmin => "no_net_admin",
             Self::NotTun { .. } => "not_tun",
             Self::Overlap { .. } => "overlap",
+            Self::PodsReachPort { .. } => "pods_reach_port",
+            Self::PortTracked { .. } => "port_tracked",
             Self::RouteTaken { .. } => "route_taken",
             Self::StaleRoute { .. } => "stale_route",
             Self::StrictReversePath { .. } => "strict_reverse_path",
+            Self::TunAddressBroadcast { .. } => "tun_address_broadcast",
             Self::TunNode { .. } => "tun_node",
             Self::Unchecked { .. } => "unchecked",
             Self::UnderlayDown { .. } => "underlay_down",

@@ -1,28 +1,164 @@
-//! Forward chains that drop by policy: Docker sets the one of iptables to that.
+//! What firewalls do to the tunnel's datagrams and to the packets of pods. Docker's iptables drops what is forwarded by policy,
+//! and masquerades pods.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use ipnet::Ipv4Net;
+use super::host::Host;
+use super::nftables::{Chain, Ruleset};
+use super::rules::{self, Aim, Judgement, Packet};
+use super::{Finding, Firewall, Intended, iptables};
 
-use super::{Finding, Firewall, iptables, nftables};
-
-/// A chain that drops what no rule of it has accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Dropping {
-    pub(super) firewall: Firewall,
-    pub(super) rules: u32,
+/// `NF_INET_*` of linux/netfilter.h.
+mod hook {
+    pub(super) const PREROUTING: u32 = libc::NF_INET_PRE_ROUTING.cast_unsigned();
+    pub(super) const INPUT: u32 = libc::NF_INET_LOCAL_IN.cast_unsigned();
+    pub(super) const FORWARD: u32 = libc::NF_INET_FORWARD.cast_unsigned();
+    pub(super) const POSTROUTING: u32 = libc::NF_INET_POST_ROUTING.cast_unsigned();
 }
 
-pub(super) fn check(network: Ipv4Net) -> Vec<Finding> {
-    let described = |Dropping { firewall, rules }| Finding::ForwardDropped { firewall, rules, network };
+/// Connection tracking looks at packets with this priority (`NF_IP_PRI_CONNTRACK`).
+const CONNTRACK: i32 = -200;
+
+pub(super) fn check(intended: &Intended, host: Option<&Host>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    match nftables::dropping() {
-        Ok(chains) => findings.extend(chains.into_iter().map(described)),
-        Err(error) => findings.push(Finding::unchecked("the forward chains of nftables", &error)),
+    match Ruleset::read() {
+        Ok(ruleset) => findings.extend(Nftables::new(ruleset, intended, host).check()),
+        Err(error) => findings.push(Finding::unchecked("the rules of nftables", &error)),
     }
-    match iptables::dropping() {
-        Ok(chain) => findings.extend(chain.map(described)),
-        Err(error) => findings.push(Finding::unchecked("the chain FORWARD of iptables-legacy", &error)),
+    match iptables::read() {
+        Ok(legacy) => {
+            let dropping = |chain| Firewall::IptablesLegacy { chain };
+            findings.extend(legacy.forward.map(|rules| Finding::ForwardDropped {
+                firewall: dropping("FORWARD"),
+                rules,
+                network: intended.network,
+            }));
+            findings.extend(legacy.input.map(|rules| Finding::InputDropped {
+                firewall: dropping("INPUT"),
+                port: intended.port,
+                certain: rules == 0,
+            }));
+            if legacy.has_nat {
+                let why = "its rules are not read; `iptables-legacy -t nat -S POSTROUTING` lists them";
+                findings.push(Finding::unchecked("the table nat of iptables-legacy", &why));
+            }
+        }
+        Err(error) => findings.push(Finding::unchecked("the chains of iptables-legacy", &error)),
     }
     findings
+}
+
+struct Nftables<'a> {
+    ruleset: Ruleset,
+    intended: &'a Intended,
+    underlay: Option<(u32, String)>,
+    pods: Option<(u32, String)>,
+}
+
+impl<'a> Nftables<'a> {
+    fn new(ruleset: Ruleset, intended: &'a Intended, host: Option<&Host>) -> Self {
+        let underlay = host.and_then(|host| host.underlay.as_ref());
+        let underlay = underlay.map(|underlay| (underlay.index, underlay.name.clone()));
+        let pods = host.and_then(|host| host.pod_links(intended).next());
+        let pods = pods.map(|link| (link.state.index, link.state.name.clone()));
+        Self { ruleset, intended, underlay, pods }
+    }
+
+    fn check(&self) -> Vec<Finding> {
+        let network = self.intended.network;
+        let forward = self.chains(hook::FORWARD).filter(|chain| chain.drops);
+        let dropped =
+            forward.map(|chain| Finding::ForwardDropped { firewall: chain.firewall(), rules: chain.rules, network });
+        let mut findings: Vec<_> = dropped.collect();
+        findings.extend(self.check_input());
+        findings.extend(self.check_pods());
+        findings
+    }
+
+    fn chains(&self, hook: u32) -> impl Iterator<Item = &Chain> {
+        self.ruleset.bases.iter().filter(move |chain| chain.hook == hook && !chain.is_nat)
+    }
+
+    /// Chains that drop the first datagram of another host. That later ones are accepted, because this host has answered, is
+    /// luck.
+    fn check_input(&self) -> impl Iterator<Item = Finding> {
+        let datagram = self.received();
+        let state = if self.is_untracked() == Judgement::Always { rules::UNTRACKED } else { rules::NEW };
+        self.chains(hook::INPUT).filter_map(move |chain| {
+            let judge = |state| self.ruleset.judge(chain, &Packet { state, ..datagram.clone() }, Aim::Accept);
+            let first = judge(state);
+            let is_lasting = state == rules::UNTRACKED || judge(rules::ESTABLISHED) == Judgement::Never;
+            (first != Judgement::Always).then(|| Finding::InputDropped {
+                firewall: chain.firewall(),
+                port: self.intended.port,
+                certain: first == Judgement::Never && is_lasting,
+            })
+        })
+    }
+
+    /// What pods can do with the tunnel's port, if they appear to other hosts under this host's address.
+    fn check_pods(&self) -> Vec<Finding> {
+        let Some((_, interface)) = &self.underlay else { return Vec::new() };
+        let Intended { port, subnet, .. } = *self.intended;
+        let of_pod = self.sent_by_pod();
+        let nat = self.ruleset.bases.iter().filter(|chain| chain.is_nat && chain.hook == hook::POSTROUTING);
+        let judged = nat.map(|chain| (self.ruleset.judge(chain, &of_pod, Aim::Translate), chain));
+        let Some((judgement, chain)) = judged.max_by_key(|(judgement, _)| *judgement) else { return Vec::new() };
+        if judgement == Judgement::Never {
+            return Vec::new();
+        }
+        let mut findings = Vec::new();
+        let interface = interface.clone();
+        if self.is_untracked() != Judgement::Always {
+            let (firewall, certain) = (chain.firewall(), judgement == Judgement::Always);
+            findings.push(Finding::PortTracked { interface: interface.clone(), firewall, port, certain });
+        }
+        let is_dropped = |chain| self.ruleset.judge(chain, &of_pod, Aim::Drop) == Judgement::Always;
+        if !self.chains(hook::FORWARD).any(is_dropped) {
+            findings.push(Finding::PodsReachPort { interface, subnet, port });
+        }
+        findings
+    }
+
+    /// Whether received datagrams pass connection tracking by, and those of pods.
+    fn is_untracked(&self) -> Judgement {
+        let before = |chain: &&Chain| chain.priority < CONNTRACK;
+        let judge = |packet: &Packet| {
+            let chains = self.chains(hook::PREROUTING).filter(before);
+            chains.map(|chain| self.ruleset.judge(chain, packet, Aim::NoTrack)).max().unwrap_or(Judgement::Never)
+        };
+        judge(&self.received()).min(judge(&Packet { output: None, ..self.sent_by_pod() }))
+    }
+
+    /// The first datagram of another host.
+    fn received(&self) -> Packet {
+        let port = self.intended.port;
+        let destination = match self.intended.listen {
+            core::net::IpAddr::V4(listen) => rules::Host::At(listen),
+            core::net::IpAddr::V6(_) => rules::Host::Peer,
+        };
+        Packet {
+            source: rules::Host::Peer,
+            destination,
+            source_port: port,
+            destination_port: port,
+            input: self.underlay.clone(),
+            output: None,
+            state: rules::NEW,
+        }
+    }
+
+    /// A datagram that looks like the tunnel's own, of a pod.
+    fn sent_by_pod(&self) -> Packet {
+        // The first address is the TUN device's, the second usually the bridge's.
+        let pod = self.intended.subnet.hosts().nth(1).unwrap_or(self.intended.subnet.network());
+        Packet {
+            source: rules::Host::At(pod),
+            destination: rules::Host::Peer,
+            input: self.pods.clone(),
+            output: self.underlay.clone(),
+            ..self.received()
+        }
+    }
 }

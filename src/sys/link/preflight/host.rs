@@ -14,7 +14,7 @@ use super::Intended;
 use crate::sys::link::error::LinkError;
 use crate::sys::link::message::{HeldAddress, LinkState, Message, RouteEntry, link_kind};
 use crate::sys::link::netlink::{Listing, Netlink};
-use crate::sys::link::{Underlay, interface_of};
+use crate::sys::link::{Underlay, interface_of, requests};
 
 /// The network namespace of the thread that read it.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(super) struct Host {
     pub(super) routes: Vec<(Ipv4Net, RouteEntry)>,
     /// The interface with the listen address, if there is one.
     pub(super) underlay: Option<Underlay>,
+    /// The interface of which the TUN device's address is a broadcast address.
+    pub(super) broadcast_of: Option<u32>,
     /// Tables of which entries may be missing.
     pub(super) partial: Vec<&'static str>,
 }
@@ -45,11 +47,12 @@ impl Host {
             Err(LinkError::NotHeld { .. }) => None,
             Err(error) => return Err(error),
         };
+        let broadcast_of = requests::broadcast_interface(&mut kernel, intended.subnet.network())?;
         let (links, addresses) = (links(&mut kernel)?, addresses(&mut kernel)?);
         let routes = routes(&mut kernel, intended.network)?;
         let tables = [("the links", links.intact), ("the addresses", addresses.intact), ("the routes", routes.intact)];
         let partial = tables.into_iter().filter(|(_, intact)| !intact).map(|(table, _)| table).collect();
-        Ok(Self { links: links.seen, addresses: addresses.seen, routes: routes.seen, underlay, partial })
+        Ok(Self { links: links.seen, addresses: addresses.seen, routes: routes.seen, underlay, broadcast_of, partial })
     }
 
     pub(super) fn named(&self, name: &str) -> Option<&Interface> {
@@ -71,7 +74,7 @@ impl Host {
     /// The network of the interface with the listen address.
     pub(super) fn underlay_network(&self) -> Option<IpNet> {
         let underlay = self.underlay.as_ref()?;
-        let is_it = |held: &&HeldAddress| (held.index, held.address) == (underlay.index, underlay.address);
+        let is_it = |held: &&HeldAddress| held.address == underlay.address;
         let held = self.addresses.iter().find(is_it)?;
         IpNet::new(held.address, held.prefix_len).ok().map(|net| net.trunc())
     }

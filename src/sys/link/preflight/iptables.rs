@@ -8,8 +8,6 @@ use std::{fs, io};
 
 use socket2::{Domain, Socket, Type};
 
-use super::Firewall;
-use super::firewall::Dropping;
 use crate::sys::link::error::MalformedReply;
 use crate::sys::link::message::array;
 use crate::sys::syscall::{TableQuestion, table_option};
@@ -45,24 +43,36 @@ mod entry {
 /// `-NF_DROP - 1`, as rules write it.
 const DROP: i32 = -libc::NF_DROP - 1;
 
-/// The chain FORWARD, if it drops by policy.
-pub(super) fn dropping() -> io::Result<Option<Dropping>> {
+/// The chains INPUT and FORWARD that drop by policy, with the number of their rules.
+#[derive(Debug, Default)]
+pub(super) struct Legacy {
+    pub(super) input: Option<u32>,
+    pub(super) forward: Option<u32>,
+    /// There is a table `nat`, whose rules are not read.
+    pub(super) has_nat: bool,
+}
+
+pub(super) fn read() -> io::Result<Legacy> {
     // The kernel makes a table when it is first asked for it, so it is asked only for one that is there.
     let names = match fs::read_to_string(NAMES) {
         Ok(names) => names,
         // iptables-legacy is not in use, if the directory is there at all.
         Err(error) if error.kind() == io::ErrorKind::NotFound && fs::exists("/proc/thread-self/net")? => {
-            return Ok(None);
+            return Ok(Legacy::default());
         }
         Err(error) => return Err(io::Error::new(error.kind(), alloc::format!("{NAMES}: {error}"))),
     };
-    if !names.lines().any(|name| name == FILTER) {
-        return Ok(None);
+    let has = |table| names.lines().any(|name| name == table);
+    let has_nat = has("nat");
+    if !has(FILTER) {
+        return Ok(Legacy { has_nat, ..Legacy::default() });
     }
     let (info, table) = filter_table()?;
-    let rules = forward_drops(&info, table.get(entries::ENTRIES..).unwrap_or_default())
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(rules.map(|rules| Dropping { firewall: Firewall::IptablesLegacy, rules }))
+    let dropping = |hook| {
+        hook_drops(hook, &info, table.get(entries::ENTRIES..).unwrap_or_default())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
+    Ok(Legacy { input: dropping(libc::NF_INET_LOCAL_IN)?, forward: dropping(libc::NF_INET_FORWARD)?, has_nat })
 }
 
 /// What the kernel says about the table, and the table.
@@ -90,10 +100,10 @@ pub(super) fn filter_table() -> io::Result<(Vec<u8>, Vec<u8>)> {
     }
 }
 
-/// How many rules FORWARD has, if what they leave is dropped. The policy is the rule at its end, the underflow.
-fn forward_drops(info: &[u8], entries: &[u8]) -> Result<Option<u32>, MalformedReply> {
+/// How many rules the chain has, if what they leave is dropped. The policy is the rule at its end, the underflow.
+fn hook_drops(hook: i32, info: &[u8], entries: &[u8]) -> Result<Option<u32>, MalformedReply> {
     let of_hook = |places: usize| -> Result<usize, MalformedReply> {
-        let place = places + 4 * libc::NF_INET_FORWARD.cast_unsigned() as usize;
+        let place = places + 4 * hook.cast_unsigned() as usize;
         Ok(u32::from_ne_bytes(array(info, place)?) as usize)
     };
     let (first, policy) = (of_hook(info::HOOK_ENTRIES)?, of_hook(info::UNDERFLOWS)?);
@@ -154,7 +164,7 @@ mod unit {
         for rules in [0, 1, 7] {
             let drops = |verdict| {
                 let (info, entries) = table(rules, verdict);
-                forward_drops(&info, &entries)
+                hook_drops(libc::NF_INET_FORWARD, &info, &entries)
             };
             assert_eq!(drops(DROP), Ok(Some(rules.into())));
             assert_eq!(drops(-libc::NF_ACCEPT - 1), Ok(None));
@@ -165,16 +175,22 @@ mod unit {
     fn what_is_cut_or_goes_round_in_circles_is_an_error() {
         let (info, entries) = table(2, DROP);
         for length in 0..entries.len() - 4 {
-            let cut = forward_drops(&info, entries.get(..length).expect("in range"));
+            let cut = hook_drops(libc::NF_INET_FORWARD, &info, entries.get(..length).expect("in range"));
             assert!(cut.is_err(), "{length} of {} bytes: {cut:?}", entries.len());
         }
         for length in 0..info::SIZE - 12 {
-            assert!(forward_drops(info.get(..length).expect("in range"), &entries).is_err(), "{length} bytes");
+            assert!(
+                hook_drops(libc::NF_INET_FORWARD, info.get(..length).expect("in range"), &entries).is_err(),
+                "{length} bytes"
+            );
         }
         let mut hostile = entries;
         hostile.splice(152 + entry::NEXT..152 + entry::NEXT + 2, [0, 0]);
-        assert_eq!(forward_drops(&info, &hostile), Err(MalformedReply::Missing { what: "the length of a rule" }));
+        assert_eq!(
+            hook_drops(libc::NF_INET_FORWARD, &info, &hostile),
+            Err(MalformedReply::Missing { what: "the length of a rule" })
+        );
         let everywhere = vec![0xff; info::LENGTH];
-        assert!(forward_drops(&everywhere, &hostile).is_err());
+        assert!(hook_drops(libc::NF_INET_FORWARD, &everywhere, &hostile).is_err());
     }
 }

@@ -8,15 +8,15 @@
 //!     check ────┤                             bridge      its range and MTU
 //!               │                             routes      of a former backend
 //!               ├── /proc/sys/net ──────────▶ settings    forwarding, rp_filter
-//!               ├── nfnetlink ──────────────▶ firewall    forward chains that drop by policy
-//!               └── ip_tables' own option ──▶             the same of the legacy FORWARD chain
+//!               ├── nfnetlink ──────────────▶ firewall    chains that drop by policy, masquerade
+//!               └── ip_tables' own option ──▶             policies of the legacy chains
 //! ```
 //!
 //! - **It changes nothing.** No device is made, no table made, no setting written; no other program is run. One thing a
 //!   question can cause: a kernel that has TUN devices or netfilter as modules may load the one that answers.
 //! - **It never passes in silence.** What could not be read is a finding of its own, [`Finding::Unchecked`].
-//! - **It does not evaluate firewalls.** A forward chain that drops by policy is reported; whether its rules accept the
-//!   overlay's packets first, or drop them in spite of a policy that accepts, is not looked at.
+//! - **It reads rules of nftables as far as it can.** Sets, extensions of iptables and the like it cannot judge, and says so.
+//!   Of a forward chain it looks at the policy alone, of iptables-legacy too.
 //! - **It looks at the main table**, not at the rules that may lead past it.
 //! - **Which namespace.** The network namespace of the calling thread, for all readings.
 //!
@@ -46,6 +46,7 @@ mod iptables;
 mod nftables;
 mod rights;
 mod routes;
+mod rules;
 mod settings;
 mod underlay;
 
@@ -58,6 +59,9 @@ use ipnet::Ipv4Net;
 pub use self::finding::{Finding, Firewall, KernelRoute, Severity};
 use self::host::Host;
 
+/// flannel's.
+const DEFAULT_PORT: u16 = 8285;
+
 /// The tunnel as it is going to be, or is.
 ///
 /// [`Intended::new`] has what every tunnel has; the rest is a struct update away.
@@ -69,6 +73,8 @@ pub struct Intended {
     pub subnet: Ipv4Net,
     /// The address of this host that peers send to.
     pub listen: IpAddr,
+    /// The UDP port that peers send to. Default 8285.
+    pub port: u16,
     /// The name of the TUN device, which need not exist. A pattern such as `loden%d` never does.
     pub tun: String,
     /// The MTU that the device is going to be given, in bytes; `None`: what it has, or what the underlay carries. Default
@@ -82,7 +88,8 @@ impl Intended {
     /// A tunnel whose MTU and bridge are not decided on.
     #[must_use]
     pub fn new(network: Ipv4Net, subnet: Ipv4Net, listen: impl Into<IpAddr>, tun: impl Into<String>) -> Self {
-        Self { network, subnet, listen: listen.into(), tun: tun.into(), mtu: None, bridge: None }
+        let (listen, tun) = (listen.into(), tun.into());
+        Self { network, subnet, listen, port: DEFAULT_PORT, tun, mtu: None, bridge: None }
     }
 }
 
@@ -94,16 +101,17 @@ impl Intended {
 pub fn check(intended: &Intended) -> Vec<Finding> {
     let intended = Intended { network: intended.network.trunc(), subnet: intended.subnet.trunc(), ..intended.clone() };
     let mut findings = rights::check();
-    match Host::read(&intended) {
+    let host = Host::read(&intended);
+    match &host {
         Ok(host) => {
             if host.is_prepared(&intended) {
                 findings.retain(|finding| *finding != Finding::NoNetAdmin);
             }
             findings.extend(host.check(&intended));
         }
-        Err(error) => findings.push(Finding::unchecked("the links, addresses and routes", &error)),
+        Err(error) => findings.push(Finding::unchecked("the links, addresses and routes", error)),
     }
-    findings.extend(firewall::check(intended.network));
+    findings.extend(firewall::check(&intended, host.as_ref().ok()));
     findings.sort_by_key(|finding| core::cmp::Reverse(finding.severity()));
     findings
 }
@@ -114,6 +122,7 @@ impl Host {
         let mut findings: Vec<_> = self.partial.iter().map(|table| Finding::unchecked(*table, &changing)).collect();
         findings.extend(self.check_underlay(intended));
         findings.extend(self.check_device(intended));
+        findings.extend(self.check_address(intended));
         findings.extend(self.check_bridges(intended));
         findings.extend(self.check_routes(intended));
         findings.extend(self.check_settings(intended));

@@ -220,7 +220,7 @@ fn the_legacy_forward_chain_is_found_when_it_drops() {
             let is_there = legacy_table_is_made();
             assert_eq!(check(&intended()), [], "a table that accepts");
             assert_eq!(legacy_drops(rule), is_there);
-            let firewall = Firewall::IptablesLegacy;
+            let firewall = Firewall::IptablesLegacy { chain: "FORWARD" };
             let expected = Finding::ForwardDropped { firewall, rules: rule.into(), network: network() };
             let found = check(&intended());
             assert_eq!(found, Vec::from_iter(is_there.then_some(expected)));
