@@ -1,9 +1,15 @@
 //! Hosts that are prepared otherwise than usual.
 
+use std::net::UdpSocket;
+use std::process::Command;
+
+use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
+use loden::sys::link::preflight::{Finding, Intended, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig};
 use loden::sys::{Tun, TunConfig};
-use testbed::{Child, TwoHosts, tied_to_its_parent};
+use testbed::probe::{Ping, PingOutcome, ping};
+use testbed::{Child, Namespace, TwoHosts, tied_to_its_parent};
 
 use crate::support::{SECOND, Tunnel, program};
 
@@ -58,4 +64,113 @@ fn a_user_without_capabilities_starts_a_tunnel_on_a_prepared_device() {
     let mut child = start();
     assert_eq!(child.wait(5 * SECOND).unwrap().expect("an end").code(), Some(2));
     assert!(child.stderr().contains("no permission to set the MTU on loden0"), "{}", child.stderr());
+}
+
+/// The commands that the preflight names, run by a shell.
+fn mend(host: &Namespace, findings: &[Finding]) {
+    for finding in findings {
+        let words = finding.to_string();
+        for command in words.split('`').skip(1).step_by(2) {
+            shell(host, command);
+        }
+    }
+}
+
+fn shell(host: &Namespace, command: &str) {
+    let output = host.enter(|| Command::new("sh").args(["-ec", command]).output()).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {said}; `tests/run` installs nft");
+}
+
+fn bound(namespace: &Namespace, port: u16) -> UdpSocket {
+    let socket = namespace.enter(|| UdpSocket::bind(("0.0.0.0", port))).unwrap();
+    socket.set_read_timeout(Some(SECOND)).unwrap();
+    socket
+}
+
+/// What a socket receives within a second.
+fn received(socket: &UdpSocket) -> Option<Vec<u8>> {
+    let mut buffer = [0; 2048];
+    socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())
+}
+
+/// A pod that is masqueraded, and sends from the tunnel's port before the tunnel does, has the entry of connection tracking:
+/// it gets what the other host sends to its host, and that host takes its datagrams for its host's.
+#[test]
+fn fault_57_a_masqueraded_pod_cannot_take_over_the_port_after_what_the_preflight_says() {
+    let hosts = TwoHosts::new().unwrap();
+    for interface in ["all", "default", TwoHosts::UPLINK, TwoHosts::POD_LINK] {
+        hosts.host_a.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0").unwrap();
+    }
+    shell(
+        &hosts.host_a,
+        "nft add table ip nat; nft 'add chain ip nat post { type nat hook postrouting priority 100; }'; \
+        nft add rule ip nat post ip saddr 100.96.1.0/24 oifname != pod0 masquerade",
+    );
+    let (pod, victim) = (bound(&hosts.pod_a, 8285), bound(&hosts.pod_b, 7));
+    let (tunnel_a, tunnel_b) = (Tunnel::on_a(&hosts, &["--tun", "loden0"]), Tunnel::on_b(&hosts, &[]));
+    let forged = PacketBuilder::ipv4([100, 96, 1, 99], TwoHosts::POD_B.octets(), 64).udp(9, 7);
+    let inner = {
+        let mut packet = Vec::new();
+        forged.write(&mut packet, b"forged").unwrap();
+        packet
+    };
+    let send = || pod.send_to(&inner, (TwoHosts::HOST_B, 8285)).unwrap();
+    let is_reached = || {
+        let sent = Ping { count: 1, ..Ping::default() };
+        let outcomes = hosts.pod_b.enter(|| ping(TwoHosts::POD_A, sent)).unwrap();
+        matches!(outcomes[..], [PingOutcome::Reply { .. }])
+    };
+
+    send();
+    assert_eq!(received(&victim).as_deref(), Some(&b"forged"[..]), "a pod speaks for its host");
+    assert!(!is_reached());
+    let diverted = received(&pod).expect("the tunnel's datagram arrives in the pod");
+    assert_eq!(diverted[12..20], [TwoHosts::POD_B.octets(), TwoHosts::POD_A.octets()].concat());
+
+    let intended = Intended::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let look = || hosts.host_a.enter(|| check(&intended));
+    let found = look();
+    let names: Vec<_> = found.iter().map(Finding::name).collect();
+    assert_eq!(names, ["port_tracked", "pods_reach_port"], "{found:#?}");
+    mend(&hosts.host_a, &found[..1]);
+    assert!(is_reached(), "at once, although the entry is still there");
+    pod.set_nonblocking(true).unwrap();
+    assert_eq!(received(&pod), None);
+    send();
+    assert_eq!(received(&victim), None, "it is a stranger now");
+    mend(&hosts.host_a, &look());
+    assert_eq!(look(), []);
+    send();
+    assert_eq!(received(&victim), None);
+    assert!(is_reached());
+    drop((tunnel_a, tunnel_b));
+}
+
+/// An INPUT chain that drops lets answers pass, and not the first datagram of another host.
+#[test]
+fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
+    let hosts = TwoHosts::new().unwrap();
+    for interface in ["all", "default", TwoHosts::UPLINK, TwoHosts::POD_LINK] {
+        hosts.host_a.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0").unwrap();
+    }
+    shell(
+        &hosts.host_a,
+        "nft add table inet filter; \
+        nft 'add chain inet filter input { type filter hook input priority 0; policy drop; }'; \
+        nft add rule inet filter input ct state established,related accept; nft add rule inet filter input iif lo accept",
+    );
+    let (_a, _b) = (Tunnel::on_a(&hosts, &["--tun", "loden0"]), Tunnel::on_b(&hosts, &[]));
+    let is_reached = || {
+        let sent = Ping { count: 1, ..Ping::default() };
+        let outcomes = hosts.pod_b.enter(|| ping(TwoHosts::POD_A, sent)).unwrap();
+        matches!(outcomes[..], [PingOutcome::Reply { .. }])
+    };
+    assert!(!is_reached());
+    let intended = Intended::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let found = hosts.host_a.enter(|| check(&intended));
+    assert_eq!(found.iter().map(Finding::name).collect::<Vec<_>>(), ["input_dropped"], "{found:#?}");
+    mend(&hosts.host_a, &found);
+    assert_eq!(hosts.host_a.enter(|| check(&intended)), []);
+    assert!(is_reached());
 }

@@ -4,7 +4,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::host::Host;
+use super::host::{Host, Interface};
 use super::nftables::{Chain, Ruleset};
 use super::rules::{self, Aim, Judgement, Packet};
 use super::{Finding, Firewall, Intended, iptables};
@@ -54,6 +54,7 @@ struct Nftables<'a> {
     intended: &'a Intended,
     underlay: Option<(u32, String)>,
     pods: Option<(u32, String)>,
+    tun: Option<(u32, String)>,
 }
 
 impl<'a> Nftables<'a> {
@@ -61,13 +62,14 @@ impl<'a> Nftables<'a> {
         let underlay = host.and_then(|host| host.underlay.as_ref());
         let underlay = underlay.map(|underlay| (underlay.index, underlay.name.clone()));
         let pods = host.and_then(|host| host.pod_links(intended).next());
-        let pods = pods.map(|link| (link.state.index, link.state.name.clone()));
-        Self { ruleset, intended, underlay, pods }
+        let of = |link: &Interface| (link.state.index, link.state.name.clone());
+        let tun = host.and_then(|host| host.named(&intended.tun)).map(of);
+        Self { ruleset, intended, underlay, pods: pods.map(of), tun }
     }
 
     fn check(&self) -> Vec<Finding> {
         let network = self.intended.network;
-        let forward = self.chains(hook::FORWARD).filter(|chain| chain.drops);
+        let forward = self.chains(hook::FORWARD).filter(|chain| chain.drops && !self.lets_pass(chain));
         let dropped =
             forward.map(|chain| Finding::ForwardDropped { firewall: chain.firewall(), rules: chain.rules, network });
         let mut findings: Vec<_> = dropped.collect();
@@ -78,6 +80,23 @@ impl<'a> Nftables<'a> {
 
     fn chains(&self, hook: u32) -> impl Iterator<Item = &Chain> {
         self.ruleset.bases.iter().filter(move |chain| chain.hook == hook && !chain.is_nat)
+    }
+
+    /// Whether packets of pods surely pass a forward chain, both ways.
+    fn lets_pass(&self, chain: &Chain) -> bool {
+        let Intended { network, subnet, .. } = *self.intended;
+        let Some(other) =
+            [network.network(), network.broadcast()].into_iter().find(|address| !subnet.contains(address))
+        else {
+            return false;
+        };
+        let (pod, other) = (rules::Host::At(subnet.broadcast()), rules::Host::At(other));
+        let (input, output) = (self.pods.clone(), self.tun.clone());
+        let out = Packet { source: pod, destination: other, input, output, source_port: 0, ..self.received() };
+        let out = Packet { destination_port: 0, ..out };
+        let (input, output) = (out.output.clone(), out.input.clone());
+        let back = Packet { source: other, destination: pod, input, output, ..out.clone() };
+        [out, back].iter().all(|packet| self.ruleset.judge(chain, packet, Aim::Accept) == Judgement::Always)
     }
 
     /// Chains that drop the first datagram of another host. That later ones are accepted, because this host has answered, is
@@ -146,6 +165,7 @@ impl<'a> Nftables<'a> {
             input: self.underlay.clone(),
             output: None,
             state: rules::NEW,
+            overlay: self.intended.network,
         }
     }
 

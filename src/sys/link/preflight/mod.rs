@@ -16,7 +16,7 @@
 //!   question can cause: a kernel that has TUN devices or netfilter as modules may load the one that answers.
 //! - **It never passes in silence.** What could not be read is a finding of its own, [`Finding::Unchecked`].
 //! - **It reads rules of nftables as far as it can.** Sets, extensions of iptables and the like it cannot judge, and says so.
-//!   Of a forward chain it looks at the policy alone, of iptables-legacy too.
+//!   Of iptables-legacy it looks at the policies alone.
 //! - **It looks at the main table**, not at the rules that may lead past it.
 //! - **Which namespace.** The network namespace of the calling thread, for all readings.
 //!

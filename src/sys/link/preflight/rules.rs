@@ -4,9 +4,11 @@
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::cmp::Ordering;
 use core::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use netlink_packet_core::NlasIterator;
 
 use super::nftables::number;
@@ -15,6 +17,8 @@ use crate::sys::link::message::{attribute, attribute_string, sized};
 
 /// Chains that jump to each other deeper than this are not followed. The kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: u32 = 16;
+/// Rules that are looked at for one packet, at most: chains that many others jump to count each time.
+const RULES: u32 = 1 << 20;
 /// `NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h.
 pub(super) const ESTABLISHED: u32 = 1 << 1;
 pub(super) const NEW: u32 = 1 << 3;
@@ -33,6 +37,8 @@ pub(super) struct Packet {
     pub(super) output: Option<(u32, String)>,
     /// Of connection tracking.
     pub(super) state: u32,
+    /// No other host has an address in it.
+    pub(super) overlay: Ipv4Net,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +70,7 @@ pub(super) type Rules = BTreeMap<String, Vec<Vec<u8>>>;
 
 /// Whether a base chain with this policy does what is looked for to the packet.
 pub(super) fn judge(rules: &Rules, chain: &str, drops_by_policy: bool, packet: &Packet, aim: Aim) -> Judgement {
-    let mut ends = walk(rules, chain, packet, aim, DEPTH);
+    let mut ends = walk(rules, chain, packet, aim, DEPTH, &Cell::new(RULES));
     ends.drops |= ends.passes && drops_by_policy;
     ends.accepts |= ends.passes && !drops_by_policy;
     let (can, cannot) = match aim {
@@ -90,13 +96,14 @@ struct Ends {
     passes: bool,
 }
 
-fn walk(rules: &Rules, chain: &str, packet: &Packet, aim: Aim, depth: u32) -> Ends {
-    let Some(depth) = depth.checked_sub(1) else {
-        return Ends { accepts: true, drops: true, acts: true, passes: true };
-    };
+fn walk(rules: &Rules, chain: &str, packet: &Packet, aim: Aim, depth: u32, left: &Cell<u32>) -> Ends {
+    let anything = Ends { accepts: true, drops: true, acts: true, passes: true };
+    let Some(depth) = depth.checked_sub(1) else { return anything };
     let mut ends = Ends { passes: true, ..Ends::default() };
     let mut returns = false;
     for rule in rules.get(chain).into_iter().flatten() {
+        let Some(fewer) = left.get().checked_sub(1) else { return anything };
+        left.set(fewer);
         // What cannot be read may be anything.
         let (truth, action) = judge_rule(rule, packet, aim).unwrap_or((Truth::Maybe, Action::Unknown));
         if truth == Truth::No {
@@ -109,10 +116,10 @@ fn walk(rules: &Rules, chain: &str, packet: &Packet, aim: Aim, depth: u32) -> En
             Action::NoTrack | Action::Translate => ends.acts = true,
             Action::Return => returns = true,
             Action::Pass => is_end = false,
-            Action::Jump(to) => is_end = !ends.join(walk(rules, &to, packet, aim, depth)),
-            Action::Goto(to) => returns |= ends.join(walk(rules, &to, packet, aim, depth)),
+            Action::Jump(to) => is_end = !ends.join(walk(rules, &to, packet, aim, depth, left)),
+            Action::Goto(to) => returns |= ends.join(walk(rules, &to, packet, aim, depth, left)),
             Action::Unknown => {
-                ends = Ends { accepts: true, drops: true, acts: true, passes: true };
+                ends = anything;
                 is_end = false;
             }
         }
@@ -209,7 +216,7 @@ fn judge_rule(expressions: &[u8], packet: &Packet, aim: Aim) -> Result<(Truth, A
                 }
                 Truth::Yes
             }
-            "cmp" | "range" => compare(&name, &data, &registers, aim)?,
+            "cmp" | "range" => compare(&name, &data, &registers, packet)?,
             "counter" | "log" | "last" => Truth::Yes,
             "match" => extension(&data, packet)?,
             "masq" => act(&mut action, Action::Translate),
@@ -256,14 +263,14 @@ fn load(
     packet: &Packet,
     registers: &mut BTreeMap<u32, Value>,
 ) -> Result<Option<Action>, MalformedReply> {
-    let key = number(data, nfta::KEY)?;
+    let key = || number(data, nfta::KEY);
     let (register, value) = match name {
         // They set something, which no rule here asks for.
         "meta" if number(data, nfta::META_SOURCE)?.is_some() => return Ok(None),
         "ct" if number(data, nfta::CT_SOURCE)?.is_some() => return Ok(None),
         "payload" if number(data, nfta::PAYLOAD_SOURCE)?.is_some() => return Ok(None),
-        "meta" => (number(data, nfta::REGISTER)?, packet.meta(key.unwrap_or(u32::MAX))),
-        "ct" => (number(data, nfta::REGISTER)?, (key == Some(0)).then(|| known(&packet.state.to_ne_bytes()))),
+        "meta" => (number(data, nfta::REGISTER)?, packet.meta(key()?.unwrap_or(u32::MAX))),
+        "ct" => (number(data, nfta::REGISTER)?, (key()? == Some(0)).then(|| known(&packet.state.to_ne_bytes()))),
         "payload" => {
             let mut place = [0; 3];
             for (place, kind) in place.iter_mut().zip(nfta::PAYLOAD) {
@@ -315,6 +322,14 @@ impl Value {
 }
 
 impl Packet {
+    /// Whether no other host has an address that begins so.
+    fn is_no_peer(&self, begin: &[u8]) -> bool {
+        let mut octets = [0; 4];
+        octets.iter_mut().zip(begin).for_each(|(octet, byte)| *octet = *byte);
+        let address = Ipv4Addr::from(octets);
+        address.is_multicast() || self.overlay.contains(&address)
+    }
+
     /// By `NFT_META_*`.
     fn meta(&self, key: u32) -> Option<Value> {
         /// `IFNAMSIZ`.
@@ -369,13 +384,19 @@ impl Host {
     }
 }
 
-fn compare(name: &str, data: &[u8], registers: &BTreeMap<u32, Value>, aim: Aim) -> Result<Truth, MalformedReply> {
+fn compare(
+    name: &str,
+    data: &[u8],
+    registers: &BTreeMap<u32, Value>,
+    packet: &Packet,
+) -> Result<Truth, MalformedReply> {
     let value = number(data, nfta::REGISTER)?.and_then(|register| registers.get(&register));
     let (operation, first) = (number(data, nfta::OPERATION)?.unwrap_or(u32::MAX), data_value(data, nfta::DATA)?);
     let value = match value {
         None => return Ok(Truth::Maybe),
-        // `! -d POD_NETWORK -j MASQUERADE` is meant for everything else.
-        Some(Value::Peer) if operation == 1 && aim == Aim::Translate => return Ok(Truth::Yes),
+        Some(Value::Peer) if packet.is_no_peer(&first) && operation < 2 => {
+            return Ok(if operation == 0 { Truth::No } else { Truth::Yes });
+        }
         Some(Value::Peer) => return Ok(Truth::Peer),
         Some(Value::Known(value)) => value,
     };
@@ -467,4 +488,72 @@ fn target(data: &[u8]) -> Result<Action, MalformedReply> {
         "CHECKSUM" | "CONNMARK" | "CT" | "LOG" | "MARK" | "NFLOG" | "TCPMSS" | "TRACE" => Action::Pass,
         _ => Action::Unknown,
     })
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may fail by panicking")]
+mod unit {
+    use super::*;
+    use crate::sys::link::message::nla;
+
+    fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
+        let name = nla(nfta::EXPRESSION_NAME, alloc::format!("{name}\0").as_bytes());
+        nla(1, &[name, nla(nfta::EXPRESSION_DATA, &data.concat())].concat())
+    }
+
+    fn big(kind: u16, number: u32) -> Vec<u8> {
+        nla(kind, &number.to_be_bytes())
+    }
+
+    /// `udp dport 8285 accept`, with the protocol left out.
+    fn accepts_port() -> Vec<u8> {
+        let verdict = nla(nfta::DATA_VERDICT, &big(nfta::VERDICT_CODE, 1));
+        [
+            expression("payload", &[big(1, 1), big(2, 2), big(3, 2), big(4, 2)]),
+            expression("cmp", &[big(1, 1), big(2, 0), nla(3, &nla(nfta::DATA_VALUE, &8285_u16.to_be_bytes()))]),
+            expression("immediate", &[big(1, 0), nla(nfta::IMMEDIATE_DATA, &verdict)]),
+        ]
+        .concat()
+    }
+
+    fn packet(port: u16) -> Packet {
+        Packet {
+            source: Host::Peer,
+            destination: Host::At(Ipv4Addr::new(10, 168, 0, 2)),
+            source_port: 8285,
+            destination_port: port,
+            input: Some((2, "eth0".into())),
+            output: None,
+            state: NEW,
+            overlay: "100.96.0.0/16".parse().expect("a network"),
+        }
+    }
+
+    fn judged(rule: Vec<u8>, port: u16) -> Judgement {
+        judge(&Rules::from([("input".into(), [rule].into())]), "input", true, &packet(port), Aim::Accept)
+    }
+
+    #[test]
+    fn a_rule_that_is_cut_or_changed_is_judged_without_a_panic_and_never_surely_for_another_port() {
+        let rule = accepts_port();
+        assert_eq!((judged(rule.clone(), 8285), judged(rule.clone(), 8286)), (Judgement::Always, Judgement::Never));
+        for length in 0..rule.len() {
+            let cut = rule.get(..length).expect("in range").to_vec();
+            assert_ne!(judged(cut, 8285), Judgement::Always, "{length} of {} bytes", rule.len());
+        }
+        for bit in 0..rule.len() * 8 {
+            let mut flipped = rule.clone();
+            *flipped.get_mut(bit / 8).expect("in range") ^= 1 << (bit % 8);
+            judged(flipped, 8285);
+        }
+    }
+
+    #[test]
+    fn chains_that_call_each_other_for_ever_cannot_be_judged() {
+        let verdict = nla(nfta::DATA_VERDICT, &[big(1, (-3_i32).cast_unsigned()), nla(2, b"input\0")].concat());
+        let jump = expression("immediate", &[big(1, 0), nla(nfta::IMMEDIATE_DATA, &verdict)]);
+        assert_eq!(judged(jump.clone(), 8285), Judgement::Maybe);
+        let many = Rules::from([("input".into(), alloc::vec![jump; 100])]);
+        assert_eq!(judge(&many, "input", true, &packet(8285), Aim::Accept), Judgement::Maybe);
+    }
 }

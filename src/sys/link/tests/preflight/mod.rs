@@ -13,6 +13,7 @@ mod bridges;
 mod firewall;
 mod host;
 mod routes;
+mod rules;
 
 const LISTEN: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 2);
 

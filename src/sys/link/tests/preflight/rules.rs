@@ -1,0 +1,240 @@
+//! Rules of nftables as nft and iptables-nft write them, and the commands that a finding names.
+
+use std::process::Command;
+
+use super::*;
+use crate::sys::link::preflight::{Firewall, Severity};
+
+/// Runs commands of a shell, which all have to succeed.
+fn sh(commands: &str) {
+    let output = Command::new("sh").args(["-ec", commands]).output().expect("a shell");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{commands}: {said}; `tests/run` installs nft and iptables");
+}
+
+/// Runs the commands that findings name.
+fn mend(findings: &[Finding]) {
+    for finding in findings {
+        let words = finding.to_string();
+        let commands: Vec<_> = words.split('`').skip(1).step_by(2).collect();
+        assert!(!commands.is_empty(), "{words}");
+        for command in commands {
+            sh(command);
+        }
+    }
+}
+
+/// The findings of a good host with these rules, and after running what they name.
+fn found_and_mended(rules: &'static str, expected: &'static [&'static str]) {
+    in_namespace(move || {
+        let _world = World::host();
+        sh(rules);
+        let found = check(&intended());
+        let names: Vec<_> = found.iter().map(|finding| (finding.severity().name(), finding.name())).collect();
+        let names: Vec<_> = names.iter().map(|(severity, name)| format!("{severity} {name}")).collect();
+        assert_eq!(names, expected, "{rules}: {found:#?}");
+        mend(&found);
+        assert_eq!(check(&intended()), [], "{rules}, after what the findings say");
+    });
+}
+
+const INPUT: &str =
+    "nft add table inet t; nft 'add chain inet t input { type filter hook input priority 0; policy drop; }'; ";
+
+#[test]
+fn an_input_chain_that_drops_the_port_is_found_and_the_command_mends_it() {
+    let will = &["will_fail input_dropped"][..];
+    let may = &["may_fail input_dropped"][..];
+    for (rules, expected) in [
+        ("", will),
+        ("nft add rule inet t input iif lo accept; nft add rule inet t input tcp dport 22 accept", will),
+        ("nft add rule inet t input ip protocol icmp accept; nft add rule inet t input iifname '\"br*\"' accept", will),
+        ("nft add rule inet t input udp dport 53 accept; nft add rule inet t input udp dport 8000-8200 accept", will),
+        ("nft add rule inet t input iifname != '\"eth0\"' udp dport 8285 accept", will),
+        ("nft add rule inet t input udp dport 8285 drop; nft add rule inet t input udp dport 8285 accept", will),
+        // Only answers are accepted: the first datagram of a host that was not sent to is lost.
+        ("nft add rule inet t input ct state established,related accept; nft add rule inet t input iif lo accept", may),
+        // What a set holds is not read.
+        ("nft add rule inet t input udp dport '{ 22, 53 }' accept", may),
+        ("nft add rule inet t input udp dport 8285 limit rate 10/second accept", may),
+    ] {
+        found_and_mended([INPUT, rules].concat().leak(), expected);
+    }
+    let ufw = "iptables -P INPUT DROP; iptables -N ufw-before-input; iptables -N ufw-user-input; \
+        iptables -A INPUT -j ufw-before-input; iptables -A ufw-before-input -i lo -j ACCEPT; \
+        iptables -A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
+        iptables -A ufw-before-input -j ufw-user-input; \
+        iptables -A ufw-user-input -p tcp --dport 22 -m comment --comment ssh -j ACCEPT";
+    found_and_mended(ufw, may);
+    found_and_mended("iptables -P INPUT DROP; iptables -A INPUT -p udp --dport 53 -j ACCEPT", will);
+}
+
+#[test]
+fn an_input_chain_that_accepts_the_port_is_no_finding() {
+    for rules in [
+        "nft add rule inet t input udp dport 8285 accept",
+        "nft add rule inet t input meta l4proto udp th dport 8285 counter accept",
+        "nft add rule inet t input udp dport 8000-9000 ct state new accept",
+        "nft add rule inet t input ip daddr 10.168.0.2 udp dport 8285 accept",
+        // Peers, to all appearances.
+        "nft add rule inet t input ip saddr 10.168.0.0/24 udp dport 8285 accept",
+        "nft add rule inet t input ip saddr 10.168.0.0/24 accept",
+        "nft add rule inet t input ip saddr 192.168.7.0/24 drop; nft add rule inet t input udp dport 8285 accept",
+        "nft add rule inet t input ip saddr != 10.0.0.0/8 drop; nft add rule inet t input iifname '\"eth0\"' accept",
+        "nft add rule inet t input iifname '\"eth*\"' accept",
+        "nft add rule inet t input ct state invalid drop; nft add rule inet t input udp dport 8285 accept",
+        "nft add chain inet t of_udp; nft add rule inet t of_udp udp dport 8285 accept; \
+            nft add rule inet t input meta l4proto udp jump of_udp",
+        "nft add chain inet t of_udp; nft add rule inet t of_udp tcp dport 1 accept; \
+            nft add rule inet t input meta l4proto udp jump of_udp; nft add rule inet t input udp dport 8285 accept",
+        "nft add rule inet t input meta mark set 7; nft add rule inet t input log; nft add rule inet t input accept",
+    ] {
+        found_and_mended([INPUT, rules].concat().leak(), &[]);
+    }
+    for rules in [
+        "iptables -P INPUT DROP; iptables -A INPUT -p udp -m udp --dport 8285 -j ACCEPT",
+        "iptables -P INPUT DROP; iptables -A INPUT -m conntrack --ctstate NEW -m comment --comment x -j ACCEPT",
+        "iptables -P INPUT DROP; iptables -A INPUT -m conntrack ! --ctstate INVALID -j ACCEPT",
+        "iptables -P INPUT DROP; iptables -A INPUT -i eth0 -s 10.168.0.0/24 -j ACCEPT",
+        // A policy that accepts.
+        "iptables -A INPUT -p tcp --dport 22 -j DROP",
+    ] {
+        found_and_mended(rules, &[]);
+    }
+}
+
+#[test]
+fn a_forward_chain_that_drops_is_mended_by_what_its_finding_says() {
+    found_and_mended("iptables -P FORWARD DROP", &["will_fail forward_dropped"]);
+    found_and_mended(
+        "iptables -P FORWARD DROP; iptables -A FORWARD -i br0 -j ACCEPT; iptables -A FORWARD -p tcp -j ACCEPT",
+        &["may_fail forward_dropped"],
+    );
+    found_and_mended("iptables -P FORWARD DROP; iptables -A FORWARD -s 100.96.0.0/16 -d 100.96.0.0/16 -j ACCEPT", &[]);
+}
+
+#[test]
+fn rules_that_end_a_chain_count_as_its_policy_does() {
+    let found = ["nft add table inet t; nft 'add chain inet t input { type filter hook input priority 0; }'; "][0];
+    found_and_mended(
+        [found, "nft add rule inet t input reject with icmpx type admin-prohibited"].concat().leak(),
+        &["will_fail input_dropped"],
+    );
+    found_and_mended([found, "nft add rule inet t input udp dport 1 drop"].concat().leak(), &[]);
+}
+
+const BOTH: &[&str] = &["may_fail port_tracked", "hint pods_reach_port"];
+
+#[test]
+fn masquerading_of_pods_is_found_and_the_commands_mend_it() {
+    for rules in [
+        // Docker's and flannel's own.
+        "iptables -t nat -A POSTROUTING -s 100.96.1.0/24 ! -o br0 -j MASQUERADE",
+        "iptables -t nat -A POSTROUTING -s 100.96.0.0/16 -d 100.96.0.0/16 -j RETURN; \
+            iptables -t nat -A POSTROUTING -s 100.96.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
+        "iptables -t nat -N FLANNEL-POSTRTG; iptables -t nat -A POSTROUTING -m comment --comment flanneld -j FLANNEL-POSTRTG; \
+            iptables -t nat -A FLANNEL-POSTRTG -s 100.96.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+        "iptables -t nat -A POSTROUTING -o eth0 -j SNAT --to-source 10.168.0.2",
+        "nft add table ip n; nft 'add chain ip n post { type nat hook postrouting priority 100; }'; \
+            nft add rule ip n post ip saddr 100.96.1.0/24 ip daddr != 100.96.0.0/16 masquerade",
+        "nft add table inet n; nft 'add chain inet n post { type nat hook postrouting priority 100; }'; \
+            nft add rule inet n post oifname '\"eth0\"' snat ip to 10.168.0.2",
+    ] {
+        found_and_mended(rules, BOTH);
+    }
+    // Everything but what goes to some addresses, which may be those of hosts.
+    in_namespace(|| {
+        let _world = World::host();
+        sh("iptables -t nat -A POSTROUTING -s 100.96.1.0/24 ! -d 10.0.0.0/8 -j MASQUERADE");
+        let found = check(&intended());
+        assert!(matches!(found[..], [Finding::PortTracked { certain: false, .. }, _]), "{found:#?}");
+    });
+    // Packets with a mark of kube-proxy: whether pods have it is not known here.
+    in_namespace(|| {
+        let _world = World::host();
+        sh("iptables -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE");
+        let found = check(&intended());
+        let [tracked @ Finding::PortTracked { certain: false, .. }, Finding::PodsReachPort { .. }] = found.as_slice()
+        else {
+            panic!("{found:#?}");
+        };
+        assert!(tracked.to_string().contains("has rules that may masquerade"), "{tracked}");
+    });
+}
+
+#[test]
+fn masquerading_of_others_is_no_finding() {
+    for rules in [
+        "iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+        "iptables -t nat -A POSTROUTING -o wlan0 -j MASQUERADE",
+        "iptables -t nat -A POSTROUTING -p tcp -j MASQUERADE",
+        "iptables -t nat -A POSTROUTING -s 100.96.1.0/24 -p udp --dport 8285 -j RETURN; \
+            iptables -t nat -A POSTROUTING -s 100.96.1.0/24 -j MASQUERADE",
+        // Peers are exempt, to all appearances.
+        "iptables -t nat -A POSTROUTING -d 10.168.0.0/24 -j ACCEPT; iptables -t nat -A POSTROUTING -j MASQUERADE",
+        "iptables -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 100.96.1.2",
+    ] {
+        found_and_mended(rules, &[]);
+    }
+}
+
+#[test]
+fn each_mending_ends_its_own_finding() {
+    const MASQUERADE: &str = "iptables -t nat -A POSTROUTING -s 100.96.1.0/24 ! -o br0 -j MASQUERADE; ";
+    for (rules, left) in [
+        ("iptables -t raw -A PREROUTING -p udp --dport 8285 -j CT --notrack", &["hint pods_reach_port"][..]),
+        ("iptables -t raw -A PREROUTING -p udp --dport 8286 -j CT --notrack", BOTH),
+        // Of what other hosts send only.
+        ("iptables -t raw -A PREROUTING -i eth0 -p udp --dport 8285 -j CT --notrack", BOTH),
+        ("iptables -A FORWARD -s 100.96.1.0/24 -p udp --dport 8285 -j DROP", &["may_fail port_tracked"]),
+        (
+            "iptables -A FORWARD -i br0 -o eth0 -d 10.168.0.0/24 -p udp --dport 8285 -j REJECT",
+            &["may_fail port_tracked"],
+        ),
+        ("iptables -A FORWARD -s 100.96.1.7 -p udp --dport 8285 -j DROP", BOTH),
+    ] {
+        found_and_mended([MASQUERADE, rules].concat().leak(), left);
+    }
+    // Without connection tracking there are no answers to accept.
+    let both = "iptables -t raw -A PREROUTING -p udp --dport 8285 -j CT --notrack; iptables -P INPUT DROP; \
+        iptables -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT";
+    found_and_mended(both, &["will_fail input_dropped"]);
+    found_and_mended(
+        "iptables -t raw -A PREROUTING -p udp --dport 8285 -j CT --notrack; iptables -P INPUT DROP; \
+            iptables -A INPUT -m conntrack --ctstate UNTRACKED -j ACCEPT",
+        &[],
+    );
+}
+
+#[test]
+fn another_port_is_another_matter() {
+    in_namespace(|| {
+        let _world = World::host();
+        sh("iptables -P INPUT DROP; iptables -A INPUT -p udp --dport 8285 -j ACCEPT");
+        let firewall = Firewall::Nftables { family: "ip", table: "filter".into(), chain: "INPUT".into() };
+        let expected = Finding::InputDropped { firewall, port: 9000, certain: true };
+        let found = check(&Intended { port: 9000, ..intended() });
+        assert_eq!((found.as_slice(), found[0].severity()), (&[expected][..], Severity::WillFail));
+    });
+}
+
+#[test]
+fn an_address_of_the_device_that_is_a_broadcast_address_is_a_hint() {
+    in_namespace(|| {
+        let mut world = World::host();
+        let bridge = world.state("br0").index;
+        world.change_route(RouteType::Broadcast, "100.96.1.0/32", Some(bridge));
+        let expected = Finding::TunAddressBroadcast { address: ADDRESS, interface: "br0".into(), tun: "loden0".into() };
+        assert_eq!(check(&intended()), [expected]);
+        let _tun = world.open_tun("loden0");
+        let link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        assert_eq!(check(&intended()), [], "it has put a route in front");
+        link.remove().expect("removed");
+        world.add_address("loden0", "100.96.1.0/32");
+        world.set_up("loden0", true);
+        let found = check(&intended());
+        let words = found[0].to_string();
+        sh(words.split('`').nth(3).expect("a command"));
+        assert_eq!(check(&intended()), []);
+    });
+}
