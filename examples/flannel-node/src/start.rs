@@ -91,7 +91,7 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
     // Only now: for all that came before somebody may have been waited for.
     let underlay = Watched::underlay(place.address)?;
     let mtu = underlay.0.tun_mtu();
-    look_around(network, subnet, listen.ip(), mtu, &name, say);
+    look_around(network, subnet, listen, mtu, &name, say);
     let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
@@ -138,8 +138,9 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
 }
 
 /// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
-fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: IpAddr, mtu: u32, tun: &str, say: &Say) {
-    for finding in check(&Intended { mtu: Some(mtu), ..Intended::new(network, subnet, listen, tun) }) {
+fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, say: &Say) {
+    let intended = Intended::new(network, subnet, listen.ip(), tun);
+    for finding in check(&Intended { mtu: Some(mtu), port: listen.port(), ..intended }) {
         let (severity, says) = (finding.severity().name(), finding.to_string());
         say.say(&Event::Finding { finding: finding.name(), severity, says });
     }
