@@ -222,18 +222,36 @@ pub(crate) enum Pace {
     OfReader,
 }
 
-/// Rate limit of one kind of event: [`Limit::LINES`] in [`Say::LIMIT`], and then the number of lines left out.
+/// Rate limit of one kind of event in a span of [`Say::LIMIT`].
 struct Limit {
     since: Instant,
-    said: u32,
     kind: String,
+    /// The lines that were printed, and how often.
+    printed: HashMap<String, u32>,
+    left_out: u32,
 }
 
 impl Limit {
     const LINES: u32 = 20;
+    /// Equal lines: what repeats leaves room for others of its kind.
+    const EQUAL: u32 = 5;
 
-    fn left_out(&self) -> u32 {
-        self.said.saturating_sub(Self::LINES)
+    fn of(event: &Event) -> Self {
+        let kind = json!(event)["event"].as_str().unwrap_or_default().to_owned();
+        Self { since: Instant::now(), kind, printed: HashMap::new(), left_out: 0 }
+    }
+
+    /// Returns true if there is room for the event.
+    fn admits(&mut self, event: &Event) -> bool {
+        // No line is made where none has room.
+        let admitted = self.printed.values().sum::<u32>() < Self::LINES && {
+            let times = self.printed.entry(event.to_string()).or_default();
+            let has_room = *times < Self::EQUAL;
+            *times += u32::from(has_room);
+            has_room
+        };
+        self.left_out = self.left_out.saturating_add(u32::from(!admitted));
+        admitted
     }
 }
 
@@ -250,12 +268,7 @@ impl Say {
         if self.pace == Pace::Own {
             self.flush_limits(Self::LIMIT);
             let mut limits = self.limits.borrow_mut();
-            let limit = limits.entry(discriminant(event)).or_insert_with(|| {
-                let kind = json!(event)["event"].as_str().unwrap_or_default().to_owned();
-                Limit { since: Instant::now(), said: 0, kind }
-            });
-            limit.said = limit.said.saturating_add(1);
-            if limit.left_out() > 0 {
+            if !limits.entry(discriminant(event)).or_insert_with(|| Limit::of(event)).admits(event) {
                 return;
             }
         }
@@ -269,15 +282,15 @@ impl Say {
 
     /// Whether something was left out and not told of yet.
     pub(crate) fn leaves_out(&self) -> bool {
-        self.limits.borrow().values().any(|limit| limit.left_out() > 0)
+        self.limits.borrow().values().any(|limit| limit.left_out > 0)
     }
 
     /// Prints the number of lines left out, for spans of at least this age.
     pub(crate) fn flush_limits(&self, age: Duration) {
         let mut limits = self.limits.borrow_mut();
         for (_, limit) in limits.extract_if(|_, limit| limit.since.elapsed() >= age) {
-            if limit.left_out() > 0 {
-                let _ = self.answer(&Event::LeftOut { lines: limit.left_out(), of: limit.kind });
+            if limit.left_out > 0 {
+                let _ = self.answer(&Event::LeftOut { lines: limit.left_out, of: limit.kind });
             }
         }
     }
