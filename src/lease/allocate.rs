@@ -18,13 +18,28 @@ pub struct Held {
     pub subnet: IpNet,
     /// The underlay address of its owner.
     pub host: IpAddr,
+    /// Position in the order of creation: an etcd key's create revision. 0 if that is not known.
+    pub created: u64,
+}
+
+impl Held {
+    /// Returns true if this lease has to give way to `other`, an older lease of another host that overlaps it.
+    ///
+    /// Two hosts can create overlapping leases where keys have several spellings or subnets several lengths. The younger lease
+    /// gives way, and every host that sees both decides the same. No lease gives way to one of unknown age.
+    #[must_use]
+    pub fn gives_way_to(&self, other: &Self) -> bool {
+        let overlaps = self.subnet.contains(&other.subnet) || other.subnet.contains(&self.subnet);
+        let is_older = other.created != 0 && other.created < self.created;
+        overlaps && is_older && other.host.to_canonical() != self.host.to_canonical()
+    }
 }
 
 /// What to try on the way to a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// Delete this lease: it is ours, and the network no longer has such subnets.
+    /// Delete this lease of ours: the network no longer has such subnets, or it has to give way to another host's lease.
     Delete(IpNet),
     /// Renew this lease with our attributes: it is ours from an earlier run.
     TakeOver(IpNet),
@@ -56,7 +71,7 @@ pub enum AllocateError {
 /// What the host at `host` should do for a lease, in order: go on to the next step when one is lost to somebody else, stop at
 /// the first [`Step::TakeOver`] or [`Step::Create`] that succeeds.
 ///
-/// 1. Leases of ours that do not fit the network are deleted.
+/// 1. Leases of ours that do not fit the network, or that [give way](Held::gives_way_to) to another host's, are deleted.
 /// 2. One that fits is taken over: that of `previous` (the subnet of an earlier run, from its `subnet.env`) before others,
 ///    and the lowest of those.
 /// 3. `previous` is created, if it fits and nobody holds any of it.
@@ -76,7 +91,9 @@ pub fn candidates(
     let host = host.to_canonical();
     let previous = previous.map(|subnet| subnet.trunc()).filter(|subnet| range.contains(*subnet));
     let (ours, others): (Vec<Held>, Vec<Held>) = held.iter().partition(|lease| lease.host.to_canonical() == host);
-    let (mut fitting, unfit): (Vec<Held>, Vec<Held>) = ours.into_iter().partition(|lease| range.contains(lease.subnet));
+    let keeps = |lease: &Held| !others.iter().any(|other| lease.gives_way_to(other));
+    let fits = |lease: &Held| range.contains(lease.subnet) && keeps(lease);
+    let (mut fitting, unfit): (Vec<Held>, Vec<Held>) = ours.into_iter().partition(fits);
     fitting.sort_by_key(|lease| (Some(lease.subnet.trunc()) != previous, lease.subnet));
     let held_by_any = others.iter().chain(&fitting).map(|lease| lease.subnet);
     let taken = Taken::new(held_by_any.filter(|subnet| subnet.addr().is_ipv4() == range.first().is_ipv4()));

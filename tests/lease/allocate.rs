@@ -13,7 +13,7 @@ use crate::net;
 const OURS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 168, 0, 2));
 
 fn held(subnet: &str, host: u8) -> Held {
-    Held { subnet: net(subnet), host: [10, 168, 0, host].into() }
+    Held { subnet: net(subnet), host: [10, 168, 0, host].into(), created: 0 }
 }
 
 fn range() -> SubnetRange {
@@ -76,7 +76,7 @@ fn ipv6_and_a_range_that_ends_with_the_address_space() {
     let steps = candidates(&range, &[held("255.255.255.192/26", 3)], OURS, None, in_turn()).unwrap();
     assert_eq!(created(&steps).len(), 2);
     let range = SubnetRange::new(net("feff::/16"), Some(18), None, None).unwrap();
-    let taken = [Held { subnet: net("feff:c000::/18"), host: OURS.to_canonical() }, held("0.0.0.0/0", 9)];
+    let taken = [Held { subnet: net("feff:c000::/18"), host: OURS.to_canonical(), created: 0 }, held("0.0.0.0/0", 9)];
     let steps = candidates(&range, &taken, [10, 168, 0, 7].into(), None, in_turn()).unwrap();
     assert_eq!(created(&steps).len(), 2);
 }
@@ -131,10 +131,55 @@ fn subnet() -> impl Strategy<Value = Ipv4Net> {
     (0u32..1 << 13, 18u8..=32).prop_map(|(bits, len)| Ipv4Net::new((0x6460_0000 + bits).into(), len).unwrap())
 }
 
+/// Address by address: they share one, and the other host's was there before.
+fn is_younger(own: &Held, other: &Held) -> bool {
+    let span = |held: &Held| {
+        let IpNet::V4(subnet) = held.subnet else { panic!("IPv4 alone") };
+        subnet.network().to_bits()..=subnet.broadcast().to_bits()
+    };
+    let (own_span, other_span) = (span(own), span(other));
+    let shared = own_span.start().max(other_span.start()) <= own_span.end().min(other_span.end());
+    shared && own.host != other.host && (1..own.created).contains(&other.created)
+}
+
+/// A dual-stack key of the same subnet, a longer one inside, a shorter one around it.
+#[test]
+fn fault_60_the_younger_of_two_overlapping_leases_gives_way() {
+    let aged = |subnet, host, created| Held { created, ..held(subnet, host) };
+    for other in ["100.96.4.0/24", "100.96.4.128/25", "100.96.4.0/22"] {
+        let older = [aged("100.96.4.0/24", 2, 11), aged(other, 3, 10)];
+        let steps = candidates(&range(), &older, OURS, Some(net("100.96.4.1/24")), in_turn()).unwrap();
+        assert_eq!(steps[0], Step::Delete(net("100.96.4.0/24")), "{other}");
+        assert!(!created(&steps).contains(&net("100.96.4.0/24")), "{other}");
+        let younger = [aged("100.96.4.0/24", 2, 11), aged(other, 3, 12)];
+        let steps = candidates(&range(), &younger, OURS, None, in_turn()).unwrap();
+        assert_eq!(steps[0], Step::TakeOver(net("100.96.4.0/24")), "{other}");
+    }
+}
+
 proptest! {
+    /// Every host decides alone, by the same leases: the oldest stays, those that stay share nothing, and who leaves had a reason.
+    #[test]
+    fn fault_60_hosts_that_give_way_leave_no_overlap(leases in vec((subnet(), 0u8..6), 1..20)) {
+        let leases: Vec<Held> = leases
+            .into_iter()
+            .zip(1..)
+            .map(|((subnet, host), created)| Held { subnet: subnet.into(), host: [10, 168, 0, host].into(), created })
+            .collect();
+        let leaves = |own: &Held| leases.iter().any(|other| own.gives_way_to(other));
+        prop_assert!(!leaves(&leases[0]));
+        for own in &leases {
+            prop_assert_eq!(leaves(own), leases.iter().any(|other| is_younger(own, other)));
+            for other in &leases {
+                let both_stay = !leaves(own) && !leaves(other);
+                prop_assert!(!(both_stay && (is_younger(own, other) || is_younger(other, own))));
+            }
+        }
+    }
+
     #[test]
     fn the_free_ones_are_those_that_a_search_finds(
-        leases in vec((subnet(), 2u8..5), 0..40),
+        leases in vec((subnet(), 2u8..5, 0u64..20), 0..40),
         (len, skip) in (20u8..=28, 0u32..4),
         previous in proptest::option::of(subnet()),
     ) {
@@ -144,13 +189,15 @@ proptest! {
         let range = SubnetRange::new(network, Some(len), Some(first.into()), None).unwrap();
         let leases: Vec<Held> = leases
             .into_iter()
-            .map(|(subnet, host)| Held { subnet: subnet.into(), host: [10, 168, 0, host].into() })
+            .map(|(subnet, host, created)| Held { subnet: subnet.into(), host: [10, 168, 0, host].into(), created })
             .collect();
         let all = (0x6460_0000 + size * skip..0x6460_4000).step_by(size as usize);
         let all = all.map(|bits| IpNet::from(Ipv4Net::new(bits.into(), len).unwrap()));
         let fits = |subnet: IpNet| subnet.prefix_len() == len && subnet.network() >= IpAddr::from(first);
+        let younger = |held: &Held| leases.iter().any(|other| is_younger(held, other));
+        let keeps = |held: &Held| fits(held.subnet) && !younger(held);
         let overlaps = |subnet: IpNet, held: &Held| {
-            let mine = held.host == OURS && !fits(held.subnet);
+            let mine = held.host == OURS && !keeps(held);
             !mine && (subnet.contains(&held.subnet) || held.subnet.contains(&subnet))
         };
         let free: Vec<IpNet> = all.filter(|subnet| !leases.iter().any(|held| overlaps(*subnet, held))).collect();
@@ -169,7 +216,7 @@ proptest! {
         expected.sort();
         prop_assert_eq!(sorted, expected);
         let ours = leases.iter().filter(|held| held.host == OURS);
-        let (fitting, unfit): (Vec<Held>, Vec<Held>) = ours.partition(|held| fits(held.subnet));
+        let (fitting, unfit): (Vec<Held>, Vec<Held>) = ours.partition(|held| keeps(held));
         let deletes: Vec<Step> = unfit.iter().map(|held| Step::Delete(held.subnet)).collect();
         prop_assert_eq!(steps.iter().filter(|step| matches!(step, Step::Delete(_))).count(), if steps.is_empty() { 0 } else { deletes.len() });
         prop_assert_eq!(steps.iter().filter(|step| matches!(step, Step::TakeOver(_))).count(), usize::from(!fitting.is_empty()));

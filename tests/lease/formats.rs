@@ -90,13 +90,13 @@ fn keys_have_one_spelling() {
 #[test]
 fn every_key_holds_its_subnet() {
     let reader = LeaseReader::new("/coreos.com/network", 8285);
-    let held = |key: &str, value: &str| reader.held(key.as_bytes(), value.as_bytes());
+    let held = |key: &str, value: &str| reader.held(key.as_bytes(), value.as_bytes(), 7);
     let expect = |key: &str, value: &str, subnet: &str, host: [u8; 4]| {
         let full = format!("/coreos.com/network/subnets/{key}");
         let (read, held) = held(&full, value).unwrap();
         assert_eq!(
             (read.to_string().as_str(), held),
-            (key, Held { subnet: subnet.parse().unwrap(), host: host.into() })
+            (key, Held { subnet: subnet.parse().unwrap(), host: host.into(), created: 7 })
         );
     };
     let ours = [10, 168, 0, 3];
@@ -107,6 +107,9 @@ fn every_key_holds_its_subnet() {
         expect("100.96.3.0-24", unreadable, "100.96.3.0/24", [0; 4]);
         assert_eq!(LeaseValue::holder(unreadable.as_bytes()), None);
     }
+    // flannel reads this one, too.
+    let (_, other) = held("/coreos.com/network/subnets/100.96.4.0-024", r#"{"PublicIP":"10.168.0.3"}"#).unwrap();
+    assert_eq!(other, Held { subnet: "100.96.4.0/24".parse().unwrap(), host: [0; 4].into(), created: 7 });
     for no_key in ["/coreos.com/network/subnets/nonsense", "/coreos.com/network/config", "100.96.1.0-24"] {
         assert_eq!(held(no_key, r#"{"PublicIP":"10.168.0.3"}"#), None, "{no_key}");
     }

@@ -19,6 +19,8 @@ const ROUNDS: u32 = 10;
 pub(crate) struct Holding {
     pub(crate) key: LeaseKey,
     pub(crate) host: Ipv4Addr,
+    /// Revision of the last write to the key that we know.
+    pub(crate) revision: i64,
     /// `None`: it has no end. flannel calls that a reservation: an operator wrote the key so, and it stays so.
     pub(crate) grant: Option<Grant>,
 }
@@ -49,6 +51,15 @@ pub(crate) enum AcquireError {
     Etcd(#[from] EtcdError),
     #[error("other hosts were faster {ROUNDS} times; something acquires leases all the time")]
     Contended,
+}
+
+/// Mode of a renewal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Renew {
+    /// Extends the etcd lease in place, without a write to the key, unless key or etcd lease are not as they should be.
+    Keep,
+    /// Writes the same value again with a new etcd lease, as flannel does. Hosts that missed the key, or have our address, see it.
+    Write,
 }
 
 /// What became of a lease that was to be renewed.
@@ -86,24 +97,25 @@ async fn acquire_with(
 ) -> Result<(Holding, How), AcquireError> {
     let value = LeaseValue::new(host);
     for _ in 0..ROUNDS {
-        let entries = registry.list().await?.entries;
-        let known: Vec<(LeaseKey, Held, &Entry)> = entries
-            .iter()
-            .filter_map(|entry| reader.held(&entry.key, &entry.value).map(|(key, held)| (key, held, entry)))
-            .collect();
+        let known = known(registry, reader).await?;
         let held: Vec<Held> = known.iter().map(|(_, held, _)| *held).collect();
         for step in candidates(range, &held, host.into(), previous.map(Into::into), random())? {
             let held = match step {
                 Step::Create(IpNet::V4(subnet)) => {
                     let key = LeaseKey::from(subnet);
-                    if registry.create(&key, &value, grant).await? {
-                        let how = if Some(subnet) == previous { How::AsBefore } else { How::New };
-                        return Ok((Holding { key, host, grant: Some(grant) }, how));
+                    let Some(revision) = registry.create(&key, &value, grant).await? else { continue };
+                    let own =
+                        Held { subnet: subnet.into(), host: host.into(), created: revision.try_into().unwrap_or(0) };
+                    // The transaction does not see subnets of other lengths, or with host bits, that were written after the listing.
+                    if must_give_way(&own, &self::known(registry, reader).await?) {
+                        registry.delete(&key, revision).await?;
+                        break;
                     }
-                    continue;
+                    let how = if Some(subnet) == previous { How::AsBefore } else { How::New };
+                    return Ok((Holding { key, host, revision, grant: Some(grant) }, how));
                 }
                 Step::Delete(subnet) | Step::TakeOver(subnet) => {
-                    known.iter().find(|(_, held, _)| *held == Held { subnet, host: host.into() })
+                    known.iter().find(|(_, held, _)| (held.subnet, held.host) == (subnet, host.into()))
                 }
                 // There are no IPv6 subnets in an IPv4 network.
                 Step::Create(IpNet::V6(_)) | _ => continue,
@@ -112,8 +124,8 @@ async fn acquire_with(
             let grant = (entry.grant != 0).then_some(grant);
             if matches!(step, Step::Delete(_)) {
                 registry.delete(key, entry.revision).await?;
-            } else if registry.replace(key, &value, grant, entry.revision).await? {
-                return Ok((Holding { key: *key, host, grant }, How::TakenOver));
+            } else if let Some(revision) = registry.replace(key, &value, grant, entry.revision).await? {
+                return Ok((Holding { key: *key, host, revision, grant }, How::TakenOver));
             } else {
                 // It changed since: its owner may be another one by now.
                 break;
@@ -123,8 +135,24 @@ async fn acquire_with(
     Err(AcquireError::Contended)
 }
 
+/// Returns all keys that hold a subnet.
+async fn known(registry: &mut Registry, reader: &LeaseReader) -> Result<Vec<(LeaseKey, Held, Entry)>, EtcdError> {
+    let entries = registry.list().await?.entries.into_iter();
+    Ok(entries.filter_map(|entry| entry.held(reader).map(|(key, held)| (key, held, entry))).collect())
+}
+
+/// Returns true if a lease of ours has to give way to an older one.
+fn must_give_way(own: &Held, known: &[(LeaseKey, Held, Entry)]) -> bool {
+    known.iter().any(|(_, held, _)| own.gives_way_to(held))
+}
+
 /// Makes a lease last its whole time again, from now on.
-pub(crate) async fn renew(registry: &mut Registry, holding: &mut Holding, ttl: Duration) -> Result<Renewal, EtcdError> {
+pub(crate) async fn renew(
+    registry: &mut Registry,
+    holding: &mut Holding,
+    how: Renew,
+    ttl: Duration,
+) -> Result<Renewal, EtcdError> {
     loop {
         let Some(entry) = registry.entry(&holding.key).await? else {
             return Ok(Renewal::Lost("it was deleted from etcd, or ended".into()));
@@ -133,25 +161,25 @@ pub(crate) async fn renew(registry: &mut Registry, holding: &mut Holding, ttl: D
             return Ok(Renewal::Lost(format!("{host} holds it now")));
         }
         let value = LeaseValue::new(holding.host);
-        if LeaseValue::from_json(&entry.value) == Ok(value) {
-            if entry.grant == 0 {
-                holding.grant = None;
-                return Ok(Renewal::Renewed);
-            }
-            // Also if somebody else bound it to another grant: who has our address too, by mistake, would do the same as we, and
-            // both would write without end.
-            let kept = registry.keep_alive(entry.grant).await?;
-            if let Some(Remaining { left, .. }) = kept.filter(|kept| kept.whole >= ttl) {
-                holding.grant = Some(Grant { id: entry.grant, ttl: left });
+        let is_ours = LeaseValue::from_json(&entry.value) == Ok(value);
+        let is_reserved = is_ours && entry.grant == 0;
+        if is_ours && how == Renew::Keep {
+            let kept = if is_reserved { None } else { registry.keep_alive(entry.grant).await? };
+            let kept = kept.filter(|kept| kept.whole >= ttl);
+            if is_reserved || kept.is_some() {
+                holding.revision = entry.revision;
+                holding.grant = kept.map(|Remaining { left, .. }| Grant { id: entry.grant, ttl: left });
                 return Ok(Renewal::Renewed);
             }
         }
-        let grant = registry.grant(ttl).await?;
-        if registry.replace(&holding.key, &value, Some(grant), entry.revision).await? {
-            holding.grant = Some(grant);
+        let grant = if is_reserved { None } else { Some(registry.grant(ttl).await?) };
+        if let Some(revision) = registry.replace(&holding.key, &value, grant, entry.revision).await? {
+            (holding.revision, holding.grant) = (revision, grant);
             return Ok(Renewal::Renewed);
         }
-        registry.revoke(grant).await;
+        if let Some(grant) = grant {
+            registry.revoke(grant).await;
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::Ipv4Net;
+use loden::forward::PeerCheck;
 use loden::lease::Tenure;
 use loden::lease::flannel::DEFAULT_PREFIX;
 
@@ -72,9 +73,37 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "SECONDS", hide = true, default_value_t = Tenure::TTL.as_secs())]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=Tenure::TTL.as_secs()))]
     pub(crate) subnet_lease_ttl: u64,
+    /// Longest time in seconds between two listings of all leases, for tests
+    #[arg(long, value_name = "SECONDS", hide = true, default_value = "600")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) list_interval: u64,
+    /// Senders whose packets are accepted
+    #[arg(long, value_name = "CHECK", value_enum, default_value = "address")]
+    pub(crate) peer_check: Check,
     /// TUN device: a name, or a pattern in which %d stands for the first free number
     #[arg(long, value_name = "NAME", default_value = "flannel%d")]
     pub(crate) tun: String,
+}
+
+/// Check of a datagram's sender.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Check {
+    /// Senders with the address of a lease
+    Address,
+    /// Senders with the address of a lease and the network's port: excludes pods that their host masquerades
+    AddressPort,
+    /// All senders, if the inner source has a route, as flannel does: for hosts behind NAT
+    Off,
+}
+
+impl From<Check> for PeerCheck {
+    fn from(check: Check) -> Self {
+        match check {
+            Check::Address => Self::Address,
+            Check::AddressPort => Self::AddressPort,
+            Check::Off => Self::Off,
+        }
+    }
 }
 
 impl Arguments {

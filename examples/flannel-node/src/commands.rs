@@ -78,7 +78,9 @@ pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failur
     let mut reader = LeaseReader::new(registry.prefix(), port);
     for entry in registry.list().await.map_err(failed)?.entries {
         let reading = reader.put(&entry.key, &entry.value);
-        let event = if let Some(aside) = reading.set_aside.first() {
+        let event = if entry.oversized {
+            Event::SetAside { reason: entry.too_long() }
+        } else if let Some(aside) = reading.set_aside.first() {
             Event::SetAside { reason: aside.to_string() }
         } else if let Some(LeaseEvent::Added { lease, .. }) = reading.event {
             let seconds_left = match entry.grant {

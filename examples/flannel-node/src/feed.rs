@@ -1,8 +1,9 @@
-//! All that etcd says of leases: listed once, then watched, and listed again only where something was missed.
+//! The leases in etcd: listed and watched. After the end of a watch, and every few minutes, all leases are listed again. An etcd that
+//! was restored from a backup can have another history under the same revisions, so that no watch is continued.
 
 use std::time::Duration;
 
-use etcd_client::{EventType, WatchResponse, WatchStream};
+use etcd_client::{EventType, WatchResponse};
 use loden::lease::Backoff;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::spawn_local;
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 use crate::acquire::random;
 use crate::clock::Clock;
 use crate::etcd::{EtcdError, explained};
-use crate::registry::{Entry, Listing, Registry};
+use crate::registry::{Entry, Listing, Moment, Registry};
 
 /// News that wait to be taken in; a watch that brings more has to wait.
 const QUEUE: usize = 256;
@@ -22,25 +23,16 @@ const CONFIRM: Duration = Duration::from_secs(5);
 pub(crate) enum News {
     /// These keys were written and deleted, in this order.
     Changed(Vec<Change>),
-    /// The watch goes on where it broke off: nothing was missed.
-    Heard,
-    /// All leases there are.
-    Listed(Listing),
-    /// Nothing can be heard for now.
-    Silent(Silence),
+    /// All leases, and a description of the difference if etcd's history is not the one heard before.
+    Listed(Listing, Option<String>),
+    /// The reason why etcd cannot be heard for now.
+    Silent(String),
 }
 
 /// What happened to one key.
 pub(crate) enum Change {
     Deleted { key: Vec<u8> },
     Put(Entry),
-}
-
-/// Why nothing can be heard.
-pub(crate) struct Silence {
-    pub(crate) reason: String,
-    /// Whether it is the first failure after all went well.
-    pub(crate) is_news: bool,
 }
 
 /// What ends a watch.
@@ -50,22 +42,23 @@ enum Trouble {
     Compacted,
     #[error(transparent)]
     Etcd(#[from] EtcdError),
-    /// It was restored from a backup, or is another cluster.
-    #[error(
-        "etcd at {endpoint} is at revision {revision}, behind what it had said before; all leases are listed again"
-    )]
-    GoneBack { endpoint: String, revision: i64 },
     #[error("etcd at {endpoint} ended the watch: {reason}")]
     Ended { endpoint: String, reason: String },
+    /// It is behind the member that was asked before, was restored from a backup, or is of another cluster.
+    #[error("etcd at {endpoint} has another history than what was listed; all leases are listed again")]
+    OtherHistory { endpoint: String },
     /// Nobody takes the news any more.
     #[error("the node has ended")]
     Unheard,
 }
 
-/// Begins to list and watch, in a task of its own, which ends when the receiver is dropped.
-pub(crate) fn follow(registry: Registry, clock: Clock) -> Receiver<News> {
+/// The watch has lasted long enough.
+struct Due;
+
+/// Starts a task that lists and watches all leases, until the receiver is dropped. `every` is the longest time between two listings.
+pub(crate) fn follow(registry: Registry, clock: Clock, every: Duration) -> Receiver<News> {
     let (sender, receiver) = channel(QUEUE);
-    let feed = Feed { registry, clock, sender, next: None, seen: 0 };
+    let feed = Feed { registry, clock, every, sender, seen: None };
     spawn_local(feed.run());
     receiver
 }
@@ -73,11 +66,10 @@ pub(crate) fn follow(registry: Registry, clock: Clock) -> Receiver<News> {
 struct Feed {
     registry: Registry,
     clock: Clock,
+    every: Duration,
     sender: Sender<News>,
-    /// The first revision that may bring something new; `None` if all has to be listed.
-    next: Option<i64>,
-    /// The last one there was, as far as is known.
-    seen: i64,
+    /// The latest point in etcd's history that was heard of.
+    seen: Option<Moment>,
 }
 
 impl Feed {
@@ -85,17 +77,15 @@ impl Feed {
         let mut backoff = Backoff::default();
         let mut random = random();
         loop {
-            let trouble = match self.listen(&mut backoff).await {
+            // Up to a tenth less, which spreads hosts that listed at the same moment.
+            let due = self.clock.now() + self.every.mul_f64(1.0 - random() as f64 / u64::MAX as f64 / 10.0);
+            let trouble = match self.listen(&mut backoff, due).await {
+                Ok(Due) => continue,
                 Err(Trouble::Unheard) => return,
                 Err(trouble) => trouble,
-                Ok(never) => match never {},
             };
-            if matches!(trouble, Trouble::Compacted | Trouble::GoneBack { .. }) {
-                self.next = None;
-            }
             let retry = backoff.failed(self.clock.now(), random());
-            let silence = Silence { reason: trouble.to_string(), is_news: retry.is_news };
-            if self.sender.send(News::Silent(silence)).await.is_err() {
+            if self.sender.send(News::Silent(trouble.to_string())).await.is_err() {
                 return;
             }
             tokio::select! {
@@ -105,43 +95,51 @@ impl Feed {
         }
     }
 
-    /// Lists if that is needed, then watches until something ends it.
-    async fn listen(&mut self, backoff: &mut Backoff) -> Result<core::convert::Infallible, Trouble> {
-        let resumes = self.next.is_some();
-        let from = match self.next {
-            Some(next) => next,
-            None => {
-                let listing = self.registry.list().await?;
-                self.seen = listing.revision;
-                self.say(News::Listed(listing)).await?;
-                *self.next.insert(self.seen + 1)
-            }
-        };
-        let mut watch = self.registry.watch(from).await?;
+    /// Watches, lists, and goes on watching until something ends it.
+    ///
+    /// The watch begins before the listing and lasts beyond it, so that both have the same history: a restore in between ends the
+    /// watch.
+    async fn listen(&mut self, backoff: &mut Backoff, due: Duration) -> Result<Due, Trouble> {
+        let mut watch = self.registry.watch().await?;
         let confirmed = timeout(CONFIRM, watch.message()).await.map_err(|_| self.ended("it does not confirm it"))?;
-        let confirmed = self.intact(confirmed)?;
-        let revision = confirmed.header().map_or(0, |header| header.revision());
-        if revision < self.seen {
-            let endpoint = self.registry.endpoint().to_owned();
-            return Err(Trouble::GoneBack { endpoint, revision });
+        let mut watched = Moment::of(self.intact(confirmed)?.header());
+        let listing = self.registry.list().await?;
+        let listed = listing.moment;
+        if (listed.cluster, listed.member) != (watched.cluster, watched.member) || listed.revision < watched.revision {
+            return Err(self.other_history());
         }
-        if resumes {
-            self.say(News::Heard).await?;
-        }
+        let before = self.seen.replace(listed).filter(|before| !listed.follows(*before));
+        let doubt = before.map(|before| self.doubt(before, listed));
+        self.say(News::Listed(listing, doubt)).await?;
         backoff.succeeded(self.clock.now());
-        self.take_in(confirmed).await?;
         loop {
-            let response = self.next_response(&mut watch).await?;
-            self.take_in(response).await?;
+            let response = tokio::select! {
+                response = watch.message() => response,
+                () = self.clock.sleep_until(due) => return Ok(Due),
+                () = self.sender.closed() => return Err(Trouble::Unheard),
+            };
+            let response = self.intact(response)?;
+            let now = Moment::of(response.header());
+            if (now.cluster, now.member) != (watched.cluster, watched.member) || now.revision < watched.revision {
+                return Err(self.other_history());
+            }
+            watched = now;
+            self.seen = Some(Moment { revision: now.revision.max(listed.revision), ..now });
+            self.take_in(&response, listed.revision).await?;
         }
     }
 
-    async fn next_response(&mut self, watch: &mut WatchStream) -> Result<WatchResponse, Trouble> {
-        let response = tokio::select! {
-            response = watch.message() => response,
-            () = self.sender.closed() => return Err(Trouble::Unheard),
+    fn other_history(&self) -> Trouble {
+        Trouble::OtherHistory { endpoint: self.registry.endpoint().to_owned() }
+    }
+
+    /// Describes the difference between two histories.
+    fn doubt(&self, before: Moment, now: Moment) -> String {
+        let shown = |Moment { cluster, term, revision, .. }: Moment| {
+            format!("cluster {cluster:x}, term {term}, revision {revision}")
         };
-        self.intact(response)
+        let (endpoint, before, now) = (self.registry.endpoint(), shown(before), shown(now));
+        format!("etcd at {endpoint} was restored from a backup, or is another cluster: it is at {now} after {before}")
     }
 
     /// A response, unless it or its absence ends the watch.
@@ -166,28 +164,14 @@ impl Feed {
         Trouble::Ended { endpoint, reason: reason.to_owned() }
     }
 
-    async fn take_in(&mut self, response: WatchResponse) -> Result<(), Trouble> {
-        let revisions = response.events().iter().filter_map(|event| event.kv()).map(|kv| kv.mod_revision());
-        match revisions.max() {
-            // From this one on again, should the watch break off: one write can be of several keys, and come in parts.
-            Some(last) => (self.next, self.seen) = (Some(last), last),
-            // The first answer says where etcd is, not how far we are.
-            None if response.created() => {}
-            // Nothing, up to here.
-            None => {
-                self.seen = response.header().map_or(0, |header| header.revision()).max(self.seen);
-                self.next = Some(self.seen + 1);
-            }
-        }
-        let changes: Vec<Change> = response
-            .events()
-            .iter()
-            .filter_map(|event| {
-                let kv = event.kv()?;
-                Some(match event.event_type() {
-                    EventType::Put => Change::Put(Entry::from(kv)),
-                    EventType::Delete => Change::Deleted { key: kv.key().to_vec() },
-                })
+    /// Passes on the events of a response that are newer than the listing.
+    async fn take_in(&mut self, response: &WatchResponse, listed: i64) -> Result<(), Trouble> {
+        let new = response.events().iter().filter_map(|event| Some((event.event_type(), event.kv()?)));
+        let new = new.filter(|(_, kv)| kv.mod_revision() > listed);
+        let changes: Vec<Change> = new
+            .map(|(kind, kv)| match kind {
+                EventType::Put => Change::Put(Entry::from(kv)),
+                EventType::Delete => Change::Deleted { key: kv.key().to_vec() },
             })
             .collect();
         if changes.is_empty() { Ok(()) } else { self.say(News::Changed(changes)).await }

@@ -109,6 +109,11 @@ impl Links {
         }
     }
 
+    /// Returns the number of packets that did not fit into the queue of the TUN device, `None` if the device is gone.
+    pub(crate) fn queue_dropped(&mut self) -> Option<u64> {
+        self.link.stats().ok().map(|stats| stats.tx_dropped)
+    }
+
     /// Takes back what was made.
     pub(crate) fn remove(self) -> Result<(), Error> {
         Ok(self.link.remove()?)

@@ -51,11 +51,11 @@ impl<E: Into<Error>> From<E> for Failure {
 fn main() -> ExitCode {
     let args = Arguments::of_process();
     let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
-    let mut say = Say::new(args.json, pace);
+    let say = Say::new(args.json, pace);
     let outcome = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             // etcd's futures stay on this thread, the only one beside that of the packets.
-            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &mut say)));
+            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &say)));
             // Without waiting for a name of etcd's that is being looked up.
             runtime.shutdown_background();
             outcome
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn act(args: &Arguments, say: &mut Say) -> Result<(), Failure> {
+async fn act(args: &Arguments, say: &Say) -> Result<(), Failure> {
     let registry = Registry::new(Etcd::new(&args.etcd)?, &args.etcd.etcd_prefix);
     match &args.command {
         None => node::run(registry, args, say).await,

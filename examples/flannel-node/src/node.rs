@@ -1,5 +1,6 @@
 //! A running node: news of leases become routes, the own lease is renewed, until it is told to stop or has to.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -9,15 +10,15 @@ use loden::route::{RouteChange, RoutePublisher};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::acquire::{Holding, Renewal, renew};
+use crate::acquire::{Holding, Renew, Renewal, renew};
 use crate::args::Arguments;
 use crate::clock::Clock;
 use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
 use crate::links::Links;
-use crate::plane::Plane;
+use crate::plane::{Plane, Report};
 use crate::registry::{Entry, Registry};
 use crate::say::{Event, Say, anomalies, flow};
 use crate::start::{Place, start};
@@ -26,6 +27,11 @@ use crate::{Error, Failure};
 const SOURCE: SourceId = SourceId(0);
 /// Changes that are named of those which are made at once.
 const MOST_ROUTES: usize = 16;
+/// Shortest time between two writes in reply to other writers of our lease. Two hosts that reply to each other would write without
+/// end.
+const REPLIES: Duration = Duration::from_secs(60);
+/// Longest time that the end of the node waits for etcd.
+const LAST_CALL: Duration = Duration::from_secs(5);
 
 pub(crate) struct Node {
     pub(crate) clock: Clock,
@@ -40,6 +46,14 @@ pub(crate) struct Node {
     pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
     /// What somebody, maybe we ourselves, wrote by our key while it was under way.
     pub(crate) meanwhile: Option<Entry>,
+    /// Mode of the next renewal.
+    pub(crate) renew_how: Renew,
+    /// Time of the last write in reply to another writer of our lease.
+    pub(crate) replied: Option<Duration>,
+    /// Revision of our lease if it has to be deleted at the end, because another host's came first.
+    pub(crate) gives_up: Option<i64>,
+    /// The messages about set-aside keys that were printed, so that the next listing does not repeat them.
+    pub(crate) set_aside: BTreeSet<String>,
     pub(crate) links: Links,
     pub(crate) plane: Plane,
     pub(crate) news: Receiver<News>,
@@ -58,7 +72,7 @@ impl Stop {
     }
 }
 
-pub(crate) async fn run(registry: Registry, args: &Arguments, say: &mut Say) -> Result<(), Failure> {
+pub(crate) async fn run(registry: Registry, args: &Arguments, say: &Say) -> Result<(), Failure> {
     let mut stop = Stop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
     let place = Place::find(&args.node)?;
     let started = tokio::select! {
@@ -70,6 +84,13 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &mut Say) -> 
         () = stop.asked() => Ok(()),
         Err(reason) = node.live(say) => Err(reason),
     };
+    if let Some(revision) = node.gives_up {
+        let delete = timeout(LAST_CALL, node.registry.delete(&node.holding.key, revision));
+        tokio::select! {
+            () = stop.asked() => {}
+            _ = delete => {}
+        }
+    }
     let leased = outcome.is_ok().then(|| node.holding.key.ipv4.trunc());
     let closed = node.close(leased, say);
     outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
@@ -77,7 +98,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &mut Say) -> 
 
 impl Node {
     /// Never returns but for a reason to end.
-    async fn live(&mut self, say: &mut Say) -> Result<(), Error> {
+    async fn live(&mut self, say: &Say) -> Result<(), Error> {
         loop {
             tokio::select! {
                 news = self.news.recv() => {
@@ -106,28 +127,51 @@ impl Node {
                         self.plane.set_mtu(mtu);
                     }
                 }
+                Some(report) = self.plane.reports.recv() => say.say(&match report {
+                    Report::Notice(notice) => Event::Warning { reason: notice.to_string() },
+                    Report::Stranger(stranger) => Event::Stranger {
+                        from: stranger.from.to_string(),
+                        inner_source: stranger.inner_source.to_string(),
+                        next_hop: stranger.next_hop.to_string(),
+                    },
+                }),
                 ended = &mut self.plane.ended => {
                     return Err(ended.unwrap_or_else(|_| "forwarding has ended: a bug in the node".into()));
                 }
-                () = sleep(Say::LIMIT), if say.leaves_out() => say.flush_limit(),
+                () = sleep(Say::LIMIT), if say.leaves_out() => say.flush_limits(Say::LIMIT),
             }
         }
     }
 
-    fn take_in(&mut self, news: News, say: &mut Say) -> Result<(), Error> {
+    fn take_in(&mut self, news: News, say: &Say) -> Result<(), Error> {
         let now = self.clock.now();
         let silent = self.reconciler.stale_since(SOURCE);
         match news {
-            News::Listed(listing) => {
+            News::Listed(listing, doubt) => {
+                if let Some(reason) = doubt {
+                    say.say(&Event::Warning { reason });
+                }
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
                 self.check_own(own, say)?;
-                let entries = listing.entries.iter().map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
+                self.check_elder(own, &listing.entries)?;
+                let said = std::mem::take(&mut self.set_aside);
+                for entry in listing.entries.iter().filter(|entry| entry.oversized) {
+                    self.say_set_aside(entry.too_long(), &said, say);
+                }
+                let entries = listing.entries.iter().filter(|entry| !entry.oversized);
+                let entries = entries.map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
                 let reading = self.reader.snapshot(entries);
-                self.read(reading, say);
+                self.read(reading, &said, say);
             }
             News::Changed(changes) => {
                 for change in changes {
                     let reading = match &change {
+                        Change::Put(entry) if entry.oversized => {
+                            self.say_set_aside(entry.too_long(), &BTreeSet::new(), say);
+                            // The lease that the key held before is gone.
+                            let event = self.reader.deleted(&entry.key).event;
+                            Reading { event, ..Reading::default() }
+                        }
                         Change::Put(entry) => self.reader.put(&entry.key, &entry.value),
                         Change::Deleted { key } => self.reader.deleted(key),
                     };
@@ -136,43 +180,50 @@ impl Node {
                         Change::Deleted { key } if self.is_own(key) => self.check_own(None, say)?,
                         Change::Put(_) | Change::Deleted { .. } => {}
                     }
-                    self.read(reading, say);
+                    self.read(reading, &BTreeSet::new(), say);
                 }
             }
-            News::Heard => self.reconciler.handle_event(SOURCE, LeaseEvent::SourceHeard, now),
-            News::Silent(silence) => {
+            News::Silent(reason) => {
                 self.reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, now);
-                if silence.is_news {
+                if silent.is_none() {
                     let routes = self.reconciler.route_count();
-                    say.say_limited(&Event::Stale { reason: silence.reason, routes });
+                    say.say(&Event::Stale { reason, routes });
                 }
             }
         }
         if let Some(since) = silent.filter(|_| self.reconciler.stale_since(SOURCE).is_none()) {
             // A renewal that failed meanwhile need not wait; and an etcd that was restored may know less of our lease than we do.
-            self.tenure.doubted(now);
-            say.say_limited(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
+            self.renew_soon(Renew::Keep);
+            say.say(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
         }
         Ok(())
     }
 
-    fn read(&mut self, reading: Reading, say: &mut Say) {
+    /// Prints a reason unless it was printed before.
+    fn say_set_aside(&mut self, reason: String, said: &BTreeSet<String>, say: &Say) {
+        if !said.contains(&reason) {
+            say.say(&Event::SetAside { reason: reason.clone() });
+        }
+        self.set_aside.insert(reason);
+    }
+
+    fn read(&mut self, reading: Reading, said: &BTreeSet<String>, say: &Say) {
         for aside in reading.set_aside {
-            say.say_limited(&Event::SetAside { reason: aside.to_string() });
+            self.say_set_aside(aside.to_string(), said, say);
         }
         if let Some(event) = reading.event {
             self.reconciler.handle_event(SOURCE, event, self.clock.now());
         }
     }
 
-    fn publish(&mut self, say: &mut Say) {
+    fn publish(&mut self, say: &Say) {
         for change in self.reconciler.take_conflict_changes() {
             let (conflict, ended) = match change {
                 ConflictChange::Began(conflict) => (conflict, false),
                 ConflictChange::Ended(conflict) => (conflict, true),
                 _ => continue,
             };
-            say.say_limited(&Event::Conflict { ended, conflict: conflict.to_string() });
+            say.say(&Event::Conflict { ended, conflict: conflict.to_string() });
         }
         let changes = self.reconciler.take_changes();
         if changes.is_empty() {
@@ -180,7 +231,7 @@ impl Node {
         }
         let applied = self.routes.apply(changes.iter().copied());
         for refused in &applied.refused {
-            say.say_limited(&Event::SetAside { reason: refused.to_string() });
+            say.say(&Event::SetAside { reason: refused.to_string() });
         }
         let (mut set, mut deleted) = (Vec::new(), Vec::new());
         for change in changes.iter().take(MOST_ROUTES) {
@@ -191,7 +242,7 @@ impl Node {
             }
         }
         let (count, changes) = (self.routes.table().len(), changes.len());
-        say.say_limited(&Event::Routes { count, changes, set, deleted });
+        say.say(&Event::Routes { count, changes, set, deleted });
     }
 
     fn is_own(&self, key: &[u8]) -> bool {
@@ -199,26 +250,46 @@ impl Node {
     }
 
     /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
-    fn check_own(&mut self, entry: Option<&Entry>, say: &mut Say) -> Result<(), Error> {
+    fn check_own(&mut self, entry: Option<&Entry>, say: &Say) -> Result<(), Error> {
         let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
         if let Some(host) = LeaseValue::holder(&entry.value).filter(|host| *host != self.holding.host) {
             return Err(self.lost(&format!("{host} holds it now")));
         }
-        // Of another backend, or nothing that anybody could read.
-        let readable = LeaseValue::from_json(&entry.value).is_ok();
-        let ours = readable && entry.grant == self.holding.grant.map_or(0, |grant| grant.id);
         if self.renewal.is_some() {
             self.meanwhile = Some(entry.clone());
-        } else if !ours {
-            let subnet = self.holding.key.ipv4.trunc();
-            let who = "an operator maybe, or another node that has this one's address by mistake";
-            say.say_limited(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
-            // Written anew at once, or kept by what ends it now.
-            self.tenure.doubted(self.clock.now());
+        } else if entry.revision != self.holding.revision {
+            let (subnet, host, now) = (self.holding.key.ipv4.trunc(), self.holding.host, self.clock.now());
+            let who = format!("another node that has {host} too, which only one may have, or an operator");
+            say.say(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
+            // A write tells the other node of us.
+            let replies = self.replied.is_none_or(|at| now.saturating_sub(at) >= REPLIES);
+            if replies {
+                self.replied = Some(now);
+            }
+            self.renew_soon(if replies { Renew::Write } else { Renew::Keep });
         }
         Ok(())
+    }
+
+    /// Gives our lease up if an older lease of another host overlaps it. A lease is acquired only without an older one, so that only a
+    /// restore of etcd brings one.
+    fn check_elder(&mut self, own: Option<&Entry>, entries: &[Entry]) -> Result<(), Error> {
+        let Some((own, revision)) = own.and_then(|own| Some((own.held(&self.reader)?.1, own.revision))) else {
+            return Ok(());
+        };
+        let held = entries.iter().filter_map(|entry| Some(entry.held(&self.reader)?.1));
+        let Some(elder) = held.into_iter().find(|held| own.gives_way_to(held)) else { return Ok(()) };
+        self.gives_up = Some(revision);
+        Err(self.lost(&format!("{} was leased to {} before", elder.subnet, elder.host)))
+    }
+
+    fn renew_soon(&mut self, how: Renew) {
+        if how == Renew::Write || self.tenure.poll_timeout() > self.clock.now() {
+            self.renew_how = how;
+        }
+        self.tenure.doubted(self.clock.now());
     }
 
     fn lost(&self, reason: &str) -> Error {
@@ -228,20 +299,21 @@ impl Node {
 
     fn begin_renewal(&mut self) {
         let (mut registry, mut holding, ttl) = (self.registry.clone(), self.holding, self.ttl);
+        let how = std::mem::replace(&mut self.renew_how, Renew::Write);
         self.renewal = Some(spawn_local(async move {
-            let outcome = renew(&mut registry, &mut holding, ttl).await;
+            let outcome = renew(&mut registry, &mut holding, how, ttl).await;
             (holding, outcome)
         }));
     }
 
-    fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, say: &mut Say) -> Result<(), Error> {
+    fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, say: &Say) -> Result<(), Error> {
         let now = self.clock.now();
         match outcome {
             Ok(Renewal::Renewed) => {
                 self.tenure.renewed(self.holding.lasts(), now);
                 let subnet = self.holding.key.ipv4.trunc().to_string();
                 let seconds = self.holding.grant.map(|grant| grant.ttl.as_secs());
-                say.say_limited(&Event::Renewed { subnet, seconds });
+                say.say(&Event::Renewed { subnet, seconds });
             }
             Ok(Renewal::Lost(reason)) => return Err(self.lost(&reason)),
             Err(error) => {
@@ -257,14 +329,17 @@ impl Node {
     }
 
     /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
-    fn close(mut self, leased: Option<Ipv4Net>, say: &mut Say) -> Result<(), Error> {
+    fn close(mut self, leased: Option<Ipv4Net>, say: &Say) -> Result<(), Error> {
+        // The device ends with the thread that has it open.
+        let tun_queue_dropped = self.links.queue_dropped();
         let counters = self.plane.stop();
-        say.flush_limit();
+        say.flush_limits(Duration::ZERO);
         say.say(&Event::Stopped {
             leased: leased.map(|subnet| subnet.to_string()),
             encap: flow(&counters.encap),
             decap: flow(&counters.decap),
             anomalies: anomalies(&counters.anomalies),
+            tun_queue_dropped,
             routes: self.routes.table().len(),
         });
         self.links.remove()

@@ -7,11 +7,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use loden::forward::Counters;
-use loden::worker::{Budget, Progress, Worker, WorkerError};
+use loden::worker::{Budget, Notice, Progress, Stranger, Worker, WorkerError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
 
@@ -22,7 +22,18 @@ pub(crate) struct Plane {
     thread: Option<JoinHandle<Counters>>,
     /// Why it ended by itself.
     pub(crate) ended: oneshot::Receiver<Error>,
+    /// Reports for the operator.
+    pub(crate) reports: mpsc::Receiver<Report>,
 }
+
+/// A report of the worker for the operator.
+pub(crate) enum Report {
+    Notice(Notice),
+    Stranger(Stranger),
+}
+
+/// Reports that wait; further ones are dropped.
+const REPORTS: usize = 16;
 
 enum Ask {
     Mtu(u16),
@@ -34,15 +45,16 @@ impl Plane {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (asks, asked) = channel();
         let (ends, ended) = oneshot::channel();
+        let (tells, reports) = mpsc::channel(REPORTS);
         let woken = Arc::clone(&wake);
         let thread = thread::Builder::new().name("forwarding".into()).spawn(move || {
-            if let Err(error) = run(&mut worker, &asked, &woken) {
+            if let Err(error) = run(&mut worker, &asked, &woken, &tells) {
                 let _ = ends.send(error);
             }
             worker.stop();
             worker.counters().clone()
         })?;
-        Ok(Self { asks, wake, thread: Some(thread), ended })
+        Ok(Self { asks, wake, thread: Some(thread), ended, reports })
     }
 
     /// From now on inner packets may have so many bytes.
@@ -65,9 +77,15 @@ impl Drop for Plane {
     }
 }
 
-fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<(), Error> {
+fn run(
+    worker: &mut Worker,
+    asked: &Receiver<Ask>,
+    woken: &EventFd,
+    reports: &mpsc::Sender<Report>,
+) -> Result<(), Error> {
     let budget = Budget::default();
-    let mut more = false;
+    // The first turn waits for nothing, so that features which the kernel lacks are reported at once.
+    let mut more = true;
     loop {
         let interest = worker.interest();
         let timeout = match interest.wake_at {
@@ -108,6 +126,10 @@ fn run(worker: &mut Worker, asked: &Receiver<Ask>, woken: &EventFd) -> Result<()
             progress[1] = worker.udp_ready(budget, now).map_err(explained)?;
         }
         more = progress.contains(&Progress::More);
+        let notices = worker.take_notices().into_iter().map(Report::Notice);
+        for report in notices.chain(worker.take_strangers().into_iter().map(Report::Stranger)) {
+            let _ = reports.try_send(report);
+        }
     }
 }
 

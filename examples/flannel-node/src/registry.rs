@@ -1,17 +1,27 @@
 //! flannel's keys in etcd: the network's config and the leases, read and written.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
-    WatchOptions, WatchStream,
+    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp,
+    TxnOpResponse, WatchOptions, WatchStream,
 };
+use loden::lease::Held;
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
 
 use crate::etcd::{Etcd, EtcdError};
 
-/// Keys in one answer of a listing, unless they are too long for that.
-const PAGE: i64 = 4096;
+/// Keys in the first page of a listing, and in the largest one. Each page that is short enough doubles the next one.
+///
+/// etcd loads all values of a page into memory, also those that it does not send. Small pages bound that.
+const PAGE: (i64, i64) = (16, 256);
+/// The longest page in bytes. Pages of leases are far shorter.
+const PAGE_BYTES: usize = 1 << 20;
+/// The longest value of a lease in bytes; flannel's have at most some hundred.
+const VALUE_BYTES: usize = 64 << 10;
+/// The longest list of keys without values in bytes: gRPC's default limit, above etcd's default limit for one key.
+const NAMES_BYTES: usize = 4 << 20;
 
 /// The keys of one network.
 #[derive(Clone)]
@@ -20,14 +30,21 @@ pub(crate) struct Registry {
     prefix: String,
     config: String,
     subnets: String,
+    /// Keys with oversized values, and the revision of each: such a value is not asked for again.
+    oversized: BTreeMap<Vec<u8>, i64>,
 }
 
 /// A key below `<prefix>/subnets/`.
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) key: Vec<u8>,
+    /// Empty if it is oversized.
     pub(crate) value: Vec<u8>,
-    /// When it was last written, in etcd's count of writes.
+    /// The value is longer than any lease's.
+    pub(crate) oversized: bool,
+    /// Revision of the key's creation, which renewals do not change.
+    pub(crate) created: i64,
+    /// Revision of the last write.
     pub(crate) revision: i64,
     /// The etcd lease it ends with; 0 for none.
     pub(crate) grant: i64,
@@ -36,6 +53,15 @@ pub(crate) struct Entry {
 /// All keys as they were at one moment.
 pub(crate) struct Listing {
     pub(crate) entries: Vec<Entry>,
+    pub(crate) moment: Moment,
+}
+
+/// A point in a cluster's history, as a member knows it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) cluster: u64,
+    pub(crate) member: u64,
+    pub(crate) term: u64,
     pub(crate) revision: i64,
 }
 
@@ -54,8 +80,39 @@ pub(crate) struct Remaining {
 
 impl From<&KeyValue> for Entry {
     fn from(kv: &KeyValue) -> Self {
-        let (key, value) = (kv.key().to_vec(), kv.value().to_vec());
-        Self { key, value, revision: kv.mod_revision(), grant: kv.lease() }
+        let oversized = kv.value().len() > VALUE_BYTES;
+        let value = if oversized { Vec::new() } else { kv.value().to_vec() };
+        let (created, revision) = (kv.create_revision(), kv.mod_revision());
+        Self { key: kv.key().to_vec(), value, oversized, created, revision, grant: kv.lease() }
+    }
+}
+
+impl Entry {
+    /// Describes an oversized entry.
+    pub(crate) fn too_long(&self) -> String {
+        let key: String = String::from_utf8_lossy(&self.key).chars().take(128).collect();
+        format!("key {key:?} is set aside: its value has more than {VALUE_BYTES} bytes, which no lease has")
+    }
+
+    /// Returns the subnet that the key holds, if it is a lease's.
+    pub(crate) fn held(&self, reader: &LeaseReader) -> Option<(LeaseKey, Held)> {
+        reader.held(&self.key, &self.value, self.created.try_into().unwrap_or(0))
+    }
+}
+
+impl Moment {
+    pub(crate) fn of(header: Option<&ResponseHeader>) -> Self {
+        Self {
+            cluster: header.map_or(0, ResponseHeader::cluster_id),
+            member: header.map_or(0, ResponseHeader::member_id),
+            term: header.map_or(0, ResponseHeader::raft_term),
+            revision: header.map_or(0, ResponseHeader::revision),
+        }
+    }
+
+    /// Returns true if one history can lead from `before` to this point.
+    pub(crate) fn follows(self, before: Self) -> bool {
+        self.cluster == before.cluster && self.term >= before.term && self.revision >= before.revision
     }
 }
 
@@ -64,7 +121,8 @@ impl Registry {
         let prefix = prefix.trim_end_matches('/');
         // The port matters to who reads leases, and here nobody does.
         let subnets = LeaseReader::new(prefix, 0).subnets().to_owned();
-        Self { etcd, prefix: prefix.to_owned(), config: format!("{prefix}/config"), subnets }
+        let (prefix, config) = (prefix.to_owned(), format!("{prefix}/config"));
+        Self { etcd, prefix, config, subnets, oversized: BTreeMap::new() }
     }
 
     /// What all keys begin with.
@@ -94,29 +152,88 @@ impl Registry {
         etcd.call(async |client| client.put(config.as_str(), text, None).await).await.map(|_| ())
     }
 
-    /// All leases, those of other backends and unreadable ones too: page by page, all as of the first page's moment.
+    /// Lists all leases as of the first page's moment, those of other backends and unreadable ones too.
+    ///
+    /// Values of megabytes must not hide the leases beside them. A page that is too long is read key by key, and so are the pages
+    /// after it until one has no oversized value.
     pub(crate) async fn list(&mut self) -> Result<Listing, EtcdError> {
-        let mut listing = Listing { entries: Vec::new(), revision: 0 };
         let mut from = self.subnets.as_bytes().to_vec();
         let range = GetOptions::new().with_range(successor_of_prefix(&from));
+        let (mut entries, mut oversized) = (Vec::new(), BTreeMap::new());
+        let mut moment = None;
+        let (mut limit, mut key_by_key) = (PAGE.0, false);
         loop {
-            let options = range.clone().with_revision(listing.revision);
-            let page = self.etcd.call(async |client| page(client, &from, &options).await).await?;
-            if listing.revision == 0 {
-                listing.revision = page.header().map_or(0, |header| header.revision());
+            let options = range.clone().with_limit(limit).with_revision(moment.map_or(0, |at: Moment| at.revision));
+            let answer = if key_by_key {
+                self.get(&from, &options.with_keys_only(), NAMES_BYTES).await?
+            } else {
+                self.get(&from, &options, PAGE_BYTES).await?
+            };
+            let Some(page) = answer else {
+                match limit {
+                    _ if !key_by_key => (key_by_key, limit) = (true, limit.min(PAGE.0)),
+                    2.. => limit /= 2,
+                    _ => {
+                        let reason =
+                            format!("a key below {} has more than {NAMES_BYTES} bytes; delete it", self.subnets);
+                        return Err(EtcdError { endpoint: self.endpoint().to_owned(), reason });
+                    }
+                }
+                continue;
+            };
+            let at = *moment.get_or_insert_with(|| Moment::of(page.header()));
+            limit = if key_by_key { PAGE.0 } else { (2 * limit).min(PAGE.1) };
+            let names_only = std::mem::take(&mut key_by_key);
+            for kv in page.kvs() {
+                let entry = if names_only { self.value_of(kv, at.revision).await? } else { Entry::from(kv) };
+                if entry.oversized {
+                    key_by_key = true;
+                    oversized.insert(entry.key.clone(), entry.revision);
+                }
+                entries.push(entry);
             }
-            listing.entries.extend(page.kvs().iter().map(Entry::from));
-            let Some(last) = listing.entries.last().filter(|_| page.more()) else { return Ok(listing) };
             // The next key there can be.
-            from = [last.key.as_slice(), &[0]].concat();
+            match page.kvs().last().filter(|_| page.more()) {
+                Some(last) => from = [last.key(), &[0]].concat(),
+                None => break,
+            }
         }
+        self.oversized = oversized;
+        Ok(Listing { entries, moment: moment.unwrap_or_else(|| Moment::of(None)) })
     }
 
     /// The entry of a lease; `None` if there is none.
     pub(crate) async fn entry(&mut self, key: &LeaseKey) -> Result<Option<Entry>, EtcdError> {
         let key = self.full_key(key);
-        let answer = self.etcd.call(async |client| client.get(key.as_str(), None).await).await?;
-        Ok(answer.kvs().first().map(Entry::from))
+        let name = self.get(key.as_bytes(), &GetOptions::new().with_keys_only(), NAMES_BYTES).await?;
+        match name.as_ref().and_then(|name| Some((name.kvs().first()?, Moment::of(name.header())))) {
+            Some((kv, at)) => self.value_of(kv, at.revision).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the value of a key as of a revision.
+    async fn value_of(&mut self, name: &KeyValue, revision: i64) -> Result<Entry, EtcdError> {
+        let oversized = Entry { oversized: true, ..Entry::from(name) };
+        if self.oversized.get(name.key()) == Some(&oversized.revision) {
+            return Ok(oversized);
+        }
+        // The answer contains the key too.
+        let most = VALUE_BYTES + name.key().len() + 1024;
+        let answer = self.get(name.key(), &GetOptions::new().with_revision(revision), most).await?;
+        Ok(answer.and_then(|answer| answer.kvs().first().map(Entry::from)).unwrap_or(oversized))
+    }
+
+    /// Asks once, with a deadline of its own; returns `None` if the answer has more than `most` bytes.
+    async fn get(&mut self, key: &[u8], options: &GetOptions, most: usize) -> Result<Option<GetResponse>, EtcdError> {
+        let get = async |client: &mut Client| {
+            let mut client = client.kv_client().max_decoding_message_size(most);
+            match client.get(key, Some(options.clone())).await {
+                Err(Error::GRpcStatus(status)) if status.message().contains("too large") => Ok(None),
+                outcome => outcome.map(Some),
+            }
+        };
+        self.etcd.call(get).await
     }
 
     pub(crate) async fn grant(&mut self, ttl: Duration) -> Result<Grant, EtcdError> {
@@ -148,20 +265,30 @@ impl Registry {
         let _ = self.etcd.call(async |client| client.lease_revoke(grant.id).await).await;
     }
 
-    /// Writes a lease unless there is one by this key; whether it is ours now.
-    pub(crate) async fn create(&mut self, key: &LeaseKey, value: &LeaseValue, grant: Grant) -> Result<bool, EtcdError> {
-        let unless = Compare::create_revision(self.full_key(key), CompareOp::Equal, 0);
+    /// Writes a lease unless the subnet is leased under any spelling, `100.96.7.0-24&fd00::-64` for example. Returns the revision of
+    /// the write if the lease is ours.
+    pub(crate) async fn create(
+        &mut self,
+        key: &LeaseKey,
+        value: &LeaseValue,
+        grant: Grant,
+    ) -> Result<Option<i64>, EtcdError> {
+        let full = self.full_key(key);
+        // The character behind `&`.
+        let end = format!("{full}'");
+        let unless = Compare::create_revision(full, CompareOp::Equal, 0).with_range(end);
         self.put_if(unless, key, value, Some(grant)).await
     }
 
-    /// Writes a lease over the one that was read at `revision`; whether it is ours now. Without a grant it has no end.
+    /// Writes a lease over the one that was read at `revision`. Returns the revision of the write if the lease is ours. Without a
+    /// grant it has no end.
     pub(crate) async fn replace(
         &mut self,
         key: &LeaseKey,
         value: &LeaseValue,
         grant: Option<Grant>,
         revision: i64,
-    ) -> Result<bool, EtcdError> {
+    ) -> Result<Option<i64>, EtcdError> {
         let unchanged = Compare::mod_revision(self.full_key(key), CompareOp::Equal, revision);
         self.put_if(unchanged, key, value, grant).await
     }
@@ -174,10 +301,9 @@ impl Registry {
         self.etcd.call(async |client| client.txn(txn.clone()).await).await.map(|_| ())
     }
 
-    /// The changes of all leases from `revision` on.
-    pub(crate) async fn watch(&mut self, revision: i64) -> Result<WatchStream, EtcdError> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(revision);
-        let options = options.with_fragment().with_progress_notify();
+    /// Watches all leases from now on.
+    pub(crate) async fn watch(&mut self) -> Result<WatchStream, EtcdError> {
+        let options = WatchOptions::new().with_prefix().with_fragment().with_progress_notify();
         let Self { etcd, subnets, .. } = self;
         etcd.call(async |client| client.watch(subnets.as_str(), Some(options.clone())).await).await
     }
@@ -197,37 +323,21 @@ impl Registry {
         key: &LeaseKey,
         value: &LeaseValue,
         grant: Option<Grant>,
-    ) -> Result<bool, EtcdError> {
+    ) -> Result<Option<i64>, EtcdError> {
         let (key, value, grant) = (self.full_key(key), value.to_json(), grant.map_or(0, |grant| grant.id));
         let put = TxnOp::put(key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(grant)));
         let txn = Txn::new().when([condition]).and_then([put]).or_else([TxnOp::get(key, None)]);
         let answer = self.etcd.call(async |client| client.txn(txn.clone()).await).await?;
-        // Our own write whose answer was lost, so that it was asked for again: nobody else writes the same.
-        let ours = |response: &TxnOpResponse| match response {
-            TxnOpResponse::Get(found) => {
-                found.kvs().iter().any(|kv| kv.lease() == grant && kv.value() == value.as_bytes())
-            }
-            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => false,
-        };
-        Ok(answer.succeeded() || answer.op_responses().iter().any(ours))
-    }
-}
-
-/// As many keys from `from` on as one answer can hold. Somebody may have written values that make it too long for gRPC's 4 MiB,
-/// which must not hide the leases beside them.
-async fn page(client: &mut Client, from: &[u8], range: &GetOptions) -> Result<GetResponse, Error> {
-    let mut limit = PAGE;
-    loop {
-        let options = range.clone().with_limit(limit);
-        match client.get(from, Some(options.clone())).await {
-            Err(Error::GRpcStatus(status)) if status.message().contains("too large") => {}
-            outcome => return outcome,
+        if answer.succeeded() {
+            return Ok(Some(Moment::of(answer.header()).revision));
         }
-        if limit == 1 {
-            // No lease, whatever it is.
-            return client.get(from, Some(options.with_keys_only())).await;
-        }
-        limit /= 2;
+        // The first answer was lost and the request repeated: nobody else writes this grant and value.
+        let ours = |kv: &KeyValue| kv.lease() == grant && kv.value() == value.as_bytes();
+        let found = answer.op_responses().into_iter().find_map(|response| match response {
+            TxnOpResponse::Get(found) => found.kvs().first().filter(|kv| ours(kv)).map(KeyValue::mod_revision),
+            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+        });
+        Ok(found)
     }
 }
 

@@ -1,7 +1,10 @@
 //! What the node says: one sentence a line, or the same as JSON.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::mem::{Discriminant, discriminant};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -83,7 +86,9 @@ pub(crate) enum Event {
     Link {
         state: String,
     },
+    /// Of one kind of event.
     LeftOut {
+        of: String,
         lines: u32,
     },
     Warning {
@@ -94,7 +99,15 @@ pub(crate) enum Event {
         encap: Value,
         decap: Value,
         anomalies: Value,
+        /// Packets that did not fit into the queue of the TUN device.
+        tun_queue_dropped: Option<u64>,
         routes: usize,
+    },
+    /// A sender of packets of a peer's pods, with another address than the peer's.
+    Stranger {
+        from: String,
+        inner_source: String,
+        next_hop: String,
     },
     Error {
         reason: String,
@@ -142,16 +155,25 @@ impl fmt::Display for Event {
                     None => Ok(()),
                 }
             }
-            Self::LeftOut { lines } => write!(f, "({lines} lines were left out)"),
+            Self::LeftOut { of, lines } => write!(f, "({lines} lines of {of:?} were left out)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
-            Self::Stopped { leased, encap, decap, .. } => {
+            Self::Stranger { from, inner_source, next_hop } => write!(
+                f,
+                "packets of {inner_source} come from {from} and are dropped: the subnet is leased to {next_hop}. If that host is \
+                 behind NAT, lease its subnet to the address that is seen here (--public-ip), or trust every sender (--peer-check off)"
+            ),
+            Self::Stopped { leased, encap, decap, tun_queue_dropped, .. } => {
                 let count = |flow: &Value, what: &str| flow[what].as_u64().unwrap_or(0);
                 let (sent, delivered) = (count(encap, "forwarded"), count(decap, "forwarded"));
                 let lost = count(encap, "in") - sent - count(encap, "answered") + count(decap, "in")
                     - delivered
                     - count(decap, "answered");
                 let leased = leased.as_ref().map(|subnet| format!(", {subnet} stays leased")).unwrap_or_default();
-                write!(f, "stopped{leased}; packets: {sent} sent, {delivered} delivered, {lost} dropped")
+                write!(f, "stopped{leased}; packets: {sent} sent, {delivered} delivered, {lost} dropped")?;
+                match tun_queue_dropped {
+                    Some(1..) => write!(f, ", {} more by the TUN device's queue", tun_queue_dropped.unwrap_or(0)),
+                    Some(0) | None => Ok(()),
+                }
             }
             Self::Error { reason } => f.write_str(reason),
         }
@@ -187,35 +209,69 @@ impl fmt::Display for Term {
 pub(crate) struct Say {
     json: bool,
     pace: Pace,
-    limit: Limit,
+    /// One for each kind of event, so that no cause suppresses the messages of another.
+    limits: RefCell<HashMap<Discriminant<Event>, Limit>>,
 }
 
 /// Who waits for whom.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// Lines that a reader is too slow for are lost: neither packets nor leases wait for one.
+    /// Lines that a reader is too slow for are lost, and each kind of event has a rate limit. Packets and leases wait for no reader.
     Own,
     /// Every line is somebody's answer.
     OfReader,
 }
 
-/// For what others can cause as often as they like: so many lines a second, and then how many were left out.
+/// Rate limit of one kind of event in a span of [`Say::LIMIT`].
 struct Limit {
     since: Instant,
-    said: u32,
+    kind: String,
+    /// The lines that were printed, and how often.
+    printed: HashMap<String, u32>,
+    left_out: u32,
 }
 
 impl Limit {
     const LINES: u32 = 20;
+    /// Equal lines: what repeats leaves room for others of its kind.
+    const EQUAL: u32 = 5;
+
+    fn of(event: &Event) -> Self {
+        let kind = json!(event)["event"].as_str().unwrap_or_default().to_owned();
+        Self { since: Instant::now(), kind, printed: HashMap::new(), left_out: 0 }
+    }
+
+    /// Returns true if there is room for the event.
+    fn admits(&mut self, event: &Event) -> bool {
+        // No line is made where none has room.
+        let admitted = self.printed.values().sum::<u32>() < Self::LINES && {
+            let times = self.printed.entry(event.to_string()).or_default();
+            let has_room = *times < Self::EQUAL;
+            *times += u32::from(has_room);
+            has_room
+        };
+        self.left_out = self.left_out.saturating_add(u32::from(!admitted));
+        admitted
+    }
 }
 
 impl Say {
+    /// The span of the rate limit.
+    pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+
     pub(crate) fn new(json: bool, pace: Pace) -> Self {
-        Self { json, pace, limit: Limit { since: Instant::now(), said: 0 } }
+        Self { json, pace, limits: RefCell::default() }
     }
 
-    /// Says it on standard output, if anybody listens.
+    /// Prints an event on standard output within its rate limit, if anybody reads there.
     pub(crate) fn say(&self, event: &Event) {
+        if self.pace == Pace::Own {
+            self.flush_limits(Self::LIMIT);
+            let mut limits = self.limits.borrow_mut();
+            if !limits.entry(discriminant(event)).or_insert_with(|| Limit::of(event)).admits(event) {
+                return;
+            }
+        }
         let _ = self.answer(event);
     }
 
@@ -224,39 +280,25 @@ impl Say {
         self.put(std::io::stdout().lock(), &self.line(event))
     }
 
-    /// How long what others cause is counted, until more of it is said.
-    pub(crate) const LIMIT: Duration = Duration::from_secs(1);
-
-    /// The same for what others cause.
-    pub(crate) fn say_limited(&mut self, event: &Event) {
-        self.flush_limit();
-        self.limit.said = self.limit.said.saturating_add(1);
-        if self.limit.said <= Limit::LINES {
-            self.say(event);
-        }
-    }
-
     /// Whether something was left out and not told of yet.
     pub(crate) fn leaves_out(&self) -> bool {
-        self.limit.said > Limit::LINES
+        self.limits.borrow().values().any(|limit| limit.left_out > 0)
     }
 
-    /// Says how much was left out of the second that is over.
-    pub(crate) fn flush_limit(&mut self) {
-        if self.limit.since.elapsed() < Self::LIMIT {
-            return;
-        }
-        let lines = self.limit.said.saturating_sub(Limit::LINES);
-        self.limit = Limit { since: Instant::now(), said: 0 };
-        if lines > 0 {
-            self.say(&Event::LeftOut { lines });
+    /// Prints the number of lines left out, for spans of at least this age.
+    pub(crate) fn flush_limits(&self, age: Duration) {
+        let mut limits = self.limits.borrow_mut();
+        for (_, limit) in limits.extract_if(|_, limit| limit.since.elapsed() >= age) {
+            if limit.left_out > 0 {
+                let _ = self.answer(&Event::LeftOut { lines: limit.left_out, of: limit.kind });
+            }
         }
     }
 
     /// A mistake or the end: on standard error, with JSON on standard output too.
     pub(crate) fn error(&self, reason: &str) {
         if self.json {
-            self.say(&Event::Error { reason: reason.to_owned() });
+            let _ = self.answer(&Event::Error { reason: reason.to_owned() });
         }
         let _ = self.put(std::io::stderr().lock(), &format!("flannel-node: {reason}"));
     }
@@ -275,7 +317,7 @@ impl Say {
         if self.pace == Pace::Own {
             // A pipe that is writable has room for so much. Whatever others made longer is not worth waiting.
             if line.len() > PIPE_BUF {
-                line = format!("{}\n", self.line(&Event::LeftOut { lines: 1 }));
+                line = format!("{}\n", self.line(&Event::LeftOut { lines: 1, of: "long".into() }));
             }
             if poll(&mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(0) {
                 return Err(io::ErrorKind::WouldBlock.into());

@@ -1,5 +1,6 @@
 //! From nothing to packets: config, lease, subnet file, device. What others have to do first is waited for, visibly.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_nam
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
 
-use crate::acquire::{How, acquire, random};
+use crate::acquire::{How, Renew, acquire, random};
 use crate::args::{Arguments, NodeArgs};
 use crate::clock::Clock;
 use crate::feed::follow;
@@ -53,12 +54,7 @@ impl Place {
     }
 }
 
-pub(crate) async fn start(
-    mut registry: Registry,
-    args: &Arguments,
-    place: &Place,
-    say: &mut Say,
-) -> Result<Node, Failure> {
+pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Place, say: &Say) -> Result<Node, Failure> {
     let clock = Clock::start();
     let config = config(&mut registry, clock, say).await;
     let IpNet::V4(network) = config.range().network() else {
@@ -95,19 +91,23 @@ pub(crate) async fn start(
     // Only now: for all that came before somebody may have been waited for.
     let underlay = Watched::underlay(place.address)?;
     let mtu = underlay.0.tun_mtu();
-    look_around(network, subnet, listen.ip(), mtu, &name, say);
+    look_around(network, subnet, listen, mtu, &name, say);
     let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
     let routes = RoutePublisher::bound_to(listen).owning(subnet);
-    let overlay = Overlay { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..Overlay::new(network, subnet, listen) };
+    let overlay = Overlay {
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        peer_check: args.node.peer_check.into(),
+        ..Overlay::new(network, subnet, listen)
+    };
     let forwarder = Forwarder::new(overlay)?;
     // First the monitor: nothing that happens to the device may be missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     let links = Links::new(monitor, Link::configure(&name, &link)?, underlay)?;
     let plane = Plane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
-    let news = follow(registry.clone(), clock);
+    let news = follow(registry.clone(), clock, Duration::from_secs(args.node.list_interval));
     say.say(&Event::Ready {
         tun: name,
         listen: listen.to_string(),
@@ -127,6 +127,10 @@ pub(crate) async fn start(
         ttl,
         renewal: None,
         meanwhile: None,
+        renew_how: Renew::Write,
+        replied: None,
+        gives_up: None,
+        set_aside: BTreeSet::new(),
         links,
         plane,
         news,
@@ -134,15 +138,16 @@ pub(crate) async fn start(
 }
 
 /// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
-fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: IpAddr, mtu: u32, tun: &str, say: &Say) {
-    for finding in check(&Intended { mtu: Some(mtu), ..Intended::new(network, subnet, listen, tun) }) {
+fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, say: &Say) {
+    let intended = Intended::new(network, subnet, listen.ip(), tun);
+    for finding in check(&Intended { mtu: Some(mtu), port: listen.port(), ..intended }) {
         let (severity, says) = (finding.severity().name(), finding.to_string());
         say.say(&Event::Finding { finding: finding.name(), severity, says });
     }
 }
 
 /// The network's config, once there is one that can be worked with.
-async fn config(registry: &mut Registry, clock: Clock, say: &mut Say) -> NetworkConfig {
+async fn config(registry: &mut Registry, clock: Clock, say: &Say) -> NetworkConfig {
     let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
     loop {
         let reason = match registry.config().await {

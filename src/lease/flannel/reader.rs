@@ -97,12 +97,18 @@ impl LeaseReader {
     /// which must know of all that is taken.
     ///
     /// A lease of another backend holds its subnet too, and so does a value that cannot be read; its host is 0.0.0.0, which is
-    /// nobody's. `None` if the key is no lease's.
+    /// nobody's. A key in another spelling than flannel's holds its subnet for nobody too, since flannel reads some of them; the key
+    /// returned has flannel's spelling. `None` if the key is no lease's. `created` is the key's create revision.
     #[must_use]
-    pub fn held(&self, key: &[u8], value: &[u8]) -> Option<(LeaseKey, Held)> {
-        let key: LeaseKey = core::str::from_utf8(key).ok()?.strip_prefix(&self.subnets)?.parse().ok()?;
-        let host = LeaseValue::holder(value).unwrap_or(Ipv4Addr::UNSPECIFIED);
-        Some((key, Held { subnet: key.ipv4.into(), host: host.into() }))
+    pub fn held(&self, key: &[u8], value: &[u8], created: u64) -> Option<(LeaseKey, Held)> {
+        let key = core::str::from_utf8(key).ok()?.strip_prefix(&self.subnets)?;
+        let (key, holder): (LeaseKey, _) = match key.parse() {
+            Ok(key) => (key, LeaseValue::holder(value)),
+            Err(LeaseKeyError::Spelling { spelling }) => (spelling.parse().ok()?, None),
+            Err(LeaseKeyError::Ipv4 { .. } | LeaseKeyError::Ipv6 { .. }) => return None,
+        };
+        let host = holder.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        Some((key, Held { subnet: key.ipv4.into(), host: host.into(), created }))
     }
 
     /// All that a listing returned, which is a snapshot of it.

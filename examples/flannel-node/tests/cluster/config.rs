@@ -1,7 +1,7 @@
 //! Commands, options, and what is wrong with them.
 
 use crate::etcd::{TOKEN_TTL, tied_to_its_parent};
-use crate::hosts::Site;
+use crate::hosts::{Attachment, Site};
 use crate::node::{Node, program, run};
 use crate::operator::{Operator, PREFIX};
 use crate::wait_until;
@@ -35,6 +35,8 @@ fn an_operator_sets_and_lists() {
         ("set-config --network 100.96.0.0/29", "too small for four subnets"),
         ("set-config --network 100.96.0.0/16 --subnet-len 31", "at most 30"),
         ("set-config --network 100.96.0.0/16 --subnet-min 10.0.0.0", "outside of the network"),
+        ("set-config --network 127.0.0.0/8", "are not carried"),
+        ("set-config --network 224.1.0.0/16", "are not carried"),
         ("set-config --network 100.96.0.0/16 --port 0", "0 is not in 1..=65535"),
         ("set-config", "required"),
         ("set-config --file /nowhere", "/nowhere: No such file"),
@@ -195,4 +197,21 @@ fn mistakes_end_it_with_status_2_and_a_sentence() {
     let overlay = "100.96.0.0/16".parse().unwrap();
     wait_until("the overlay's route", || host.routes().unwrap().iter().any(|route| route.destination == overlay));
     again.stop();
+}
+
+/// R71: refused by a node too, since others may have written it; a network inside 240/4 or 169.254/16 is one like any other.
+#[test]
+fn r71_a_network_that_cannot_carry_anything_is_refused() {
+    let site = Site::new(2, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"127.0.0.0/8"}"#);
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &[]);
+    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("are not carried"));
+    operator.set_config(r#"{"Network":"240.9.0.0/16"}"#);
+    node.says("ready");
+    let other = Node::start(&site.hosts[1], &site.etcd);
+    let pods =
+        [site.hosts[0].add_pod(node.lease(), Attachment::Veth), site.hosts[1].add_pod(other.lease(), Attachment::Veth)];
+    pods[0].must_reach(&pods[1]);
+    pods[1].must_reach(&pods[0]);
 }

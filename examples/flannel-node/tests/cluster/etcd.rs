@@ -1,6 +1,7 @@
 //! A real etcd cluster, in the namespace of the switch between the hosts.
 
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -80,6 +81,34 @@ impl Etcd {
         let mut process = self.members[number].process.take().expect("it runs");
         process.signal(Signal::SIGKILL).unwrap();
         process.wait(SOON).unwrap().expect("an end");
+    }
+
+    /// It neither does anything nor goes away, until it is told to go on.
+    pub(crate) fn signal_member(&mut self, number: usize, signal: Signal) {
+        self.members[number].process.as_mut().expect("it runs").signal(signal).unwrap();
+    }
+
+    /// Memory of a member in bytes that is its own: without the pages of its database file.
+    pub(crate) fn memory(&self, number: usize) -> u64 {
+        let id = self.members[number].process.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux has it since 4.5");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    /// How many requests for keys a member has answered.
+    pub(crate) fn ranges(&self, number: usize) -> u64 {
+        let port = client_port(self.members[number].number);
+        let metrics = self.namespace.enter(|| {
+            let mut stream = TcpStream::connect((ADDRESS, port)).unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        });
+        let counter = r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Range""#;
+        let line = metrics.lines().find(|line| line.starts_with(counter)).expect("etcd counts them");
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64
     }
 
     /// Waits until a member answers for the whole cluster.

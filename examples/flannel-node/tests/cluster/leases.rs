@@ -1,5 +1,8 @@
 //! The lease itself: raced for, renewed, lost.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
 use crate::hosts::Site;
@@ -45,15 +48,18 @@ fn a_lease_is_renewed_before_its_end() {
     let short = ["--subnet-lease-ttl=62", "--subnet-lease-renew-margin=1"];
     let mut node = Node::spawn(&site.hosts[0], &site.etcd, &short);
     node.says("ready");
-    let held = operator.leases();
+    let key = subnets(&operator.leases()[0].0);
+    let mut written = BTreeSet::from([(operator.revision(&key), operator.leases()[0].2)]);
     for _ in 0..2 {
         let renewed = node.says("renewed");
         assert!(matches!(renewed["seconds"].as_u64(), Some(61 | 62)), "{renewed}");
+        written.insert((operator.revision(&key), operator.leases()[0].2));
     }
-    assert_eq!(operator.leases(), held, "nothing is written for it");
+    assert_eq!(written.len(), 3, "each renewal is a write with a new etcd lease: {written:?}");
+    assert_eq!(node.count("warning"), 0, "it knows its own writes: {:#?}", node.said);
 
     // Its etcd lease ends although it is alive: somebody revoked it, and the key is gone with it.
-    let grant = held[0].2;
+    let grant = operator.leases()[0].2;
     operator.act(async |client| client.lease_revoke(grant).await.ok());
     let error = node.says("error");
     assert!(error["reason"].as_str().unwrap().contains("is lost"), "{error}");
@@ -149,4 +155,38 @@ fn a_lease_of_an_older_network_is_replaced() {
     let leases = operator.leases();
     assert_eq!(leases.len(), 1, "{leases:?}");
     assert!(leases[0].0.starts_with("100.97.") && leases[0].0.ends_with("-26"), "{leases:?}");
+}
+
+/// Each learns of the other, whoever came first, and neither writes without end.
+#[test]
+fn two_hosts_with_one_address_both_say_so() {
+    for reserved in [false, true] {
+        let site = Site::new(2, 1, false);
+        let mut operator = Operator::of(&site.etcd, &site.switch);
+        operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+        if reserved {
+            operator.put_lease("100.96.9.0-24", site.hosts[0].address);
+        }
+        let mut first = Node::start(&site.hosts[0], &site.etcd);
+        let key = subnets(&format!("{}-24", first.lease().network()));
+        let address = format!("--public-ip={}", site.hosts[0].address);
+        let mut second = Node::spawn(&site.hosts[1], &site.etcd, &["--iface=eth0", &address]);
+        second.says("ready");
+        assert_eq!(second.lease(), first.lease());
+        for node in [&mut first, &mut second] {
+            let warning = node.says_that("warning", |said| said["reason"].to_string().contains("somebody else wrote"));
+            assert!(warning["reason"].to_string().contains("10.168.0.2 too"), "{warning}");
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        let written = operator.revision(&key);
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(operator.revision(&key), written, "neither writes any more");
+        assert_eq!(operator.leases()[0].2 == 0, reserved);
+
+        // And each time one of them writes again.
+        operator.overwrite(&key, &format!(r#"{{"PublicIP":"{}"}}"#, site.hosts[0].address));
+        for node in [&mut first, &mut second] {
+            node.says_that("warning", |said| said["reason"].to_string().contains("somebody else wrote"));
+        }
+    }
 }

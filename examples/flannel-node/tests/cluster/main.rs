@@ -4,11 +4,14 @@
 
 mod config;
 mod etcd;
+mod history;
 mod hosts;
 mod leases;
 mod node;
 mod operator;
+mod peers;
 mod poison;
+mod races;
 mod readers;
 mod survive;
 mod tls;

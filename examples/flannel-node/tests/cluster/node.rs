@@ -30,7 +30,9 @@ impl Node {
     pub(crate) fn spawn_by(mut command: Command, host: &Host, etcd: &Etcd, more: &[&str]) -> Self {
         let file = format!("--subnet-file={}", shown(&host.subnet_file()));
         let elsewhere = more.iter().any(|arg| arg.starts_with("--iface"));
-        command.args(etcd.args()).args(["--json", &file]).args((!elsewhere).then_some("--iface=eth0")).args(more);
+        let through = more.iter().any(|arg| arg.starts_with("--etcd-endpoints"));
+        let etcd = if through { Vec::new() } else { etcd.args() };
+        command.args(etcd).args(["--json", &file]).args((!elsewhere).then_some("--iface=eth0")).args(more);
         Self { child: Child::spawn(&host.namespace, command).unwrap(), said: Vec::new() }
     }
 

@@ -105,6 +105,17 @@ impl Operator {
         answer.kvs().first().map(|kv| kv.value_str().unwrap().to_owned())
     }
 
+    /// When a key was last written.
+    pub(crate) fn revision(&mut self, key: &str) -> i64 {
+        let answer = self.act(async |client| client.get(key, None).await.ok());
+        answer.kvs().first().map_or(0, |kv| kv.mod_revision())
+    }
+
+    /// How many etcd leases there are: a node that is about to lease a subnet makes one first.
+    pub(crate) fn grants(&mut self) -> usize {
+        self.act(async |client| client.leases().await.ok()).leases().len()
+    }
+
     /// All leases: key without what all begin with, value, etcd lease.
     pub(crate) fn leases(&mut self) -> Vec<(String, String, i64)> {
         let options = GetOptions::new().with_prefix();

@@ -14,7 +14,7 @@ use testbed::Child;
 use crate::etcd::tied_to_its_parent;
 use crate::hosts::Site;
 use crate::node::{Node, program};
-use crate::operator::Operator;
+use crate::operator::{Operator, subnets};
 use crate::{SOON, wait_until};
 
 /// More than a pipe holds, said line by line or at once.
@@ -55,7 +55,7 @@ fn a_node_waits_for_no_reader() {
     let site = site();
     let host = &site.hosts[0];
     let (mut sleeper, writer) = std::io::pipe().unwrap();
-    let room = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4 * PIPE_BUF as i32)).unwrap();
+    let room = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(2 * PIPE_BUF as i32)).unwrap();
     let mut command = tied_to_its_parent("sh");
     let path = format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd());
     command.args(["-c", &format!("exec \"$0\" \"$@\" >{path}")]).arg(program());
@@ -66,6 +66,8 @@ fn a_node_waits_for_no_reader() {
     wait_until("the pipe to be full", || {
         for last in [1, 2] {
             operator.put_lease("100.127.0.0-24", [10, 168, 1, last].into());
+            operator.put(&subnets("100.127.1.0-24"), &"[".repeat(last.into()));
+            operator.put(&subnets(&format!("{}-{last}", "long".repeat(30))), "");
         }
         poll(&mut [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(0)
     });
@@ -80,4 +82,65 @@ fn a_node_waits_for_no_reader() {
     // The one that comes and goes may be among them.
     let all = |event: &&Value| event["event"] == "routes" && event["changes"].as_u64() >= Some(LEASES.into());
     assert_eq!(events.iter().filter(all).count(), 1, "one line for all of them: {said}");
+}
+
+/// Whatever others write, and however fast: some of it is said, and it hides nothing else.
+#[test]
+fn fault_63_a_cause_that_repeats_is_told_at_a_limited_rate() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let mut node = Node::start(&site.hosts[0], &site.etcd);
+    for number in 0..400 {
+        operator.put(&subnets("100.96.9.0-24"), "rubbish");
+        operator.put(&subnets("100.96.11.0-24"), &number.to_string());
+        operator.put_lease("100.96.10.0-24", [10, 168, 1, (number % 2) as u8].into());
+        operator.put_lease("9.9.9.0-24", [10, 168, 1, (number % 2) as u8].into());
+    }
+    let host = &site.hosts[0].namespace;
+    for _ in 0..100 {
+        host.delete_route("100.96.0.0/16".parse().unwrap()).unwrap();
+        wait_until("the route to be back", || {
+            host.routes().unwrap().iter().any(|route| route.link.as_deref() == Some("flannel0"))
+        });
+    }
+    node.says_that("left_out", |said| said["of"] == "set_aside");
+    node.listen(std::time::Duration::from_millis(500));
+    for kind in ["set_aside", "routes", "conflict", "link"] {
+        // Two or three spans of ten seconds, on a machine that has more to do.
+        assert!((5..100).contains(&node.count(kind)), "{kind}: {}", node.count(kind));
+    }
+    let of_one_key = node.said.iter().filter(|said| said["reason"].to_string().contains("100.96.9.0-24")).count();
+    assert!((1..25).contains(&of_one_key), "{of_one_key}");
+    assert_eq!(node.stop()["routes"], 1);
+}
+
+/// Nobody answers it and nobody reads what it says: it ends when it is told to, before it has a lease and after.
+#[test]
+fn fault_56_neither_etcd_nor_a_reader_keeps_a_node_from_its_end() {
+    let mut site = site();
+    let quick = std::time::Duration::from_secs(3);
+    for leased in [false, true] {
+        let (sleeper, writer) = std::io::pipe().unwrap();
+        let path = format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd());
+        let mut command = tied_to_its_parent("sh");
+        command.args(["-c", &format!("exec \"$0\" \"$@\" >{path} 2>&1")]).arg(program());
+        // Full from the start.
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_BUF as i32)).unwrap();
+        nix::unistd::write(&writer, &[b' '; PIPE_BUF]).unwrap();
+        if !leased {
+            site.etcd.signal_member(0, Signal::SIGSTOP);
+        }
+        let mut node = Node::spawn_by(command, &site.hosts[0], &site.etcd, &["--list-interval=1"]);
+        if leased {
+            wait_until("the subnet file", || site.hosts[0].subnet_file().exists());
+            site.etcd.signal_member(0, Signal::SIGSTOP);
+        }
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        node.child.signal(Signal::SIGTERM).unwrap();
+        let ended = node.child.wait(quick).unwrap();
+        site.etcd.signal_member(0, Signal::SIGCONT);
+        assert!(ended.is_some_and(|status| status.success()), "leased: {leased}, {ended:?}");
+        drop(sleeper);
+    }
 }

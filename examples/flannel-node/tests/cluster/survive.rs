@@ -100,6 +100,9 @@ fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
     for node in &mut nodes {
         let routes = node.says("routes");
         assert_eq!(routes["deleted"], serde_json::json!(["100.96.177.0/24"]), "{routes}");
+        // The revision tells it, here.
+        let restored = |said: &serde_json::Value| said["reason"].to_string().contains("restored from a backup");
+        assert_eq!(node.said.iter().filter(|said| restored(said)).count(), 1, "{:#?}", node.said);
     }
     pods[0].must_reach(&pods[1]);
     pods[1].must_reach(&pods[0]);
