@@ -9,7 +9,7 @@ use serde_json::Value;
 use testbed::probe::{Amount, Ping, PingOutcome, ping, tcp_send, tcp_sink};
 use testbed::{Child, Injection, Namespace, TwoHosts};
 
-use crate::support::{SECOND, Tunnel, Tunnels, program, wait_until};
+use crate::support::{SECOND, Tunnel, Tunnels, program, quiet_hosts, wait_until};
 
 /// Fails the system calls of a tunnel that are named; `when` counts from now on.
 fn inject(host: &Namespace, tunnel: &Tunnel, calls: &str, how: &str) -> Injection {
@@ -26,15 +26,6 @@ fn pings(hosts: &TwoHosts) -> Vec<bool> {
 
 fn packets_pass(hosts: &TwoHosts) -> bool {
     pings(hosts).contains(&true)
-}
-
-/// Two hosts whose kernels send nothing unasked into a fresh device.
-fn quiet_hosts() -> TwoHosts {
-    let hosts = TwoHosts::new().unwrap();
-    for host in [&hosts.host_a, &hosts.host_b] {
-        host.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-    }
-    hosts
 }
 
 /// All that is counted beside what was forwarded.
