@@ -72,10 +72,14 @@ const fn fault(calls: &'static str, how: &'static str, failures: usize, cost: Co
     Fault { calls, how, failures, cost }
 }
 
-const FAULTS: [Fault; 13] = [
+/// Whichever of the two the C library makes of poll(2).
+const POLL: &str = "?poll,?ppoll";
+
+const FAULTS: [Fault; 14] = [
     fault(SEND, "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault("recvmmsg", "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault("readv,writev", "error=EINTR:when=1..20", 40, Cost::Nothing),
+    fault(POLL, "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault(SEND, "error=EAGAIN:when=1..3", 3, Cost::Nothing),
     fault(SEND, "error=ENOBUFS:when=1..4", 4, Cost::Nothing),
     fault(SEND, "error=ENOBUFS:when=1..5", 5, Cost::Sent("send_no_buffers")),

@@ -18,6 +18,7 @@ use crate::wire::ipv4::Ipv4Packet;
 mod budget;
 mod ends;
 mod inbound;
+mod interrupted;
 mod outbound;
 mod random;
 
