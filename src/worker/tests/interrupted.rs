@@ -47,12 +47,9 @@ fn outcome(offload: TunOffload, call: Call, answers: Vec<Answer>) -> Outcome {
 #[test]
 fn fault_26_wherever_a_call_is_interrupted_nothing_is_lost_and_nothing_goes_twice() {
     for offload in [TunOffload::ALL, TunOffload::NONE] {
-        for (call, part) in [
-            (Call::Read, Answer::All),
-            (Call::Write, Answer::All),
-            (Call::Send, PART),
-            (Call::Receive, PART),
-        ] {
+        for (call, part) in
+            [(Call::Read, Answer::All), (Call::Write, Answer::All), (Call::Send, PART), (Call::Receive, PART)]
+        {
             let undisturbed = outcome(offload, call, alloc::vec![part; 100]);
             assert!(undisturbed.calls >= 4, "{} of {call:?}", undisturbed.calls);
             let Counters { encap, decap, .. } = &undisturbed.counters;
