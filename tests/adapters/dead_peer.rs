@@ -121,7 +121,9 @@ fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
                 assert_eq!((lost, blamed), (0, vec![]));
             }
             let told = unreachables() - before;
-            assert!(told >= u64::from(HEALTHY * FLOOD / 2), "{told} answers of the dead peer's host");
+            // A train is answered once.
+            let least = if receive_errors { HEALTHY * FLOOD / 2 } else { 100 };
+            assert!(told >= least.into(), "{told} answers of the dead peer's host");
         });
     }
 }
