@@ -104,6 +104,16 @@ impl Fault {
         }
     }
 
+    /// A reason under which packets of a tunnel must have been dropped when it has been done a few times.
+    pub(crate) fn must_cost(self) -> Option<&'static str> {
+        match self {
+            Self::TunDown(_) => Some("tun_down"),
+            Self::RouteGone(_) => Some("no_route"),
+            Self::Errors(_) => Some("send_forbidden"),
+            Self::Restart(..) | Self::TunNarrow(_) | Self::UnderlayDown(_) | Self::UnderlayNarrow => None,
+        }
+    }
+
     /// The reasons under which packets may be dropped for it, by a tunnel, out of the TUN and from the underlay.
     pub(crate) fn may_cost(self, at: Side) -> [&'static [&'static str]; 2] {
         match self {

@@ -1,7 +1,7 @@
 //! The run: calms and storms in turn, the checks at the end of each, and what it all came to.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -32,6 +32,9 @@ pub(crate) struct Soak {
     chance: Chance,
     began: Instant,
     faults: BTreeMap<String, u64>,
+    /// What must have cost packets under a reason, and how often it was done; and the reasons under which any were dropped.
+    due: BTreeMap<&'static str, u64>,
+    seen: BTreeSet<String>,
     /// Of each tunnel in turn: when, and KiB.
     memory: Vec<(Duration, [u64; 2])>,
     /// Process and number, of each side.
@@ -55,6 +58,8 @@ impl Soak {
             chance: Chance::new(seed),
             began: Instant::now(),
             faults: BTreeMap::new(),
+            due: BTreeMap::new(),
+            seen: BTreeSet::new(),
             memory: Vec::new(),
             open_files: [None, None],
         }
@@ -113,7 +118,11 @@ impl Soak {
             for (flow, may) in [&cost.encap, &cost.decap].into_iter().zip(fault.may_cost(side)) {
                 let unexplained = flow.dropped.keys().find(|reason| !may.contains(&reason.as_str()));
                 assert_eq!(unexplained, None, "{fault:?} for {length:?} cost {side:?} {cost:#?}");
+                self.seen.extend(flow.dropped.keys().cloned());
             }
+        }
+        if let Some(reason) = fault.must_cost() {
+            *self.due.entry(reason).or_default() += 1;
         }
         *self.faults.entry(format!("{fault:?}")).or_default() += 1;
     }
@@ -129,7 +138,10 @@ impl Soak {
         self.nothing_spins();
         self.memory_is_flat();
         let commands = self.churn.commands();
-        let Self { lab, faults, memory, .. } = self;
+        let Self { lab, faults, memory, due, seen, .. } = self;
+        assert!(!faults.is_empty(), "no storm at all");
+        let free = due.iter().find(|(reason, times)| **times >= 2 && !seen.contains(**reason));
+        assert_eq!(free, None, "a fault that cost nothing: {seen:?} after {faults:?}");
         println!("{report}; {commands} commands; faults: {faults:?}");
         println!("memory in KiB, of A and B: {:?} … {:?}", memory.first(), memory.last());
         for (side, tally) in SIDES.iter().zip(lab.end()) {

@@ -10,7 +10,7 @@ use super::*;
 use crate::forward::{Flow, Overlay};
 use crate::offload::{VNET_HEADER_LEN, VnetHeader, Work, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteChange, RoutePublisher};
-use crate::sys::script::{Answer, Arrival, Call, Script};
+use crate::sys::script::{Answer, Arrival, Call, Script, Sent};
 use crate::sys::{TunOffload, UdpOffload};
 use crate::wire::checksum;
 use crate::wire::ipv4::Ipv4Packet;
