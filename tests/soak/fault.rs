@@ -3,14 +3,16 @@
 use core::time::Duration;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use loden::control::Command;
 use nix::sys::signal::Signal;
 use testbed::{Injection, TwoHosts};
 
-use crate::churn::{in_use, subnet};
+use crate::churn::{halves, in_use, subnet};
 use crate::lab::Lab;
 use crate::side::{SIDES, Side};
+use crate::stage::Stage;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
@@ -56,7 +58,7 @@ pub(crate) const FAULTS: [Fault; 13] = [
 
 impl Fault {
     /// Does it for so long, and mends it.
-    pub(crate) fn strike(self, lab: &mut Lab, length: Duration) {
+    pub(crate) fn strike(self, lab: &mut Lab, stage: &Stage, length: Duration) {
         let set_mtus = |lab: &Lab, mtu| {
             for side in SIDES {
                 side.host(&lab.hosts).set_mtu(TwoHosts::UPLINK, mtu).unwrap();
@@ -90,9 +92,17 @@ impl Fault {
             }
             Self::Restart(side, signal) => lab.restart(side, signal, length),
             Self::RouteGone(side) => {
-                lab.command(side, Command::DeleteRoute { subnet: subnet(side) });
-                thread::sleep(length);
+                stage.set_at_rest(side, true);
+                let start = Instant::now();
+                // More than once: the last commands of others may be on their way.
+                while start.elapsed() < length {
+                    for subnet in halves(side).into_iter().chain([subnet(side)]) {
+                        lab.command(side, Command::DeleteRoute { subnet });
+                    }
+                    thread::sleep(length / 10);
+                }
                 lab.command(side, in_use(side));
+                stage.set_at_rest(side, false);
             }
             Self::Errors(side) => {
                 let (hosts, process) = (Arc::clone(&lab.hosts), lab.tunnel(side).child.id());
@@ -108,7 +118,7 @@ impl Fault {
     pub(crate) fn must_cost(self) -> Option<&'static str> {
         match self {
             Self::TunDown(_) => Some("tun_down"),
-            Self::RouteGone(_) => Some("no_route"),
+            Self::RouteGone(_) => Some("unknown_peer"),
             Self::Errors(_) => Some("send_forbidden"),
             Self::Restart(..) | Self::TunNarrow(_) | Self::UnderlayDown(_) | Self::UnderlayNarrow => None,
         }

@@ -110,7 +110,7 @@ impl Soak {
     fn storm(&mut self, fault: Fault) {
         let before = self.lab.totals();
         let length = Duration::from_millis(200 + self.chance.below(600));
-        fault.strike(&mut self.lab, length);
+        fault.strike(&mut self.lab, &self.stage, length);
         settle(&mut self.lab, &self.stage, &format!("{fault:?}"));
         let after = self.lab.totals();
         for side in SIDES {
