@@ -114,7 +114,7 @@ impl Fault {
         }
     }
 
-    /// A reason under which packets of a tunnel must have been dropped when it has been done a few times.
+    /// A reason under which packets must have been dropped for it.
     pub(crate) fn must_cost(self) -> Option<&'static str> {
         match self {
             Self::TunDown(_) => Some("tun_down"),
@@ -134,8 +134,10 @@ impl Fault {
             Self::TunNarrow(side) if side == at => [&["fragmentation_needed"], &[]],
             // Held packets, and the answers of a host that has no such port.
             Self::Restart(side, _) if side != at => [&["send_refused"], &[]],
-            // Without a route its host is no peer.
-            Self::RouteGone(side) if side == at => [&["no_route"], &["unknown_peer", "spoofed_source"]],
+            // Without a route its host is no peer. The answers granted to one address are used up then.
+            Self::RouteGone(side) if side == at => {
+                [&["no_route", "fragmentation_needed"], &["unknown_peer", "spoofed_source"]]
+            }
             Self::Errors(side) if side == at => [&["send_forbidden"], &["tun_full"]],
             Self::TunDown(_) | Self::TunNarrow(_) | Self::Restart(..) | Self::RouteGone(_) | Self::Errors(_) => {
                 [&[], &[]]
