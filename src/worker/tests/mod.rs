@@ -15,6 +15,7 @@ use crate::sys::{TunOffload, UdpOffload};
 use crate::wire::checksum;
 use crate::wire::ipv4::Ipv4Packet;
 
+mod bounds;
 mod budget;
 mod ends;
 mod inbound;
