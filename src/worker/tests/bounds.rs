@@ -1,4 +1,4 @@
-//! What the worker remembers of peers and of refusals has bounds.
+//! What the worker counts and remembers of peers, refusals and trailers.
 
 use super::*;
 
@@ -37,4 +37,40 @@ fn fault_30_a_super_packet_that_is_taken_makes_up_for_refusals() {
         assert_eq!(stage.take_delivered().len(), 4);
     }
     assert_eq!(stage.worker.counters().anomalies.tun_fallbacks, 18);
+}
+
+/// Fault 31: an ICMP error that cannot be sent to a peer is that peer's, too.
+#[test]
+fn fault_31_an_answer_that_cannot_be_sent_is_counted_with_its_peer() {
+    let mut stage = Stage::new();
+    let mut expired = udp(POD_A, POD, 1, Df::Set, 100);
+    set_ttl(&mut expired, 1);
+    stage.arrive(host_a(), &[expired]);
+    stage.arrive(host_b(), &[udp(POD_B, POD, 2, Df::Set, 100)]);
+    stage.fail(Call::Send, [libc::EPERM]);
+    assert_eq!(stage.back(), Ok(Progress::Drained));
+    assert_eq!(stage.send_errors(), [(host_a().ip(), 1)]);
+    assert_eq!((stage.decap().received(), stage.decap().forwarded(), stage.decap().answered()), (2, 1, 0));
+}
+
+/// R8: bytes behind a packet are counted once, whatever becomes of the packet.
+#[test]
+fn r8_every_trailer_is_counted() {
+    let mut stage = Stage::new();
+    let with_trailer = |packet: Vec<u8>| [packet, alloc::vec![0xee; 10]].concat();
+    let trimmed = |stage: &Stage| stage.worker.counters().anomalies.trimmed;
+    for (number, (pod, payload)) in (1..).zip([(POD_A, 100), (NOBODY, 100), (POD_A, 2000)]) {
+        stage.give(&with_trailer(udp(POD, pod, 1, Df::Clear, payload)));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(trimmed(&stage), number, "{pod} and {payload} bytes");
+    }
+    assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (2, 1));
+    for (number, ttl) in (4..).zip([64, 1]) {
+        let mut packet = udp(POD_A, POD, 1, Df::Set, 100);
+        set_ttl(&mut packet, ttl);
+        stage.arrive(host_a(), &[with_trailer(packet)]);
+        assert_eq!(stage.back(), Ok(Progress::Drained));
+        assert_eq!(trimmed(&stage), number, "TTL {ttl}");
+    }
+    assert_eq!((stage.decap().forwarded(), stage.decap().answered()), (1, 1));
 }
