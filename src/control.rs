@@ -142,6 +142,16 @@ mod tests {
         }
 
         #[test]
+        fn a_command_of_a_route_is_that_change(command in command()) {
+            let expected = match command {
+                Command::SetRoute { subnet, next_hop } => Some(RouteChange::Set(Route::new(subnet, next_hop))),
+                Command::DeleteRoute { subnet } => Some(RouteChange::Delete(subnet.into())),
+                Command::Stop => None,
+            };
+            prop_assert_eq!(command.route_change(), expected);
+        }
+
+        #[test]
         fn any_other_length_is_refused(message in proptest::collection::vec(any::<u8>(), 0..64)) {
             prop_assume!(message.len() != COMMAND_LEN);
             prop_assert_eq!(Command::decode(&message), Err(CommandError::Length { have: message.len() }));

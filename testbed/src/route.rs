@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
 };
 use std::io;
 
@@ -88,6 +88,16 @@ impl Namespace {
         let route = route_to(destination).gateway(gateway).build();
         self.netlink(async |handle| Ok(handle.route().add(route).execute().await?))
             .context(|| format!("cannot add a route to {destination} via {gateway}"))
+    }
+
+    /// Adds a route that makes a destination unreachable: the sender gets `EHOSTUNREACH`.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when there is one for this destination; otherwise what the kernel refused.
+    pub fn add_unreachable_route(&self, destination: Ipv4Net) -> io::Result<()> {
+        let route = route_to(destination).kind(RouteType::Unreachable).build();
+        self.netlink(async |handle| Ok(handle.route().add(route).execute().await?))
+            .context(|| format!("cannot make {destination} unreachable"))
     }
 
     /// Makes the path to one neighbour on a link narrower than the link: a host route with an MTU of its own, in bytes, as a

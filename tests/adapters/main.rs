@@ -1,7 +1,9 @@
 //! The Linux adapters against the kernel, each test in network namespaces of its own. They need root.
 #![cfg(target_os = "linux")]
 
+mod dead_peer;
 mod limits;
+mod signals;
 mod super_packets;
 mod support;
 mod trains;

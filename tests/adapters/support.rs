@@ -8,6 +8,7 @@ use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
 use loden::worker::Worker;
 use std::net::UdpSocket;
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 use testbed::Namespace;
@@ -76,4 +77,14 @@ pub(crate) fn worker(tun: Tun, udp: UdpTransport, peer: SocketAddr) -> Worker {
     assert!(routes.apply([RouteChange::Set(Route::new(net("100.96.2.0/24"), peer))]).refused.is_empty());
     let overlay = Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), udp.local_addr());
     Worker::new(tun, udp, Forwarder::new(overlay).expect("an overlay"), routes.reader())
+}
+
+/// Runs an ignored test of this program in a process of its own.
+pub(crate) fn in_a_child(test: &str) {
+    let output = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--ignored", "--exact", test, "--nocapture"])
+        .output()
+        .expect("the child runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use testbed::probe::{Amount, Ping, PingOutcome, ping, tcp_send, tcp_sink};
 use testbed::{Child, Injection, Namespace, TwoHosts};
 
-use crate::support::{SECOND, Tunnel, Tunnels, program, wait_until};
+use crate::support::{SECOND, Tunnel, Tunnels, program, quiet_hosts, wait_until};
 
 /// Fails the system calls of a tunnel that are named; `when` counts from now on.
 fn inject(host: &Namespace, tunnel: &Tunnel, calls: &str, how: &str) -> Injection {
@@ -26,15 +26,6 @@ fn pings(hosts: &TwoHosts) -> Vec<bool> {
 
 fn packets_pass(hosts: &TwoHosts) -> bool {
     pings(hosts).contains(&true)
-}
-
-/// Two hosts whose kernels send nothing unasked into a fresh device.
-fn quiet_hosts() -> TwoHosts {
-    let hosts = TwoHosts::new().unwrap();
-    for host in [&hosts.host_a, &hosts.host_b] {
-        host.disable_ipv6().unwrap();
-    }
-    hosts
 }
 
 /// All that is counted beside what was forwarded.
@@ -81,10 +72,14 @@ const fn fault(calls: &'static str, how: &'static str, failures: usize, cost: Co
     Fault { calls, how, failures, cost }
 }
 
-const FAULTS: [Fault; 13] = [
+/// Whichever of the two the C library makes of poll(2).
+const POLL: &str = "?poll,?ppoll";
+
+const FAULTS: [Fault; 14] = [
     fault(SEND, "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault("recvmmsg", "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault("readv,writev", "error=EINTR:when=1..20", 40, Cost::Nothing),
+    fault(POLL, "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault(SEND, "error=EAGAIN:when=1..3", 3, Cost::Nothing),
     fault(SEND, "error=ENOBUFS:when=1..4", 4, Cost::Nothing),
     fault(SEND, "error=ENOBUFS:when=1..5", 5, Cost::Sent("send_no_buffers")),

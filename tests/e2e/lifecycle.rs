@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use testbed::TwoHosts;
 use testbed::probe::{Ping, PingOutcome, ping};
 
-use crate::support::{SECOND, Tunnel, Tunnels, wait_until};
+use crate::support::{SECOND, Tunnel, Tunnels, quiet_hosts, wait_until};
 
 /// Whether one of three pings is answered: on a busy machine one may come too late.
 fn reaches(hosts: &TwoHosts) -> bool {
@@ -151,32 +151,35 @@ fn fault_37_packets_for_a_downed_device_are_counted() {
     assert!(last["decap"]["dropped"]["tun_down"].as_u64() >= Some(1), "{last}");
 }
 
-/// R61 and fault 31: nobody but a dead peer suffers, and nobody else is blamed. Linux tells a socket that is not connected nothing
-/// of it; the errors of those that are told are in the worker's tests.
+/// R61: nobody but a dead peer suffers. Linux reports nothing about one to a socket that is not connected, so that no peer is
+/// blamed and nothing is counted as lost (fault 31; `blame` has the errors that Linux reports).
 #[test]
 fn r61_fault_31_a_dead_peer_is_its_own_affair() {
-    let Tunnels { hosts, mut a, mut b } = Tunnels::with(&["--route", "100.96.3.0/24=10.168.0.99"], &[]);
+    let hosts = quiet_hosts();
+    let mut a = Tunnel::on_a(&hosts, &["--route", "100.96.3.0/24=10.168.0.99"]);
+    let mut b = Tunnel::on_b(&hosts, &[]);
     let start = Instant::now();
     let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();
+    let mut sent = 0;
     // Nobody has 10.168.0.99: neighbour resolution fails, again and again.
     while start.elapsed() < 2 * SECOND {
-        let _ = socket.send_to(b"anybody?", ("100.96.3.3", 9));
+        sent += u64::from(socket.send_to(b"anybody?", ("100.96.3.3", 9)).is_ok());
         assert!(reaches(&hosts));
     }
+    assert!(sent > 100, "{sent} packets to nobody");
     // Host B's tunnel ends: its port is closed, and says so.
     b.stop();
     for _ in 0..10 {
-        let _ = socket.send_to(b"still there?", (TwoHosts::POD_B, 9));
+        socket.send_to(b"still there?", (TwoHosts::POD_B, 9)).unwrap();
         std::thread::sleep(SECOND / 100);
     }
     let b = Tunnel::on_b(&hosts, &[]);
     wait_until("packets to pass again", || reaches(&hosts));
     let last = a.stop();
-    let blamed: Vec<_> = last["send_errors"].as_object().unwrap().keys().collect();
-    assert!(blamed.iter().all(|peer| ["10.168.0.99", "10.168.0.3"].contains(&peer.as_str())), "{last}");
-    let lost = last["encap"]["dropped"].as_object().unwrap().keys();
-    let others: Vec<_> = lost.filter(|reason| *reason != "ipv6_not_carried" && !reason.starts_with("send_")).collect();
-    assert!(others.is_empty() && last["encap"]["forwarded"].as_u64() > Some(100), "{last}");
+    assert_eq!(last["send_errors"], serde_json::json!({}), "{last}");
+    let mut lost = last["encap"]["dropped"].as_object().unwrap().values();
+    assert!(lost.all(|count| *count == 0), "{last}");
+    assert!(last["encap"]["forwarded"].as_u64() >= Some(2 * sent + 10), "{last}");
     drop(b);
 }
 

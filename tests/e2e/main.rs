@@ -2,6 +2,7 @@
 //!
 //! Needs root, or a user namespace in which `/dev/net/tun` may be opened; every test says so and fails without.
 
+mod blame;
 mod check;
 mod control;
 mod device;

@@ -23,6 +23,15 @@ pub(crate) struct Tunnels {
     pub(crate) b: Tunnel,
 }
 
+/// Makes two hosts whose kernels send nothing unasked into a fresh device.
+pub(crate) fn quiet_hosts() -> TwoHosts {
+    let hosts = TwoHosts::new().expect("two hosts");
+    for host in [&hosts.host_a, &hosts.host_b] {
+        host.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+    }
+    hosts
+}
+
 impl Tunnels {
     pub(crate) fn start() -> Self {
         Self::with(&[], &[])

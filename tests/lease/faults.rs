@@ -3,6 +3,7 @@
 use loden::lease::{Conflict, Lease, LeaseEvent, LeaseId, Reconciler, Refusal};
 use loden::route::RouteError;
 
+use crate::allocations::bytes_kept;
 use crate::{SOURCE, added, at, host, lease, listed, net, ours, routes, set, snapshot};
 
 /// Fault 45, in one list: every odd lease is reported by name, and the good ones are routed.
@@ -78,16 +79,25 @@ fn r20_next_hops_that_no_table_takes_are_refused_by_name() {
 #[test]
 fn fault_43_what_came_and_went_leaves_nothing() {
     let mut reconciler = listed([lease("100.96.2.0/24", 3)]);
-    for round in 0..10_000u64 {
-        let host = 4 + (round % 200) as u8;
-        reconciler.handle_event(SOURCE, added(lease("100.96.3.0/24", host)), at(round));
-        reconciler.handle_event(SOURCE, added(lease("100.96.2.0/24", host)), at(round));
-        reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "100.96.3.0/24" }, at(round));
-        reconciler.handle_event(SOURCE, added(lease("100.96.2.0/24", 3)), at(round));
-        assert!(!reconciler.has_changes());
-    }
+    let mut churn = |rounds: core::ops::Range<u64>| {
+        for round in rounds {
+            let host = 4 + (round % 200) as u8;
+            reconciler.handle_event(SOURCE, added(lease("100.96.3.0/24", host)), at(round));
+            reconciler.handle_event(SOURCE, added(lease("100.96.2.0/24", host)), at(round));
+            assert!(reconciler.has_changes());
+            reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "100.96.3.0/24" }, at(round));
+            reconciler.handle_event(SOURCE, added(lease("100.96.2.0/24", 3)), at(round));
+            assert!(!reconciler.has_changes());
+        }
+    };
+    // The first ones make room that the others find.
+    churn(0..100);
+    assert_eq!(bytes_kept(|| churn(100..10_000)).0, 0);
     assert_eq!(reconciler.take_conflict_changes(), []);
-    assert_eq!(reconciler.counters().added, 10_001);
+    assert_eq!(reconciler.take_changes(), []);
+    let counters = reconciler.counters();
+    assert_eq!((counters.added, counters.changed, counters.removed), (10_001, 20_000, 10_000));
+    assert_eq!(routes(&reconciler), ["100.96.2.0/24 via 10.168.0.3:8285"]);
 }
 
 /// Of leases with one key in one list the last stands, and the others are counted.

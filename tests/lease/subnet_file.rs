@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loden::lease::flannel::{FileStep, SubnetEnv, write_subnet_env};
 
@@ -33,24 +33,34 @@ fn the_file_is_made_with_its_directory_and_nothing_else() {
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
 }
 
-/// Whoever reads while it is written sees the old file or the new one.
+/// Whoever reads while it is written sees one of the files that were written, and none that is older than the last one.
 #[test]
 fn readers_see_whole_files() {
+    const FILES: usize = 20;
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("subnet.env");
     write_subnet_env(&path, &env(1000)).unwrap();
-    let done = AtomicBool::new(false);
+    let seen = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Acquire) {
-                fs::read_to_string(&path).unwrap().parse::<SubnetEnv>().unwrap();
+        let reader = scope.spawn(|| {
+            let mut last = String::new();
+            while seen.load(Ordering::Relaxed) < FILES {
+                let text = fs::read_to_string(&path).unwrap();
+                assert!(text.len() == last.len() && text >= last || last.is_empty(), "{text:?} after {last:?}");
+                seen.fetch_add(usize::from(text != last), Ordering::Relaxed);
+                last = text;
             }
+            last
         });
-        for mtu in 1000..1200 {
+        let mut written = Vec::new();
+        // Of the same length, so that a longer text is always the later one.
+        for mtu in (1000..9000).take_while(|_| !reader.is_finished()) {
+            written.push(env(mtu).to_string());
             write_subnet_env(&path, &env(mtu)).unwrap();
         }
-        done.store(true, Ordering::Release);
+        assert!(written.contains(&reader.join().unwrap()));
     });
+    assert!(seen.into_inner() >= FILES);
 }
 
 #[test]

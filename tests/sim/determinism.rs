@@ -79,7 +79,8 @@ fn without_the_loss_the_others_arrive_when_they_did() {
         trace.into_iter().filter(|record| matches!(record.event, Event::Arrived { .. })).collect()
     };
     let (lossy, lossless) = (arrivals(happenings(7, Chance::percent(5))), arrivals(happenings(7, Chance::NEVER)));
-    assert!(lossy.len() < lossless.len());
+    let kept = lossless.len() * 9 / 10..lossless.len();
+    assert!(kept.contains(&lossy.len()), "{} of {} arrived", lossy.len(), lossless.len());
     let mut rest = lossless.iter();
     assert!(lossy.iter().all(|record| rest.any(|other| other == record)), "a part of them, in their order");
 }

@@ -20,6 +20,9 @@ const OTHERS: u32 = 512;
 /// Commands at once, and the pause between: together four thousand a second.
 const BURST: usize = 20;
 const PAUSE: Duration = Duration::from_millis(5);
+/// Of so many commands, how many concern the route in use.
+const KINDS: u32 = 16;
+const IN_USE: u32 = 8;
 
 pub(crate) struct Churn {
     over: Arc<AtomicBool>,
@@ -78,7 +81,11 @@ fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &Ato
                 Some(client) => client,
                 None => socket.insert(open()?),
             };
-            (round..).take(BURST).try_for_each(|number| client.send(&command(side, number).encode()).map(drop))
+            let send = |number| client.send(&command(side, number).encode()).map(drop);
+            (round..).take(BURST).try_for_each(|number| match number % KINDS {
+                0..IN_USE => stage.unless_at_rest(side, || send(number)).unwrap_or(Ok(())),
+                _ => send(number),
+            })
         })();
         match sent {
             Ok(()) => {
@@ -106,13 +113,13 @@ fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &Ato
 /// it leads to the same host.
 fn command(side: Side, number: u32) -> Command {
     let round = number / OTHERS;
-    match number % 16 {
+    match number % KINDS {
         0 => in_use(side),
         1..5 => {
             let [subnet, _] = halves(side);
             if number.is_multiple_of(2) { Command::DeleteRoute { subnet } } else { route(subnet, peer(side)) }
         }
-        5..8 => {
+        5..IN_USE => {
             let [_, subnet] = halves(side);
             if round.is_multiple_of(2) { Command::DeleteRoute { subnet } } else { route(subnet, peer(side)) }
         }
@@ -139,7 +146,7 @@ fn peer(side: Side) -> Ipv4Addr {
     side.other().place().host
 }
 
-fn halves(side: Side) -> [Ipv4Net; 2] {
+pub(crate) fn halves(side: Side) -> [Ipv4Net; 2] {
     let mut halves = subnet(side).subnets(25).unwrap();
     [halves.next().unwrap(), halves.next().unwrap()]
 }

@@ -3,14 +3,16 @@
 use core::time::Duration;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use loden::control::Command;
 use nix::sys::signal::Signal;
 use testbed::{Injection, TwoHosts};
 
-use crate::churn::{in_use, subnet};
+use crate::churn::{halves, in_use, subnet};
 use crate::lab::Lab;
 use crate::side::{SIDES, Side};
+use crate::stage::Stage;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
@@ -56,7 +58,7 @@ pub(crate) const FAULTS: [Fault; 13] = [
 
 impl Fault {
     /// Does it for so long, and mends it.
-    pub(crate) fn strike(self, lab: &mut Lab, length: Duration) {
+    pub(crate) fn strike(self, lab: &mut Lab, stage: &Stage, length: Duration) {
         let set_mtus = |lab: &Lab, mtu| {
             for side in SIDES {
                 side.host(&lab.hosts).set_mtu(TwoHosts::UPLINK, mtu).unwrap();
@@ -90,9 +92,17 @@ impl Fault {
             }
             Self::Restart(side, signal) => lab.restart(side, signal, length),
             Self::RouteGone(side) => {
-                lab.command(side, Command::DeleteRoute { subnet: subnet(side) });
-                thread::sleep(length);
+                stage.set_at_rest(side, true);
+                let start = Instant::now();
+                // More than once: the last commands of others may be on their way.
+                while start.elapsed() < length {
+                    for subnet in halves(side).into_iter().chain([subnet(side)]) {
+                        lab.command(side, Command::DeleteRoute { subnet });
+                    }
+                    thread::sleep(length / 10);
+                }
                 lab.command(side, in_use(side));
+                stage.set_at_rest(side, false);
             }
             Self::Errors(side) => {
                 let (hosts, process) = (Arc::clone(&lab.hosts), lab.tunnel(side).child.id());
@@ -101,6 +111,16 @@ impl Fault {
                 let failures = injection.end().unwrap();
                 assert!(failures >= 10, "{failures} calls have failed in {length:?}");
             }
+        }
+    }
+
+    /// A reason under which packets must have been dropped for it.
+    pub(crate) fn must_cost(self) -> Option<&'static str> {
+        match self {
+            Self::TunDown(_) => Some("tun_down"),
+            Self::RouteGone(_) => Some("unknown_peer"),
+            Self::Errors(_) => Some("send_forbidden"),
+            Self::Restart(..) | Self::TunNarrow(_) | Self::UnderlayDown(_) | Self::UnderlayNarrow => None,
         }
     }
 
@@ -114,8 +134,10 @@ impl Fault {
             Self::TunNarrow(side) if side == at => [&["fragmentation_needed"], &[]],
             // Held packets, and the answers of a host that has no such port.
             Self::Restart(side, _) if side != at => [&["send_refused"], &[]],
-            // Without a route its host is no peer.
-            Self::RouteGone(side) if side == at => [&["no_route"], &["unknown_peer", "spoofed_source"]],
+            // Without a route its host is no peer. The answers granted to one address are used up then.
+            Self::RouteGone(side) if side == at => {
+                [&["no_route", "fragmentation_needed"], &["unknown_peer", "spoofed_source"]]
+            }
             Self::Errors(side) if side == at => [&["send_forbidden"], &["tun_full"]],
             Self::TunDown(_) | Self::TunNarrow(_) | Self::Restart(..) | Self::RouteGone(_) | Self::Errors(_) => {
                 [&[], &[]]

@@ -3,11 +3,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
+use crate::side::Side;
+
 /// Calm or storm. Whoever sends something does it [`during`](Self::during) one of them, so that nothing sent in the calm can be
 /// hit by the fault that ends it without the counts telling.
 #[derive(Default)]
 pub(crate) struct Stage {
     weather: RwLock<Weather>,
+    /// Sides whose route in use is left alone.
+    at_rest: RwLock<[bool; 2]>,
     over: AtomicBool,
     failure: Mutex<Option<String>>,
 }
@@ -38,6 +42,17 @@ impl Stage {
     /// Whether it was calm from then until now, without an interruption.
     pub(crate) fn was_calm_since(&self, then: Weather) -> bool {
         then.calm && then == self.weather()
+    }
+
+    /// From now on the route in use is left alone, or no longer. A change of it that had begun is over.
+    pub(crate) fn set_at_rest(&self, side: Side, at_rest: bool) {
+        self.at_rest.write().unwrap_or_else(PoisonError::into_inner)[side as usize] = at_rest;
+    }
+
+    /// Changes the route in use, unless it is left alone.
+    pub(crate) fn unless_at_rest<T>(&self, side: Side, change: impl FnOnce() -> T) -> Option<T> {
+        let at_rest = self.at_rest.read().unwrap_or_else(PoisonError::into_inner);
+        (!at_rest[side as usize]).then(change)
     }
 
     pub(crate) fn finish(&self) {

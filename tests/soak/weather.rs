@@ -1,7 +1,7 @@
 //! The run: calms and storms in turn, the checks at the end of each, and what it all came to.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -32,6 +32,9 @@ pub(crate) struct Soak {
     chance: Chance,
     began: Instant,
     faults: BTreeMap<String, u64>,
+    /// The reasons under which the faults must have cost packets, and those under which they did.
+    due: BTreeSet<&'static str>,
+    seen: BTreeSet<String>,
     /// Of each tunnel in turn: when, and KiB.
     memory: Vec<(Duration, [u64; 2])>,
     /// Process and number, of each side.
@@ -55,6 +58,8 @@ impl Soak {
             chance: Chance::new(seed),
             began: Instant::now(),
             faults: BTreeMap::new(),
+            due: BTreeSet::new(),
+            seen: BTreeSet::new(),
             memory: Vec::new(),
             open_files: [None, None],
         }
@@ -105,7 +110,7 @@ impl Soak {
     fn storm(&mut self, fault: Fault) {
         let before = self.lab.totals();
         let length = Duration::from_millis(200 + self.chance.below(600));
-        fault.strike(&mut self.lab, length);
+        fault.strike(&mut self.lab, &self.stage, length);
         settle(&mut self.lab, &self.stage, &format!("{fault:?}"));
         let after = self.lab.totals();
         for side in SIDES {
@@ -113,8 +118,10 @@ impl Soak {
             for (flow, may) in [&cost.encap, &cost.decap].into_iter().zip(fault.may_cost(side)) {
                 let unexplained = flow.dropped.keys().find(|reason| !may.contains(&reason.as_str()));
                 assert_eq!(unexplained, None, "{fault:?} for {length:?} cost {side:?} {cost:#?}");
+                self.seen.extend(flow.dropped.keys().cloned());
             }
         }
+        self.due.extend(fault.must_cost());
         *self.faults.entry(format!("{fault:?}")).or_default() += 1;
     }
 
@@ -129,7 +136,10 @@ impl Soak {
         self.nothing_spins();
         self.memory_is_flat();
         let commands = self.churn.commands();
-        let Self { lab, faults, memory, .. } = self;
+        let Self { lab, faults, memory, due, seen, .. } = self;
+        assert!(!faults.is_empty(), "no storm at all");
+        let free = due.iter().find(|reason| !seen.contains(**reason));
+        assert_eq!(free, None, "a fault that cost nothing: {seen:?} after {faults:?}");
         println!("{report}; {commands} commands; faults: {faults:?}");
         println!("memory in KiB, of A and B: {:?} … {:?}", memory.first(), memory.last());
         for (side, tally) in SIDES.iter().zip(lab.end()) {

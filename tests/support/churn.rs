@@ -55,7 +55,7 @@ impl Feeder {
 
     pub(crate) fn observer(&self, seed: u64) -> Observer {
         let forwarder = Forwarder::new(Overlay::new(network(), own_subnet(), OWN)).expect("an overlay");
-        Observer { reader: self.publisher.reader(), forwarder, random: Random(seed), flow: Flow::default() }
+        Observer { reader: self.publisher.reader(), forwarder, random: Random(seed), flow: Flow::default(), looks: 0 }
     }
 
     /// The list in which all twins are there and no hopper is over. Returns the version that is published then.
@@ -120,19 +120,24 @@ impl Feeder {
     }
 }
 
+/// How many looks there are for each that walks through the whole table.
+const LOOKS_PER_WALK: u32 = 4096;
+
 /// A worker's side: packets, each batch by one table.
 pub(crate) struct Observer {
     reader: RouteReader,
     forwarder: Forwarder,
     random: Random,
     flow: Flow,
+    looks: u32,
 }
 
 impl Observer {
-    /// A batch of packets, begun after the version `published` was. Every verdict must be one that a whole table can give, and
-    /// one not older than that. Returns the table's version; `None` if nothing is in it.
+    /// Routes a batch of packets, begun after the version `published` was. Every verdict must be one that a whole table can give,
+    /// and one not older than that; from time to time those for all leases must be, and be as many as the table has routes.
+    /// Returns the table's version; `None` if nothing is in it.
     pub(crate) fn look(&mut self, published: u32) -> Option<u32> {
-        let Self { reader, forwarder, random, flow } = self;
+        let Self { reader, forwarder, random, flow, looks } = self;
         let table = reader.load();
         let mut next_hop = |bits| next_hop(bits, forwarder, table, flow);
         let Some(beat) = next_hop(BEAT) else {
@@ -142,17 +147,15 @@ impl Observer {
         };
         let version = ((bits(beat) - BEAT_HOSTS) << 15) | u32::from(beat.port() - 1);
         assert!(version >= published, "version {version} after {published} was published");
+        if looks.is_multiple_of(LOOKS_PER_WALK) {
+            let twins: usize = (0..TWINS).map(|number| assert_twin(number, version, &mut next_hop)).sum();
+            (0..HOPPERS).for_each(|number| assert_hopper(number, version, &mut next_hop));
+            assert_eq!(1 + twins + HOPPERS as usize, table.len(), "routes in version {version}");
+        }
+        *looks = looks.wrapping_add(1);
         for _ in 0..4 {
-            let number = random.below(TWINS);
-            let [one, other] = [0, OTHER_SIDE].map(|side| next_hop(TWIN + side + 256 * number));
-            assert_eq!(one.is_some(), other.is_some(), "twin {number} of {one:?} and {other:?} in version {version}");
-            for ((one, other), place) in one.zip(other).into_iter().zip([2 * number]) {
-                assert_eq!(one.port(), other.port(), "twin {number} in version {version}");
-                assert_eq!([bits(one), bits(other)], [HOSTS + place, HOSTS + place + 1]);
-            }
-            let number = random.below(HOPPERS);
-            let places = [0, OTHER_SIDE].map(|side| next_hop(HOPPER + side + 256 * number));
-            assert_eq!(places.iter().flatten().count(), 1, "hopper {number} in version {version}: {places:?}");
+            assert_twin(random.below(TWINS), version, &mut next_hop);
+            assert_hopper(random.below(HOPPERS), version, &mut next_hop);
         }
         Some(version)
     }
@@ -161,6 +164,27 @@ impl Observer {
     pub(crate) fn flow(&self) -> &Flow {
         &self.flow
     }
+}
+
+/// Both twins or neither, each at its own host, and both as of one version, which is not one to come. Returns how many are there.
+fn assert_twin(number: u32, version: u32, mut next_hop: impl FnMut(u32) -> Option<SocketAddr>) -> usize {
+    let twins = [0, OTHER_SIDE].map(|side| next_hop(TWIN + side + 256 * number));
+    let [Some(one), Some(other)] = twins else {
+        assert_eq!(twins, [None; 2], "twin {number} in version {version}");
+        return 0;
+    };
+    assert_eq!(one.port(), other.port(), "twin {number} in version {version}");
+    assert_eq!([bits(one), bits(other)], [0, 1].map(|side| HOSTS + 2 * number + side));
+    assert!(version >> 15 > 0 || u32::from(one.port()) <= version + 1, "twin {number} of {one} in version {version}");
+    2
+}
+
+/// A hopper on one side alone, at its own host.
+fn assert_hopper(number: u32, version: u32, mut next_hop: impl FnMut(u32) -> Option<SocketAddr>) {
+    let places = [0, OTHER_SIDE].map(|side| next_hop(HOPPER + side + 256 * number));
+    let hosts: Vec<_> = (0..).zip(places).filter_map(|(side, place)| Some((side, bits(place?)))).collect();
+    let [(side, host)] = hosts[..] else { panic!("hopper {number} in version {version}: {places:?}") };
+    assert_eq!(host, HOSTS + 2 * TWINS + 2 * number + side, "hopper {number} in version {version}");
 }
 
 /// Where a packet to the third address behind this one is sent.

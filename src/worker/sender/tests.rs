@@ -1,4 +1,5 @@
 mod fragments;
+mod known;
 
 use super::*;
 use alloc::collections::{BTreeMap, VecDeque};

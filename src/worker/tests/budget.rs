@@ -57,6 +57,21 @@ fn fault_48_a_super_packet_does_not_stretch_a_call() {
     }
 }
 
+/// What waits is sent when it is 128 KiB, and not only when the device is empty.
+#[test]
+fn what_is_collected_is_bounded() {
+    const COLLECTED: usize = 128 << 10;
+    let mut stage = Stage::new();
+    (0..400).for_each(|number| stage.give(&udp(POD, POD_A, number, Df::Set, 1372)));
+    assert_eq!(stage.call(Worker::tun_ready, Budget::packets(1000)), Ok(Progress::Drained));
+    let bytes = |call: &Vec<Sent>| call.iter().flat_map(|sent| &sent.datagrams).map(Vec::len).sum::<usize>();
+    let calls: Vec<usize> = stage.script.take_sends().iter().map(bytes).collect();
+    assert_eq!(calls.iter().sum::<usize>(), 400 * 1400);
+    let (last, others) = calls.split_last().unwrap();
+    assert!(*last < COLLECTED && others.iter().all(|bytes| (COLLECTED..COLLECTED + 1400).contains(bytes)), "{calls:?}");
+    assert_eq!(calls.len(), 5);
+}
+
 /// Routes that change meanwhile are in force with the next call, and asking it to stop takes effect at once.
 #[test]
 fn fault_46_48_a_route_that_changes_under_a_flood_is_in_force_with_the_next_call() {

@@ -10,19 +10,22 @@ use super::*;
 use crate::forward::{Flow, Overlay};
 use crate::offload::{VNET_HEADER_LEN, VnetHeader, Work, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteChange, RoutePublisher};
-use crate::sys::script::{Answer, Arrival, Call, Script};
+use crate::sys::script::{Answer, Arrival, Call, Script, Sent};
 use crate::sys::{TunOffload, UdpOffload};
 use crate::wire::checksum;
 use crate::wire::ipv4::Ipv4Packet;
 
+mod bounds;
 mod budget;
 mod ends;
 mod failing;
 mod inbound;
+mod interrupted;
 mod outbound;
 mod random;
 mod stale;
 mod strangers;
+mod refused;
 
 /// A pod of ours, one of host A's and one of host B's; and an address that nobody has.
 const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);

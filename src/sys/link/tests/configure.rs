@@ -84,6 +84,7 @@ fn host_bits_and_the_default_route_are_fine() {
             let config = LinkConfig { network: network.parse().expect("a network"), ..config(AddressForm::Host) };
             for _ in 0..2 {
                 let link = Link::configure("loden0", &config).expect(network);
+                assert_eq!((link.interface(), link.config()), ("loden0", &config));
                 drop(Link::configure("loden0", &config).expect("exists"));
                 link.remove().expect(network);
             }

@@ -43,9 +43,9 @@ fn a_link_stays_in_its_namespace_when_the_thread_leaves() {
 fn the_monitor_reports_what_happens_to_the_link_in_order() {
     in_namespace(|| {
         let mut world = World::new();
-        world.add_link("loden0");
+        let index = world.add_link("loden0");
         let mut monitor = LinkMonitor::open("loden0").expect("watched");
-        assert_eq!(events(&mut monitor), []);
+        assert_eq!((monitor.index(), events(&mut monitor)), (index, vec![]));
         let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
         assert_eq!(events(&mut monitor), [LinkEvent::MtuChanged(1472), LinkEvent::Up]);
         world.set_up("loden0", false);

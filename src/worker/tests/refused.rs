@@ -1,0 +1,47 @@
+//! Packets that a narrow path refuses.
+
+use super::*;
+
+/// A super-packet is one packet: its last segment, which would fit, is not sent.
+#[test]
+fn fault_29_nothing_is_sent_of_a_super_packet_whose_sender_is_told() {
+    for batched in [true, false] {
+        let mut stage = Stage::new();
+        if !batched {
+            stage.worker = stage.worker.one_by_one();
+        }
+        stage.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
+        // Two segments of 1400 bytes with their headers, and one of 128.
+        let too_long = udp(POD, POD_A, 1, Df::Set, 2 * 1372 + 100);
+        stage.give_with(gso(&too_long, 1372), &too_long);
+        stage.give(&udp(POD, POD_A, 9, Df::Set, 100));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(numbers(&to(host_a(), &stage.script.take_datagrams())), [9]);
+        let told = stage.take_delivered();
+        assert_eq!((told.len(), &told[0][20..22]), (1, &[3, 4][..]));
+        assert_eq!((stage.encap().received(), stage.encap().answered(), stage.encap().forwarded()), (2, 1, 1));
+    }
+}
+
+/// A lower limit of the worker leaves what was learned of a path. Any other makes it learn anew.
+#[test]
+fn fault_38_what_was_learned_of_a_path_is_kept_when_the_limit_is_lowered_alone() {
+    let mut stage = Stage::new();
+    stage.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
+    let sends_and_mtu = |stage: &mut Stage| {
+        let sends = stage.script.count(Call::Send);
+        stage.give(&udp(POD, POD_A, 1, Df::Set, 1352));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        let told = stage.take_delivered().pop().map(|message| u16::from_be_bytes([message[26], message[27]]));
+        (stage.script.count(Call::Send) - sends, told)
+    };
+    assert_eq!(sends_and_mtu(&mut stage), (1, Some(1272)));
+    for (mtu, sends) in [(1400, 0), (1390, 0), (1390, 1), (1400, 1)] {
+        stage.worker.set_mtu(mtu).unwrap();
+        assert_eq!(sends_and_mtu(&mut stage), (sends, Some(1272)), "after {mtu}");
+    }
+    stage.script.narrow(host_a().ip(), 1500, libc::EMSGSIZE);
+    assert_eq!(sends_and_mtu(&mut stage), (0, Some(1272)), "believed until something changes");
+    stage.worker.set_mtu(1472).unwrap();
+    assert_eq!(sends_and_mtu(&mut stage), (1, None));
+}

@@ -1,0 +1,129 @@
+//! Fault 33 under load: a flood to a peer whose host answers each packet with "port unreachable".
+
+use core::net::{Ipv4Addr, SocketAddr};
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use loden::forward::{Forwarder, Overlay};
+use loden::ipnet::Ipv4Net;
+use loden::route::{Route, RouteChange, RoutePublisher};
+use loden::sys::{TunOffload, UdpConfig, UdpTransport};
+use loden::worker::{Budget, Worker};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Instant;
+
+use super::support::{SOON, namespace, with_tun};
+
+/// How many packets the healthy peer gets, and how many the dead one gets for each of these.
+const HEALTHY: u32 = 4000;
+const FLOOD: u32 = 8;
+/// How many packets of the healthy peer may be on their way, so that no queue is full.
+const WINDOW: u32 = 16;
+
+/// How many "destination unreachable" the calling thread's namespace has received.
+fn unreachables() -> u64 {
+    let snmp = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("procfs");
+    let [names, values] = [0, 1].map(|at| snmp.lines().filter(|line| line.starts_with("Icmp:")).nth(at).expect("ICMP"));
+    let counter = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "InDestUnreachs");
+    counter.and_then(|(_, value)| value.parse().ok()).expect("a number")
+}
+
+fn run(worker: &mut Worker, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let mut fds = [worker.udp().as_fd(), worker.tun().as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        poll(&mut fds, PollTimeout::from(5_u8)).expect("polled");
+        let now = Instant::now();
+        let _ = worker.tun_ready(Budget::default(), now).expect("alive");
+        let _ = worker.udp_ready(Budget::default(), now).expect("alive");
+    }
+}
+
+/// Every packet to the healthy peer arrives, once and in order, and no packet is lost that is not the dead peer's. With our own
+/// options Linux reports nothing of the dead one; with `IP_RECVERR`, which a socket of ours never has, it reports each error to
+/// the next call, whoever that call is for.
+#[test]
+fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
+    for receive_errors in [false, true] {
+        with_tun(TunOffload::ALL, |near, tun| {
+            let (dead, healthy) = (namespace(), namespace());
+            let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
+            for (link, far, own, other) in
+                [("eth1", &dead, "10.1.1.1/24", "10.1.1.2/24"), ("eth2", &healthy, "10.1.2.1/24", "10.1.2.2/24")]
+            {
+                near.connect(link, far, "eth0").expect("veth");
+                near.add_address(link, net(own)).expect("address");
+                far.add_address("eth0", net(other)).expect("address");
+                far.sysctl("net/ipv4/icmp_ratemask", "0").expect("sysctl");
+            }
+            let receiver = healthy.enter(|| UdpSocket::bind("10.1.2.2:8285")).expect("bound");
+            receiver.set_read_timeout(Some(SOON)).expect("timeout");
+            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8285));
+            let udp = UdpTransport::bind(any, &UdpConfig::default()).expect("bound");
+            if receive_errors {
+                setsockopt(&udp, sockopt::Ipv4RecvErr, &true).expect("set");
+            }
+            let peers = [("100.96.2.0/24", [10, 1, 1, 2]), ("100.96.3.0/24", [10, 1, 2, 2])];
+            let mut routes = RoutePublisher::new();
+            let changes = peers.map(|(subnet, host)| RouteChange::Set(Route::new(net(subnet), (host, 8285))));
+            assert!(routes.apply(changes).refused.is_empty());
+            let own = SocketAddr::from(([10, 1, 1, 1], 8285));
+            let forwarder =
+                Forwarder::new(Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), own)).expect("valid");
+            let mut worker = Worker::new(tun, udp, forwarder, routes.reader());
+            if receive_errors {
+                // One packet a call: the error that a call leaves behind meets the next one, and that is a send.
+                worker = worker.one_by_one();
+            }
+
+            let pod = UdpSocket::bind((Ipv4Addr::new(100, 96, 1, 1), 0)).expect("bound");
+            let (stop, before) = (AtomicBool::new(false), unreachables());
+            thread::scope(|scope| {
+                let (worker, stop) = (&mut worker, &stop);
+                scope.spawn(move || run(worker, stop));
+                let mut arrived = Vec::new();
+                // Nothing is waited for any more once something is missing.
+                let mut receive = || {
+                    let mut packet = [0; 64];
+                    if arrived.last() != Some(&None) {
+                        let received = receiver.recv(&mut packet).ok();
+                        let number = received.and_then(|len| packet[..len].last_chunk().copied());
+                        arrived.push(number.map(u32::from_be_bytes));
+                    }
+                };
+                for number in 0..HEALTHY {
+                    for _ in 0..FLOOD {
+                        pod.send_to(b"anybody?", "100.96.2.3:9").expect("sent");
+                    }
+                    pod.send_to(&number.to_be_bytes(), "100.96.3.4:9").expect("sent");
+                    if number >= WINDOW {
+                        receive();
+                    }
+                }
+                (0..WINDOW).for_each(|_| receive());
+                thread::sleep(Duration::from_millis(50));
+                stop.store(true, Ordering::Relaxed);
+                assert!(arrived.into_iter().eq((0..HEALTHY).map(Some)), "the option is {receive_errors}");
+            });
+            worker.stop();
+            let encap = &worker.counters().encap;
+            assert!(encap.is_conserved());
+            assert_eq!(encap.received(), u64::from(HEALTHY * (FLOOD + 1)));
+            let blamed: Vec<_> = worker.send_errors().collect();
+            let lost = encap.received() - encap.forwarded();
+            if receive_errors {
+                assert!(
+                    blamed.iter().all(|(peer, count)| (*peer, *count) == (Ipv4Addr::from([10, 1, 1, 2]).into(), lost))
+                );
+            } else {
+                assert_eq!((lost, blamed), (0, vec![]));
+            }
+            let told = unreachables() - before;
+            // A train is answered once.
+            let least = if receive_errors { HEALTHY * FLOOD / 2 } else { 100 };
+            assert!(told >= least.into(), "{told} answers of the dead peer's host");
+        });
+    }
+}
