@@ -67,7 +67,7 @@ impl IcmpLimiter {
 
 /// Sources of one set of the table, as many as are asked for.
 fn colliding(seed: u64, with: Ipv4Addr, count: usize) -> Vec<Ipv4Addr> {
-    let set = |address: Ipv4Addr| id(address, seed) % SETS as u64;
+    let set = |address: Ipv4Addr| id([address.to_bits().into(), 0, 0], seed) % 64;
     (0..1 << 20).map(source).filter(|other| set(*other) == set(with) && *other != with).take(count).collect()
 }
 
