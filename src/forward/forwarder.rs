@@ -46,6 +46,8 @@ pub struct Forwarder {
     mask: u32,
     /// Our own underlay address and port, as an inner packet would carry them.
     own: SocketAddr,
+    /// Whether the checks of senders are the usual ones. The others are apart, so that these stay fast.
+    has_usual_checks: bool,
 }
 
 impl Forwarder {
@@ -56,7 +58,8 @@ impl Forwarder {
     pub fn new(overlay: Overlay) -> Result<Self, OverlayError> {
         let (network, subnet) = overlay.check()?;
         let own = SocketAddr::new(overlay.underlay.ip().to_canonical(), overlay.underlay.port());
-        Ok(Self { overlay, network, subnet, mask: subnet.netmask().to_bits(), own })
+        let has_usual_checks = overlay.peer_check == PeerCheck::Address && overlay.source_check == SourceCheck::Strict;
+        Ok(Self { overlay, network, subnet, mask: subnet.netmask().to_bits(), own, has_usual_checks })
     }
 
     /// The settings it was made with, and the limit it was given last.
@@ -192,29 +195,62 @@ impl Forwarder {
     /// destination, TTL, congestion.
     #[inline]
     pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], outer: impl Into<Outer>, routes: &RouteTable) -> Decap<'p> {
+        if !self.has_usual_checks {
+            return self.decapsulate_unusually(datagram, outer.into(), routes);
+        }
         let outer = outer.into();
+        let peer = outer.from.ip().to_canonical();
+        if !routes.has_peer(peer) {
+            return Decap::Drop(DropReason::UnknownPeer);
+        }
+        let packet = match self.admit(datagram) {
+            Ok(packet) => packet,
+            Err(reason) => return Decap::Drop(reason),
+        };
+        let source = packet.header().source();
+        // R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
+        let routed = routes.lookup_v4(source).is_some_and(|hop| hop.address.ip() == peer) && !self.owns(source);
+        if !routed && peer != IpAddr::V4(source) {
+            return Decap::Drop(DropReason::SpoofedSource);
+        }
+        if let Err(reason) = self.check_destination(&packet, |hop| hop.address.ip() == peer, routes) {
+            return Decap::Drop(reason);
+        }
+        self.deliver(packet, outer.ecn, routes)
+    }
+
+    /// The same with any checks of senders.
+    #[cold]
+    fn decapsulate_unusually<'p>(&self, datagram: &'p mut [u8], outer: Outer, routes: &RouteTable) -> Decap<'p> {
         let sender = SocketAddr::new(outer.from.ip().to_canonical(), outer.from.port());
         if !self.is_peer(sender, routes) {
             return Decap::Drop(DropReason::UnknownPeer);
         }
-        let mut packet = match self.admit(datagram) {
+        let packet = match self.admit(datagram) {
             Ok(packet) => packet,
             Err(reason) => return Decap::Drop(reason),
         };
-        let (source, ttl) = (packet.header().source(), packet.header().ttl());
+        let source = packet.header().source();
         if !self.may_send_from(source, sender, routes) {
             return Decap::Drop(DropReason::SpoofedSource);
         }
-        if let Err(reason) = self.check_destination(&packet, sender, routes) {
+        let is_back = |hop: &NextHop| self.leads_back(hop, source, sender, routes);
+        if let Err(reason) = self.check_destination(&packet, is_back, routes) {
             return Decap::Drop(reason);
         }
-        match (ttl, self.overlay.ttl) {
+        self.deliver(packet, outer.ecn, routes)
+    }
+
+    /// R30, and R57 with the ECN field of the outer packet.
+    #[inline(always)]
+    fn deliver<'p>(&self, mut packet: Ipv4PacketMut<'p>, outer: Ecn, routes: &RouteTable) -> Decap<'p> {
+        match (packet.header().ttl(), self.overlay.ttl) {
             (0, _) => return Decap::Drop(DropReason::TtlZero),
             (1, TtlPolicy::BothEnds) => return Decap::Reject(self.reject_far(packet, routes)),
             _ => {}
         }
-        if outer.ecn != Ecn::NotEct && self.overlay.ecn_egress == EcnEgress::Combined {
-            match packet.header().ecn().after_tunnel(outer.ecn) {
+        if outer != Ecn::NotEct && self.overlay.ecn_egress == EcnEgress::Combined {
+            match packet.header().ecn().after_tunnel(outer) {
                 None => return Decap::Drop(DropReason::EcnNotCapable),
                 Some(ecn) if ecn == packet.header().ecn() => {}
                 Some(ecn) => packet.set_ecn(ecn),
@@ -239,7 +275,6 @@ impl Forwarder {
     }
 
     /// R64 and R68. Without a peer check the inner source has to do, see [`may_send_from`](Self::may_send_from).
-    #[inline]
     fn is_peer(&self, sender: SocketAddr, routes: &RouteTable) -> bool {
         match self.overlay.peer_check {
             PeerCheck::Address => routes.has_peer(sender.ip()),
@@ -248,8 +283,20 @@ impl Forwarder {
         }
     }
 
+    /// R65 with any of the checks there are. A sender's own underlay address is legal if it is a peer's.
+    fn may_send_from(&self, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
+        let hop = routes.lookup_v4(source);
+        match (self.overlay.source_check, self.overlay.peer_check) {
+            (SourceCheck::Strict, _) => {
+                let routed = hop.is_some_and(|hop| self.is_sender(hop, sender)) && !self.owns(source);
+                routed || sender.ip() == IpAddr::V4(source) && routes.has_peer(sender.ip())
+            }
+            (SourceCheck::Off, PeerCheck::Off) => hop.is_some() || routes.has_peer(sender.ip()),
+            (SourceCheck::Off, PeerCheck::Address | PeerCheck::AddressPort) => true,
+        }
+    }
+
     /// Whether a next hop is who sent a datagram, as far as the peer check tells senders apart.
-    #[inline]
     fn is_sender(&self, hop: &NextHop, sender: SocketAddr) -> bool {
         let same_address = hop.address.ip() == sender.ip();
         match self.overlay.peer_check {
@@ -259,26 +306,21 @@ impl Forwarder {
         }
     }
 
-    /// R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
-    #[inline]
-    fn may_send_from(&self, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
-        let hop = || routes.lookup_v4(source);
-        match (self.overlay.source_check, self.overlay.peer_check) {
-            (SourceCheck::Strict, _) => {
-                let routed = hop().is_some_and(|hop| self.is_sender(hop, sender)) && !self.owns(source);
-                routed || sender.ip() == IpAddr::V4(source) && routes.has_peer(sender.ip())
-            }
-            (SourceCheck::Off, PeerCheck::Off) => hop().is_some() || routes.has_peer(sender.ip()),
-            (SourceCheck::Off, PeerCheck::Address | PeerCheck::AddressPort) => true,
+    /// Fault 13. A sender that is not checked may be behind NAT: it is the peer that its inner source is routed to.
+    fn leads_back(&self, hop: &NextHop, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
+        match (self.overlay.peer_check, routes.lookup_v4(source)) {
+            (PeerCheck::Off, Some(origin)) => origin.address == hop.address,
+            (PeerCheck::Off, None) => hop.address.ip() == sender.ip(),
+            (PeerCheck::Address | PeerCheck::AddressPort, _) => self.is_sender(hop, sender),
         }
     }
 
-    /// R66 and the loops of fault 6.
+    /// R66 and the loops of fault 6. `is_back` tells whether a next hop is the peer that a packet came from (fault 13).
     #[inline]
     fn check_destination(
         &self,
         packet: &Ipv4PacketMut<'_>,
-        sender: SocketAddr,
+        is_back: impl Fn(&NextHop) -> bool,
         routes: &RouteTable,
     ) -> Result<(), DropReason> {
         let destination = packet.header().destination();
@@ -292,22 +334,9 @@ impl Forwarder {
             return Err(DropReason::ForeignDestination);
         }
         match routes.lookup_v4(destination) {
-            Some(hop) if self.leads_back(hop, packet.header().source(), sender, routes) => {
-                Err(DropReason::ForeignDestination)
-            }
+            Some(hop) if is_back(hop) => Err(DropReason::ForeignDestination),
             Some(hop) if hop.address.ip() == IpAddr::V4(destination) => Err(DropReason::Loop),
             _ => Ok(()),
-        }
-    }
-
-    /// Fault 13. A sender that is not checked may be behind NAT: it is the peer that its inner source is routed to.
-    fn leads_back(&self, hop: &NextHop, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
-        match self.overlay.peer_check {
-            PeerCheck::Address | PeerCheck::AddressPort => self.is_sender(hop, sender),
-            PeerCheck::Off => match routes.lookup_v4(source) {
-                Some(origin) => origin.address == hop.address,
-                None => hop.address.ip() == sender.ip(),
-            },
         }
     }
 

@@ -5,7 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
-use core::hash::{Hash, Hasher};
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use super::{Anomalies, Reject, RejectReason, ReplyTo};
@@ -79,17 +79,16 @@ struct Budget {
     sources: Table,
 }
 
-/// Buckets by a number each, 16 KiB. None is ever put back to full.
+/// Buckets by a number each, in sets. None is ever put back to full.
 #[derive(Clone, Debug)]
-struct Table(Box<[[Entry; WAYS]]>);
+struct Table(Box<[Set]>);
 
-const SETS: usize = 64;
 const WAYS: usize = 16;
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Entry {
-    id: u64,
-    bucket: Bucket,
+struct Set {
+    tags: [u32; WAYS],
+    buckets: [Bucket; WAYS],
 }
 
 /// The time at which the bucket will be full, in nanoseconds: all the state a token bucket needs (the "virtual scheduling"
@@ -114,9 +113,14 @@ impl IcmpLimiter {
     pub fn new(per_source: Rate, total: Rate) -> Self {
         const SHARES: u32 = 16;
         let share = Rate { per_second: total.per_second.div_ceil(SHARES), burst: total.burst.div_ceil(SHARES) };
-        let budget = || Budget { total: Bucket::default(), payers: Table::new(), sources: Table::new() };
+        // Together 30 KiB. A thousand sources may be answered in a second.
+        let budget = |payers, sources| Budget {
+            total: Bucket::default(),
+            payers: Table::with_sets(payers),
+            sources: Table::with_sets(sources),
+        };
         let rates = Rates { per_source, total, share };
-        Self { rates, near: budget(), far: budget(), too_long: budget(), seed: 0, now: SILENCE }
+        Self { rates, near: budget(4, 64), far: budget(8, 64), too_long: budget(4, 16), seed: 0, now: SILENCE }
     }
 
     /// The same limiter with another distribution of the sources over its tables. With a seed that nobody can guess, nobody
@@ -134,13 +138,14 @@ impl IcmpLimiter {
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).saturating_add(SILENCE);
         self.now = self.now.max(now);
         let header = reject.offender().header();
-        let (source, destination, seed) = (header.source(), header.destination(), self.seed);
+        let (seed, source, destination) = (self.seed, header.source().to_bits(), header.destination().to_bits());
+        let of_source = id([source.into(), 0, 0], seed);
         let (budget, payer, source) = match (reply_to, reject.reason()) {
-            (ReplyTo::Peer(peer), _) => (&mut self.far, id(peer, seed), id(source, seed)),
+            (ReplyTo::Peer(peer), _) => (&mut self.far, id(words(peer), seed), of_source),
             (ReplyTo::Tun, RejectReason::FragmentationNeeded { .. }) => {
-                (&mut self.too_long, id(source, seed), id((source, destination), seed))
+                (&mut self.too_long, of_source, id([source.into(), destination.into(), 1], seed))
             }
-            (ReplyTo::Tun, _) => (&mut self.near, id(source, seed), id(source, seed)),
+            (ReplyTo::Tun, _) => (&mut self.near, of_source, of_source),
         };
         budget.take(&self.rates, payer, source, self.now)
     }
@@ -191,8 +196,8 @@ impl Budget {
 }
 
 impl Table {
-    fn new() -> Self {
-        Self(vec![[Entry::default(); WAYS]; SETS].into_boxed_slice())
+    fn with_sets(count: usize) -> Self {
+        Self(vec![Set::default(); count].into_boxed_slice())
     }
 
     /// The bucket of a number, perhaps one that others used before.
@@ -201,14 +206,14 @@ impl Table {
     /// own place before, and no bucket is ever full sooner than it was to be. So it finds no more tokens than it left, and
     /// eviction gains nothing.
     fn bucket(&mut self, id: u64) -> Option<&mut Bucket> {
-        let set = self.0.get_mut((id % SETS as u64) as usize)?;
-        let at = match set.iter().position(|entry| entry.id == id) {
+        let (number, tag) = (id % self.0.len().max(1) as u64, (id >> 32) as u32);
+        let Set { tags, buckets } = self.0.get_mut(number as usize)?;
+        let at = match tags.iter().position(|known| *known == tag) {
             Some(at) => at,
-            None => set.iter().enumerate().min_by_key(|(_, entry)| entry.bucket.full_at)?.0,
+            None => buckets.iter().enumerate().min_by_key(|(_, bucket)| bucket.full_at)?.0,
         };
-        let entry = set.get_mut(at)?;
-        entry.id = id;
-        Some(&mut entry.bucket)
+        *tags.get_mut(at)? = tag;
+        buckets.get_mut(at)
     }
 }
 
@@ -225,29 +230,22 @@ impl Bucket {
     }
 }
 
-/// A number that stands for a key. Two keys with one number share a bucket, which the limits allow.
-fn id(key: impl Hash, seed: u64) -> u64 {
-    let mut hasher = Folded(seed);
-    key.hash(&mut hasher);
-    hasher.finish()
+/// A number that stands for a key: mixed by multiplying, with the product's upper half folded onto the lower (wyhash). Two keys
+/// with one number share a bucket, which the limits allow.
+fn id(key: [u64; 3], seed: u64) -> u64 {
+    const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
+    key.into_iter().fold(seed, |mixed, word| {
+        let product = u128::from(mixed ^ ODD[0]) * u128::from(word ^ ODD[1]);
+        (product >> 64) as u64 ^ product as u64
+    })
 }
 
-/// Mixes by multiplying, and folds the product's upper half onto the lower (wyhash).
-struct Folded(u64);
-
-impl Hasher for Folded {
-    fn write(&mut self, bytes: &[u8]) {
-        const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
-        for chunk in bytes.chunks(8) {
-            let word = chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
-            let product = u128::from(self.0 ^ ODD[0]) * u128::from(word ^ ODD[1]);
-            self.0 = (product >> 64) as u64 ^ product as u64;
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+fn words(peer: SocketAddr) -> [u64; 3] {
+    let address = match peer.ip() {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    [(address >> 64) as u64, address as u64, peer.port().into()]
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
 //! A path that is narrower in its middle than either host can see: R50 to R52 and fault 29 end to end. The receiving kernel puts
 //! the fragments together.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 use serde_json::Value;
 use socket2::SockRef;
-use testbed::probe::{Amount, Ping, PingOutcome, UdpEcho, path_mtu, ping, tcp_send, tcp_sink, udp_exchange};
+use testbed::probe::{
+    Amount, Fragmentation, Ping, PingOutcome, UdpEcho, path_mtu, ping, tcp_send, tcp_sink, udp_exchange,
+};
 use testbed::{Namespace, TwoHosts};
 
 use crate::support::{SECOND, Tunnel, Tunnels, dropped, wait_until};
@@ -15,6 +19,9 @@ use crate::support::{SECOND, Tunnel, Tunnels, dropped, wait_until};
 /// Of the link between the two routers, which leaves 1272 bytes to an inner packet.
 const MIDDLE: u32 = 1300;
 const INNER: u32 = MIDDLE - 28;
+
+/// An address of the overlay that no host owns.
+const HOLE: Ipv4Addr = Ipv4Addr::new(100, 96, 9, 9);
 
 impl Tunnels {
     /// Two routers between the hosts, and pods and devices with an MTU that neither the hosts nor the routers have.
@@ -85,6 +92,40 @@ fn r50_tcp_finds_the_size_of_a_path() {
         assert_eq!(anomaly(&last, "gso_fallbacks"), 0, "the path is to blame, not the trains: {last}");
         tunnels.b.stop();
     }
+}
+
+/// R48: a pod that sends 1,000 packets a second to where nobody is learns all the same what the path carries, and its TCP does.
+#[test]
+fn r48_fragmentation_needed_arrives_beside_unroutable_packets() {
+    let mut tunnels = Tunnels::over_a_narrow_middle(1472, &[]);
+    let hosts = &tunnels.hosts;
+    tunnels.find_the_narrow_middle();
+    hosts.pod_a.forget_path_mtus().expect("nothing known");
+    let stop = AtomicBool::new(false);
+    let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).expect("a socket");
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let mut sent = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                sent += u64::from(socket.send_to(b"nobody", (HOLE, 9)).is_ok());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        // Until what the source may be told of the hole is used up.
+        std::thread::sleep(SECOND);
+        let long = || Ping { payload_len: 1400, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
+        let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, long())).expect("a ping");
+        let is_told = |outcome: &PingOutcome| matches!(outcome, PingOutcome::Error { kind: 3, code: 4, mtu, .. } if u32::from(*mtu) == INNER);
+        assert!(outcome.iter().all(is_told), "{outcome:?}");
+        hosts.pod_a.forget_path_mtus().expect("nothing known");
+        tcp(hosts, 4 << 20);
+        stop.store(true, Ordering::Relaxed);
+        assert!(flood.join().expect("no panic") > 100, "there was a flood");
+    });
+    let last = tunnels.a.stop();
+    assert!(anomaly(&last, "icmp_limited") > 0 && dropped(&last, "encap", "no_route") > 0, "{last}");
+    tunnels.b.stop();
 }
 
 /// R51: UDP without DF of every size on either side of what fits arrives whole, and so do the answers.

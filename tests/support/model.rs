@@ -78,13 +78,15 @@ pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcom
     let leads_to_peer = match overlay.peer_check {
         PeerCheck::AddressPort => origin == Some(SocketAddr::new(peer, from.port())),
         PeerCheck::Off => origin.is_some(),
-        _ => origin.is_some_and(|hop| hop.ip() == peer),
+        PeerCheck::Address => origin.is_some_and(|hop| hop.ip() == peer),
+        other => panic!("the list knows no {other:?}"),
     };
     let may_send = match overlay.source_check {
         SourceCheck::Strict => {
             by_address && peer == packet.source || leads_to_peer && !holds(overlay.subnet, packet.source)
         }
-        _ => overlay.peer_check != PeerCheck::Off || by_address || origin.is_some(),
+        SourceCheck::Off => overlay.peer_check != PeerCheck::Off || by_address || origin.is_some(),
+        other => panic!("the list knows no {other:?}"),
     };
     if !may_send {
         return Outcome::Drop(DropReason::SpoofedSource);

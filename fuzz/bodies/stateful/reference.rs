@@ -325,8 +325,11 @@ impl Reference {
         let near = Error { kind: 0, payer: source.into(), port: 0, source, destination: None };
         let error = match reply_to {
             ReplyTo::Peer(peer) => Error { kind: 1, payer: peer.ip(), port: peer.port(), ..near },
-            _ if message[20..22] == [3, 4] => Error { kind: 2, destination: Some(address_at(offender, 16)), ..near },
-            _ => near,
+            ReplyTo::Tun if message[20..22] == [3, 4] => {
+                Error { kind: 2, destination: Some(address_at(offender, 16)), ..near }
+            }
+            ReplyTo::Tun => near,
+            other => panic!("the list knows no {other:?}"),
         };
         if !self.budget.allow(error, self.now) {
             self.anomalies.icmp_limited += 1;
