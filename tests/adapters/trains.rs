@@ -21,6 +21,16 @@ fn every_offload() -> impl Iterator<Item = UdpOffload> {
     [(false, false), (false, true), (true, false), (true, true)].into_iter().map(|(gso, gro)| UdpOffload { gso, gro })
 }
 
+/// Whether `lo` and veth pass a batch on in one piece (`NETIF_F_GSO_SOFTWARE` in linux/netdev_features.h). Older kernels cut
+/// it before, and a receiver gets single datagrams.
+fn arrives_whole() -> bool {
+    let whole = testbed::kernel_version() >= (5, 11);
+    if !whole {
+        println!("skipped: what needs batches that pass lo and veth in one piece (since Linux 5.11)");
+    }
+    whole
+}
+
 fn train(destination: SocketAddr, contents: &[u8], size: usize) -> Transmit<'_> {
     Transmit { segment_size: NonZeroUsize::new(size), ..Transmit::datagram(destination, contents) }
 }
@@ -53,6 +63,9 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
             let from = sender.enter(|| bind(from, with(offload)));
             assert_eq!((from.offload(), to.offload()), (offload, offload));
             let destination = to.local_addr();
+            // Until the neighbour has answered, the kernel keeps about 90 packets for it and drops the others.
+            from.send(&Transmit::datagram(destination, b"first")).expect("sent");
+            assert_eq!(receive(&to, 5, 1).0, [b"first"]);
             let transmits = [
                 train(destination, &contents, 1400),
                 Transmit::datagram(destination, b"one"),
@@ -73,7 +86,7 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
             let (datagrams, longest) = receive(&to, bytes, if many { 32 } else { 1 });
             assert!(datagrams == expected, "{offload:?} many={many}: {} datagrams", datagrams.len());
             match offload {
-                UdpOffload { gso: true, gro: true } => assert!(longest > 1472, "it came as a train"),
+                UdpOffload { gso: true, gro: true } if arrives_whole() => assert!(longest > 1472, "it came as a train"),
                 UdpOffload { gro: false, .. } => assert!(longest <= 1472, "nothing was coalesced"),
                 UdpOffload { .. } => {}
             }
@@ -98,6 +111,9 @@ fn whatever_is_offloaded_the_same_datagrams_arrive() {
 
 #[test]
 fn fault_25_a_train_that_does_not_fit_is_an_error_of_its_own() {
+    if !arrives_whole() {
+        return;
+    }
     namespace().enter(|| {
         let (from, to) = (transport("127.0.0.1:0"), transport("127.0.0.1:0"));
         let contents = [7; 1000];
