@@ -27,7 +27,7 @@ pub(crate) struct Tunnels {
 pub(crate) fn quiet_hosts() -> TwoHosts {
     let hosts = TwoHosts::new().expect("two hosts");
     for host in [&hosts.host_a, &hosts.host_b] {
-        host.sysctl("net/ipv6/conf/default/disable_ipv6", "1").expect("sysctl");
+        host.disable_ipv6().expect("sysctl");
     }
     hosts
 }
