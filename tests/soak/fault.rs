@@ -134,10 +134,8 @@ impl Fault {
             Self::TunNarrow(side) if side == at => [&["fragmentation_needed"], &[]],
             // Held packets, and the answers of a host that has no such port.
             Self::Restart(side, _) if side != at => [&["send_refused"], &[]],
-            // Without a route its host is no peer. The answers granted to one address are used up then.
-            Self::RouteGone(side) if side == at => {
-                [&["no_route", "fragmentation_needed"], &["unknown_peer", "spoofed_source"]]
-            }
+            // Without a route its host is no peer.
+            Self::RouteGone(side) if side == at => [&["no_route"], &["unknown_peer", "spoofed_source"]],
             Self::Errors(side) if side == at => [&["send_forbidden"], &["tun_full"]],
             Self::TunDown(_) | Self::TunNarrow(_) | Self::Restart(..) | Self::RouteGone(_) | Self::Errors(_) => {
                 [&[], &[]]
