@@ -16,6 +16,10 @@ use crate::wire::transport::{TCP_HEADER_LEN, UDP_HEADER_LEN, tcp_field, tcp_flag
 /// Packets in the longest train: the kernel takes no more UDP segments at a time (`UDP_MAX_SEGMENTS` of linux/udp.h).
 pub const PACKETS_MAX: usize = 64;
 
+/// Bytes of payload in a TCP segment below which nothing is joined. Newer kernels (seen: 6.12.115) cut GSO packets of smaller
+/// segments into segments of this size, and drop them if they are no longer (`TCP_MIN_GSO_SIZE` in include/net/tcp.h).
+const TCP_SEGMENT_MIN: usize = 8;
+
 /// Bytes of the longest packet, for total length is 16 bits wide.
 const LEN_MAX: usize = u16::MAX as usize;
 
@@ -157,6 +161,7 @@ impl Train {
         // Identifications count up in the segments. With DF set they mean nothing (RFC 6864 4.1), and many senders write 0.
         let dont_fragment = packet.alike.hop & DONT_FRAGMENT != 0;
         in_sequence
+            && (self.size >= TCP_SEGMENT_MIN || !packet.is_tcp())
             && (dont_fragment || packet.identification == self.next_identification)
             && packet.alike == self.alike
             // Every segment has the length of the first but the last, which may be shorter.

@@ -239,6 +239,14 @@ fn fault_23_no_more_than_65_535_bytes() {
     assert_eq!(writes(&udp_train(2, 65_507, 9, |_| ())), [1, 1]);
 }
 
+/// Newer kernels cut TCP into segments of 8 bytes at least, and lose what is no longer.
+#[test]
+fn tcp_segments_below_eight_bytes_are_not_joined() {
+    assert_eq!(writes(&tcp_train(3, 7, 999, |_| ())), [1, 1, 1]);
+    assert_eq!(writes(&tcp_train(3, 8, 999, |_| ())), [3]);
+    assert_eq!(writes(&udp_train(3, 1, 999, |_| ())), [3]);
+}
+
 /// Bytes behind the total length, or too few: the caller's mistake, which must not get into a super-packet.
 #[test]
 fn what_is_not_as_long_as_it_says_is_not_joined() {
