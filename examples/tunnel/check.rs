@@ -53,7 +53,7 @@ fn intended(args: &Args) -> Intended {
     // What the tunnel gives the device, whatever MTU that has now.
     let mtu = args.mtu.or_else(|| interface_to(listen, args.peers()).as_ref().map(Underlay::tun_mtu).ok());
     let (port, bridge) = (args.listen.port(), args.bridge.clone());
-    Intended { mtu, port, bridge, ..Intended::new(args.network, args.subnet, listen, &args.tun) }
+    Intended { mtu, port, bridge, peers: args.peers(), ..Intended::new(args.network, args.subnet, listen, &args.tun) }
 }
 
 /// In contrast to a running tunnel, which does not wait for whoever reads.

@@ -45,9 +45,9 @@ impl Display for Severity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Firewall {
-    /// A chain of the table `filter` of iptables-legacy.
+    /// A chain of iptables-legacy.
     IptablesLegacy {
-        /// `FORWARD` or `INPUT`.
+        /// `FORWARD` or `INPUT` of the table `filter`, or `POSTROUTING` of the table `nat`.
         chain: &'static str,
     },
     /// A chain of nftables, which is also where iptables-nft keeps its own.
@@ -344,9 +344,9 @@ pub enum Finding {
     },
     /// A firewall drops what is forwarded unless a rule accepts it.
     #[error(
-        "{firewall} drops forwarded packets by policy {}; accept the overlay's with {}",
+        "{firewall} drops forwarded packets {}; accept the overlay's with {}",
         match .rules {
-            0 => "and has no rule that accepts any".to_string(),
+            0 => "by policy and has no rule that accepts any".to_string(),
             rules => alloc::format!("unless one of its {rules} rules accepts them"),
         },
         .firewall.accept(*.network)
@@ -361,12 +361,12 @@ pub enum Finding {
     },
     /// A firewall drops the datagrams of other hosts.
     #[error(
-        "{firewall} drops by policy, and {}; accept the tunnel's datagrams with {}",
+        "{firewall} {}; accept the tunnel's datagrams with {}",
         if *.certain {
-            alloc::format!("no rule of it accepts UDP port {port}")
+            alloc::format!("drops the tunnel's datagrams: it has no rule that accepts UDP port {port}")
         } else {
             alloc::format!(
-                "no rule of it surely accepts the first datagram of another host to UDP port {port}: some accept only \
+                "may drop the tunnel's datagrams: no rule of it surely accepts the first datagram of another host to UDP port {port}: some accept only \
                  answers, or cannot be judged"
             )
         },

@@ -22,11 +22,13 @@ const CONNTRACK: i32 = -200;
 
 pub(super) fn check(intended: &Intended, host: Option<&Host>) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let legacy = iptables::read();
+    let translates = legacy.as_ref().is_ok_and(|legacy| legacy.translates);
     match Ruleset::read() {
-        Ok(ruleset) => findings.extend(Nftables::new(ruleset, intended, host).check()),
+        Ok(ruleset) => findings.extend(Nftables::new(ruleset, intended, host, translates).check()),
         Err(error) => findings.push(Finding::unchecked("the rules of nftables", &error)),
     }
-    match iptables::read() {
+    match legacy {
         Ok(legacy) => {
             let dropping = |chain| Firewall::IptablesLegacy { chain };
             findings.extend(legacy.forward.map(|rules| Finding::ForwardDropped {
@@ -39,10 +41,6 @@ pub(super) fn check(intended: &Intended, host: Option<&Host>) -> Vec<Finding> {
                 port: intended.port,
                 certain: rules == 0,
             }));
-            if legacy.has_nat {
-                let why = "its rules are not read; `iptables-legacy -t nat -S POSTROUTING` lists them";
-                findings.push(Finding::unchecked("the table nat of iptables-legacy", &why));
-            }
         }
         Err(error) => findings.push(Finding::unchecked("the chains of iptables-legacy", &error)),
     }
@@ -52,24 +50,26 @@ pub(super) fn check(intended: &Intended, host: Option<&Host>) -> Vec<Finding> {
 struct Nftables<'a> {
     ruleset: Ruleset,
     intended: &'a Intended,
+    /// Rules of iptables-legacy may masquerade.
+    legacy_translates: bool,
     underlay: Option<(u32, String)>,
     pods: Option<(u32, String)>,
     tun: Option<(u32, String)>,
 }
 
 impl<'a> Nftables<'a> {
-    fn new(ruleset: Ruleset, intended: &'a Intended, host: Option<&Host>) -> Self {
+    fn new(ruleset: Ruleset, intended: &'a Intended, host: Option<&Host>, legacy_translates: bool) -> Self {
         let underlay = host.and_then(|host| host.underlay.as_ref());
         let underlay = underlay.map(|underlay| (underlay.index, underlay.name.clone()));
         let pods = host.and_then(|host| host.pod_links(intended).next());
         let of = |link: &Interface| (link.state.index, link.state.name.clone());
         let tun = host.and_then(|host| host.named(&intended.tun)).map(of);
-        Self { ruleset, intended, underlay, pods: pods.map(of), tun }
+        Self { ruleset, intended, legacy_translates, underlay, pods: pods.map(of), tun }
     }
 
     fn check(&self) -> Vec<Finding> {
         let network = self.intended.network;
-        let forward = self.chains(hook::FORWARD).filter(|chain| chain.drops && !self.lets_pass(chain));
+        let forward = self.chains(hook::FORWARD).filter(|chain| self.drops_forwarded(chain));
         let dropped =
             forward.map(|chain| Finding::ForwardDropped { firewall: chain.firewall(), rules: chain.rules, network });
         let mut findings: Vec<_> = dropped.collect();
@@ -82,13 +82,14 @@ impl<'a> Nftables<'a> {
         self.ruleset.bases.iter().filter(move |chain| chain.hook == hook && !chain.is_nat)
     }
 
-    /// Whether packets of pods surely pass a forward chain, both ways.
-    fn lets_pass(&self, chain: &Chain) -> bool {
+    /// Whether a forward chain drops packets of pods, in either direction. One that accepts by policy is believed to accept what
+    /// cannot be judged.
+    fn drops_forwarded(&self, chain: &Chain) -> bool {
         let Intended { network, subnet, .. } = *self.intended;
         let Some(other) =
             [network.network(), network.broadcast()].into_iter().find(|address| !subnet.contains(address))
         else {
-            return false;
+            return chain.drops;
         };
         let (pod, other) = (rules::Host::At(subnet.broadcast()), rules::Host::At(other));
         let (input, output) = (self.pods.clone(), self.tun.clone());
@@ -96,7 +97,8 @@ impl<'a> Nftables<'a> {
         let out = Packet { destination_port: 0, ..out };
         let (input, output) = (out.output.clone(), out.input.clone());
         let back = Packet { source: other, destination: pod, input, output, ..out.clone() };
-        [out, back].iter().all(|packet| self.ruleset.judge(chain, packet, Aim::Accept) == Judgement::Always)
+        let enough = if chain.drops { Judgement::Always } else { Judgement::Maybe };
+        [out, back].iter().any(|packet| self.ruleset.judge(chain, packet, Aim::Accept) < enough)
     }
 
     /// Chains that drop the first datagram of another host. That later ones are accepted, because this host has answered, is
@@ -122,15 +124,17 @@ impl<'a> Nftables<'a> {
         let Intended { port, subnet, .. } = *self.intended;
         let of_pod = self.sent_by_pod();
         let nat = self.ruleset.bases.iter().filter(|chain| chain.is_nat && chain.hook == hook::POSTROUTING);
-        let judged = nat.map(|chain| (self.ruleset.judge(chain, &of_pod, Aim::Translate), chain));
-        let Some((judgement, chain)) = judged.max_by_key(|(judgement, _)| *judgement) else { return Vec::new() };
+        let judged = nat.map(|chain| (self.ruleset.judge(chain, &of_pod, Aim::Translate), chain.firewall()));
+        let legacy = self.legacy_translates.then_some(Firewall::IptablesLegacy { chain: "POSTROUTING" });
+        let judged = judged.chain(legacy.map(|firewall| (Judgement::Maybe, firewall)));
+        let Some((judgement, firewall)) = judged.max_by_key(|(judgement, _)| *judgement) else { return Vec::new() };
         if judgement == Judgement::Never {
             return Vec::new();
         }
         let mut findings = Vec::new();
         let interface = interface.clone();
         if self.is_untracked() != Judgement::Always {
-            let (firewall, certain) = (chain.firewall(), judgement == Judgement::Always);
+            let certain = judgement == Judgement::Always;
             findings.push(Finding::PortTracked { interface: interface.clone(), firewall, port, certain });
         }
         let is_dropped = |chain| self.ruleset.judge(chain, &of_pod, Aim::Drop) == Judgement::Always;

@@ -14,7 +14,7 @@ use super::Intended;
 use crate::sys::link::error::LinkError;
 use crate::sys::link::message::{HeldAddress, LinkState, Message, RouteEntry, link_kind};
 use crate::sys::link::netlink::{Listing, Netlink};
-use crate::sys::link::{Underlay, interface_of, requests};
+use crate::sys::link::{Underlay, interface_to, requests};
 
 /// The network namespace of the thread that read it.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Host {
     pub(super) addresses: Vec<HeldAddress>,
     /// The routes of the main table to the overlay network or a part of it, in the kernel's order.
     pub(super) routes: Vec<(Ipv4Net, RouteEntry)>,
-    /// The interface with the listen address, if there is one.
+    /// The interface that carries the datagrams, if one has the listen address.
     pub(super) underlay: Option<Underlay>,
     /// The interface of which the TUN device's address is a broadcast address.
     pub(super) broadcast_of: Option<u32>,
@@ -42,7 +42,7 @@ pub(super) struct Interface {
 impl Host {
     pub(super) fn read(intended: &Intended) -> Result<Self, LinkError> {
         let mut kernel = Netlink::open()?;
-        let underlay = match interface_of(intended.listen) {
+        let underlay = match interface_to(intended.listen, intended.peers.iter().copied()) {
             Ok(underlay) => Some(underlay),
             Err(LinkError::NotHeld { .. }) => None,
             Err(error) => return Err(error),

@@ -1,4 +1,4 @@
-//! The table `filter` of iptables-legacy, asked of the kernel by options of a socket (ip_tables.h and x_tables.h in the
+//! The tables `filter` and `nat` of iptables-legacy, asked of the kernel by options of a socket (ip_tables.h and x_tables.h in the
 //! kernel's include/uapi/linux/). iptables-nft has none of it.
 
 use alloc::vec;
@@ -15,6 +15,7 @@ use crate::sys::syscall::{TableQuestion, table_option};
 /// Of the calling thread's network namespace; /proc/net is that of the process.
 const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
 const FILTER: &str = "filter";
+const NAT: &str = "nat";
 /// How often a table is read again that was replaced meanwhile.
 const ATTEMPTS: u32 = 8;
 
@@ -48,8 +49,8 @@ const DROP: i32 = -libc::NF_DROP - 1;
 pub(super) struct Legacy {
     pub(super) input: Option<u32>,
     pub(super) forward: Option<u32>,
-    /// There is a table `nat`, whose rules are not read.
-    pub(super) has_nat: bool,
+    /// The chain POSTROUTING of the table `nat` has rules. They are not read.
+    pub(super) translates: bool,
 }
 
 pub(super) fn read() -> io::Result<Legacy> {
@@ -63,32 +64,42 @@ pub(super) fn read() -> io::Result<Legacy> {
         Err(error) => return Err(io::Error::new(error.kind(), alloc::format!("{NAMES}: {error}"))),
     };
     let has = |table| names.lines().any(|name| name == table);
-    let has_nat = has("nat");
+    let translates = has(NAT) && hook_has_rules(libc::NF_INET_POST_ROUTING, &table_info(NAT)?).map_err(malformed)?;
     if !has(FILTER) {
-        return Ok(Legacy { has_nat, ..Legacy::default() });
+        return Ok(Legacy { translates, ..Legacy::default() });
     }
     let (info, table) = filter_table()?;
-    let dropping = |hook| {
-        hook_drops(hook, &info, table.get(entries::ENTRIES..).unwrap_or_default())
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-    };
-    Ok(Legacy { input: dropping(libc::NF_INET_LOCAL_IN)?, forward: dropping(libc::NF_INET_FORWARD)?, has_nat })
+    let dropping = |hook| hook_drops(hook, &info, table.get(entries::ENTRIES..).unwrap_or_default()).map_err(malformed);
+    Ok(Legacy { input: dropping(libc::NF_INET_LOCAL_IN)?, forward: dropping(libc::NF_INET_FORWARD)?, translates })
+}
+
+fn malformed(error: MalformedReply) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// A buffer for a question about a table.
+fn question(table: &str, length: usize) -> Vec<u8> {
+    let mut buffer = vec![0; length];
+    buffer.splice(..table.len(), table.bytes());
+    buffer
+}
+
+fn table_info(table: &str) -> io::Result<Vec<u8>> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    let mut info = question(table, info::LENGTH);
+    table_option(socket.as_fd(), TableQuestion::Info, &mut info)?;
+    Ok(info)
 }
 
 /// What the kernel says about the table, and the table.
 pub(super) fn filter_table() -> io::Result<(Vec<u8>, Vec<u8>)> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-    let question = |length: usize| {
-        let mut buffer = vec![0; length];
-        buffer.splice(..FILTER.len(), FILTER.bytes());
-        buffer
-    };
+    let question = |length| question(FILTER, length);
     let mut attempt = 1;
     loop {
         let mut info = question(info::LENGTH);
         table_option(socket.as_fd(), TableQuestion::Info, &mut info)?;
-        let size: [u8; 4] =
-            array(&info, info::SIZE).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let size: [u8; 4] = array(&info, info::SIZE).map_err(malformed)?;
         let mut table = question(entries::ENTRIES + u32::from_ne_bytes(size) as usize);
         table.splice(entries::SIZE..entries::SIZE + size.len(), size);
         match table_option(socket.as_fd(), TableQuestion::Entries, &mut table) {
@@ -100,13 +111,23 @@ pub(super) fn filter_table() -> io::Result<(Vec<u8>, Vec<u8>)> {
     }
 }
 
-/// How many rules the chain has, if what they leave is dropped. The policy is the rule at its end, the underflow.
-fn hook_drops(hook: i32, info: &[u8], entries: &[u8]) -> Result<Option<u32>, MalformedReply> {
+/// Places of the first rule of a chain and of its policy, which is the rule at its end, the underflow.
+fn ends_of_hook(hook: i32, info: &[u8]) -> Result<(usize, usize), MalformedReply> {
     let of_hook = |places: usize| -> Result<usize, MalformedReply> {
         let place = places + 4 * hook.cast_unsigned() as usize;
         Ok(u32::from_ne_bytes(array(info, place)?) as usize)
     };
-    let (first, policy) = (of_hook(info::HOOK_ENTRIES)?, of_hook(info::UNDERFLOWS)?);
+    Ok((of_hook(info::HOOK_ENTRIES)?, of_hook(info::UNDERFLOWS)?))
+}
+
+/// Whether the chain has rules before its policy.
+fn hook_has_rules(hook: i32, info: &[u8]) -> Result<bool, MalformedReply> {
+    ends_of_hook(hook, info).map(|(first, policy)| first != policy)
+}
+
+/// How many rules the chain has, if what they leave is dropped.
+fn hook_drops(hook: i32, info: &[u8], entries: &[u8]) -> Result<Option<u32>, MalformedReply> {
+    let (first, policy) = ends_of_hook(hook, info)?;
     let offset = |at: usize| -> Result<usize, MalformedReply> { Ok(u16::from_ne_bytes(array(entries, at)?).into()) };
     let verdict = policy.saturating_add(offset(policy.saturating_add(entry::TARGET))?).saturating_add(entry::VERDICT);
     if i32::from_ne_bytes(array(entries, verdict)?) != DROP {

@@ -16,7 +16,7 @@
 //!   question can cause: a kernel that has TUN devices or netfilter as modules may load the one that answers.
 //! - **It never passes in silence.** What could not be read is a finding of its own, [`Finding::Unchecked`].
 //! - **It reads rules of nftables as far as it can.** Sets with a name, most extensions of iptables and the like it cannot
-//!   judge, and says so. Of iptables-legacy it looks at the policies alone.
+//!   judge, and says so. Of iptables-legacy it looks at the policies, and at whether POSTROUTING of the table `nat` has rules.
 //! - **It looks at the main table**, not at the rules that may lead past it.
 //! - **Which namespace.** The network namespace of the calling thread, for all readings.
 //!
@@ -81,6 +81,9 @@ pub struct Intended {
     /// The MTU that the device is going to be given, in bytes; `None`: what it has, or what the underlay carries. Default
     /// `None`.
     pub mtu: Option<u32>,
+    /// Addresses of other hosts, as far as they are known. If the listen address is on a loopback or dummy device, the routes to
+    /// them tell the interface that carries the datagrams. Default none: the default route tells it.
+    pub peers: Vec<IpAddr>,
     /// The bridge of the pods, if it is known by name; others are found by their addresses. Default `None`.
     pub bridge: Option<String>,
 }
@@ -90,7 +93,7 @@ impl Intended {
     #[must_use]
     pub fn new(network: Ipv4Net, subnet: Ipv4Net, listen: impl Into<IpAddr>, tun: impl Into<String>) -> Self {
         let (listen, tun) = (listen.into(), tun.into());
-        Self { network, subnet, listen, port: DEFAULT_PORT, tun, mtu: None, bridge: None }
+        Self { network, subnet, listen, port: DEFAULT_PORT, tun, mtu: None, peers: Vec::new(), bridge: None }
     }
 }
 

@@ -139,6 +139,37 @@ fn rules_that_end_a_chain_count_as_its_policy_does() {
         &["will_fail input_dropped"],
     );
     found_and_mended([found, "nft add rule inet t input udp dport 1 drop"].concat().leak(), &[]);
+    let forward = "nft add table inet t; nft 'add chain inet t forward { type filter hook forward priority 0; }'; ";
+    for (rules, expected) in [
+        // firewalld's and RHEL's.
+        (
+            "nft add rule inet t forward ct state established,related accept; nft add rule inet t forward iif lo accept; \
+                nft add rule inet t forward reject with icmpx type admin-prohibited",
+            &["may_fail forward_dropped"][..],
+        ),
+        ("nft add rule inet t forward iifname '\"loden0\"' drop", &[]),
+        ("nft add rule inet t forward ip saddr 100.96.0.0/16 drop", &["may_fail forward_dropped"]),
+        ("nft add rule inet t forward ct state invalid drop; nft add rule inet t forward tcp dport 25 drop", &[]),
+        ("nft add rule inet t forward ip saddr 192.168.7.0/24 reject", &[]),
+        // What cannot be judged is believed not to drop.
+        ("nft add rule inet t forward meta mark 7 drop", &[]),
+    ] {
+        found_and_mended([forward, rules].concat().leak(), expected);
+    }
+}
+
+#[test]
+fn the_words_of_a_chain_that_drops_by_a_rule_blame_no_policy() {
+    in_namespace(|| {
+        let _world = World::host();
+        sh("iptables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
+            iptables -A INPUT -j REJECT --reject-with icmp-host-prohibited; iptables -A FORWARD -j REJECT");
+        let found = check(&intended());
+        assert_eq!(found.len(), 2, "{found:#?}");
+        for finding in found {
+            assert!(!finding.to_string().contains("by policy"), "{finding}");
+        }
+    });
 }
 
 const BOTH: &[&str] = &["may_fail port_tracked", "hint pods_reach_port"];
@@ -177,6 +208,54 @@ fn masquerading_of_pods_is_found_and_the_commands_mend_it() {
             panic!("{found:#?}");
         };
         assert!(tracked.to_string().contains("has rules that may masquerade"), "{tracked}");
+    });
+}
+
+#[test]
+fn rules_of_iptables_legacy_that_may_masquerade_are_found_and_an_empty_table_is_not() {
+    in_namespace(|| {
+        let _world = World::host();
+        if !firewall::legacy_table_is_made() {
+            return;
+        }
+        sh("iptables-legacy -t nat -L");
+        assert_eq!(check(&intended()), [], "a table without rules");
+        sh("iptables-legacy -t nat -A POSTROUTING -s 100.96.1.0/24 ! -o br0 -j MASQUERADE");
+        let found = check(&intended());
+        let [tracked @ Finding::PortTracked { certain: false, .. }, Finding::PodsReachPort { .. }] = found.as_slice()
+        else {
+            panic!("{found:#?}");
+        };
+        assert!(
+            tracked.to_string().starts_with("the chain POSTROUTING of iptables-legacy has rules that may"),
+            "{tracked}"
+        );
+        mend(&found);
+        assert_eq!(check(&intended()), []);
+    });
+}
+
+#[test]
+fn masquerading_on_the_way_to_the_peers_is_found_if_the_listen_address_is_on_a_stub() {
+    in_namespace(|| {
+        let mut world = World::host();
+        world.add_link("eth1");
+        world.set_up("eth1", true);
+        world.add_address("eth1", "10.9.0.2/24");
+        world.add_address("lo", "10.200.0.1/32");
+        sh("ip link set dev eth1 mtu 9000; ip route add default via 10.168.0.3; ip route add 10.200.0.3 via 10.9.0.3");
+        let intended = Intended {
+            listen: [10, 200, 0, 1].into(),
+            peers: [[10, 200, 0, 3].into()].into(),
+            mtu: Some(8972),
+            ..intended()
+        };
+        assert_eq!(check(&intended), [], "the datagrams travel by eth1");
+        sh("iptables -t nat -A POSTROUTING -o eth1 -j MASQUERADE");
+        let found = check(&intended);
+        let words: Vec<_> = found.iter().map(ToString::to_string).collect();
+        let by_peers = "packets of pods that leave by eth1, and UDP port 8285 is tracked";
+        assert!(found.len() == 2 && words[0].contains(by_peers) && words[1].contains("oifname eth1"), "{words:#?}");
     });
 }
 
