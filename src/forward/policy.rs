@@ -190,8 +190,11 @@ pub enum PeerCheck {
     #[default]
     Address,
     /// The sender's address and port must be those of a next hop, and [`SourceCheck::Strict`] compares both. Other processes
-    /// on a peer's host, and pods that its host masquerades, are then refused. So are peers whose source port depends on the
-    /// flow ([`SourcePort::ByFlow`]) or is changed by NAT.
+    /// on a peer's host are then refused. So are peers whose source port depends on the flow ([`SourcePort::ByFlow`]) or is
+    /// changed by NAT.
+    ///
+    /// This does not stop a pod that its host masquerades: Linux keeps the pod's source port where it can, and the pod may
+    /// choose the tunnel's.
     AddressPort,
     /// Any sender is accepted if the inner source has a route: flannel's own trust, for peers behind NAT.
     ///

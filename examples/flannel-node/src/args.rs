@@ -90,7 +90,7 @@ pub(crate) struct NodeArgs {
 pub(crate) enum Check {
     /// Senders with the address of a lease
     Address,
-    /// Senders with the address of a lease and the network's port: excludes pods that their host masquerades
+    /// Senders with the address of a lease and the network's port: excludes other programs of those hosts
     AddressPort,
     /// All senders, if the inner source has a route, as flannel does: for hosts behind NAT
     Off,
