@@ -23,9 +23,9 @@ mod inbound;
 mod interrupted;
 mod outbound;
 mod random;
+mod refused;
 mod stale;
 mod strangers;
-mod refused;
 
 /// A pod of ours, one of host A's and one of host B's; and an address that nobody has.
 const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
