@@ -63,7 +63,9 @@ impl<'a> Nftables<'a> {
         let underlay = underlay.map(|underlay| (underlay.index, underlay.name.clone()));
         let pods = host.and_then(|host| host.pod_links(intended).next());
         let of = |link: &Interface| (link.state.index, link.state.name.clone());
-        let tun = host.and_then(|host| host.named(&intended.tun)).map(of);
+        // One that does not exist yet is no interface that exists.
+        let future = || (u32::MAX, intended.tun.replace("%d", "0"));
+        let tun = host.map(|host| host.named(&intended.tun).map_or_else(future, of));
         Self { ruleset, intended, legacy_translates, underlay, pods: pods.map(of), tun }
     }
 
@@ -82,8 +84,7 @@ impl<'a> Nftables<'a> {
         self.ruleset.bases.iter().filter(move |chain| chain.hook == hook && !chain.is_nat)
     }
 
-    /// Whether a forward chain drops packets of pods, in either direction. One that accepts by policy is believed to accept what
-    /// cannot be judged.
+    /// Whether a forward chain drops packets of pods, or may drop them, in either direction.
     fn drops_forwarded(&self, chain: &Chain) -> bool {
         let Intended { network, subnet, .. } = *self.intended;
         let Some(other) =
@@ -97,8 +98,7 @@ impl<'a> Nftables<'a> {
         let out = Packet { destination_port: 0, ..out };
         let (input, output) = (out.output.clone(), out.input.clone());
         let back = Packet { source: other, destination: pod, input, output, ..out.clone() };
-        let enough = if chain.drops { Judgement::Always } else { Judgement::Maybe };
-        [out, back].iter().any(|packet| self.ruleset.judge(chain, packet, Aim::Accept) < enough)
+        [out, back].iter().any(|packet| self.ruleset.judge(chain, packet, Aim::Accept) < Judgement::Always)
     }
 
     /// Chains that drop the first datagram of another host. That later ones are accepted, because this host has answered, is

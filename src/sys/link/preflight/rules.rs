@@ -69,13 +69,15 @@ pub(super) struct Table {
     pub(super) sets: BTreeMap<String, Vec<Element>>,
 }
 
-/// Whether a base chain with this policy does what is looked for to the packet.
+/// Whether a base chain with this policy does what is looked for to the packet. A packet that may come to the end of a chain that
+/// accepts by policy is believed to be accepted: most rules in front that cannot be judged are for others (marks, lists of hosts).
 pub(super) fn judge(rules: &Table, chain: &str, drops_by_policy: bool, packet: &Packet, aim: Aim) -> Judgement {
     let mut ends = walk(rules, chain, packet, aim, DEPTH, &Cell::new(RULES));
+    let is_accepted_by_policy = ends.passes && !drops_by_policy;
     ends.drops |= ends.passes && drops_by_policy;
     ends.accepts |= ends.passes && !drops_by_policy;
     let (can, cannot) = match aim {
-        Aim::Accept => (ends.accepts, ends.drops),
+        Aim::Accept => (ends.accepts, ends.drops && !is_accepted_by_policy),
         Aim::Drop => (ends.drops, ends.accepts),
         Aim::NoTrack | Aim::Translate => (ends.acts, ends.accepts || ends.drops),
     };

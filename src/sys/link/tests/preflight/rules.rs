@@ -116,6 +116,12 @@ fn an_input_chain_that_accepts_the_port_is_no_finding() {
         "iptables -P INPUT DROP; iptables -A INPUT -i eth0 -s 10.168.0.0/24 -j ACCEPT",
         // A policy that accepts.
         "iptables -A INPUT -p tcp --dport 22 -j DROP",
+        // As kubelet and fail2ban do.
+        "iptables -A INPUT -m mark --mark 0x8000/0x8000 -j DROP; \
+            iptables -A INPUT ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+        "nft add table inet f; nft 'add set inet f bad { type ipv4_addr; }'; \
+            nft 'add chain inet f input { type filter hook input priority 0; }'; \
+            nft add rule inet f input ip saddr @bad drop",
     ] {
         found_and_mended(rules, &[]);
     }
@@ -139,6 +145,9 @@ fn rules_that_end_a_chain_count_as_its_policy_does() {
         &["will_fail input_dropped"],
     );
     found_and_mended([found, "nft add rule inet t input udp dport 1 drop"].concat().leak(), &[]);
+    // An accepting rule in front may be for peers or not.
+    let limited = "nft add rule inet t input meta mark 7 accept; nft add rule inet t input reject";
+    found_and_mended([found, limited].concat().leak(), &["may_fail input_dropped"]);
     let forward = "nft add table inet t; nft 'add chain inet t forward { type filter hook forward priority 0; }'; ";
     for (rules, expected) in [
         // firewalld's and RHEL's.
@@ -147,10 +156,17 @@ fn rules_that_end_a_chain_count_as_its_policy_does() {
                 nft add rule inet t forward reject with icmpx type admin-prohibited",
             &["may_fail forward_dropped"][..],
         ),
-        ("nft add rule inet t forward iifname '\"loden0\"' drop", &[]),
+        ("nft add rule inet t forward iifname '\"loden0\"' drop", &["may_fail forward_dropped"]),
+        ("nft add rule inet t forward iifname '\"loden1\"' drop", &[]),
         ("nft add rule inet t forward ip saddr 100.96.0.0/16 drop", &["may_fail forward_dropped"]),
         ("nft add rule inet t forward ct state invalid drop; nft add rule inet t forward tcp dport 25 drop", &[]),
         ("nft add rule inet t forward ip saddr 192.168.7.0/24 reject", &[]),
+        // Docker's, for containers without published ports.
+        (
+            "nft add chain inet t docker; nft add rule inet t forward oifname '\"br0\"' jump docker; \
+                nft add rule inet t docker iifname != '\"br0\"' drop",
+            &["may_fail forward_dropped"],
+        ),
         // What cannot be judged is believed not to drop.
         ("nft add rule inet t forward meta mark 7 drop", &[]),
     ] {
