@@ -98,7 +98,7 @@ macro_rules! resets {
 }
 
 /// Of any socket. What makes the kernel tell more about each message than there is room for is in the second group of each list.
-const SOCKET: [Reset; 12] = resets![
+const SOCKET: [Reset; 14] = resets![
     libc::SOL_SOCKET:
     libc::SO_BROADCAST = OFF,
     libc::SO_DONTROUTE = OFF,
@@ -110,6 +110,8 @@ const SOCKET: [Reset; 12] = resets![
     libc::SO_TIMESTAMP = OFF,
     libc::SO_TIMESTAMPING = OFF,
     libc::SO_TIMESTAMPNS = OFF,
+    libc::SO_TIMESTAMPNS_NEW = OFF,
+    libc::SO_TIMESTAMP_NEW = OFF,
     libc::SO_WIFI_STATUS = OFF,
     number::SO_RCVMARK = OFF,
     number::SO_RCVPRIORITY = OFF,
