@@ -70,6 +70,9 @@ const NO_PACKET_INFO: &[u8] = &[0; 20];
 mod number {
     use core::ffi::c_int;
 
+    // With times of 64 bits. The kernel does not show them under the numbers of those with 32 bits.
+    pub(super) const SO_TIMESTAMP_NEW: c_int = 63;
+    pub(super) const SO_TIMESTAMPNS_NEW: c_int = 64;
     pub(super) const SO_RCVMARK: c_int = 75;
     pub(super) const SO_RCVPRIORITY: c_int = 82;
     pub(super) const IP_PASSSEC: c_int = 18;
@@ -110,11 +113,11 @@ const SOCKET: [Reset; 14] = resets![
     libc::SO_TIMESTAMP = OFF,
     libc::SO_TIMESTAMPING = OFF,
     libc::SO_TIMESTAMPNS = OFF,
-    libc::SO_TIMESTAMPNS_NEW = OFF,
-    libc::SO_TIMESTAMP_NEW = OFF,
     libc::SO_WIFI_STATUS = OFF,
     number::SO_RCVMARK = OFF,
     number::SO_RCVPRIORITY = OFF,
+    number::SO_TIMESTAMPNS_NEW = OFF,
+    number::SO_TIMESTAMP_NEW = OFF,
 ];
 
 const UDP: [Reset; 5] = resets![
