@@ -25,6 +25,7 @@ use std::sync::PoisonError;
 use super::{Messages, PathReports, UdpTransport, send_all};
 use crate::Transmit;
 use crate::forward::{PathMode, SystemPath};
+use crate::sys::feature::{Disabled, Feature};
 use crate::sys::kernel::SystemCalls;
 use crate::sys::route_query::{FlowKey, RouteMtu, RouteSocket};
 use crate::sys::syscall::{self, SocketOption, SpecialSocket};
@@ -46,19 +47,21 @@ pub(super) struct PathSockets {
 }
 
 impl PathSockets {
-    pub(super) fn open(local: SocketAddr, wanted: PathReports) -> Self {
-        let reports = (wanted == PathReports::Verified).then(|| open_reports(local)).and_then(io::Result::ok);
-        Self { reports: reports.map(File::from), routes: RouteSocket::open().ok() }
+    pub(super) fn open(local: SocketAddr, wanted: PathReports, disabled: &Disabled) -> Self {
+        let address = match local.ip().to_canonical() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(address) => address.is_unspecified().then_some(Ipv4Addr::UNSPECIFIED),
+        };
+        let reports = address.filter(|_| wanted == PathReports::Verified).map(open_reports);
+        let routes = RouteSocket::open();
+        disabled.add_unless(reports.as_ref().is_none_or(Result::is_ok), Feature::PathReports);
+        disabled.add_unless(routes.is_ok(), Feature::RouteQueries);
+        Self { reports: reports.and_then(Result::ok).map(File::from), routes: routes.ok() }
     }
 }
 
-fn open_reports(local: SocketAddr) -> io::Result<OwnedFd> {
+fn open_reports(address: Ipv4Addr) -> io::Result<OwnedFd> {
     const DESTINATION_UNREACHABLE: c_int = 3;
-    let address = match local.ip().to_canonical() {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) if address.is_unspecified() => Ipv4Addr::UNSPECIFIED,
-        IpAddr::V6(_) => return Err(io::ErrorKind::Unsupported.into()),
-    };
     let socket = syscall::special_socket(SpecialSocket::Icmp)?;
     syscall::set_socket_option(socket.as_fd(), SocketOption::IcmpFilter, !(1 << DESTINATION_UNREACHABLE))?;
     syscall::bind(socket.as_fd(), SocketAddr::from((address, 0)))?;
