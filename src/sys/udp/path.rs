@@ -14,13 +14,14 @@
 //! So the sockets have `DO`, and peers of whom the kernel believes a report that nothing verifies are sent to with `PROBE`: the option
 //! is set for the one call, which costs 0.3 µs and only while somebody lies.
 
+use alloc::vec::Vec;
 use core::ffi::c_int;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::PoisonError;
+use std::sync::{OnceLock, PoisonError};
 
 use super::{Messages, PathReports, UdpTransport, send_all};
 use crate::Transmit;
@@ -44,6 +45,8 @@ pub(super) struct PathSockets {
     /// The ICMP errors of type 3 to this host.
     reports: Option<File>,
     routes: Option<RouteSocket>,
+    /// The ports of the flows' sockets, so that a flood of reports costs no system call for each of them.
+    flow_ports: OnceLock<Vec<u16>>,
 }
 
 impl PathSockets {
@@ -56,7 +59,8 @@ impl PathSockets {
         let routes = RouteSocket::open();
         disabled.add_unless(reports.as_ref().is_none_or(Result::is_ok), Feature::PathReports);
         disabled.add_unless(routes.is_ok(), Feature::RouteQueries);
-        Self { reports: reports.and_then(Result::ok).map(File::from), routes: routes.ok() }
+        let reports = reports.and_then(Result::ok).map(File::from);
+        Self { reports, routes: routes.ok(), flow_ports: OnceLock::new() }
     }
 }
 
@@ -172,8 +176,9 @@ impl UdpTransport {
 
     /// Returns `true` if datagrams leave from this port.
     fn has_port(&self, port: u16) -> bool {
-        let is_port = |socket: &UdpSocket| socket.local_addr().is_ok_and(|local| local.port() == port);
-        self.local.port() == port || self.flows.iter().any(is_port)
+        let port_of = |socket: &UdpSocket| socket.local_addr().ok().map(|local| local.port());
+        let ports = || self.path_sockets.flow_ports.get_or_init(|| self.flows.iter().filter_map(port_of).collect());
+        self.local.port() == port || ports().contains(&port)
     }
 }
 
