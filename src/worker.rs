@@ -50,7 +50,7 @@ use crate::sys::{Feature, Tun, UdpTransport};
 /// Moves packets between one TUN device and one UDP socket.
 ///
 /// Memory: 1 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for super-packets to the TUN and three packets, of which
-/// only what was used is resident; the ICMP limiter's 24 KiB, up to 1,024 learned path MTUs and as many counters of send errors,
+/// only what was used is resident; the ICMP limiter's 30 KiB, up to 1,024 learned path MTUs and as many counters of send errors,
 /// and a share in the route table. No call allocates for a packet that is forwarded.
 #[derive(Debug)]
 pub struct Worker {

@@ -107,11 +107,14 @@ fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -
     if !from_us || ![host_a(), host_b()].contains(&destination) {
         return IcmpOutcome::Foreign;
     }
+    // The quoted outer header may be that of a GSO batch.
+    let of_inner = report.inner.map(|header| usize::from(u16::from_be_bytes([header[2], header[3]])) + 28);
+    let len = of_inner.map_or(report.len, |len| len.min(report.len.into()) as u16);
     let mtu = match report.mtu {
-        0 => [1492, 1006, 508, 296, 68, 0].into_iter().find(|mtu| *mtu < report.len).unwrap_or(0),
+        0 => [1492, 1006, 508, 296, 68, 0].into_iter().find(|mtu| *mtu < len).unwrap_or(0),
         mtu => mtu,
     };
-    if report.len <= mtu || report.len > 1500 {
+    if len <= mtu || len > 1500 {
         return IcmpOutcome::Implausible;
     }
     let floor = match report.inner {
@@ -121,7 +124,7 @@ fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -
             if header[0] >> 4 != 4 || header[0] & 15 < 5 || route.is_none_or(|route| route.next_hop != destination) {
                 return IcmpOutcome::Foreign;
             }
-            let has_len = u16::from_be_bytes([header[2], header[3]]) == report.len.saturating_sub(28);
+            let has_len = u16::from_be_bytes([header[2], header[3]]) == len.saturating_sub(28);
             let is_ours = header[12..15] == [100, 96, 1] || header[12..16] == [10, 168, 0, 2];
             if has_len && is_ours { 552 } else { 1280 }
         }
@@ -132,7 +135,7 @@ fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -
     if path.is_some_and(|path| !path.has_df) {
         return IcmpOutcome::NotLower;
     }
-    if mtu < floor && current <= floor && report.len <= floor {
+    if mtu < floor && current <= floor && len <= floor {
         known.insert(peer, Path { has_df: false, ..path.unwrap() });
         return IcmpOutcome::Fragmented { peer };
     }

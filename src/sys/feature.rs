@@ -26,10 +26,15 @@ macro_rules! features {
 }
 
 features! {
+    /// Routers' reports of narrow paths, if their verification was asked for ([`PathReports`](super::PathReports)). Without it, the
+    /// kernel is asked, which verifies little.
+    PathReports = "raw ICMP sockets, which take CAP_NET_RAW (reports of narrow paths are not verified)",
     /// The ECN field of packets that are received. Without it, congestion marks of the underlay are not seen.
     ReceiveEcn = "IP_RECVTOS (congestion marks of the underlay are not seen)",
     /// Receiving several messages with one system call. Without it, each message costs a system call.
     ReceiveMany = "recvmmsg (each datagram costs a system call)",
+    /// Questions about routes. Without them, the MTU of a route that depends on ports or marks is not known.
+    RouteQueries = "NETLINK_ROUTE sockets (the MTU of a route by policy is not known)",
     /// The ECN field of packets that are sent. Without it, outer packets carry none.
     SendEcn = "IP_TOS control messages (outer packets carry no ECN field)",
     /// Sending several messages with one system call. Without it, each message costs a system call.

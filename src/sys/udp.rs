@@ -202,7 +202,7 @@ impl UdpTransport {
         disabled.add_unless(gso || !offload.gso, Feature::UdpGso);
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
         let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
-        let (overruling, path_sockets) = (Arc::default(), PathSockets::open(local, path_reports));
+        let (overruling, path_sockets) = (Arc::default(), PathSockets::open(local, path_reports, &disabled));
         Ok(Self { socket, local, offload, flows, overruling, path_sockets, fallbacks, disabled, calls })
     }
 

@@ -18,7 +18,7 @@ pub struct DatagramTooBig {
     pub source: SocketAddrV4,
     /// Whom it was for.
     pub destination: SocketAddrV4,
-    /// Bytes of the datagram with all its headers, as the quoted IP header says.
+    /// Bytes of the datagram with all its headers, as the quoted IP header says: of the whole GSO batch, from a kernel that got one.
     pub len: u16,
     /// The front of the datagram's contents, of which many routers quote nothing.
     pub inner: Option<[u8; HEADER_LEN]>,

@@ -22,6 +22,7 @@ const REFUSALS: u32 = 8;
 
 /// How long no more are tried at first. It doubles each time, up to an hour.
 const FIRST_WAIT: Duration = Duration::from_secs(60);
+/// How long at most, and how long they have to be taken until the wait is the first one again.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// How many were refused in a row.
@@ -32,10 +33,12 @@ struct Refusals {
     /// How long super-packets are not tried the next time.
     wait: Duration,
     retry_at: Option<Instant>,
+    /// Since when they are tried again.
+    again_since: Option<Instant>,
 }
 
 impl Refusals {
-    const NONE: Self = Self { tcp: 0, udp: 0, wait: FIRST_WAIT, retry_at: None };
+    const NONE: Self = Self { tcp: 0, udp: 0, wait: FIRST_WAIT, retry_at: None, again_since: None };
 
     fn of(&mut self, packets: &Coalesced<'_>) -> &mut u32 {
         if packets.header.gso_type == vnet_gso::UDP_L4 { &mut self.udp } else { &mut self.tcp }
@@ -81,7 +84,7 @@ impl Inbound {
             return Ok(Progress::Held);
         }
         if self.refusals.retry_at.is_some_and(|at| at <= now) {
-            self.coalesce_again(ends);
+            self.coalesce_again(ends, now);
         }
         let mut left = budget.count() as usize;
         while left > 0 {
@@ -107,13 +110,14 @@ impl Inbound {
 
     /// Tries super-packets again. One more that is refused is enough to stop that.
     #[cold]
-    fn coalesce_again(&mut self, ends: &Ends) {
+    fn coalesce_again(&mut self, ends: &Ends, now: Instant) {
         if let Some(coalescer) = &mut self.coalescer {
             let Refusals { tcp, udp, .. } = self.refusals;
             let offload = ends.tun.offload();
             coalescer.set(Coalesce { tcp: offload.tso, udp: offload.uso });
             let left = |refused: u32| refused.min(REFUSALS - 1);
-            self.refusals = Refusals { tcp: left(tcp), udp: left(udp), retry_at: None, ..self.refusals };
+            let again_since = Some(now);
+            self.refusals = Refusals { tcp: left(tcp), udp: left(udp), retry_at: None, again_since, ..self.refusals };
         }
     }
 
@@ -174,8 +178,12 @@ impl Inbound {
             let Coalesce { tcp: with_tcp, udp: with_udp } = coalescer.what();
             if (with_tcp && tcp >= REFUSALS) || (with_udp && udp >= REFUSALS) {
                 coalescer.set(Coalesce { tcp: with_tcp && tcp < REFUSALS, udp: with_udp && udp < REFUSALS });
-                writer.refusals.retry_at = Some(now + writer.refusals.wait);
-                writer.refusals.wait = (2 * writer.refusals.wait).min(LONGEST_WAIT);
+                let refusals = &mut *writer.refusals;
+                if refusals.again_since.is_some_and(|since| now.saturating_duration_since(since) >= LONGEST_WAIT) {
+                    refusals.wait = FIRST_WAIT;
+                }
+                refusals.retry_at = Some(now + refusals.wait);
+                refusals.wait = (2 * refusals.wait).min(LONGEST_WAIT);
             }
         }
         writer.end?;

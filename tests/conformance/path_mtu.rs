@@ -235,12 +235,11 @@ fn r54_the_inner_packet_is_routed_to_that_peer() {
 fn r54_without_a_proven_inner_header_no_lower_than_1280() {
     let sent = datagram(own(), host_a());
     let stranger = Ipv4 { source: Ipv4Addr::new(8, 8, 8, 8), ..inner(host_a()) };
-    let shorter = Ipv4 { payload: pattern(1000), trailer: pattern(452), ..inner(host_a()) };
     let unproven = [
         ("28 bytes", parsed(552, &sent, LEAST)),
         ("47 bytes", parsed(552, &sent, 47)),
         ("a source that is not ours", parsed(552, &with_inner(own(), host_a(), &stranger), MORE)),
-        ("another length", parsed(552, &with_inner(own(), host_a(), &shorter), MORE)),
+        ("longer than the datagram it is in", DatagramTooBig { len: 1499, ..parsed(552, &sent, MORE) }),
     ];
     for (what, report) in unproven {
         let mut paths = Paths::new(overlay());
@@ -256,6 +255,28 @@ fn r54_without_a_proven_inner_header_no_lower_than_1280() {
         let mut paths = Paths::new(Overlay { transit, ..overlay() });
         let report = parsed(700, &with_inner(own(), host_a(), &inner), 48);
         assert_eq!(paths.handle(&report, 1), lowered(host_a(), 672));
+    }
+}
+
+/// A kernel that got a GSO batch whole quotes the length of the batch. The first datagram in it is as long as its inner header says.
+#[test]
+fn r54_a_report_may_quote_a_whole_gso_batch() {
+    let batch = |inner_len: usize, len, mtu| {
+        let inner = Ipv4 { payload: pattern(inner_len - 20), ..inner(host_a()) };
+        DatagramTooBig { len, ..parsed(mtu, &with_inner(own(), host_a(), &inner), MORE) }
+    };
+    for (inner_len, len, mtu, expected) in [
+        (1472, 28 + 2 * 1472, 1300, lowered(host_a(), 1272)),
+        (1428, 28 + 45 * 1428, 1000, lowered(host_a(), 972)),
+        (1428, u16::MAX, 100, lowered(host_a(), 524)),
+        (1400, 28 + 1400 + 72, 1000, lowered(host_a(), 972)),
+        (1472, 28 + 2 * 1472, 0, lowered(host_a(), 1464)),
+        // None of its datagrams is longer than the MTU, or all are longer than ours.
+        (1272, 28 + 2 * 1272, 1300, IcmpOutcome::Implausible),
+        (1473, 28 + 2 * 1473, 1300, IcmpOutcome::Implausible),
+    ] {
+        let mut paths = Paths::new(overlay());
+        assert_eq!(paths.handle(&batch(inner_len, len, mtu), 1), expected, "{inner_len} {len} {mtu}");
     }
 }
 

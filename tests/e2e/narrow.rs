@@ -231,3 +231,24 @@ fn r51_tcp_without_df_goes_in_fragments() {
     assert_eq!(dropped(&last, "encap", "not_fragmented"), 0, "{last}");
     tunnels.b.stop();
 }
+
+/// R54: the first router may be a kernel that has GSO batches whole, and quotes the length of the whole. The path is found although
+/// no datagram is ever sent alone.
+#[test]
+fn r54_a_router_that_quotes_a_whole_gso_batch_is_found() {
+    for more in [&[][..], &["--source-ports", "4"]] {
+        let mut tunnels = Tunnels::over_a_narrow_middle(1472, more);
+        let hosts = &tunnels.hosts;
+        let receiver = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).expect("a socket");
+        receiver.set_read_timeout(Some(SECOND / 20)).expect("a timeout");
+        let sender = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).expect("a socket");
+        setsockopt(&sender, UdpGsoSegment, &1400).expect("super-packets");
+        wait_until("a datagram to arrive in fragments", || {
+            sender.send_to(&[7; 20 * 1400], (TwoHosts::POD_B, 7)).expect("sent");
+            receiver.recv(&mut [0; 2048]).is_ok()
+        });
+        let last = tunnels.a.stop();
+        assert_eq!(anomaly(&last, "path_mtu_lowered"), 1, "{last}");
+        tunnels.b.stop();
+    }
+}

@@ -119,6 +119,9 @@ fn stream_through(kind: Kind, privileges: &[&str], more: &[&str]) -> (u32, Value
     let _router = Router::start(&hosts.routers[0], kind);
     let a = ["--subnet", "100.96.1.0/24", "--listen", "10.168.0.2", "--route", "100.96.2.0/24=10.168.0.3"];
     let mut a = Tunnel::start_as(&hosts.host_a, privileges, &[&a, more].concat());
+    if !privileges.is_empty() {
+        a.says("CAP_NET_RAW (reports of narrow paths are not verified)");
+    }
     let mut b = Tunnel::on_b(&hosts, &[]);
     let target = SocketAddr::from((TwoHosts::POD_B, 5001));
     let listener = hosts.pod_b.enter(|| TcpListener::bind(target)).expect("a listener");

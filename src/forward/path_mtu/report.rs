@@ -33,19 +33,30 @@ pub(super) fn judge(
     if source.ip() != own.ip().to_canonical() || !is_own_port || !routes.has_next_hop(destination) {
         return Err(IcmpOutcome::Foreign);
     }
+    let (peer, len) = (destination.ip(), datagram_len(report));
     // Routers older than RFC 1191 report 0.
-    let mtu = if report.mtu == 0 { plateau_below(report.len) } else { report.mtu };
-    let peer = destination.ip();
+    let mtu = if report.mtu == 0 { plateau_below(len) } else { report.mtu };
     let inner = |outer: u16| PathMtus::inner(outer.into(), peer);
-    if report.len <= mtu || inner(report.len) > overlay.mtu {
+    if len <= mtu || inner(len) > overlay.mtu {
         return Err(IcmpOutcome::Implausible);
     }
     let is_proven = match &report.inner {
-        Some(header) => proves(header, report.len, destination, forwarder, routes)?,
+        Some(header) => proves(header, len, destination, forwarder, routes)?,
         None => false,
     };
     let least = if is_proven { VERIFIED_MIN } else { UNVERIFIED_MIN };
-    Ok(Believed { peer, refused: inner(report.len), mtu: inner(mtu), least: inner(least) })
+    Ok(Believed { peer, refused: inner(len), mtu: inner(mtu), least: inner(least) })
+}
+
+/// The length of the datagram that was too big, with its outer headers.
+///
+/// A kernel that routes for a container or a virtual machine of its own gets GSO batches whole. Then the quoted outer header has
+/// the length of the batch (`ip_forward` in net/ipv4/ip_forward.c passes the packet to `icmp_send` as it is). All datagrams of a
+/// batch are as long as the first one, whose inner header is quoted.
+fn datagram_len(report: &DatagramTooBig) -> u16 {
+    const HEADERS: u16 = 28;
+    let first = report.inner.map(|[_, _, l0, l1, ..]| u16::from_be_bytes([l0, l1]).saturating_add(HEADERS));
+    first.map_or(report.len, |first| first.min(report.len))
 }
 
 /// Returns `true` if the front of an inner packet shows that `forwarder` sent it to `peer`, and an error if it shows that it did

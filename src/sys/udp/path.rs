@@ -14,17 +14,19 @@
 //! So the sockets have `DO`, and peers of whom the kernel believes a report that nothing verifies are sent to with `PROBE`: the option
 //! is set for the one call, which costs 0.3 µs and only while somebody lies.
 
+use alloc::vec::Vec;
 use core::ffi::c_int;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::PoisonError;
+use std::sync::{OnceLock, PoisonError};
 
 use super::{Messages, PathReports, UdpTransport, send_all};
 use crate::Transmit;
 use crate::forward::{PathMode, SystemPath};
+use crate::sys::feature::{Disabled, Feature};
 use crate::sys::kernel::SystemCalls;
 use crate::sys::route_query::{FlowKey, RouteMtu, RouteSocket};
 use crate::sys::syscall::{self, SocketOption, SpecialSocket};
@@ -43,22 +45,27 @@ pub(super) struct PathSockets {
     /// The ICMP errors of type 3 to this host.
     reports: Option<File>,
     routes: Option<RouteSocket>,
+    /// The ports of the flows' sockets, so that a flood of reports costs no system call for each of them.
+    flow_ports: OnceLock<Vec<u16>>,
 }
 
 impl PathSockets {
-    pub(super) fn open(local: SocketAddr, wanted: PathReports) -> Self {
-        let reports = (wanted == PathReports::Verified).then(|| open_reports(local)).and_then(io::Result::ok);
-        Self { reports: reports.map(File::from), routes: RouteSocket::open().ok() }
+    pub(super) fn open(local: SocketAddr, wanted: PathReports, disabled: &Disabled) -> Self {
+        let address = match local.ip().to_canonical() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(address) => address.is_unspecified().then_some(Ipv4Addr::UNSPECIFIED),
+        };
+        let reports = address.filter(|_| wanted == PathReports::Verified).map(open_reports);
+        let routes = RouteSocket::open();
+        disabled.add_unless(reports.as_ref().is_none_or(Result::is_ok), Feature::PathReports);
+        disabled.add_unless(routes.is_ok(), Feature::RouteQueries);
+        let reports = reports.and_then(Result::ok).map(File::from);
+        Self { reports, routes: routes.ok(), flow_ports: OnceLock::new() }
     }
 }
 
-fn open_reports(local: SocketAddr) -> io::Result<OwnedFd> {
+fn open_reports(address: Ipv4Addr) -> io::Result<OwnedFd> {
     const DESTINATION_UNREACHABLE: c_int = 3;
-    let address = match local.ip().to_canonical() {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) if address.is_unspecified() => Ipv4Addr::UNSPECIFIED,
-        IpAddr::V6(_) => return Err(io::ErrorKind::Unsupported.into()),
-    };
     let socket = syscall::special_socket(SpecialSocket::Icmp)?;
     syscall::set_socket_option(socket.as_fd(), SocketOption::IcmpFilter, !(1 << DESTINATION_UNREACHABLE))?;
     syscall::bind(socket.as_fd(), SocketAddr::from((address, 0)))?;
@@ -169,8 +176,9 @@ impl UdpTransport {
 
     /// Returns `true` if datagrams leave from this port.
     fn has_port(&self, port: u16) -> bool {
-        let is_port = |socket: &UdpSocket| socket.local_addr().is_ok_and(|local| local.port() == port);
-        self.local.port() == port || self.flows.iter().any(is_port)
+        let port_of = |socket: &UdpSocket| socket.local_addr().ok().map(|local| local.port());
+        let ports = || self.path_sockets.flow_ports.get_or_init(|| self.flows.iter().filter_map(port_of).collect());
+        self.local.port() == port || ports().contains(&port)
     }
 }
 

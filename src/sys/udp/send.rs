@@ -44,8 +44,8 @@ pub(super) fn send_all(
     let mut passed_over = None;
     // A place from which on a train failed, and its datagrams are tried one by one.
     let mut one_by_one = None;
-    // A place where a message with an ECN field failed, as a train or as a single datagram, and is tried without.
-    let mut unmarked = None;
+    // A place where a message with an ECN field failed, as a train or as a single datagram, and is tried once more, then without.
+    let (mut once_more, mut unmarked) = (None, None);
     loop {
         let mut counts = [0; MESSAGES];
         let attempt = (place, one_by_one == Some(place));
@@ -83,9 +83,12 @@ pub(super) fn send_all(
             libc::ENOSYS | libc::EPERM if !is_alone && (error == libc::ENOSYS || is_barred(&send, plan, socket)) => {
                 plan.disabled.add(Feature::SendMany);
             }
-            // EINVAL and EIO have many reasons. The same message without its ECN field, and then the datagrams one by one, tell
-            // whether it was the control messages.
-            libc::EINVAL if marked && first.transmit.ecn != Ecn::NotEct => unmarked = Some((place, attempt.1)),
+            // EINVAL and EIO have many reasons. The same message once more, then without its ECN field, and then the datagrams one
+            // by one, tell whether it was the control messages or passed by.
+            libc::EINVAL if marked && first.transmit.ecn != Ecn::NotEct => match once_more {
+                Some(failed) if failed == attempt => unmarked = Some(attempt),
+                _ => once_more = Some(attempt),
+            },
             libc::EINVAL | libc::EIO if first.segments > 1 => one_by_one = Some(place),
             // The kernel reports it a single time, to whoever sends next, so it is tried once more at once.
             errno if tells_of_an_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),

@@ -70,6 +70,9 @@ const NO_PACKET_INFO: &[u8] = &[0; 20];
 mod number {
     use core::ffi::c_int;
 
+    // With times of 64 bits. The kernel does not show them under the numbers of those with 32 bits.
+    pub(super) const SO_TIMESTAMP_NEW: c_int = 63;
+    pub(super) const SO_TIMESTAMPNS_NEW: c_int = 64;
     pub(super) const SO_RCVMARK: c_int = 75;
     pub(super) const SO_RCVPRIORITY: c_int = 82;
     pub(super) const IP_PASSSEC: c_int = 18;
@@ -98,7 +101,7 @@ macro_rules! resets {
 }
 
 /// Of any socket. What makes the kernel tell more about each message than there is room for is in the second group of each list.
-const SOCKET: [Reset; 12] = resets![
+const SOCKET: [Reset; 14] = resets![
     libc::SOL_SOCKET:
     libc::SO_BROADCAST = OFF,
     libc::SO_DONTROUTE = OFF,
@@ -113,6 +116,8 @@ const SOCKET: [Reset; 12] = resets![
     libc::SO_WIFI_STATUS = OFF,
     number::SO_RCVMARK = OFF,
     number::SO_RCVPRIORITY = OFF,
+    number::SO_TIMESTAMPNS_NEW = OFF,
+    number::SO_TIMESTAMP_NEW = OFF,
 ];
 
 const UDP: [Reset; 5] = resets![

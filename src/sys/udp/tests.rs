@@ -15,7 +15,8 @@ impl UdpTransport {
     pub(crate) fn scripted(script: &Script, offload: UdpOffload, flows: usize) -> Self {
         let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let transport = Self::from_socket(socket(), UdpOffload::ALL).unwrap();
-        Self { offload, flows: (0..flows).map(|_| socket()).collect(), calls: script.into(), ..transport }
+        let (flows, disabled) = ((0..flows).map(|_| socket()).collect(), Disabled::default());
+        Self { offload, flows, disabled, calls: script.into(), ..transport }
     }
 }
 

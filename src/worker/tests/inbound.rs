@@ -140,6 +140,19 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
         assert_eq!(stage.take_delivered().len(), 4);
         assert_eq!(stage.script.count(Call::Write) - before, writes, "train {number}");
     }
+
+    // After an hour without refusals the wait is a minute again.
+    stage.now += 60 * minute;
+    stage.script.refuse_super_packets(libc::EINVAL);
+    for (number, writes) in (20..).zip([5, 5, 5, 5, 5, 5, 5, 5, 4, 5]) {
+        if number == 29 {
+            stage.now += minute;
+        }
+        let before = stage.script.count(Call::Write);
+        stage.arrive(host_a(), &train(1 + 4 * number));
+        assert_eq!(stage.back(), Ok(Progress::Drained));
+        assert_eq!(stage.script.count(Call::Write) - before, writes, "train {number}");
+    }
 }
 
 /// As long as a datagram can be.

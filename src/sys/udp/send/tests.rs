@@ -371,6 +371,22 @@ fn fault_54_refused_control_messages_are_left_out() {
     assert_eq!((transport.disabled().count(), transport.gso_fallbacks()), (0, 1));
 }
 
+/// Fault 55: an error that passes by disables nothing.
+#[test]
+fn fault_54_55_one_error_does_not_disable_the_ecn_field() {
+    let contents = [7; 2000];
+    for marked in [
+        Transmit { ecn: Ecn::Ect0, ..train(1, &contents, 1000) },
+        Transmit { ecn: Ecn::Ect0, ..Transmit::datagram(peer(1), b"x") },
+    ] {
+        let (script, transport) = scripted(true, [Answer::Error(libc::EINVAL)]);
+        assert_eq!(send(&transport, &[marked], 0), Ok(()));
+        let sent = script.take_sends().concat();
+        assert!(sent.len() == 1 && sent[0].ecn == Ecn::Ect0, "{sent:?}");
+        assert_eq!((transport.disabled().count(), transport.gso_fallbacks()), (0, 0));
+    }
+}
+
 /// Linux 4.18, 4.19 and some 5.x count all headers in when they compare a train to 64 segments.
 #[test]
 fn fault_30_a_full_train_of_any_size_fits_what_linux_4_18_takes() {

@@ -1,12 +1,13 @@
 use super::*;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, Ipv6Addr};
+use core::num::NonZeroUsize;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 
 use crate::Transmit;
 use crate::sys::syscall::{SocketOption, set_socket_option, socket_option};
-use crate::sys::{RecvError, UdpOffload, UdpTransport};
+use crate::sys::{RecvError, RecvMeta, UdpOffload, UdpTransport};
 use crate::wire::Ecn;
 
 fn on_loopback(test: impl FnOnce() + Send) {
@@ -62,16 +63,24 @@ fn fault_62_every_option_of_a_socket_that_is_taken_over_is_reset() {
                 let transport = UdpTransport::from_socket(socket, UdpOffload::ALL).unwrap();
                 assert_eq!(option.value(&copy).ok(), on_new, "{}", option.name);
                 assert_eq!(transport.disabled().count(), 0);
-                // It receives datagrams of its own, whole and in one control message that is understood.
+                // It receives datagrams of its own, alone and in batches, whole and with control messages that are understood.
                 let own = transport.local_addr();
-                transport.send(&Transmit { ecn: Ecn::Ect0, ..Transmit::datagram(own, &[7; 1200]) }).unwrap();
-                let meta = transport.recv(&mut [0; 2048]).unwrap();
-                assert_eq!(
-                    (meta.from, meta.len, meta.stride, meta.ecn),
-                    (own, 1200, 1200, Ecn::Ect0),
-                    "{}",
-                    option.name
-                );
+                for (count, segment_size) in [(1, None), (3, NonZeroUsize::new(1200))] {
+                    let contents = &[7; 3 * 1200][..count * 1200];
+                    let datagrams = Transmit { ecn: Ecn::Ect0, segment_size, ..Transmit::datagram(own, contents) };
+                    transport.send(&datagrams).unwrap();
+                    let mut received = 0;
+                    while received < contents.len() {
+                        let meta = transport.recv(&mut [0; 65_536]).expect(option.name);
+                        assert_eq!(
+                            meta,
+                            RecvMeta { from: own, len: meta.len, stride: 1200, ecn: Ecn::Ect0 },
+                            "{}",
+                            option.name
+                        );
+                        received += meta.len;
+                    }
+                }
             }
             assert!(unknown.len() <= 2, "{unknown:?}");
         }
