@@ -13,7 +13,7 @@ use super::{
 use crate::route::{NextHop, RouteTable};
 use crate::transmit::{Transmit, Way};
 use crate::wire::fragment::Fragmenter;
-use crate::wire::ipv4::Ipv4PacketMut;
+use crate::wire::ipv4::{Ipv4Header, Ipv4PacketMut};
 use crate::wire::{Ecn, icmpv4, protocol};
 
 /// What is known of a datagram from the underlay beside its bytes.
@@ -42,7 +42,8 @@ pub struct Forwarder {
     overlay: Overlay,
     network: Ipv4Net,
     subnet: Ipv4Net,
-    /// The netmask of `subnet`, which is asked for with every packet.
+    /// Address and netmask of `subnet`, which are asked for with every packet.
+    prefix: u32,
     mask: u32,
     /// Our own underlay address and port, as an inner packet would carry them.
     own: SocketAddr,
@@ -59,7 +60,8 @@ impl Forwarder {
         let (network, subnet) = overlay.check()?;
         let own = SocketAddr::new(overlay.underlay.ip().to_canonical(), overlay.underlay.port());
         let has_usual_checks = overlay.peer_check == PeerCheck::Address && overlay.source_check == SourceCheck::Strict;
-        Ok(Self { overlay, network, subnet, mask: subnet.netmask().to_bits(), own, has_usual_checks })
+        let (prefix, mask) = (subnet.addr().to_bits(), subnet.netmask().to_bits());
+        Ok(Self { overlay, network, subnet, prefix, mask, own, has_usual_checks })
     }
 
     /// The settings it was made with, and the limit it was given last.
@@ -118,7 +120,7 @@ impl Forwarder {
         let header = packet.header();
         let (destination, ttl, len) = (header.destination(), header.ttl(), header.total_len());
         let Some(hop) = routes.lookup_v4(destination) else {
-            return Encap::Reject(self.reject_near(packet, RejectReason::NetUnreachable, Some(routes)));
+            return self.encapsulate_rejected(packet.into_bytes(), RejectReason::NetUnreachable, routes);
         };
         if hop.address.ip() == IpAddr::V4(destination) || self.is_tunnelled_already(&packet, routes) {
             return Encap::Drop(DropReason::Loop);
@@ -126,7 +128,7 @@ impl Forwarder {
         match (ttl, self.overlay.ttl) {
             (0, _) => return Encap::Drop(DropReason::TtlZero),
             (1, TtlPolicy::BothEnds | TtlPolicy::Ingress) => {
-                return Encap::Reject(self.reject_near(packet, RejectReason::TimeExceeded, Some(routes)));
+                return self.encapsulate_rejected(packet.into_bytes(), RejectReason::TimeExceeded, routes);
             }
             _ => {}
         }
@@ -141,7 +143,16 @@ impl Forwarder {
         Encap::Send(Transmit { ecn, flow, ..Transmit::datagram(hop.address, packet.into_bytes()) })
     }
 
-    /// Takes bytes and parses them once more, because a header that is handed on in memory costs every packet a little.
+    /// Takes bytes and parses them once more, because a header that is handed on in memory costs every packet a little. The same
+    /// goes for the others that packets come to by way of exception.
+    #[cold]
+    fn encapsulate_rejected<'p>(&self, packet: &'p mut [u8], reason: RejectReason, routes: &RouteTable) -> Encap<'p> {
+        match Ipv4PacketMut::parse(packet) {
+            Ok(packet) => Encap::Reject(self.reject_near(packet, reason, Some(routes))),
+            Err(error) => Encap::Drop(error.into()),
+        }
+    }
+
     #[cold]
     fn encapsulate_too_long<'p>(
         &self,
@@ -195,13 +206,15 @@ impl Forwarder {
     /// destination, TTL, congestion.
     #[inline]
     pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], outer: impl Into<Outer>, routes: &RouteTable) -> Decap<'p> {
-        if !self.has_usual_checks {
-            return self.decapsulate_unusually(datagram, outer.into(), routes);
-        }
         let outer = outer.into();
         let peer = outer.from.ip().to_canonical();
-        if !routes.has_peer(peer) {
+        // R64, and of R68 what is the same for all packets.
+        if !routes.has_peer(peer) && self.overlay.peer_check != PeerCheck::Off {
             return Decap::Drop(DropReason::UnknownPeer);
+        }
+        if !self.has_usual_checks {
+            let sender = SocketAddr::new(peer, outer.from.port());
+            return self.decapsulate_unusually(datagram, sender, outer.ecn, routes);
         }
         let packet = match self.admit(datagram) {
             Ok(packet) => packet,
@@ -219,11 +232,17 @@ impl Forwarder {
         self.deliver(packet, outer.ecn, routes)
     }
 
-    /// The same with any checks of senders.
+    /// The rest of it with any checks of senders. The address of this one is a peer's, if that is asked for.
     #[cold]
-    fn decapsulate_unusually<'p>(&self, datagram: &'p mut [u8], outer: Outer, routes: &RouteTable) -> Decap<'p> {
-        let sender = SocketAddr::new(outer.from.ip().to_canonical(), outer.from.port());
-        if !self.is_peer(sender, routes) {
+    fn decapsulate_unusually<'p>(
+        &self,
+        datagram: &'p mut [u8],
+        sender: SocketAddr,
+        outer: Ecn,
+        routes: &RouteTable,
+    ) -> Decap<'p> {
+        // R68
+        if self.overlay.peer_check == PeerCheck::AddressPort && !routes.has_next_hop(sender) {
             return Decap::Drop(DropReason::UnknownPeer);
         }
         let packet = match self.admit(datagram) {
@@ -238,24 +257,51 @@ impl Forwarder {
         if let Err(reason) = self.check_destination(&packet, is_back, routes) {
             return Decap::Drop(reason);
         }
-        self.deliver(packet, outer.ecn, routes)
+        self.deliver(packet, outer, routes)
     }
 
     /// R30, and R57 with the ECN field of the outer packet.
     #[inline(always)]
     fn deliver<'p>(&self, mut packet: Ipv4PacketMut<'p>, outer: Ecn, routes: &RouteTable) -> Decap<'p> {
-        match (packet.header().ttl(), self.overlay.ttl) {
-            (0, _) => return Decap::Drop(DropReason::TtlZero),
-            (1, TtlPolicy::BothEnds) => return Decap::Reject(self.reject_far(packet, routes)),
-            _ => {}
+        let ttl = packet.header().ttl();
+        if ttl == 0 {
+            return Decap::Drop(DropReason::TtlZero);
+        }
+        if ttl == 1 && self.overlay.ttl == TtlPolicy::BothEnds {
+            return self.deliver_expired(packet.into_bytes(), routes);
         }
         if outer != Ecn::NotEct && self.overlay.ecn_egress == EcnEgress::Combined {
             match packet.header().ecn().after_tunnel(outer) {
                 None => return Decap::Drop(DropReason::EcnNotCapable),
                 Some(ecn) if ecn == packet.header().ecn() => {}
-                Some(ecn) => packet.set_ecn(ecn),
+                Some(ecn) => return self.deliver_marked(packet.into_bytes(), ecn),
             }
         }
+        if self.overlay.ttl == TtlPolicy::BothEnds {
+            packet.decrement_ttl();
+        }
+        Decap::Deliver(packet.into_bytes())
+    }
+
+    /// A reject whose answer goes back through the tunnel, to where the inner source is routed.
+    #[cold]
+    fn deliver_expired<'p>(&self, packet: &'p mut [u8], routes: &RouteTable) -> Decap<'p> {
+        let packet = match Ipv4PacketMut::parse(packet) {
+            Ok(packet) => packet,
+            Err(error) => return Decap::Drop(error.into()),
+        };
+        let hop = routes.lookup_v4(packet.header().source());
+        let reply = hop.map(|hop| (self.tun_address(), ReplyTo::Peer(hop.address)));
+        Decap::Reject(self.reject(packet, RejectReason::TimeExceeded, reply, Some(routes)))
+    }
+
+    #[cold]
+    fn deliver_marked<'p>(&self, packet: &'p mut [u8], ecn: Ecn) -> Decap<'p> {
+        let mut packet = match Ipv4PacketMut::parse(packet) {
+            Ok(packet) => packet,
+            Err(error) => return Decap::Drop(error.into()),
+        };
+        packet.set_ecn(ecn);
         if self.overlay.ttl == TtlPolicy::BothEnds {
             packet.decrement_ttl();
         }
@@ -270,20 +316,12 @@ impl Forwarder {
         if header.has_source_route() && self.overlay.source_routes == SourceRoutes::Dropped {
             return Err(DropReason::SourceRoute);
         }
-        check_addresses(header, self.network)?;
+        check_addresses(header, &self.network)?;
         Ok(packet)
     }
 
-    /// R64 and R68. Without a peer check the inner source has to do, see [`may_send_from`](Self::may_send_from).
-    fn is_peer(&self, sender: SocketAddr, routes: &RouteTable) -> bool {
-        match self.overlay.peer_check {
-            PeerCheck::Address => routes.has_peer(sender.ip()),
-            PeerCheck::AddressPort => routes.has_next_hop(sender),
-            PeerCheck::Off => true,
-        }
-    }
-
-    /// R65 with any of the checks there are. A sender's own underlay address is legal if it is a peer's.
+    /// R65 with any of the checks there are; without a peer check the inner source has to do. A sender's own underlay address is
+    /// legal if it is a peer's.
     fn may_send_from(&self, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
         let hop = routes.lookup_v4(source);
         match (self.overlay.source_check, self.overlay.peer_check) {
@@ -343,7 +381,7 @@ impl Forwarder {
     /// Whether an address is in our own subnet.
     #[inline]
     pub(super) fn owns(&self, address: Ipv4Addr) -> bool {
-        address.to_bits() & self.mask == self.subnet.addr().to_bits()
+        address.to_bits() & self.mask == self.prefix
     }
 
     /// Fault 6: a datagram of the tunnel's own inside the tunnel, for the socket it came from or for another host's.
@@ -378,12 +416,11 @@ impl Forwarder {
     fn flow(&self, packet: &Ipv4PacketMut<'_>) -> u16 {
         match self.overlay.source_port {
             SourcePort::Fixed => 0,
-            SourcePort::ByFlow => flow_number(packet),
+            SourcePort::ByFlow => flow_number(*packet.header(), packet.payload()),
         }
     }
 
     /// A reject whose answer goes to our own TUN.
-    #[cold]
     fn reject_near<'p>(
         &self,
         packet: Ipv4PacketMut<'p>,
@@ -395,14 +432,6 @@ impl Forwarder {
             IcmpSource::Fixed(source) => source,
         };
         self.reject(packet, reason, Some((source, ReplyTo::Tun)), routes)
-    }
-
-    /// A reject whose answer goes back through the tunnel, to where the inner source is routed.
-    #[cold]
-    fn reject_far<'p>(&self, packet: Ipv4PacketMut<'p>, routes: &RouteTable) -> Reject<'p> {
-        let hop = routes.lookup_v4(packet.header().source());
-        let reply = hop.map(|hop| (self.tun_address(), ReplyTo::Peer(hop.address)));
-        self.reject(packet, RejectReason::TimeExceeded, reply, Some(routes))
     }
 
     fn reject<'p>(
@@ -424,12 +453,11 @@ impl Forwarder {
 ///
 /// Fragments carry no ports but the first, so addresses and protocol have to do for all of a fragmented packet. Multiplying
 /// by a large odd number carries every bit up, and the upper bits are the well mixed ones (Knuth, TAOCP 6.4).
-fn flow_number(packet: &Ipv4PacketMut<'_>) -> u16 {
+fn flow_number(header: Ipv4Header, payload: &[u8]) -> u16 {
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let header = packet.header();
     let is_fragment = header.more_fragments() || header.fragment_offset() != 0;
     let ports = match header.protocol() {
-        protocol::TCP | protocol::UDP if !is_fragment => packet.payload().first_chunk().copied().unwrap_or_default(),
+        protocol::TCP | protocol::UDP if !is_fragment => payload.first_chunk().copied().unwrap_or_default(),
         _ => [0; 4],
     };
     let addresses = u64::from(header.source().to_bits()) << 32 | u64::from(header.destination().to_bits());

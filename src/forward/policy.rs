@@ -285,22 +285,22 @@ pub enum SourcePort {
 
 /// Section B of the conformance list: sources and destinations that are dropped in silence, the source looked at first.
 #[inline]
-pub(super) fn check_addresses(header: &Ipv4Header, network: Ipv4Net) -> Result<(), DropReason> {
+pub(super) fn check_addresses(header: &Ipv4Header, network: &Ipv4Net) -> Result<(), DropReason> {
     let (source, destination) = (header.source(), header.destination());
     if is_ordinary(source) && is_ordinary(destination) { Ok(()) } else { check_special(source, destination, network) }
 }
 
 /// With a network inside of a special range, all packets come here (R71).
 #[cold]
-fn check_special(source: Ipv4Addr, destination: Ipv4Addr, network: Ipv4Net) -> Result<(), DropReason> {
+fn check_special(source: Ipv4Addr, destination: Ipv4Addr, network: &Ipv4Net) -> Result<(), DropReason> {
     match source.octets() {
-        _ if special::is_made_ordinary(source, network) => {}
+        _ if special::is_made_ordinary(source, *network) => {}
         [0 | 127 | 224..=255, ..] => return Err(DropReason::MartianSource),
         [169, 254, ..] => return Err(DropReason::LinkLocal),
         _ => {}
     }
     match destination.octets() {
-        _ if special::is_made_ordinary(destination, network) => Ok(()),
+        _ if special::is_made_ordinary(destination, *network) => Ok(()),
         [255, 255, 255, 255] => Err(DropReason::BroadcastDestination),
         [0 | 127 | 240..=255, ..] => Err(DropReason::MartianDestination),
         [224..=239, ..] => Err(DropReason::MulticastDestination),
