@@ -148,7 +148,7 @@ impl Forwarder {
     #[cold]
     fn encapsulate_rejected<'p>(&self, packet: &'p mut [u8], reason: RejectReason, routes: &RouteTable) -> Encap<'p> {
         match Ipv4PacketMut::parse(packet) {
-            Ok(packet) => Encap::Reject(self.reject_near(packet, reason, Some(routes))),
+            Ok(packet) => Encap::Reject(self.reject_near(packet, reason, routes)),
             Err(error) => Encap::Drop(error.into()),
         }
     }
@@ -166,7 +166,7 @@ impl Forwarder {
             Err(error) => return Encap::Drop(error.into()),
         };
         if packet.header().dont_fragment() {
-            return Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, Some(routes)));
+            return Encap::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, routes));
         }
         let way = Way { destination: hop.address, ecn: self.outer_ecn(&packet), flow: self.flow(&packet) };
         let Some(fragmenter) = Fragmenter::new(packet.header(), mtu) else {
@@ -182,8 +182,8 @@ impl Forwarder {
     /// `mtu` bytes, which it exceeds.
     ///
     /// `sent` are the contents that were to be sent that way. If the packet is rejected, they become again what came out of the
-    /// TUN, so that an ICMP error quotes the packet its sender knows.
-    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], way: Way, mtu: u16) -> TooLong<'p> {
+    /// TUN, so that an ICMP error quotes the packet its sender knows. The routes tell which addresses are broadcasts.
+    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], way: Way, mtu: u16, routes: &RouteTable) -> TooLong<'p> {
         let mut packet = match Ipv4PacketMut::parse(sent) {
             Ok(packet) => packet,
             Err(error) => return TooLong::Drop(error.into()),
@@ -192,7 +192,7 @@ impl Forwarder {
             if self.overlay.ttl != TtlPolicy::Preserve {
                 packet.set_ttl(packet.header().ttl().saturating_add(1));
             }
-            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, None));
+            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, routes));
         }
         match Fragmenter::new(packet.header(), mtu) {
             Some(fragmenter) => TooLong::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter)),
@@ -292,7 +292,7 @@ impl Forwarder {
         };
         let hop = routes.lookup_v4(packet.header().source());
         let reply = hop.map(|hop| (self.tun_address(), ReplyTo::Peer(hop.address)));
-        Decap::Reject(self.reject(packet, RejectReason::TimeExceeded, reply, Some(routes)))
+        Decap::Reject(self.reject(packet, RejectReason::TimeExceeded, reply, routes))
     }
 
     #[cold]
@@ -398,8 +398,8 @@ impl Forwarder {
     }
 
     /// An address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.
-    fn is_broadcast(&self, address: Ipv4Addr, routes: Option<&RouteTable>) -> bool {
-        let routed = routes.and_then(|routes| routes.routed_subnet(address));
+    fn is_broadcast(&self, address: Ipv4Addr, routes: &RouteTable) -> bool {
+        let routed = routes.routed_subnet(address);
         let mut nets = [self.network, self.subnet].into_iter().chain(routed);
         nets.any(|net| net.prefix_len() < 31 && net.broadcast() == address)
     }
@@ -421,12 +421,7 @@ impl Forwarder {
     }
 
     /// A reject whose answer goes to our own TUN.
-    fn reject_near<'p>(
-        &self,
-        packet: Ipv4PacketMut<'p>,
-        reason: RejectReason,
-        routes: Option<&RouteTable>,
-    ) -> Reject<'p> {
+    fn reject_near<'p>(&self, packet: Ipv4PacketMut<'p>, reason: RejectReason, routes: &RouteTable) -> Reject<'p> {
         let source = match self.overlay.icmp_source {
             IcmpSource::OffenderDestination => packet.header().destination(),
             IcmpSource::Fixed(source) => source,
@@ -439,7 +434,7 @@ impl Forwarder {
         packet: Ipv4PacketMut<'p>,
         reason: RejectReason,
         reply: Option<(Ipv4Addr, ReplyTo)>,
-        routes: Option<&RouteTable>,
+        routes: &RouteTable,
     ) -> Reject<'p> {
         let offender = packet.freeze();
         let answer = reply

@@ -173,7 +173,7 @@ impl Node {
         if let Some((way, longest)) = datagrams_of(&verdict)
             && let Some(mtu) = memory.refusing_mtu(way.destination, longest, now)
         {
-            verdict = forwarder.refused_as_too_long(bytes, way, mtu).into();
+            verdict = forwarder.refused_as_too_long(bytes, way, mtu, routes.table()).into();
         }
         match verdict {
             Encap::Send(transmit) => {

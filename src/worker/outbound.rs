@@ -158,7 +158,7 @@ impl Outbound {
         if let Some((way, longest)) = datagrams_of(&verdict, super_packet.as_ref()) {
             let limit = state.path_limit(way.destination, now);
             if longest > limit.into() {
-                verdict = ends.forwarder.refused_as_too_long(packet, way, limit).into();
+                verdict = ends.forwarder.refused_as_too_long(packet, way, limit, routes).into();
             }
         }
         match verdict {

@@ -76,7 +76,7 @@ impl Ends {
     }
 }
 
-/// The two ends, with the routes that reports of routers are checked against.
+/// The two ends, with the routes that reports of routers are checked against, and packets that their path refuses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Routed<'a> {
     pub(super) ends: &'a Ends,
@@ -102,7 +102,7 @@ impl Outlet for Routed<'_> {
         state: &mut State,
         now: Instant,
     ) -> Result<Option<Fragmenter>, WorkerError> {
-        match self.ends.forwarder.refused_as_too_long(packet, way, mtu) {
+        match self.ends.forwarder.refused_as_too_long(packet, way, mtu, self.routes) {
             TooLong::Fragment(fragments) => return Ok(Some(fragments.fragmenter())),
             TooLong::Reject(reject) => state.answer_near(&reject, self.ends, now)?,
             TooLong::Drop(reason) => state.counters.encap.discard(reason),

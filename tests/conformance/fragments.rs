@@ -164,7 +164,7 @@ fn segments_are_cut_like_packets() {
     let mut many = Ipv4 { payload: pattern(4000), ..outbound() }.bytes();
     let one = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();
     let (before, expected) = (many.clone(), cut(&one, 600));
-    let verdict = host.forwarder.refused_as_too_long(&mut many, way(), 600);
+    let verdict = host.forwarder.refused_as_too_long(&mut many, way(), 600, &host.table);
     let TooLong::Fragment(mut fragments) = verdict else { panic!("{verdict:?}") };
     assert_eq!(fragments.packet(), before, "nothing is cut before it is asked for");
     let fresh = fragments.fragmenter();

@@ -177,6 +177,19 @@ fn r40_the_broadcast_address_of_a_routed_subnet_is_not_answered() {
     assert_eq!(host.decapsulate(&of_everyone, crate::support::host::host_b()).icmp(), None);
 }
 
+/// R40, when the path shows its width only at sending.
+#[test]
+fn r40_a_path_that_refuses_is_no_reason_to_answer_broadcasts() {
+    let host = Host::ordinary();
+    for (address, answered) in [([100, 96, 2, 255], false), ([100, 96, 3, 255], false), ([100, 96, 2, 239], true)] {
+        let packet = Ipv4 { fragment: DF, payload: pattern(1400), ..Ipv4::new(POD, address) };
+        let Outcome::Forward { mut bytes, .. } = host.encapsulate(&packet.bytes()) else { panic!("1420 bytes fit") };
+        let outcome = host.refused_as_too_long(&mut bytes, 1300);
+        assert!(matches!(outcome, Outcome::Reject { .. }), "{outcome:?}");
+        assert_eq!(outcome.icmp().is_some(), answered, "to {address:?}");
+    }
+}
+
 /// R40: networks of one address or two have no broadcast address (RFC 3021).
 #[test]
 fn r40_a_network_of_one_or_two_has_no_broadcast() {

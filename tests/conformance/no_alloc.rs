@@ -185,15 +185,17 @@ fn what_follows_a_refusal_does_not_allocate() {
     let mut buffer = cut.clone();
     let calls = allocations(|| {
         for _ in 0..10_000 {
-            let forwarder = &worker.host.forwarder;
-            let Encap::Send(_) = forwarder.encapsulate(&mut refused, &worker.host.table) else { return };
+            let Host { forwarder, table, .. } = &worker.host;
+            let Encap::Send(_) = forwarder.encapsulate(&mut refused, table) else { return };
             // Which brings it back to the TTL it began with.
-            let TooLong::Reject(reject) = forwarder.refused_as_too_long(&mut refused, way(), 1300) else { return };
+            let TooLong::Reject(reject) = forwarder.refused_as_too_long(&mut refused, way(), 1300, table) else {
+                return;
+            };
             black_box(answer(&mut worker.limiter, &mut worker.out, worker.now, &reject));
             worker.counters.encap.receive();
             worker.counters.encap.answer();
             buffer.copy_from_slice(&cut);
-            let TooLong::Fragment(mut fragments) = forwarder.refused_as_too_long(&mut buffer, way(), 300) else {
+            let TooLong::Fragment(mut fragments) = forwarder.refused_as_too_long(&mut buffer, way(), 300, table) else {
                 return;
             };
             while let Some(transmit) = fragments.cut_next() {

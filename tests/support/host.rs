@@ -164,7 +164,7 @@ impl Host {
     /// What becomes of a packet that was let pass to host A and that the path refused.
     pub(crate) fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
         let before = sent.to_vec();
-        let outcome = match self.forwarder.refused_as_too_long(sent, way(), mtu) {
+        let outcome = match self.forwarder.refused_as_too_long(sent, way(), mtu, &self.table) {
             TooLong::Fragment(fragments) => fragments_outcome(fragments),
             TooLong::Reject(reject) => {
                 let offender = reject.offender().as_bytes().to_vec();

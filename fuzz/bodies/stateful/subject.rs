@@ -118,7 +118,7 @@ impl Subject {
         if let Some((way, longest)) = datagrams_of(&verdict) {
             let limit = memory.paths.lookup(way.destination.ip(), memory.now).unwrap_or(u16::MAX);
             if longest > limit.into() {
-                verdict = forwarder.refused_as_too_long(&mut packet, way, limit).into();
+                verdict = forwarder.refused_as_too_long(&mut packet, way, limit, batch).into();
             }
         }
         let (way, datagrams) = match verdict {
@@ -244,14 +244,14 @@ impl Subject {
             return self.give_up(to, left, DropReason::SendFailed);
         };
         for _ in 0..left {
-            let Self { forwarder, trains, memory, .. } = self;
+            let Self { forwarder, reader, trains, memory, .. } = self;
             let datagram = trains.datagram_mut(0).expect("one is left");
             if datagram.len() <= mtu.into() {
                 memory.sent.push((to, datagram.to_vec()));
                 memory.counters.encap.forward_all(trains.advance(1));
                 continue;
             }
-            match forwarder.refused_as_too_long(datagram, way, mtu) {
+            match forwarder.refused_as_too_long(datagram, way, mtu, reader.table()) {
                 TooLong::Fragment(mut fragments) => {
                     while let Some(transmit) = fragments.cut_next() {
                         memory.counters.anomalies.fragments_made += 1;

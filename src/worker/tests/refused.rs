@@ -23,6 +23,21 @@ fn fault_29_nothing_is_sent_of_a_super_packet_whose_sender_is_told() {
     }
 }
 
+/// The first is refused by the path, the second by what was learned of it.
+#[test]
+fn r40_broadcasts_of_routed_subnets_are_not_answered_either() {
+    let mut stage = Stage::new();
+    stage.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
+    for sends in [1, 0] {
+        let before = stage.script.count(Call::Send);
+        stage.give(&udp(POD, Ipv4Addr::new(100, 96, 2, 255), 1, Df::Set, 1352));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(stage.script.count(Call::Send) - before, sends);
+        assert_eq!(stage.take_delivered(), [[0; 0]; 0]);
+    }
+    assert_eq!((stage.encap().received(), stage.encap().answered(), stage.encap().forwarded()), (2, 0, 0));
+}
+
 /// A lower limit of the worker leaves what was learned of a path. Any other makes it learn anew.
 #[test]
 fn fault_38_what_was_learned_of_a_path_is_kept_when_the_limit_is_lowered_alone() {
