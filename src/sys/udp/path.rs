@@ -135,19 +135,8 @@ impl UdpTransport {
             mark: option(SocketOption::Mark),
             interface: option(SocketOption::BoundInterface),
         };
-        let route = self.calls.route_mtu(self.path_sockets.routes.as_ref(), &flow);
-        // What no route shows (IPsec): as the kernel tells another socket, which may be on another route.
-        let elsewhere = || self.path_mtu(destination).ok();
-        match route {
-            Ok(RouteMtu { configured, learned: learned @ Some(_) }) => {
-                SystemPath { configured: Some(configured), learned, has_reports }
-            }
-            Ok(RouteMtu { configured, learned: None }) => {
-                let least = elsewhere().map_or(configured, |mtu| configured.min(mtu.max(LOCAL_MIN)));
-                SystemPath { configured: Some(least), learned: None, has_reports }
-            }
-            Err(_) => SystemPath { configured: None, learned: elsewhere(), has_reports },
-        }
+        let route = self.calls.route_mtu(self.path_sockets.routes.as_ref(), &flow).ok();
+        known_path(route, || self.path_mtu(destination).ok(), has_reports)
     }
 
     /// Reads the reports of routers that came in about datagrams from our ports, up to 256, for
@@ -184,3 +173,38 @@ impl UdpTransport {
 
 /// The least MTU in bytes that is taken from another socket's path, which may have been forged.
 const LOCAL_MIN: u32 = 1280;
+
+/// Puts together the answer to a route query and, where it is asked, the MTU that another socket has to the same destination.
+/// That one may be on another route, but it alone shows the room that IPsec takes (`xfrm_mtu` in net/xfrm/xfrm_policy.c).
+fn known_path(route: Option<RouteMtu>, elsewhere: impl Fn() -> Option<u32>, has_reports: bool) -> SystemPath {
+    match route {
+        // Routers quote what IPsec made of a datagram, so that no report is about one of ours.
+        Some(RouteMtu { configured, learned: Some(learned) }) => match elsewhere().filter(|mtu| *mtu < learned) {
+            Some(within) => SystemPath { configured: Some(configured), learned: Some(within), has_reports: false },
+            None => SystemPath { configured: Some(configured), learned: Some(learned), has_reports },
+        },
+        Some(RouteMtu { configured, learned: None }) => {
+            let least = elsewhere().map_or(configured, |mtu| configured.min(mtu.max(LOCAL_MIN)));
+            SystemPath { configured: Some(least), learned: None, has_reports }
+        }
+        None => SystemPath { configured: None, learned: elsewhere(), has_reports },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r54_reports_count_for_nothing_where_ipsec_hides_the_datagrams() {
+        let known = |learned, elsewhere| known_path(Some(RouteMtu { configured: 1500, learned }), || elsewhere, true);
+        let path = |configured, learned, has_reports| SystemPath { configured: Some(configured), learned, has_reports };
+        assert_eq!(known(Some(1400), Some(1400)), path(1500, Some(1400), true));
+        assert_eq!(known(Some(1400), Some(1342)), path(1500, Some(1342), false));
+        assert_eq!(known(Some(1400), None), path(1500, Some(1400), true));
+        assert_eq!(known(None, Some(1442)), path(1442, None, true));
+        assert_eq!(known(None, Some(552)), path(1280, None, true), "another socket's path may be forged");
+        let unknown = known_path(None, || Some(1400), true);
+        assert_eq!(unknown, SystemPath { configured: None, learned: Some(1400), has_reports: true });
+    }
+}

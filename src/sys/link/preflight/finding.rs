@@ -153,7 +153,8 @@ pub enum Finding {
     /// The process may not make or configure a TUN device.
     #[error(
         "this process lacks CAP_NET_ADMIN in the user namespace that owns this network namespace, so that it can neither \
-         make nor configure a TUN device; run it as root, or grant the capability (`setcap cap_net_admin+ep PROGRAM`)"
+         make nor configure a TUN device; run it as root, or grant the capability, and the one that verifies path MTUs \
+         (`setcap cap_net_admin,cap_net_raw+ep PROGRAM`)"
     )]
     NoNetAdmin,
     /// The node that TUN devices come from is missing or closed to us.

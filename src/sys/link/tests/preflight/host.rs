@@ -60,7 +60,7 @@ fn child_that_is_root_elsewhere() {
     let found = check(&intended());
     let [Finding::NoNetAdmin, Finding::Unchecked { what, why }] = found.as_slice() else { panic!("{found:#?}") };
     assert!(what.contains("nftables") && why.contains("CAP_NET_ADMIN"), "{found:?}");
-    assert!(found[0].to_string().contains("setcap cap_net_admin+ep"), "{}", found[0]);
+    assert!(found[0].to_string().contains("setcap cap_net_admin,cap_net_raw+ep"), "{}", found[0]);
 }
 
 /// Nobody in particular: everything that can be read is, and the rest is said.
