@@ -4,6 +4,8 @@ use super::*;
 use alloc::vec;
 use core::net::SocketAddrV4;
 
+use testbed::kernel_version;
+
 use crate::sys::{Tun, TunConfig, TunOffload};
 
 /// The ones' complement sum of RFC 768 over the pseudo header and a UDP datagram, 16 bits at a time. A checksum that is there
@@ -75,7 +77,9 @@ fn r58_every_outer_packet_on_the_wire_has_a_right_checksum() {
                     assert!(number != 4 || port.is_none() || checksum(packet) == 0xffff, "a sum of zero of {from}");
                 }
             }
-            assert_eq!(transport.gso_fallbacks(), 0, "the train was one");
+            // Before 6.11 a device that computes no checksums takes no batches (EIO, `udp_send_skb` in net/ipv4/udp.c).
+            let refused = u64::from(kernel_version() < (6, 11));
+            assert_eq!(transport.gso_fallbacks(), refused, "the batch was one");
         }
     });
 }
