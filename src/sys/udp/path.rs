@@ -12,7 +12,7 @@
 //!   query tells a configured MTU from a learned one, and a raw ICMP socket has the report whole, to be verified.
 //!
 //! So the sockets have `DO`, and peers of whom the kernel believes a report that nothing verifies are sent to with `PROBE`: the option
-//! is set for the one call, which costs 0.3 µs and only while somebody lies.
+//! is set for the one call, and only while somebody lies.
 
 use alloc::vec::Vec;
 use core::ffi::c_int;
