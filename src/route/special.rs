@@ -4,11 +4,12 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// 0/8, 127/8, 169.254/16, 224/4 with 240/4; ::/8, fe80::/10 and ff00::/8.
-const SPECIAL: [(IpAddr, u8); 7] = [
+/// 0/8, 127/8, 169.254/16, 224/4, what reaches from there into 240/4; ::/8, fe80::/10 and ff00::/8.
+const SPECIAL: [(IpAddr, u8); 8] = [
     (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8),
     (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
     (IpAddr::V4(LINK_LOCAL), 16),
+    (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
     (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3),
     (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8),
     (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
