@@ -23,12 +23,15 @@ pub(crate) struct LeaseFile {
 impl LeaseFile {
     pub(crate) fn new(text: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("leases").to_str().expect("a path of text").to_owned();
+        let watched = directory.path().join("watched");
+        std::fs::create_dir(&watched).expect("created");
+        let path = watched.join("leases").to_str().expect("a path of text").to_owned();
         std::fs::write(&path, text).expect("written");
         Self { directory, path }
     }
 
-    /// As editors and configuration managers do it.
+    /// As editors and configuration managers do it, but beside the directory that is watched: a node reads the old file again
+    /// when another one is written there, and its line would be taken for the one about the new.
     fn replace(&self, text: &str) {
         let next = self.directory.path().join("next");
         std::fs::write(&next, text).expect("written");
