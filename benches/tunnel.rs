@@ -104,7 +104,7 @@ fn worker_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
 fn single_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
     let (tun, _link) = device(side, TunOffload::NONE)?;
     let worker = worker(tun, side, UdpOffload::NONE)?;
-    run(worker.one_by_one(), stop)
+    run(worker.unbatched(), stop)
 }
 
 fn worker(tun: Tun, side: Side, offload: UdpOffload) -> Result<Worker, Error> {

@@ -151,7 +151,7 @@ impl Tunnel {
             .map(|(tun, udp)| {
                 let worker = Worker::new(tun, udp, forwarder.clone(), routing.reader());
                 let worker = worker.with_icmp_limiter(share_of_icmp(queues.get() as u32));
-                if args.no_offload { worker.one_by_one() } else { worker }
+                if args.no_offload { worker.unbatched() } else { worker }
             })
             .collect();
         let others = workers.split_off(1);

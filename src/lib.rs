@@ -107,6 +107,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod control;
+pub mod endpoint;
+pub mod engine;
 pub mod forward;
 pub mod lease;
 pub mod offload;

@@ -22,43 +22,64 @@
 //! [`Worker::take_notices`] returns both, once each, in sentences for a log.
 
 mod failing;
-mod inbound;
-mod outbound;
-mod sender;
-mod state;
+mod io;
 mod strangers;
 #[cfg(test)]
 mod tests;
-mod unfinished;
 
-use alloc::string::String;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::vec;
 use alloc::vec::Vec;
+use core::hash::BuildHasher;
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
+use core::time::Duration;
+use std::hash::RandomState;
 use std::time::Instant;
 
+use self::failing::Failing;
 pub use self::failing::Failure;
-use self::inbound::Inbound;
-use self::outbound::Outbound;
-use self::sender::Held;
-use self::state::{Ends, State};
+use self::io::Io;
 pub use self::strangers::Stranger;
-use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter, OverlayError};
+use self::strangers::Strangers;
+use crate::endpoint::Endpoint;
+use crate::engine::Engine;
+use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter, Outer, OverlayError};
+use crate::offload::Coalesce;
 use crate::route::RouteReader;
-use crate::sys::{Feature, Tun, UdpTransport};
+use crate::sys::{Feature, PACKET_MAX, RecvBatch, RecvError, Tun, TunError, UdpTransport};
+use crate::transmit::QueueLimits;
+
+/// Messages that one system call receives, each a datagram or a GRO batch: 1 MiB of buffers.
+const MESSAGES: usize = 16;
+
+/// How often reports of routers are read at most while no path is known to be narrow. The kernel heard of them too, and refuses
+/// the next packet that is too long; then they are read at once.
+const REPORTS_EVERY: Duration = Duration::from_secs(1);
+
+/// The same while some path is: the kernel's refusals may have been overruled for it.
+const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 
 /// Moves packets between one TUN device and one UDP socket.
 ///
-/// Memory: 1 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for super-packets to the TUN and three packets, of which
-/// only what was used is resident; the ICMP limiter's 30 KiB, up to 1,024 learned path MTUs and as many counters of send errors,
-/// and a share in the route table. No call allocates for a packet that is forwarded.
+/// Memory: up to 8 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for GSO packets to the TUN and three packets, of
+/// which only what was used is resident; the tables of its [`Endpoint`], and a share in the route table. No call allocates for a
+/// packet that is forwarded.
 #[derive(Debug)]
 pub struct Worker {
-    ends: Ends,
+    tun: Tun,
+    udp: UdpTransport,
+    engine: Engine,
     routes: RouteReader,
-    state: State,
-    outbound: Outbound,
-    inbound: Inbound,
+    messages: RecvBatch,
+    buffer: Box<[u8]>,
+    failing: Failing,
+    strangers: Strangers,
+    /// The begin of the engine's clock: the first call.
+    started: Option<Instant>,
+    /// When reports of routers are to be read.
+    reports_due: Option<Instant>,
     /// Why it ended, once it has: a file descriptor that was closed may be somebody else's by now.
     ended: Option<WorkerError>,
     /// Disabled features that a notice has named.
@@ -119,8 +140,6 @@ pub struct Interest {
     pub tun_readable: bool,
     /// Whether to wait until the UDP socket is readable: not while receiving from it fails, or writing to the TUN.
     pub udp_readable: bool,
-    /// Whether to wait until the UDP socket is writable.
-    pub udp_writable: bool,
     /// When to call [`Worker::tun_ready`] at the latest.
     pub wake_at: Option<Instant>,
 }
@@ -181,25 +200,40 @@ impl Worker {
     /// A worker with empty counters.
     #[must_use]
     pub fn new(tun: Tun, udp: UdpTransport, forwarder: Forwarder, routes: RouteReader) -> Self {
-        let ends = Ends { tun, udp, forwarder };
-        let inbound = Inbound::new(&ends);
-        let (state, outbound) = (State::new(), Outbound::new());
-        Self { ends, routes, state, outbound, inbound, ended: None, noticed: Vec::new() }
+        let offload = tun.offload();
+        let coalesce = Coalesce { tcp: offload.tso, udp: offload.uso };
+        let mut endpoint = Endpoint::new(forwarder);
+        endpoint.set_icmp_limiter(IcmpLimiter::default().with_seed(RandomState::new().hash_one(())));
+        let engine = Engine::new(endpoint, QueueLimits::default(), coalesce);
+        Self {
+            tun,
+            udp,
+            engine,
+            routes,
+            messages: RecvBatch::new(MESSAGES),
+            buffer: vec![0; PACKET_MAX + 1].into_boxed_slice(),
+            failing: Failing::default(),
+            strangers: Strangers::default(),
+            started: None,
+            reports_due: None,
+            ended: None,
+            noticed: Vec::new(),
+        }
     }
 
     /// The same worker with other limits on the ICMP errors it sends.
     #[must_use]
     pub fn with_icmp_limiter(mut self, limiter: IcmpLimiter) -> Self {
-        self.state.limiter = limiter;
+        self.engine.endpoint_mut().set_icmp_limiter(limiter);
         self
     }
 
     /// The same worker, but packets do not wait for each other: one at a time is read, decided on and written. To compare, and
     /// to find faults.
     #[must_use]
-    pub fn one_by_one(mut self) -> Self {
-        self.outbound.batched = false;
-        self.inbound.one_by_one();
+    pub fn unbatched(mut self) -> Self {
+        self.engine = self.engine.unbatched();
+        self.messages = RecvBatch::new(1);
         self
     }
 
@@ -207,34 +241,29 @@ impl Worker {
     /// (`link::Underlay::tun_mtu`) and of the TUN device's MTU. `link::LinkMonitor` tells when either changes; call it then.
     ///
     /// - The next packet that is read is decided on by it. The senders of longer ones are told the new number.
-    /// - Packets that wait for the socket were decided on already: they leave as they are, unless the interface refuses them,
-    ///   and then their senders are told.
-    /// - Unless the limit becomes lower, the paths' MTUs that were learned are forgotten: it may have been our own interface
-    ///   that was narrow. Those of paths that are narrow further on are learned again with one packet each.
+    /// - Packets that wait for the socket were decided on already: they leave as they are, unless the interface refuses them.
+    /// - Unless the limit becomes lower, the path MTUs that were learned are forgotten: it may have been our own interface that
+    ///   was narrow. Those of paths that are narrow further on are learned again with one packet each.
     /// - Packets from peers have no limit: what the underlay carried goes to the TUN.
     ///
     /// # Errors
     /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
     pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
-        let before = self.ends.forwarder.overlay().mtu;
-        self.ends.forwarder.set_mtu(mtu)?;
-        if mtu >= before {
-            self.state.paths.forget();
-        }
-        Ok(())
+        self.engine.set_mtu(mtu)
     }
 
-    /// Moves packets from the TUN to their peers.
+    /// Moves packets from the TUN to their peers, and what waits for them.
     ///
     /// # Errors
     /// If the device or the socket is gone, or a call has failed for 10 s.
     pub fn tun_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
-        self.unless_ended(now, |worker| {
-            let outcome = worker.outbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now);
-            worker.ends.udp.retry_trains(now);
-            worker.state.counters.anomalies.gso_fallbacks = worker.ends.udp.gso_fallbacks();
-            outcome
-        })
+        let clock = self.begin(now)?;
+        let progress = self.read(budget, now, clock);
+        let (mut io, engine, routes) = self.parts(now);
+        engine.flush(routes.table(), clock, &mut io);
+        self.udp.retry_trains(now);
+        self.engine.endpoint_mut().counters_mut().anomalies.gso_fallbacks = self.udp.gso_fallbacks();
+        self.end(progress)
     }
 
     /// Moves datagrams from peers to the TUN.
@@ -242,45 +271,143 @@ impl Worker {
     /// # Errors
     /// If the device or the socket is gone, or a call has failed for 10 s.
     pub fn udp_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
-        self.unless_ended(now, |worker| {
-            worker.inbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now)
-        })
+        let clock = self.begin(now)?;
+        let progress = self.receive(budget, now, clock);
+        self.end(progress)
     }
 
-    fn unless_ended(
-        &mut self,
-        now: Instant,
-        act: impl FnOnce(&mut Self) -> Result<Progress, WorkerError>,
-    ) -> Result<Progress, WorkerError> {
+    /// Takes over what happened outside since the last call. Returns the engine's time.
+    fn begin(&mut self, now: Instant) -> Result<Duration, WorkerError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());
         }
+        let clock = now.saturating_duration_since(*self.started.get_or_insert(now));
         if self.routes.update() {
-            self.outbound.drop_stale(self.routes.table(), &mut self.state);
+            let Self { engine, routes, .. } = self;
+            engine.drop_peers(|next_hop| !routes.table().has_next_hop(next_hop), DropReason::StaleRoute);
         }
-        self.state.failing.wake(now);
-        let outcome = act(self);
-        if let Err(error) = &outcome {
-            self.ended = Some(error.clone());
-            self.stop();
+        if self.reports_due.is_none_or(|due| due <= now) {
+            let Self { engine, routes, udp, .. } = self;
+            let endpoint = engine.endpoint_mut();
+            udp.receive_reports(|report| {
+                endpoint.handle_icmp(report, routes.table(), clock);
+            });
+            self.reports_due =
+                Some(now + if endpoint.paths().is_empty() { REPORTS_EVERY } else { REPORTS_EVERY_NARROW });
         }
-        outcome
+        self.failing.wake(now);
+        Ok(clock)
+    }
+
+    /// The result of a call, or the end.
+    fn end(&mut self, progress: Result<Progress, WorkerError>) -> Result<Progress, WorkerError> {
+        if let Err(error) = &progress {
+            self.ended.get_or_insert_with(|| error.clone());
+        }
+        match &self.ended {
+            None => progress,
+            Some(error) => {
+                let error = error.clone();
+                self.stop();
+                Err(error)
+            }
+        }
+    }
+
+    fn parts(&mut self, now: Instant) -> (Io<'_>, &mut Engine, &RouteReader) {
+        let Self { tun, udp, engine, routes, failing, ended, .. } = self;
+        (Io { tun, udp, failing, ended, now }, engine, routes)
+    }
+
+    /// Reads packets from the TUN.
+    fn read(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<Progress, WorkerError> {
+        let Self { tun, udp, engine, routes, failing, ended, buffer, .. } = self;
+        if failing.read_at().is_some() {
+            return Ok(Progress::Held);
+        }
+        let mut left = budget.count() as usize;
+        let mut io = Io { tun, udp, failing, ended, now };
+        while left > 0 && io.ended.is_none() {
+            match tun.recv(buffer) {
+                Ok(meta) => {
+                    io.failing.read_works();
+                    let packet = buffer.get_mut(..meta.len).unwrap_or_default();
+                    let datagrams = engine.from_tun(&meta.header, packet, routes.table(), clock, &mut io);
+                    left = left.saturating_sub(datagrams);
+                }
+                Err(TunError::WouldBlock) => {
+                    io.failing.read_works();
+                    return Ok(Progress::Drained);
+                }
+                Err(error) if error.is_fatal() => return Err(io.tun_gone(error)),
+                Err(error) => {
+                    left -= 1;
+                    engine.endpoint_mut().counters_mut().anomalies.read_errors += 1;
+                    if io.failing.fails(Failure::Read(error), now)? {
+                        return Ok(Progress::Held);
+                    }
+                }
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    /// Receives datagrams. Nothing is left behind.
+    fn receive(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<Progress, WorkerError> {
+        let Self { tun, udp, engine, routes, failing, strangers, ended, messages, .. } = self;
+        let mut left = budget.count() as usize;
+        let mut io = Io { tun, udp, failing, ended, now };
+        while left > 0 && io.ended.is_none() {
+            if io.failing.receive_at().is_some() {
+                return Ok(Progress::Held);
+            }
+            match udp.recv_batch(messages) {
+                Ok(_count) => {
+                    io.failing.receive_works();
+                    for message in messages.iter_mut() {
+                        let Ok((meta, bytes)) = message else {
+                            left = left.saturating_sub(1);
+                            engine.endpoint_mut().counters_mut().anomalies.read_errors += 1;
+                            continue;
+                        };
+                        let outer = Outer { from: meta.from, ecn: meta.ecn };
+                        for datagram in meta.datagrams_mut(bytes) {
+                            left = left.saturating_sub(1);
+                            let dropped = engine.from_udp(outer, datagram, routes.table(), clock, &mut io);
+                            if dropped == Some(DropReason::UnknownPeer) {
+                                strangers.look(datagram, outer.from, routes.table(), now);
+                            }
+                        }
+                    }
+                    engine.flush_inbound(clock, &mut io);
+                }
+                Err(RecvError::WouldBlock) => {
+                    io.failing.receive_works();
+                    return Ok(Progress::Drained);
+                }
+                Err(error) if error.is_fatal() => return Err(io.socket_gone()),
+                Err(error) => {
+                    left -= 1;
+                    engine.endpoint_mut().counters_mut().anomalies.read_errors += 1;
+                    io.failing.fails(Failure::Receive(error), now)?;
+                }
+            }
+        }
+        Ok(Progress::More)
     }
 
     /// What to wait for now; after an error nothing: both file descriptors may be ready for ever.
     #[must_use]
     pub fn interest(&self) -> Interest {
         if self.ended.is_some() {
-            return Interest { tun_readable: false, udp_readable: false, udp_writable: false, wake_at: None };
+            return Interest { tun_readable: false, udp_readable: false, wake_at: None };
         }
-        let (read_at, receive_at) = (self.state.failing.read_at(), self.state.failing.receive_at());
-        let (held, due) = (self.outbound.held(), self.outbound.due());
-        let wake_at = [held.map(Held::wake_at).or(due), read_at, receive_at].into_iter().flatten().min();
+        let (read_at, receive_at) = (self.failing.read_at(), self.failing.receive_at());
+        let flush_at = self.started.zip(self.engine.wake_at()).map(|(started, at)| started + at);
         Interest {
-            tun_readable: held.is_none() && read_at.is_none(),
+            tun_readable: read_at.is_none(),
             udp_readable: receive_at.is_none(),
-            udp_writable: held.is_some_and(|held| held.retry_at.is_none()),
-            wake_at,
+            wake_at: [flush_at, read_at, receive_at].into_iter().flatten().min(),
         }
     }
 
@@ -291,31 +418,28 @@ impl Worker {
         let disabled: Vec<_> = self.disabled().filter(|feature| !self.noticed.contains(feature)).collect();
         self.noticed.extend_from_slice(&disabled);
         let disabled = (!disabled.is_empty()).then_some(Notice::Disabled(disabled));
-        disabled.into_iter().chain(self.state.failing.take().map(Notice::Failing)).collect()
+        disabled.into_iter().chain(self.failing.take().map(Notice::Failing)).collect()
     }
 
     /// The features of device and socket that the kernel lacks or refused, and that are not used therefore.
     pub fn disabled(&self) -> impl Iterator<Item = Feature> {
-        self.ends.tun.disabled().chain(self.ends.udp.disabled())
+        self.tun.disabled().chain(self.udp.disabled())
     }
 
-    /// Gives up what is held, so that the counters are final.
+    /// Drops what waits, so that the counters are final.
     pub fn stop(&mut self) {
-        self.outbound.clear();
-        for flow in [&mut self.state.counters.encap, &mut self.state.counters.decap] {
-            flow.discard_all(DropReason::Stopped, flow.held());
-        }
+        self.engine.drop_peers(|_| true, DropReason::Stopped);
     }
 
     /// Where every packet went.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
-        &self.state.counters
+    pub fn counters(&self) -> Counters {
+        self.engine.counters()
     }
 
     /// How many packets could not be sent to each peer, for the first 1,024 peers that had any.
     pub fn send_errors(&self) -> impl Iterator<Item = (IpAddr, u64)> {
-        self.state.send_errors.iter().map(|(peer, count)| (*peer, *count))
+        self.engine.endpoint().send_errors()
     }
 
     /// Returns the strangers that were met since the last call: senders of datagrams that were dropped as
@@ -326,24 +450,24 @@ impl Worker {
     /// datagrams a second are looked at, so that a flood of them costs next to nothing.
     #[must_use]
     pub fn take_strangers(&mut self) -> Vec<Stranger> {
-        self.state.strangers.take()
+        self.strangers.take()
     }
 
     /// The TUN device, to wait for.
     #[must_use]
     pub fn tun(&self) -> &Tun {
-        &self.ends.tun
+        &self.tun
     }
 
     /// The UDP socket, to wait for.
     #[must_use]
     pub fn udp(&self) -> &UdpTransport {
-        &self.ends.udp
+        &self.udp
     }
 
     /// The forwarder.
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
-        &self.ends.forwarder
+        self.engine.endpoint().forwarder()
     }
 }

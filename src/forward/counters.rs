@@ -129,6 +129,28 @@ impl Flow {
         }
     }
 
+    /// So many packets that were counted as handed on were not, all for one reason.
+    #[cold]
+    pub fn lose_forwarded(&mut self, reason: DropReason, packets: u64) {
+        self.forwarded = self.forwarded.saturating_sub(packets);
+        self.held += packets;
+        self.discard_all(reason, packets);
+    }
+
+    /// So many packets that were counted as handed on still wait.
+    pub fn hold_all(&mut self, packets: u64) {
+        self.forwarded = self.forwarded.saturating_sub(packets);
+        self.held += packets;
+    }
+
+    /// A packet that was counted as answered was not, for this reason.
+    #[cold]
+    pub fn lose_answer(&mut self, reason: DropReason) {
+        self.answered = self.answered.saturating_sub(1);
+        self.held += 1;
+        self.discard(reason);
+    }
+
     /// Packets that came in.
     #[must_use]
     pub fn received(&self) -> u64 {
@@ -175,6 +197,14 @@ impl Flow {
 impl Default for Flow {
     fn default() -> Self {
         Self { received: 0, forwarded: 0, answered: 0, held: 0, dropped: [0; DropReason::ALL.len()] }
+    }
+}
+
+impl Counters {
+    /// R8: the bytes behind a packet's total length are not used.
+    #[inline]
+    pub(crate) fn trim(&mut self, packet: &[u8], received: usize) {
+        self.anomalies.trimmed += u64::from(packet.len() < received);
     }
 }
 

@@ -8,7 +8,7 @@ use super::policy::check_addresses;
 use super::verdict::Answer;
 use super::{
     Decap, DropReason, EcnEgress, EcnIngress, Encap, Fragments, IcmpSource, Overlay, OverlayError, PeerCheck, Reject,
-    RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, TooLong, Transit, TtlPolicy,
+    RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
 };
 use crate::route::{NextHop, RouteTable};
 use crate::transmit::{Transmit, Way};
@@ -93,7 +93,7 @@ impl Forwarder {
     /// The first failing check gives the reason: header, addresses, route, loops, TTL, size.
     #[inline]
     pub fn encapsulate<'p>(&self, packet: &'p mut [u8], routes: &RouteTable) -> Encap<'p> {
-        self.encapsulate_within(packet, None, routes)
+        self.encapsulate_within(packet, None, |_| u16::MAX, routes)
     }
 
     /// A super-packet that came out of the TUN, which is going to be cut into packets of at most `segment_len` bytes each
@@ -108,11 +108,19 @@ impl Forwarder {
         segment_len: u16,
         routes: &RouteTable,
     ) -> Encap<'p> {
-        self.encapsulate_within(packet, Some(segment_len), routes)
+        self.encapsulate_within(packet, Some(segment_len), |_| u16::MAX, routes)
     }
 
+    /// As [`encapsulate`](Self::encapsulate), over paths that carry less than the overlay: `path` tells for a next hop how many
+    /// bytes. `segment_len` is the length of the longest segment of a GSO packet, which is what has to fit then.
     #[inline(always)]
-    fn encapsulate_within<'p>(&self, packet: &'p mut [u8], segment_len: Option<u16>, routes: &RouteTable) -> Encap<'p> {
+    pub fn encapsulate_within<'p>(
+        &self,
+        packet: &'p mut [u8],
+        segment_len: Option<u16>,
+        path: impl FnOnce(IpAddr) -> u16,
+        routes: &RouteTable,
+    ) -> Encap<'p> {
         let mut packet = match self.admit(packet) {
             Ok(packet) => packet,
             Err(reason) => return Encap::Drop(reason),
@@ -132,7 +140,7 @@ impl Forwarder {
             }
             _ => {}
         }
-        let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu));
+        let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu)).min(path(hop.address.ip()));
         if segment_len.unwrap_or(len) > mtu {
             return self.encapsulate_too_long(packet.into_bytes(), hop, mtu, routes);
         }
@@ -178,26 +186,26 @@ impl Forwarder {
         Encap::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter))
     }
 
-    /// A packet, or a super-packet, that [`encapsulate`](Self::encapsulate) let pass and whose path turned out to carry only
-    /// `mtu` bytes, which it exceeds.
+    /// A datagram that [`encapsulate`](Self::encapsulate) let pass, that waited, and whose path turned out to carry only `mtu`
+    /// bytes, which it exceeds. It is too late to fragment it.
     ///
-    /// `sent` are the contents that were to be sent that way. If the packet is rejected, they become again what came out of the
-    /// TUN, so that an ICMP error quotes the packet its sender knows. The routes tell which addresses are broadcasts.
-    pub fn refused_as_too_long<'p>(&self, sent: &'p mut [u8], way: Way, mtu: u16, routes: &RouteTable) -> TooLong<'p> {
-        let mut packet = match Ipv4PacketMut::parse(sent) {
-            Ok(packet) => packet,
-            Err(error) => return TooLong::Drop(error.into()),
-        };
-        if packet.header().dont_fragment() {
-            if self.overlay.ttl != TtlPolicy::Preserve {
-                packet.set_ttl(packet.header().ttl().saturating_add(1));
-            }
-            return TooLong::Reject(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, routes));
+    /// If DF is set the datagram becomes again what came out of the TUN, so that an ICMP error quotes the packet its sender
+    /// knows. Otherwise the reason to drop it is returned. The routes tell which addresses are broadcasts.
+    #[cold]
+    pub fn refused_as_too_long<'p>(
+        &self,
+        datagram: &'p mut [u8],
+        mtu: u16,
+        routes: &RouteTable,
+    ) -> Result<Reject<'p>, DropReason> {
+        let mut packet = Ipv4PacketMut::parse(datagram)?;
+        if !packet.header().dont_fragment() {
+            return Err(DropReason::PathTooNarrow);
         }
-        match Fragmenter::new(packet.header(), mtu) {
-            Some(fragmenter) => TooLong::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter)),
-            None => TooLong::Drop(DropReason::NotFragmented),
+        if self.overlay.ttl != TtlPolicy::Preserve {
+            packet.set_ttl(packet.header().ttl().saturating_add(1));
         }
+        Ok(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, routes))
     }
 
     /// A datagram that came from the underlay.

@@ -41,6 +41,10 @@ impl<'p> Fragments<'p> {
         Self { way, packet, fragmenter }
     }
 
+    pub(crate) fn into_parts(self) -> (Way, &'p mut [u8], Fragmenter) {
+        (self.way, self.packet, self.fragmenter)
+    }
+
     /// Where all of them go.
     #[must_use]
     pub fn way(&self) -> Way {

@@ -20,4 +20,4 @@ pub use policy::{
     EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, PeerCheck, SourceCheck, SourcePort, SourceRoutes,
     Transit, TtlPolicy,
 };
-pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo, TooLong};
+pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo};

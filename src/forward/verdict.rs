@@ -23,29 +23,6 @@ pub enum Encap<'p> {
     Drop(DropReason),
 }
 
-/// The verdict on a packet that was let pass and is too long for its path all the same. Exhaustive, as [`Encap`] is, and a part
-/// of it.
-#[derive(Debug)]
-#[must_use = "a packet whose verdict is ignored is lost without being counted"]
-pub enum TooLong<'p> {
-    /// Goes to its peer in fragments.
-    Fragment(Fragments<'p>),
-    /// Goes nowhere, and its sender may be told why.
-    Reject(Reject<'p>),
-    /// Goes nowhere, in silence.
-    Drop(DropReason),
-}
-
-impl<'p> From<TooLong<'p>> for Encap<'p> {
-    fn from(verdict: TooLong<'p>) -> Self {
-        match verdict {
-            TooLong::Fragment(fragments) => Self::Fragment(fragments),
-            TooLong::Reject(reject) => Self::Reject(reject),
-            TooLong::Drop(reason) => Self::Drop(reason),
-        }
-    }
-}
-
 /// The verdict on a datagram that came from the underlay. Exhaustive, as [`Encap`] is.
 #[derive(Debug)]
 #[must_use = "a packet whose verdict is ignored is lost without being counted"]
@@ -226,6 +203,8 @@ drop_reasons! {
     /// Too long for the path with DF clear, and it cannot be fragmented: the path has no room for its header and 8 bytes, or it
     /// is a fragment that reaches past the longest packet there is.
     NotFragmented = "not_fragmented",
+    /// Its path turned out to be too narrow while it waited, with DF clear: later packets are fragmented before they wait.
+    PathTooNarrow = "path_too_narrow",
     /// The socket took nothing for longer than packets are held.
     SendBufferFull = "send_buffer_full",
     /// The kernel had no memory for the datagram, or the socket of its source port no room, several times over (ENOBUFS,

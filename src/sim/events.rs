@@ -48,7 +48,7 @@ impl<K: Ord + Clone> Sim<K> {
         }
         self.record(|| Event::FromTun { node, packet: packet.clone() });
         self.node_mut(node).seen.from_tun += 1;
-        self.decide(node, Direction::Encap, |node, now, out| node.encapsulate(owned(packet), now, out));
+        self.decide(node, Direction::Outbound, |node, now, out| node.encapsulate(owned(packet), now, out));
     }
 
     /// What a node has sent reaches another.
@@ -69,7 +69,7 @@ impl<K: Ord + Clone> Sim<K> {
         self.record(|| Event::Arrived { node, from, datagram: payload.clone() });
         self.node_mut(node).seen.from_underlay += 1;
         let outer = Outer { from, ecn };
-        self.decide(node, Direction::Decap, |node, now, out| node.decapsulate(owned(payload), outer, now, out));
+        self.decide(node, Direction::Inbound, |node, now, out| node.decapsulate(owned(payload), outer, now, out));
     }
 
     /// Has a node decide on a packet, by its routes of now, and sees to what follows.

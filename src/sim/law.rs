@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::trace::Direction;
+use super::Direction;
 use super::{Node, NodeId, UnderlayCounters};
 use crate::forward::{Counters, Flow};
 
@@ -90,7 +90,7 @@ pub(super) fn check<'n>(
 
 fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
     let Counters { encap, decap, anomalies } = node.counters();
-    for (direction, flow) in [(Direction::Encap, encap), (Direction::Decap, decap)] {
+    for (direction, flow) in [(Direction::Outbound, encap), (Direction::Inbound, decap)] {
         if !flow.is_conserved() {
             return Err(Unaccounted::Flow { node: id, direction, flow: flow.clone().into() });
         }

@@ -92,5 +92,7 @@ pub use network::{Delivered, NodeError, Sim};
 pub use node::{Fate, Node, NodeId};
 pub use packet::udp_packet;
 pub use random::Chance;
-pub use trace::{Direction, Event, Record};
+pub use trace::{Event, Record};
+
+pub use crate::endpoint::Direction;
 pub use underlay::{Loss, UnderlayCounters};

@@ -1,4 +1,4 @@
-//! One host: the forwarder, and around it what a worker does, one packet at a time.
+//! One host: an endpoint, one packet at a time.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -8,15 +8,16 @@ use core::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::leases::NodeRoutes;
-use super::trace::Direction;
 use super::underlay::{Datagram, outer_len};
+use crate::endpoint::{Direction, Endpoint, Inbound, Outbound, Reply};
 use crate::forward::{
-    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Flow, Forwarder, IcmpLimiter, IcmpOutcome, Outer, Overlay,
-    PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
+    Counters, DropReason, EmsgsizeOutcome, Forwarder, IcmpOutcome, Outer, Overlay, PathMtus, RejectReason, ReplyTo,
+    SystemPath,
 };
 use crate::lease::Host;
-use crate::transmit::{Transmit, Way};
-use crate::wire::{DatagramTooBig, Ecn, icmpv4};
+use crate::offload::VnetHeader;
+use crate::transmit::Way;
+use crate::wire::{DatagramTooBig, Ecn};
 
 /// A node's own link, unless it is set.
 const LINK_MTU: u16 = 1500;
@@ -34,9 +35,10 @@ impl fmt::Display for NodeId {
 /// A simulated host, to be looked at.
 #[derive(Debug)]
 pub struct Node {
-    forwarder: Forwarder,
+    endpoint: Endpoint,
     pub(super) routes: NodeRoutes,
-    memory: Memory,
+    /// In bytes of outer packet.
+    link_mtu: u16,
     pub(super) is_up: bool,
     pub(super) seen: Seen,
 }
@@ -74,28 +76,13 @@ pub(super) struct Seen {
     pub(super) fragmented: u64,
 }
 
-/// What a node remembers from packet to packet.
-#[derive(Debug)]
-struct Memory {
-    counters: Counters,
-    limiter: IcmpLimiter,
-    paths: PathMtus,
-    /// In bytes of outer packet.
-    link_mtu: u16,
-}
-
 impl Node {
     pub(super) fn new(forwarder: Forwarder) -> Self {
         let Overlay { network, subnet, underlay, .. } = *forwarder.overlay();
         Self {
-            forwarder,
+            endpoint: Endpoint::new(forwarder),
             routes: NodeRoutes::new(Host::new(network, subnet, underlay)),
-            memory: Memory {
-                counters: Counters::default(),
-                limiter: IcmpLimiter::default(),
-                paths: PathMtus::default(),
-                link_mtu: LINK_MTU,
-            },
+            link_mtu: LINK_MTU,
             is_up: true,
             seen: Seen::default(),
         }
@@ -104,18 +91,18 @@ impl Node {
     /// The settings of its forwarder.
     #[must_use]
     pub fn overlay(&self) -> &Overlay {
-        self.forwarder.overlay()
+        self.endpoint.forwarder().overlay()
     }
 
     /// Where every packet went, over all its lives.
     #[must_use]
     pub fn counters(&self) -> &Counters {
-        &self.memory.counters
+        self.endpoint.counters()
     }
 
     #[cfg(test)]
     pub(super) fn counters_mut(&mut self) -> &mut Counters {
-        &mut self.memory.counters
+        self.endpoint.counters_mut()
     }
 
     /// Whether it runs.
@@ -133,23 +120,22 @@ impl Node {
     /// What it has learned of the path to a peer, in bytes of inner packet. `now` is the simulation's.
     #[must_use]
     pub fn path_mtu(&self, peer: IpAddr, now: Duration) -> Option<u16> {
-        self.memory.paths.lookup(peer, now)
+        self.endpoint.paths().lookup(peer, now)
     }
 
     /// Starts it anew: all is forgotten but what is counted.
     pub(super) fn restart(&mut self) {
-        (self.memory.limiter, self.memory.paths) = (IcmpLimiter::default(), PathMtus::default());
+        self.endpoint.forget();
         self.is_up = true;
     }
 
     pub(super) fn set_link_mtu(&mut self, mtu: u16) {
-        self.memory.link_mtu = mtu;
+        self.link_mtu = mtu;
     }
 
     /// A router on the way reports that a datagram of this node was too long, in bytes of outer packet, and quotes all of it.
     /// Only reports of IPv4 routers are played.
     pub(super) fn fragmentation_needed(&mut self, datagram: &Datagram, mtu: u16, now: Duration) -> bool {
-        let Self { forwarder, routes, memory, .. } = self;
         let SocketAddr::V4(destination) = datagram.to else { return false };
         let SocketAddr::V4(source) = SocketAddr::new(datagram.from.ip().to_canonical(), datagram.from.port()) else {
             return false;
@@ -157,46 +143,45 @@ impl Node {
         let len = u16::try_from(outer_len(datagram)).unwrap_or(u16::MAX);
         let inner = datagram.payload.first_chunk().copied();
         let report = DatagramTooBig { mtu, source, destination, len, inner };
-        let outcome = memory.paths.handle_icmp(&report, forwarder, routes.table(), now);
-        let is_news = matches!(outcome, IcmpOutcome::Lowered { .. });
-        memory.counters.anomalies.path_mtu_lowered += u64::from(is_news);
-        is_news
+        let outcome = self.endpoint.handle_icmp(&report, self.routes.table(), now);
+        matches!(outcome, IcmpOutcome::Lowered { .. })
     }
 
     /// A packet out of the TUN.
     pub(super) fn encapsulate(&mut self, mut packet: BytesMut, now: Duration, out: &mut Vec<Output>) -> Fate {
-        let Self { forwarder, routes, memory, .. } = self;
-        let received = packet.len();
-        memory.counters.encap.receive();
-        let bytes: &mut [u8] = &mut packet;
-        let mut verdict = forwarder.encapsulate(bytes, routes.table());
-        if let Some((way, longest)) = datagrams_of(&verdict)
-            && let Some(mtu) = memory.refusing_mtu(way.destination, longest, now)
-        {
-            verdict = forwarder.refused_as_too_long(bytes, way, mtu, routes.table()).into();
-        }
-        match verdict {
-            Encap::Send(transmit) => {
-                let Transmit { destination: to, ecn, contents, .. } = transmit;
-                let len = contents.len();
-                packet.truncate(len);
-                memory.count_trimmed(len, received);
-                out.push(Output::Underlay { to, ecn, payload: packet.freeze() });
-            }
-            Encap::Fragment(mut fragments) => {
-                memory.count_trimmed(fragments.packet().len(), received);
-                while let Some(Transmit { destination: to, ecn, contents, .. }) = fragments.cut_next() {
-                    memory.counters.anomalies.fragments_made += 1;
-                    out.push(Output::Underlay { to, ecn, payload: Bytes::copy_from_slice(contents) });
+        let Self { endpoint, routes, link_mtu, .. } = self;
+        let (way, mut datagrams) = match endpoint.handle_outbound(&mut packet, &NOTHING_LEFT, routes.table(), now) {
+            Outbound::Send(transmit) => (Way::from(&transmit), alloc::vec![BytesMut::from(transmit.contents)]),
+            Outbound::SendAll(mut pieces) => {
+                let (way, mut datagrams) = (*pieces.way(), Vec::new());
+                while let Some(len) = pieces.next_len() {
+                    let mut datagram = BytesMut::zeroed(len);
+                    pieces.write_next(&mut datagram);
+                    datagrams.push(datagram);
                 }
+                (way, datagrams)
             }
-            Encap::Reject(reject) => {
-                memory.count_trimmed(reject.offender().as_bytes().len(), received);
-                return memory.answer(Direction::Encap, &reject, now, out);
-            }
-            Encap::Drop(reason) => return memory.discard(Direction::Encap, reason),
+            Outbound::Reply(reply) => return Self::write(reply, out),
+            Outbound::Drop(reason) => return Fate::Dropped(reason),
+        };
+        // Its own link refuses at once (EMSGSIZE).
+        let link = PathMtus::inner((*link_mtu).into(), way.destination.ip());
+        if let Some(longest) = datagrams.iter_mut().max_by_key(|datagram| datagram.len())
+            && longest.len() > link.into()
+        {
+            let system = SystemPath { configured: Some((*link_mtu).into()), ..SystemPath::default() };
+            let EmsgsizeOutcome::Limit(mtu) = endpoint.handle_emsgsize(&way, longest.len(), system, now) else {
+                endpoint.handle_send_error(way.destination.ip(), DropReason::SendFailed, 1);
+                return Fate::Dropped(DropReason::SendFailed);
+            };
+            return match endpoint.handle_too_long(longest, &way, mtu, routes.table(), now) {
+                Outbound::Reply(reply) => Self::write(reply, out),
+                Outbound::Drop(reason) => Fate::Dropped(reason),
+                Outbound::Send(_) | Outbound::SendAll(_) => Fate::Forwarded,
+            };
         }
-        memory.counters.encap.forward();
+        let Way { destination: to, ecn, .. } = way;
+        out.extend(datagrams.into_iter().map(|payload| Output::Underlay { to, ecn, payload: payload.freeze() }));
         Fate::Forwarded
     }
 
@@ -208,85 +193,32 @@ impl Node {
         now: Duration,
         out: &mut Vec<Output>,
     ) -> Fate {
-        let Self { forwarder, routes, memory, .. } = self;
-        let received = datagram.len();
-        memory.counters.decap.receive();
-        let len = match forwarder.decapsulate(&mut datagram, outer, routes.table()) {
-            Decap::Deliver(packet) => packet.len(),
-            Decap::Reject(reject) => {
-                memory.count_trimmed(reject.offender().as_bytes().len(), received);
-                return memory.answer(Direction::Decap, &reject, now, out);
+        let Self { endpoint, routes, link_mtu, .. } = self;
+        let len = match endpoint.handle_inbound(&mut datagram, outer, routes.table(), now) {
+            Inbound::Deliver(packet) => packet.len(),
+            Inbound::Reply(Reply { message, to: to @ ReplyTo::Peer(peer), reason }) => {
+                if message.len() > PathMtus::inner((*link_mtu).into(), peer.ip()).into() {
+                    endpoint.handle_reply_error(Direction::Inbound, to, reason);
+                    return Fate::Dropped(reason.into());
+                }
+                let payload = Bytes::copy_from_slice(message);
+                out.push(Output::Underlay { to: peer, ecn: Ecn::NotEct, payload });
+                return Fate::Answered(reason);
             }
-            Decap::Drop(reason) => return memory.discard(Direction::Decap, reason),
+            Inbound::Reply(reply) => return Self::write(reply, out),
+            Inbound::Drop(reason) => return Fate::Dropped(reason),
         };
         datagram.truncate(len);
-        memory.count_trimmed(len, received);
-        memory.counters.decap.forward();
         out.push(Output::Tun(datagram.freeze()));
         Fate::Forwarded
     }
-}
 
-/// Where the datagrams of a packet go that is sent, and the longest of them in bytes.
-fn datagrams_of(verdict: &Encap<'_>) -> Option<(Way, usize)> {
-    match verdict {
-        Encap::Send(transmit) => Some((Way::from(transmit), transmit.contents.len())),
-        Encap::Fragment(fragments) => Some((fragments.way(), fragments.fragmenter().mtu().into())),
-        Encap::Reject(_) | Encap::Drop(_) => None,
+    fn write(reply: Reply<'_>, out: &mut Vec<Output>) -> Fate {
+        out.push(Output::Tun(Bytes::copy_from_slice(reply.message)));
+        Fate::Answered(reply.reason)
     }
 }
 
-impl Memory {
-    fn flow(&mut self, direction: Direction) -> &mut Flow {
-        match direction {
-            Direction::Encap => &mut self.counters.encap,
-            Direction::Decap => &mut self.counters.decap,
-        }
-    }
-
-    /// Whether as much is sent to a peer. A node knows what paths have refused, and its own link refuses at once (EMSGSIZE).
-    fn fits(&self, to: SocketAddr, len: usize, now: Duration) -> bool {
-        let link = PathMtus::inner(self.link_mtu.into(), to.ip());
-        let narrowest = self.paths.lookup(to.ip(), now).map_or(link, |known| known.min(link));
-        len <= usize::from(narrowest)
-    }
-
-    /// What the path carries, if that is less.
-    fn refusing_mtu(&mut self, to: SocketAddr, len: usize, now: Duration) -> Option<u16> {
-        if self.fits(to, len, now) {
-            return None;
-        }
-        let link = SystemPath { configured: Some(self.link_mtu.into()), ..SystemPath::default() };
-        match self.paths.handle_emsgsize(to, len, link, now, &mut self.counters.anomalies) {
-            EmsgsizeOutcome::Limit(mtu) => Some(mtu),
-            EmsgsizeOutcome::Retry | EmsgsizeOutcome::Unexplained => None,
-        }
-    }
-
-    fn discard(&mut self, direction: Direction, reason: DropReason) -> Fate {
-        self.flow(direction).discard(reason);
-        Fate::Dropped(reason)
-    }
-
-    fn answer(&mut self, direction: Direction, reject: &Reject<'_>, now: Duration, out: &mut Vec<Output>) -> Fate {
-        let mut message = [0; icmpv4::ERROR_MAX];
-        let answer = self.limiter.answer(reject, now, &mut self.counters.anomalies, &mut message);
-        let answer = answer.filter(|(reply_to, message)| match reply_to {
-            ReplyTo::Peer(to) => self.fits(*to, message.len(), now),
-            ReplyTo::Tun => true,
-        });
-        self.flow(direction).settle(reject, answer.is_some());
-        let Some((reply_to, message)) = answer else { return Fate::Dropped(reject.reason().into()) };
-        let payload = Bytes::copy_from_slice(message);
-        out.push(match reply_to {
-            ReplyTo::Peer(to) => Output::Underlay { to, ecn: Ecn::NotEct, payload },
-            ReplyTo::Tun => Output::Tun(payload),
-        });
-        Fate::Answered(reject.reason())
-    }
-
-    /// R8: the bytes behind a packet's total length go nowhere.
-    fn count_trimmed(&mut self, len: usize, received: usize) {
-        self.counters.anomalies.trimmed += u64::from(len < received);
-    }
-}
+/// A packet that the kernel has completed.
+const NOTHING_LEFT: VnetHeader =
+    VnetHeader { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Fate, Loss, NodeId};
+use super::{Direction, Fate, Loss, NodeId};
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,15 +15,6 @@ pub struct Record {
     pub at: Duration,
     /// What.
     pub event: Event,
-}
-
-/// The two ways through a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From the TUN to the underlay.
-    Encap,
-    /// From the underlay to the TUN.
-    Decap,
 }
 
 /// What can happen.
@@ -108,8 +99,8 @@ pub enum Event {
 impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Encap => "encap",
-            Self::Decap => "decap",
+            Self::Outbound => "encap",
+            Self::Inbound => "decap",
         })
     }
 }

@@ -1,12 +1,20 @@
 //! What leaves for the underlay: transmits, and trains of datagrams that are collected for one.
 
+mod queue;
 mod trains;
 
 use core::net::SocketAddr;
 use core::num::NonZeroUsize;
 
+pub use self::queue::{Lost, PendingPacket, QueueLimits, SELECTED_MAX, SendQueue};
 pub use self::trains::{GivenUp, Trains, Way};
 use crate::wire::Ecn;
+
+/// Datagrams in a GSO batch: `UDP_MAX_SEGMENTS` of the kernel's linux/udp.h before 6.9; later ones take more.
+pub const SEGMENTS_MAX: usize = Trains::SEGMENTS_MAX;
+
+/// Bytes in a GSO batch: what a UDP datagram over IPv4 carries, since the kernel builds one of all before it cuts it.
+pub const BATCH_BYTES_MAX: usize = Trains::BYTES_MAX;
 
 /// One datagram, or a train of equally long ones, to one peer.
 ///
@@ -31,6 +39,13 @@ impl<'a> Transmit<'a> {
     /// One datagram.
     pub fn datagram(destination: SocketAddr, contents: &'a [u8]) -> Self {
         Self { destination, contents, segment_size: None, ecn: Ecn::NotEct, flow: 0 }
+    }
+
+    /// Bytes of the longest datagram.
+    #[must_use]
+    #[inline]
+    pub fn longest(&self) -> usize {
+        self.segment_size.map_or(self.contents.len(), |size| size.get().min(self.contents.len()))
     }
 
     /// The datagrams, in order. There is always at least one, if only an empty one.

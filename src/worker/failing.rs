@@ -4,7 +4,6 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
-use super::state::State;
 use crate::sys::{RecvError, SendErrorKind, TunError};
 
 /// Failures in a row after which a call is not tried again at once.
@@ -53,8 +52,6 @@ struct Streak {
     failures: u32,
     /// When the first of them was.
     since: Option<Instant>,
-    /// How many packets had got through by then.
-    progress: u64,
     /// The next attempt is not made before.
     retry_at: Option<Instant>,
     said_at: Option<Instant>,
@@ -71,30 +68,26 @@ impl Failure {
     }
 }
 
-impl State {
+impl Failing {
     /// Notes a failure. Returns whether the call has to wait for its next attempt.
     ///
     /// # Errors
     /// If it has lasted too long.
     #[cold]
     pub(super) fn fails(&mut self, failure: Failure, now: Instant) -> Result<bool, WorkerError> {
-        let (encap, decap) = (&self.counters.encap, &self.counters.decap);
-        let Failing { read, receive, send, write } = &mut self.failing;
-        let (streak, progress) = match failure {
-            Failure::Read(_) => (read, encap.received()),
-            Failure::Receive(_) => (receive, decap.received()),
-            Failure::Send(_) => (send, encap.forwarded()),
-            Failure::Write(_) => (write, decap.forwarded()),
+        let streak = match failure {
+            Failure::Read(_) => &mut self.read,
+            Failure::Receive(_) => &mut self.receive,
+            Failure::Send(_) => &mut self.send,
+            Failure::Write(_) => &mut self.write,
         };
-        streak.add(failure, progress, now)
+        streak.add(failure, now)
     }
-}
 
-impl Failing {
     /// Permits the attempts whose time has come.
     #[inline]
     pub(super) fn wake(&mut self, now: Instant) {
-        for streak in [&mut self.read, &mut self.receive, &mut self.write] {
+        for streak in [&mut self.read, &mut self.receive, &mut self.send, &mut self.write] {
             if streak.retry_at.is_some_and(|at| at <= now) {
                 streak.retry_at = None;
             }
@@ -112,16 +105,33 @@ impl Failing {
         self.receive.retry_at.max(self.write.retry_at)
     }
 
-    /// The call works, although there is nothing to read.
+    /// When anything may be sent again, if not now.
+    pub(super) fn send_at(&self) -> Option<Instant> {
+        self.send.retry_at
+    }
+
+    /// Reading works, even if there is nothing to read.
     #[inline]
     pub(super) fn read_works(&mut self) {
         self.read.end();
     }
 
-    /// The call works, although there is nothing to receive.
+    /// Receiving works, even if there is nothing to receive.
     #[inline]
     pub(super) fn receive_works(&mut self) {
         self.receive.end();
+    }
+
+    /// Something was sent.
+    #[inline]
+    pub(super) fn send_works(&mut self) {
+        self.send.end();
+    }
+
+    /// Something was written.
+    #[inline]
+    pub(super) fn write_works(&mut self) {
+        self.write.end();
     }
 
     /// What was found since the last time.
@@ -133,11 +143,7 @@ impl Failing {
 }
 
 impl Streak {
-    fn add(&mut self, failure: Failure, progress: u64, now: Instant) -> Result<bool, WorkerError> {
-        if progress != self.progress {
-            self.end();
-            self.progress = progress;
-        }
+    fn add(&mut self, failure: Failure, now: Instant) -> Result<bool, WorkerError> {
         self.failures = self.failures.saturating_add(1);
         let since = *self.since.get_or_insert(now);
         if self.failures < AT_ONCE {

@@ -31,6 +31,13 @@ pub struct RecvMeta {
 }
 
 impl RecvMeta {
+    /// The datagrams of a message, whose bytes are given: one, also if it is empty, or a GRO batch.
+    #[inline]
+    pub fn datagrams_mut<'b>(&self, bytes: &'b mut [u8]) -> impl Iterator<Item = &'b mut [u8]> + use<'b> {
+        let empty = bytes.is_empty().then(<&mut [u8]>::default);
+        bytes.chunks_mut(self.stride.max(1)).chain(empty)
+    }
+
     /// What a slot tells about a message that was received into a buffer of `room` bytes.
     #[inline]
     pub(super) fn new(slot: &Slot, room: usize) -> Result<Self, RecvError> {

@@ -90,7 +90,7 @@ fn fault_27_28_37_a_write_that_fails_costs_its_packet() {
             stage.arrive(host_b(), &[udp(POD_B, POD, 4, Df::Set, 10)]);
             let mut answers = alloc::vec![Answer::All; 4];
             answers[1] = Answer::Error(errno);
-            stage.worker = stage.worker.one_by_one();
+            stage.worker = stage.worker.unbatched();
             stage.script.then(Call::Write, answers);
             assert_eq!(stage.back(), Ok(Progress::Drained));
             assert_eq!(Stage::lost(stage.decap()), Some((reason, 1)), "error number {errno}");

@@ -122,19 +122,19 @@ impl Stage {
         outcome
     }
 
-    fn encap(&self) -> &Flow {
-        &self.worker.counters().encap
+    fn encap(&self) -> Flow {
+        self.worker.counters().encap
     }
 
-    fn decap(&self) -> &Flow {
-        &self.worker.counters().decap
+    fn decap(&self) -> Flow {
+        self.worker.counters().decap
     }
 
     /// The one thing that became of packets beside being forwarded, and how often.
-    fn lost(flow: &Flow) -> Option<(DropReason, u64)> {
+    fn lost(flow: Flow) -> Option<(DropReason, u64)> {
         let mut drops = flow.drops();
         let first = drops.next();
-        assert_eq!(drops.next(), None, "{flow:?}");
+        assert_eq!(drops.next(), None);
         first
     }
 

@@ -22,73 +22,103 @@ fn fault_26_an_interrupted_call_is_made_again() {
     assert_eq!(stage.worker.counters().anomalies.read_errors, 0, "it is no error");
 }
 
-/// The place is kept, nothing more is read meanwhile, and what nobody took for a second is given up.
+/// What a path does not take waits, other peers and the device go on, and what nobody took for a second is dropped.
 #[test]
-fn fault_27_a_full_socket_holds_the_packets_and_the_device_and_gives_up_after_a_second() {
+fn fault_27_a_path_that_takes_no_more_costs_its_own_packets_alone() {
     let mut stage = Stage::new();
     five(&stage);
     stage.script.then(Call::Send, [Answer::AtMost(1), Answer::Error(libc::EAGAIN)]);
-    assert_eq!(stage.out(), Ok(Progress::Held));
-    assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3, 2), "A's train went, B's did not");
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3, 2), "A's batch went, B's did not");
     let interest = stage.worker.interest();
-    assert!(!interest.tun_readable && interest.udp_writable);
-    assert_eq!(interest.wake_at, Some(stage.now + 10 * MILLISECOND));
+    assert!(interest.tun_readable);
+    assert_eq!(interest.wake_at, Some(stage.now + Duration::from_micros(500)));
 
-    // A flood behind it stays in the device: no call reads, each makes one attempt.
-    (6..1000).for_each(|number| stage.give(&udp(POD, POD_B, number, Df::Set, 100)));
-    let (reads, sends) = (stage.script.count(Call::Read), stage.script.count(Call::Send));
-    for attempt in 1..=90 {
-        stage.fail(Call::Send, [libc::EAGAIN]);
-        stage.now += 11 * MILLISECOND;
-        assert_eq!(stage.out(), Ok(Progress::Held));
-        assert_eq!((stage.script.count(Call::Read), stage.script.count(Call::Send)), (reads, sends + attempt));
-        assert_eq!(stage.encap().held(), 2);
+    // Too early: B is not tried, and what is new for A goes.
+    for number in 6..100 {
+        stage.give(&udp(POD, POD_A, number, Df::Set, 100));
+        stage.give(&udp(POD, POD_B, 1000 + number, Df::Set, 100));
+        let sends = stage.script.count(Call::Send);
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(stage.script.count(Call::Send), sends + 1);
+        assert_eq!(stage.encap().held(), 2 + u64::from(number) - 5);
     }
+    for _ in 1..=240 {
+        stage.fail(Call::Send, [libc::EAGAIN]);
+        stage.now += 4 * MILLISECOND;
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(stage.encap().held(), 96);
+        let wake_at = stage.worker.interest().wake_at.unwrap();
+        assert!((stage.now..=stage.now + 4 * MILLISECOND).contains(&wake_at), "no spin, and no long wait");
+    }
+    assert_eq!(stage.encap().forwarded(), 3 + 94);
     stage.fail(Call::Send, [libc::EAGAIN]);
-    stage.now += 11 * MILLISECOND;
-    while stage.out() == Ok(Progress::More) {}
-    assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendBufferFull, 2)), "the two that waited for a second");
-    assert_eq!(stage.send_errors(), [(host_b().ip(), 2)]);
-    assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3 + 994, 0));
-    assert!(stage.worker.interest().tun_readable && stage.script.is_over());
+    stage.now += 1000 * MILLISECOND;
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendBufferFull, 96)), "all that waited for a second");
+    assert_eq!(stage.send_errors(), [(host_b().ip(), 96)]);
+    assert!(stage.worker.interest().wake_at.is_none() && stage.script.is_over());
 }
 
-/// ENOBUFS is waited for by the clock, longer every time and a few times only, and the socket is not: it is writable.
+/// A peer has a bounded queue. What is over it is dropped, the newest first, and counted for that peer.
+#[test]
+fn fault_27_r69_the_backlog_of_a_peer_is_bounded() {
+    let mut stage = Stage::new();
+    stage.script.then(Call::Send, core::iter::repeat_n(Answer::Error(libc::EAGAIN), 10_000));
+    for number in 1..=2000 {
+        stage.give(&udp(POD, POD_A, number, Df::Set, 1400));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+    }
+    let held = stage.encap().held();
+    assert!((512 << 10..=1 << 20).contains(&(held * 1428)), "{held} packets wait");
+    assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendBufferFull, 2000 - held)));
+    assert_eq!(stage.send_errors(), [(host_a().ip(), 2000 - held)]);
+    stage.script.forget(Call::Send);
+    stage.script.take_sends();
+    stage.now += 5 * MILLISECOND;
+    assert_eq!(stage.out(), Ok(Progress::Drained));
+    let sent = numbers(stage.script.take_datagrams().iter().map(|(_, datagram)| datagram));
+    assert!(sent.into_iter().eq(1..=held as u16), "the oldest, in order");
+}
+
+/// ENOBUFS is waited for a few times, and others go meanwhile.
 #[test]
 fn fault_28_no_buffers_is_waited_for_and_given_up() {
     for errno in [libc::ENOBUFS, libc::ENOMEM] {
         let mut stage = Stage::new();
         five(&stage);
-        for wait in [1, 2, 4, 8] {
-            stage.fail(Call::Send, [errno]);
-            assert_eq!(stage.out(), Ok(Progress::Held));
-            let interest = stage.worker.interest();
-            assert!(!interest.tun_readable && !interest.udp_writable);
-            assert_eq!(interest.wake_at, Some(stage.now + wait * MILLISECOND));
-            let calls = [Call::Read, Call::Send].map(|call| stage.script.count(call));
-            stage.now += wait * MILLISECOND - Duration::from_micros(1);
-            assert_eq!(stage.out(), Ok(Progress::Held), "too early");
-            assert_eq!([Call::Read, Call::Send].map(|call| stage.script.count(call)), calls);
-            stage.now += Duration::from_micros(1);
-        }
         stage.fail(Call::Send, [errno]);
         assert_eq!(stage.out(), Ok(Progress::Drained));
-        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendNoBuffers, 3)), "A's train");
         assert_eq!(numbers(&to(host_b(), &stage.script.take_datagrams())), [4, 5]);
+        let begin = stage.now;
+        let mut attempts = 0;
+        while stage.encap().held() > 0 {
+            let wake_at = stage.worker.interest().wake_at.unwrap();
+            let sends = stage.script.count(Call::Send);
+            stage.now = wake_at - Duration::from_micros(1);
+            assert_eq!((stage.out(), stage.script.count(Call::Send)), (Ok(Progress::Drained), sends), "too early");
+            stage.fail(Call::Send, [errno]);
+            stage.now = wake_at;
+            assert_eq!(stage.out(), Ok(Progress::Drained));
+            attempts += 1;
+        }
+        assert!((3..10).contains(&attempts), "{attempts}");
+        assert!((15 * MILLISECOND..20 * MILLISECOND).contains(&(stage.now - begin)));
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendNoBuffers, 3)), "A's batch");
         assert_eq!(stage.send_errors(), [(host_a().ip(), 3)]);
     }
     // Over soon enough, it costs nothing.
     let mut stage = Stage::new();
     five(&stage);
     stage.fail(Call::Send, [libc::ENOBUFS]);
-    assert_eq!(stage.out(), Ok(Progress::Held));
+    assert_eq!(stage.out(), Ok(Progress::Drained));
     stage.now += MILLISECOND;
     assert_eq!(stage.out(), Ok(Progress::Drained));
     assert_eq!((stage.encap().forwarded(), Stage::lost(stage.encap())), (5, None));
 }
 
-/// Only what is too long for A is concerned: with DF its sender is told, without it goes in fragments. Newer kernels refuse a
-/// train with EMSGSIZE too, older ones with EINVAL.
+/// Only what is too long for A is concerned: with DF its sender is told, without it is dropped, because it is too late to
+/// fragment it. Later packets are. Newer kernels refuse a batch with EMSGSIZE too, older ones with EINVAL.
 #[test]
 fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
     for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
@@ -106,7 +136,7 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
         }
         assert_eq!(stage.out(), Ok(Progress::Drained));
         let sent = stage.script.take_datagrams();
-        assert_eq!(numbers(&to(host_a(), &sent)), [3, 3, 4]);
+        assert_eq!(numbers(&to(host_a(), &sent)), [4]);
         assert!(sent.iter().all(|(to, datagram)| *to == host_b() || datagram.len() <= 1272));
         assert_eq!(numbers(&to(host_b(), &sent)), [5]);
         let told = stage.take_delivered();
@@ -115,15 +145,21 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
             assert_eq!((message[9], &message[20..22], &message[24..28]), (1, &[3, 4][..], &[0, 0, 4, 248][..]));
             assert_eq!((&message[16..20], &message[32..34]), (&POD.octets()[..], &u16::to_be_bytes(packet)[..]));
         }
-        assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (3, 2));
+        assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (2, 2));
+        assert_eq!(Stage::lost(stage.encap()), Some((DropReason::PathTooNarrow, 1)));
+        assert_eq!(stage.send_errors(), [(host_a().ip(), 1)]);
         let anomalies = stage.worker.counters().anomalies;
-        assert_eq!((anomalies.path_mtu_lowered, anomalies.fragments_made, anomalies.gso_fallbacks), (1, 2, 0));
+        assert_eq!((anomalies.path_mtu_lowered, anomalies.fragments_made, anomalies.gso_fallbacks), (1, 0, 0));
         assert_eq!(stage.script.count(Call::PathMtu), 1);
         // Known now: the next one is not even tried.
         let sends = stage.script.count(Call::Send);
         stage.give(&udp(POD, POD_A, 6, Df::Set, 1372));
         assert_eq!(stage.out(), Ok(Progress::Drained));
         assert_eq!((stage.script.count(Call::Send), stage.encap().answered()), (sends, 3));
+        stage.give(&udp(POD, POD_A, 7, Df::Clear, 1372));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        let sent = stage.script.take_datagrams();
+        assert_eq!((numbers(&to(host_a(), &sent)), stage.worker.counters().anomalies.fragments_made), (vec![7, 7], 2));
     }
 }
 

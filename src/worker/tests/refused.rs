@@ -8,7 +8,7 @@ fn fault_29_nothing_is_sent_of_a_super_packet_whose_sender_is_told() {
     for batched in [true, false] {
         let mut stage = Stage::new();
         if !batched {
-            stage.worker = stage.worker.one_by_one();
+            stage.worker = stage.worker.unbatched();
         }
         stage.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
         // Two segments of 1400 bytes with their headers, and one of 128.

@@ -1,0 +1,354 @@
+//! One host of the overlay without its system calls: the decisions, and all that is remembered and counted around them.
+
+mod datagrams;
+
+use alloc::collections::BTreeMap;
+use core::net::IpAddr;
+use core::time::Duration;
+
+pub use self::datagrams::Datagrams;
+use crate::forward::{
+    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, OverlayError, PathMode,
+    PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
+};
+use crate::forward::{Flow, Outer};
+use crate::offload::{VnetHeader, Work};
+use crate::route::RouteTable;
+use crate::transmit::{BATCH_BYTES_MAX, Transmit, Way};
+use crate::wire::DatagramTooBig;
+use crate::wire::icmpv4::ERROR_MAX;
+
+/// Peers whose send errors are counted one by one; those of later ones are not.
+const PEERS_COUNTED: usize = 1024;
+
+/// A host of the overlay: a [`Forwarder`], and what it remembers from packet to packet.
+///
+/// It has no I/O. Give it each packet and each datagram, with the route table and the time, and carry out the action that it
+/// returns. It counts every packet when it decides on it. If an action fails, tell it:
+/// [`handle_send_error`](Self::handle_send_error), [`handle_write_error`](Self::handle_write_error) and
+/// [`handle_reply_error`](Self::handle_reply_error) take the packet from where it was counted to where it ended.
+///
+/// `now` is the time since any fixed moment, the same for all calls.
+///
+/// Memory: 1,024 learned path MTUs, 1,024 counters of send errors and the tables of the limiter. Nothing is allocated for a
+/// packet that is forwarded.
+#[derive(Debug)]
+pub struct Endpoint {
+    forwarder: Forwarder,
+    limiter: IcmpLimiter,
+    paths: PathMtus,
+    counters: Counters,
+    send_errors: BTreeMap<IpAddr, u64>,
+    message: [u8; ERROR_MAX],
+    scratch: datagrams::Scratch,
+}
+
+/// The action for a packet from the TUN. Exhaustive on purpose: an action that a caller does not know is a packet lost.
+#[derive(Debug)]
+#[must_use = "a packet whose action is not carried out is lost"]
+pub enum Outbound<'p, 'e> {
+    /// Send this datagram.
+    Send(Transmit<'p>),
+    /// Send these datagrams: the segments of a GSO packet, or fragments.
+    SendAll(Datagrams<'p, 'e>),
+    /// Write this ICMP error to the TUN.
+    Reply(Reply<'e>),
+    /// Nothing: the packet was dropped, for this reason.
+    Drop(DropReason),
+}
+
+/// The action for a datagram from the underlay. Exhaustive, as [`Outbound`] is.
+#[derive(Debug)]
+#[must_use = "a packet whose action is not carried out is lost"]
+pub enum Inbound<'p, 'e> {
+    /// Write this packet to the TUN.
+    Deliver(&'p mut [u8]),
+    /// Send this ICMP error through the tunnel, to the host of the packet's sender.
+    Reply(Reply<'e>),
+    /// Nothing: the packet was dropped, for this reason.
+    Drop(DropReason),
+}
+
+/// An ICMP error about a packet that was not forwarded.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'e> {
+    /// The whole IP packet.
+    pub message: &'e [u8],
+    /// Destination of the message.
+    pub to: ReplyTo,
+    /// Reason why the packet was not forwarded.
+    pub reason: RejectReason,
+}
+
+/// A direction of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the TUN to the peers.
+    Outbound,
+    /// From the peers to the TUN.
+    Inbound,
+}
+
+impl Endpoint {
+    /// An endpoint with empty counters.
+    #[must_use]
+    pub fn new(forwarder: Forwarder) -> Self {
+        Self {
+            forwarder,
+            limiter: IcmpLimiter::default(),
+            paths: PathMtus::default(),
+            counters: Counters::default(),
+            send_errors: BTreeMap::new(),
+            message: [0; ERROR_MAX],
+            scratch: datagrams::Scratch::default(),
+        }
+    }
+
+    /// From now on ICMP errors are limited so.
+    pub fn set_icmp_limiter(&mut self, limiter: IcmpLimiter) {
+        self.limiter = limiter;
+    }
+
+    /// The forwarder.
+    #[must_use]
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Where every packet went.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The counters, to count what happened outside: failed reads, say.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// Packets that could not be sent to each peer, for the first 1,024 peers that had any.
+    pub fn send_errors(&self) -> impl Iterator<Item = (IpAddr, u64)> {
+        self.send_errors.iter().map(|(peer, count)| (*peer, *count))
+    }
+
+    /// The path MTUs that were learned.
+    #[must_use]
+    pub fn paths(&self) -> &PathMtus {
+        &self.paths
+    }
+
+    /// Forgets all but its counters, as after a restart.
+    pub fn forget(&mut self) {
+        (self.limiter, self.paths) = (IcmpLimiter::default(), PathMtus::default());
+    }
+
+    /// From now on the underlay carries inner packets of at most `mtu` bytes. Unless the limit becomes lower, the path MTUs that
+    /// were learned are forgotten: the narrow link may have been our own.
+    ///
+    /// # Errors
+    /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
+        let before = self.forwarder.overlay().mtu;
+        self.forwarder.set_mtu(mtu)?;
+        if mtu >= before {
+            self.paths.forget();
+        }
+        Ok(())
+    }
+
+    /// Decides on a packet from the TUN. `header` tells what the kernel left to be done ([`VnetHeader::default`]: nothing).
+    #[inline]
+    pub fn handle_outbound<'p, 'e>(
+        &'e mut self,
+        packet: &'p mut [u8],
+        header: &VnetHeader,
+        routes: &RouteTable,
+        now: Duration,
+    ) -> Outbound<'p, 'e> {
+        let received = packet.len();
+        let Self { forwarder, paths, counters, limiter, message, scratch, .. } = self;
+        counters.encap.receive();
+        let gso = match header.inspect(packet) {
+            Ok(Work::Nothing) => None,
+            Ok(Work::Checksum(checksum)) => {
+                checksum.complete(packet);
+                None
+            }
+            Ok(Work::Segment(gso)) => Some(gso),
+            Err(_) => {
+                counters.encap.discard(DropReason::BadOffload);
+                return Outbound::Drop(DropReason::BadOffload);
+            }
+        };
+        let path = |peer| paths.lookup(peer, now).unwrap_or(u16::MAX).min(LONGEST);
+        match forwarder.encapsulate_within(packet, gso.map(|gso| gso.segment_len()), path, routes) {
+            Encap::Send(transmit) => {
+                counters.trim(transmit.contents, received);
+                counters.encap.forward();
+                match gso {
+                    None => Outbound::Send(transmit),
+                    Some(gso) => {
+                        let way = Way::from(&transmit);
+                        Outbound::SendAll(Datagrams::segments(way, transmit.contents, gso, &mut counters.anomalies))
+                    }
+                }
+            }
+            Encap::Fragment(fragments) => {
+                counters.trim(fragments.packet(), received);
+                counters.encap.forward();
+                Outbound::SendAll(Datagrams::fragments(fragments, gso, scratch, &mut counters.anomalies))
+            }
+            Encap::Reject(reject) => {
+                counters.trim(reject.offender().as_bytes(), received);
+                match answer(limiter, counters, message, &reject, Direction::Outbound, now) {
+                    Some(reply) => Outbound::Reply(reply),
+                    None => Outbound::Drop(reject.reason().into()),
+                }
+            }
+            Encap::Drop(reason) => {
+                counters.encap.discard(reason);
+                Outbound::Drop(reason)
+            }
+        }
+    }
+
+    /// Decides on a datagram from the underlay. `outer` may be its sender alone.
+    #[inline]
+    pub fn handle_inbound<'p, 'e>(
+        &'e mut self,
+        datagram: &'p mut [u8],
+        outer: impl Into<Outer>,
+        routes: &RouteTable,
+        now: Duration,
+    ) -> Inbound<'p, 'e> {
+        let received = datagram.len();
+        let Self { forwarder, counters, limiter, message, .. } = self;
+        counters.decap.receive();
+        match forwarder.decapsulate(datagram, outer, routes) {
+            Decap::Deliver(packet) => {
+                counters.trim(packet, received);
+                counters.decap.forward();
+                Inbound::Deliver(packet)
+            }
+            Decap::Reject(reject) => {
+                counters.trim(reject.offender().as_bytes(), received);
+                match answer(limiter, counters, message, &reject, Direction::Inbound, now) {
+                    Some(reply) => Inbound::Reply(reply),
+                    None => Inbound::Drop(reject.reason().into()),
+                }
+            }
+            Decap::Drop(reason) => {
+                counters.decap.discard(reason);
+                Inbound::Drop(reason)
+            }
+        }
+    }
+
+    /// Packets that were to be sent to `peer` were not, for this reason.
+    #[cold]
+    pub fn handle_send_error(&mut self, peer: IpAddr, reason: DropReason, packets: u64) {
+        self.counters.encap.lose_forwarded(reason, packets);
+        count_send_errors(&mut self.send_errors, peer, packets);
+    }
+
+    /// Packets that were to be written to the TUN were not, for this reason.
+    #[cold]
+    pub fn handle_write_error(&mut self, reason: DropReason, packets: u64) {
+        self.counters.decap.lose_forwarded(reason, packets);
+    }
+
+    /// An ICMP error could not be written or sent.
+    #[cold]
+    pub fn handle_reply_error(&mut self, direction: Direction, to: ReplyTo, reason: RejectReason) {
+        flow(&mut self.counters, direction).lose_answer(reason.into());
+        if let ReplyTo::Peer(peer) = to {
+            count_send_errors(&mut self.send_errors, peer.ip(), 1);
+        }
+    }
+
+    /// The system refused `len` bytes of inner packet as too long for the path (EMSGSIZE), of which it knows `system`: see
+    /// [`PathMtus::handle_emsgsize`].
+    #[cold]
+    pub fn handle_emsgsize(&mut self, way: &Way, len: usize, system: SystemPath, now: Duration) -> EmsgsizeOutcome {
+        self.paths.handle_emsgsize(way.destination, len, system, now, &mut self.counters.anomalies)
+    }
+
+    /// A datagram that waited turned out to be longer than the `mtu` bytes that its path carries. It ends its packet: the sender
+    /// is told if DF is set, and otherwise the packet is dropped, because it is too late to fragment it.
+    #[cold]
+    pub fn handle_too_long(
+        &mut self,
+        datagram: &mut [u8],
+        way: &Way,
+        mtu: u16,
+        routes: &RouteTable,
+        now: Duration,
+    ) -> Outbound<'static, '_> {
+        let Self { forwarder, counters, limiter, message, send_errors, .. } = self;
+        counters.encap.hold_all(1);
+        match forwarder.refused_as_too_long(datagram, mtu, routes) {
+            Ok(reject) => match answer(limiter, counters, message, &reject, Direction::Outbound, now) {
+                Some(reply) => Outbound::Reply(reply),
+                None => Outbound::Drop(reject.reason().into()),
+            },
+            Err(reason) => {
+                counters.encap.discard(reason);
+                count_send_errors(send_errors, way.destination.ip(), 1);
+                Outbound::Drop(reason)
+            }
+        }
+    }
+
+    /// A router reported that a datagram was too big: see [`PathMtus::handle_icmp`].
+    #[cold]
+    pub fn handle_icmp(&mut self, report: &DatagramTooBig, routes: &RouteTable, now: Duration) -> IcmpOutcome {
+        let outcome = self.paths.handle_icmp(report, &self.forwarder, routes, now);
+        let is_news = matches!(outcome, IcmpOutcome::Lowered { .. });
+        self.counters.anomalies.path_mtu_lowered += u64::from(is_news);
+        outcome
+    }
+
+    /// How to send to a peer.
+    #[must_use]
+    #[inline]
+    pub fn path_mode(&self, peer: IpAddr, now: Duration) -> PathMode {
+        if self.paths.is_empty() { PathMode::System } else { self.paths.mode(peer, now) }
+    }
+
+    /// The longest datagram in bytes that is known to reach a peer.
+    #[must_use]
+    #[inline]
+    pub fn path_limit(&self, peer: IpAddr, now: Duration) -> u16 {
+        self.paths.lookup(peer, now).unwrap_or(LONGEST).min(LONGEST)
+    }
+}
+
+/// The longest datagram in bytes.
+const LONGEST: u16 = BATCH_BYTES_MAX as u16;
+
+#[cold]
+fn answer<'e>(
+    limiter: &mut IcmpLimiter,
+    counters: &mut Counters,
+    message: &'e mut [u8; ERROR_MAX],
+    reject: &Reject<'_>,
+    direction: Direction,
+    now: Duration,
+) -> Option<Reply<'e>> {
+    let answer = limiter.answer(reject, now, &mut counters.anomalies, message);
+    flow(counters, direction).settle(reject, answer.is_some());
+    answer.map(|(to, message)| Reply { message, to, reason: reject.reason() })
+}
+
+fn flow(counters: &mut Counters, direction: Direction) -> &mut Flow {
+    match direction {
+        Direction::Outbound => &mut counters.encap,
+        Direction::Inbound => &mut counters.decap,
+    }
+}
+
+fn count_send_errors(counted: &mut BTreeMap<IpAddr, u64>, peer: IpAddr, packets: u64) {
+    if counted.len() < PEERS_COUNTED || counted.contains_key(&peer) {
+        *counted.entry(peer).or_default() += packets;
+    }
+}

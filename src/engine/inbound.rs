@@ -1,0 +1,193 @@
+//! From the peers to the TUN.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use core::slice;
+use core::time::Duration;
+
+use super::{Engine, SendFailure, Sink, Unsent, WriteFailure};
+use crate::endpoint::{Direction, Endpoint, Inbound};
+use crate::forward::{DropReason, Outer, PathMode, ReplyTo};
+use crate::offload::{Coalesce, Coalesced, Coalescer, VnetHeader, Work, vnet_gso};
+use crate::route::RouteTable;
+use crate::transmit::Transmit;
+
+/// Bytes of the longest packet.
+const PACKET_MAX: usize = 65_535;
+
+/// GSO packets of a protocol refused in a row, with their segments accepted, after which no more are tried for a while: some
+/// kernels never take them.
+const REFUSALS: u32 = 8;
+
+/// How long no more are tried at first. It doubles each time, up to an hour.
+const FIRST_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait, and the time without refusals after which the wait is the first one again.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// Writes to the TUN, as GSO packets where that helps.
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// `None`: every packet is written by itself.
+    pub(super) coalescer: Option<Coalescer>,
+    granted: Coalesce,
+    /// For a GSO packet that has to be taken apart again.
+    scratch: Box<[u8]>,
+    refusals: Refusals,
+}
+
+/// GSO packets that were refused in a row.
+#[derive(Clone, Copy, Debug)]
+struct Refusals {
+    tcp: u32,
+    udp: u32,
+    /// How long none are tried the next time.
+    wait: Duration,
+    retry_at: Option<Duration>,
+    /// Since when they are tried again.
+    again_since: Option<Duration>,
+}
+
+impl Engine {
+    /// Takes a datagram from the underlay. It is written with [`flush_inbound`](Self::flush_inbound), or before.
+    ///
+    /// Returns the reason if it was dropped and nobody was told.
+    #[inline]
+    pub fn from_udp(
+        &mut self,
+        outer: impl Into<Outer>,
+        datagram: &mut [u8],
+        routes: &RouteTable,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) -> Option<DropReason> {
+        let Self { endpoint, writer, .. } = self;
+        match endpoint.handle_inbound(datagram, outer, routes, now) {
+            Inbound::Deliver(packet) => {
+                let Writer { coalescer, granted, scratch, refusals } = writer;
+                if let (Some(coalescer), Some(_)) = (&mut *coalescer, refusals.retry_at.filter(|at| *at <= now)) {
+                    refusals.try_again(now);
+                    coalescer.set(*granted);
+                }
+                let mut out = Out { endpoint, sink, scratch, refusals };
+                match coalescer {
+                    Some(coalescer) => coalescer.push(packet, &mut |packets| out.write(&packets)),
+                    None => out.write_single(packet),
+                }
+            }
+            Inbound::Reply(reply) => {
+                let (to, reason) = (reply.to, reply.reason);
+                let sent = match to {
+                    ReplyTo::Peer(peer) => send_reply(&Transmit::datagram(peer, reply.message), sink).is_ok(),
+                    ReplyTo::Tun => false,
+                };
+                if !sent {
+                    endpoint.handle_reply_error(Direction::Inbound, to, reason);
+                }
+            }
+            Inbound::Drop(reason) => return Some(reason),
+        }
+        None
+    }
+
+    /// Writes what waits for more packets of its flow.
+    #[inline]
+    pub fn flush_inbound(&mut self, now: Duration, sink: &mut impl Sink) {
+        let Self { endpoint, writer, .. } = self;
+        let Writer { coalescer: Some(coalescer), scratch, refusals, .. } = writer else { return };
+        let mut out = Out { endpoint, sink, scratch, refusals };
+        coalescer.flush(&mut |packets| out.write(&packets));
+        let what = coalescer.what();
+        if what.tcp && refusals.tcp >= REFUSALS || what.udp && refusals.udp >= REFUSALS {
+            coalescer
+                .set(Coalesce { tcp: what.tcp && refusals.tcp < REFUSALS, udp: what.udp && refusals.udp < REFUSALS });
+            if refusals.again_since.is_some_and(|since| now.saturating_sub(since) >= LONGEST_WAIT) {
+                refusals.wait = FIRST_WAIT;
+            }
+            refusals.retry_at = Some(now + refusals.wait);
+            refusals.wait = (2 * refusals.wait).min(LONGEST_WAIT);
+        }
+    }
+}
+
+impl Writer {
+    pub(super) fn new(coalescer: Option<Coalescer>, granted: Coalesce) -> Self {
+        let refusals = Refusals { tcp: 0, udp: 0, wait: FIRST_WAIT, retry_at: None, again_since: None };
+        Self { coalescer, granted, scratch: vec![0; PACKET_MAX].into_boxed_slice(), refusals }
+    }
+}
+
+impl Refusals {
+    fn of(&mut self, header: &VnetHeader) -> &mut u32 {
+        if header.gso_type == vnet_gso::UDP_L4 { &mut self.udp } else { &mut self.tcp }
+    }
+
+    /// One more that is refused is enough to stop again.
+    #[cold]
+    fn try_again(&mut self, now: Duration) {
+        let left = |refused: u32| refused.min(REFUSALS - 1);
+        (self.tcp, self.udp, self.retry_at) = (left(self.tcp), left(self.udp), None);
+        self.again_since = Some(now);
+    }
+}
+
+/// Sends an ICMP error. On a path that refuses it, it may be fragmented: it is short, and too rare to ask what the path carries.
+#[cold]
+fn send_reply(message: &Transmit<'_>, sink: &mut impl Sink) -> Result<(), Unsent> {
+    match sink.send(slice::from_ref(message), PathMode::System) {
+        Err(Unsent { reason: SendFailure::TooLong, .. }) => sink.send(slice::from_ref(message), PathMode::Fragment),
+        sent => sent,
+    }
+}
+
+/// Writes packets, and tells the endpoint what was not written.
+struct Out<'a, S> {
+    endpoint: &'a mut Endpoint,
+    sink: &'a mut S,
+    scratch: &'a mut [u8],
+    refusals: &'a mut Refusals,
+}
+
+impl<S: Sink> Out<'_, S> {
+    #[inline]
+    fn write(&mut self, packets: &Coalesced<'_>) {
+        let Coalesced { header, packet, packets: count } = *packets;
+        if count == 1 {
+            return self.write_single(packet);
+        }
+        match self.sink.write(&header, packet) {
+            Ok(()) => {
+                *self.refusals.of(&header) = 0;
+                self.endpoint.counters_mut().anomalies.coalesced += count as u64;
+            }
+            Err(WriteFailure::Rejected) => self.write_segments(packets),
+            Err(failure) => self.endpoint.handle_write_error(failure.drop_reason(), count as u64),
+        }
+    }
+
+    /// Some kernels refuse GSO packets that they should take.
+    #[cold]
+    fn write_segments(&mut self, packets: &Coalesced<'_>) {
+        self.endpoint.counters_mut().anomalies.tun_fallbacks += 1;
+        let Ok(Work::Segment(gso)) = packets.header.inspect(packets.packet) else {
+            self.endpoint.handle_write_error(DropReason::TunFailed, packets.packets as u64);
+            return;
+        };
+        let mut accepted = false;
+        for index in 0..gso.segments() {
+            let Some(segment) = self.scratch.get_mut(..gso.len_of(index)) else { continue };
+            gso.write_segment(packets.packet, index, segment);
+            match self.sink.write(&VnetHeader::default(), segment) {
+                Ok(()) => accepted = true,
+                Err(failure) => self.endpoint.handle_write_error(failure.drop_reason(), 1),
+            }
+        }
+        *self.refusals.of(&packets.header) += u32::from(accepted);
+    }
+
+    #[inline]
+    fn write_single(&mut self, packet: &[u8]) {
+        if let Err(failure) = self.sink.write(&VnetHeader::default(), packet) {
+            self.endpoint.handle_write_error(failure.drop_reason(), 1);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! From the TUN to the peers.
+
+use core::time::Duration;
+
+use super::{Engine, SendFailure, Sink, Unsent, peer_of};
+use crate::endpoint::{Direction, Outbound};
+use crate::forward::{DropReason, EmsgsizeOutcome, ReplyTo};
+use crate::offload::VnetHeader;
+use crate::route::RouteTable;
+use crate::transmit::{SELECTED_MAX, Transmit, Way};
+
+/// Bytes that are collected before they are sent: a part of what the second-level cache holds.
+const BYTES_COLLECTED: usize = 128 << 10;
+
+/// The first pause of a path that takes no more. It doubles up to the longest one while nothing gets through.
+const PAUSE: Duration = Duration::from_micros(500);
+const LONGEST_PAUSE: Duration = Duration::from_millis(4);
+
+/// How long a path may take nothing before what waits for it is dropped.
+const TAKES_NOTHING: Duration = Duration::from_secs(1);
+
+/// The same for a kernel that has no memory.
+const NO_BUFFERS: Duration = Duration::from_millis(15);
+
+impl Engine {
+    /// Takes a packet from the TUN, and returns how many datagrams it became, at least 1. It is sent with [`flush`](Self::flush),
+    /// or before when much has been collected.
+    #[inline]
+    pub fn from_tun(
+        &mut self,
+        header: &VnetHeader,
+        packet: &mut [u8],
+        routes: &RouteTable,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) -> usize {
+        if self.queue.is_short() {
+            self.flush(routes, now, sink);
+        }
+        let Self { endpoint, queue, .. } = self;
+        let mut count = 1;
+        let (way, bytes) = match endpoint.handle_outbound(packet, header, routes, now) {
+            Outbound::Send(transmit) => {
+                let (way, contents) = (Way::from(&transmit), transmit.contents);
+                let mut pending = queue.begin(&way);
+                match pending.datagram(contents.len()) {
+                    Some(room) => {
+                        room.copy_from_slice(contents);
+                        pending.commit();
+                        (way, Some(contents.len()))
+                    }
+                    None => (way, None),
+                }
+            }
+            Outbound::SendAll(mut datagrams) => {
+                let way = *datagrams.way();
+                let mut pending = queue.begin(&way);
+                let mut bytes = 0;
+                count = 0;
+                loop {
+                    let Some(len) = datagrams.next_len() else {
+                        pending.commit();
+                        break (way, Some(bytes));
+                    };
+                    let Some(room) = pending.datagram(len) else { break (way, None) };
+                    datagrams.write_next(room);
+                    bytes += len;
+                    count += 1;
+                }
+            }
+            Outbound::Reply(reply) => {
+                let (to, reason) = (reply.to, reply.reason);
+                if sink.write(&VnetHeader::default(), reply.message).is_err() {
+                    endpoint.handle_reply_error(Direction::Outbound, to, reason);
+                }
+                return 1;
+            }
+            Outbound::Drop(_) => return 1,
+        };
+        match bytes {
+            Some(bytes) => self.collected += bytes,
+            None => endpoint.handle_send_error(way.destination.ip(), DropReason::SendBufferFull, 1),
+        }
+        if self.collected >= BYTES_COLLECTED || !self.batched {
+            self.flush(routes, now, sink);
+        }
+        count.max(1)
+    }
+
+    /// Sends all that the paths take.
+    #[inline]
+    pub fn flush(&mut self, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
+        self.collected = 0;
+        self.queue.unblock(now);
+        while self.queue.select() > 0 {
+            let Err(unsent) = self.send_selected(now, sink) else { continue };
+            self.lose_sent(&unsent);
+            if unsent.reason == SendFailure::Closed {
+                return;
+            }
+            self.overcome(&unsent, routes, now, sink);
+        }
+    }
+
+    /// Sends as many of the selected batches as go at once. A batch that is longer than its path is known to carry is not tried.
+    #[inline]
+    fn send_selected(&mut self, now: Duration, sink: &mut impl Sink) -> Result<(), Unsent> {
+        let Self { endpoint, queue, .. } = self;
+        let fits = |batch: &Transmit<'_>| {
+            endpoint.paths().is_empty() || batch.longest() <= endpoint.path_limit(peer_of(batch), now).into()
+        };
+        let Some(first) = queue.batch(0) else { return Ok(()) };
+        if !fits(&first) {
+            return Err(Unsent { batch: 0, datagram: 0, datagrams: 1, reason: SendFailure::TooLong });
+        }
+        let mode = endpoint.path_mode(peer_of(&first), now);
+        let mut batches = [first; SELECTED_MAX];
+        let mut count = 1;
+        for (index, slot) in batches.iter_mut().enumerate().skip(1) {
+            let goes_along = |batch: &Transmit<'_>| fits(batch) && endpoint.path_mode(peer_of(batch), now) == mode;
+            let Some(batch) = queue.batch(index).filter(goes_along) else { break };
+            *slot = batch;
+            count += 1;
+        }
+        sink.send(batches.get(..count).unwrap_or_default(), mode)?;
+        queue.sent(count);
+        Ok(())
+    }
+
+    /// Takes what went before a failure as sent.
+    fn lose_sent(&mut self, unsent: &Unsent) {
+        self.queue.sent(unsent.batch);
+        self.queue.advance(unsent.datagram);
+        if unsent.datagram > 0 {
+            self.queue.select_first_again();
+        }
+    }
+
+    #[cold]
+    fn overcome(&mut self, unsent: &Unsent, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
+        let since = self.queue.blocked_since();
+        let waits = |limit: Duration| since.is_none_or(|since| now.saturating_sub(since) < limit);
+        match unsent.reason {
+            SendFailure::Full if waits(TAKES_NOTHING) => self.block(now, since),
+            SendFailure::NoBuffers if waits(NO_BUFFERS) => self.block(now, since),
+            SendFailure::Full => {
+                let peer = self.queue.batch(0).map(|batch| batch.destination);
+                self.drop_blocked(peer);
+            }
+            SendFailure::TooLong => self.handle_too_long(routes, now, sink),
+            reason => {
+                let lost = self.queue.lose(unsent.datagrams.max(1));
+                self.lose(lost, reason.drop_reason());
+            }
+        }
+    }
+
+    fn block(&mut self, now: Duration, since: Option<Duration>) {
+        // Twice as long as it has been blocked already, within bounds.
+        let pause = since.map_or(PAUSE, |since| now.saturating_sub(since)).clamp(PAUSE, LONGEST_PAUSE);
+        let lost = self.queue.block(now, now + pause);
+        self.lose(lost, DropReason::SendBufferFull);
+    }
+
+    /// A path took nothing for too long: all that waits for it is dropped.
+    fn drop_blocked(&mut self, peer: Option<core::net::SocketAddr>) {
+        let Self { endpoint, queue, .. } = self;
+        queue.drop_peers(
+            |destination| Some(destination) == peer,
+            |lost| endpoint.handle_send_error(lost.destination.ip(), DropReason::SendBufferFull, lost.packets),
+        );
+    }
+
+    /// The first batch has datagrams that are longer than the path to their peer carries.
+    #[cold]
+    fn handle_too_long(&mut self, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
+        let Self { endpoint, queue, .. } = self;
+        let Some(batch) = queue.batch(0) else { return };
+        let (way, longest, count) = (Way::from(&batch), batch.longest(), batch.segments().count());
+        let as_long = batch.segments().take_while(|datagram| datagram.len() == longest).count();
+        let known = endpoint.path_limit(peer_of(&batch), now);
+        let mtu = if usize::from(known) < longest {
+            known
+        } else {
+            let system = sink.system_path(&way, &mut |report| {
+                endpoint.handle_icmp(report, routes, now);
+            });
+            match endpoint.handle_emsgsize(&way, longest, system, now) {
+                EmsgsizeOutcome::Limit(mtu) => mtu,
+                EmsgsizeOutcome::Retry => return,
+                // There is nothing to tell the senders. A last datagram that is shorter may fit.
+                EmsgsizeOutcome::Unexplained => {
+                    let lost = queue.lose(as_long.max(1));
+                    return self.lose(lost, DropReason::SendFailed);
+                }
+            }
+        };
+        for _ in 0..count {
+            // The rest of a packet whose sender was told would be of no use to anybody.
+            let is_lost = queue.next_is_lost();
+            let Some(datagram) = queue.datagram_mut().filter(|datagram| is_lost || datagram.len() > mtu.into()) else {
+                return;
+            };
+            if !is_lost && let Outbound::Reply(reply) = endpoint.handle_too_long(datagram, &way, mtu, routes, now) {
+                let (to, reason) = (reply.to, reply.reason);
+                if to != ReplyTo::Tun || sink.write(&VnetHeader::default(), reply.message).is_err() {
+                    endpoint.handle_reply_error(Direction::Outbound, to, reason);
+                }
+            }
+            // Counted above.
+            queue.lose(1);
+        }
+    }
+}

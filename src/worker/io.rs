@@ -1,0 +1,126 @@
+//! The adapters as the engine's way out, and what their errors mean for the worker.
+
+use alloc::string::String;
+use std::time::Instant;
+
+use super::WorkerError;
+use super::failing::{Failing, Failure};
+use crate::engine::{SendFailure, Sink, Unsent, WriteFailure};
+use crate::forward::{PathMode, SystemPath};
+use crate::offload::VnetHeader;
+use crate::sys::{BatchError, SendErrorKind, Tun, TunError, UdpTransport};
+use crate::transmit::{Transmit, Way};
+use crate::wire::DatagramTooBig;
+
+/// Device and socket during one call of the worker.
+#[derive(Debug)]
+pub(super) struct Io<'a> {
+    pub(super) tun: &'a Tun,
+    pub(super) udp: &'a UdpTransport,
+    pub(super) failing: &'a mut Failing,
+    pub(super) ended: &'a mut Option<WorkerError>,
+    pub(super) now: Instant,
+}
+
+impl Io<'_> {
+    pub(super) fn tun_gone(&self, error: TunError) -> WorkerError {
+        let name = String::from(self.tun.name());
+        match error {
+            TunError::Closed => WorkerError::TunClosed { name },
+            TunError::Deleted
+            | TunError::Down
+            | TunError::Full
+            | TunError::Headless { .. }
+            | TunError::Rejected(_)
+            | TunError::WouldBlock => WorkerError::LinkDeleted { name },
+        }
+    }
+
+    pub(super) fn socket_gone(&self) -> WorkerError {
+        WorkerError::SocketClosed { local: self.udp.local_addr() }
+    }
+
+    /// Notes a failure that may be that of every call of its kind.
+    #[cold]
+    fn fails(&mut self, failure: Failure) {
+        if let Err(end) = self.failing.fails(failure, self.now) {
+            self.ended.get_or_insert(end);
+        }
+    }
+}
+
+impl Sink for Io<'_> {
+    #[inline]
+    fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent> {
+        let nothing = |reason| Err(Unsent { batch: 0, datagram: 0, datagrams: 1, reason });
+        if self.ended.is_some() {
+            return nothing(SendFailure::Closed);
+        }
+        if self.failing.send_at().is_some() {
+            return nothing(SendFailure::Full);
+        }
+        let Err(BatchError { transmit: batch, segment: datagram, datagrams, kind }) =
+            self.udp.send_batch_in(mode, batches, 0)
+        else {
+            self.failing.send_works();
+            return Ok(());
+        };
+        if batch > 0 || datagram > 0 {
+            self.failing.send_works();
+        }
+        let reason = match kind {
+            SendErrorKind::Closed => {
+                self.ended.get_or_insert(WorkerError::SocketClosed { local: self.udp.local_addr() });
+                SendFailure::Closed
+            }
+            SendErrorKind::Forbidden => {
+                self.fails(Failure::Send(kind));
+                SendFailure::Forbidden
+            }
+            SendErrorKind::NoBuffers => SendFailure::NoBuffers,
+            SendErrorKind::Other(_) => {
+                self.fails(Failure::Send(kind));
+                SendFailure::Failed
+            }
+            SendErrorKind::Refused => SendFailure::Refused,
+            SendErrorKind::TooLong => SendFailure::TooLong,
+            SendErrorKind::Unreachable => SendFailure::Unreachable,
+            SendErrorKind::WouldBlock => SendFailure::Full,
+        };
+        Err(Unsent { batch, datagram, datagrams, reason })
+    }
+
+    #[inline]
+    fn write(&mut self, header: &VnetHeader, packet: &[u8]) -> Result<(), WriteFailure> {
+        if self.ended.is_some() {
+            return Err(WriteFailure::Failed);
+        }
+        let is_single = *header == VnetHeader::default();
+        let written = if is_single { self.tun.send(packet) } else { self.tun.send_with(header, packet) };
+        let Err(error) = written else {
+            self.failing.write_works();
+            return Ok(());
+        };
+        match error {
+            TunError::Down => Err(WriteFailure::Down),
+            TunError::Full | TunError::WouldBlock => Err(WriteFailure::Full),
+            TunError::Closed | TunError::Deleted => {
+                let end = self.tun_gone(error);
+                self.ended.get_or_insert(end);
+                Err(WriteFailure::Failed)
+            }
+            TunError::Rejected(_) => {
+                if is_single {
+                    self.fails(Failure::Write(error));
+                }
+                Err(WriteFailure::Rejected)
+            }
+            TunError::Headless { .. } => Err(WriteFailure::Failed),
+        }
+    }
+
+    fn system_path(&mut self, way: &Way, report: &mut dyn FnMut(&DatagramTooBig)) -> SystemPath {
+        self.udp.receive_reports(report);
+        self.udp.system_path(way.destination, way.flow)
+    }
+}
