@@ -1,64 +1,73 @@
-//! One pair of hands: binds a TUN device, a UDP socket, a forwarder and a route reader.
+//! A worker drives one TUN device and one UDP socket.
 //!
-//! The worker has no loop of its own. Yours waits until a file descriptor is ready and calls the method of that name, which
-//! does at most a budget of work and never blocks:
+//! It has no loop of its own: call [`run`], or wait for its file descriptors in a loop of yours.
 //!
-//! 1. Ask [`Worker::interest`] what to wait for: TUN readable, UDP readable, at times UDP writable, at times a moment. Wait for
-//!    nothing else: what is not asked for may be ready all the time.
-//! 2. Wait, with `poll`, `epoll`, tokio or whatever you have.
-//! 3. Call [`Worker::tun_ready`] when the TUN is readable, the socket writable or the moment has come; call
-//!    [`Worker::udp_ready`] when the socket is readable.
-//! 4. On [`Progress::More`] do not wait: see to your other work, then call again. (With level-triggered `poll` that comes of
-//!    itself, since what is left is reported at once.)
-//! 5. An error is final: the device or the socket is gone. Wait for neither any more, and drop the worker.
+//! 1. Call [`Worker::handle`] with the file descriptors that are ready. It does a limited amount of work and never blocks.
+//! 2. Wait for what [`Next`] names: the TUN device, the UDP socket, a moment. Wait for nothing else, because it may be ready
+//!    all the time.
+//! 3. Go to 1. After an error drop the worker: the device or the socket is gone.
 //!
-//! A deleted TUN device is reported as an error condition, not as readable: with tokio wait for both. `poll` reports it whether
-//! asked or not: leave the TUN out of the set while [`Interest::tun_readable`] is false.
+//! With `poll`, leave a file descriptor out of the set while [`Next`] does not name it: `poll` reports errors in any case. With
+//! an edge-triggered interface such as tokio's, wait for errors as well as for readability: a deleted TUN device is not readable.
+//! Consume the readiness of a file descriptor only if [`Next`] names it.
+//!
+//! Other threads use a [`Handle`].
 //!
 //! # Errors that last
-//! A call that fails is tried again at once a few times, and then 40 times a second: [`Interest::tun_readable`] or
-//! [`Interest::udp_readable`] is false meanwhile, and [`Interest::wake_at`] has the moment of the next attempt. After 10 s
-//! without a success the worker ends with [`WorkerError::CallFails`]. Features that the kernel lacks are disabled.
-//! [`Worker::take_notices`] returns both, once each, in sentences for a log.
+//! A system call that fails is repeated at once a few times, and then 40 times a second. [`Next`] names the moment of the next
+//! attempt. After 10 s without a success the worker ends with [`WorkerError::CallFails`]. Features that the kernel lacks are
+//! disabled. [`Handle::take_notices`] returns both, once each, in sentences for a log.
 
+mod error;
 mod failing;
+mod group;
 mod io;
+mod next;
+mod run;
+#[cfg(feature = "tokio")]
+mod run_tokio;
 mod strangers;
 #[cfg(test)]
 mod tests;
 
 use alloc::boxed::Box;
-use alloc::string::{String, ToString};
+
 use alloc::vec;
 use alloc::vec::Vec;
-use core::hash::BuildHasher;
-use core::net::{IpAddr, SocketAddr};
-use core::num::NonZeroU32;
+use core::net::SocketAddr;
 use core::time::Duration;
-use std::hash::RandomState;
+use std::os::fd::{AsFd, BorrowedFd};
+
 use std::time::Instant;
 
+pub use self::error::{Notice, WorkerError};
 use self::failing::Failing;
 pub use self::failing::Failure;
+pub use self::group::Handle;
+use self::group::Membership;
 use self::io::Io;
+pub use self::next::{Budget, Next, Ready};
+pub use self::run::run;
+#[cfg(feature = "tokio")]
+pub use self::run_tokio::run_tokio;
 pub use self::strangers::Stranger;
 use self::strangers::Strangers;
 use crate::endpoint::Endpoint;
 use crate::engine::Engine;
-use crate::forward::{Counters, DropReason, Forwarder, IcmpLimiter, Outer, OverlayError};
+use crate::forward::{Counters, DropReason, Forwarder, Outer};
 use crate::offload::Coalesce;
-use crate::route::RouteReader;
-use crate::sys::{Feature, PACKET_MAX, RecvBatch, RecvError, Tun, TunError, UdpTransport};
+use crate::route::{RoutePublisher, RouteReader};
+use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, UdpTransport};
 use crate::transmit::QueueLimits;
 
 /// Messages that one system call receives, each a datagram or a GRO batch: 1 MiB of buffers.
 const MESSAGES: usize = 16;
 
-/// How often reports of routers are read at most while no path is known to be narrow. The kernel heard of them too, and refuses
-/// the next packet that is too long; then they are read at once.
+/// The interval in which reports of routers are read while no path is known to be narrow. The kernel received them too, and
+/// refuses the next packet that is too long. Then they are read at once.
 const REPORTS_EVERY: Duration = Duration::from_secs(1);
 
-/// The same while some path is: the kernel's refusals may have been overruled for it.
+/// The interval while some path is narrow: the kernel's refusals may have been overruled for it.
 const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 
 /// Moves packets between one TUN device and one UDP socket.
@@ -76,160 +85,60 @@ pub struct Worker {
     buffer: Box<[u8]>,
     failing: Failing,
     strangers: Strangers,
-    /// The begin of the engine's clock: the first call.
-    started: Option<Instant>,
-    /// When reports of routers are to be read.
+    membership: Membership,
+    /// File descriptors that had more than the last budget allowed, or whose call fails.
+    left: Ready,
+    /// The moment at which reports of routers are to be read.
     reports_due: Option<Instant>,
-    /// Why it ended, once it has: a file descriptor that was closed may be somebody else's by now.
+    /// The error that ended the worker. A file descriptor that was closed may be somebody else's by now.
     ended: Option<WorkerError>,
-    /// Disabled features that a notice has named.
-    noticed: Vec<Feature>,
-}
-
-/// How many packets, or other units of work, one call may do.
-///
-/// It is what keeps one direction from starving the other, and both from starving your own work. Messages from peers are
-/// received up to 16 at a time, and a call sees to all that it has received.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget(NonZeroU32);
-
-impl Budget {
-    /// This many; 0 is taken for 1.
-    #[must_use]
-    pub const fn packets(count: u32) -> Self {
-        match NonZeroU32::new(count) {
-            Some(count) => Self(count),
-            None => Self(NonZeroU32::MIN),
-        }
-    }
-
-    /// How many.
-    #[must_use]
-    pub const fn count(self) -> u32 {
-        self.0.get()
-    }
-}
-
-impl Default for Budget {
-    /// 256 packets: 0.1 to 0.3 ms of work. Every datagram is one, also of a super-packet or a train.
-    fn default() -> Self {
-        Self::packets(256)
-    }
-}
-
-/// Whether there is more to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "after `More` the next call must not wait for readiness"]
-#[non_exhaustive]
-pub enum Progress {
-    /// Nothing is left: wait until the file descriptor is ready again.
-    Drained,
-    /// There may be more to read, but not now: packets wait for the UDP socket, or a call that fails waits for its next attempt;
-    /// see [`Worker::interest`]. Whoever is told of readiness only once, as with tokio, must not take the file descriptor for
-    /// drained, and must take the socket for not writable.
-    Held,
-    /// The budget is used up. Call again without waiting, after seeing to other work.
-    More,
-}
-
-/// What to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Interest {
-    /// Whether to wait for the TUN: not while packets from it wait for the socket, or reading from it fails.
-    pub tun_readable: bool,
-    /// Whether to wait until the UDP socket is readable: not while receiving from it fails, or writing to the TUN.
-    pub udp_readable: bool,
-    /// When to call [`Worker::tun_ready`] at the latest.
-    pub wake_at: Option<Instant>,
-}
-
-/// Something that an operator should know of, in a sentence for a log.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Notice {
-    /// The kernel or a sandbox lacks features, and the worker goes on without them.
-    #[error("this kernel, or the sandbox around this process, lacks {}; it goes on without", listed(.0))]
-    Disabled(
-        /// Those that no notice named before.
-        Vec<Feature>,
-    ),
-    /// A system call fails every time. At most once a minute for each kind of call.
-    #[error("{0}")]
-    Failing(Failure),
-}
-
-fn listed(features: &[Feature]) -> String {
-    let names: Vec<_> = features.iter().map(ToString::to_string).collect();
-    names.join(", ")
-}
-
-/// The end of a worker. No call works afterwards; every one says so again.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum WorkerError {
-    /// A system call failed every time for so long that it is not going to work: a sandbox forbids it, for example.
-    #[error("{failure}, for {seconds} s; see whether a sandbox such as seccomp forbids the system call")]
-    CallFails {
-        /// Which call, and its last error.
-        failure: Failure,
-        /// For how many seconds.
-        seconds: u64,
-    },
-    /// Somebody deleted the TUN device.
-    #[error("the TUN device {name} was deleted; open a new one and a new worker")]
-    LinkDeleted {
-        /// Its name.
-        name: String,
-    },
-    /// The UDP socket's file descriptor is closed: a mistake in this process.
-    #[error("the UDP socket {local} is closed: something in this process closed a file descriptor that is not its own")]
-    SocketClosed {
-        /// The address it was bound to.
-        local: SocketAddr,
-    },
-    /// The TUN's file descriptor is closed: a mistake in this process.
-    #[error("the TUN device {name} is closed: something in this process closed a file descriptor that is not its own")]
-    TunClosed {
-        /// Its name.
-        name: String,
-    },
 }
 
 impl Worker {
-    /// A worker with empty counters.
+    /// Returns a worker with empty counters, in a group of its own.
     #[must_use]
     pub fn new(tun: Tun, udp: UdpTransport, forwarder: Forwarder, routes: RouteReader) -> Self {
+        Self::with_group(tun, udp, forwarder.clone(), routes, Handle::new(forwarder))
+    }
+
+    /// Returns a worker for each queue of a TUN device and its socket. They share the limits on ICMP errors, the path MTUs they
+    /// learn, and a [`Handle`].
+    #[must_use]
+    pub fn group(
+        queues: impl IntoIterator<Item = (Tun, UdpTransport)>,
+        forwarder: &Forwarder,
+        routes: &RoutePublisher,
+    ) -> Vec<Self> {
+        let handle = Handle::new(forwarder.clone());
+        let worker = |(tun, udp)| Self::with_group(tun, udp, forwarder.clone(), routes.reader(), handle.clone());
+        queues.into_iter().map(worker).collect()
+    }
+
+    fn with_group(tun: Tun, udp: UdpTransport, forwarder: Forwarder, routes: RouteReader, group: Handle) -> Self {
         let offload = tun.offload();
         let coalesce = Coalesce { tcp: offload.tso, udp: offload.uso };
         let mut endpoint = Endpoint::new(forwarder);
-        endpoint.set_icmp_limiter(IcmpLimiter::default().with_seed(RandomState::new().hash_one(())));
-        let engine = Engine::new(endpoint, QueueLimits::default(), coalesce);
-        Self {
+        endpoint.set_icmp_limiter(group.limiter());
+        let mut worker = Self {
             tun,
             udp,
-            engine,
+            engine: Engine::new(endpoint, QueueLimits::default(), coalesce),
             routes,
             messages: RecvBatch::new(MESSAGES),
             buffer: vec![0; PACKET_MAX + 1].into_boxed_slice(),
             failing: Failing::default(),
             strangers: Strangers::default(),
-            started: None,
+            membership: group.join(),
+            left: Ready::default(),
             reports_due: None,
             ended: None,
-            noticed: Vec::new(),
-        }
+        };
+        worker.publish();
+        worker
     }
 
-    /// The same worker with other limits on the ICMP errors it sends.
-    #[must_use]
-    pub fn with_icmp_limiter(mut self, limiter: IcmpLimiter) -> Self {
-        self.engine.endpoint_mut().set_icmp_limiter(limiter);
-        self
-    }
-
-    /// The same worker, but packets do not wait for each other: one at a time is read, decided on and written. To compare, and
-    /// to find faults.
+    /// Returns the same worker without batches: each packet is read, decided on and written by itself. For comparisons, and to
+    /// find faults.
     #[must_use]
     pub fn unbatched(mut self) -> Self {
         self.engine = self.engine.unbatched();
@@ -237,81 +146,70 @@ impl Worker {
         self
     }
 
-    /// From now on the underlay carries inner packets of at most `mtu` bytes: the smaller of what its interface carries
-    /// (`link::Underlay::tun_mtu`) and of the TUN device's MTU. `link::LinkMonitor` tells when either changes; call it then.
+    /// Moves packets from the file descriptors that are ready, and sends what waited long enough. Returns the events to wait for
+    /// before the next call.
     ///
-    /// - The next packet that is read is decided on by it. The senders of longer ones are told the new number.
-    /// - Packets that wait for the socket were decided on already: they leave as they are, unless the interface refuses them.
-    /// - Unless the limit becomes lower, the path MTUs that were learned are forgotten: it may have been our own interface that
-    ///   was narrow. Those of paths that are narrow further on are learned again with one packet each.
-    /// - Packets from peers have no limit: what the underlay carried goes to the TUN.
+    /// The first call may name none that is ready. Each direction has the budget for itself. Changes of routes and through a
+    /// [`Handle`] take effect at the beginning of a call.
     ///
     /// # Errors
-    /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
-        self.engine.set_mtu(mtu)
-    }
-
-    /// Moves packets from the TUN to their peers, and what waits for them.
-    ///
-    /// # Errors
-    /// If the device or the socket is gone, or a call has failed for 10 s.
-    pub fn tun_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
-        let clock = self.begin(now)?;
-        let progress = self.read(budget, now, clock);
-        let (mut io, engine, routes) = self.parts(now);
-        engine.flush(routes.table(), clock, &mut io);
-        self.udp.retry_trains(now);
-        self.engine.endpoint_mut().counters_mut().anomalies.gso_fallbacks = self.udp.gso_fallbacks();
-        self.end(progress)
-    }
-
-    /// Moves datagrams from peers to the TUN.
-    ///
-    /// # Errors
-    /// If the device or the socket is gone, or a call has failed for 10 s.
-    pub fn udp_ready(&mut self, budget: Budget, now: Instant) -> Result<Progress, WorkerError> {
-        let clock = self.begin(now)?;
-        let progress = self.receive(budget, now, clock);
-        self.end(progress)
-    }
-
-    /// Takes over what happened outside since the last call. Returns the engine's time.
-    fn begin(&mut self, now: Instant) -> Result<Duration, WorkerError> {
+    /// If the device or the socket is gone, or if a call has failed for 10 s. Later calls return the same error.
+    pub fn handle(&mut self, ready: Ready, budget: Budget, now: Instant) -> Result<Next, WorkerError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());
         }
-        let clock = now.saturating_duration_since(*self.started.get_or_insert(now));
-        if self.routes.update() {
-            let Self { engine, routes, .. } = self;
+        let outcome = self.handle_ready(ready, budget, now);
+        if let Err(error) = &outcome {
+            self.ended = Some(error.clone());
+            self.drop_waiting();
+            self.publish();
+            return outcome;
+        }
+        let is_idle = outcome.as_ref().is_ok_and(|next| next.wake_at.is_none_or(|at| at > now));
+        if self.membership.is_due(is_idle, now) {
+            self.publish();
+        }
+        outcome
+    }
+
+    fn handle_ready(&mut self, ready: Ready, budget: Budget, now: Instant) -> Result<Next, WorkerError> {
+        let clock = self.membership.clock(now);
+        self.begin(clock, now);
+        let ready = Ready { tun: ready.tun || self.left.tun, udp: ready.udp || self.left.udp };
+        let (mut read, mut received) = (Ok(false), Ok(false));
+        if ready.tun {
+            read = self.read(budget, now, clock);
+        }
+        let (mut io, engine, routes) = self.parts(now);
+        engine.flush(routes.table(), clock, &mut io);
+        if ready.udp && read.is_ok() && self.ended.is_none() {
+            received = self.receive(budget, now, clock);
+        }
+        self.udp.retry_trains(now);
+        self.engine.endpoint_mut().counters_mut().anomalies.gso_fallbacks = self.udp.gso_fallbacks();
+        self.left = Ready { tun: read?, udp: received? };
+        match &self.ended {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.next(now)),
+        }
+    }
+
+    /// Takes over what changed outside since the last call.
+    fn begin(&mut self, clock: Duration, now: Instant) {
+        let Self { engine, routes, udp, membership, .. } = self;
+        if routes.update() {
             engine.drop_peers(|next_hop| !routes.table().has_next_hop(next_hop), DropReason::StaleRoute);
         }
+        membership.take_over(engine.endpoint_mut());
         if self.reports_due.is_none_or(|due| due <= now) {
-            let Self { engine, routes, udp, .. } = self;
             let endpoint = engine.endpoint_mut();
             udp.receive_reports(|report| {
                 endpoint.handle_icmp(report, routes.table(), clock);
             });
-            self.reports_due =
-                Some(now + if endpoint.paths().is_empty() { REPORTS_EVERY } else { REPORTS_EVERY_NARROW });
+            let is_narrow = !endpoint.paths().is_empty();
+            self.reports_due = Some(now + if is_narrow { REPORTS_EVERY_NARROW } else { REPORTS_EVERY });
         }
         self.failing.wake(now);
-        Ok(clock)
-    }
-
-    /// The result of a call, or the end.
-    fn end(&mut self, progress: Result<Progress, WorkerError>) -> Result<Progress, WorkerError> {
-        if let Err(error) = &progress {
-            self.ended.get_or_insert_with(|| error.clone());
-        }
-        match &self.ended {
-            None => progress,
-            Some(error) => {
-                let error = error.clone();
-                self.stop();
-                Err(error)
-            }
-        }
     }
 
     fn parts(&mut self, now: Instant) -> (Io<'_>, &mut Engine, &RouteReader) {
@@ -319,15 +217,12 @@ impl Worker {
         (Io { tun, udp, failing, ended, now }, engine, routes)
     }
 
-    /// Reads packets from the TUN.
-    fn read(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<Progress, WorkerError> {
+    /// Reads packets from the TUN. Returns true if more may be left.
+    fn read(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<bool, WorkerError> {
         let Self { tun, udp, engine, routes, failing, ended, buffer, .. } = self;
-        if failing.read_at().is_some() {
-            return Ok(Progress::Held);
-        }
         let mut left = budget.count() as usize;
         let mut io = Io { tun, udp, failing, ended, now };
-        while left > 0 && io.ended.is_none() {
+        while left > 0 && io.ended.is_none() && io.failing.read_at().is_none() {
             match tun.recv(buffer) {
                 Ok(meta) => {
                     io.failing.read_works();
@@ -337,30 +232,25 @@ impl Worker {
                 }
                 Err(TunError::WouldBlock) => {
                     io.failing.read_works();
-                    return Ok(Progress::Drained);
+                    return Ok(false);
                 }
                 Err(error) if error.is_fatal() => return Err(io.tun_gone(error)),
                 Err(error) => {
                     left -= 1;
                     engine.endpoint_mut().counters_mut().anomalies.read_errors += 1;
-                    if io.failing.fails(Failure::Read(error), now)? {
-                        return Ok(Progress::Held);
-                    }
+                    io.failing.fails(Failure::Read(error), now)?;
                 }
             }
         }
-        Ok(Progress::More)
+        Ok(true)
     }
 
-    /// Receives datagrams. Nothing is left behind.
-    fn receive(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<Progress, WorkerError> {
+    /// Receives datagrams, and writes all that it has received. Returns true if more may be left.
+    fn receive(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<bool, WorkerError> {
         let Self { tun, udp, engine, routes, failing, strangers, ended, messages, .. } = self;
         let mut left = budget.count() as usize;
         let mut io = Io { tun, udp, failing, ended, now };
-        while left > 0 && io.ended.is_none() {
-            if io.failing.receive_at().is_some() {
-                return Ok(Progress::Held);
-            }
+        while left > 0 && io.ended.is_none() && io.failing.receive_at().is_none() {
             match udp.recv_batch(messages) {
                 Ok(_count) => {
                     io.failing.receive_works();
@@ -383,7 +273,7 @@ impl Worker {
                 }
                 Err(RecvError::WouldBlock) => {
                     io.failing.receive_works();
-                    return Ok(Progress::Drained);
+                    return Ok(false);
                 }
                 Err(error) if error.is_fatal() => return Err(io.socket_gone()),
                 Err(error) => {
@@ -393,81 +283,78 @@ impl Worker {
                 }
             }
         }
-        Ok(Progress::More)
+        Ok(true)
     }
 
-    /// What to wait for now; after an error nothing: both file descriptors may be ready for ever.
-    #[must_use]
-    pub fn interest(&self) -> Interest {
-        if self.ended.is_some() {
-            return Interest { tun_readable: false, udp_readable: false, wake_at: None };
-        }
-        let (read_at, receive_at) = (self.failing.read_at(), self.failing.receive_at());
-        let flush_at = self.started.zip(self.engine.wake_at()).map(|(started, at)| started + at);
-        Interest {
-            tun_readable: read_at.is_none(),
-            udp_readable: receive_at.is_none(),
+    fn next(&self, now: Instant) -> Next {
+        // A call that fails has a moment of its own.
+        let at = |is_left: bool, retry_at: Option<Instant>| is_left.then(|| retry_at.unwrap_or(now));
+        let read_at = at(self.left.tun, self.failing.read_at());
+        let receive_at = at(self.left.udp, self.failing.receive_at());
+        let flush_at = self.engine.wake_at().map(|at| self.membership.moment(at));
+        Next {
+            tun: !self.left.tun,
+            udp: !self.left.udp,
             wake_at: [flush_at, read_at, receive_at].into_iter().flatten().min(),
         }
     }
 
-    /// Returns what an operator should know of since the last call: features that the kernel lacks, and calls that fail every
-    /// time. Call it after [`Worker::new`] and from time to time. Each is returned once; there is no flood of them.
-    #[must_use]
-    pub fn take_notices(&mut self) -> Vec<Notice> {
-        let disabled: Vec<_> = self.disabled().filter(|feature| !self.noticed.contains(feature)).collect();
-        self.noticed.extend_from_slice(&disabled);
-        let disabled = (!disabled.is_empty()).then_some(Notice::Disabled(disabled));
-        disabled.into_iter().chain(self.failing.take().map(Notice::Failing)).collect()
+    /// Tells the group's handles where packets went, and what an operator should know.
+    fn publish(&mut self) {
+        let disabled = self.tun.disabled().chain(self.udp.disabled());
+        self.membership.publish(&self.engine, disabled, &mut self.failing, &mut self.strangers);
     }
 
-    /// The features of device and socket that the kernel lacks or refused, and that are not used therefore.
-    pub fn disabled(&self) -> impl Iterator<Item = Feature> {
-        self.tun.disabled().chain(self.udp.disabled())
-    }
-
-    /// Drops what waits, so that the counters are final.
-    pub fn stop(&mut self) {
+    fn drop_waiting(&mut self) {
         self.engine.drop_peers(|_| true, DropReason::Stopped);
     }
 
-    /// Where every packet went.
+    /// Drops the packets that wait, closes device and socket, and returns the final counters.
+    pub fn stop(mut self) -> Counters {
+        self.drop_waiting();
+        self.publish();
+        self.counters()
+    }
+
+    /// Returns a handle of the worker's group, for other threads.
+    #[must_use]
+    pub fn remote(&self) -> Handle {
+        self.membership.group()
+    }
+
+    /// Returns the counters of all packets until now.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.engine.counters()
     }
 
-    /// How many packets could not be sent to each peer, for the first 1,024 peers that had any.
-    pub fn send_errors(&self) -> impl Iterator<Item = (IpAddr, u64)> {
-        self.engine.endpoint().send_errors()
-    }
-
-    /// Returns the strangers that were met since the last call: senders of datagrams that were dropped as
-    /// [`DropReason::UnknownPeer`] and whose inner source belongs to a peer's subnet. Call it after [`Worker::udp_ready`] to
-    /// tell an operator of peers behind NAT.
-    ///
-    /// Each pair of sender and peer is returned once. Memory is bounded: the last 64 pairs are remembered. At most 100 such
-    /// datagrams a second are looked at, so that a flood of them costs next to nothing.
-    #[must_use]
-    pub fn take_strangers(&mut self) -> Vec<Stranger> {
-        self.strangers.take()
-    }
-
-    /// The TUN device, to wait for.
-    #[must_use]
-    pub fn tun(&self) -> &Tun {
-        &self.tun
-    }
-
-    /// The UDP socket, to wait for.
-    #[must_use]
-    pub fn udp(&self) -> &UdpTransport {
-        &self.udp
-    }
-
-    /// The forwarder.
+    /// Returns the forwarder.
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
         self.engine.endpoint().forwarder()
+    }
+
+    /// Returns the TUN device's file descriptor, to wait for.
+    #[must_use]
+    pub fn tun(&self) -> BorrowedFd<'_> {
+        self.tun.as_fd()
+    }
+
+    /// Returns the TUN device's name. If somebody renamed the device, it is the former name.
+    #[must_use]
+    pub fn tun_name(&self) -> &str {
+        self.tun.name()
+    }
+
+    /// Returns the UDP socket's file descriptor, to wait for.
+    #[must_use]
+    pub fn udp(&self) -> BorrowedFd<'_> {
+        self.udp.as_fd()
+    }
+
+    /// Returns the UDP socket's address.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.udp.local_addr()
     }
 }

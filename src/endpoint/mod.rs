@@ -2,14 +2,15 @@
 
 mod datagrams;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use core::net::IpAddr;
 use core::time::Duration;
 
 pub use self::datagrams::Datagrams;
 use crate::forward::{
-    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, OverlayError, PathMode,
-    PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
+    AllowIcmp, Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, OverlayError,
+    PathMode, PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
 };
 use crate::forward::{Flow, Outer};
 use crate::offload::{VnetHeader, Work};
@@ -35,12 +36,19 @@ const PEERS_COUNTED: usize = 1024;
 #[derive(Debug)]
 pub struct Endpoint {
     forwarder: Forwarder,
-    limiter: IcmpLimiter,
+    limiter: Box<dyn AllowIcmp>,
     paths: PathMtus,
     counters: Counters,
-    send_errors: BTreeMap<IpAddr, u64>,
+    send_errors: SendErrors,
     message: [u8; ERROR_MAX],
     scratch: datagrams::Scratch,
+}
+
+/// Packets that could not be sent, of all peers and of each.
+#[derive(Debug, Default)]
+struct SendErrors {
+    count: u64,
+    peers: BTreeMap<IpAddr, u64>,
 }
 
 /// The action for a packet from the TUN. Exhaustive on purpose: an action that a caller does not know is a packet lost.
@@ -95,18 +103,18 @@ impl Endpoint {
     pub fn new(forwarder: Forwarder) -> Self {
         Self {
             forwarder,
-            limiter: IcmpLimiter::default(),
+            limiter: Box::new(IcmpLimiter::default()),
             paths: PathMtus::default(),
             counters: Counters::default(),
-            send_errors: BTreeMap::new(),
+            send_errors: SendErrors::default(),
             message: [0; ERROR_MAX],
             scratch: datagrams::Scratch::default(),
         }
     }
 
-    /// From now on ICMP errors are limited so.
-    pub fn set_icmp_limiter(&mut self, limiter: IcmpLimiter) {
-        self.limiter = limiter;
+    /// Sets the limits on ICMP errors. It starts with those of [`IcmpLimiter::default`].
+    pub fn set_icmp_limiter(&mut self, limiter: impl AllowIcmp + 'static) {
+        self.limiter = Box::new(limiter);
     }
 
     /// The forwarder.
@@ -128,7 +136,13 @@ impl Endpoint {
 
     /// Packets that could not be sent to each peer, for the first 1,024 peers that had any.
     pub fn send_errors(&self) -> impl Iterator<Item = (IpAddr, u64)> {
-        self.send_errors.iter().map(|(peer, count)| (*peer, *count))
+        self.send_errors.peers.iter().map(|(peer, count)| (*peer, *count))
+    }
+
+    /// Returns the number of packets that could not be sent to any peer.
+    #[must_use]
+    pub fn send_error_count(&self) -> u64 {
+        self.send_errors.count
     }
 
     /// The path MTUs that were learned.
@@ -137,9 +151,14 @@ impl Endpoint {
         &self.paths
     }
 
+    /// Takes over path MTUs that others learned: see [`PathMtus::merge`].
+    pub fn merge_paths(&mut self, paths: &PathMtus) {
+        self.paths.merge(paths);
+    }
+
     /// Forgets all but its counters, as after a restart.
     pub fn forget(&mut self) {
-        (self.limiter, self.paths) = (IcmpLimiter::default(), PathMtus::default());
+        (self.limiter, self.paths) = (Box::new(IcmpLimiter::default()), PathMtus::default());
     }
 
     /// From now on the underlay carries inner packets of at most `mtu` bytes. Unless the limit becomes lower, the path MTUs that
@@ -248,7 +267,7 @@ impl Endpoint {
     #[cold]
     pub fn handle_send_error(&mut self, peer: IpAddr, reason: DropReason, packets: u64) {
         self.counters.encap.lose_forwarded(reason, packets);
-        count_send_errors(&mut self.send_errors, peer, packets);
+        self.send_errors.add(peer, packets);
     }
 
     /// Packets that were to be written to the TUN were not, for this reason.
@@ -262,7 +281,7 @@ impl Endpoint {
     pub fn handle_reply_error(&mut self, direction: Direction, to: ReplyTo, reason: RejectReason) {
         flow(&mut self.counters, direction).lose_answer(reason.into());
         if let ReplyTo::Peer(peer) = to {
-            count_send_errors(&mut self.send_errors, peer.ip(), 1);
+            self.send_errors.add(peer.ip(), 1);
         }
     }
 
@@ -293,7 +312,7 @@ impl Endpoint {
             },
             Err(reason) => {
                 counters.encap.discard(reason);
-                count_send_errors(send_errors, way.destination.ip(), 1);
+                send_errors.add(way.destination.ip(), 1);
                 Outbound::Drop(reason)
             }
         }
@@ -328,16 +347,18 @@ const LONGEST: u16 = BATCH_BYTES_MAX as u16;
 
 #[cold]
 fn answer<'e>(
-    limiter: &mut IcmpLimiter,
+    limiter: &mut Box<dyn AllowIcmp>,
     counters: &mut Counters,
     message: &'e mut [u8; ERROR_MAX],
     reject: &Reject<'_>,
     direction: Direction,
     now: Duration,
 ) -> Option<Reply<'e>> {
-    let answer = limiter.answer(reject, now, &mut counters.anomalies, message);
-    flow(counters, direction).settle(reject, answer.is_some());
-    answer.map(|(to, message)| Reply { message, to, reason: reject.reason() })
+    let is_allowed = reject.reply_to().is_some() && limiter.allow(reject, now);
+    counters.anomalies.icmp_limited += u64::from(!is_allowed && reject.reply_to().is_some());
+    let message = Some(message).filter(|_| is_allowed).and_then(|message| reject.icmp_error(message));
+    flow(counters, direction).settle(reject, message.is_some());
+    Some(Reply { message: message?, to: reject.reply_to()?, reason: reject.reason() })
 }
 
 fn flow(counters: &mut Counters, direction: Direction) -> &mut Flow {
@@ -347,8 +368,11 @@ fn flow(counters: &mut Counters, direction: Direction) -> &mut Flow {
     }
 }
 
-fn count_send_errors(counted: &mut BTreeMap<IpAddr, u64>, peer: IpAddr, packets: u64) {
-    if counted.len() < PEERS_COUNTED || counted.contains_key(&peer) {
-        *counted.entry(peer).or_default() += packets;
+impl SendErrors {
+    fn add(&mut self, peer: IpAddr, packets: u64) {
+        self.count += packets;
+        if self.peers.len() < PEERS_COUNTED || self.peers.contains_key(&peer) {
+            *self.peers.entry(peer).or_default() += packets;
+        }
     }
 }

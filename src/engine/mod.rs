@@ -135,9 +135,15 @@ impl Engine {
     /// Where every packet went, or waits.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let mut counters = self.endpoint.counters().clone();
-        counters.encap.hold_all(self.queue.packets());
+        let mut counters = Counters::default();
+        self.counters_into(&mut counters);
         counters
+    }
+
+    /// Writes the counters to where they are published.
+    pub fn counters_into(&self, counters: &mut Counters) {
+        counters.clone_from(self.endpoint.counters());
+        counters.encap.hold_all(self.queue.packets());
     }
 
     /// See [`Endpoint::set_mtu`].

@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use core::fmt::Debug;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
@@ -167,6 +168,18 @@ impl IcmpLimiter {
             return None;
         }
         Some((reply_to, reject.icmp_error(out)?))
+    }
+}
+
+/// Permission for ICMP errors, one by one. An [`IcmpLimiter`] gives it, or something that several hosts share.
+pub trait AllowIcmp: Debug + Send {
+    /// Returns true if the error about this packet may be sent: see [`IcmpLimiter::allow`].
+    fn allow(&mut self, reject: &Reject<'_>, now: Duration) -> bool;
+}
+
+impl AllowIcmp for IcmpLimiter {
+    fn allow(&mut self, reject: &Reject<'_>, now: Duration) -> bool {
+        Self::allow(self, reject, now)
     }
 }
 

@@ -14,7 +14,7 @@ mod verdict;
 pub use counters::{Anomalies, Counters, Flow};
 pub use forwarder::{Forwarder, Outer};
 pub use fragments::Fragments;
-pub use limiter::{IcmpLimiter, Rate};
+pub use limiter::{AllowIcmp, IcmpLimiter, Rate};
 pub use path_mtu::{EmsgsizeOutcome, IcmpOutcome, PathMode, PathMtus, SystemPath};
 pub use policy::{
     EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, PeerCheck, SourceCheck, SourcePort, SourceRoutes,

@@ -28,6 +28,7 @@ use crate::wire::DatagramTooBig;
 pub struct PathMtus {
     /// Sorted by peer.
     paths: Vec<Path>,
+    changes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -287,6 +288,7 @@ impl PathMtus {
 
     fn set(&mut self, path: Path) {
         let Path { peer, .. } = path;
+        self.changes += 1;
         match self.find(peer) {
             Ok(at) => {
                 if let Some(known) = self.paths.get_mut(at) {
@@ -309,6 +311,31 @@ impl PathMtus {
     /// refuses is learned again with the next packet that is too long for it.
     pub fn forget(&mut self) {
         self.paths.clear();
+        self.changes += 1;
+    }
+
+    /// Returns a number that is another one after each change.
+    #[must_use]
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Takes over what another host of the same underlay address learned, with the same clock: of two values for a peer the one
+    /// that was learned later, and of two from the same time the lower one. Returns whether anything changed.
+    pub fn merge(&mut self, other: &Self) -> bool {
+        let before = self.changes;
+        for path in &other.paths {
+            let known = self.find(path.peer).ok().and_then(|at| self.paths.get(at)).copied();
+            let is_news = known.is_none_or(|known| {
+                let is_lower = path.mtu < known.mtu || path.mode != known.mode;
+                path.learned > known.learned || path.learned == known.learned && is_lower
+            });
+            if is_news {
+                self.set(*path);
+            }
+        }
+        self.changes != before
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How many datagrams a call of `udp_ready` may do beyond its budget: what was received with the last of it.
+/// Messages that a call may receive beyond its budget: with the last of it.
 const BATCH: u64 = 16;
 
 /// Out of a device, and from peers, without end.
@@ -19,12 +19,10 @@ fn fault_48_49_a_call_ends_within_its_budget_and_each_direction_has_its_own() {
     let mut stage = flooded();
     for budget in [0, 1, 7, 64, 256, 1000] {
         for _ in 0..10 {
-            let (before, least) = (stage.worker.counters().clone(), u64::from(budget.max(1)));
-            assert_eq!(stage.call(Worker::tun_ready, Budget::packets(budget)), Ok(Progress::More));
+            let (before, least) = (stage.worker.counters(), u64::from(budget.max(1)));
+            assert_eq!(stage.call(Ready::ALL, Budget::packets(budget)), Ok(Progress::More));
             assert_eq!(stage.encap().received() - before.encap.received(), least);
             assert_eq!(stage.encap().forwarded(), stage.encap().received(), "nothing is left behind");
-            assert_eq!(stage.decap(), before.decap);
-            assert_eq!(stage.call(Worker::udp_ready, Budget::packets(budget)), Ok(Progress::More));
             let received = stage.decap().received() - before.decap.received();
             assert!((least..least + BATCH).contains(&received), "{received} with a budget of {budget}");
             assert_eq!(stage.decap().forwarded(), stage.decap().received());
@@ -46,10 +44,9 @@ fn fault_48_a_gso_packet_does_not_stretch_a_call() {
     for budget in [1, 10, 256] {
         for _ in 0..10 {
             let (made, received) = (stage.worker.counters().anomalies.segments_made, stage.decap().received());
-            assert_eq!(stage.call(Worker::tun_ready, Budget::packets(budget)), Ok(Progress::More));
+            assert_eq!(stage.call(Ready::ALL, Budget::packets(budget)), Ok(Progress::More));
             let made = stage.worker.counters().anomalies.segments_made - made;
             assert!((1..u64::from(budget) + SEGMENTS).contains(&made), "{made} segments with a budget of {budget}");
-            assert_eq!(stage.call(Worker::udp_ready, Budget::packets(budget)), Ok(Progress::More));
             let received = stage.decap().received() - received;
             assert!(received < u64::from(budget) + BATCH * 64, "{received} with a budget of {budget}");
         }
@@ -64,7 +61,7 @@ fn what_is_collected_is_bounded() {
     const COLLECTED: usize = 128 << 10;
     let mut stage = Stage::new();
     (0..400).for_each(|number| stage.give(&udp(POD, POD_A, number, Df::Set, 1372)));
-    assert_eq!(stage.call(Worker::tun_ready, Budget::packets(1000)), Ok(Progress::Drained));
+    assert_eq!(stage.call(TUN, Budget::packets(1000)), Ok(Progress::Drained));
     let bytes = |call: &Vec<Sent>| call.iter().flat_map(|sent| &sent.datagrams).map(Vec::len).sum::<usize>();
     let calls: Vec<usize> = stage.script.take_sends().iter().map(bytes).collect();
     assert_eq!(calls.iter().sum::<usize>(), 400 * 1400);
@@ -87,7 +84,7 @@ fn fault_46_48_a_route_that_changes_under_a_flood_is_in_force_with_the_next_call
         assert!(sent.len() == 256 && sent.iter().all(|(to, _)| *to == next_hop));
         assert_eq!(stage.back(), Ok(Progress::More));
     }
-    stage.worker.stop();
+    stage.worker.drop_waiting();
     assert_eq!((stage.encap().held(), stage.decap().held()), (0, 0));
 }
 
@@ -98,8 +95,9 @@ fn fault_48_54_errors_without_end_do_not_stretch_a_call() {
     for (call, errno) in [(Call::Read, libc::EIO), (Call::Receive, libc::ENOMEM), (Call::Receive, libc::ECONNREFUSED)] {
         stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 10_000));
         let (errors, calls) = (stage.worker.counters().anomalies.read_errors, stage.script.count(call));
-        let progress = if call == Call::Read { stage.out() } else { stage.back() };
-        assert_eq!(progress, Ok(Progress::Held));
+        assert_eq!(stage.call(Ready::ALL, Budget::default()), Ok(Progress::More));
+        let next = stage.next();
+        assert!(!next.tun && !next.udp);
         assert_eq!(stage.worker.counters().anomalies.read_errors - errors, 8);
         assert!(stage.script.count(call) - calls <= 8 * 17, "each of them after 16 that told of earlier packets");
         stage.script.forget(call);

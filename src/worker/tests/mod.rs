@@ -50,6 +50,19 @@ enum Df {
     Set,
 }
 
+const TUN: Ready = Ready { tun: true, udp: false };
+const UDP: Ready = Ready { tun: false, udp: true };
+
+/// What a call says of the file descriptors that were ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Drained,
+    /// There is more, but not now: a call fails.
+    Held,
+    /// There is more than the budget.
+    More,
+}
+
 /// A worker on host 10.168.0.2, its script, and its clock.
 struct Stage {
     script: Script,
@@ -89,7 +102,7 @@ impl Stage {
     }
 
     fn give_with(&self, header: VnetHeader, packet: &[u8]) {
-        let bare = self.worker.tun().offload() == TunOffload::NONE;
+        let bare = self.worker.tun.offload() == TunOffload::NONE;
         let header = header.to_bytes();
         self.script.give_packet(&[if bare { &[] } else { &header[..] }, packet].concat());
     }
@@ -102,24 +115,34 @@ impl Stage {
 
     /// From the TUN to the peers, with the usual budget. All packets are accounted for then, whatever came of it.
     fn out(&mut self) -> Result<Progress, WorkerError> {
-        self.call(Worker::tun_ready, Budget::default())
+        self.call(TUN, Budget::default())
     }
 
     /// From the peers to the TUN, likewise.
     fn back(&mut self) -> Result<Progress, WorkerError> {
-        self.call(Worker::udp_ready, Budget::default())
+        self.call(UDP, Budget::default())
     }
 
-    fn call(
-        &mut self,
-        ready: fn(&mut Worker, Budget, Instant) -> Result<Progress, WorkerError>,
-        budget: Budget,
-    ) -> Result<Progress, WorkerError> {
-        let outcome = ready(&mut self.worker, budget, self.now);
+    fn call(&mut self, ready: Ready, budget: Budget) -> Result<Progress, WorkerError> {
+        let outcome = self.worker.handle(ready, budget, self.now);
         let Counters { encap, decap, .. } = self.worker.counters();
         assert!(encap.is_conserved() && decap.is_conserved(), "R67: {encap:?} {decap:?}");
         assert_eq!(decap.held(), 0, "nothing from a peer waits");
-        outcome
+        let next = outcome?;
+        assert_eq!(next, self.next());
+        let is_drained = (next.tun || !ready.tun) && (next.udp || !ready.udp);
+        let at_once = next.wake_at.is_some_and(|at| at <= self.now);
+        Ok(if is_drained {
+            Progress::Drained
+        } else if at_once {
+            Progress::More
+        } else {
+            Progress::Held
+        })
+    }
+
+    fn next(&self) -> Next {
+        self.worker.next(self.now)
     }
 
     fn encap(&self) -> Flow {
@@ -139,12 +162,12 @@ impl Stage {
     }
 
     fn send_errors(&self) -> Vec<(IpAddr, u64)> {
-        self.worker.send_errors().collect()
+        self.worker.remote().send_errors()
     }
 
     /// The packets that the TUN was given since the last time, super-packets cut into what they stand for.
     fn take_delivered(&self) -> Vec<Vec<u8>> {
-        let bare = self.worker.tun().offload() == TunOffload::NONE;
+        let bare = self.worker.tun.offload() == TunOffload::NONE;
         let mut delivered = Vec::new();
         for bytes in self.script.take_written() {
             let (header, packet) = bytes.split_at(if bare { 0 } else { VNET_HEADER_LEN });

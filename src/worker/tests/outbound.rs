@@ -30,8 +30,8 @@ fn fault_27_a_path_that_takes_no_more_costs_its_own_packets_alone() {
     stage.script.then(Call::Send, [Answer::AtMost(1), Answer::Error(libc::EAGAIN)]);
     assert_eq!(stage.out(), Ok(Progress::Drained));
     assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3, 2), "A's batch went, B's did not");
-    let interest = stage.worker.interest();
-    assert!(interest.tun_readable);
+    let interest = stage.next();
+    assert!(interest.tun);
     assert_eq!(interest.wake_at, Some(stage.now + Duration::from_micros(500)));
 
     // Too early: B is not tried, and what is new for A goes.
@@ -48,7 +48,7 @@ fn fault_27_a_path_that_takes_no_more_costs_its_own_packets_alone() {
         stage.now += 4 * MILLISECOND;
         assert_eq!(stage.out(), Ok(Progress::Drained));
         assert_eq!(stage.encap().held(), 96);
-        let wake_at = stage.worker.interest().wake_at.unwrap();
+        let wake_at = stage.next().wake_at.unwrap();
         assert!((stage.now..=stage.now + 4 * MILLISECOND).contains(&wake_at), "no spin, and no long wait");
     }
     assert_eq!(stage.encap().forwarded(), 3 + 94);
@@ -57,7 +57,7 @@ fn fault_27_a_path_that_takes_no_more_costs_its_own_packets_alone() {
     assert_eq!(stage.out(), Ok(Progress::Drained));
     assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendBufferFull, 96)), "all that waited for a second");
     assert_eq!(stage.send_errors(), [(host_b().ip(), 96)]);
-    assert!(stage.worker.interest().wake_at.is_none() && stage.script.is_over());
+    assert!(stage.next().wake_at.is_none() && stage.script.is_over());
 }
 
 /// A peer has a bounded queue. What is over it is dropped, the newest first, and counted for that peer.
@@ -93,7 +93,7 @@ fn fault_28_no_buffers_is_waited_for_and_given_up() {
         let begin = stage.now;
         let mut attempts = 0;
         while stage.encap().held() > 0 {
-            let wake_at = stage.worker.interest().wake_at.unwrap();
+            let wake_at = stage.next().wake_at.unwrap();
             let sends = stage.script.count(Call::Send);
             stage.now = wake_at - Duration::from_micros(1);
             assert_eq!((stage.out(), stage.script.count(Call::Send)), (Ok(Progress::Drained), sends), "too early");
@@ -351,7 +351,7 @@ fn fault_15_28_a_read_that_fails_is_counted_and_the_next_one_goes_on() {
 #[test]
 fn fault_2_the_longest_packet_out_of_the_device() {
     let mut stage = Stage::new();
-    stage.worker.set_mtu(u16::MAX).unwrap();
+    stage.worker.remote().set_mtu(u16::MAX).unwrap();
     for (number, df) in [(1, Df::Clear), (2, Df::Set)] {
         stage.give(&udp(POD, POD_A, number, df, 65_507));
     }

@@ -213,13 +213,13 @@ proptest! {
             if turn == later {
                 stage.script.narrow(host_a().ip(), mtu, libc::EINVAL);
                 if wider {
-                    stage.worker.set_mtu(1472).unwrap();
+                    stage.worker.remote().set_mtu(1472).unwrap();
                 }
             }
             if turn == play.removed {
                 let _applied = stage.routes.apply([RouteChange::Delete("100.96.2.0/24".parse().unwrap())]);
             }
-            let outcomes = [Worker::tun_ready, Worker::udp_ready].map(|ready| {
+            let outcomes = [TUN, UDP].map(|ready| {
                 stage.call(ready, Budget::packets(play.budget))
             });
             stage.now += 100 * MILLISECOND;
@@ -239,7 +239,7 @@ proptest! {
             }
         }
         prop_assert!(end.is_some() || stage.script.is_given(), "it comes to an end");
-        stage.worker.stop();
+        stage.worker.drop_waiting();
         let (encap, decap) = (stage.encap(), stage.decap());
         prop_assert!(encap.is_conserved() && decap.is_conserved());
         prop_assert_eq!((encap.held(), decap.held()), (0, 0));

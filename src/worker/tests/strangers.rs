@@ -13,7 +13,7 @@ fn from_pod_of(host: [u8; 2], number: u16) -> Vec<u8> {
 
 impl Stage {
     fn strangers(&mut self) -> Vec<(SocketAddr, IpAddr, SocketAddr)> {
-        let told = self.worker.take_strangers().into_iter();
+        let told = self.worker.remote().take_strangers().into_iter();
         told.map(|stranger| (stranger.from, stranger.inner_source, stranger.next_hop)).collect()
     }
 }

@@ -1,0 +1,73 @@
+//! Notices for operators, and the errors that end a worker.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use super::failing::Failure;
+use crate::sys::Feature;
+
+/// Something that an operator should know of, in a sentence for a log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Notice {
+    /// The kernel or a sandbox lacks features, and the worker goes on without them.
+    #[error("this kernel, or the sandbox around this process, lacks {}; it goes on without", listed(.0))]
+    Disabled(
+        /// Those that no notice named before.
+        Vec<Feature>,
+    ),
+    /// A system call fails every time. At most once a minute for each kind of call.
+    #[error("{0}")]
+    Failing(Failure),
+}
+
+fn listed(features: &[Feature]) -> String {
+    let names: Vec<_> = features.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+/// The end of a worker. Later calls return the same error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// A system call failed every time for so long that it is not going to work: a sandbox forbids it, for example.
+    #[error("{failure}, for {seconds} s; see whether a sandbox such as seccomp forbids the system call")]
+    CallFails {
+        /// Which call, and its last error.
+        failure: Failure,
+        /// For how many seconds.
+        seconds: u64,
+    },
+    /// Somebody deleted the TUN device.
+    #[error("the TUN device {name} was deleted; open a new one and a new worker")]
+    LinkDeleted {
+        /// Its name.
+        name: String,
+    },
+    /// The UDP socket's file descriptor is closed: a mistake in this process.
+    #[error("the UDP socket {local} is closed: something in this process closed a file descriptor that is not its own")]
+    SocketClosed {
+        /// The address it was bound to.
+        local: SocketAddr,
+    },
+    /// The loop itself failed: a system call other than those that move packets.
+    #[error("{call} failed: {}", std::io::Error::from_raw_os_error(*errno))]
+    System {
+        /// The name of the system call.
+        call: &'static str,
+        /// Its error number.
+        errno: i32,
+    },
+    /// The TUN's file descriptor is closed: a mistake in this process.
+    #[error("the TUN device {name} is closed: something in this process closed a file descriptor that is not its own")]
+    TunClosed {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Returns the error of a system call of the loop.
+pub(super) fn system(call: &'static str, error: &std::io::Error) -> WorkerError {
+    WorkerError::System { call, errno: error.raw_os_error().unwrap_or_default() }
+}

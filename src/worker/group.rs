@@ -1,0 +1,289 @@
+//! Workers that belong together, and the handle by which other threads reach them.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::hash::BuildHasher;
+use core::net::IpAddr;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::hash::RandomState;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use super::Notice;
+use super::failing::{Failing, Failure};
+use super::strangers::{Stranger, Strangers};
+use crate::endpoint::Endpoint;
+use crate::engine::Engine;
+use crate::forward::{AllowIcmp, Counters, Forwarder, IcmpLimiter, OverlayError, PathMtus, Reject};
+use crate::sys::Feature;
+
+/// The longest time for which a busy worker does not publish its counters.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// Failures that one worker keeps for an operator.
+const FAILURES_MAX: usize = 16;
+
+/// A handle of running workers, for other threads: of one worker, or of all in a [group](super::Worker::group).
+///
+/// Routes have a handle of their own, the [`RoutePublisher`](crate::route::RoutePublisher). Nothing here costs a worker anything
+/// per packet.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Group>);
+
+/// What the workers of a group share.
+#[derive(Debug)]
+struct Group {
+    /// The beginning of the group's clock: the first call of a worker.
+    started: OnceLock<Instant>,
+    limiter: Mutex<IcmpLimiter>,
+    /// Knows the MTU that was set last.
+    forwarder: Mutex<Forwarder>,
+    mtu_version: AtomicU64,
+    paths: Mutex<PathMtus>,
+    paths_version: AtomicU64,
+    reports: Mutex<Vec<Arc<Mutex<Report>>>>,
+    /// Disabled features that a notice has named.
+    noticed: Mutex<Vec<Feature>>,
+}
+
+/// What one worker published last.
+#[derive(Debug, Default)]
+struct Report {
+    counters: Counters,
+    send_errors: Vec<(IpAddr, u64)>,
+    disabled: Vec<Feature>,
+    failures: VecDeque<Failure>,
+    strangers: VecDeque<Stranger>,
+}
+
+/// One worker's place in its group.
+#[derive(Debug)]
+pub(super) struct Membership {
+    group: Handle,
+    report: Arc<Mutex<Report>>,
+    published_at: Option<Instant>,
+    mtu_version: u64,
+    paths_version: u64,
+    /// The changes of the worker's own path MTUs that the group knows.
+    path_changes: u64,
+    /// Packets that could not be sent, as published last.
+    send_errors: u64,
+}
+
+/// The limiter of a group, which is locked only when an ICMP error is about to be sent.
+#[derive(Debug)]
+pub(super) struct GroupLimiter(Handle);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that may panic runs while one is locked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Handle {
+    pub(super) fn new(forwarder: Forwarder) -> Self {
+        // A seed that no sender knows.
+        let limiter = IcmpLimiter::default().with_seed(RandomState::new().hash_one(()));
+        Self(Arc::new(Group {
+            started: OnceLock::new(),
+            limiter: Mutex::new(limiter),
+            forwarder: Mutex::new(forwarder),
+            mtu_version: AtomicU64::new(0),
+            paths: Mutex::default(),
+            paths_version: AtomicU64::new(0),
+            reports: Mutex::default(),
+            noticed: Mutex::default(),
+        }))
+    }
+
+    pub(super) fn limiter(&self) -> GroupLimiter {
+        GroupLimiter(self.clone())
+    }
+
+    pub(super) fn join(self) -> Membership {
+        let report = Arc::default();
+        lock(&self.0.reports).push(Arc::clone(&report));
+        Membership {
+            mtu_version: self.0.mtu_version.load(Ordering::Acquire),
+            group: self,
+            report,
+            published_at: None,
+            paths_version: 0,
+            path_changes: 0,
+            send_errors: 0,
+        }
+    }
+
+    /// Sets the length in bytes of the longest inner packet that the underlay carries: the smaller of what its interface carries
+    /// (`link::Underlay::tun_mtu`) and of the TUN device's MTU. `link::LinkMonitor` tells when either changes.
+    ///
+    /// - It holds for the next packet that is read. The senders of longer ones are told the new number.
+    /// - Packets that wait for the socket leave as they are, unless the interface refuses them.
+    /// - Unless the limit becomes lower, the path MTUs that were learned are forgotten: it may have been our own interface that
+    ///   was narrow. Those of paths that are narrow further on are learned again with one packet each.
+    /// - Packets from peers have no limit: the TUN gets what the underlay carried.
+    ///
+    /// # Errors
+    /// [`OverlayError::Mtu`] below 68 bytes. Nothing changes then.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), OverlayError> {
+        let mut forwarder = lock(&self.0.forwarder);
+        let before = forwarder.overlay().mtu;
+        forwarder.set_mtu(mtu)?;
+        if mtu >= before {
+            lock(&self.0.paths).forget();
+        }
+        self.0.mtu_version.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Replaces the limits on ICMP errors, which hold for the group as a whole.
+    pub fn set_icmp_limiter(&self, limiter: IcmpLimiter) {
+        *lock(&self.0.limiter) = limiter;
+    }
+
+    /// Returns the counters of the group: those of each worker at the end of a recent call. A busy worker publishes them ten
+    /// times a second, another one after each call.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        lock(&self.0.reports).iter().for_each(|report| sum += &lock(report).counters);
+        sum
+    }
+
+    /// Returns the number of packets that could not be sent to each peer, for the first 1,024 peers of each worker that had any.
+    /// Sorted by peer.
+    #[must_use]
+    pub fn send_errors(&self) -> Vec<(IpAddr, u64)> {
+        let mut sums: Vec<(IpAddr, u64)> = Vec::new();
+        for report in lock(&self.0.reports).iter() {
+            for (peer, count) in &lock(report).send_errors {
+                match sums.binary_search_by_key(peer, |(peer, _)| *peer) {
+                    Ok(at) => sums.get_mut(at).into_iter().for_each(|(_, sum)| *sum += count),
+                    Err(at) => sums.insert(at, (*peer, *count)),
+                }
+            }
+        }
+        sums
+    }
+
+    /// Returns what an operator should know of since the last call: features that the kernel lacks, once each, and system calls
+    /// that fail every time, of each worker once a minute at most.
+    #[must_use]
+    pub fn take_notices(&self) -> Vec<Notice> {
+        let (mut disabled, mut failures) = (Vec::new(), Vec::new());
+        let mut noticed = lock(&self.0.noticed);
+        for report in lock(&self.0.reports).iter() {
+            let mut report = lock(report);
+            for feature in &report.disabled {
+                if !noticed.contains(feature) {
+                    noticed.push(*feature);
+                    disabled.push(*feature);
+                }
+            }
+            failures.extend(report.failures.drain(..));
+        }
+        let disabled = (!disabled.is_empty()).then_some(Notice::Disabled(disabled));
+        disabled.into_iter().chain(failures.into_iter().map(Notice::Failing)).collect()
+    }
+
+    /// Returns the strangers that were met since the last call: senders of datagrams that were dropped as
+    /// [`DropReason::UnknownPeer`](crate::forward::DropReason::UnknownPeer) and whose inner source belongs to a peer's subnet.
+    /// Most likely they are peers behind NAT, of which an operator should know.
+    ///
+    /// Each worker reports each pair of sender and peer once. Memory is bounded: it remembers the last 64 pairs. At most 100
+    /// such datagrams a second are looked at, so that a flood of them costs next to nothing.
+    #[must_use]
+    pub fn take_strangers(&self) -> Vec<Stranger> {
+        let reports = lock(&self.0.reports);
+        reports.iter().flat_map(|report| core::mem::take(&mut lock(report).strangers)).collect()
+    }
+}
+
+impl Membership {
+    pub(super) fn group(&self) -> Handle {
+        self.group.clone()
+    }
+
+    /// Returns the time on the group's clock.
+    pub(super) fn clock(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.group.0.started.get_or_init(|| now))
+    }
+
+    /// Returns the moment at which the group's clock shows this time.
+    pub(super) fn moment(&self, clock: Duration) -> Instant {
+        self.group.0.started.get().map_or_else(Instant::now, |started| *started + clock)
+    }
+
+    /// Takes over what others of the group learned, and passes on what this worker learned.
+    #[inline]
+    pub(super) fn take_over(&mut self, endpoint: &mut Endpoint) {
+        let group = &self.group.0;
+        if group.mtu_version.load(Ordering::Acquire) != self.mtu_version
+            || group.paths_version.load(Ordering::Acquire) != self.paths_version
+            || endpoint.paths().changes() != self.path_changes
+        {
+            self.synchronize(endpoint);
+        }
+    }
+
+    #[cold]
+    fn synchronize(&mut self, endpoint: &mut Endpoint) {
+        let group = &self.group.0;
+        let mtu_version = group.mtu_version.load(Ordering::Acquire);
+        if mtu_version != self.mtu_version {
+            self.mtu_version = mtu_version;
+            let mtu = lock(&group.forwarder).overlay().mtu;
+            // The group has checked it.
+            let _ = endpoint.set_mtu(mtu);
+        }
+        let mut paths = lock(&group.paths);
+        if endpoint.paths().changes() != self.path_changes && paths.merge(endpoint.paths()) {
+            group.paths_version.fetch_add(1, Ordering::Release);
+        }
+        self.paths_version = group.paths_version.load(Ordering::Acquire);
+        endpoint.merge_paths(&paths);
+        self.path_changes = endpoint.paths().changes();
+    }
+
+    /// Returns whether the worker should publish now.
+    #[inline]
+    pub(super) fn is_due(&mut self, is_idle: bool, now: Instant) -> bool {
+        let is_due = is_idle || self.published_at.is_none_or(|at| now.saturating_duration_since(at) >= PUBLISH_EVERY);
+        if is_due {
+            self.published_at = Some(now);
+        }
+        is_due
+    }
+
+    pub(super) fn publish(
+        &mut self,
+        engine: &Engine,
+        disabled: impl Iterator<Item = Feature>,
+        failing: &mut Failing,
+        strangers: &mut Strangers,
+    ) {
+        let mut report = lock(&self.report);
+        engine.counters_into(&mut report.counters);
+        report.disabled.clear();
+        report.disabled.extend(disabled);
+        report.failures.extend(failing.take());
+        // Perhaps nobody ever asks for them: the newest are kept.
+        let surplus = report.failures.len().saturating_sub(FAILURES_MAX);
+        report.failures.drain(..surplus);
+        report.strangers.extend(strangers.take());
+        let surplus = report.strangers.len().saturating_sub(Strangers::MAX);
+        report.strangers.drain(..surplus);
+        let send_errors = engine.endpoint().send_error_count();
+        if send_errors != self.send_errors {
+            self.send_errors = send_errors;
+            report.send_errors.clear();
+            report.send_errors.extend(engine.endpoint().send_errors());
+        }
+    }
+}
+
+impl AllowIcmp for GroupLimiter {
+    fn allow(&mut self, reject: &Reject<'_>, now: Duration) -> bool {
+        lock(&self.0.0.limiter).allow(reject, now)
+    }
+}

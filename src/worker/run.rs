@@ -1,0 +1,87 @@
+//! The loop over `ppoll`, for programs that have none of their own.
+
+use alloc::format;
+use alloc::vec::Vec;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+use super::error::system;
+use super::{Budget, Ready, Worker, WorkerError};
+use crate::forward::Counters;
+
+/// Runs workers until `stop` is readable or closed, and returns their counters, added up. The first worker runs on this thread,
+/// each other one on a thread of its own.
+///
+/// `stop` may be a `signalfd`, an `eventfd` or the reading end of a pipe. Nothing is read from it. To reach the workers from
+/// other threads meanwhile, take a [`Handle`](super::Handle) first with [`Worker::remote`].
+///
+/// # Errors
+/// The error of the first worker that ended by itself. It ends the others too.
+pub fn run(workers: impl IntoIterator<Item = Worker>, stop: impl AsFd) -> Result<Counters, WorkerError> {
+    let mut workers = workers.into_iter();
+    let Some(first) = workers.next() else { return Ok(Counters::default()) };
+    let (stop, others) = (stop.as_fd(), workers.collect::<Vec<_>>());
+    if others.is_empty() {
+        return run_one(first, [stop, stop]);
+    }
+    // Its reading end is readable once the writing end is closed.
+    let (ended, end) = io::pipe().map_err(|error| system("pipe", &error))?;
+    let end = Mutex::new(Some(end));
+    let run_until_any_ends = |worker| {
+        let counters = run_one(worker, [stop, ended.as_fd()]);
+        drop(end.lock().unwrap_or_else(PoisonError::into_inner).take());
+        counters
+    };
+    thread::scope(|scope| {
+        let mut outcomes = Vec::new();
+        let mut threads = Vec::new();
+        for (number, worker) in (1..).zip(others) {
+            let builder = thread::Builder::new().name(format!("loden {number}"));
+            match builder.spawn_scoped(scope, || run_until_any_ends(worker)) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    outcomes.push(Err(system("clone", &error)));
+                    drop(end.lock().unwrap_or_else(PoisonError::into_inner).take());
+                }
+            }
+        }
+        outcomes.push(run_until_any_ends(first));
+        let joined =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        outcomes.extend(joined);
+        let mut sum = Counters::default();
+        for counters in outcomes {
+            sum += &counters?;
+        }
+        Ok(sum)
+    })
+}
+
+fn run_one(mut worker: Worker, stops: [BorrowedFd<'_>; 2]) -> Result<Counters, WorkerError> {
+    let mut ready = Ready::default();
+    loop {
+        let next = worker.handle(ready, Budget::default(), Instant::now())?;
+        // What is not waited for is left out: `poll` reports a deleted device whether asked or not.
+        let [stop, ended] = stops;
+        let tun = if next.tun { worker.tun() } else { stop };
+        let udp = if next.udp { worker.udp() } else { stop };
+        let mut fds = [stop, ended, tun, udp].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let timeout = next.timeout(Instant::now()).map(TimeSpec::from);
+        match ppoll(&mut fds, timeout, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(system("ppoll", &errno.into())),
+        }
+        let [stop, ended, tun, udp] = fds.map(|fd| fd.any().unwrap_or(true));
+        if stop || ended {
+            return Ok(worker.stop());
+        }
+        ready = Ready { tun, udp };
+    }
+}
