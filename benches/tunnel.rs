@@ -15,7 +15,7 @@ use loden::forward::{Forwarder, Overlay};
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig};
 use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpOffload, UdpTransport};
-use loden::worker::{Budget, Progress, Worker};
+use loden::worker::{Budget, Ready, Worker};
 use nix::poll::{PollFd, PollFlags, poll};
 use testbed::TwoHosts;
 use testbed::probe::{Amount, tcp_send, tcp_sink};
@@ -118,17 +118,13 @@ fn worker(tun: Tun, side: Side, offload: UdpOffload) -> Result<Worker, Error> {
 }
 
 fn run(mut worker: Worker, stop: &AtomicBool) -> Result<(), Error> {
-    let mut more = false;
+    let mut ready = Ready::default();
     while !stop.load(Ordering::Relaxed) {
-        let (tun, udp) = wait(worker.tun(), worker.udp(), more)?;
         let now = Instant::now();
-        more = false;
-        if tun {
-            more |= worker.tun_ready(Budget::default(), now)? == Progress::More;
-        }
-        if udp {
-            more |= worker.udp_ready(Budget::default(), now)? == Progress::More;
-        }
+        let next = worker.handle(ready, Budget::default(), now)?;
+        let more = next.wake_at.is_some_and(|at| at <= now);
+        let (tun, udp) = wait(&worker.tun(), &worker.udp(), more)?;
+        ready = Ready { tun, udp };
     }
     Ok(())
 }

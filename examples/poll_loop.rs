@@ -8,7 +8,7 @@ use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Worker};
+use loden::worker::{Budget, Ready, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signalfd::{SigSet, SignalFd, signal::Signal};
@@ -48,33 +48,22 @@ fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block()?;
     let signals = SignalFd::new(&signals)?;
-    writeln!(io::stdout(), "ready {}", worker.tun().name())?;
+    writeln!(io::stdout(), "ready {}", worker.tun_name())?;
+    let mut ready = Ready::default();
     loop {
-        // 1. What to wait for.
-        let interest = worker.interest();
-        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
-        let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), readable | writable),
-            PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
-        ];
-        // 2. Wait. A TUN that is not waited for is left out: poll tells of a deleted one whether asked or not.
-        let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());
-        let asked = if interest.tun_readable { &mut fds[..] } else { &mut fds[..2] };
-        ppoll(asked, timeout, None).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
-        let [stop, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
-        // 3. Call what is ready. 4. `Progress::More` needs no care: what is left, poll reports at once the next time.
-        let now = Instant::now();
-        let due = interest.wake_at.is_some_and(|at| at <= now);
-        if due || !tun.is_empty() || udp.contains(PollFlags::POLLOUT) {
-            let _ = worker.tun_ready(Budget::default(), now)?;
-        }
-        if udp.intersects(!PollFlags::POLLOUT) {
-            let _ = worker.udp_ready(Budget::default(), now)?;
-        }
-        if !stop.is_empty() {
+        // 1. Let the worker move the packets that are there.
+        let next = worker.handle(ready, Budget::default(), Instant::now())?;
+        // 2. Wait for what it names. What it does not name has to be left out: poll reports errors whether asked or not.
+        let signals = signals.as_fd();
+        let tun = if next.tun { worker.tun() } else { signals };
+        let udp = if next.udp { worker.udp() } else { signals };
+        let mut fds = [signals, tun, udp].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let timeout = next.timeout(Instant::now()).map(Into::into);
+        ppoll(&mut fds, timeout, None).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
+        let [stop, tun, udp] = fds.map(|fd| fd.any().unwrap_or(true));
+        if stop {
             return Ok(());
         }
+        ready = Ready { tun, udp };
     }
 }

@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
-use std::{env, error::Error, fs, os::fd::AsFd, process::ExitCode, thread, time::Duration, time::Instant};
+use std::{env, error::Error, fs, os::fd::AsFd, process::ExitCode, thread, time::Duration};
 
 use loden::forward::{Forwarder, Overlay};
 use loden::ipnet::{IpNet, Ipv4Net};
@@ -13,9 +13,9 @@ use loden::lease::{ConflictChange, Host, Lease, LeaseEvent, Reconciler, SourceId
 use loden::route::RoutePublisher;
 use loden::sys::link::{AddressForm, Link, LinkConfig, LinkError, LinkMonitor, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Worker};
+use loden::worker::{Running, Worker};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signalfd::{SigSet, SignalFd, signal::Signal};
 
@@ -140,8 +140,9 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
     let mut monitor = LinkMonitor::open(tun.name())?;
     let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     let mut link = Link::configure(tun.name(), &config)?;
-    let mut worker = Worker::new(tun, udp, forwarder, routes.reader());
-    print(io::stdout(), &format!("ready {}", worker.tun().name()));
+    let worker = Worker::new(tun, udp, forwarder, routes.reader());
+    print(io::stdout(), &format!("ready {}", worker.tun_name()));
+    let running = Running::start([worker])?;
     // The thread holds one end of a pipe, which ends with it.
     let (file, host, (ended, alive)) = (PathBuf::from(file), Host::new(network, subnet, own), io::pipe()?);
     let following = thread::spawn(move || {
@@ -149,30 +150,15 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
         follow(&file, &watch, host, own.port(), routes)
     });
     loop {
-        // This is poll_loop.rs, with two more to wait for.
-        let interest = worker.interest();
-        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
-        let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-            PollFd::new(monitor.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), readable | writable),
-            PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
-        ];
-        let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());
-        let asked = if interest.tun_readable { &mut fds[..] } else { &mut fds[..4] };
-        ppoll(asked, timeout, None).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
-        let [stop, ended, device, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
-        let now = Instant::now();
-        let due = interest.wake_at.is_some_and(|at| at <= now);
-        if due || !tun.is_empty() || udp.contains(PollFlags::POLLOUT) {
-            let _ = worker.tun_ready(Budget::default(), now)?;
+        let waited_for = [signals.as_fd(), ended.as_fd(), monitor.as_fd(), running.as_fd()];
+        let mut fds = waited_for.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        poll(&mut fds, PollTimeout::NONE).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
+        let [stop, ended, device, forwarding] = fds.map(|fd| fd.any().unwrap_or(true));
+        if forwarding || stop {
+            running.stop()?;
+            return Ok(());
         }
-        if udp.intersects(!PollFlags::POLLOUT) {
-            let _ = worker.udp_ready(Budget::default(), now)?;
-        }
-        if !device.is_empty() {
+        if device {
             while monitor.next_event()?.is_some() {}
             // Whatever it was, the overlay's route is there again. A device that is gone is the worker's to tell.
             match link.restore() {
@@ -180,10 +166,7 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
                 Err(error) => return Err(error.into()),
             }
         }
-        if !stop.is_empty() {
-            return Ok(());
-        }
-        if !ended.is_empty() {
+        if ended {
             return following.join().unwrap_or_else(|_panic| Err("the thread that follows the file panicked".into()));
         }
     }

@@ -1,16 +1,14 @@
-//! A tunnel to one other host, in an asynchronous task of one's own over tokio. Run it as root on both.
+//! A tunnel to one other host, as a task on tokio. Run it as root on both.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::{env, error::Error, io, net::SocketAddrV4, process::ExitCode, time::Instant};
+use std::{env, error::Error, net::SocketAddrV4, process::ExitCode};
 
 use loden::forward::{Forwarder, Overlay};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Progress, Worker};
+use loden::worker::{Worker, run_tokio};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::{io::Interest, io::unix::AsyncFd, time::sleep_until};
 
 const USAGE: &str = "usage: tokio_loop SUBNET NETWORK LISTEN PEER_SUBNET PEER, for example \
     tokio_loop 100.96.1.0/24 100.96.0.0/16 10.168.0.2:8285 100.96.2.0/24 10.168.0.3:8285";
@@ -46,35 +44,12 @@ fn open(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Re
 #[tokio::main(flavor = "current_thread")]
 async fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let (tun, udp) = (watch(worker.tun())?, watch(worker.udp())?);
-    println!("ready {}", worker.tun().name());
-    let either = Interest::READABLE | Interest::ERROR; // A deleted device is in error, but not readable.
-    loop {
-        // 1. What to wait for.
-        let interest = worker.interest();
-        let wake_at = interest.wake_at.unwrap_or_else(Instant::now);
-        // 2. Wait.
-        let (from_tun, from_udp, ready) = tokio::select! {
-            tun = tun.ready(either), if interest.tun_readable => (true, false, Some(tun?)),
-            udp = udp.writable(), if interest.udp_writable => (false, false, Some(udp?)),
-            () = sleep_until(wake_at.into()), if interest.wake_at.is_some() => (false, false, None),
-            udp = udp.readable(), if interest.udp_readable => (false, true, Some(udp?)),
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-        };
-        // 3. Call what is ready.
-        let call = if from_udp { Worker::udp_ready } else { Worker::tun_ready };
-        let progress = call(&mut worker, Budget::default(), Instant::now())?;
-        // 4. What has more stays ready, for that is not said twice: what is held has, but a socket that takes nothing is not writable.
-        let more = progress == Progress::More || (progress == Progress::Held && (from_tun || from_udp));
-        if let Some(mut ready) = ready.filter(|_| !more) {
-            ready.clear_ready();
+    println!("ready {}", worker.tun_name());
+    let stop = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
-    }
-}
-
-/// A duplicate, because the worker owns the original and must be free to change while its duplicate is waited for.
-#[expect(deprecated, reason = "the successor is unsafe, because not every `AsRawFd` keeps its word as `OwnedFd` does")]
-fn watch(fd: &impl AsFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::new(fd.as_fd().try_clone_to_owned()?)
+    };
+    Ok(run_tokio(&mut worker, stop).await?)
 }

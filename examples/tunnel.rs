@@ -17,8 +17,6 @@ mod control;
 mod links;
 #[path = "tunnel/output.rs"]
 mod output;
-#[path = "tunnel/queues.rs"]
-mod queues;
 #[path = "tunnel/report.rs"]
 mod report;
 #[path = "tunnel/routes.rs"]
@@ -30,21 +28,22 @@ mod routing;
 #[path = "tunnel/underlay.rs"]
 mod underlay;
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use loden::control::Command;
-use loden::forward::{Forwarder, IcmpLimiter, Rate};
+use loden::forward::Forwarder;
 use loden::sys::link::LinkConfig;
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Progress, Worker, WorkerError};
+use loden::worker::{Budget, Handle, Running, Worker, WorkerError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -52,7 +51,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use args::Args;
 use control::Control;
 use links::{Limit, Links};
-use queues::{Queues, Tally};
 use report::{Report, answer, say, say_notices};
 use routes::Routes;
 use routing::Routing;
@@ -89,8 +87,10 @@ fn run(args: &Args) -> Result<ExitCode, Error> {
 
 struct Tunnel {
     signals: SignalFd,
-    worker: Worker,
-    queues: Queues,
+    workers: Handle,
+    running: Option<Running>,
+    /// Readable when a worker has something for whoever runs the tunnel.
+    news: Arc<EventFd>,
     links: Links,
     routing: Routing,
     control: Option<Control>,
@@ -145,98 +145,77 @@ impl Tunnel {
         let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
         let links = Links::configure(&name, &config, underlay)?;
         let report = Report::new(args.stats);
-        let mut workers: Vec<_> = tuns
-            .into_iter()
-            .zip(sockets)
-            .map(|(tun, udp)| {
-                let worker = Worker::new(tun, udp, forwarder.clone(), routing.reader());
-                let worker = worker.with_icmp_limiter(share_of_icmp(queues.get() as u32));
-                if args.no_offload { worker.unbatched() } else { worker }
-            })
-            .collect();
-        let others = workers.split_off(1);
-        let worker = workers.remove(0);
-        let queues = Queues::start(others)?;
+        let mut workers = Worker::group(tuns.into_iter().zip(sockets), &forwarder, &routing.reader());
+        if args.no_offload {
+            workers = workers.into_iter().map(Worker::unbatched).collect();
+        }
+        let handle = workers.first().ok_or("there is no queue")?.remote();
+        let news = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        let writer = Arc::clone(&news);
+        handle.set_listener(move || {
+            let _ = writer.write(1);
+        });
+        say_notices(&handle);
+        let running = Some(Running::start(workers)?);
         report.ready(&name, listen, mtu, &offloads);
-        Ok(Some(Self { signals, worker, queues, links, routing, control, report }))
+        Ok(Some(Self { signals, workers: handle, running, news, links, routing, control, report }))
     }
 
     fn run(&mut self) -> Result<(), Error> {
-        let budget = Budget::default();
-        let (mut tun_more, mut udp_more) = (false, false);
         loop {
-            say_notices(&mut self.worker);
-            let ready = self.wait(tun_more || udp_more)?;
-            let now = Instant::now();
+            let ready = self.wait()?;
             if ready.signals && take_signals(&self.signals, &self.routing)? == Next::Stop {
                 return Ok(());
             }
-            if ready.control && self.take_commands(budget) == Next::Stop {
+            if ready.control && self.take_commands(Budget::default()) == Next::Stop {
                 return Ok(());
             }
             if ready.links && self.links.take_events()? {
                 self.apply_limit();
             }
-            if tun_more || ready.tun || ready.due {
-                tun_more = self.worker.tun_ready(budget, now)? == Progress::More;
+            if ready.news {
+                let _ = self.news.read();
+                say_notices(&self.workers);
             }
-            if udp_more || ready.udp {
-                udp_more = self.worker.udp_ready(budget, now)? == Progress::More;
+            if ready.ended {
+                return self.stop();
             }
-            if ready.queue_ended {
-                return Err(self.queues.stop().err().unwrap_or_else(|| "a queue ended".into()));
-            }
-            if self.report.is_due(now) {
+            if self.report.is_due(Instant::now()) {
                 self.say_stats("stats");
             }
         }
     }
 
-    /// Waits until there is something to do; with `more`, only looks.
-    fn wait(&self, more: bool) -> Result<Ready, Error> {
-        let interest = self.worker.interest();
+    /// Waits until there is something to do.
+    fn wait(&self) -> Result<Ready, Error> {
         // While many changes wait to be applied, their senders wait too.
         let has_room = self.routing.has_room();
         let control = self.control.as_ref().filter(|_| has_room);
         let room_at = (!has_room).then(|| Instant::now() + Duration::from_millis(10));
         let accept_at = control.and_then(Control::wake_at);
         let links_at = self.links.wake_at();
-        let wake_at = [interest.wake_at, self.report.due(), accept_at, links_at, room_at].into_iter().flatten().min();
-        let timeout = match wake_at {
-            _ if more => PollTimeout::ZERO,
-            None => PollTimeout::NONE,
-            Some(at) => milliseconds_until(at),
-        };
-        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
-        let udp = readable | if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
-        let mut fds = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.worker.udp().as_fd(), udp),
-            PollFd::new(self.queues.ended(), PollFlags::POLLIN),
-        ];
+        let wake_at = [self.report.due(), accept_at, links_at, room_at].into_iter().flatten().min();
+        let timeout = wake_at.map_or(PollTimeout::NONE, milliseconds_until);
+        let mut fds = vec![self.signals.as_fd(), self.news.as_fd()];
+        fds.extend(self.running.as_ref().map(Running::as_fd));
         let first = fds.len();
-        fds.extend(self.links.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        fds.extend(self.links.fds());
         let links = first..fds.len();
+        let mut fds: Vec<_> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         fds.extend(control.into_iter().flat_map(|control| control.poll_fds(Instant::now())));
         let clients = links.end..fds.len();
-        // Left out while it is not waited for: poll tells of a deleted device whether asked or not.
-        if interest.tun_readable {
-            fds.push(PollFd::new(self.worker.tun().as_fd(), PollFlags::POLLIN));
-        }
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(format!("waiting for packets failed: {errno}").into()),
+            Err(errno) => return Err(format!("waiting for events failed: {errno}").into()),
         }
-        let events: Vec<_> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::all())).collect();
+        let events: Vec<_> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
         let passed = |at: Option<Instant>| at.is_some_and(|at| Instant::now() >= at);
-        let any = |events: &[PollFlags]| events.iter().any(|events| !events.is_empty());
+        let any = |events: &[bool]| events.contains(&true);
         Ok(Ready {
-            signals: any(&events[..1]),
+            signals: events[0],
+            news: events[1],
+            ended: any(&events[2..first]),
             links: any(&events[links]) || passed(links_at),
-            udp: !(events[1] - PollFlags::POLLOUT).is_empty(),
-            tun: any(&events[clients.end..]),
-            queue_ended: any(&events[2..3]),
-            due: events[1].contains(PollFlags::POLLOUT) || passed(interest.wake_at),
             control: any(&events[clients]) || passed(accept_at),
         })
     }
@@ -255,30 +234,31 @@ impl Tunnel {
     /// Tells all workers how long a packet may be now, also if that is as before: the links may have been narrower meanwhile.
     fn apply_limit(&mut self) {
         let limit = self.links.limit();
-        match self.worker.set_mtu(limit.packet) {
-            Ok(()) => {
-                self.queues.set_mtu(limit.packet);
-                self.report.limit(limit);
-            }
+        match self.workers.set_mtu(limit.packet) {
+            Ok(()) => self.report.limit(limit),
             Err(error) => say("the MTU", format_args!("the longest packet stays what it was: {error}")),
         }
     }
 
     /// Removes what was made, and says the last word.
     fn close(mut self) -> Result<(), Error> {
-        self.worker.stop();
-        let stopped = self.queues.stop();
+        let stopped = self.stop();
         self.routing.finish();
         self.say_stats("stopped");
         self.links.remove()?;
         stopped
     }
 
+    /// Stops the workers. An error is the one that ended them.
+    fn stop(&mut self) -> Result<(), Error> {
+        let stopped = self.running.take().map_or(Ok(()), |running| running.stop().map(drop));
+        say_notices(&self.workers);
+        Ok(stopped?)
+    }
+
     fn say_stats(&mut self, event: &str) {
-        let mut tally = Tally::of(&self.worker);
-        self.queues.add_to(&mut tally);
         let device = self.links.stats();
-        self.report.stats(event, &tally, device, &self.routing, self.control.as_ref());
+        self.report.stats(event, &self.workers, device, &self.routing, self.control.as_ref());
     }
 }
 
@@ -295,21 +275,11 @@ fn take_signals(signals: &SignalFd, routing: &Routing) -> Result<Next, Error> {
 /// What [`Tunnel::wait`] found.
 struct Ready {
     signals: bool,
+    news: bool,
+    /// The workers have ended.
+    ended: bool,
     links: bool,
-    tun: bool,
-    udp: bool,
-    queue_ended: bool,
-    /// A packet that was held can be tried again.
-    due: bool,
     control: bool,
-}
-
-/// What each of so many queues may send of ICMP errors, so that together they keep the limits of one.
-fn share_of_icmp(queues: u32) -> IcmpLimiter {
-    let share = |rate: Rate| Rate { per_second: rate.per_second.div_ceil(queues), burst: rate.burst.div_ceil(queues) };
-    let limiter = IcmpLimiter::new(share(IcmpLimiter::PER_SOURCE), share(IcmpLimiter::TOTAL));
-    // One that no sender knows.
-    limiter.with_seed(RandomState::new().hash_one(()))
 }
 
 fn deleted(name: &str) -> Error {

@@ -47,7 +47,7 @@ pub use self::group::Handle;
 use self::group::Membership;
 use self::io::Io;
 pub use self::next::{Budget, Next, Ready};
-pub use self::run::run;
+pub use self::run::{Running, run};
 #[cfg(feature = "tokio")]
 pub use self::run_tokio::run_tokio;
 pub use self::strangers::Stranger;
@@ -56,7 +56,7 @@ use crate::endpoint::Endpoint;
 use crate::engine::Engine;
 use crate::forward::{Counters, DropReason, Forwarder, Outer};
 use crate::offload::Coalesce;
-use crate::route::{RoutePublisher, RouteReader};
+use crate::route::RouteReader;
 use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, UdpTransport};
 use crate::transmit::QueueLimits;
 
@@ -107,10 +107,10 @@ impl Worker {
     pub fn group(
         queues: impl IntoIterator<Item = (Tun, UdpTransport)>,
         forwarder: &Forwarder,
-        routes: &RoutePublisher,
+        routes: &RouteReader,
     ) -> Vec<Self> {
         let handle = Handle::new(forwarder.clone());
-        let worker = |(tun, udp)| Self::with_group(tun, udp, forwarder.clone(), routes.reader(), handle.clone());
+        let worker = |(tun, udp)| Self::with_group(tun, udp, forwarder.clone(), routes.clone(), handle.clone());
         queues.into_iter().map(worker).collect()
     }
 

@@ -1,22 +1,16 @@
-//! One host's tunnel: a thread in the host's namespace with a poll loop over a worker.
-//!
-//! The loop is that of the example `poll_loop`, whose comments tell why it is as it is.
+//! One host's tunnel: a thread in the host's namespace with a worker.
 
 use core::error::Error;
 use core::net::Ipv4Addr;
-use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::AsFd;
+use std::io::{self, PipeWriter};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use loden::forward::{Counters, Forwarder, Overlay};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Worker};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
+use loden::worker::{Worker, run};
 use testbed::{Namespace, TwoHosts};
 
 use crate::end::End;
@@ -51,7 +45,7 @@ impl Tunnel {
         let (stopped, stop) = io::pipe().map_err(End::failed("cannot make a pipe"))?;
         let opened = namespace.enter(|| open(own, peer));
         let worker = opened.map_err(End::failed(format!("the tunnel of {name} cannot start")))?;
-        let thread = namespace.spawn(format!("tunnel {name}"), move || run(worker, &stopped));
+        let thread = namespace.spawn(format!("tunnel {name}"), move || Ok(run([worker], stopped)?));
         Ok(Self { name, stop, thread })
     }
 
@@ -90,35 +84,5 @@ fn open(own: &Host, peer: &Host) -> Result<Worker, AnyError> {
     match applied.refused.first() {
         Some(refused) => Err((*refused).into()),
         None => Ok(Worker::new(tun, udp, forwarder, routes.reader())),
-    }
-}
-
-fn run(mut worker: Worker, stopped: &PipeReader) -> Result<Counters, AnyError> {
-    loop {
-        let interest = worker.interest();
-        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
-        let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
-            PollFd::new(worker.udp().as_fd(), readable | writable),
-            PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
-        ];
-        let timeout = interest.wake_at.map(|at| at.saturating_duration_since(Instant::now()).into());
-        let asked = if interest.tun_readable { &mut fds[..] } else { &mut fds[..2] };
-        ppoll(asked, timeout, None).or_else(|error| if error == Errno::EINTR { Ok(0) } else { Err(error) })?;
-        let [stopped, udp, tun] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
-
-        let now = Instant::now();
-        let due = interest.wake_at.is_some_and(|at| at <= now);
-        if due || !tun.is_empty() || udp.contains(PollFlags::POLLOUT) {
-            let _ = worker.tun_ready(Budget::default(), now)?;
-        }
-        if udp.intersects(!PollFlags::POLLOUT) {
-            let _ = worker.udp_ready(Budget::default(), now)?;
-        }
-        if !stopped.is_empty() {
-            worker.stop();
-            return Ok(worker.counters().clone());
-        }
     }
 }

@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use loden::forward::Flow;
 use loden::sys::link::LinkStats;
-use loden::worker::{Notice, Stranger, Worker};
+use loden::worker::{Handle, Stranger};
 use serde_json::{Map, Value, json};
 
 use crate::control::Control;
 use crate::links::Limit;
 use crate::output::{Missing, Output, RateLimit};
-use crate::queues::Tally;
 use crate::routing::Routing;
 
 /// Peers named in a line: those with most errors.
@@ -77,17 +76,17 @@ impl Report {
     pub(crate) fn stats(
         &self,
         event: &str,
-        tally: &Tally,
+        workers: &Handle,
         device: LinkStats,
         routing: &Routing,
         control: Option<&Control>,
     ) {
-        let counters = &tally.counters;
+        let counters = workers.counters();
         let mut anomalies: Map<_, _> =
             counters.anomalies.named().map(|(name, count)| (name.into(), count.into())).collect();
         anomalies.insert("control_malformed".into(), control.map_or(0, |control| control.malformed).into());
         anomalies.insert("control_refused".into(), routing.refused().into());
-        let mut peers = tally.send_errors.clone();
+        let mut peers = workers.send_errors();
         peers.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let send_errors: Map<_, _> =
             peers.iter().take(MOST_PEERS).map(|(peer, count)| (peer.to_string(), (*count).into())).collect();
@@ -145,15 +144,12 @@ pub(crate) fn say(cause: &'static str, sentence: fmt::Arguments<'_>) {
     }
 }
 
-/// Says what a worker has noticed: what the kernel lacks, calls that fail, and senders that may be peers behind NAT.
-pub(crate) fn say_notices(worker: &mut Worker) {
-    for notice in worker.take_notices() {
-        // Every queue lacks the same features.
-        if !matches!(notice, Notice::Disabled(_)) || is_new(&notice.to_string()) {
-            say("system calls", format_args!("{notice}"));
-        }
+/// Says what the workers have noticed: features that the kernel lacks, calls that fail, and senders that may be behind NAT.
+pub(crate) fn say_notices(workers: &Handle) {
+    for notice in workers.take_notices() {
+        say("system calls", format_args!("{notice}"));
     }
-    for Stranger { from, inner_source, next_hop, .. } in worker.take_strangers() {
+    for Stranger { from, inner_source, next_hop, .. } in workers.take_strangers() {
         let setting = if from.ip() == next_hop.ip() { "address" } else { "off" };
         if is_new(&format!("{} {next_hop}", from.ip())) {
             say(

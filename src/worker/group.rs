@@ -1,7 +1,9 @@
 //! Workers that belong together, and the handle by which other threads reach them.
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::fmt::{self, Debug, Formatter};
 use core::hash::BuildHasher;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +47,17 @@ struct Group {
     reports: Mutex<Vec<Arc<Mutex<Report>>>>,
     /// Disabled features that a notice has named.
     noticed: Mutex<Vec<Feature>>,
+    listener: Mutex<Listener>,
+}
+
+/// The function to call when there is something for an operator.
+#[derive(Default)]
+struct Listener(Option<Box<dyn Fn() + Send>>);
+
+impl Debug for Listener {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.0.is_some()).finish()
+    }
 }
 
 /// What one worker published last.
@@ -93,6 +106,7 @@ impl Handle {
             paths_version: AtomicU64::new(0),
             reports: Mutex::default(),
             noticed: Mutex::default(),
+            listener: Mutex::default(),
         }))
     }
 
@@ -164,6 +178,13 @@ impl Handle {
             }
         }
         sums
+    }
+
+    /// Sets a function that the workers call when [`take_notices`](Self::take_notices) or
+    /// [`take_strangers`](Self::take_strangers) has something new. It runs on a worker's thread: let it only wake another one,
+    /// through an `eventfd` or a channel. It replaces the function that was set before.
+    pub fn set_listener(&self, listener: impl Fn() + Send + 'static) {
+        *lock(&self.0.listener) = Listener(Some(Box::new(listener)));
     }
 
     /// Returns what an operator should know of since the last call: features that the kernel lacks, once each, and system calls
@@ -263,6 +284,7 @@ impl Membership {
         strangers: &mut Strangers,
     ) {
         let mut report = lock(&self.report);
+        let before = (report.disabled.len(), report.failures.len());
         engine.counters_into(&mut report.counters);
         report.disabled.clear();
         report.disabled.extend(disabled);
@@ -270,7 +292,10 @@ impl Membership {
         // Perhaps nobody ever asks for them: the newest are kept.
         let surplus = report.failures.len().saturating_sub(FAILURES_MAX);
         report.failures.drain(..surplus);
-        report.strangers.extend(strangers.take());
+        let has_failures = report.failures.len() != before.1;
+        let strangers = strangers.take();
+        let is_news = has_failures || report.disabled.len() != before.0 || !strangers.is_empty();
+        report.strangers.extend(strangers);
         let surplus = report.strangers.len().saturating_sub(Strangers::MAX);
         report.strangers.drain(..surplus);
         let send_errors = engine.endpoint().send_error_count();
@@ -278,6 +303,10 @@ impl Membership {
             self.send_errors = send_errors;
             report.send_errors.clear();
             report.send_errors.extend(engine.endpoint().send_errors());
+        }
+        drop(report);
+        if is_news && let Listener(Some(listener)) = &*lock(&self.group.0.listener) {
+            listener();
         }
     }
 }

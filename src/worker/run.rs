@@ -2,10 +2,10 @@
 
 use alloc::format;
 use alloc::vec::Vec;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -62,6 +62,65 @@ pub fn run(workers: impl IntoIterator<Item = Worker>, stop: impl AsFd) -> Result
         }
         Ok(sum)
     })
+}
+
+/// Workers that [`run`] on threads of their own.
+///
+/// Its file descriptor is readable once they have ended, so that a loop that waits for other things can wait for their end too.
+/// A `Running` that is dropped stops them.
+#[derive(Debug)]
+pub struct Running {
+    /// The workers stop when it is closed.
+    stop: Option<PipeWriter>,
+    ended: PipeReader,
+    thread: Option<JoinHandle<Result<Counters, WorkerError>>>,
+}
+
+impl Running {
+    /// Starts the workers. Take a [`Handle`](super::Handle) of them before.
+    ///
+    /// # Errors
+    /// [`WorkerError::System`] if there can be no more threads or file descriptors.
+    pub fn start(workers: impl IntoIterator<Item = Worker>) -> Result<Self, WorkerError> {
+        let pipe = || io::pipe().map_err(|error| system("pipe", &error));
+        let ((stopped, stop), (ended, end)) = (pipe()?, pipe()?);
+        let workers: Vec<_> = workers.into_iter().collect();
+        let forward = move || {
+            let _end = end;
+            run(workers, stopped)
+        };
+        let thread =
+            thread::Builder::new().name("loden".into()).spawn(forward).map_err(|error| system("clone", &error))?;
+        Ok(Self { stop: Some(stop), ended, thread: Some(thread) })
+    }
+
+    /// Stops the workers, within one budget of packets, and returns their counters.
+    ///
+    /// # Errors
+    /// The error of a worker that had ended by itself.
+    pub fn stop(mut self) -> Result<Counters, WorkerError> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<Counters, WorkerError> {
+        drop(self.stop.take());
+        let Some(thread) = self.thread.take() else { return Ok(Counters::default()) };
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl AsFd for Running {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            let _ = self.join();
+        }
+    }
 }
 
 fn run_one(mut worker: Worker, stops: [BorrowedFd<'_>; 2]) -> Result<Counters, WorkerError> {

@@ -7,11 +7,10 @@ use loden::forward::{Forwarder, Overlay};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::{TunOffload, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Worker};
+use loden::worker::{Budget, Ready, Worker};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
 use std::thread;
 use std::time::Instant;
 
@@ -33,11 +32,9 @@ fn unreachables() -> u64 {
 
 fn run(worker: &mut Worker, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        let mut fds = [worker.udp().as_fd(), worker.tun().as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut fds = [worker.udp(), worker.tun()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         poll(&mut fds, PollTimeout::from(5_u8)).expect("polled");
-        let now = Instant::now();
-        let _ = worker.tun_ready(Budget::default(), now).expect("alive");
-        let _ = worker.udp_ready(Budget::default(), now).expect("alive");
+        let _next = worker.handle(Ready::ALL, Budget::default(), Instant::now()).expect("alive");
     }
 }
 
@@ -75,7 +72,7 @@ fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
             let mut worker = Worker::new(tun, udp, forwarder, routes.reader());
             if receive_errors {
                 // One packet a call: the error that a call leaves behind meets the next one, and that is a send.
-                worker = worker.one_by_one();
+                worker = worker.unbatched();
             }
 
             let pod = UdpSocket::bind((Ipv4Addr::new(100, 96, 1, 1), 0)).expect("bound");
@@ -107,11 +104,10 @@ fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
                 stop.store(true, Ordering::Relaxed);
                 assert!(arrived.into_iter().eq((0..HEALTHY).map(Some)), "the option is {receive_errors}");
             });
-            worker.stop();
-            let encap = &worker.counters().encap;
+            let blamed = worker.remote().send_errors();
+            let encap = &worker.stop().encap;
             assert!(encap.is_conserved());
             assert_eq!(encap.received(), u64::from(HEALTHY * (FLOOD + 1)));
-            let blamed: Vec<_> = worker.send_errors().collect();
             let lost = encap.received() - encap.forwarded();
             if receive_errors {
                 assert!(

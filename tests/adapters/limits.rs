@@ -3,7 +3,7 @@
 use core::num::NonZeroUsize;
 use core::time::Duration;
 use loden::sys::{BindError, OpenError, Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::Budget;
+use loden::worker::{Budget, Ready};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::iter;
@@ -99,8 +99,7 @@ fn child_that_drops() {
             let socket = UdpSocket::bind("100.96.1.1:0").expect("bound");
             socket.send_to(b"out", "100.96.2.3:5000").expect("sent");
             for worker in &mut workers {
-                worker.tun_ready(Budget::default(), Instant::now()).map(drop).expect("alive");
-                worker.udp_ready(Budget::default(), Instant::now()).map(drop).expect("alive");
+                worker.handle(Ready::ALL, Budget::default(), Instant::now()).map(drop).expect("alive");
             }
             drop(socket);
             drop(workers);

@@ -5,13 +5,12 @@ use core::net::Ipv4Addr;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use loden::sys::{TunOffload, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Worker};
+use loden::worker::{Budget, Ready, Worker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Instant;
@@ -35,7 +34,7 @@ extern "C" fn count_signal(_signal: i32) {
 /// The loop of the worker's documentation. It counts how often its wait was interrupted.
 fn run(worker: &mut Worker, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        let mut fds = [worker.udp().as_fd(), worker.tun().as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut fds = [worker.udp(), worker.tun()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut fds, PollTimeout::from(1000_u16)) {
             Ok(_) => {}
             Err(Errno::EINTR) => {
@@ -43,9 +42,7 @@ fn run(worker: &mut Worker, stop: &AtomicBool) {
             }
             Err(errno) => panic!("{errno}"),
         }
-        let now = Instant::now();
-        let _ = worker.tun_ready(Budget::default(), now).expect("alive");
-        let _ = worker.udp_ready(Budget::default(), now).expect("alive");
+        let _next = worker.handle(Ready::ALL, Budget::default(), Instant::now()).expect("alive");
     }
 }
 

@@ -4,11 +4,10 @@ use core::net::{Ipv4Addr, SocketAddr};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use loden::sys::{Tun, TunOffload, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Worker, WorkerError};
+use loden::worker::{Budget, Ready, Worker, WorkerError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{UsageWho, getrusage};
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
 use std::thread;
 use std::time::Instant;
 
@@ -42,45 +41,31 @@ struct End {
 fn run(mut worker: Worker) -> End {
     let (mut errors, mut held) = (Vec::new(), false);
     let (started, mut since) = (Instant::now(), None);
+    let mut ready = Ready::default();
     loop {
-        // 1. and 2.
-        let interest = worker.interest();
-        held |= errors.is_empty() && !interest.tun_readable;
-        let readable = if interest.udp_readable { PollFlags::POLLIN } else { PollFlags::empty() };
-        let writable = if interest.udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
-        let mut fds = Vec::new();
+        let mut next = None;
         if errors.is_empty() {
-            fds.push(PollFd::new(worker.udp().as_fd(), readable | writable));
+            match worker.handle(ready, Budget::default(), Instant::now()) {
+                Ok(named) => next = Some(named),
+                Err(error) => {
+                    errors.push(error);
+                    since = Some((Instant::now(), processor_time()));
+                }
+            }
         }
-        if interest.tun_readable {
-            fds.push(PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN));
-        }
+        held |= worker.counters().encap.held() > 0;
+        let mut fds = Vec::new();
+        fds.extend(next.filter(|next| next.tun).map(|_| PollFd::new(worker.tun(), PollFlags::POLLIN)));
+        fds.extend(next.filter(|next| next.udp).map(|_| PollFd::new(worker.udp(), PollFlags::POLLIN)));
         let over_at = since.map_or(started + LIMIT, |(at, _)| at + MEASURED);
-        let wake_at = interest.wake_at.map_or(over_at, |at| at.min(over_at));
+        let wake_at = next.and_then(|next| next.wake_at).map_or(over_at, |at| at.min(over_at));
         let left = wake_at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
         poll(&mut fds, PollTimeout::try_from(left).expect("soon")).expect("polled");
-        let mut ready = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::all()));
-        let now = Instant::now();
-        if now >= over_at {
+        if Instant::now() >= over_at {
             let cost = since.map_or(Duration::ZERO, |(_, before)| processor_time() - before);
             return End { errors, cost, held };
         }
-        if !errors.is_empty() {
-            continue;
-        }
-        // 3. and 4.
-        let udp = ready.next().unwrap_or(PollFlags::empty());
-        let due = interest.wake_at.is_some_and(|at| at <= now);
-        // 5.
-        if due || udp.contains(PollFlags::POLLOUT) || ready.any(|tun| !tun.is_empty()) {
-            errors.extend(worker.tun_ready(Budget::default(), now).err());
-        }
-        if errors.is_empty() && udp.intersects(!PollFlags::POLLOUT) {
-            errors.extend(worker.udp_ready(Budget::default(), now).err());
-        }
-        if !errors.is_empty() {
-            since = Some((now, processor_time()));
-        }
+        ready = if fds.iter().any(|fd| fd.any() != Some(false)) { Ready::ALL } else { Ready::default() };
     }
 }
 

@@ -1,18 +1,16 @@
 //! Leases that change while packets flow: no packet is lost to it.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::forward::{Counters, Forwarder, Overlay};
+use loden::forward::{Forwarder, Overlay};
 use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{RoutePublisher, RouteReader};
 use loden::sys::link::{AddressForm, Link, LinkConfig};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
-use loden::worker::{Budget, Worker};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use loden::worker::{Running, Worker};
 use testbed::TwoHosts;
 use testbed::probe::{UdpEcho, udp_exchange};
 
@@ -36,13 +34,12 @@ fn fault_43_no_packet_is_lost_to_updates() {
     let mut b = Tunnel::on_b(&hosts, &[]);
     let mut leases = Leases::new();
     leases.change();
-    let worker = hosts.host_a.enter(|| open(leases.publisher.reader()));
+    let running = hosts.host_a.enter(|| Running::start([open(leases.publisher.reader())])).unwrap();
     let echo = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).unwrap();
     let echo = UdpEcho::start(echo).unwrap();
 
     let (stop, tables, mut exchanged) = (AtomicBool::new(false), AtomicUsize::new(0), 0);
-    let counters = std::thread::scope(|scope| {
-        let forwarding = scope.spawn(|| run(worker, &stop));
+    std::thread::scope(|scope| {
         let _ends = Ends(&stop);
         let publishing = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -59,8 +56,8 @@ fn fault_43_no_packet_is_lost_to_updates() {
         });
         stop.store(true, Ordering::Relaxed);
         publishing.join().unwrap();
-        forwarding.join().unwrap()
     });
+    let counters = running.stop().unwrap();
     assert_eq!(echo.stop().unwrap(), exchanged);
     for flow in [&counters.encap, &counters.decap] {
         assert!(flow.is_conserved());
@@ -139,22 +136,4 @@ fn open(routes: RouteReader) -> Worker {
     let (address, network) = (forwarder.tun_address(), TwoHosts::OVERLAY);
     Link::configure(tun.name(), &LinkConfig { address, network, mtu: 1472, form: AddressForm::Host }).unwrap();
     Worker::new(tun, udp, forwarder, routes)
-}
-
-/// Forwards until it is told to stop, for which it looks up from time to time.
-fn run(mut worker: Worker, stop: &AtomicBool) -> Counters {
-    while !stop.load(Ordering::Relaxed) {
-        let writable = if worker.interest().udp_writable { PollFlags::POLLOUT } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::new(worker.udp().as_fd(), PollFlags::POLLIN | writable),
-            PollFd::new(worker.tun().as_fd(), PollFlags::POLLIN),
-        ];
-        let asked = if worker.interest().tun_readable { &mut fds[..] } else { &mut fds[..1] };
-        poll(asked, PollTimeout::from(20u8)).unwrap();
-        let now = Instant::now();
-        let _ = worker.tun_ready(Budget::default(), now).unwrap();
-        let _ = worker.udp_ready(Budget::default(), now).unwrap();
-    }
-    worker.stop();
-    worker.counters().clone()
 }

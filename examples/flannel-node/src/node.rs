@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, Reading};
 use loden::lease::{ConflictChange, LeaseEvent, Reconciler, SourceId, Tenure};
 use loden::route::{RouteChange, RoutePublisher};
+use loden::worker::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinHandle, spawn_local};
@@ -18,7 +19,7 @@ use crate::clock::Clock;
 use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
 use crate::links::Links;
-use crate::plane::{Plane, Report};
+use crate::plane::Plane;
 use crate::registry::{Entry, Registry};
 use crate::say::{Event, Say, anomalies, flow};
 use crate::start::{Place, start};
@@ -96,6 +97,20 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &Say) -> Resu
     outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
 }
 
+/// Reports what the worker has noticed.
+fn report(worker: &Handle, say: &Say) {
+    for notice in worker.take_notices() {
+        say.say(&Event::Warning { reason: notice.to_string() });
+    }
+    for stranger in worker.take_strangers() {
+        say.say(&Event::Stranger {
+            from: stranger.from.to_string(),
+            inner_source: stranger.inner_source.to_string(),
+            next_hop: stranger.next_hop.to_string(),
+        });
+    }
+}
+
 impl Node {
     /// Never returns but for a reason to end.
     async fn live(&mut self, say: &Say) -> Result<(), Error> {
@@ -124,19 +139,13 @@ impl Node {
                 }
                 news = self.links.news() => {
                     if let Some(mtu) = self.links.handle(news?, say)? {
-                        self.plane.set_mtu(mtu);
+                        self.plane.worker.set_mtu(mtu)?;
                     }
                 }
-                Some(report) = self.plane.reports.recv() => say.say(&match report {
-                    Report::Notice(notice) => Event::Warning { reason: notice.to_string() },
-                    Report::Stranger(stranger) => Event::Stranger {
-                        from: stranger.from.to_string(),
-                        inner_source: stranger.inner_source.to_string(),
-                        next_hop: stranger.next_hop.to_string(),
-                    },
-                }),
-                ended = &mut self.plane.ended => {
-                    return Err(ended.unwrap_or_else(|_| "forwarding has ended: a bug in the node".into()));
+                () = self.plane.news.notified() => report(&self.plane.worker, say),
+                ended = self.plane.ended() => {
+                    ended?;
+                    return Err(self.plane.reason());
                 }
                 () = sleep(Say::LIMIT), if say.leaves_out() => say.flush_limits(Say::LIMIT),
             }
