@@ -170,8 +170,13 @@ impl Tunnel {
             if ready.control && self.take_commands(Budget::default()) == Next::Stop {
                 return Ok(());
             }
-            if ready.links && self.links.take_events()? {
-                self.apply_limit();
+            if ready.links {
+                match self.links.take_events() {
+                    Ok(true) => self.apply_limit(),
+                    Ok(false) => {}
+                    // The workers know best why the device is gone.
+                    Err(error) => return self.stop().and(Err(error)),
+                }
             }
             if ready.news {
                 let _ = self.news.read();
@@ -181,7 +186,8 @@ impl Tunnel {
                 return self.stop();
             }
             if self.report.is_due(Instant::now()) {
-                self.say_stats("stats");
+                let device = self.links.stats();
+                self.report.stats("stats", &self.workers, device, &self.routing, self.control.as_ref());
             }
         }
     }
@@ -242,9 +248,11 @@ impl Tunnel {
 
     /// Removes what was made, and says the last word.
     fn close(mut self) -> Result<(), Error> {
+        // The device ends with the workers.
+        let device = self.links.stats();
         let stopped = self.stop();
         self.routing.finish();
-        self.say_stats("stopped");
+        self.report.stats("stopped", &self.workers, device, &self.routing, self.control.as_ref());
         self.links.remove()?;
         stopped
     }
@@ -254,11 +262,6 @@ impl Tunnel {
         let stopped = self.running.take().map_or(Ok(()), |running| running.stop().map(drop));
         say_notices(&self.workers);
         Ok(stopped?)
-    }
-
-    fn say_stats(&mut self, event: &str) {
-        let device = self.links.stats();
-        self.report.stats(event, &self.workers, device, &self.routing, self.control.as_ref());
     }
 }
 
