@@ -49,7 +49,7 @@ use crate::sys::{Feature, Tun, UdpTransport};
 
 /// Moves packets between one TUN device and one UDP socket.
 ///
-/// Memory: 1 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for super-packets to the TUN and three packets, of which
+/// Memory: 1 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for GSO packets to the TUN and three packets, of which
 /// only what was used is resident; the ICMP limiter's 30 KiB, up to 1,024 learned path MTUs and as many counters of send errors,
 /// and a share in the route table. No call allocates for a packet that is forwarded.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Budget {
 }
 
 impl Default for Budget {
-    /// 256 packets: 0.1 to 0.3 ms of work. Every datagram is one, also of a super-packet or a train.
+    /// 256 packets: 0.1 to 0.3 ms of work. Every datagram is one, also of a GSO packet or a train.
     fn default() -> Self {
         Self::packets(256)
     }

@@ -38,16 +38,16 @@ pub struct Anomalies {
     pub read_errors: u64,
     /// Path MTUs lowered because a datagram was refused as too long.
     pub path_mtu_lowered: u64,
-    /// Packets made of super-packets out of the TUN.
+    /// Packets made of GSO packets out of the TUN.
     pub segments_made: u64,
     /// Fragments made of packets, or of segments, that were too long for their path.
     pub fragments_made: u64,
-    /// Packets that went to the TUN as part of a super-packet.
+    /// Packets that went to the TUN as part of a GSO packet.
     pub coalesced: u64,
     /// How often the kernel refused a train to a peer and took its datagrams one by one. That peer then gets no trains for a
     /// minute, and for twice the time with each further refusal, up to an hour.
     pub gso_fallbacks: u64,
-    /// Super-packets that the TUN refused and that were written packet by packet.
+    /// GSO packets that the TUN refused and that were written packet by packet.
     pub tun_fallbacks: u64,
 }
 

@@ -55,7 +55,7 @@ impl<'p> Fragments<'p> {
 
     /// What cuts it, as it stands, for whoever goes on with the bytes in a buffer of their own.
     ///
-    /// A super-packet is never fragmented as a whole: cut it into its segments first, and each of them with
+    /// A GSO packet is never fragmented as a whole: cut it into its segments first, and each of them with
     /// [`Fragmenter::for_segment`].
     #[must_use]
     pub fn fragmenter(&self) -> Fragmenter {

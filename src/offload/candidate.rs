@@ -78,7 +78,7 @@ impl<'a> Kind<'a> {
         }
         let hosts = FlowKey::from(source) << 96 | FlowKey::from(destination) << 64 | FlowKey::from(number);
         // Options are not worth the trouble (`inet_gro_receive` has IHL 5 only), a fragment has no ports or no checksum of its
-        // own, and what is broken must not be mended: a super-packet gets a fresh header checksum. A checksum of 0xFFFF,
+        // own, and what is broken must not be mended: a GSO packet gets a fresh header checksum. A checksum of 0xFFFF,
         // which only a sloppy sender writes, would come back as 0.
         let plain = lengths >> 24 == PLAIN
             && (lengths & 0xffff) as usize == bytes.len()

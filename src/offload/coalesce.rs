@@ -1,4 +1,4 @@
-//! Packets of one flow joined to super-packets.
+//! Packets of one flow joined to GSO packets.
 
 use alloc::boxed::Box;
 
@@ -20,7 +20,7 @@ pub struct Coalesce {
 /// Joins packets on their way into a TUN device.
 ///
 /// Two packets of one flow are never handed on in another order than they came in; of different flows they may be. Cutting
-/// what is handed on ([`VnetHeader::inspect`](super::VnetHeader::inspect), [`SuperPacket`](super::SuperPacket)) gives back
+/// what is handed on ([`VnetHeader::inspect`](super::VnetHeader::inspect), [`GsoPacket`](super::GsoPacket)) gives back
 /// the packets that came in, byte for byte, but for one thing: with DF set, which makes the identification meaningless
 /// (RFC 6864 4.1), packets are joined whatever theirs is, and cut into packets that count up from the first one's.
 ///

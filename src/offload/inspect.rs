@@ -1,6 +1,6 @@
 //! What the kernel left to be done to a packet, and whether it makes sense.
 
-use super::segment::SuperPacket;
+use super::segment::GsoPacket;
 use super::vnet::{VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};
 use crate::wire::ipv4::{Ipv4Header, Ipv4Packet};
 use crate::wire::transport::{TcpHeader, TransportError, UdpHeader, tcp_field, udp_field};
@@ -9,13 +9,13 @@ use crate::wire::{checksum, protocol};
 /// What is to be done before a packet out of a TUN device may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Work {
+pub enum OffloadAction {
     /// It is complete.
     Nothing,
     /// Its transport checksum covers only the pseudo header so far.
     Checksum(PartialChecksum),
     /// It stands for more than one packet.
-    Segment(SuperPacket),
+    Segment(GsoPacket),
 }
 
 /// Why a vnet header does not fit the packet behind it.
@@ -73,7 +73,7 @@ pub enum OffloadError {
         /// The total length of the packet.
         total: usize,
     },
-    /// The checksum of a super-packet is not where its protocol has it.
+    /// The checksum of a GSO packet is not where its protocol has it.
     #[error("a checksum {offset} bytes behind byte {start} is not that of protocol {protocol} behind {header} bytes")]
     ChecksumMisplaced {
         /// Where the covered bytes begin.
@@ -85,7 +85,7 @@ pub enum OffloadError {
         /// Bytes of the IP header.
         header: usize,
     },
-    /// The transport header of a super-packet does not fit.
+    /// The transport header of a GSO packet does not fit.
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
@@ -109,16 +109,16 @@ impl VnetHeader {
     /// buffer (`virtio_net_hdr_from_skb`). The number of segments is bounded by the packet alone: 65,495 of one byte, each
     /// written only when asked for, so that it costs no memory.
     ///
-    /// Bytes that are no sound IPv4 packet need [`Work::Nothing`]: what is wrong with them is for the forwarder to say.
+    /// Bytes that are no sound IPv4 packet need [`OffloadAction::Nothing`]: what is wrong with them is for the forwarder to say.
     ///
     /// # Errors
     /// The first thing that does not fit the packet, see [`OffloadError`].
     #[inline]
-    pub fn inspect(&self, packet: &[u8]) -> Result<Work, OffloadError> {
+    pub fn inspect(&self, packet: &[u8]) -> Result<OffloadAction, OffloadError> {
         if self.flags & !vnet_flag::DATA_VALID == 0 && self.gso_type == vnet_gso::NONE {
-            return Ok(Work::Nothing);
+            return Ok(OffloadAction::Nothing);
         }
-        let Ok(packet) = Ipv4Packet::parse(packet) else { return Ok(Work::Nothing) };
+        let Ok(packet) = Ipv4Packet::parse(packet) else { return Ok(OffloadAction::Nothing) };
         if self.flags & !(vnet_flag::NEEDS_CSUM | vnet_flag::DATA_VALID) != 0 {
             return Err(OffloadError::UnknownFlags { flags: self.flags });
         }
@@ -130,10 +130,10 @@ impl VnetHeader {
             0 => None,
             _ => Some(self.partial_checksum(header)?),
         };
-        match self.super_packet(&packet)? {
+        match self.gso_packet(&packet)? {
             // Without a partial checksum the kernel computes a whole one per segment all the same (`tcp4_gso_segment`).
-            Some(many) if many.segments() > 1 => Ok(Work::Segment(many)),
-            _ => Ok(partial.map_or(Work::Nothing, Work::Checksum)),
+            Some(many) if many.segments() > 1 => Ok(OffloadAction::Segment(many)),
+            _ => Ok(partial.map_or(OffloadAction::Nothing, OffloadAction::Checksum)),
         }
     }
 
@@ -151,9 +151,9 @@ impl VnetHeader {
         Ok(PartialChecksum { start: self.csum_start, at: at as u16, end: header.total_len(), is_udp })
     }
 
-    /// The super-packet, if the type says it is one, of however few segments.
+    /// The GSO packet, if the type says it is one, of however few segments.
     #[inline]
-    fn super_packet(&self, packet: &Ipv4Packet<'_>) -> Result<Option<SuperPacket>, OffloadError> {
+    fn gso_packet(&self, packet: &Ipv4Packet<'_>) -> Result<Option<GsoPacket>, OffloadError> {
         let gso_type = self.gso_type;
         let header = packet.header();
         let wanted = match gso_type {
@@ -176,10 +176,10 @@ impl VnetHeader {
         }
         let (offset, many) = if wanted == protocol::TCP {
             let tcp = TcpHeader::parse(packet.payload())?;
-            (tcp_field::CHECKSUM, SuperPacket::tcp(packet, &tcp, self.gso_size))
+            (tcp_field::CHECKSUM, GsoPacket::tcp(packet, &tcp, self.gso_size))
         } else {
             let udp = UdpHeader::parse(packet.payload())?;
-            (udp_field::CHECKSUM, SuperPacket::udp(packet, &udp, self.gso_size))
+            (udp_field::CHECKSUM, GsoPacket::udp(packet, &udp, self.gso_size))
         };
         let misplaced = (usize::from(self.csum_start), usize::from(self.csum_offset)) != (header.header_len(), offset);
         if self.flags & vnet_flag::NEEDS_CSUM != 0 && misplaced {

@@ -1,4 +1,4 @@
-//! Super-packets: many packets of one flow that travel through the system as one.
+//! GSO packets: many packets of one flow that travel through the system as one.
 //!
 //! ```text
 //! TUN ──▶ vnet header, packet ── inspect ─┬─ Nothing ──────────────────────────────▶ one packet
@@ -19,7 +19,7 @@ mod train;
 mod vnet;
 
 pub use coalesce::{Coalesce, Coalescer};
-pub use inspect::{OffloadError, PartialChecksum, Work};
-pub use segment::SuperPacket;
+pub use inspect::{OffloadAction, OffloadError, PartialChecksum};
+pub use segment::GsoPacket;
 pub use train::{Coalesced, PACKETS_MAX};
 pub use vnet::{VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};

@@ -1,4 +1,4 @@
-//! A super-packet cut into the packets it stands for.
+//! A GSO packet cut into the packets it stands for.
 
 use crate::wire::checksum;
 use crate::wire::ipv4::{HEADER_LEN, Ipv4Packet};
@@ -17,7 +17,7 @@ mod ip_field {
 /// The packets are, byte for byte, those of the kernel's software segmentation (net/ipv4/af_inet.c `inet_gso_segment`,
 /// net/ipv4/tcp_offload.c `tcp_gso_segment`, net/ipv4/udp_offload.c `__udp_gso_segment`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SuperPacket {
+pub struct GsoPacket {
     /// Bytes of the whole packet.
     total: u16,
     /// Bytes of payload in every segment but the last.
@@ -43,7 +43,7 @@ enum Transport {
 /// Control bits that not every segment has: FIN and PSH are the last one's, CWR is the first one's.
 const AT_THE_ENDS: u8 = tcp_flag::FIN | tcp_flag::PSH | tcp_flag::CWR;
 
-impl SuperPacket {
+impl GsoPacket {
     #[inline]
     pub(super) fn tcp(packet: &Ipv4Packet<'_>, tcp: &TcpHeader, size: u16) -> Self {
         let options = packet.payload().get(TCP_HEADER_LEN..tcp.header_len()).unwrap_or_default();

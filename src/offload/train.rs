@@ -1,7 +1,7 @@
 //! One train: the packets of one flow that were joined so far, and the rules by which two packets go together.
 //!
 //! The rules are those of the kernel's receive offload (net/ipv4/af_inet.c `inet_gro_receive`, net/ipv4/tcp_offload.c
-//! `tcp_gro_receive`, net/ipv4/udp_offload.c `udp_gro_receive_segment`), and stricter where cutting the super-packet would
+//! `tcp_gro_receive`, net/ipv4/udp_offload.c `udp_gro_receive_segment`), and stricter where cutting the GSO packet would
 //! otherwise not give back the packets.
 
 use alloc::boxed::Box;
@@ -28,7 +28,7 @@ const LEN_MAX: usize = u16::MAX as usize;
 pub struct Coalesced<'a> {
     /// To be put in front: all zeros for one packet.
     pub header: VnetHeader,
-    /// One packet as it was pushed, or a super-packet whose transport checksum is partial.
+    /// One packet as it was pushed, or a GSO packet whose transport checksum is partial.
     pub packet: &'a [u8],
     /// How many packets were pushed for it: at least 1, at most [`PACKETS_MAX`].
     pub packets: usize,
@@ -141,7 +141,7 @@ impl Train {
         self.packets += 1;
         self.ends |= packet.ends;
         self.follow(packet);
-        // Only the last segment of a super-packet may be shorter.
+        // Only the last segment of a GSO packet may be shorter.
         if packet.ends_train() || len < self.size || self.packets == PACKETS_MAX {
             Appended::Complete
         } else {

@@ -67,7 +67,7 @@
 //! # What it is not
 //! There is no congestion and no limited rate: a datagram's time does not depend on others. The kernel is played as far as the
 //! core can see it: a link refuses what is too long for it, and a router's "fragmentation needed" is believed. Sockets that are
-//! full, super-packets and trains are the worker's, and not here.
+//! full, GSO packets and trains are the worker's, and not here.
 //!
 //! # Memory
 //! Leases are held once for all nodes. A node has 25 KiB for itself, which are its ICMP limiter's, and from its first packet on a

@@ -153,7 +153,7 @@ impl Tun {
 
     /// Takes the next packet that was routed into the device.
     ///
-    /// With offloads it may be a super-packet of up to 64 KiB, and its transport checksum may have yet to be computed:
+    /// With offloads it may be a GSO packet of up to 64 KiB, and its transport checksum may have yet to be computed:
     /// [`VnetHeader::inspect`] of [`TunMeta::header`] says which, and has to be asked before the packet goes anywhere.
     ///
     /// With less than [`PACKET_MAX`] + 1 bytes of buffer a packet may be cut, which cannot be noticed.

@@ -77,7 +77,7 @@ impl Fragmenter {
         (!header.dont_fragment() && fits && has_offset).then_some(Self { start: 0, end: 0, total, more_fragments, mtu })
     }
 
-    /// The same, not yet begun, for a packet of `len` bytes with the same header: what a segment of a super-packet is.
+    /// The same, not yet begun, for a packet of `len` bytes with the same header: what a segment of a GSO packet is.
     #[must_use]
     pub fn for_segment(self, len: u16) -> Self {
         Self { start: 0, end: 0, total: len, ..self }

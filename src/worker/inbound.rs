@@ -9,14 +9,14 @@ use super::failing::Failure;
 use super::state::{Ends, State};
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{Decap, DropReason, Outer};
-use crate::offload::{Coalesce, Coalesced, Coalescer, Work, vnet_gso};
+use crate::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, vnet_gso};
 use crate::route::RouteTable;
 use crate::sys::{PACKET_MAX, RecvBatch, RecvError, TunError};
 
 /// Messages that one system call receives, each a datagram or a train: 1 MiB of buffers.
 const MESSAGES: usize = 16;
 
-/// So many super-packets of a protocol refused in a row, with their parts accepted, and no more are tried for a while: some
+/// So many GSO packets of a protocol refused in a row, with their parts accepted, and no more are tried for a while: some
 /// kernels never take them.
 const REFUSALS: u32 = 8;
 
@@ -30,7 +30,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 struct Refusals {
     tcp: u32,
     udp: u32,
-    /// How long super-packets are not tried the next time.
+    /// How long GSO packets are not tried the next time.
     wait: Duration,
     retry_at: Option<Instant>,
     /// Since when they are tried again.
@@ -51,7 +51,7 @@ pub(super) struct Inbound {
     messages: RecvBatch,
     /// `None`: every packet is written by itself.
     coalescer: Option<Coalescer>,
-    /// For a super-packet that has to be taken apart again.
+    /// For a GSO packet that has to be taken apart again.
     scratch: Box<[u8]>,
     refusals: Refusals,
 }
@@ -108,7 +108,7 @@ impl Inbound {
         Ok(Progress::More)
     }
 
-    /// Tries super-packets again. One more that is refused is enough to stop that.
+    /// Tries GSO packets again. One more that is refused is enough to stop that.
     #[cold]
     fn coalesce_again(&mut self, ends: &Ends, now: Instant) {
         if let Some(coalescer) = &mut self.coalescer {
@@ -221,20 +221,20 @@ impl Writer<'_> {
         }
     }
 
-    /// Some kernels refuse super-packets that they should take.
+    /// Some kernels refuse GSO packets that they should take.
     #[cold]
     fn write_apart(&mut self, packets: &Coalesced<'_>, state: &mut State) {
         state.counters.anomalies.tun_fallbacks += 1;
-        let Ok(Work::Segment(super_packet)) = packets.header.inspect(packets.packet) else {
+        let Ok(OffloadAction::Segment(gso_packet)) = packets.header.inspect(packets.packet) else {
             state.counters.decap.discard_all(DropReason::TunFailed, packets.packets as u64);
             return;
         };
         let forwarded = state.counters.decap.forwarded();
-        for index in 0..super_packet.segments() {
-            let len = super_packet.len_of(index);
+        for index in 0..gso_packet.segments() {
+            let len = gso_packet.len_of(index);
             let scratch = core::mem::take(&mut self.scratch);
             let packet = scratch.get_mut(..len).unwrap_or_default();
-            super_packet.write_segment(packets.packet, index, packet);
+            gso_packet.write_segment(packets.packet, index, packet);
             self.write_single(packet, state);
             self.scratch = scratch;
         }

@@ -10,7 +10,7 @@ use super::state::{Ends, Routed, State};
 use super::unfinished::Unfinished;
 use super::{Budget, Progress, WorkerError};
 use crate::forward::{DropReason, Encap};
-use crate::offload::{SuperPacket, Work};
+use crate::offload::{GsoPacket, OffloadAction};
 use crate::route::RouteTable;
 use crate::sys::{PACKET_MAX, TunError, TunMeta};
 use crate::transmit::Way;
@@ -139,23 +139,23 @@ impl Outbound {
     ) -> Result<(), WorkerError> {
         state.counters.encap.receive();
         let packet = self.buffer.get_mut(..meta.len).unwrap_or_default();
-        let super_packet = match meta.header.inspect(packet) {
-            Ok(Work::Nothing) => None,
-            Ok(Work::Checksum(checksum)) => {
+        let gso_packet = match meta.header.inspect(packet) {
+            Ok(OffloadAction::Nothing) => None,
+            Ok(OffloadAction::Checksum(checksum)) => {
                 checksum.complete(packet);
                 None
             }
-            Ok(Work::Segment(super_packet)) => Some(super_packet),
+            Ok(OffloadAction::Segment(gso_packet)) => Some(gso_packet),
             Err(_) => {
                 state.counters.encap.discard(DropReason::BadOffload);
                 return Ok(());
             }
         };
-        let mut verdict = match &super_packet {
+        let mut verdict = match &gso_packet {
             None => ends.forwarder.encapsulate(packet, routes),
-            Some(cut) => ends.forwarder.encapsulate_super_packet(packet, cut.segment_len(), routes),
+            Some(cut) => ends.forwarder.encapsulate_gso_packet(packet, cut.segment_len(), routes),
         };
-        if let Some((way, longest)) = datagrams_of(&verdict, super_packet.as_ref()) {
+        if let Some((way, longest)) = datagrams_of(&verdict, gso_packet.as_ref()) {
             let limit = state.path_limit(way.destination, now);
             if longest > limit.into() {
                 verdict = ends.forwarder.refused_as_too_long(packet, way, limit, routes).into();
@@ -165,12 +165,12 @@ impl Outbound {
             Encap::Send(transmit) => {
                 state.count_trimmed(transmit.contents, meta.len);
                 let (way, len) = (Way::from(&transmit), transmit.contents.len());
-                self.unfinished = Some(Unfinished::new(way, len, super_packet, now));
+                self.unfinished = Some(Unfinished::new(way, len, gso_packet, now));
             }
             Encap::Fragment(fragments) => {
                 state.count_trimmed(fragments.packet(), meta.len);
                 let (way, fragmenter) = (fragments.way(), fragments.fragmenter());
-                self.unfinished = Some(Unfinished::fragmented(way, fragmenter, super_packet, now));
+                self.unfinished = Some(Unfinished::fragmented(way, fragmenter, gso_packet, now));
             }
             Encap::Reject(reject) => {
                 state.count_trimmed(reject.offender().as_bytes(), meta.len);
@@ -215,10 +215,10 @@ impl Outbound {
 
 /// Where the datagrams of a packet go that is sent, and the longest of them in bytes.
 #[inline]
-fn datagrams_of(verdict: &Encap<'_>, super_packet: Option<&SuperPacket>) -> Option<(Way, usize)> {
+fn datagrams_of(verdict: &Encap<'_>, gso_packet: Option<&GsoPacket>) -> Option<(Way, usize)> {
     match verdict {
         Encap::Send(transmit) => {
-            let longest = super_packet.map_or(transmit.contents.len(), |cut| cut.segment_len().into());
+            let longest = gso_packet.map_or(transmit.contents.len(), |cut| cut.segment_len().into());
             Some((Way::from(transmit), longest))
         }
         Encap::Fragment(fragments) => Some((fragments.way(), fragments.fragmenter().mtu().into())),

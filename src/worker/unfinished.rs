@@ -3,7 +3,7 @@
 use core::net::SocketAddr;
 use std::time::Instant;
 
-use crate::offload::SuperPacket;
+use crate::offload::GsoPacket;
 use crate::transmit::{Trains, Way};
 use crate::wire::fragment::Fragmenter;
 
@@ -22,8 +22,8 @@ enum Pieces {
     Whole {
         len: usize,
     },
-    /// The super-packet's segments from this one on.
-    Segments(SuperPacket, usize),
+    /// The GSO packet's segments from this one on.
+    Segments(GsoPacket, usize),
     Fragments(Fragmented),
 }
 
@@ -37,22 +37,17 @@ pub(super) struct Placed {
 }
 
 impl Unfinished {
-    /// A packet of `len` bytes, which if it is a super-packet is cut into its segments.
+    /// A packet of `len` bytes, which if it is a GSO packet is cut into its segments.
     #[inline]
-    pub(super) fn new(way: Way, len: usize, super_packet: Option<SuperPacket>, since: Instant) -> Self {
-        let pieces = super_packet.map_or(Pieces::Whole { len }, |super_packet| Pieces::Segments(super_packet, 0));
+    pub(super) fn new(way: Way, len: usize, gso_packet: Option<GsoPacket>, since: Instant) -> Self {
+        let pieces = gso_packet.map_or(Pieces::Whole { len }, |gso_packet| Pieces::Segments(gso_packet, 0));
         Self { way, pieces, since }
     }
 
-    /// A packet that is too long for its path, or a super-packet whose segments are.
+    /// A packet that is too long for its path, or a GSO packet whose segments are.
     #[cold]
-    pub(super) fn fragmented(
-        way: Way,
-        fragmenter: Fragmenter,
-        super_packet: Option<SuperPacket>,
-        since: Instant,
-    ) -> Self {
-        Self { way, pieces: Pieces::Fragments(Fragmented::new(fragmenter, super_packet)), since }
+    pub(super) fn fragmented(way: Way, fragmenter: Fragmenter, gso_packet: Option<GsoPacket>, since: Instant) -> Self {
+        Self { way, pieces: Pieces::Fragments(Fragmented::new(fragmenter, gso_packet)), since }
     }
 
     /// The next hop it was routed to.
@@ -77,13 +72,13 @@ impl Unfinished {
                 let all = room.map(|room| room.copy_from_slice(buffer.get(..*len).unwrap_or_default())).is_some();
                 Placed { all, ..Placed::default() }
             }
-            Pieces::Segments(super_packet, next) => {
+            Pieces::Segments(gso_packet, next) => {
                 let first = *next;
-                let count = super_packet.segments();
+                let count = gso_packet.segments();
                 while *next < count && (*left > 0 || *next == 0) {
                     let is_last = *next + 1 == count;
-                    let Some(room) = trains.push(&self.way, super_packet.len_of(*next), is_last) else { break };
-                    super_packet.write_segment(buffer, *next, room);
+                    let Some(room) = trains.push(&self.way, gso_packet.len_of(*next), is_last) else { break };
+                    gso_packet.write_segment(buffer, *next, room);
                     if *next > 0 {
                         *left -= 1;
                     }
@@ -99,7 +94,7 @@ impl Unfinished {
 /// A packet, or one segment after another, on its way into fragments.
 #[derive(Clone, Copy, Debug)]
 struct Fragmented {
-    super_packet: Option<SuperPacket>,
+    gso_packet: Option<GsoPacket>,
     /// Cuts any packet with the header of this one.
     template: Fragmenter,
     /// How many segments have been written to where they are cut.
@@ -111,9 +106,9 @@ struct Fragmented {
 }
 
 impl Fragmented {
-    fn new(fragmenter: Fragmenter, super_packet: Option<SuperPacket>) -> Self {
-        let current = if super_packet.is_some() { fragmenter.for_segment(0) } else { fragmenter };
-        Self { super_packet, template: fragmenter, segments: 0, fragmenter: current, waits: false }
+    fn new(fragmenter: Fragmenter, gso_packet: Option<GsoPacket>) -> Self {
+        let current = if gso_packet.is_some() { fragmenter.for_segment(0) } else { fragmenter };
+        Self { gso_packet, template: fragmenter, segments: 0, fragmenter: current, waits: false }
     }
 
     #[cold]
@@ -128,7 +123,7 @@ impl Fragmented {
         let mut placed = Placed::default();
         loop {
             while !self.waits {
-                let packet = if self.super_packet.is_some() { &mut *scratch } else { &mut *buffer };
+                let packet = if self.gso_packet.is_some() { &mut *scratch } else { &mut *buffer };
                 self.waits = self.fragmenter.advance(packet);
                 if !self.waits && !self.write_segment(buffer, scratch) {
                     return Placed { all: true, ..placed };
@@ -138,28 +133,27 @@ impl Fragmented {
             if *left == 0 && !is_first {
                 return placed;
             }
-            let is_last_packet = self.super_packet.is_none_or(|super_packet| super_packet.segments() == self.segments);
+            let is_last_packet = self.gso_packet.is_none_or(|gso_packet| gso_packet.segments() == self.segments);
             let Some(room) = trains.push(way, self.fragmenter.len(), is_last_packet && self.fragmenter.is_last())
             else {
                 return placed;
             };
-            let packet = if self.super_packet.is_some() { &*scratch } else { &*buffer };
+            let packet = if self.gso_packet.is_some() { &*scratch } else { &*buffer };
             room.copy_from_slice(self.fragmenter.fragment(packet));
             self.waits = false;
             *left -= usize::from(!is_first);
-            placed.segments += u64::from(self.super_packet.is_some() && self.fragmenter.is_first());
+            placed.segments += u64::from(self.gso_packet.is_some() && self.fragmenter.is_first());
             placed.fragments += u64::from(!(self.fragmenter.is_first() && self.fragmenter.is_last()));
         }
     }
 
     /// Writes the next segment to where it is cut; `false` after the last.
     fn write_segment(&mut self, buffer: &[u8], scratch: &mut [u8]) -> bool {
-        let Some(super_packet) = self.super_packet.filter(|super_packet| self.segments < super_packet.segments())
-        else {
+        let Some(gso_packet) = self.gso_packet.filter(|gso_packet| self.segments < gso_packet.segments()) else {
             return false;
         };
-        let len = super_packet.len_of(self.segments);
-        super_packet.write_segment(buffer, self.segments, scratch.get_mut(..len).unwrap_or_default());
+        let len = gso_packet.len_of(self.segments);
+        gso_packet.write_segment(buffer, self.segments, scratch.get_mut(..len).unwrap_or_default());
         self.fragmenter = self.template.for_segment(len as u16);
         self.segments += 1;
         true

@@ -21,9 +21,9 @@ fn fault_31_send_errors_are_counted_for_the_first_peers() {
     assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendForbidden, u64::from(PEERS) + 20)));
 }
 
-/// Fault 30: super-packets end after refusals in a row, not after as many over all time.
+/// Fault 30: GSO packets end after refusals in a row, not after as many over all time.
 #[test]
-fn fault_30_a_super_packet_that_is_taken_makes_up_for_refusals() {
+fn fault_30_a_gso_packet_that_is_taken_makes_up_for_refusals() {
     let mut stage = Stage::new();
     for round in 0..20_u16 {
         let train = (0..4).map(|at| tcp(POD_A, POD, 4 * round + at, 1000 * u32::from(4 * round + at), 1000));

@@ -34,12 +34,12 @@ fn fault_48_49_a_call_ends_within_its_budget_and_each_direction_has_its_own() {
     }
 }
 
-/// Of super-packets every segment counts, and of trains every datagram.
+/// Of GSO packets every segment counts, and of trains every datagram.
 #[test]
-fn fault_48_a_super_packet_does_not_stretch_a_call() {
+fn fault_48_a_gso_packet_does_not_stretch_a_call() {
     let mut stage = Stage::new();
-    let super_packet = udp(POD, POD_A, 1, Df::Set, 60_000);
-    stage.give_with(gso(&super_packet, 100), &super_packet);
+    let gso_packet = udp(POD, POD_A, 1, Df::Set, 60_000);
+    stage.give_with(gso(&gso_packet, 100), &gso_packet);
     stage.arrive(host_b(), &(1..=64).map(|number| udp(POD_B, POD, number, Df::Set, 100)).collect::<Vec<_>>());
     stage.script.never_end();
     for budget in [1, 10, 256] {

@@ -99,10 +99,10 @@ fn fault_27_28_37_a_write_that_fails_costs_its_packet() {
     }
 }
 
-/// A super-packet that fails is as many packets. One that is refused is written packet by packet, and after a few no more are
+/// A GSO packet that fails is as many packets. One that is refused is written packet by packet, and after a few no more are
 /// made.
 #[test]
-fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
+fn fault_28_30_a_gso_packet_that_fails_is_counted_as_its_packets() {
     let train = |first: u16| -> Vec<Vec<u8>> {
         (0..4).map(|at| tcp(POD_A, POD, first + at, 1000 * u32::from(first + at), 1000)).collect()
     };
@@ -113,7 +113,7 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
     assert_eq!(Stage::lost(stage.decap()), Some((DropReason::TunFull, 4)));
 
     let mut stage = Stage::new();
-    stage.script.refuse_super_packets(libc::EINVAL);
+    stage.script.refuse_gso_packets(libc::EINVAL);
     for round in 0..10 {
         let writes = stage.script.count(Call::Write);
         stage.arrive(host_a(), &train(1 + 4 * round));
@@ -132,7 +132,7 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
     {
         stage.now += waited;
         if taken {
-            stage.script.accept_super_packets();
+            stage.script.accept_gso_packets();
         }
         let before = stage.script.count(Call::Write);
         stage.arrive(host_a(), &train(1 + 4 * number));
@@ -143,7 +143,7 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
 
     // After an hour without refusals the wait is a minute again.
     stage.now += 60 * minute;
-    stage.script.refuse_super_packets(libc::EINVAL);
+    stage.script.refuse_gso_packets(libc::EINVAL);
     for (number, writes) in (20..).zip([5, 5, 5, 5, 5, 5, 5, 5, 4, 5]) {
         if number == 29 {
             stage.now += minute;

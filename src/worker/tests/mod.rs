@@ -8,7 +8,7 @@ use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
 
 use super::*;
 use crate::forward::{Flow, Overlay};
-use crate::offload::{VNET_HEADER_LEN, VnetHeader, Work, vnet_flag, vnet_gso};
+use crate::offload::{OffloadAction, VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteChange, RoutePublisher};
 use crate::sys::script::{Answer, Arrival, Call, Script, Sent};
 use crate::sys::{TunOffload, UdpOffload};
@@ -142,7 +142,7 @@ impl Stage {
         self.worker.send_errors().collect()
     }
 
-    /// The packets that the TUN was given since the last time, super-packets cut into what they stand for.
+    /// The packets that the TUN was given since the last time, GSO packets cut into what they stand for.
     fn take_delivered(&self) -> Vec<Vec<u8>> {
         let bare = self.worker.tun().offload() == TunOffload::NONE;
         let mut delivered = Vec::new();
@@ -150,12 +150,12 @@ impl Stage {
             let (header, packet) = bytes.split_at(if bare { 0 } else { VNET_HEADER_LEN });
             let header = header.first_chunk().map_or(VnetHeader::default(), |bytes| VnetHeader::from_bytes(*bytes));
             match header.inspect(packet).unwrap() {
-                Work::Segment(many) => delivered.extend((0..many.segments()).map(|index| {
+                OffloadAction::Segment(many) => delivered.extend((0..many.segments()).map(|index| {
                     let mut segment = alloc::vec![0; many.len_of(index)];
                     many.write_segment(packet, index, &mut segment);
                     segment
                 })),
-                Work::Nothing | Work::Checksum(_) => delivered.push(packet.to_vec()),
+                OffloadAction::Nothing | OffloadAction::Checksum(_) => delivered.push(packet.to_vec()),
             }
         }
         delivered
@@ -196,7 +196,7 @@ fn marked(number: u16, len: usize) -> Vec<u8> {
     number.to_be_bytes().into_iter().chain((2..).map(|at| at as u8)).take(len).collect()
 }
 
-/// What the kernel says of a super-packet of TCP or UDP.
+/// What the kernel says of a GSO packet of TCP or UDP.
 fn gso(packet: &[u8], size: u16) -> VnetHeader {
     let (gso_type, hdr_len, csum_offset) =
         if packet[9] == IpNumber::TCP.0 { (vnet_gso::TCPV4, 40, 16) } else { (vnet_gso::UDP_L4, 28, 6) };

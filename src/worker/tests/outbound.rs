@@ -156,8 +156,8 @@ fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
         stage.script.refuse_trains(host_a().ip(), errno);
         for round in 0..2 {
             five(&stage);
-            let super_packet = udp(POD, POD_A, 10, Df::Set, 4000);
-            stage.give_with(gso(&super_packet, 1000), &super_packet);
+            let gso_packet = udp(POD, POD_A, 10, Df::Set, 4000);
+            stage.give_with(gso(&gso_packet, 1000), &gso_packet);
             assert_eq!(stage.out(), Ok(Progress::Drained));
             let sent = stage.script.take_sends().concat();
             let lengths =
@@ -330,7 +330,7 @@ fn fault_2_the_longest_packet_out_of_the_device() {
 
 /// Each is dropped with its counter, and what came before and after it goes.
 #[test]
-fn fault_16_18_19_20_21_a_super_packet_that_cannot_be_is_counted_alone() {
+fn fault_16_18_19_20_21_a_gso_packet_that_cannot_be_is_counted_alone() {
     let (of_udp, of_tcp) = (udp(POD, POD_A, 7, Df::Set, 3000), tcp(POD, POD_A, 7, 1, 3000));
     let mut fragment = of_udp.clone();
     fragment[6] |= 0x20;

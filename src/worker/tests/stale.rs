@@ -21,7 +21,7 @@ impl Stage {
 
 /// The first call sends ten of sixty segments. The other fifty are not sent to the next hop that is gone.
 #[test]
-fn r26_r70_fault_46_the_rest_of_a_super_packet_is_not_sent_to_a_next_hop_that_is_gone() {
+fn r26_r70_fault_46_the_rest_of_a_gso_packet_is_not_sent_to_a_next_hop_that_is_gone() {
     for udp_first in [false, true] {
         let mut stage = Stage::new();
         stage.give_segments(1, 60);
@@ -65,7 +65,7 @@ fn r26_r70_fault_46_datagrams_that_wait_are_not_sent_to_a_next_hop_that_is_gone(
     }
 }
 
-/// A super-packet of which some segments have gone, some wait in trains and some are not in trains yet is one packet.
+/// A GSO packet of which some segments have gone, some wait in trains and some are not in trains yet is one packet.
 #[test]
 fn r67_r70_a_packet_that_is_partly_gone_is_dropped_once() {
     for budget in [1, 10, 40, 256] {

@@ -2,7 +2,7 @@ use super::*;
 use alloc::vec::Vec;
 use proptest::prelude::*;
 
-use crate::offload::{VnetHeader, Work, vnet_flag, vnet_gso};
+use crate::offload::{OffloadAction, VnetHeader, vnet_flag, vnet_gso};
 use crate::sys::PACKET_MAX;
 use crate::wire::ipv4::Ipv4Packet;
 use crate::wire::{Ecn, checksum};
@@ -25,18 +25,18 @@ fn udp(content: usize) -> Vec<u8> {
     packet
 }
 
-fn super_packet(packet: &[u8], size: u16) -> Option<SuperPacket> {
+fn gso_packet(packet: &[u8], size: u16) -> Option<GsoPacket> {
     let (flags, gso_type) = (vnet_flag::NEEDS_CSUM, vnet_gso::UDP_L4);
     let header = VnetHeader { flags, gso_type, hdr_len: 28, gso_size: size, csum_start: 20, csum_offset: 6 };
     match header.inspect(packet).unwrap() {
-        Work::Segment(super_packet) => Some(super_packet),
-        Work::Nothing | Work::Checksum(_) => None,
+        OffloadAction::Segment(gso_packet) => Some(gso_packet),
+        OffloadAction::Nothing | OffloadAction::Checksum(_) => None,
     }
 }
 
 /// What is to come out, packet by packet: the segments that are made of each, and of these the fragments.
-fn expected(packet: &[u8], super_packet: Option<SuperPacket>, mtu: Option<u16>) -> Vec<Vec<Vec<u8>>> {
-    let segments = match super_packet {
+fn expected(packet: &[u8], gso_packet: Option<GsoPacket>, mtu: Option<u16>) -> Vec<Vec<Vec<u8>>> {
+    let segments = match gso_packet {
         None => Vec::from([packet.to_vec()]),
         Some(many) => (0..many.segments())
             .map(|index| {
@@ -70,7 +70,7 @@ proptest! {
         budgets in proptest::collection::vec(0usize..30, 1..8),
     ) {
         let packet = udp(content);
-        let many = size.and_then(|size| super_packet(&packet, size));
+        let many = size.and_then(|size| gso_packet(&packet, size));
         let expected = expected(&packet, many, mtu);
         let now = Instant::now();
         let mut unfinished = match mtu {
