@@ -1,4 +1,4 @@
-//! What a packet is to a coalescer, and the rules by which one alone may be in a train.
+//! What a packet is to a coalescer, and the rules by which one alone may be in a batch.
 
 use super::coalesce::Coalesce;
 use crate::wire::ipv4::HEADER_LEN;
@@ -16,17 +16,17 @@ pub(super) fn hosts_of(flow: FlowKey) -> FlowKey {
 
 /// What a packet is to a coalescer.
 pub(super) enum Kind<'a> {
-    /// May be in a train.
+    /// May be in a batch.
     Candidate(Candidate<'a>),
     /// Of a flow, but always alone.
     Alone(FlowKey),
     /// Of any flow between these hosts, for all that can be seen: order has to be kept with each of them.
     BetweenHosts(FlowKey),
-    /// Of no flow there is a train of.
+    /// Of no flow there is a batch of.
     Stranger,
 }
 
-/// A packet that may be in a train, its transport checksum aside.
+/// A packet that may be in a batch, its transport checksum aside.
 pub(super) struct Candidate<'a> {
     pub(super) flow: FlowKey,
     pub(super) bytes: &'a [u8],
@@ -40,7 +40,7 @@ pub(super) struct Candidate<'a> {
     pub(super) ends: u8,
 }
 
-/// What has to be the same in all packets of a train, because every segment is given a copy of the first one's headers.
+/// What has to be the same in all packets of a batch, because every segment is given a copy of the first one's headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Alike {
     /// Type of service, TTL, DF. With them differing, the kernel does not join either (`inet_gro_receive`).
@@ -51,7 +51,7 @@ pub(super) struct Alike {
     urgent_pointer: u16,
 }
 
-/// Control bits that may be set at one end of a train: PSH and FIN at the back, because they say that something ends with
+/// Control bits that may be set at one end of a batch: PSH and FIN at the back, because they say that something ends with
 /// this packet, CWR at the front, because it is meant for once (RFC 3168 6.1.2).
 const ENDS: u8 = tcp_flag::FIN | tcp_flag::PSH | tcp_flag::CWR;
 
@@ -126,9 +126,9 @@ impl<'a> Kind<'a> {
 }
 
 impl Candidate<'_> {
-    /// Whether nothing may follow it in a train.
+    /// Whether nothing may follow it in a batch.
     #[inline]
-    pub(super) fn ends_train(&self) -> bool {
+    pub(super) fn ends_batch(&self) -> bool {
         self.ends & (tcp_flag::FIN | tcp_flag::PSH) != 0
     }
 

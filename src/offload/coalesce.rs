@@ -3,10 +3,10 @@
 use alloc::boxed::Box;
 
 use super::candidate::{Candidate, FlowKey, Kind, hosts_of};
-use super::train::{Appended, Coalesced, Train};
+use super::gro_batch::{Appended, Coalesced, GroBatch};
 
 /// Flows that are joined at the same time. Each has 64 KiB.
-const TRAINS: usize = 16;
+const BATCHES: usize = 16;
 
 /// Which packets may be joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,24 +28,24 @@ pub struct Coalesce {
 #[derive(Debug)]
 pub struct Coalescer {
     what: Coalesce,
-    /// The flows of `trains`, [`NONE`] where there is none: apart from them, so that a search reads two cache lines.
-    flows: [FlowKey; TRAINS],
-    trains: Box<[Train]>,
-    /// The train that was last looked for and found: most packets belong to the flow of the one before.
+    /// The flows of `batches`, [`NONE`] where there is none: apart from them, so that a search reads two cache lines.
+    flows: [FlowKey; BATCHES],
+    batches: Box<[GroBatch]>,
+    /// The batch that was last looked for and found: most packets belong to the flow of the one before.
     recent: usize,
-    /// Trains begun so far.
+    /// Batches begun so far.
     begun: u64,
 }
 
-/// The flow of a place without a train: no protocol has the number 0 here.
+/// The flow of a place without a batch: no protocol has the number 0 here.
 const NONE: FlowKey = 0;
 
 impl Coalescer {
-    /// With room for the trains of sixteen flows. With more that take turns, the oldest trains are handed on unfinished.
+    /// With room for the batches of sixteen flows. With more that take turns, the oldest batches are handed on unfinished.
     #[must_use]
     pub fn new(what: Coalesce) -> Self {
-        let trains = core::iter::repeat_with(Train::new).take(TRAINS).collect();
-        Self { what, flows: [NONE; TRAINS], trains, recent: 0, begun: 0 }
+        let batches = core::iter::repeat_with(GroBatch::new).take(BATCHES).collect();
+        Self { what, flows: [NONE; BATCHES], batches, recent: 0, begun: 0 }
     }
 
     /// Which packets are joined.
@@ -74,7 +74,7 @@ impl Coalescer {
                 deliver(Coalesced::single(packet));
             }
             Kind::BetweenHosts(hosts) => {
-                for at in 0..TRAINS {
+                for at in 0..BATCHES {
                     if self.flows.get(at).is_some_and(|flow| hosts_of(*flow) == hosts) {
                         self.close(at, deliver);
                     }
@@ -96,7 +96,7 @@ impl Coalescer {
     #[inline]
     fn join(&mut self, packet: &Candidate<'_>, deliver: &mut impl FnMut(Coalesced<'_>)) {
         if let Some(at) = self.find(packet.flow) {
-            let appended = self.trains.get_mut(at).map(|train| train.append(packet));
+            let appended = self.batches.get_mut(at).map(|batch| batch.append(packet));
             match appended {
                 Some(Appended::Open) => return,
                 Some(Appended::Complete) => return self.close(at, deliver),
@@ -107,12 +107,12 @@ impl Coalescer {
                 Some(Appended::Unfit) | None => self.close(at, deliver),
             }
         }
-        if packet.ends_train() {
+        if packet.ends_batch() {
             return deliver(Coalesced::single(packet.bytes));
         }
         let at = self.place(deliver);
-        let Some((flow, train)) = self.flows.get_mut(at).zip(self.trains.get_mut(at)) else { return };
-        if train.begin(packet, self.begun) {
+        let Some((flow, batch)) = self.flows.get_mut(at).zip(self.batches.get_mut(at)) else { return };
+        if batch.begin(packet, self.begun) {
             *flow = packet.flow;
             self.recent = at;
             self.begun += 1;
@@ -130,7 +130,7 @@ impl Coalescer {
         Some(self.recent)
     }
 
-    /// A place for a new train: the first free one, whose memory was in use last, or else the oldest train's.
+    /// A place for a new batch: the first free one, whose memory was in use last, or else the oldest batch's.
     #[inline]
     fn place(&mut self, deliver: &mut impl FnMut(Coalesced<'_>)) -> usize {
         let free = self.flows.iter().position(|flow| *flow == NONE);
@@ -143,14 +143,14 @@ impl Coalescer {
 
     #[inline]
     fn oldest(&self) -> Option<usize> {
-        let open = self.flows.iter().zip(&self.trains).enumerate().filter(|(_, (flow, _))| **flow != NONE);
-        open.min_by_key(|(_, (_, train))| train.number()).map(|(at, _)| at)
+        let open = self.flows.iter().zip(&self.batches).enumerate().filter(|(_, (flow, _))| **flow != NONE);
+        open.min_by_key(|(_, (_, batch))| batch.number()).map(|(at, _)| at)
     }
 
     #[inline]
     fn close(&mut self, at: usize, deliver: &mut impl FnMut(Coalesced<'_>)) {
-        let Some((flow, train)) = self.flows.get_mut(at).zip(self.trains.get_mut(at)) else { return };
+        let Some((flow, batch)) = self.flows.get_mut(at).zip(self.batches.get_mut(at)) else { return };
         *flow = NONE;
-        deliver(train.finish());
+        deliver(batch.finish());
     }
 }

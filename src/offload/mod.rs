@@ -13,13 +13,13 @@
 
 mod candidate;
 mod coalesce;
+mod gro_batch;
 mod inspect;
 mod segment;
-mod train;
 mod vnet;
 
 pub use coalesce::{Coalesce, Coalescer};
+pub use gro_batch::{Coalesced, PACKETS_MAX};
 pub use inspect::{OffloadAction, OffloadError, PartialChecksum};
 pub use segment::GsoPacket;
-pub use train::{Coalesced, PACKETS_MAX};
 pub use vnet::{VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};

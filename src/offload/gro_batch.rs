@@ -1,4 +1,4 @@
-//! One train: the packets of one flow that were joined so far, and the rules by which two packets go together.
+//! One batch: the packets of one flow that were joined so far, and the rules by which two packets go together.
 //!
 //! The rules are those of the kernel's receive offload (net/ipv4/af_inet.c `inet_gro_receive`, net/ipv4/tcp_offload.c
 //! `tcp_gro_receive`, net/ipv4/udp_offload.c `udp_gro_receive_segment`), and stricter where cutting the GSO packet would
@@ -13,7 +13,7 @@ use crate::wire::checksum;
 use crate::wire::ipv4::HEADER_LEN;
 use crate::wire::transport::{TCP_HEADER_LEN, UDP_HEADER_LEN, tcp_field, tcp_flag, udp_field};
 
-/// Packets in the longest train: the kernel takes no more UDP segments at a time (`UDP_MAX_SEGMENTS` of linux/udp.h).
+/// Packets in the longest batch: the kernel takes no more UDP segments at a time (`UDP_MAX_SEGMENTS` of linux/udp.h).
 pub const PACKETS_MAX: usize = 64;
 
 /// Bytes of payload in a TCP segment below which nothing is joined. Newer kernels (seen: 6.12.115) cut GSO packets of smaller
@@ -47,13 +47,13 @@ pub(super) enum Appended {
     Open,
     /// It is in, and it is the last.
     Complete,
-    /// It belongs into another train than this one.
+    /// It belongs into another batch than this one.
     Unfit,
-    /// It belongs into no train at all.
+    /// It belongs into no batch at all.
     BadChecksum,
 }
 
-pub(super) struct Train {
+pub(super) struct GroBatch {
     /// The first packet as it came, then the payloads of the others.
     buffer: Box<[u8]>,
     /// Bytes of `buffer` in use.
@@ -73,7 +73,7 @@ pub(super) struct Train {
     ends: u8,
 }
 
-impl Train {
+impl GroBatch {
     pub(super) fn new() -> Self {
         Self {
             buffer: vec![0; LEN_MAX].into_boxed_slice(),
@@ -96,7 +96,7 @@ impl Train {
         self.number
     }
 
-    /// Begins anew with `packet`. `false`, and no train, if its checksum is wrong.
+    /// Begins anew with `packet`. `false`, and no batch, if its checksum is wrong.
     #[inline]
     pub(super) fn begin(&mut self, packet: &Candidate<'_>, number: u64) -> bool {
         let len = packet.bytes.len();
@@ -142,7 +142,7 @@ impl Train {
         self.ends |= packet.ends;
         self.follow(packet);
         // Only the last segment of a GSO packet may be shorter.
-        if packet.ends_train() || len < self.size || self.packets == PACKETS_MAX {
+        if packet.ends_batch() || len < self.size || self.packets == PACKETS_MAX {
             Appended::Complete
         } else {
             Appended::Open
@@ -155,7 +155,7 @@ impl Train {
         let len = packet.payload_len();
         let in_sequence = !packet.is_tcp() || {
             let begin = u64::from(packet.sequence);
-            // A train does not lead past the wrap of sequence numbers at 2^32.
+            // A batch does not lead past the wrap of sequence numbers at 2^32.
             begin == self.next_sequence && begin + len as u64 <= 1 << 32
         };
         // Identifications count up in the segments. With DF set they mean nothing (RFC 6864 4.1), and many senders write 0.
@@ -185,7 +185,7 @@ impl Train {
         self.next_identification = packet.identification.wrapping_add(1);
     }
 
-    /// The train as it goes into the device. There is none any more after that.
+    /// The batch as it goes into the device. There is none any more after that.
     #[inline]
     pub(super) fn finish(&mut self) -> Coalesced<'_> {
         let (packets, len) = (self.packets, self.len);
@@ -232,8 +232,8 @@ impl Train {
     }
 }
 
-impl core::fmt::Debug for Train {
+impl core::fmt::Debug for GroBatch {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Train").field("packets", &self.packets).field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("GroBatch").field("packets", &self.packets).field("len", &self.len).finish_non_exhaustive()
     }
 }
