@@ -232,7 +232,7 @@ impl Worker {
         self.unless_ended(now, |worker| {
             let outcome = worker.outbound.run(&worker.ends, worker.routes.table(), &mut worker.state, budget, now);
             worker.ends.udp.retry_trains(now);
-            worker.state.counters.anomalies.gso_fallbacks = worker.ends.udp.gso_fallbacks();
+            worker.state.counters.stats.gso_fallbacks = worker.ends.udp.gso_fallbacks();
             outcome
         })
     }

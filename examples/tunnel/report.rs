@@ -84,7 +84,7 @@ impl Report {
     ) {
         let counters = &tally.counters;
         let mut anomalies: Map<_, _> =
-            counters.anomalies.named().map(|(name, count)| (name.into(), count.into())).collect();
+            counters.stats.named().map(|(name, count)| (name.into(), count.into())).collect();
         anomalies.insert("control_malformed".into(), control.map_or(0, |control| control.malformed).into());
         anomalies.insert("control_refused".into(), routing.refused().into());
         let mut peers = tally.send_errors.clone();

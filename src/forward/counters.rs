@@ -12,7 +12,7 @@ pub struct Counters {
     /// Packets from the underlay.
     pub decap: Flow,
     /// What is no packet's fate of its own.
-    pub anomalies: Anomalies,
+    pub stats: Stats,
 }
 
 /// One direction's packets. Each that came in is in exactly one of the others, at every moment (R67):
@@ -29,7 +29,7 @@ pub struct Flow {
 /// Things worth counting beside the packets' fates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Anomalies {
+pub struct Stats {
     /// Packets that were handed on or answered without the bytes behind their total length.
     pub trimmed: u64,
     /// ICMP errors that the limiter held back.
@@ -51,7 +51,7 @@ pub struct Anomalies {
     pub tun_fallbacks: u64,
 }
 
-impl Anomalies {
+impl Stats {
     /// Names, for metrics, and values.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let Self {
@@ -183,7 +183,7 @@ impl AddAssign<&Self> for Counters {
     fn add_assign(&mut self, other: &Self) {
         self.encap += &other.encap;
         self.decap += &other.decap;
-        self.anomalies += &other.anomalies;
+        self.stats += &other.stats;
     }
 }
 
@@ -199,7 +199,7 @@ impl AddAssign<&Self> for Flow {
     }
 }
 
-impl AddAssign<&Self> for Anomalies {
+impl AddAssign<&Self> for Stats {
     fn add_assign(&mut self, other: &Self) {
         self.trimmed += other.trimmed;
         self.icmp_limited += other.icmp_limited;

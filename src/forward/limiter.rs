@@ -8,7 +8,7 @@ use alloc::vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
-use super::{Anomalies, Reject, RejectReason, ReplyTo};
+use super::{Reject, RejectReason, ReplyTo, Stats};
 use crate::wire::icmpv4::ERROR_MAX;
 
 /// A token bucket's settings.
@@ -158,12 +158,12 @@ impl IcmpLimiter {
         &mut self,
         reject: &Reject<'_>,
         now: Duration,
-        anomalies: &mut Anomalies,
+        stats: &mut Stats,
         out: &'o mut [u8; ERROR_MAX],
     ) -> Option<(ReplyTo, &'o [u8])> {
         let reply_to = reject.reply_to()?;
         if !self.allow(reject, now) {
-            anomalies.icmp_limited += 1;
+            stats.icmp_limited += 1;
             return None;
         }
         Some((reply_to, reject.icmp_error(out)?))

@@ -7,7 +7,7 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use self::report::{Believed, judge};
-use super::{Anomalies, Forwarder};
+use super::{Forwarder, Stats};
 use crate::route::RouteTable;
 use crate::wire::DatagramTooBig;
 
@@ -155,7 +155,7 @@ impl PathMtus {
         len: usize,
         system: SystemPath,
         now: Duration,
-        anomalies: &mut Anomalies,
+        stats: &mut Stats,
     ) -> EmsgsizeOutcome {
         let peer = destination.ip();
         let inner = |outer: u32| Self::inner(outer, peer);
@@ -188,7 +188,7 @@ impl PathMtus {
         };
         let is_explained = refuses(&limit);
         if is_explained || learned.is_some() {
-            anomalies.path_mtu_lowered += u64::from(self.lower(peer, limit, now));
+            stats.path_mtu_lowered += u64::from(self.lower(peer, limit, now));
         }
         match learned {
             _ if is_explained => EmsgsizeOutcome::Limit(limit),

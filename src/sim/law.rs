@@ -89,7 +89,7 @@ pub(super) fn check<'n>(
 }
 
 fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
-    let Counters { encap, decap, anomalies } = node.counters();
+    let Counters { encap, decap, stats } = node.counters();
     for (direction, flow) in [(Direction::Encap, encap), (Direction::Decap, decap)] {
         if !flow.is_conserved() {
             return Err(Unaccounted::Flow { node: id, direction, flow: flow.clone().into() });
@@ -101,7 +101,7 @@ fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
         (Border::ToTun, decap.forwarded() + encap.answered(), node.seen.to_tun),
         (
             Border::ToUnderlay,
-            encap.forwarded() + decap.answered() + anomalies.fragments_made,
+            encap.forwarded() + decap.answered() + stats.fragments_made,
             node.seen.to_underlay + node.seen.fragmented,
         ),
     ];

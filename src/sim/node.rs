@@ -159,7 +159,7 @@ impl Node {
         let report = DatagramTooBig { mtu, source, destination, len, inner };
         let outcome = memory.paths.handle_icmp(&report, forwarder, routes.table(), now);
         let is_news = matches!(outcome, IcmpOutcome::Lowered { .. });
-        memory.counters.anomalies.path_mtu_lowered += u64::from(is_news);
+        memory.counters.stats.path_mtu_lowered += u64::from(is_news);
         is_news
     }
 
@@ -186,7 +186,7 @@ impl Node {
             Encap::Fragment(mut fragments) => {
                 memory.count_trimmed(fragments.packet().len(), received);
                 while let Some(Transmit { destination: to, ecn, contents, .. }) = fragments.cut_next() {
-                    memory.counters.anomalies.fragments_made += 1;
+                    memory.counters.stats.fragments_made += 1;
                     out.push(Output::Underlay { to, ecn, payload: Bytes::copy_from_slice(contents) });
                 }
             }
@@ -257,7 +257,7 @@ impl Memory {
             return None;
         }
         let link = SystemPath { configured: Some(self.link_mtu.into()), ..SystemPath::default() };
-        match self.paths.handle_emsgsize(to, len, link, now, &mut self.counters.anomalies) {
+        match self.paths.handle_emsgsize(to, len, link, now, &mut self.counters.stats) {
             EmsgsizeOutcome::Limit(mtu) => Some(mtu),
             EmsgsizeOutcome::Retry | EmsgsizeOutcome::Unexplained => None,
         }
@@ -270,7 +270,7 @@ impl Memory {
 
     fn answer(&mut self, direction: Direction, reject: &Reject<'_>, now: Duration, out: &mut Vec<Output>) -> Fate {
         let mut message = [0; icmpv4::ERROR_MAX];
-        let answer = self.limiter.answer(reject, now, &mut self.counters.anomalies, &mut message);
+        let answer = self.limiter.answer(reject, now, &mut self.counters.stats, &mut message);
         let answer = answer.filter(|(reply_to, message)| match reply_to {
             ReplyTo::Peer(to) => self.fits(*to, message.len(), now),
             ReplyTo::Tun => true,
@@ -287,6 +287,6 @@ impl Memory {
 
     /// R8: the bytes behind a packet's total length go nowhere.
     fn count_trimmed(&mut self, len: usize, received: usize) {
-        self.counters.anomalies.trimmed += u64::from(len < received);
+        self.counters.stats.trimmed += u64::from(len < received);
     }
 }

@@ -97,7 +97,7 @@ impl Inbound {
                 Err(error) if error.is_fatal() => return Err(ends.socket_gone()),
                 Err(error) => {
                     left -= 1;
-                    state.counters.anomalies.read_errors += 1;
+                    state.counters.stats.read_errors += 1;
                     state.fails(Failure::Receive(error), now)?;
                 }
             }
@@ -137,7 +137,7 @@ impl Inbound {
                 Ok(message) => message,
                 Err(_) => {
                     count += 1;
-                    state.counters.anomalies.read_errors += 1;
+                    state.counters.stats.read_errors += 1;
                     continue;
                 }
             };
@@ -211,7 +211,7 @@ impl Writer<'_> {
             Ok(()) => {
                 *self.refusals.of(packets) = 0;
                 state.counters.decap.forward_all(count);
-                state.counters.anomalies.coalesced += count;
+                state.counters.stats.coalesced += count;
             }
             Err(TunError::Rejected(_)) => self.write_apart(packets, state),
             Err(error) => {
@@ -224,7 +224,7 @@ impl Writer<'_> {
     /// Some kernels refuse GSO packets that they should take.
     #[cold]
     fn write_apart(&mut self, packets: &Coalesced<'_>, state: &mut State) {
-        state.counters.anomalies.tun_fallbacks += 1;
+        state.counters.stats.tun_fallbacks += 1;
         let Ok(OffloadAction::Segment(gso_packet)) = packets.header.inspect(packets.packet) else {
             state.counters.decap.discard_all(DropReason::TunFailed, packets.packets as u64);
             return;

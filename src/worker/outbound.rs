@@ -92,7 +92,7 @@ impl Outbound {
                 }
                 Err(error) => {
                     left -= 1;
-                    state.counters.anomalies.read_errors += 1;
+                    state.counters.stats.read_errors += 1;
                     if state.fails(Failure::Read(error), now)? {
                         progress = Progress::Held;
                         break;
@@ -186,8 +186,8 @@ impl Outbound {
     fn place(&mut self, left: &mut usize, io: Routed<'_>, state: &mut State, now: Instant) -> Result<(), WorkerError> {
         while let Some(unfinished) = &mut self.unfinished {
             let placed = unfinished.place(&mut self.buffer, &mut self.scratch, &mut self.sender.trains, left);
-            state.counters.anomalies.segments_made += placed.segments;
-            state.counters.anomalies.fragments_made += placed.fragments;
+            state.counters.stats.segments_made += placed.segments;
+            state.counters.stats.fragments_made += placed.fragments;
             if placed.all {
                 self.unfinished = None;
             } else if *left == 0 || self.held().is_some() {

@@ -347,7 +347,7 @@ impl Sender {
     fn piece_has_gone(&mut self, state: &mut State) -> usize {
         if let Some(fragmenter) = &mut self.fragmenter {
             self.held = None;
-            state.counters.anomalies.fragments_made += 1;
+            state.counters.stats.fragments_made += 1;
             if self.trains.datagram_mut(0).is_some_and(|datagram| fragmenter.advance(datagram)) {
                 return 0;
             }

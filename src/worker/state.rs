@@ -175,7 +175,7 @@ impl State {
         }
         let system = outlet.system_path(way.destination, way.flow, self, now);
         let clock = self.clock(now);
-        self.paths.handle_emsgsize(way.destination, len, system, clock, &mut self.counters.anomalies)
+        self.paths.handle_emsgsize(way.destination, len, system, clock, &mut self.counters.stats)
     }
 
     /// Handles the reports of routers that came in, unless it did so a moment ago.
@@ -192,7 +192,7 @@ impl State {
         let (clock, forwarder) = (self.clock(now), &io.ends.forwarder);
         io.ends.udp.receive_reports(|report| {
             let outcome = self.paths.handle_icmp(report, forwarder, io.routes, clock);
-            self.counters.anomalies.path_mtu_lowered += u64::from(matches!(outcome, IcmpOutcome::Lowered { .. }));
+            self.counters.stats.path_mtu_lowered += u64::from(matches!(outcome, IcmpOutcome::Lowered { .. }));
         });
     }
 
@@ -213,7 +213,7 @@ impl State {
     /// Whether an ICMP error is on its way to the packet's sender.
     fn answer(&mut self, reject: &Reject<'_>, ends: &Ends, now: Instant) -> Result<bool, WorkerError> {
         let (clock, mut message) = (self.clock(now), [0; icmpv4::ERROR_MAX]);
-        let answer = self.limiter.answer(reject, clock, &mut self.counters.anomalies, &mut message);
+        let answer = self.limiter.answer(reject, clock, &mut self.counters.stats, &mut message);
         let Some((reply_to, message)) = answer else { return Ok(false) };
         match reply_to {
             ReplyTo::Tun => match ends.tun.send(message) {
@@ -246,7 +246,7 @@ impl State {
 
     /// R8: the bytes behind a packet's total length go nowhere.
     pub(super) fn count_trimmed(&mut self, packet: &[u8], received: usize) {
-        self.counters.anomalies.trimmed += u64::from(packet.len() < received);
+        self.counters.stats.trimmed += u64::from(packet.len() < received);
     }
 
     pub(super) fn count_send_errors(&mut self, peer: IpAddr, packets: u64) {

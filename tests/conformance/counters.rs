@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use loden::forward::{Anomalies, Counters, DropReason, Flow};
+use loden::forward::{Counters, DropReason, Flow, Stats};
 use proptest::prelude::*;
 
 /// What a caller does about packets: it receives some, and later gives one of those it holds a fate.
@@ -115,8 +115,8 @@ proptest! {
                     0 => take(step, &mut worker.decap, &mut back),
                     _ => take(step, &mut worker.encap, &mut out),
                 }
-                worker.anomalies.trimmed += 1;
-                worker.anomalies.icmp_limited += 2;
+                worker.stats.trimmed += 1;
+                worker.stats.icmp_limited += 2;
             }
             sum += &worker;
             for (total, part) in [(&mut encap, out), (&mut decap, back)] {
@@ -128,25 +128,25 @@ proptest! {
         }
         assert_same(&sum.encap, &encap);
         assert_same(&sum.decap, &decap);
-        prop_assert_eq!(sum.anomalies.icmp_limited, sum.anomalies.trimmed * 2);
+        prop_assert_eq!(sum.stats.icmp_limited, sum.stats.trimmed * 2);
     }
 }
 
 /// Every number of its own: one that was forgotten, or added to another, would be seen.
 #[test]
-fn anomalies_are_summed_and_named_one_by_one() {
+fn stats_are_summed_and_named_one_by_one() {
     let times = |factor: u64| {
-        let mut anomalies = Anomalies::default();
-        anomalies.trimmed = factor;
-        anomalies.icmp_limited = 2 * factor;
-        anomalies.read_errors = 3 * factor;
-        anomalies.path_mtu_lowered = 4 * factor;
-        anomalies.segments_made = 5 * factor;
-        anomalies.fragments_made = 6 * factor;
-        anomalies.coalesced = 7 * factor;
-        anomalies.gso_fallbacks = 8 * factor;
-        anomalies.tun_fallbacks = 9 * factor;
-        anomalies
+        let mut stats = Stats::default();
+        stats.trimmed = factor;
+        stats.icmp_limited = 2 * factor;
+        stats.read_errors = 3 * factor;
+        stats.path_mtu_lowered = 4 * factor;
+        stats.segments_made = 5 * factor;
+        stats.fragments_made = 6 * factor;
+        stats.coalesced = 7 * factor;
+        stats.gso_fallbacks = 8 * factor;
+        stats.tun_fallbacks = 9 * factor;
+        stats
     };
     let mut sum = times(1);
     sum += &times(10);

@@ -213,12 +213,12 @@ fn the_histories_reach_every_fate() {
         sim.underlay().losses().for_each(|(loss, count)| *lost.entry(loss).or_default() += count);
     }
     assert_eq!(lost.len(), Loss::ALL.len(), "{lost:?}");
-    let Counters { encap, decap, anomalies } = total;
+    let Counters { encap, decap, stats } = total;
     assert!(
         encap.forwarded() > 500 && decap.forwarded() > 500 && encap.answered() > 100 && decap.answered() > 10,
         "{encap:?} {decap:?}"
     );
-    assert!(anomalies.fragments_made > 10 && anomalies.path_mtu_lowered > 10, "{anomalies:?}");
+    assert!(stats.fragments_made > 10 && stats.path_mtu_lowered > 10, "{stats:?}");
     let reasons = [DropReason::UnknownPeer, DropReason::SpoofedSource, DropReason::ForeignDestination];
     assert!(reasons.iter().all(|reason| decap.dropped(*reason) > 10), "{decap:?}");
     assert!(encap.dropped(DropReason::BadChecksum) > 10, "{encap:?}");

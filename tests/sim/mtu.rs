@@ -13,7 +13,7 @@ fn the_nodes_own_link_refuses_at_once() {
     sim.send(a, packet_of(1273, 0, 1));
     let [told] = &sim.take_delivered()[..] else { panic!("one answer") };
     assert_eq!((told.node, told.at, icmp(&told.packet)), (a, ms(0), (3, 4, 1272)));
-    assert_eq!((sim.underlay().sent(), sim[a].counters().anomalies.path_mtu_lowered), (0, 1));
+    assert_eq!((sim.underlay().sent(), sim[a].counters().stats.path_mtu_lowered), (0, 1));
     sim.send(a, packet_of(1272, 0, 1));
     sim.run_until_idle();
     assert_eq!(sim.take_delivered().iter().map(|delivered| delivered.node).collect::<Vec<_>>(), [b]);
@@ -117,6 +117,6 @@ fn without_df_it_goes_in_fragments() {
     assert_eq!(send(&mut sim, 2), [(c, 448)], "the first of two is lost, and the path known from then on");
     assert_eq!(send(&mut sim, 2), [(c, 572), (c, 572), (c, 296)]);
     let counters = sim[a].counters();
-    assert_eq!((counters.encap.forwarded(), counters.anomalies.fragments_made, sim.underlay().sent()), (3, 7, 7));
+    assert_eq!((counters.encap.forwarded(), counters.stats.fragments_made, sim.underlay().sent()), (3, 7, 7));
     assert_eq!(sim.underlay().lost(Loss::TooLong), 1);
 }

@@ -338,7 +338,7 @@ impl Node {
             leased: leased.map(|subnet| subnet.to_string()),
             encap: flow(&counters.encap),
             decap: flow(&counters.decap),
-            anomalies: anomalies(&counters.anomalies),
+            anomalies: anomalies(&counters.stats),
             tun_queue_dropped,
             routes: self.routes.table().len(),
         });

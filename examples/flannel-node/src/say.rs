@@ -329,7 +329,7 @@ impl Say {
 }
 
 /// What is no packet's fate.
-pub(crate) fn anomalies(anomalies: &loden::forward::Anomalies) -> Value {
+pub(crate) fn anomalies(anomalies: &loden::forward::Stats) -> Value {
     Value::Object(anomalies.named().map(|(name, count)| (name.to_owned(), count.into())).collect())
 }
 

@@ -258,7 +258,7 @@ fn fault_29_too_long_concerns_the_packets_that_are() {
     socket.mtu.set(1000);
     sender.flush(&socket, &mut state, now).unwrap();
     assert_eq!((marks(&socket), socket.refused.take()), (Vec::from([0x300]), Vec::from([0x100, 0x200, 0x400])));
-    assert_eq!(state.counters.anomalies.path_mtu_lowered, 2);
+    assert_eq!(state.counters.stats.path_mtu_lowered, 2);
     assert_eq!((state.counters.encap.answered(), state.counters.encap.forwarded()), (3, 1));
     // Narrower again, where a packet was thought to fit.
     put(&mut sender, &mut state, 3, 5, 1, 1200);
@@ -286,7 +286,7 @@ fn fault_52_what_only_the_kernel_believes_is_overruled() {
     let (system, probe) = (PathMode::System, PathMode::Probe);
     let three = [(0x200, probe), (0x201, probe), (0x202, probe)];
     assert_eq!(modes, [&[(0x100, system), (0x300, system)][..], &three, &[(0x400, probe)]].concat());
-    assert_eq!((state.counters.anomalies.path_mtu_lowered, state.counters.encap.forwarded()), (0, 4));
+    assert_eq!((state.counters.stats.path_mtu_lowered, state.counters.encap.forwarded()), (0, 4));
 }
 
 /// R54: without reports the kernel's word is one that nobody verified: 1280 bytes, and no DF where that is still too long.
@@ -301,7 +301,7 @@ fn r54_without_reports_the_kernels_word_lowers_to_1280() {
         sender.flush(&socket, &mut state, now).unwrap();
         assert_eq!(socket.refused.take(), [0x100], "{told}");
         assert_eq!(socket.sent.take().iter().map(|sent| (sent.mark, sent.mode)).collect::<Vec<_>>(), [(0x200, mode)]);
-        assert_eq!(state.counters.anomalies.path_mtu_lowered, 1);
+        assert_eq!(state.counters.stats.path_mtu_lowered, 1);
     }
 }
 

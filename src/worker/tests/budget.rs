@@ -44,9 +44,9 @@ fn fault_48_a_gso_packet_does_not_stretch_a_call() {
     stage.script.never_end();
     for budget in [1, 10, 256] {
         for _ in 0..10 {
-            let (made, received) = (stage.worker.counters().anomalies.segments_made, stage.decap().received());
+            let (made, received) = (stage.worker.counters().stats.segments_made, stage.decap().received());
             assert_eq!(stage.call(Worker::tun_ready, Budget::packets(budget)), Ok(Progress::More));
-            let made = stage.worker.counters().anomalies.segments_made - made;
+            let made = stage.worker.counters().stats.segments_made - made;
             assert!((1..=u64::from(budget) + 1).contains(&made), "{made} segments with a budget of {budget}");
             assert_eq!(stage.call(Worker::udp_ready, Budget::packets(budget)), Ok(Progress::More));
             let received = stage.decap().received() - received;
@@ -96,10 +96,10 @@ fn fault_48_54_errors_without_end_do_not_stretch_a_call() {
     let mut stage = flooded();
     for (call, errno) in [(Call::Read, libc::EIO), (Call::Receive, libc::ENOMEM), (Call::Receive, libc::ECONNREFUSED)] {
         stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 10_000));
-        let (errors, calls) = (stage.worker.counters().anomalies.read_errors, stage.script.count(call));
+        let (errors, calls) = (stage.worker.counters().stats.read_errors, stage.script.count(call));
         let progress = if call == Call::Read { stage.out() } else { stage.back() };
         assert_eq!(progress, Ok(Progress::Held));
-        assert_eq!(stage.worker.counters().anomalies.read_errors - errors, 8);
+        assert_eq!(stage.worker.counters().stats.read_errors - errors, 8);
         assert!(stage.script.count(call) - calls <= 8 * 17, "each of them after 16 that told of earlier packets");
         stage.script.forget(call);
         stage.now += 25 * MILLISECOND;

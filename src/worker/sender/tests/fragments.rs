@@ -25,7 +25,7 @@ fn fault_29_what_may_be_fragmented_is() {
     assert_eq!(pieces(&socket)[..6], expected);
     assert_eq!(pieces(&socket)[6..], [(0x300, 880), (0x400, 880)]);
     let counters = &state.counters;
-    assert_eq!((counters.encap.forwarded(), counters.encap.answered(), counters.anomalies.fragments_made), (4, 0, 6));
+    assert_eq!((counters.encap.forwarded(), counters.encap.answered(), counters.stats.fragments_made), (4, 0, 6));
     assert!(counters.encap.is_conserved() && sender.trains.is_empty());
 }
 
@@ -45,7 +45,7 @@ fn fault_27_between_two_fragments() {
     sender.flush(&socket, &mut state, now).unwrap();
     let first = [(0x100, 576), (0x100, 480), (0x100, 324)];
     assert_eq!(pieces(&socket), [&first[..], &[(0x200, 480), (0x200, 480), (0x200, 420)]].concat());
-    assert_eq!((state.counters.encap.forwarded(), state.counters.anomalies.fragments_made), (2, 6));
+    assert_eq!((state.counters.encap.forwarded(), state.counters.stats.fragments_made), (2, 6));
     assert!(sender.held().is_none() && sender.trains.is_empty());
 }
 
