@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use loden::forward::Flow;
+use loden::forward::DirectionCounters;
 use loden::sys::link::LinkStats;
 use loden::worker::{Notice, Stranger, Worker};
 use serde_json::{Map, Value, json};
@@ -104,7 +104,7 @@ impl Report {
     }
 }
 
-fn flow(flow: &Flow) -> Value {
+fn flow(flow: &DirectionCounters) -> Value {
     let dropped: Map<_, _> = flow.drops().map(|(reason, count)| (reason.name().into(), count.into())).collect();
     json!({
         "in": flow.received(),

@@ -8,9 +8,9 @@ use super::{DropReason, Reject};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets out of the TUN.
-    pub encap: Flow,
+    pub encap: DirectionCounters,
     /// Packets from the underlay.
-    pub decap: Flow,
+    pub decap: DirectionCounters,
     /// What is no packet's fate of its own.
     pub stats: Stats,
 }
@@ -18,7 +18,7 @@ pub struct Counters {
 /// One direction's packets. Each that came in is in exactly one of the others, at every moment (R67):
 /// `received = forwarded + answered + held + Σ dropped`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flow {
+pub struct DirectionCounters {
     received: u64,
     forwarded: u64,
     answered: u64,
@@ -80,7 +80,7 @@ impl Stats {
     }
 }
 
-impl Flow {
+impl DirectionCounters {
     /// A packet came in and its fate is open: it is held until one of the others is called for it.
     #[inline]
     pub fn receive(&mut self) {
@@ -172,7 +172,7 @@ impl Flow {
     }
 }
 
-impl Default for Flow {
+impl Default for DirectionCounters {
     fn default() -> Self {
         Self { received: 0, forwarded: 0, answered: 0, held: 0, dropped: [0; DropReason::ALL.len()] }
     }
@@ -187,7 +187,7 @@ impl AddAssign<&Self> for Counters {
     }
 }
 
-impl AddAssign<&Self> for Flow {
+impl AddAssign<&Self> for DirectionCounters {
     fn add_assign(&mut self, other: &Self) {
         self.received += other.received;
         self.forwarded += other.forwarded;

@@ -153,7 +153,7 @@ impl IcmpLimiter {
     /// The answer to a packet that goes nowhere, and where it is to go: the whole ICMP packet, written into `out`. `None` if
     /// there may be none, or if the limits are reached, which is counted.
     ///
-    /// Whether it could be sent is what [`Flow::settle`](super::Flow::settle) is to be told.
+    /// Whether it could be sent is what [`DirectionCounters::settle`](super::DirectionCounters::settle) is to be told.
     pub fn answer<'o>(
         &mut self,
         reject: &Reject<'_>,

@@ -11,7 +11,7 @@ mod path_mtu;
 mod policy;
 mod verdict;
 
-pub use counters::{Counters, Flow, Stats};
+pub use counters::{Counters, DirectionCounters, Stats};
 pub use forwarder::{Forwarder, Outer};
 pub use fragments::Fragments;
 pub use limiter::{IcmpLimiter, Rate};

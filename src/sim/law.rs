@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::trace::Direction;
 use super::{Node, NodeId, UnderlayCounters};
-use crate::forward::{Counters, Flow};
+use crate::forward::{Counters, DirectionCounters};
 
 /// A packet that was lost without being counted, or counted twice: a fault in this crate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum Unaccounted {
         /// The direction.
         direction: Direction,
         /// Its counters.
-        flow: alloc::boxed::Box<Flow>,
+        flow: alloc::boxed::Box<DirectionCounters>,
     },
     /// The underlay is not conserved, or it and the nodes together disagree.
     #[error("the underlay does not add up: {underlay:?}; the nodes sent {sent} and received {received}")]

@@ -11,8 +11,8 @@ use super::leases::NodeRoutes;
 use super::trace::Direction;
 use super::underlay::{Datagram, outer_len};
 use crate::forward::{
-    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Flow, Forwarder, IcmpLimiter, IcmpOutcome, Outer, Overlay,
-    PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
+    Counters, Decap, DirectionCounters, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, Outer,
+    Overlay, PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
 };
 use crate::lease::Host;
 use crate::transmit::{Transmit, Way};
@@ -237,7 +237,7 @@ fn datagrams_of(verdict: &Encap<'_>) -> Option<(Way, usize)> {
 }
 
 impl Memory {
-    fn flow(&mut self, direction: Direction) -> &mut Flow {
+    fn flow(&mut self, direction: Direction) -> &mut DirectionCounters {
         match direction {
             Direction::Encap => &mut self.counters.encap,
             Direction::Decap => &mut self.counters.decap,

@@ -15,8 +15,8 @@ use super::failing::Failing;
 use super::sender::Outlet;
 use super::strangers::Strangers;
 use crate::forward::{
-    Counters, EmsgsizeOutcome, Flow, Forwarder, IcmpLimiter, IcmpOutcome, PathMode, PathMtus, Reject, ReplyTo,
-    SystemPath, TooLong,
+    Counters, DirectionCounters, EmsgsizeOutcome, Forwarder, IcmpLimiter, IcmpOutcome, PathMode, PathMtus, Reject,
+    ReplyTo, SystemPath, TooLong,
 };
 use crate::route::RouteTable;
 use crate::sys::{BatchError, SendErrorKind, Tun, TunError, UdpTransport};
@@ -257,7 +257,11 @@ impl State {
 }
 
 /// Counts a rejected packet, also when answering it showed that the worker is at its end.
-fn settle(flow: &mut Flow, reject: &Reject<'_>, answered: Result<bool, WorkerError>) -> Result<(), WorkerError> {
+fn settle(
+    flow: &mut DirectionCounters,
+    reject: &Reject<'_>,
+    answered: Result<bool, WorkerError>,
+) -> Result<(), WorkerError> {
     flow.settle(reject, matches!(answered, Ok(true)));
     answered.map(|_| ())
 }

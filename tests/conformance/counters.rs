@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use loden::forward::{Counters, DropReason, Flow, Stats};
+use loden::forward::{Counters, DirectionCounters, DropReason, Stats};
 use proptest::prelude::*;
 
 /// What a caller does about packets: it receives some, and later gives one of those it holds a fate.
@@ -39,7 +39,7 @@ struct Ledger {
 }
 
 /// Takes a step in both, unless there are too few packets to take it with.
-fn take(step: Step, flow: &mut Flow, ledger: &mut Ledger) {
+fn take(step: Step, flow: &mut DirectionCounters, ledger: &mut Ledger) {
     if let Step::Receive = step {
         flow.receive();
         ledger.held += 1;
@@ -76,7 +76,7 @@ fn take(step: Step, flow: &mut Flow, ledger: &mut Ledger) {
     }
 }
 
-fn assert_same(flow: &Flow, ledger: &Ledger) {
+fn assert_same(flow: &DirectionCounters, ledger: &Ledger) {
     assert!(flow.is_conserved(), "R67: {flow:?}");
     let Ledger { held, forwarded, answered, ref dropped } = *ledger;
     let received = held + forwarded + answered + dropped.len() as u64;
@@ -96,7 +96,7 @@ fn assert_same(flow: &Flow, ledger: &Ledger) {
 proptest! {
     #[test]
     fn r67_flows_are_conserved_at_every_step(steps in proptest::collection::vec(step(), 0..200)) {
-        let (mut flow, mut ledger) = (Flow::default(), Ledger::default());
+        let (mut flow, mut ledger) = (DirectionCounters::default(), Ledger::default());
         for step in steps {
             take(step, &mut flow, &mut ledger);
             assert_same(&flow, &ledger);
@@ -168,7 +168,7 @@ fn stats_are_summed_and_named_one_by_one() {
 /// The law can be broken, so the check can fail: a fate for a packet that never came in.
 #[test]
 fn r67_a_fate_without_a_packet_is_noticed() {
-    let mut flow = Flow::default();
+    let mut flow = DirectionCounters::default();
     flow.forward();
     assert!(!flow.is_conserved());
 }

@@ -334,7 +334,7 @@ pub(crate) fn anomalies(anomalies: &loden::forward::Stats) -> Value {
 }
 
 /// One direction's packets by their fates.
-pub(crate) fn flow(flow: &loden::forward::Flow) -> Value {
+pub(crate) fn flow(flow: &loden::forward::DirectionCounters) -> Value {
     let dropped: Map<_, _> = flow.drops().map(|(reason, count)| (reason.name().into(), count.into())).collect();
     json!({
         "in": flow.received(),

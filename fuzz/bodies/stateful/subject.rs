@@ -4,8 +4,8 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use loden::forward::{
-    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Flow, Forwarder, IcmpLimiter, IcmpOutcome, Overlay, PathMtus,
-    Reject, ReplyTo, SystemPath, TooLong,
+    Counters, Decap, DirectionCounters, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome,
+    Overlay, PathMtus, Reject, ReplyTo, SystemPath, TooLong,
 };
 use loden::lease::{Host, Reconciler};
 use loden::route::{Applied, RouteChange, RoutePublisher, RouteReader, RouteTable};
@@ -269,7 +269,7 @@ impl Subject {
 }
 
 impl Memory {
-    fn answer(&mut self, reject: &Reject<'_>, flow: fn(&mut Counters) -> &mut Flow) {
+    fn answer(&mut self, reject: &Reject<'_>, flow: fn(&mut Counters) -> &mut DirectionCounters) {
         let mut message = [0; loden::wire::icmpv4::ERROR_MAX];
         let answer = self.limiter.answer(reject, self.now, &mut self.counters.stats, &mut message);
         flow(&mut self.counters).settle(reject, answer.is_some());

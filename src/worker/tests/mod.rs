@@ -7,7 +7,7 @@ use core::time::Duration;
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
 
 use super::*;
-use crate::forward::{Flow, Overlay};
+use crate::forward::{DirectionCounters, Overlay};
 use crate::offload::{OffloadAction, VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteChange, RoutePublisher};
 use crate::sys::script::{Answer, Arrival, Call, Script, Sent};
@@ -122,16 +122,16 @@ impl Stage {
         outcome
     }
 
-    fn encap(&self) -> &Flow {
+    fn encap(&self) -> &DirectionCounters {
         &self.worker.counters().encap
     }
 
-    fn decap(&self) -> &Flow {
+    fn decap(&self) -> &DirectionCounters {
         &self.worker.counters().decap
     }
 
     /// The one thing that became of packets beside being forwarded, and how often.
-    fn lost(flow: &Flow) -> Option<(DropReason, u64)> {
+    fn lost(flow: &DirectionCounters) -> Option<(DropReason, u64)> {
         let mut drops = flow.drops();
         let first = drops.next();
         assert_eq!(drops.next(), None, "{flow:?}");
