@@ -17,7 +17,7 @@
 //! 2. When no event waits, give [`Reconciler::take_changes`] to the publisher, once for all of them.
 //! 3. Report [`Reconciler::take_conflict_changes`]. Where a source had to be asked again, [`Backoff`] says when, and whether that is
 //!    news.
-//! 4. A host that has to lease its own subnet tries [`candidates`] in their order, and renews as [`Tenure`] says.
+//! 4. A host that has to lease its own subnet tries [`candidates`] in their order, and renews as [`RenewalTimer`] says.
 //!
 //! `examples/static_leases.rs` is such a loop, with a file for a source.
 //!
@@ -76,8 +76,8 @@ pub mod flannel;
 mod host;
 mod range;
 mod reconciler;
+mod renewal_timer;
 mod source;
-mod tenure;
 
 pub use allocate::{AllocateError, Held, Step, candidates};
 pub use backoff::{Backoff, Retry};
@@ -86,4 +86,4 @@ pub use event::{Lease, LeaseEvent, LeaseId, SourceId};
 pub use host::Host;
 pub use range::{RangeEnd, RangeError, SubnetRange};
 pub use reconciler::{Counters, Reconciler};
-pub use tenure::Tenure;
+pub use renewal_timer::RenewalTimer;

@@ -8,7 +8,7 @@ use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::Ipv4Net;
 use loden::forward::PeerCheck;
-use loden::lease::Tenure;
+use loden::lease::RenewalTimer;
 use loden::lease::flannel::DEFAULT_PREFIX;
 
 /// Joins a flannel cluster of the udp backend: leases a subnet in etcd and carries packets to the other hosts' subnets.
@@ -70,8 +70,8 @@ pub(crate) struct NodeArgs {
     #[arg(value_parser = minutes)]
     pub(crate) subnet_lease_renew_margin: Duration,
     /// Length of the lease in seconds, for tests of what happens at its end
-    #[arg(long, value_name = "SECONDS", hide = true, default_value_t = Tenure::TTL.as_secs())]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=Tenure::TTL.as_secs()))]
+    #[arg(long, value_name = "SECONDS", hide = true, default_value_t = RenewalTimer::TTL.as_secs())]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=RenewalTimer::TTL.as_secs()))]
     pub(crate) subnet_lease_ttl: u64,
     /// Longest time in seconds between two listings of all leases, for tests
     #[arg(long, value_name = "SECONDS", hide = true, default_value = "600")]
@@ -158,9 +158,9 @@ pub(crate) struct SetConfig {
 
 fn minutes(text: &str) -> Result<Duration, String> {
     let margin = text.parse().ok().and_then(|minutes: u64| minutes.checked_mul(60)).map(Duration::from_secs);
-    let (least, most) = (Tenure::MARGINS.start().as_secs() / 60, Tenure::MARGINS.end().as_secs() / 60);
+    let (least, most) = (RenewalTimer::MARGINS.start().as_secs() / 60, RenewalTimer::MARGINS.end().as_secs() / 60);
     let wanted = || format!("{text:?} is not a number of minutes within {least} to {most}");
-    margin.filter(|margin| Tenure::MARGINS.contains(margin)).ok_or_else(wanted)
+    margin.filter(|margin| RenewalTimer::MARGINS.contains(margin)).ok_or_else(wanted)
 }
 
 #[cfg(test)]

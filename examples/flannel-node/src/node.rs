@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, Reading};
-use loden::lease::{ConflictChange, LeaseEvent, Reconciler, SourceId, Tenure};
+use loden::lease::{ConflictChange, LeaseEvent, Reconciler, RenewalTimer, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
@@ -40,7 +40,7 @@ pub(crate) struct Node {
     pub(crate) reconciler: Reconciler<LeaseKey>,
     pub(crate) routes: RoutePublisher,
     pub(crate) holding: Holding,
-    pub(crate) tenure: Tenure,
+    pub(crate) renewal_timer: RenewalTimer,
     pub(crate) ttl: Duration,
     /// One that is under way: etcd may take its time, and news go on meanwhile.
     pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
@@ -110,7 +110,7 @@ impl Node {
                     }
                     self.publish(say);
                 }
-                () = self.clock.sleep_until(self.tenure.poll_timeout()), if self.renewal.is_none() => {
+                () = self.clock.sleep_until(self.renewal_timer.poll_timeout()), if self.renewal.is_none() => {
                     self.begin_renewal();
                 }
                 renewed = ended(&mut self.renewal) => {
@@ -286,10 +286,10 @@ impl Node {
     }
 
     fn renew_soon(&mut self, how: Renew) {
-        if how == Renew::Write || self.tenure.poll_timeout() > self.clock.now() {
+        if how == Renew::Write || self.renewal_timer.poll_timeout() > self.clock.now() {
             self.renew_how = how;
         }
-        self.tenure.doubted(self.clock.now());
+        self.renewal_timer.doubted(self.clock.now());
     }
 
     fn lost(&self, reason: &str) -> Error {
@@ -310,18 +310,21 @@ impl Node {
         let now = self.clock.now();
         match outcome {
             Ok(Renewal::Renewed) => {
-                self.tenure.renewed(self.holding.lasts(), now);
+                self.renewal_timer.renewed(self.holding.lasts(), now);
                 let subnet = self.holding.key.ipv4.trunc().to_string();
                 let seconds = self.holding.grant.map(|grant| grant.ttl.as_secs());
                 say.say(&Event::Renewed { subnet, seconds });
             }
             Ok(Renewal::Lost(reason)) => return Err(self.lost(&reason)),
             Err(error) => {
-                self.tenure.failed(now);
+                self.renewal_timer.failed(now);
                 say.say(&Event::NotRenewed {
                     reason: error.to_string(),
-                    retry_seconds: self.tenure.poll_timeout().saturating_sub(now).as_secs_f64(),
-                    seconds_left: self.holding.grant.map(|_| self.tenure.ends().saturating_sub(now).as_secs_f64()),
+                    retry_seconds: self.renewal_timer.poll_timeout().saturating_sub(now).as_secs_f64(),
+                    seconds_left: self
+                        .holding
+                        .grant
+                        .map(|_| self.renewal_timer.ends().saturating_sub(now).as_secs_f64()),
                 });
             }
         }

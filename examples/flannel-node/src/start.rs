@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use loden::forward::{Forwarder, Overlay};
 use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
-use loden::lease::{Backoff, Host, Reconciler, Tenure};
+use loden::lease::{Backoff, Host, Reconciler, RenewalTimer};
 use loden::route::RoutePublisher;
 use loden::sys::link::preflight::{Intended, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_named, interface_of};
@@ -77,7 +77,7 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         }
     };
     let subnet = holding.key.ipv4.trunc();
-    let tenure = Tenure::granted(holding.lasts(), args.node.subnet_lease_renew_margin, clock.now());
+    let renewal_timer = RenewalTimer::granted(holding.lasts(), args.node.subnet_lease_renew_margin, clock.now());
     say.say(&Event::Lease {
         subnet: subnet.to_string(),
         public_ip: holding.host.to_string(),
@@ -123,7 +123,7 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         reconciler,
         routes,
         holding,
-        tenure,
+        renewal_timer,
         ttl,
         renewal: None,
         meanwhile: None,

@@ -10,23 +10,23 @@ use core::time::Duration;
 ///
 /// ```
 /// use core::time::Duration;
-/// use loden::lease::Tenure;
+/// use loden::lease::RenewalTimer;
 /// let hours = |hours: u64| Duration::from_secs(hours * 3600);
-/// let mut tenure = Tenure::granted(Tenure::TTL, Tenure::MARGIN, hours(1));
-/// assert_eq!((tenure.poll_timeout(), tenure.ends()), (hours(24), hours(25)));
-/// tenure.failed(hours(24));
-/// assert_eq!(tenure.poll_timeout(), hours(24) + Tenure::RETRY);
-/// tenure.renewed(Tenure::TTL, hours(24) + Tenure::RETRY);
-/// assert_eq!(tenure.poll_timeout(), hours(47) + Tenure::RETRY);
+/// let mut timer = RenewalTimer::granted(RenewalTimer::TTL, RenewalTimer::MARGIN, hours(1));
+/// assert_eq!((timer.poll_timeout(), timer.ends()), (hours(24), hours(25)));
+/// timer.failed(hours(24));
+/// assert_eq!(timer.poll_timeout(), hours(24) + RenewalTimer::RETRY);
+/// timer.renewed(RenewalTimer::TTL, hours(24) + RenewalTimer::RETRY);
+/// assert_eq!(timer.poll_timeout(), hours(47) + RenewalTimer::RETRY);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tenure {
+pub struct RenewalTimer {
     margin: Duration,
     ends: Duration,
     renew_at: Duration,
 }
 
-impl Tenure {
+impl RenewalTimer {
     /// For how long flannel leases a subnet.
     pub const TTL: Duration = Duration::from_secs(24 * 3600);
     /// How long before its end a lease is renewed, if nothing else is asked for.
