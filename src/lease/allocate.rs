@@ -81,7 +81,7 @@ pub enum AllocateError {
 ///
 /// # Errors
 /// [`AllocateError::NoneFree`] if there is nothing to take over and nothing to create.
-pub fn candidates(
+pub fn allocation_order(
     range: &SubnetRange,
     held: &[Held],
     host: IpAddr,

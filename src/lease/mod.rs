@@ -17,7 +17,7 @@
 //! 2. When no event waits, give [`Reconciler::take_changes`] to the publisher, once for all of them.
 //! 3. Report [`Reconciler::take_conflict_changes`]. Where a source had to be asked again, [`Backoff`] says when, and whether that is
 //!    news.
-//! 4. A host that has to lease its own subnet tries [`candidates`] in their order, and renews as [`RenewalTimer`] says.
+//! 4. A host that has to lease its own subnet tries [`allocation_order`] in their order, and renews as [`RenewalTimer`] says.
 //!
 //! `examples/static_leases.rs` is such a loop, with a file for a source.
 //!
@@ -79,7 +79,7 @@ mod reconciler;
 mod renewal_timer;
 mod source;
 
-pub use allocate::{AllocateError, Held, Step, candidates};
+pub use allocate::{AllocateError, Held, Step, allocation_order};
 pub use backoff::{Backoff, Retry};
 pub use conflict::{Conflict, ConflictChange, ConflictCounts, Refusal};
 pub use event::{Lease, LeaseEvent, LeaseId, SourceId};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
-use loden::lease::{AllocateError, Held, Step, SubnetRange, candidates};
+use loden::lease::{AllocateError, Held, Step, SubnetRange, allocation_order};
 
 use crate::etcd::EtcdError;
 use crate::registry::{Entry, Grant, Registry, Remaining};
@@ -99,7 +99,7 @@ async fn acquire_with(
     for _ in 0..ROUNDS {
         let known = known(registry, reader).await?;
         let held: Vec<Held> = known.iter().map(|(_, held, _)| *held).collect();
-        for step in candidates(range, &held, host.into(), previous.map(Into::into), random())? {
+        for step in allocation_order(range, &held, host.into(), previous.map(Into::into), random())? {
             let held = match step {
                 Step::Create(IpNet::V4(subnet)) => {
                     let key = LeaseKey::from(subnet);

@@ -93,7 +93,7 @@ impl LeaseReader {
         format!("{}{key}", self.subnets)
     }
 
-    /// Which subnet a key holds and for which host, whatever it is worth as a lease: for [`candidates`](crate::lease::candidates),
+    /// Which subnet a key holds and for which host, whatever it is worth as a lease: for [`allocation_order`](crate::lease::allocation_order),
     /// which must know of all that is taken.
     ///
     /// A lease of another backend holds its subnet too, and so does a value that cannot be read; its host is 0.0.0.0, which is
