@@ -80,8 +80,8 @@ pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failur
         let reading = reader.put(&entry.key, &entry.value);
         let event = if entry.oversized {
             Event::SetAside { reason: entry.too_long() }
-        } else if let Some(aside) = reading.set_aside.first() {
-            Event::SetAside { reason: aside.to_string() }
+        } else if let Some(skipped) = reading.skipped.first() {
+            Event::SetAside { reason: skipped.to_string() }
         } else if let Some(LeaseEvent::Added { lease, .. }) = reading.event {
             let seconds_left = match entry.grant {
                 0 => None,

@@ -208,8 +208,8 @@ impl Node {
     }
 
     fn read(&mut self, reading: Reading, said: &BTreeSet<String>, say: &Say) {
-        for aside in reading.set_aside {
-            self.say_set_aside(aside.to_string(), said, say);
+        for skipped in reading.skipped {
+            self.say_set_aside(skipped.to_string(), said, say);
         }
         if let Some(event) = reading.event {
             self.reconciler.handle_event(SOURCE, event, self.clock.now());

@@ -16,7 +16,7 @@ pub struct LeaseReader {
     /// What keys of leases begin with, with the slash at the end.
     subnets: String,
     port: u16,
-    set_aside: SetAsideCounts,
+    skipped: SkippedKeyCounts,
 }
 
 /// What a message of etcd's says.
@@ -26,15 +26,15 @@ pub struct Reading {
     /// For the [`Reconciler`](crate::lease::Reconciler).
     pub event: Option<LeaseEvent<LeaseKey>>,
     /// What is no lease of ours.
-    pub set_aside: Vec<SetAside>,
+    pub skipped: Vec<SkippedKey>,
 }
 
 /// A key that is not taken, and why. The others are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum SetAside {
+pub enum SkippedKey {
     /// A lease of another kind of overlay, or a value that cannot be read.
-    #[error("lease {key} is set aside: {reason}")]
+    #[error("lease {key} is skipped: {reason}")]
     Value {
         /// The key.
         key: LeaseKey,
@@ -42,7 +42,7 @@ pub enum SetAside {
         reason: LeaseValueError,
     },
     /// A key that cannot be read.
-    #[error("key {key:?} is set aside: {reason}")]
+    #[error("key {key:?} is skipped: {reason}")]
     Key {
         /// The key as it is in etcd, the beginning of it if it is long.
         key: String,
@@ -50,7 +50,7 @@ pub enum SetAside {
         reason: LeaseKeyError,
     },
     /// A key of something else.
-    #[error("key {key:?} is set aside: it is not below {subnets}")]
+    #[error("key {key:?} is skipped: it is not below {subnets}")]
     Elsewhere {
         /// The key as it is in etcd, the beginning of it if it is long.
         key: String,
@@ -62,7 +62,7 @@ pub enum SetAside {
 /// How many keys were set aside, each time they were read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct SetAsideCounts {
+pub struct SkippedKeyCounts {
     /// Keys of something else.
     pub elsewhere: u64,
     /// Leases of other kinds of overlay.
@@ -78,7 +78,7 @@ impl LeaseReader {
     #[must_use]
     pub fn new(prefix: &str, port: u16) -> Self {
         let subnets = format!("{}/subnets/", prefix.trim_end_matches('/'));
-        Self { subnets, port, set_aside: SetAsideCounts::default() }
+        Self { subnets, port, skipped: SkippedKeyCounts::default() }
     }
 
     /// What keys of leases begin with: the prefix to list and to watch.
@@ -113,27 +113,27 @@ impl LeaseReader {
 
     /// All that a listing returned, which is a snapshot of it.
     pub fn snapshot<'a>(&mut self, entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Reading {
-        let mut set_aside = Vec::new();
+        let mut skipped = Vec::new();
         let mut leases = Vec::new();
         for (key, value) in entries {
             match self.lease(key, value) {
                 Ok(lease) => leases.push(lease),
-                Err(aside) => set_aside.push(aside),
+                Err(key) => skipped.push(key),
             }
         }
-        Reading { event: Some(LeaseEvent::Snapshot(leases)), set_aside }
+        Reading { event: Some(LeaseEvent::Snapshot(leases)), skipped }
     }
 
     /// A key that was put. If its value is no lease of ours, then there is none by this key: what it said before is no more.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Reading {
         match self.lease(key, value) {
-            Ok((key, lease)) => Reading { event: Some(LeaseEvent::Added { key, lease }), set_aside: Vec::new() },
-            Err(aside) => {
-                let event = match &aside {
-                    SetAside::Value { key, .. } => Some(LeaseEvent::Removed { key: *key }),
-                    SetAside::Elsewhere { .. } | SetAside::Key { .. } => None,
+            Ok((key, lease)) => Reading { event: Some(LeaseEvent::Added { key, lease }), skipped: Vec::new() },
+            Err(skipped_key) => {
+                let event = match &skipped_key {
+                    SkippedKey::Value { key, .. } => Some(LeaseEvent::Removed { key: *key }),
+                    SkippedKey::Elsewhere { .. } | SkippedKey::Key { .. } => None,
                 };
-                Reading { event, set_aside: Vec::from([aside]) }
+                Reading { event, skipped: Vec::from([skipped_key]) }
             }
         }
     }
@@ -141,40 +141,40 @@ impl LeaseReader {
     /// A key that was deleted, or whose time was over.
     pub fn deleted(&mut self, key: &[u8]) -> Reading {
         match self.key(key) {
-            Ok(key) => Reading { event: Some(LeaseEvent::Removed { key }), set_aside: Vec::new() },
-            Err(aside) => Reading { event: None, set_aside: Vec::from([aside]) },
+            Ok(key) => Reading { event: Some(LeaseEvent::Removed { key }), skipped: Vec::new() },
+            Err(skipped_key) => Reading { event: None, skipped: Vec::from([skipped_key]) },
         }
     }
 
     /// How many keys were set aside so far.
     #[must_use]
-    pub fn set_aside(&self) -> SetAsideCounts {
-        self.set_aside
+    pub fn skipped(&self) -> SkippedKeyCounts {
+        self.skipped
     }
 
-    fn lease(&mut self, key: &[u8], value: &[u8]) -> Result<(LeaseKey, Lease), SetAside> {
+    fn lease(&mut self, key: &[u8], value: &[u8]) -> Result<(LeaseKey, Lease), SkippedKey> {
         let key = self.key(key)?;
         match LeaseValue::from_json(value) {
             Ok(value) => Ok((key, Lease::new(key.ipv4, SocketAddr::new(value.public_ip.into(), self.port)))),
             Err(reason) => {
                 match reason {
-                    LeaseValueError::Backend { .. } => self.set_aside.other_backends += 1,
-                    LeaseValueError::Json(_) | LeaseValueError::NoPublicIp => self.set_aside.unreadable_values += 1,
+                    LeaseValueError::Backend { .. } => self.skipped.other_backends += 1,
+                    LeaseValueError::Json(_) | LeaseValueError::NoPublicIp => self.skipped.unreadable_values += 1,
                 }
-                Err(SetAside::Value { key, reason })
+                Err(SkippedKey::Value { key, reason })
             }
         }
     }
 
-    fn key(&mut self, full: &[u8]) -> Result<LeaseKey, SetAside> {
+    fn key(&mut self, full: &[u8]) -> Result<LeaseKey, SkippedKey> {
         let text = String::from_utf8_lossy(full);
         let Some(key) = text.strip_prefix(&self.subnets) else {
-            self.set_aside.elsewhere += 1;
-            return Err(SetAside::Elsewhere { key: shown(&text), subnets: self.subnets.clone() });
+            self.skipped.elsewhere += 1;
+            return Err(SkippedKey::Elsewhere { key: shown(&text), subnets: self.subnets.clone() });
         };
         key.parse().map_err(|reason| {
-            self.set_aside.unreadable_keys += 1;
-            SetAside::Key { key: shown(&text), reason }
+            self.skipped.unreadable_keys += 1;
+            SkippedKey::Key { key: shown(&text), reason }
         })
     }
 }
