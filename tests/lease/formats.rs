@@ -244,8 +244,8 @@ fn a_reading_is_an_event_for_the_reconciler() {
     let full = reader.full_key(&key);
     let value = LeaseValue::new([10, 168, 0, 3].into()).to_json();
     let lease = Lease::new(net("100.96.2.0/24"), ([10, 168, 0, 3], 9000));
-    let reading = reader.put(full.as_bytes(), value.as_bytes());
-    assert_eq!((reading.event, reading.skipped), (Some(LeaseEvent::Added { key, lease }), vec![]));
-    let reading = reader.snapshot([(full.as_bytes(), value.as_bytes())]);
-    assert_eq!(reading.event, Some(LeaseEvent::Snapshot(vec![(key, lease)])));
+    let update = reader.put(full.as_bytes(), value.as_bytes());
+    assert_eq!((update.event, update.skipped), (Some(LeaseEvent::Added { key, lease }), vec![]));
+    let update = reader.snapshot([(full.as_bytes(), value.as_bytes())]);
+    assert_eq!(update.event, Some(LeaseEvent::Snapshot(vec![(key, lease)])));
 }

@@ -42,10 +42,10 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
         let mut entries = good.to_vec();
         let place = if at_front { 0 } else { 1 };
         entries.splice(place..place, bad);
-        let reading = reader.snapshot(entries);
-        assert_eq!(reading.skipped.len(), bad.len());
+        let update = reader.snapshot(entries);
+        assert_eq!(update.skipped.len(), bad.len());
         let mut reconciler = Reconciler::new(host());
-        reconciler.handle_event(SOURCE, reading.event.unwrap(), at(0));
+        reconciler.handle_event(SOURCE, update.event.unwrap(), at(0));
         assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 3), set("100.96.3.0/24", 4)]);
     }
     let counts = reader.skipped();

@@ -77,12 +77,12 @@ pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failur
     };
     let mut reader = LeaseReader::new(registry.prefix(), port);
     for entry in registry.list().await.map_err(failed)?.entries {
-        let reading = reader.put(&entry.key, &entry.value);
+        let update = reader.put(&entry.key, &entry.value);
         let event = if entry.oversized {
             Event::SetAside { reason: entry.too_long() }
-        } else if let Some(skipped) = reading.skipped.first() {
+        } else if let Some(skipped) = update.skipped.first() {
             Event::SetAside { reason: skipped.to_string() }
-        } else if let Some(LeaseEvent::Added { lease, .. }) = reading.event {
+        } else if let Some(LeaseEvent::Added { lease, .. }) = update.event {
             let seconds_left = match entry.grant {
                 0 => None,
                 grant => match registry.remaining(grant).await.map_err(failed)? {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, Reading};
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, ParsedUpdate};
 use loden::lease::{ConflictChange, LeaseEvent, Reconciler, RenewalTimer, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -160,17 +160,17 @@ impl Node {
                 }
                 let entries = listing.entries.iter().filter(|entry| !entry.oversized);
                 let entries = entries.map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
-                let reading = self.reader.snapshot(entries);
-                self.read(reading, &said, say);
+                let update = self.reader.snapshot(entries);
+                self.read(update, &said, say);
             }
             News::Changed(changes) => {
                 for change in changes {
-                    let reading = match &change {
+                    let update = match &change {
                         Change::Put(entry) if entry.oversized => {
                             self.say_set_aside(entry.too_long(), &BTreeSet::new(), say);
                             // The lease that the key held before is gone.
                             let event = self.reader.deleted(&entry.key).event;
-                            Reading { event, ..Reading::default() }
+                            ParsedUpdate { event, ..ParsedUpdate::default() }
                         }
                         Change::Put(entry) => self.reader.put(&entry.key, &entry.value),
                         Change::Deleted { key } => self.reader.deleted(key),
@@ -180,7 +180,7 @@ impl Node {
                         Change::Deleted { key } if self.is_own(key) => self.check_own(None, say)?,
                         Change::Put(_) | Change::Deleted { .. } => {}
                     }
-                    self.read(reading, &BTreeSet::new(), say);
+                    self.read(update, &BTreeSet::new(), say);
                 }
             }
             News::Silent(reason) => {
@@ -207,11 +207,11 @@ impl Node {
         self.set_aside.insert(reason);
     }
 
-    fn read(&mut self, reading: Reading, said: &BTreeSet<String>, say: &Say) {
-        for skipped in reading.skipped {
+    fn read(&mut self, update: ParsedUpdate, said: &BTreeSet<String>, say: &Say) {
+        for skipped in update.skipped {
             self.say_set_aside(skipped.to_string(), said, say);
         }
-        if let Some(event) = reading.event {
+        if let Some(event) = update.event {
             self.reconciler.handle_event(SOURCE, event, self.clock.now());
         }
     }

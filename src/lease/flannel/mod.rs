@@ -28,7 +28,7 @@ pub use config::{ConfigError, NetworkConfig};
 pub use file::{FileError, FileStep, write_subnet_env};
 pub use json::JsonError;
 pub use key::{LeaseKey, LeaseKeyError};
-pub use reader::{LeaseReader, Reading, SkippedKey, SkippedKeyCounts};
+pub use reader::{LeaseReader, ParsedUpdate, SkippedKey, SkippedKeyCounts};
 pub use subnet_env::{Field, SubnetEnv, SubnetEnvError};
 pub use value::{LeaseValue, LeaseValueError};
 

@@ -22,7 +22,7 @@ pub struct LeaseReader {
 /// What a message of etcd's says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
-pub struct Reading {
+pub struct ParsedUpdate {
     /// For the [`Reconciler`](crate::lease::Reconciler).
     pub event: Option<LeaseEvent<LeaseKey>>,
     /// What is no lease of ours.
@@ -112,7 +112,7 @@ impl LeaseReader {
     }
 
     /// All that a listing returned, which is a snapshot of it.
-    pub fn snapshot<'a>(&mut self, entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Reading {
+    pub fn snapshot<'a>(&mut self, entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> ParsedUpdate {
         let mut skipped = Vec::new();
         let mut leases = Vec::new();
         for (key, value) in entries {
@@ -121,28 +121,28 @@ impl LeaseReader {
                 Err(key) => skipped.push(key),
             }
         }
-        Reading { event: Some(LeaseEvent::Snapshot(leases)), skipped }
+        ParsedUpdate { event: Some(LeaseEvent::Snapshot(leases)), skipped }
     }
 
     /// A key that was put. If its value is no lease of ours, then there is none by this key: what it said before is no more.
-    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Reading {
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> ParsedUpdate {
         match self.lease(key, value) {
-            Ok((key, lease)) => Reading { event: Some(LeaseEvent::Added { key, lease }), skipped: Vec::new() },
+            Ok((key, lease)) => ParsedUpdate { event: Some(LeaseEvent::Added { key, lease }), skipped: Vec::new() },
             Err(skipped_key) => {
                 let event = match &skipped_key {
                     SkippedKey::Value { key, .. } => Some(LeaseEvent::Removed { key: *key }),
                     SkippedKey::Elsewhere { .. } | SkippedKey::Key { .. } => None,
                 };
-                Reading { event, skipped: Vec::from([skipped_key]) }
+                ParsedUpdate { event, skipped: Vec::from([skipped_key]) }
             }
         }
     }
 
     /// A key that was deleted, or whose time was over.
-    pub fn deleted(&mut self, key: &[u8]) -> Reading {
+    pub fn deleted(&mut self, key: &[u8]) -> ParsedUpdate {
         match self.key(key) {
-            Ok(key) => Reading { event: Some(LeaseEvent::Removed { key }), skipped: Vec::new() },
-            Err(skipped_key) => Reading { event: None, skipped: Vec::from([skipped_key]) },
+            Ok(key) => ParsedUpdate { event: Some(LeaseEvent::Removed { key }), skipped: Vec::new() },
+            Err(skipped_key) => ParsedUpdate { event: None, skipped: Vec::from([skipped_key]) },
         }
     }
 
