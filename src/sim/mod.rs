@@ -23,7 +23,7 @@
 //! # How to use it
 //! 1. Make a [`Sim`], and a node for each host ([`Sim::add_node`]).
 //! 2. Say who owns what: [`Sim::lease_event`] for all nodes, or [`Sim::change_routes`] for one.
-//! 3. Say what the underlay is like ([`Conditions`]), and part it, stop nodes, let them miss news of leases as you like.
+//! 3. Say what the underlay is like ([`LinkProfile`]), and part it, stop nodes, let them miss news of leases as you like.
 //! 4. Let packets come out of a node's TUN ([`Sim::send`]), and the time pass: [`Sim::run_until_idle`], [`Sim::run_for`],
 //!    [`Sim::step`].
 //! 5. See what was written to which TUN ([`Sim::take_delivered`]) and what became of the rest ([`Node::counters`],
@@ -74,10 +74,10 @@
 //! route table that shares all but the surroundings of its own routes with the others': 100 KiB. A thousand nodes that all know
 //! one another fit into 150 MB.
 
-mod conditions;
 mod events;
 mod law;
 mod leases;
+mod link_profile;
 mod network;
 mod node;
 mod packet;
@@ -86,8 +86,8 @@ mod random;
 mod trace;
 mod underlay;
 
-pub use conditions::Conditions;
 pub use law::{Border, Unaccounted};
+pub use link_profile::LinkProfile;
 pub use network::{Delivered, NodeError, Sim};
 pub use node::{Fate, Node, NodeId};
 pub use packet::udp_packet;

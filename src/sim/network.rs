@@ -14,7 +14,7 @@ use super::leases::Leases;
 use super::node::Output;
 use super::queue::Queue;
 use super::underlay::{Datagram, Underlay};
-use super::{Conditions, Node, NodeId, Record, UnderlayCounters};
+use super::{LinkProfile, Node, NodeId, Record, UnderlayCounters};
 use crate::forward::{Counters, Forwarder, Outer, Overlay, OverlayError};
 use crate::lease::{LeaseEvent, Reconciler, SourceId};
 use crate::route::{Applied, RouteChange, RouteTable};
@@ -206,19 +206,19 @@ impl<K: Ord + Clone> Sim<K> {
     }
 
     /// The conditions on every way that has none of its own.
-    pub fn set_conditions(&mut self, conditions: Conditions) {
-        self.underlay.set_conditions(conditions);
+    pub fn set_link_profile(&mut self, profile: LinkProfile) {
+        self.underlay.set_link_profile(profile);
     }
 
     /// The conditions between two nodes, both ways.
-    pub fn set_conditions_between(&mut self, one: NodeId, other: NodeId, conditions: Conditions) {
-        self.underlay.set_conditions_from(one, other, conditions);
-        self.underlay.set_conditions_from(other, one, conditions);
+    pub fn set_link_profile_between(&mut self, one: NodeId, other: NodeId, profile: LinkProfile) {
+        self.underlay.set_link_profile_from(one, other, profile);
+        self.underlay.set_link_profile_from(other, one, profile);
     }
 
     /// The conditions from one node to another, this way alone.
-    pub fn set_conditions_from(&mut self, from: NodeId, to: NodeId, conditions: Conditions) {
-        self.underlay.set_conditions_from(from, to, conditions);
+    pub fn set_link_profile_from(&mut self, from: NodeId, to: NodeId, profile: LinkProfile) {
+        self.underlay.set_link_profile_from(from, to, profile);
     }
 
     /// The MTU of a node's own link, in bytes of outer packet. Default 1500. What is longer is refused at once, as Linux does

@@ -10,7 +10,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::random::Random;
-use super::{Conditions, NodeId};
+use super::{LinkProfile, NodeId};
 use crate::wire::Ecn;
 
 /// One datagram on its way.
@@ -26,7 +26,7 @@ pub(super) struct Datagram {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Loss {
-    /// By [`Conditions::loss`].
+    /// By [`LinkProfile::loss`].
     Chance,
     /// No node has the address and port.
     NoHost,
@@ -34,7 +34,7 @@ pub enum Loss {
     NodeStopped,
     /// A partition was between the two nodes when it was sent, or when it would have arrived.
     Partition,
-    /// Longer than [`Conditions::mtu`].
+    /// Longer than [`LinkProfile::mtu`].
     TooLong,
 }
 
@@ -71,9 +71,9 @@ pub(super) enum Journey {
 #[derive(Debug)]
 pub(super) struct Underlay {
     random: Random,
-    conditions: Conditions,
+    profile: LinkProfile,
     /// By sender and receiver, where they are not the default.
-    special: BTreeMap<(NodeId, NodeId), Conditions>,
+    special: BTreeMap<(NodeId, NodeId), LinkProfile>,
     hosts: BTreeMap<SocketAddr, NodeId>,
     /// Which side of the partition each node is on.
     sides: Vec<usize>,
@@ -84,7 +84,7 @@ impl Underlay {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             random: Random::new(seed),
-            conditions: Conditions::default(),
+            profile: LinkProfile::default(),
             special: BTreeMap::new(),
             hosts: BTreeMap::new(),
             sides: Vec::new(),
@@ -107,12 +107,12 @@ impl Underlay {
         }
     }
 
-    pub(super) fn set_conditions(&mut self, conditions: Conditions) {
-        self.conditions = conditions;
+    pub(super) fn set_link_profile(&mut self, profile: LinkProfile) {
+        self.profile = profile;
     }
 
-    pub(super) fn set_conditions_from(&mut self, from: NodeId, to: NodeId, conditions: Conditions) {
-        self.special.insert((from, to), conditions);
+    pub(super) fn set_link_profile_from(&mut self, from: NodeId, to: NodeId, profile: LinkProfile) {
+        self.special.insert((from, to), profile);
     }
 
     /// The nodes of a group hear each other alone; those in none are one more group.
@@ -133,8 +133,8 @@ impl Underlay {
     /// about as it was.
     pub(super) fn carry(&mut self, from: NodeId, datagram: &Datagram, now: Duration) -> Journey {
         let Some(node) = self.hosts.get(&datagram.to).copied() else { return Journey::Lost(Loss::NoHost) };
-        let conditions = self.special.get(&(from, node)).copied().unwrap_or(self.conditions);
-        let Conditions { latency, jitter, loss, duplication, congestion, mtu } = conditions;
+        let profile = self.special.get(&(from, node)).copied().unwrap_or(self.profile);
+        let LinkProfile { latency, jitter, loss, duplication, congestion, mtu } = profile;
         let random = &mut self.random;
         let [is_lost, is_copied, is_marked] = [loss, duplication, congestion].map(|chance| random.happens(chance));
         let [at, copy_at] = [(); 2].map(|()| now.saturating_add(latency).saturating_add(random.up_to(jitter)));
@@ -194,7 +194,7 @@ impl UnderlayCounters {
         self.injected
     }
 
-    /// Copies that [`Conditions::duplication`] made.
+    /// Copies that [`LinkProfile::duplication`] made.
     #[must_use]
     pub fn duplicated(&self) -> u64 {
         self.duplicated

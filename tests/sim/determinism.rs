@@ -2,7 +2,7 @@
 
 use loden::lease::LeaseEvent;
 use loden::route::RouteChange;
-use loden::sim::{Chance, Conditions, Event, Record};
+use loden::sim::{Chance, Event, LinkProfile, Record};
 
 use crate::{SOURCE, mesh, ms, packet, packet_of, subnet};
 
@@ -10,9 +10,9 @@ use crate::{SOURCE, mesh, ms, packet, packet_of, subnet};
 fn happenings(seed: u64, loss: Chance) -> Vec<Record> {
     let (mut sim, nodes) = mesh::<5>(seed);
     sim.keep_trace();
-    let conditions = Conditions { jitter: ms(3), duplication: Chance::percent(10), loss, ..Conditions::default() };
-    sim.set_conditions(conditions);
-    sim.set_conditions_between(nodes[0], nodes[1], Conditions { mtu: 600, ..conditions });
+    let profile = LinkProfile { jitter: ms(3), duplication: Chance::percent(10), loss, ..LinkProfile::default() };
+    sim.set_link_profile(profile);
+    sim.set_link_profile_between(nodes[0], nodes[1], LinkProfile { mtu: 600, ..profile });
     for round in 0..50 {
         for from in 0..5 {
             for to in 0..6 {

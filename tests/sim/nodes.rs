@@ -1,7 +1,7 @@
 //! Nodes that come, go and come back, and datagrams from elsewhere.
 
 use loden::forward::{DropReason, Outer, Overlay, OverlayError};
-use loden::sim::{Conditions, Loss, NodeError, Sim};
+use loden::sim::{LinkProfile, Loss, NodeError, Sim};
 use loden::wire::Ecn;
 
 use crate::{icmp, mesh, ms, network, numbers, overlay, packet, packet_of, subnet, underlay};
@@ -113,7 +113,7 @@ fn a_host_that_is_not_there_receives_nothing() {
 #[test]
 fn the_clock_stands_where_it_was_sent() {
     let (mut sim, [a, b]) = mesh::<2>(1);
-    sim.set_conditions(Conditions { latency: ms(10), ..Conditions::default() });
+    sim.set_link_profile(LinkProfile { latency: ms(10), ..LinkProfile::default() });
     sim.run_for(ms(5));
     sim.send(a, packet(0, 1, 1));
     sim.send_at(ms(1), a, packet(0, 1, 2));

@@ -8,11 +8,11 @@ use super::Chance;
 ///
 /// ```
 /// use core::time::Duration;
-/// use loden::sim::{Chance, Conditions};
-/// let bad = Conditions { loss: Chance::percent(5), jitter: Duration::from_millis(20), ..Conditions::default() };
+/// use loden::sim::{Chance, LinkProfile};
+/// let bad = LinkProfile { loss: Chance::percent(5), jitter: Duration::from_millis(20), ..LinkProfile::default() };
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conditions {
+pub struct LinkProfile {
     /// How long a datagram takes at least. Default 1 ms.
     pub latency: Duration,
     /// How much longer it may take, each one anew and any time up to this alike: of datagrams that are sent within this of one
@@ -34,7 +34,7 @@ pub struct Conditions {
     pub mtu: u16,
 }
 
-impl Default for Conditions {
+impl Default for LinkProfile {
     fn default() -> Self {
         Self {
             latency: Duration::from_millis(1),
