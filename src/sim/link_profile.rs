@@ -2,14 +2,14 @@
 
 use core::time::Duration;
 
-use super::Chance;
+use super::Probability;
 
 /// The way from one host to another.
 ///
 /// ```
 /// use core::time::Duration;
-/// use loden::sim::{Chance, LinkProfile};
-/// let bad = LinkProfile { loss: Chance::percent(5), jitter: Duration::from_millis(20), ..LinkProfile::default() };
+/// use loden::sim::{Probability, LinkProfile};
+/// let bad = LinkProfile { loss: Probability::percent(5), jitter: Duration::from_millis(20), ..LinkProfile::default() };
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkProfile {
@@ -19,12 +19,12 @@ pub struct LinkProfile {
     /// another, the later may arrive first. Default zero, which keeps their order.
     pub jitter: Duration,
     /// How likely a datagram is lost, each one by itself.
-    pub loss: Chance,
+    pub loss: Probability,
     /// How likely a second copy arrives, which takes its own time.
-    pub duplication: Chance,
+    pub duplication: Probability,
     /// How likely a router marks a datagram as having met congestion, if its outer ECN field says that its sender takes part
     /// (RFC 3168). What does not take part is never dropped in its place; that is [`loss`](Self::loss).
-    pub congestion: Chance,
+    pub congestion: Probability,
     /// The longest outer packet that the routers on the way carry, in bytes, headers included. Default 65,535: whatever the
     /// sender's own link does.
     ///
@@ -39,9 +39,9 @@ impl Default for LinkProfile {
         Self {
             latency: Duration::from_millis(1),
             jitter: Duration::ZERO,
-            loss: Chance::NEVER,
-            duplication: Chance::NEVER,
-            congestion: Chance::NEVER,
+            loss: Probability::NEVER,
+            duplication: Probability::NEVER,
+            congestion: Probability::NEVER,
             mtu: u16::MAX,
         }
     }

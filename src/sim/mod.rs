@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Nodes decide with the code that the worker runs on: the forwarder, the limiter, the path MTUs and the counters are the same,
-//! and only the socket and the device are played. Chance comes from a seed. The same calls give the same events, to the
+//! and only the socket and the device are played. Randomness comes from a seed. The same calls give the same events, to the
 //! byte and the nanosecond, on every platform.
 //!
 //! # How to use it
@@ -91,6 +91,6 @@ pub use link_profile::LinkProfile;
 pub use network::{Delivered, NodeError, Sim};
 pub use node::{Fate, Node, NodeId};
 pub use packet::udp_packet;
-pub use random::Chance;
+pub use random::Probability;
 pub use trace::{Direction, Event, Record};
 pub use underlay::{Loss, UnderlayCounters};

@@ -1,4 +1,4 @@
-//! Chance that is the same everywhere: the seed decides all, on every platform.
+//! Randomness that is the same everywhere: the seed decides all, on every platform.
 
 use core::time::Duration;
 
@@ -8,7 +8,7 @@ pub(super) struct Random(u64);
 
 /// How likely something is. Kept as a whole number, so that no rounding differs between platforms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Chance(
+pub struct Probability(
     /// Out of 2^32.
     u64,
 );
@@ -27,8 +27,8 @@ impl Random {
     }
 
     /// Whether it happens this time.
-    pub(super) fn happens(&mut self, chance: Chance) -> bool {
-        self.next() >> 32 < chance.0
+    pub(super) fn happens(&mut self, probability: Probability) -> bool {
+        self.next() >> 32 < probability.0
     }
 
     /// Anything from zero to `most`, in nanoseconds.
@@ -39,7 +39,7 @@ impl Random {
     }
 }
 
-impl Chance {
+impl Probability {
     /// Every time.
     pub const ALWAYS: Self = Self(1 << 32);
     /// Never. The default.
@@ -54,9 +54,9 @@ impl Chance {
     /// `times` out of `among`, as near as one in four billion comes to it; more than that is always, and so is anything out of 0.
     ///
     /// ```
-    /// use loden::sim::Chance;
-    /// assert_eq!(Chance::of(1, 4), Chance::percent(25));
-    /// assert_eq!(Chance::of(7, 7), Chance::ALWAYS);
+    /// use loden::sim::Probability;
+    /// assert_eq!(Probability::of(1, 4), Probability::percent(25));
+    /// assert_eq!(Probability::of(7, 7), Probability::ALWAYS);
     /// ```
     #[must_use]
     pub const fn of(times: u32, among: u32) -> Self {
@@ -79,9 +79,9 @@ mod tests {
     #[test]
     fn never_always_and_in_between() {
         let mut random = Random::new(1);
-        let mut count = |chance| (0..10_000).filter(|_| random.happens(chance)).count();
-        assert_eq!((count(Chance::NEVER), count(Chance::ALWAYS)), (0, 10_000));
-        assert!((2800..3200).contains(&count(Chance::percent(30))));
+        let mut count = |probability| (0..10_000).filter(|_| random.happens(probability)).count();
+        assert_eq!((count(Probability::NEVER), count(Probability::ALWAYS)), (0, 10_000));
+        assert!((2800..3200).contains(&count(Probability::percent(30))));
     }
 
     #[test]

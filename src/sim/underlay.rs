@@ -27,7 +27,7 @@ pub(super) struct Datagram {
 #[non_exhaustive]
 pub enum Loss {
     /// By [`LinkProfile::loss`].
-    Chance,
+    Random,
     /// No node has the address and port.
     NoHost,
     /// The node was stopped when it would have arrived.
@@ -136,7 +136,8 @@ impl Underlay {
         let profile = self.special.get(&(from, node)).copied().unwrap_or(self.profile);
         let LinkProfile { latency, jitter, loss, duplication, congestion, mtu } = profile;
         let random = &mut self.random;
-        let [is_lost, is_copied, is_marked] = [loss, duplication, congestion].map(|chance| random.happens(chance));
+        let [is_lost, is_copied, is_marked] =
+            [loss, duplication, congestion].map(|probability| random.happens(probability));
         let [at, copy_at] = [(); 2].map(|()| now.saturating_add(latency).saturating_add(random.up_to(jitter)));
         if self.is_parted(from, node) {
             return Journey::Lost(Loss::Partition);
@@ -145,7 +146,7 @@ impl Underlay {
             return Journey::TooLong { told_at: now.saturating_add(latency), mtu };
         }
         if is_lost {
-            return Journey::Lost(Loss::Chance);
+            return Journey::Lost(Loss::Random);
         }
         let ecn = if is_marked && datagram.ecn != Ecn::NotEct { Ecn::Ce } else { datagram.ecn };
         Journey::Arrives { node, at, ecn, copy_at: is_copied.then_some(copy_at) }
@@ -160,13 +161,13 @@ pub(super) fn outer_len(datagram: &Datagram) -> usize {
 
 impl Loss {
     /// All reasons, in alphabetical order.
-    pub const ALL: &'static [Self] = &[Self::Chance, Self::NoHost, Self::NodeStopped, Self::Partition, Self::TooLong];
+    pub const ALL: &'static [Self] = &[Self::Random, Self::NoHost, Self::NodeStopped, Self::Partition, Self::TooLong];
 
     /// The name in traces: lower case with underscores.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Chance => "chance",
+            Self::Random => "random",
             Self::NoHost => "no_host",
             Self::NodeStopped => "node_stopped",
             Self::Partition => "partition",

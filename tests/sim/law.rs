@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use loden::forward::{Counters, DropReason};
 use loden::lease::{Lease, LeaseEvent};
 use loden::route::{Route, RouteChange};
-use loden::sim::{Chance, Direction, Event, Fate, LinkProfile, Loss, NodeId, Record, Sim};
+use loden::sim::{Direction, Event, Fate, LinkProfile, Loss, NodeId, Probability, Record, Sim};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -42,13 +42,14 @@ fn act() -> impl Strategy<Value = Act> {
     let change = || proptest::option::weighted(0.2, (0usize..32, any::<u8>()));
     let len = || prop_oneof![4 => 32usize..64, 1 => 500usize..1600];
     let header = || proptest::sample::select(vec![None, Some((at::FLAGS, 0)), Some((at::TTL, 1)), Some((at::TTL, 2))]);
-    let chance = || prop_oneof![2 => Just(Chance::NEVER), 1 => (0u32..60).prop_map(Chance::percent)];
+    let probability = || prop_oneof![2 => Just(Probability::NEVER), 1 => (0u32..60).prop_map(Probability::percent)];
     let mtu = || prop_oneof![3 => Just(1500u16), 1 => 40u16..1500];
-    let profile =
-        (0u64..9, 0u64..9, chance(), chance(), mtu()).prop_map(|(latency, jitter, loss, duplication, mtu)| {
+    let profile = (0u64..9, 0u64..9, probability(), probability(), mtu()).prop_map(
+        |(latency, jitter, loss, duplication, mtu)| {
             let (latency, jitter) = (ms(latency), ms(jitter));
             LinkProfile { latency, jitter, loss, duplication, mtu, ..LinkProfile::default() }
-        });
+        },
+    );
     prop_oneof![
         12 => (node(), anybody(), len(), header(), change())
             .prop_map(|(from, to, len, header, change)| Act::Send { from, to, len, header, change }),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use loden::forward::{EcnIngress, Overlay};
-use loden::sim::{Chance, LinkProfile, Loss, Sim};
+use loden::sim::{LinkProfile, Loss, Probability, Sim};
 use loden::wire::Ecn;
 
 use crate::{SOURCE, at, lease, mesh, ms, network, numbers, overlay, packet, with_byte};
@@ -39,10 +39,10 @@ fn by_default_all_arrive_in_order_after_a_millisecond() {
 #[test]
 fn loss_and_copies_are_as_frequent_as_asked_for() {
     let (mut sim, _) = mesh::<2>(1);
-    let (loss, duplication) = (Chance::percent(10), Chance::of(1, 20));
+    let (loss, duplication) = (Probability::percent(10), Probability::of(1, 20));
     sim.set_link_profile(LinkProfile { loss, duplication, ..LinkProfile::default() });
     let arrived = run(&mut sim);
-    let (lost, copies) = (sim.underlay().lost(Loss::Chance), sim.underlay().duplicated());
+    let (lost, copies) = (sim.underlay().lost(Loss::Random), sim.underlay().duplicated());
     // Within four standard deviations.
     assert!((880..1120).contains(&lost), "{lost} lost");
     assert!((366..534).contains(&copies), "{copies} copies of what was not lost");
@@ -92,7 +92,7 @@ fn a_congested_way_marks_those_who_take_part() {
     let [a, b] =
         [0, 1].map(|number| sim.add_node(Overlay { ecn_ingress: EcnIngress::Normal, ..overlay(number) }).unwrap());
     sim.lease_event(SOURCE, LeaseEvent::Snapshot(vec![lease(0), lease(1)]));
-    sim.set_link_profile_from(a, b, LinkProfile { congestion: Chance::ALWAYS, ..LinkProfile::default() });
+    sim.set_link_profile_from(a, b, LinkProfile { congestion: Probability::ALWAYS, ..LinkProfile::default() });
     for ecn in [Ecn::NotEct, Ecn::Ect0] {
         sim.send(a, with_byte(&packet(0, 1, 0), at::TOS, ecn.bits()));
     }
