@@ -75,7 +75,7 @@
 //! one another fit into 150 MB.
 
 mod events;
-mod law;
+mod invariants;
 mod leases;
 mod link_profile;
 mod network;
@@ -86,7 +86,7 @@ mod random;
 mod trace;
 mod underlay;
 
-pub use law::{Border, Unaccounted};
+pub use invariants::{Border, InvariantViolation};
 pub use link_profile::LinkProfile;
 pub use network::{Delivered, NodeError, Sim};
 pub use node::{Fate, Node, NodeId};

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ipnet::IpNet;
 
 use super::events::Next;
-use super::law::{self, Unaccounted};
+use super::invariants::{self, InvariantViolation};
 use super::leases::Leases;
 use super::node::Output;
 use super::queue::Queue;
@@ -270,8 +270,8 @@ impl<K: Ord + Clone> Sim<K> {
     ///
     /// # Errors
     /// The first thing that does not add up: a fault in this crate.
-    pub fn check(&self) -> Result<(), Unaccounted> {
-        law::check(self.nodes().zip(&self.nodes), &self.underlay.counters)
+    pub fn check(&self) -> Result<(), InvariantViolation> {
+        invariants::check(self.nodes().zip(&self.nodes), &self.underlay.counters)
     }
 
     /// Begins to keep a trace, which grows until it is taken.

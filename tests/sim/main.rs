@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod determinism;
-mod law;
+mod invariants;
 mod leases;
 mod link_profile;
 mod memory;

@@ -9,7 +9,7 @@ use crate::forward::{Counters, DirectionCounters};
 /// A packet that was lost without being counted, or counted twice: a fault in this crate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Unaccounted {
+pub enum InvariantViolation {
     /// A node and the simulator, who stands outside of it, disagree about what crossed its border.
     #[error("{node}, {border}: the node counted {counted}, and {seen} crossed it")]
     Border {
@@ -75,7 +75,7 @@ impl fmt::Display for Border {
 pub(super) fn check<'n>(
     nodes: impl Iterator<Item = (NodeId, &'n Node)>,
     underlay: &UnderlayCounters,
-) -> Result<(), Unaccounted> {
+) -> Result<(), InvariantViolation> {
     let (mut sent, mut received) = (0, 0);
     for (id, node) in nodes {
         check_node(id, node)?;
@@ -85,14 +85,14 @@ pub(super) fn check<'n>(
     if underlay.is_conserved() && sent == underlay.sent() && received == underlay.arrived() {
         return Ok(());
     }
-    Err(Unaccounted::Underlay { underlay: underlay.clone().into(), sent, received })
+    Err(InvariantViolation::Underlay { underlay: underlay.clone().into(), sent, received })
 }
 
-fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
+fn check_node(id: NodeId, node: &Node) -> Result<(), InvariantViolation> {
     let Counters { encap, decap, stats } = node.counters();
     for (direction, flow) in [(Direction::Encap, encap), (Direction::Decap, decap)] {
         if !flow.is_conserved() {
-            return Err(Unaccounted::Flow { node: id, direction, flow: flow.clone().into() });
+            return Err(InvariantViolation::Flow { node: id, direction, flow: flow.clone().into() });
         }
     }
     let borders = [
@@ -106,7 +106,7 @@ fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
         ),
     ];
     match borders.into_iter().find(|(_, counted, seen)| counted != seen) {
-        Some((border, counted, seen)) => Err(Unaccounted::Border { node: id, border, counted, seen }),
+        Some((border, counted, seen)) => Err(InvariantViolation::Border { node: id, border, counted, seen }),
         None => Ok(()),
     }
 }
