@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use loden::forward::RejectReason;
 
-use crate::as_if::AsIf;
 use crate::kernel::{Passage, time_of_day};
 use crate::known_difference::Applied;
 use crate::options::CIPSO;
+use crate::reference::Reference;
 use crate::router::Place;
 use crate::shape::Shape;
 use crate::support::fragments::assert_sound;
@@ -62,8 +62,8 @@ impl Run {
             assert_eq!(self.world.ours_in_hindsight(packet), ours, "R50, R51: {}", hex(packet));
         }
         self.second_opinion(&ours, packet);
-        let as_if = AsIf::of(&self.world, entry, packet);
-        if self.is_beyond(&as_if, packet) {
+        let reference = Reference::of(&self.world, entry, packet);
+        if self.is_beyond(&reference, packet) {
             self.left_out += 1;
             return Ok(());
         }
@@ -71,7 +71,7 @@ impl Run {
         let seen = self.world.router.pass(entry, packet);
         let time = start..time_of_day() + 1;
         let passage = Passage { world: &self.world, original: packet, seen: &seen, time };
-        let (expected, known_differences) = passage.expect(as_if);
+        let (expected, known_differences) = passage.expect(reference);
         if expected != seen {
             return Err(format!(
                 "in by {}: {}\nour verdict: {}\nknown differences: {known_differences:?}\nso the kernel should have sent:{}\nit sent:{}",
@@ -121,11 +121,11 @@ impl Run {
     }
 
     /// Whether the kernel's answer says nothing about this packet. Counts what it would have to say.
-    fn is_beyond(&mut self, as_if: &AsIf, packet: &[u8]) -> bool {
+    fn is_beyond(&mut self, reference: &Reference, packet: &[u8]) -> bool {
         if self.world.concerns_the_router(packet) {
             return true;
         }
-        if let Some(walk) = &as_if.walk {
+        if let Some(walk) = &reference.walk {
             // What it makes of CIPSO depends on how it was built (CONFIG_NETLABEL).
             let header = &packet[20..usize::from(packet[0] & 15) * 4];
             let cipso = option_kinds(header).map_or(header.contains(&CIPSO), |kinds| kinds.contains(&CIPSO));
@@ -133,7 +133,7 @@ impl Run {
                 return true;
             }
         }
-        if !as_if.no_route {
+        if !reference.no_route {
             return false;
         }
         let asked = self.unreachable.entry(packet[12..16].try_into().unwrap()).or_default();

@@ -4,9 +4,9 @@ use core::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::answer::Answer;
-use crate::as_if::{AsIf, Expected, is_nobodys};
 use crate::known_difference::KnownDifference;
 use crate::options::{Walk, blanked};
+use crate::reference::{Expected, Reference, is_nobodys};
 use crate::router::Place;
 use crate::support::fragments::reassembled;
 use crate::support::packet::{ICMP, MF, repair_checksum, with_ttl};
@@ -27,8 +27,8 @@ pub(crate) struct Passage<'p> {
 impl Passage<'_> {
     /// All that must have been seen, and with what known differences. What nobody can know is taken from what was seen: the identification
     /// of an error, and the time, if it can have been then.
-    pub(crate) fn expect(&self, as_if: AsIf) -> (Vec<(Place, Vec<u8>)>, Vec<KnownDifference>) {
-        let AsIf { expected, mut known_differences, walk, .. } = as_if;
+    pub(crate) fn expect(&self, reference: Reference) -> (Vec<(Place, Vec<u8>)>, Vec<KnownDifference>) {
+        let Reference { expected, mut known_differences, walk, .. } = reference;
         let emissions = match expected {
             Expected::Silence => Vec::new(),
             Expected::Packet { to, bytes } => vec![(to, self.walked(bytes, to, walk.as_ref(), &mut known_differences))],

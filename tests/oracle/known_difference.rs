@@ -1,4 +1,4 @@
-//! In what we and Linux differ by choice. Each difference says exactly what the kernel makes of a packet instead, see `as_if` and
+//! In what we and Linux differ by choice. Each difference says exactly what the kernel makes of a packet instead, see `reference` and
 //! `kernel`: a packet to which one applies must come out like that and no other way.
 
 use std::collections::BTreeMap;

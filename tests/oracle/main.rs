@@ -10,12 +10,12 @@
 mod support;
 
 mod answer;
-mod as_if;
 mod compare;
 mod generate;
 mod kernel;
 mod known_difference;
 mod options;
+mod reference;
 mod router;
 mod shape;
 mod sweeps;

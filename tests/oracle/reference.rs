@@ -37,7 +37,7 @@ pub(crate) enum Expected {
     },
 }
 
-pub(crate) struct AsIf {
+pub(crate) struct Reference {
     pub(crate) expected: Expected,
     pub(crate) known_differences: Vec<KnownDifference>,
     /// The kernel's way through the options, if it looks at any.
@@ -46,7 +46,7 @@ pub(crate) struct AsIf {
     pub(crate) no_route: bool,
 }
 
-impl AsIf {
+impl Reference {
     pub(crate) fn of(world: &World, entry: Place, original: &[u8]) -> Self {
         let mut attempt =
             Attempt { world, entry, packet: original.to_vec(), elsewhere: false, nowhere: false, problem: None };
