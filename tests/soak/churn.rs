@@ -75,7 +75,7 @@ fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &Ato
     let mut socket = None;
     let mut round = 0;
     while !over.load(Ordering::Relaxed) {
-        let began = stage.weather();
+        let began = stage.phase();
         let sent = (|| {
             let client = match &socket {
                 Some(client) => client,

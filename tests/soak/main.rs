@@ -19,6 +19,7 @@ mod calm;
 mod chance;
 mod churn;
 mod fault;
+mod fault_schedule;
 mod lab;
 mod misfits;
 mod settle;
@@ -26,7 +27,6 @@ mod side;
 mod stage;
 mod traffic;
 mod tunnel;
-mod weather;
 
 use core::time::Duration;
 use std::env;
@@ -35,7 +35,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use weather::Soak;
+use fault_schedule::Soak;
 
 const SECONDS: &str = "LODEN_SOAK_SECONDS";
 const SEED: &str = "LODEN_SOAK_SEED";

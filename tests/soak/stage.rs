@@ -9,7 +9,7 @@ use crate::side::Side;
 /// hit by the fault that ends it without the counts telling.
 #[derive(Default)]
 pub(crate) struct Stage {
-    weather: RwLock<Weather>,
+    phase: RwLock<Phase>,
     /// Sides whose route in use is left alone.
     at_rest: RwLock<[bool; 2]>,
     over: AtomicBool,
@@ -18,7 +18,7 @@ pub(crate) struct Stage {
 
 /// What a sender sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Weather {
+pub(crate) struct Phase {
     pub(crate) calm: bool,
     /// How often it has changed.
     pub(crate) changes: u64,
@@ -26,22 +26,22 @@ pub(crate) struct Weather {
 
 impl Stage {
     pub(crate) fn set_calm(&self, calm: bool) {
-        let mut weather = self.weather.write().unwrap_or_else(PoisonError::into_inner);
-        *weather = Weather { calm, changes: weather.changes + 1 };
+        let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
+        *phase = Phase { calm, changes: phase.changes + 1 };
     }
 
-    pub(crate) fn weather(&self) -> Weather {
-        *self.weather.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something short within one weather.
+    /// Does something short within one phase.
     pub(crate) fn during<T>(&self, act: impl FnOnce(bool) -> T) -> T {
-        act(self.weather.read().unwrap_or_else(PoisonError::into_inner).calm)
+        act(self.phase.read().unwrap_or_else(PoisonError::into_inner).calm)
     }
 
     /// Whether it was calm from then until now, without an interruption.
-    pub(crate) fn was_calm_since(&self, then: Weather) -> bool {
-        then.calm && then == self.weather()
+    pub(crate) fn was_calm_since(&self, then: Phase) -> bool {
+        then.calm && then == self.phase()
     }
 
     /// From now on the route in use is left alone, or no longer. A change of it that had begun is over.

@@ -23,7 +23,7 @@ pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>,
             if stage.is_over() {
                 break;
             }
-            let began = stage.weather();
+            let began = stage.phase();
             let timeout = if began.calm { PATIENCE } else { PATIENCE / 10 };
             let settings = Ping { payload_len: count % 1400, timeout, ..Ping::default() };
             let outcome = ping(from.other().place().pod, settings);

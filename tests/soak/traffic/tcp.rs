@@ -40,7 +40,7 @@ pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>,
 
 fn transfer(hosts: &TwoHosts, stage: &Stage, done: &Done, from: Side, seed: u64) -> Result<(), String> {
     let (to_pod, to) = (from.other().pod(hosts), from.other().place().pod);
-    let began = stage.weather();
+    let began = stage.phase();
     let listener = to_pod.enter(|| TcpListener::bind((to, 0))).map_err(|error| error.to_string())?;
     SockRef::from(&listener).set_recv_buffer_size(WINDOW).map_err(|error| error.to_string())?;
     let target = listener.local_addr().map_err(|error| error.to_string())?;
