@@ -2,7 +2,7 @@
 //! every packet is accounted for at every moment, and nothing is lost that the test did not lose itself. Needs root.
 //!
 //! ```text
-//!  calm ──────────────▶ storm ─────────────▶ settled ──▶ calm …
+//!  fault-free ──────────────▶ faulty ─────────────▶ settled ──▶ fault-free …
 //!  nothing may be lost;  one fault; what may  the path is whole, the
 //!  misfits are counted   be lost is listed    counters stand still
 //! ```
@@ -15,10 +15,10 @@
 mod support;
 
 mod answers;
-mod calm;
 mod chance;
 mod churn;
 mod fault;
+mod fault_free;
 mod fault_schedule;
 mod lab;
 mod misfits;
