@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// Say everything as JSON, one object per line
+    /// Output everything as JSON, one object per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]

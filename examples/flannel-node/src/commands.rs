@@ -7,13 +7,13 @@ use loden::lease::flannel::{LeaseReader, NetworkConfig};
 use loden::lease::{Lease, LeaseEvent};
 
 use crate::args::SetConfig;
+use crate::output::{Event, Output};
 use crate::registry::{Entry, Registry};
-use crate::say::{Event, Say};
-use crate::start::say_config;
+use crate::start::report_config;
 use crate::{Error, Failure};
 
 /// Writes a config, once it is known to be one.
-pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, say: &Say) -> Result<(), Failure> {
+pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, output: &Output) -> Result<(), Failure> {
     let text = match (&args.network, &args.file) {
         (Some(network), _) => {
             let (first, last) = (args.subnet_min.map(Into::into), args.subnet_max.map(Into::into));
@@ -25,14 +25,14 @@ pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, say: &S
     };
     let config = NetworkConfig::from_json(text.as_bytes())?;
     registry.set_config(text.trim()).await.map_err(failed)?;
-    say_config(&config, say);
+    report_config(&config, output);
     let strangers = leases(&mut registry, &config).await.map_err(failed)?;
     let strangers = strangers.iter().filter(|lease| !config.range().contains(lease.subnet)).count();
     if strangers > 0 {
         let (fits, hosts) =
             if strangers == 1 { ("lease does", "its host leases") } else { ("leases do", "their hosts lease") };
         let reason = format!("{strangers} {fits} not fit this config; {hosts} other subnets when started again");
-        say.say(&Event::Warning { reason });
+        output.print(&Event::Warning { reason });
     }
     Ok(())
 }
@@ -58,20 +58,21 @@ async fn leases(registry: &mut Registry, config: &NetworkConfig) -> Result<Vec<L
 }
 
 /// Prints the config and every key, those that cannot be read too.
-pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failure> {
+pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), Failure> {
     let text = registry.config().await.map_err(failed)?;
     let port = match text.map(|text| NetworkConfig::from_json(&text)) {
         Some(Ok(config)) => {
-            say_config(&config, say);
+            report_config(&config, output);
             config.port()
         }
         Some(Err(error)) => {
             let reason = format!("the network config at {} cannot be used: {error}", registry.config_key());
-            say.say(&Event::Warning { reason });
+            output.print(&Event::Warning { reason });
             loden::lease::flannel::DEFAULT_PORT
         }
         None => {
-            say.say(&Event::Warning { reason: format!("there is no network config at {}", registry.config_key()) });
+            output
+                .print(&Event::Warning { reason: format!("there is no network config at {}", registry.config_key()) });
             loden::lease::flannel::DEFAULT_PORT
         }
     };
@@ -96,7 +97,7 @@ pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failur
         } else {
             continue;
         };
-        match say.answer(&event) {
+        match output.answer(&event) {
             // Who has seen enough, as `head` does.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             outcome => outcome.map_err(|error| failed(format!("standard output: {error}")))?,

@@ -110,7 +110,7 @@ impl Feed {
         }
         let before = self.seen.replace(listed).filter(|before| !listed.follows(*before));
         let doubt = before.map(|before| self.doubt(before, listed));
-        self.say(News::Listed(listing, doubt)).await?;
+        self.deliver(News::Listed(listing, doubt)).await?;
         backoff.succeeded(self.clock.now());
         loop {
             let response = tokio::select! {
@@ -174,10 +174,10 @@ impl Feed {
                 EventType::Delete => Change::Deleted { key: kv.key().to_vec() },
             })
             .collect();
-        if changes.is_empty() { Ok(()) } else { self.say(News::Changed(changes)).await }
+        if changes.is_empty() { Ok(()) } else { self.deliver(News::Changed(changes)).await }
     }
 
-    async fn say(&mut self, news: News) -> Result<(), Trouble> {
+    async fn deliver(&mut self, news: News) -> Result<(), Trouble> {
         self.sender.send(news).await.map_err(|_| Trouble::Unheard)
     }
 }

@@ -13,8 +13,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::Error;
-use crate::plane::deleted;
-use crate::say::{Event, Say};
+use crate::dataplane::deleted;
+use crate::output::{Event, Output};
 
 /// How often an interface that is gone is looked for.
 const LOOK: Duration = Duration::from_secs(2);
@@ -96,15 +96,15 @@ impl Links {
     }
 
     /// Sees to what happened; returns the longest packet there may be now, in bytes, if that was touched.
-    pub(crate) fn handle(&mut self, news: News, say: &Say) -> Result<Option<u16>, Error> {
+    pub(crate) fn handle(&mut self, news: News, output: &Output) -> Result<Option<u16>, Error> {
         match news {
-            News::Tun(events) => self.handle_tun(&events, say),
-            News::Underlay(events) => Ok(self.handle_underlay(&events, say)),
+            News::Tun(events) => self.handle_tun(&events, output),
+            News::Underlay(events) => Ok(self.handle_underlay(&events, output)),
             News::UnderlayIsBack(found) => {
                 let (underlay, watched) = *found;
-                self.say(say, format!("{} holds {} again", underlay.name, underlay.address));
+                self.report(output, format!("{} holds {} again", underlay.name, underlay.address));
                 (self.underlay, self.underlay_watched) = (underlay, Some(watched));
-                Ok(self.limit(say))
+                Ok(self.limit(output))
             }
         }
     }
@@ -119,7 +119,7 @@ impl Links {
         Ok(self.link.remove()?)
     }
 
-    fn handle_tun(&mut self, events: &[LinkEvent], say: &Say) -> Result<Option<u16>, Error> {
+    fn handle_tun(&mut self, events: &[LinkEvent], output: &Output) -> Result<Option<u16>, Error> {
         // It goes down and loses its route first, and nothing is to be put back then.
         if events.contains(&LinkEvent::Deleted) {
             return Err(deleted(self.link.interface()));
@@ -127,19 +127,19 @@ impl Links {
         let (name, mut limit) = (self.link.interface().to_owned(), None);
         for event in events {
             match event {
-                LinkEvent::Down => self.say(say, format!("{name} is down: nothing is forwarded until it is up")),
+                LinkEvent::Down => self.report(output, format!("{name} is down: nothing is forwarded until it is up")),
                 LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => {
                     match self.link.restore() {
                         Ok(Restored::Complete { address, route }) if address || route => {
-                            self.say(say, format!("put back what {name} had lost: the overlay's route"));
+                            self.report(output, format!("put back what {name} had lost: the overlay's route"));
                         }
                         Ok(_) => {}
-                        Err(error) => self.say(say, format!("cannot put the overlay's route back: {error}")),
+                        Err(error) => self.report(output, format!("cannot put the overlay's route back: {error}")),
                     }
                 }
                 LinkEvent::MtuChanged(mtu) if *mtu != self.tun_mtu => {
                     self.tun_mtu = *mtu;
-                    limit = self.limit(say);
+                    limit = self.limit(output);
                 }
                 LinkEvent::MtuChanged(_) | _ => {}
             }
@@ -147,25 +147,25 @@ impl Links {
         Ok(limit)
     }
 
-    fn handle_underlay(&mut self, events: &[LinkEvent], say: &Say) -> Option<u16> {
+    fn handle_underlay(&mut self, events: &[LinkEvent], output: &Output) -> Option<u16> {
         let (name, mut limit) = (self.underlay.name.clone(), None);
         for event in events {
             match event {
                 LinkEvent::AddressRemoved(address) if self.underlay.address != *address => {}
                 LinkEvent::AddressRemoved(_) | LinkEvent::Deleted => {
                     let address = self.underlay.address;
-                    self.say(
-                        say,
+                    self.report(
+                        output,
                         format!("no interface holds {address} any more, which {name} did: no host is reached"),
                     );
                     self.underlay_watched = None;
                     return limit;
                 }
-                LinkEvent::Down => self.say(say, format!("{name} is down: no host is reached until it is up")),
-                LinkEvent::Up => self.say(say, format!("{name} is up")),
+                LinkEvent::Down => self.report(output, format!("{name} is down: no host is reached until it is up")),
+                LinkEvent::Up => self.report(output, format!("{name} is up")),
                 LinkEvent::MtuChanged(mtu) => {
                     self.underlay.mtu = *mtu;
-                    limit = self.limit(say);
+                    limit = self.limit(output);
                 }
                 LinkEvent::RouteRemoved(_) | _ => {}
             }
@@ -174,16 +174,19 @@ impl Links {
     }
 
     /// The longest packet that both carry, if that is enough for any.
-    fn limit(&self, say: &Say) -> Option<u16> {
+    fn limit(&self, output: &Output) -> Option<u16> {
         let limit = self.tun_mtu.min(self.underlay.tun_mtu());
         let Self { link, underlay, tun_mtu, .. } = self;
         let (tun, name, outer) = (link.interface(), &underlay.name, underlay.mtu);
-        self.say(say, format!("packets may have {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} {outer}"));
+        self.report(
+            output,
+            format!("packets may have {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} {outer}"),
+        );
         u16::try_from(limit).ok().filter(|limit| u32::from(*limit) >= MTU_MIN)
     }
 
-    fn say(&self, say: &Say, state: String) {
-        say.say(&Event::Link { state });
+    fn report(&self, output: &Output, state: String) {
+        output.print(&Event::Link { state });
     }
 }
 

@@ -14,13 +14,13 @@ mod acquire;
 mod args;
 mod clock;
 mod commands;
+mod dataplane;
 mod etcd;
 mod feed;
 mod links;
 mod node;
-mod plane;
+mod output;
 mod registry;
-mod say;
 mod start;
 
 use std::process::ExitCode;
@@ -30,8 +30,8 @@ use tokio::task::LocalSet;
 
 use args::{Arguments, Command};
 use etcd::Etcd;
+use output::{Output, Pace};
 use registry::Registry;
-use say::{Pace, Say};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -51,11 +51,11 @@ impl<E: Into<Error>> From<E> for Failure {
 fn main() -> ExitCode {
     let args = Arguments::of_process();
     let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
-    let say = Say::new(args.json, pace);
+    let output = Output::new(args.json, pace);
     let outcome = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             // etcd's futures stay on this thread, the only one beside that of the packets.
-            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &say)));
+            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &output)));
             // Without waiting for a name of etcd's that is being looked up.
             runtime.shutdown_background();
             outcome
@@ -65,17 +65,17 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { status, reason }) => {
-            say.error(&reason.to_string());
+            output.error(&reason.to_string());
             ExitCode::from(status)
         }
     }
 }
 
-async fn act(args: &Arguments, say: &Say) -> Result<(), Failure> {
+async fn act(args: &Arguments, output: &Output) -> Result<(), Failure> {
     let registry = Registry::new(Etcd::new(&args.etcd)?, &args.etcd.etcd_prefix);
     match &args.command {
-        None => node::run(registry, args, say).await,
-        Some(Command::SetConfig(config)) => commands::set_config(registry, config, say).await,
-        Some(Command::List) => commands::list(registry, say).await,
+        None => node::run(registry, args, output).await,
+        Some(Command::SetConfig(config)) => commands::set_config(registry, config, output).await,
+        Some(Command::List) => commands::list(registry, output).await,
     }
 }

@@ -15,12 +15,12 @@ use tokio::time::{sleep, timeout};
 use crate::acquire::{Holding, Renew, Renewal, renew};
 use crate::args::Arguments;
 use crate::clock::Clock;
+use crate::dataplane::{Dataplane, Report};
 use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
 use crate::links::Links;
-use crate::plane::{Plane, Report};
+use crate::output::{Event, Output, anomalies, flow};
 use crate::registry::{Entry, Registry};
-use crate::say::{Event, Say, anomalies, flow};
 use crate::start::{Place, start};
 use crate::{Error, Failure};
 
@@ -55,7 +55,7 @@ pub(crate) struct Node {
     /// The messages about set-aside keys that were printed, so that the next listing does not repeat them.
     pub(crate) set_aside: BTreeSet<String>,
     pub(crate) links: Links,
-    pub(crate) plane: Plane,
+    pub(crate) dataplane: Dataplane,
     pub(crate) news: Receiver<News>,
 }
 
@@ -72,17 +72,17 @@ impl Stop {
     }
 }
 
-pub(crate) async fn run(registry: Registry, args: &Arguments, say: &Say) -> Result<(), Failure> {
+pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -> Result<(), Failure> {
     let mut stop = Stop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
     let place = Place::find(&args.node)?;
     let started = tokio::select! {
         () = stop.asked() => return Ok(()),
-        started = start(registry, args, &place, say) => started,
+        started = start(registry, args, &place, output) => started,
     };
     let mut node = started?;
     let outcome = tokio::select! {
         () = stop.asked() => Ok(()),
-        Err(reason) = node.live(say) => Err(reason),
+        Err(reason) = node.live(output) => Err(reason),
     };
     if let Some(revision) = node.gives_up {
         let delete = timeout(LAST_CALL, node.registry.delete(&node.holding.key, revision));
@@ -92,23 +92,23 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &Say) -> Resu
         }
     }
     let leased = outcome.is_ok().then(|| node.holding.key.ipv4.trunc());
-    let closed = node.close(leased, say);
+    let closed = node.close(leased, output);
     outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
 }
 
 impl Node {
     /// Never returns but for a reason to end.
-    async fn live(&mut self, say: &Say) -> Result<(), Error> {
+    async fn live(&mut self, output: &Output) -> Result<(), Error> {
         loop {
             tokio::select! {
                 news = self.news.recv() => {
                     let news = news.ok_or("the task that listens to etcd has ended: a bug in the node")?;
-                    self.take_in(news, say)?;
+                    self.take_in(news, output)?;
                     // All that waits makes one table.
                     while let Ok(news) = self.news.try_recv() {
-                        self.take_in(news, say)?;
+                        self.take_in(news, output)?;
                     }
-                    self.publish(say);
+                    self.publish(output);
                 }
                 () = self.clock.sleep_until(self.renewal_timer.poll_timeout()), if self.renewal.is_none() => {
                     self.begin_renewal();
@@ -117,17 +117,17 @@ impl Node {
                     self.renewal = None;
                     let (holding, outcome) = renewed?;
                     self.holding = holding;
-                    self.settle_renewal(outcome, say)?;
+                    self.settle_renewal(outcome, output)?;
                     if let Some(entry) = self.meanwhile.take() {
-                        self.check_own(Some(&entry), say)?;
+                        self.check_own(Some(&entry), output)?;
                     }
                 }
                 news = self.links.news() => {
-                    if let Some(mtu) = self.links.handle(news?, say)? {
-                        self.plane.set_mtu(mtu);
+                    if let Some(mtu) = self.links.handle(news?, output)? {
+                        self.dataplane.set_mtu(mtu);
                     }
                 }
-                Some(report) = self.plane.reports.recv() => say.say(&match report {
+                Some(report) = self.dataplane.reports.recv() => output.print(&match report {
                     Report::Notice(notice) => Event::Warning { reason: notice.to_string() },
                     Report::Stranger(stranger) => Event::Stranger {
                         from: stranger.from.to_string(),
@@ -135,39 +135,39 @@ impl Node {
                         next_hop: stranger.next_hop.to_string(),
                     },
                 }),
-                ended = &mut self.plane.ended => {
+                ended = &mut self.dataplane.ended => {
                     return Err(ended.unwrap_or_else(|_| "forwarding has ended: a bug in the node".into()));
                 }
-                () = sleep(Say::LIMIT), if say.leaves_out() => say.flush_limits(Say::LIMIT),
+                () = sleep(Output::LIMIT), if output.leaves_out() => output.flush_limits(Output::LIMIT),
             }
         }
     }
 
-    fn take_in(&mut self, news: News, say: &Say) -> Result<(), Error> {
+    fn take_in(&mut self, news: News, output: &Output) -> Result<(), Error> {
         let now = self.clock.now();
         let silent = self.reconciler.stale_since(SOURCE);
         match news {
             News::Listed(listing, doubt) => {
                 if let Some(reason) = doubt {
-                    say.say(&Event::Warning { reason });
+                    output.print(&Event::Warning { reason });
                 }
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
-                self.check_own(own, say)?;
+                self.check_own(own, output)?;
                 self.check_elder(own, &listing.entries)?;
                 let said = std::mem::take(&mut self.set_aside);
                 for entry in listing.entries.iter().filter(|entry| entry.oversized) {
-                    self.say_set_aside(entry.too_long(), &said, say);
+                    self.report_skipped(entry.too_long(), &said, output);
                 }
                 let entries = listing.entries.iter().filter(|entry| !entry.oversized);
                 let entries = entries.map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
                 let update = self.reader.snapshot(entries);
-                self.read(update, &said, say);
+                self.read(update, &said, output);
             }
             News::Changed(changes) => {
                 for change in changes {
                     let update = match &change {
                         Change::Put(entry) if entry.oversized => {
-                            self.say_set_aside(entry.too_long(), &BTreeSet::new(), say);
+                            self.report_skipped(entry.too_long(), &BTreeSet::new(), output);
                             // The lease that the key held before is gone.
                             let event = self.reader.deleted(&entry.key).event;
                             ParsedUpdate { event, ..ParsedUpdate::default() }
@@ -176,54 +176,54 @@ impl Node {
                         Change::Deleted { key } => self.reader.deleted(key),
                     };
                     match &change {
-                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry), say)?,
-                        Change::Deleted { key } if self.is_own(key) => self.check_own(None, say)?,
+                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry), output)?,
+                        Change::Deleted { key } if self.is_own(key) => self.check_own(None, output)?,
                         Change::Put(_) | Change::Deleted { .. } => {}
                     }
-                    self.read(update, &BTreeSet::new(), say);
+                    self.read(update, &BTreeSet::new(), output);
                 }
             }
             News::Silent(reason) => {
                 self.reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, now);
                 if silent.is_none() {
                     let routes = self.reconciler.route_count();
-                    say.say(&Event::Stale { reason, routes });
+                    output.print(&Event::Stale { reason, routes });
                 }
             }
         }
         if let Some(since) = silent.filter(|_| self.reconciler.stale_since(SOURCE).is_none()) {
             // A renewal that failed meanwhile need not wait; and an etcd that was restored may know less of our lease than we do.
             self.renew_soon(Renew::Keep);
-            say.say(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
+            output.print(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
         }
         Ok(())
     }
 
     /// Prints a reason unless it was printed before.
-    fn say_set_aside(&mut self, reason: String, said: &BTreeSet<String>, say: &Say) {
+    fn report_skipped(&mut self, reason: String, said: &BTreeSet<String>, output: &Output) {
         if !said.contains(&reason) {
-            say.say(&Event::SetAside { reason: reason.clone() });
+            output.print(&Event::SetAside { reason: reason.clone() });
         }
         self.set_aside.insert(reason);
     }
 
-    fn read(&mut self, update: ParsedUpdate, said: &BTreeSet<String>, say: &Say) {
+    fn read(&mut self, update: ParsedUpdate, said: &BTreeSet<String>, output: &Output) {
         for skipped in update.skipped {
-            self.say_set_aside(skipped.to_string(), said, say);
+            self.report_skipped(skipped.to_string(), said, output);
         }
         if let Some(event) = update.event {
             self.reconciler.handle_event(SOURCE, event, self.clock.now());
         }
     }
 
-    fn publish(&mut self, say: &Say) {
+    fn publish(&mut self, output: &Output) {
         for change in self.reconciler.take_conflict_changes() {
             let (conflict, ended) = match change {
                 ConflictChange::Began(conflict) => (conflict, false),
                 ConflictChange::Ended(conflict) => (conflict, true),
                 _ => continue,
             };
-            say.say(&Event::Conflict { ended, conflict: conflict.to_string() });
+            output.print(&Event::Conflict { ended, conflict: conflict.to_string() });
         }
         let changes = self.reconciler.take_changes();
         if changes.is_empty() {
@@ -231,7 +231,7 @@ impl Node {
         }
         let applied = self.routes.apply(changes.iter().copied());
         for refused in &applied.refused {
-            say.say(&Event::SetAside { reason: refused.to_string() });
+            output.print(&Event::SetAside { reason: refused.to_string() });
         }
         let (mut set, mut deleted) = (Vec::new(), Vec::new());
         for change in changes.iter().take(MOST_ROUTES) {
@@ -242,7 +242,7 @@ impl Node {
             }
         }
         let (count, changes) = (self.routes.table().len(), changes.len());
-        say.say(&Event::Routes { count, changes, set, deleted });
+        output.print(&Event::Routes { count, changes, set, deleted });
     }
 
     fn is_own(&self, key: &[u8]) -> bool {
@@ -250,7 +250,7 @@ impl Node {
     }
 
     /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
-    fn check_own(&mut self, entry: Option<&Entry>, say: &Say) -> Result<(), Error> {
+    fn check_own(&mut self, entry: Option<&Entry>, output: &Output) -> Result<(), Error> {
         let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
@@ -262,7 +262,7 @@ impl Node {
         } else if entry.revision != self.holding.revision {
             let (subnet, host, now) = (self.holding.key.ipv4.trunc(), self.holding.host, self.clock.now());
             let who = format!("another node that has {host} too, which only one may have, or an operator");
-            say.say(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
+            output.print(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
             // A write tells the other node of us.
             let replies = self.replied.is_none_or(|at| now.saturating_sub(at) >= REPLIES);
             if replies {
@@ -306,19 +306,19 @@ impl Node {
         }));
     }
 
-    fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, say: &Say) -> Result<(), Error> {
+    fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, output: &Output) -> Result<(), Error> {
         let now = self.clock.now();
         match outcome {
             Ok(Renewal::Renewed) => {
                 self.renewal_timer.renewed(self.holding.lasts(), now);
                 let subnet = self.holding.key.ipv4.trunc().to_string();
                 let seconds = self.holding.grant.map(|grant| grant.ttl.as_secs());
-                say.say(&Event::Renewed { subnet, seconds });
+                output.print(&Event::Renewed { subnet, seconds });
             }
             Ok(Renewal::Lost(reason)) => return Err(self.lost(&reason)),
             Err(error) => {
                 self.renewal_timer.failed(now);
-                say.say(&Event::NotRenewed {
+                output.print(&Event::NotRenewed {
                     reason: error.to_string(),
                     retry_seconds: self.renewal_timer.poll_timeout().saturating_sub(now).as_secs_f64(),
                     seconds_left: self
@@ -332,12 +332,12 @@ impl Node {
     }
 
     /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
-    fn close(mut self, leased: Option<Ipv4Net>, say: &Say) -> Result<(), Error> {
+    fn close(mut self, leased: Option<Ipv4Net>, output: &Output) -> Result<(), Error> {
         // The device ends with the thread that has it open.
         let tun_queue_dropped = self.links.queue_dropped();
-        let counters = self.plane.stop();
-        say.flush_limits(Duration::ZERO);
-        say.say(&Event::Stopped {
+        let counters = self.dataplane.stop();
+        output.flush_limits(Duration::ZERO);
+        output.print(&Event::Stopped {
             leased: leased.map(|subnet| subnet.to_string()),
             encap: flow(&counters.encap),
             decap: flow(&counters.decap),

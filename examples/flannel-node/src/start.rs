@@ -18,12 +18,12 @@ use loden::worker::Worker;
 use crate::acquire::{How, Renew, acquire, random};
 use crate::args::{Arguments, NodeArgs};
 use crate::clock::Clock;
+use crate::dataplane::Dataplane;
 use crate::feed::follow;
 use crate::links::{Links, Watched};
 use crate::node::Node;
-use crate::plane::Plane;
+use crate::output::{Event, Output};
 use crate::registry::Registry;
-use crate::say::{Event, Say};
 use crate::{Error, Failure};
 
 /// The longest pause between two attempts to begin: an operator who has just mended something is waiting.
@@ -54,9 +54,14 @@ impl Place {
     }
 }
 
-pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Place, say: &Say) -> Result<Node, Failure> {
+pub(crate) async fn start(
+    mut registry: Registry,
+    args: &Arguments,
+    place: &Place,
+    output: &Output,
+) -> Result<Node, Failure> {
     let clock = Clock::start();
-    let config = config(&mut registry, clock, say).await;
+    let config = config(&mut registry, clock, output).await;
     let IpNet::V4(network) = config.range().network() else {
         return Err("the network is IPv6; flannel's udp backend has IPv4 only".into());
     };
@@ -67,18 +72,18 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
     let name = tun.name().to_owned();
 
     let reader = LeaseReader::new(&args.etcd.etcd_prefix, config.port());
-    let previous = previous_subnet(&args.node.subnet_file, say);
+    let previous = previous_subnet(&args.node.subnet_file, output);
     let ttl = Duration::from_secs(args.node.subnet_lease_ttl);
     let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
     let (holding, how) = loop {
         match acquire(&mut registry, &reader, config.range(), place.public_ip, previous, ttl).await {
             Ok(acquired) => break acquired,
-            Err(error) => wait(&mut backoff, clock, say, error.to_string()).await,
+            Err(error) => wait(&mut backoff, clock, output, error.to_string()).await,
         }
     };
     let subnet = holding.key.ipv4.trunc();
     let renewal_timer = RenewalTimer::granted(holding.lasts(), args.node.subnet_lease_renew_margin, clock.now());
-    say.say(&Event::Lease {
+    output.print(&Event::Lease {
         subnet: subnet.to_string(),
         public_ip: holding.host.to_string(),
         how: match how {
@@ -91,7 +96,7 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
     // Only now: for all that came before somebody may have been waited for.
     let underlay = Watched::underlay(place.address)?;
     let mtu = underlay.0.tun_mtu();
-    look_around(network, subnet, listen, mtu, &name, say);
+    look_around(network, subnet, listen, mtu, &name, output);
     let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
@@ -106,9 +111,9 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
     let monitor = LinkMonitor::open(&name)?;
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     let links = Links::new(monitor, Link::configure(&name, &link)?, underlay)?;
-    let plane = Plane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
+    let dataplane = Dataplane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
     let news = follow(registry.clone(), clock, Duration::from_secs(args.node.list_interval));
-    say.say(&Event::Ready {
+    output.print(&Event::Ready {
         tun: name,
         listen: listen.to_string(),
         mtu,
@@ -132,28 +137,28 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         gives_up: None,
         set_aside: BTreeSet::new(),
         links,
-        plane,
+        dataplane,
         news,
     })
 }
 
 /// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
-fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, say: &Say) {
+fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, output: &Output) {
     let intended = Intended::new(network, subnet, listen.ip(), tun);
     for finding in check(&Intended { mtu: Some(mtu), port: listen.port(), ..intended }) {
         let (severity, says) = (finding.severity().name(), finding.to_string());
-        say.say(&Event::Finding { finding: finding.name(), severity, says });
+        output.print(&Event::Finding { finding: finding.name(), severity, says });
     }
 }
 
 /// The network's config, once there is one that can be worked with.
-async fn config(registry: &mut Registry, clock: Clock, say: &Say) -> NetworkConfig {
+async fn config(registry: &mut Registry, clock: Clock, output: &Output) -> NetworkConfig {
     let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
     loop {
         let reason = match registry.config().await {
             Ok(Some(text)) => match NetworkConfig::from_json(&text) {
                 Ok(config) => {
-                    say_config(&config, say);
+                    report_config(&config, output);
                     return config;
                 }
                 Err(error) => format!("the network config at {} cannot be used: {error}", registry.config_key()),
@@ -164,13 +169,13 @@ async fn config(registry: &mut Registry, clock: Clock, say: &Say) -> NetworkConf
             ),
             Err(error) => error.to_string(),
         };
-        wait(&mut backoff, clock, say, reason).await;
+        wait(&mut backoff, clock, output, reason).await;
     }
 }
 
-pub(crate) fn say_config(config: &NetworkConfig, say: &Say) {
+pub(crate) fn report_config(config: &NetworkConfig, output: &Output) {
     let range = config.range();
-    say.say(&Event::Config {
+    output.print(&Event::Config {
         network: range.network().to_string(),
         subnet_len: range.subnet_len(),
         subnet_min: range.first().to_string(),
@@ -179,13 +184,13 @@ pub(crate) fn say_config(config: &NetworkConfig, say: &Say) {
     });
     if config.ipv6().is_some() {
         let reason = "the network has IPv6 too, which the udp backend does not carry: only IPv4 subnets are leased";
-        say.say(&Event::Warning { reason: reason.into() });
+        output.print(&Event::Warning { reason: reason.into() });
     }
 }
 
 /// The subnet of an earlier run, if it left a file that can be read.
-fn previous_subnet(path: &Path, say: &Say) -> Option<Ipv4Net> {
-    let warn = |reason| say.say(&Event::Warning { reason });
+fn previous_subnet(path: &Path, output: &Output) -> Option<Ipv4Net> {
+    let warn = |reason| output.print(&Event::Warning { reason });
     let unread = "the subnet of an earlier run is not known";
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -205,9 +210,9 @@ fn previous_subnet(path: &Path, say: &Say) -> Option<Ipv4Net> {
 }
 
 /// Says for what, and waits until it is to be tried again.
-async fn wait(backoff: &mut Backoff, clock: Clock, say: &Say, reason: String) {
+async fn wait(backoff: &mut Backoff, clock: Clock, output: &Output, reason: String) {
     let now = clock.now();
     let at = backoff.failed(now, random()()).at;
-    say.say(&Event::Waiting { reason, retry_seconds: at.saturating_sub(now).as_secs_f64() });
+    output.print(&Event::Waiting { reason, retry_seconds: at.saturating_sub(now).as_secs_f64() });
     clock.sleep_until(at).await;
 }

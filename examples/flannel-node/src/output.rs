@@ -206,7 +206,7 @@ impl fmt::Display for Term {
 }
 
 /// Where it is said.
-pub(crate) struct Say {
+pub(crate) struct Output {
     json: bool,
     pace: Pace,
     /// One for each kind of event, so that no cause suppresses the messages of another.
@@ -222,7 +222,7 @@ pub(crate) enum Pace {
     OfReader,
 }
 
-/// Rate limit of one kind of event in a span of [`Say::LIMIT`].
+/// Rate limit of one kind of event in a span of [`Output::LIMIT`].
 struct Limit {
     since: Instant,
     kind: String,
@@ -255,7 +255,7 @@ impl Limit {
     }
 }
 
-impl Say {
+impl Output {
     /// The span of the rate limit.
     pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
@@ -264,7 +264,7 @@ impl Say {
     }
 
     /// Prints an event on standard output within its rate limit, if anybody reads there.
-    pub(crate) fn say(&self, event: &Event) {
+    pub(crate) fn print(&self, event: &Event) {
         if self.pace == Pace::Own {
             self.flush_limits(Self::LIMIT);
             let mut limits = self.limits.borrow_mut();

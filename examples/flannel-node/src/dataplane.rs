@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::Error;
 
 /// The thread. It ends when this is dropped.
-pub(crate) struct Plane {
+pub(crate) struct Dataplane {
     asks: Sender<Ask>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<Counters>>,
@@ -40,7 +40,7 @@ enum Ask {
     Stop,
 }
 
-impl Plane {
+impl Dataplane {
     pub(crate) fn start(mut worker: Worker) -> Result<Self, Error> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (asks, asked) = channel();
@@ -71,7 +71,7 @@ impl Plane {
     }
 }
 
-impl Drop for Plane {
+impl Drop for Dataplane {
     fn drop(&mut self) {
         self.stop();
     }
