@@ -17,7 +17,7 @@ fn lowers_never_raises_and_forgets_after_ten_minutes() {
     assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), Some(1400));
 }
 
-/// RFC 1191 section 3: no attempt to raise it soon after it was reported once more.
+/// RFC 1191 section 3: a value that was just confirmed is not raised soon.
 #[test]
 fn a_value_that_is_confirmed_holds_for_longer() {
     let (mut paths, start) = (PathMtus::default(), Duration::ZERO);
@@ -69,7 +69,7 @@ fn a_refusal_is_explained_by_what_is_known_or_configured() {
     assert_eq!(stats.path_mtu_lowered, 3);
 }
 
-/// RFC 1191 section 7.1, and not below what Linux takes for the least.
+/// RFC 1191 section 7.1, and not below the minimum of Linux.
 #[test]
 fn fault_53_a_refusal_that_nothing_explains_goes_down_the_plateaus() {
     let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
@@ -85,7 +85,8 @@ fn fault_53_a_refusal_that_nothing_explains_goes_down_the_plateaus() {
     assert_eq!((paths.lookup(PEER, Duration::ZERO), stats.path_mtu_lowered), (Some(524), 6));
 }
 
-/// Fault 52: with reports of our own, what the kernel learned is not used. What is configured is, in the other mode too.
+/// Fault 52: with reports of its own, the cache ignores MTUs that the kernel learned. It uses configured ones in both
+/// modes.
 #[test]
 fn r54_what_the_kernel_learned_is_overruled() {
     let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
@@ -115,7 +116,7 @@ fn r54_a_learned_mtu_that_nobody_verifies_lowers_to_1280() {
     assert_eq!((paths.lookup(PEER, at), paths.mode(PEER, at)), (Some(1252), PathMode::Fragment));
 }
 
-/// Every IPv6 path carries 1280 bytes, and Linux learns no less.
+/// Every IPv6 path carries 1280 bytes, and Linux learns no smaller MTU.
 #[test]
 fn r54_over_ipv6_what_the_kernel_learned_is_an_unverified_report() {
     let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
@@ -128,7 +129,7 @@ fn r54_over_ipv6_what_the_kernel_learned_is_an_unverified_report() {
     assert_eq!(outcome, EmsgsizeOutcome::Unexplained, "nothing less");
 }
 
-/// A change of the mode keeps the value of a path, and its end.
+/// A change of the mode keeps the MTU of a path and its expiry.
 #[test]
 fn another_mode_keeps_what_is_known() {
     let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
