@@ -1,12 +1,13 @@
-//! How long a lease of our own is held, and when to renew it.
+//! The renewal timer of a lease of this host.
 
 use core::ops::RangeInclusive;
 use core::time::Duration;
 
-/// The time of one lease: who holds it renews it when [`poll_timeout`](Self::poll_timeout) says so.
+/// The renewal timer of one lease. Its holder renews the lease at [`poll_timeout`](Self::poll_timeout).
 ///
-/// Time is the caller's, by a clock that does not jump: a wall clock that was set a day forward ends nothing. On a host that may
-/// be suspended it is one that goes on meanwhile (Linux: `CLOCK_BOOTTIME`, not `Instant`), since the lease does too.
+/// The caller passes the time, by a clock that does not jump; a wall clock may be set forward. On a host that may be
+/// suspended, use a clock that includes the suspension (Linux: `CLOCK_BOOTTIME`, not `Instant`), because the lease also
+/// expires meanwhile.
 ///
 /// ```
 /// use core::time::Duration;
@@ -27,46 +28,46 @@ pub struct RenewalTimer {
 }
 
 impl RenewalTimer {
-    /// For how long flannel leases a subnet.
+    /// flannel's lease duration.
     pub const TTL: Duration = Duration::from_secs(24 * 3600);
-    /// How long before its end a lease is renewed, if nothing else is asked for.
+    /// The default margin: the time before the end at which a lease is renewed.
     pub const MARGIN: Duration = Duration::from_secs(3600);
-    /// The margins that flannel takes.
+    /// The margins that flannel accepts.
     pub const MARGINS: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(1439 * 60);
-    /// How long after a failed renewal the next one is tried.
+    /// The delay after a failed renewal.
     pub const RETRY: Duration = Duration::from_secs(60);
 
-    /// A lease that was granted at `now` for `ttl`, and is to be renewed `margin` before its end: after half of it if it is
-    /// no longer than the margin, since renewing at once and for ever is nobody's wish.
+    /// Creates the timer of a lease that was granted at `now` for `ttl` and that is renewed `margin` before its end. A
+    /// lease no longer than the margin is renewed after half of its duration, to avoid an endless loop of renewals.
     #[must_use]
     pub fn granted(ttl: Duration, margin: Duration, now: Duration) -> Self {
         let wait = if margin < ttl { ttl - margin } else { ttl / 2 };
         Self { margin, ends: now.saturating_add(ttl), renew_at: now.saturating_add(wait) }
     }
 
-    /// It was renewed at `now` for `ttl`.
+    /// Records a renewal at `now` for `ttl`.
     pub fn renewed(&mut self, ttl: Duration, now: Duration) {
         *self = Self::granted(ttl, self.margin, now);
     }
 
-    /// A renewal failed at `now`, for a reason that may pass. It is tried again in a minute, also after the end: the subnet
-    /// is still ours as long as nobody else took it.
+    /// Records a renewal at `now` that failed for a temporary reason. The next attempt is a minute later, even after
+    /// the end: the subnet is still this host's as long as nobody else has leased it.
     pub fn failed(&mut self, now: Duration) {
         self.renew_at = now.saturating_add(Self::RETRY);
     }
 
-    /// Something touched the lease: it is to be renewed at `now`.
+    /// Schedules a renewal at `now`, because something changed the lease.
     pub fn doubted(&mut self, now: Duration) {
         self.renew_at = self.renew_at.min(now);
     }
 
-    /// When to renew it next.
+    /// Returns the time of the next renewal.
     #[must_use]
     pub fn poll_timeout(&self) -> Duration {
         self.renew_at
     }
 
-    /// When it ends unless it is renewed. From then on the subnet may be leased to somebody else.
+    /// Returns the time at which the lease ends unless it is renewed. From then on another host may lease the subnet.
     #[must_use]
     pub fn ends(&self) -> Duration {
         self.ends

@@ -59,7 +59,7 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
     let put = reader.put(good[0].0, b"garbage");
     assert_eq!(
         put.skipped[0].to_string(),
-        "lease 100.96.2.0-24 is skipped: this is no JSON: expected value at line 1 column 1"
+        "lease 100.96.2.0-24 is skipped: invalid JSON: expected value at line 1 column 1"
     );
     reconciler.handle_event(SOURCE, put.event.unwrap(), at(1));
     assert_eq!(reader.put(bad[0].0, bad[0].1).event, None);

@@ -18,7 +18,10 @@ fn poisoned_keys_are_set_aside_one_by_one() {
     let asides: Vec<String> =
         node.said.iter().filter(|said| said["event"] == "set_aside").map(|said| said["reason"].to_string()).collect();
     assert_eq!(asides.len(), 2, "{asides:?}");
-    assert!(asides.iter().any(|aside| aside.contains("100.96.171.0-24") && aside.contains("no JSON")), "{asides:?}");
+    assert!(
+        asides.iter().any(|aside| aside.contains("100.96.171.0-24") && aside.contains("invalid JSON")),
+        "{asides:?}"
+    );
     assert!(asides.iter().any(|aside| aside.contains("not-a-subnet")), "{asides:?}");
 
     let vxlan = r#"{"PublicIP":"10.168.0.72","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
@@ -108,7 +111,7 @@ fn a_host_that_changes_its_backend_keeps_its_subnet() {
     let value = r#"{"PublicIP":"10.168.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}"#;
     operator.put(&subnets("100.96.9.0-24"), value);
     let mut node = Node::spawn(&site.hosts[0], &site.etcd, &[]);
-    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("\"vxlan\"; only udp is spoken here"));
+    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("\"vxlan\"; only udp is supported"));
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
     node.says("ready");
     assert_eq!((node.lease().to_string().as_str(), node.how()), ("100.96.9.0/24", "which had it already"));

@@ -168,7 +168,7 @@ fn what_is_not_there_yet_is_waited_for() {
     assert!(waiting["reason"].as_str().unwrap().contains("/coreos.com/network/config"), "{waiting}");
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config("{");
-    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("cannot be used: this is no JSON"));
+    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("cannot be used: invalid JSON"));
     // The host is no more what it was at the start.
     site.hosts[0].namespace.set_mtu("eth0", 1400).unwrap();
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
