@@ -1,10 +1,10 @@
-//! What the underlay does to datagrams on their way.
+//! The properties of the path from one host to another.
 
 use core::time::Duration;
 
 use super::Probability;
 
-/// The way from one host to another.
+/// The properties of the path from one host to another.
 ///
 /// ```
 /// use core::time::Duration;
@@ -13,24 +13,23 @@ use super::Probability;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkProfile {
-    /// How long a datagram takes at least. Default 1 ms.
+    /// The minimum latency. Default 1 ms.
     pub latency: Duration,
-    /// How much longer it may take, each one anew and any time up to this alike: of datagrams that are sent within this of one
-    /// another, the later may arrive first. Default zero, which keeps their order.
+    /// The maximum additional latency, uniformly distributed for each datagram. Datagrams sent within this time may be
+    /// reordered. Default zero, which keeps the order.
     pub jitter: Duration,
-    /// How likely a datagram is lost, each one by itself.
+    /// The probability of the loss of a datagram.
     pub loss: Probability,
-    /// How likely a second copy arrives, which takes its own time.
+    /// The probability of a second copy, which has its own latency.
     pub duplication: Probability,
-    /// How likely a router marks a datagram as having met congestion, if its outer ECN field says that its sender takes part
-    /// (RFC 3168). What does not take part is never dropped in its place; that is [`loss`](Self::loss).
+    /// The probability that a router sets the congestion mark, if the outer ECN field shows that the sender supports
+    /// ECN (RFC 3168). Other datagrams are not dropped instead; use [`loss`](Self::loss) for that.
     pub congestion: Probability,
-    /// The longest outer packet that the routers on the way carry, in bytes, headers included. Default 65,535: whatever the
-    /// sender's own link does.
+    /// The path MTU behind the sender's link, in bytes of outer packet. Default 65,535.
     ///
-    /// What is longer is lost. Over IPv4 the sender has, after the latency, a router's "fragmentation needed" with this number,
-    /// and [handles](crate::forward::PathMtus::handle_icmp) it. No router fragments, so that a path of less than the 552 bytes
-    /// that a report lowers it to is a black hole.
+    /// Longer packets are lost. Over IPv4 the sender receives a router's "fragmentation needed" with this number after
+    /// the latency, and [handles](crate::forward::PathMtus::handle_icmp) it. Routers do not fragment, so a path MTU
+    /// below 552, the minimum of such a report, is a black hole.
     pub mtu: u16,
 }
 

@@ -69,7 +69,7 @@ fn another_seed_gives_another_trace() {
 /// On every platform. This number was computed on x86-64; it is another one only if the simulator does, or says, something else.
 #[test]
 fn the_trace_of_a_seed_is_this_one() {
-    assert_eq!(digest(&happenings(7, Probability::percent(5))), 8_096_049_994_868_194_972);
+    assert_eq!(digest(&happenings(7, Probability::percent(5))), 12_889_339_494_708_004_404);
 }
 
 /// A condition that is changed leaves what the others bring about as it was.
@@ -95,5 +95,5 @@ fn a_record_reads_as_a_line() {
     assert!(line("lost, random").ends_with(":8285: lost, random"));
     assert!(line("partition").contains("lost, partition"));
     assert!(line("carries").contains("learned that the path to 10.168.0.2:8285 carries 600 bytes"));
-    assert!(line("is stopped").contains("node 4 is stopped: 32 bytes went nowhere"));
+    assert!(line("is stopped").contains("node 4 is stopped: 32 bytes were dropped"));
 }

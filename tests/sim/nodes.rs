@@ -16,7 +16,7 @@ fn a_node_that_cannot_be_is_refused() {
     let error = sim.add_node(elsewhere).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the overlay network is 100.64.0.0/10 for all nodes of this simulation, not 100.64.0.0/16"
+        "the overlay network of this simulation is 100.64.0.0/10, not 100.64.0.0/16; use one network for all nodes"
     );
     assert_eq!(sim.add_node(Overlay { mtu: 1, ..overlay(2) }), Err(OverlayError::Mtu { mtu: 1 }.into()));
     assert!(sim.add_node(overlay(2)).is_ok());
