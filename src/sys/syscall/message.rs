@@ -246,9 +246,9 @@ pub(in crate::sys) fn receive_messages<'b, const N: usize>(
     let (fd, count, flags) = (c_long::from(socket.as_raw_fd()), c_ulong::from(count), c_long::from(libc::MSG_TRUNC));
     let (pointer, no_limit) = (entries.as_mut_ptr(), ptr::null_mut::<libc::timespec>());
     // A direct system call, as above.
-    // SAFETY: the first `count` of `entries` have the layout of `struct mmsghdr` as
-    // asserted above. They refer to names, control messages and buffers of the given lengths. These are distinct, live
-    // until the call returns, and have no invalid value as bytes. No time limit is passed.
+    // SAFETY: the first `count` of `entries` have the layout of `struct mmsghdr` as asserted above. They refer to
+    // names, control messages and buffers of the given lengths. These are distinct, live until the call returns, and
+    // have no invalid value as bytes. No time limit is passed.
     let received = unsafe { libc::syscall(libc::SYS_recvmmsg, fd, pointer, count, flags, no_limit) };
     let received = usize::try_from(received).map_err(|_negative| io::Error::last_os_error())?;
     for (slot, entry) in slots.iter_mut().zip(&entries).take(received) {
