@@ -1,4 +1,4 @@
-//! What an operator asks and sets: the network's config, and who holds what.
+//! The operator's commands: set the network's config, and list config and leases.
 
 use std::io::{ErrorKind, Read};
 
@@ -12,7 +12,7 @@ use crate::registry::{Entry, Registry};
 use crate::start::report_config;
 use crate::{Error, Failure};
 
-/// Writes a config, once it is known to be one.
+/// Validates and writes a config.
 pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, output: &Output) -> Result<(), Failure> {
     let text = match (&args.network, &args.file) {
         (Some(network), _) => {
@@ -57,7 +57,7 @@ async fn leases(registry: &mut Registry, config: &NetworkConfig) -> Result<Vec<L
     })
 }
 
-/// Prints the config and every key, those that cannot be read too.
+/// Prints the config and every key, including unreadable ones.
 pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), Failure> {
     let text = registry.config().await.map_err(failed)?;
     let port = match text.map(|text| NetworkConfig::from_json(&text)) {
@@ -88,7 +88,7 @@ pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), 
                 0 => None,
                 grant => match registry.remaining(grant).await.map_err(failed)? {
                     Some(remaining) => Some(remaining.left.as_secs()),
-                    // It has ended since.
+                    // It has expired since.
                     None => continue,
                 },
             };
@@ -98,7 +98,7 @@ pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), 
             continue;
         };
         match output.answer(&event) {
-            // Who has seen enough, as `head` does.
+            // The reader closed the pipe, as `head` does.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             outcome => outcome.map_err(|error| failed(format!("standard output: {error}")))?,
         }

@@ -1,4 +1,4 @@
-//! The data plane: one worker on a thread of its own, so that no packet waits for etcd and no lease for packets.
+//! The data plane: one worker in its own thread, so packets do not wait for etcd, nor leases for packets.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) struct Dataplane {
     asks: Sender<Ask>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<Counters>>,
-    /// Why it ended by itself.
+    /// The reason why it ended by itself.
     pub(crate) ended: oneshot::Receiver<Error>,
     /// Reports for the operator.
     pub(crate) reports: mpsc::Receiver<Report>,
@@ -32,7 +32,7 @@ pub(crate) enum Report {
     Stranger(Stranger),
 }
 
-/// Reports that wait; further ones are dropped.
+/// The number of waiting reports. Further ones are dropped.
 const REPORTS: usize = 16;
 
 enum Ask {
@@ -57,13 +57,13 @@ impl Dataplane {
         Ok(Self { asks, wake, thread: Some(thread), ended, reports })
     }
 
-    /// From now on inner packets may have so many bytes.
+    /// Sets the MTU of inner packets in bytes.
     pub(crate) fn set_mtu(&self, mtu: u16) {
         let _ = self.asks.send(Ask::Mtu(mtu));
         let _ = self.wake.write(1);
     }
 
-    /// Ends it, within one budget of packets; where they went.
+    /// Stops the thread within one budget of packets and returns the counters.
     pub(crate) fn stop(&mut self) -> Counters {
         let _ = self.asks.send(Ask::Stop);
         let _ = self.wake.write(1);
@@ -84,7 +84,7 @@ fn run(
     reports: &mpsc::Sender<Report>,
 ) -> Result<(), Error> {
     let budget = Budget::default();
-    // The first turn waits for nothing, so that features which the kernel lacks are reported at once.
+    // The first iteration does not wait, so missing kernel features are reported at once.
     let mut more = true;
     loop {
         let interest = worker.interest();
@@ -133,7 +133,7 @@ fn run(
     }
 }
 
-/// In the words of who runs a node: the worker's own are for who wrote one.
+/// Rewords a worker's error for the operator of a node.
 fn explained(error: WorkerError) -> Error {
     if let WorkerError::LinkDeleted { name } = &error { deleted(name) } else { error.into() }
 }
@@ -142,7 +142,7 @@ pub(crate) fn deleted(name: &str) -> Error {
     format!("the TUN device {name} was deleted; start the node again, the lease stays for a day").into()
 }
 
-/// Rounded up, so that the loop does not wake just before the moment and find nothing to do.
+/// Returns the time until `at`, rounded up so that the loop does not wake too early.
 fn milliseconds_until(at: Instant) -> PollTimeout {
     let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
     PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)

@@ -1,14 +1,14 @@
-//! A node of a flannel cluster: what flanneld does with the udp backend, on top of loden.
+//! A node of a flannel cluster, like flanneld with the udp backend, based on loden.
 //!
 //! ```text
 //!   etcd ──▶ registry ──▶ feed ──▶ node ──▶ LeaseReader ──▶ Reconciler ──▶ RoutePublisher
 //!    ▲          keys      list,     │                                           │
 //!    │                    watch     ├── renews the lease                        ▼
-//!    └───────── acquire ◀───────────┤── link: route put back, MTU       plane: TUN ⇄ Worker ⇄ UDP
-//!               transactions        └── says what happens               a thread of its own
+//!    └───────── acquire ◀───────────┤── link: route put back, MTU       dataplane: TUN ⇄ Worker ⇄ UDP
+//!               transactions        └── prints events                   a thread of its own
 //! ```
 //!
-//! Status 0: stopped as asked; 1: ended by a fault; 2: never began.
+//! Exit status 0: stopped as requested; 1: ended by an error; 2: failed to start.
 
 mod acquire;
 mod args;
@@ -35,13 +35,13 @@ use registry::Registry;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// An end that nobody asked for, and the status to end with.
+/// An unrequested end with its exit status.
 struct Failure {
     status: u8,
     reason: Error,
 }
 
-/// What is wrong before anything has begun.
+/// Converts an error at the start.
 impl<E: Into<Error>> From<E> for Failure {
     fn from(reason: E) -> Self {
         Self { status: 2, reason: reason.into() }
@@ -54,9 +54,9 @@ fn main() -> ExitCode {
     let output = Output::new(args.json, pace);
     let outcome = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            // etcd's futures stay on this thread, the only one beside that of the packets.
+            // etcd's futures run on this thread. The packets have the only other thread.
             let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &output)));
-            // Without waiting for a name of etcd's that is being looked up.
+            // A pending name lookup must not delay the exit.
             runtime.shutdown_background();
             outcome
         }

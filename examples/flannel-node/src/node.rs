@@ -1,4 +1,4 @@
-//! A running node: news of leases become routes, the own lease is renewed, until it is told to stop or has to.
+//! A running node. It turns lease events into routes and renews its lease, until it is stopped or has to end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,12 +25,12 @@ use crate::start::{Place, start};
 use crate::{Error, Failure};
 
 const SOURCE: SourceId = SourceId(0);
-/// Changes that are named of those which are made at once.
+/// The number of changes that a report lists individually.
 const MOST_ROUTES: usize = 16;
-/// Shortest time between two writes in reply to other writers of our lease. Two hosts that reply to each other would write without
-/// end.
+/// The shortest time between two writes in reply to other writers of the own lease. Two hosts that reply to each other
+/// would write endlessly.
 const REPLIES: Duration = Duration::from_secs(60);
-/// Longest time that the end of the node waits for etcd.
+/// The longest time that the end of the node waits for etcd.
 const LAST_CALL: Duration = Duration::from_secs(5);
 
 pub(crate) struct Node {
@@ -42,17 +42,17 @@ pub(crate) struct Node {
     pub(crate) holding: Holding,
     pub(crate) renewal_timer: RenewalTimer,
     pub(crate) ttl: Duration,
-    /// One that is under way: etcd may take its time, and news go on meanwhile.
+    /// The pending renewal. Events are handled meanwhile.
     pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
-    /// What somebody, maybe we ourselves, wrote by our key while it was under way.
+    /// The last write to the own key while the renewal was pending. It may be the own write.
     pub(crate) meanwhile: Option<Entry>,
-    /// Mode of the next renewal.
+    /// The mode of the next renewal.
     pub(crate) renew_how: Renew,
-    /// Time of the last write in reply to another writer of our lease.
+    /// The time of the last write in reply to another writer of the own lease.
     pub(crate) replied: Option<Duration>,
-    /// Revision of our lease if it has to be deleted at the end, because another host's came first.
+    /// The revision of the own lease if it must be deleted at the end, because another host's is older.
     pub(crate) gives_up: Option<i64>,
-    /// The messages about set-aside keys that were printed, so that the next listing does not repeat them.
+    /// The printed messages about skipped keys, so that the next listing does not repeat them.
     pub(crate) set_aside: BTreeSet<String>,
     pub(crate) links: Links,
     pub(crate) dataplane: Dataplane,
@@ -97,14 +97,14 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
 }
 
 impl Node {
-    /// Never returns but for a reason to end.
+    /// Runs the node until an error or a bug ends it.
     async fn live(&mut self, output: &Output) -> Result<(), Error> {
         loop {
             tokio::select! {
                 news = self.news.recv() => {
                     let news = news.ok_or("the task that listens to etcd has ended: a bug in the node")?;
                     self.take_in(news, output)?;
-                    // All that waits makes one table.
+                    // All waiting events become one table.
                     while let Ok(news) = self.news.try_recv() {
                         self.take_in(news, output)?;
                     }
@@ -168,7 +168,7 @@ impl Node {
                     let update = match &change {
                         Change::Put(entry) if entry.oversized => {
                             self.report_skipped(entry.too_long(), &BTreeSet::new(), output);
-                            // The lease that the key held before is gone.
+                            // The previous lease of the key is gone.
                             let event = self.reader.deleted(&entry.key).event;
                             ParsedUpdate { event, ..ParsedUpdate::default() }
                         }
@@ -192,7 +192,7 @@ impl Node {
             }
         }
         if let Some(since) = silent.filter(|_| self.reconciler.stale_since(SOURCE).is_none()) {
-            // A renewal that failed meanwhile need not wait; and an etcd that was restored may know less of our lease than we do.
+            // A failed renewal is repeated now. A restored etcd may also have an old state of the own lease.
             self.renew_soon(Renew::Keep);
             output.print(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
         }
@@ -249,7 +249,7 @@ impl Node {
         key == self.reader.full_key(&self.holding.key).as_bytes()
     }
 
-    /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
+    /// Checks the entry of the own key. Without an entry, another host may lease the subnet.
     fn check_own(&mut self, entry: Option<&Entry>, output: &Output) -> Result<(), Error> {
         let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
@@ -263,7 +263,7 @@ impl Node {
             let (subnet, host, now) = (self.holding.key.ipv4.trunc(), self.holding.host, self.clock.now());
             let who = format!("another node that has {host} too, which only one may have, or an operator");
             output.print(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
-            // A write tells the other node of us.
+            // A write informs the other node.
             let replies = self.replied.is_none_or(|at| now.saturating_sub(at) >= REPLIES);
             if replies {
                 self.replied = Some(now);
@@ -273,8 +273,8 @@ impl Node {
         Ok(())
     }
 
-    /// Gives our lease up if an older lease of another host overlaps it. A lease is acquired only without an older one, so that only a
-    /// restore of etcd brings one.
+    /// Gives up the own lease if an older lease of another host overlaps it. A lease is acquired only if there is no
+    /// older one, so an older one appears only by a restore of etcd.
     fn check_elder(&mut self, own: Option<&Entry>, entries: &[Entry]) -> Result<(), Error> {
         let Some((own, revision)) = own.and_then(|own| Some((own.held(&self.reader)?.1, own.revision))) else {
             return Ok(());
@@ -331,7 +331,7 @@ impl Node {
         Ok(())
     }
 
-    /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
+    /// Removes the settings of this host and prints the last event. The lease stays for the next start.
     fn close(mut self, leased: Option<Ipv4Net>, output: &Output) -> Result<(), Error> {
         // The device ends with the thread that has it open.
         let tun_queue_dropped = self.links.queue_dropped();

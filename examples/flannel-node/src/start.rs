@@ -1,4 +1,4 @@
-//! From nothing to packets: config, lease, subnet file, device. What others have to do first is waited for, visibly.
+//! The start of a node: config, lease, subnet file, device. It waits for missing resources and reports the wait.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,10 +26,10 @@ use crate::output::{Event, Output};
 use crate::registry::Registry;
 use crate::{Error, Failure};
 
-/// The longest pause between two attempts to begin: an operator who has just mended something is waiting.
+/// The longest delay between two attempts. An operator who has just corrected an error is waiting.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Where packets between hosts leave and arrive, and by which address others know this host.
+/// The underlay interface, and the address by which other hosts reach this one.
 pub(crate) struct Place {
     address: IpAddr,
     public_ip: Ipv4Addr,
@@ -43,8 +43,12 @@ impl Place {
                 Err(_) => interface_named(iface)?,
             },
             (None, Some(address)) => interface_of(address.into())
-                .map_err(|error| format!("{error}; if a router translates it, name --iface too"))?,
-            (None, None) => return Err("name the interface to the other hosts: --iface eth0, or --public-ip".into()),
+                .map_err(|error| format!("{error}; if a router translates it, set --iface too"))?,
+            (None, None) => {
+                return Err(
+                    "set the interface to the other hosts (--iface eth0) or the public address (--public-ip)".into()
+                );
+            }
         };
         let IpAddr::V4(own) = underlay.address else {
             return Err(format!("{} is IPv6; flannel's udp backend has IPv4 only", underlay.address).into());
@@ -65,7 +69,7 @@ pub(crate) async fn start(
     let IpNet::V4(network) = config.range().network() else {
         return Err("the network is IPv6; flannel's udp backend has IPv4 only".into());
     };
-    // Before the lease: a port that is taken, or a device that may not be made, is a reason not to lease anything.
+    // Port and device are checked before the lease: without them no lease is needed.
     let listen = SocketAddr::new(place.address, config.port());
     let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
     let tun = Tun::open(&TunConfig { name: args.node.tun.clone(), ..TunConfig::default() })?;
@@ -93,7 +97,7 @@ pub(crate) async fn start(
         },
         seconds: holding.grant.map(|grant| grant.ttl.as_secs()),
     });
-    // Only now: for all that came before somebody may have been waited for.
+    // The state is read only now, because the steps before may have waited.
     let underlay = Watched::underlay(place.address)?;
     let mtu = underlay.0.tun_mtu();
     look_around(network, subnet, listen, mtu, &name, output);
@@ -107,7 +111,7 @@ pub(crate) async fn start(
         ..Overlay::new(network, subnet, listen)
     };
     let forwarder = Forwarder::new(overlay)?;
-    // First the monitor: nothing that happens to the device may be missed.
+    // The monitor is opened first, so no event of the device is missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     let links = Links::new(monitor, Link::configure(&name, &link)?, underlay)?;
@@ -142,7 +146,8 @@ pub(crate) async fn start(
     })
 }
 
-/// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
+/// Reports the settings of this host that may keep packets from their destination. The operator may correct them now or
+/// later.
 fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, output: &Output) {
     let intended = Intended::new(network, subnet, listen.ip(), tun);
     for finding in check(&Intended { mtu: Some(mtu), port: listen.port(), ..intended }) {
@@ -151,7 +156,7 @@ fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, 
     }
 }
 
-/// The network's config, once there is one that can be worked with.
+/// Waits for a valid network config and returns it.
 async fn config(registry: &mut Registry, clock: Clock, output: &Output) -> NetworkConfig {
     let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
     loop {
@@ -188,7 +193,7 @@ pub(crate) fn report_config(config: &NetworkConfig, output: &Output) {
     }
 }
 
-/// The subnet of an earlier run, if it left a file that can be read.
+/// Returns the subnet of an earlier run, if its file is readable.
 fn previous_subnet(path: &Path, output: &Output) -> Option<Ipv4Net> {
     let warn = |reason| output.print(&Event::Warning { reason });
     let unread = "the subnet of an earlier run is not known";
@@ -209,7 +214,7 @@ fn previous_subnet(path: &Path, output: &Output) -> Option<Ipv4Net> {
     }
 }
 
-/// Says for what, and waits until it is to be tried again.
+/// Reports the reason and waits until the next attempt.
 async fn wait(backoff: &mut Backoff, clock: Clock, output: &Output, reason: String) {
     let now = clock.now();
     let at = backoff.failed(now, random()()).at;
