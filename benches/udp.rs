@@ -60,7 +60,7 @@ fn loopback(criterion: &mut Criterion) {
         let (from, to) = (bind(offload), bind(offload));
         let train =
             Transmit { segment_size: NonZeroUsize::new(DATAGRAM), ..Transmit::datagram(to.local_addr(), &contents) };
-        // Without trains each datagram is a transmit, as it is to whoever has no super-packets.
+        // Without trains each datagram is a transmit, as it is to whoever has no GSO packets.
         let trains = vec![train; TRAINS];
         let transmits: Vec<_> = match offload.gso {
             true => trains,

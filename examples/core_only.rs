@@ -5,7 +5,7 @@ use std::io::{Write as _, stdout};
 use std::{collections::VecDeque, error::Error, net::SocketAddr};
 
 use etherparse::PacketBuilder;
-use loden::forward::{Counters, Decap, Encap, Flow, Forwarder, Overlay, Reject, ReplyTo};
+use loden::forward::{Counters, Decap, DirectionCounters, Encap, Forwarder, Overlay, Reject, ReplyTo};
 use loden::route::{Route, RouteTable};
 use loden::{ipnet::Ipv4Net, wire::icmpv4::ERROR_MAX, wire::ipv4::Ipv4Packet};
 
@@ -77,7 +77,7 @@ impl<P: Packets> Host<P> {
 }
 
 /// Tells a packet's sender why it goes nowhere. Where strangers may send, ask an `IcmpLimiter` first.
-fn answer(reject: &Reject<'_>, flow: &mut Flow, pods: &mut impl Packets, peer: &mut impl Packets) {
+fn answer(reject: &Reject<'_>, flow: &mut DirectionCounters, pods: &mut impl Packets, peer: &mut impl Packets) {
     let mut message = [0; ERROR_MAX];
     match (reject.reply_to(), reject.icmp_error(&mut message)) {
         (Some(ReplyTo::Tun), Some(message)) => pods.send(message),

@@ -18,7 +18,7 @@
 //! # The parts
 //! - The **core** is inert: no socket, clock, thread or log. Packets, routes and time are arguments, verdicts are return
 //!   values. [`forward::Forwarder`] decides in place and without allocating; [`route::RouteTable`] finds the longest match;
-//!   [`wire`] gives bytes names; [`offload`] cuts super-packets and joins packets to them; [`transmit`] collects datagrams into
+//!   [`wire`] gives bytes names; [`offload`] cuts GSO packets and joins packets to them; [`transmit`] collects datagrams into
 //!   trains; [`lease::Reconciler`] turns leases into route changes. It is `no_std` and runs wherever `alloc::sync::Arc` does.
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
 //!   [`sys::link::preflight`] tells what on a host would keep a tunnel from working.
@@ -78,7 +78,7 @@
 //! ```text
 //!  64 KiB in one read          one sendmmsg, trains of up to 63         one recvmmsg         64 KiB in one write
 //!  ┌───────────────┐  cut   ┌──────┬──────┬──────┬ ─ ┐  underlay  ┌──────┬──────┬ ─ ┐  join  ┌───────────────┐
-//!  │ super-packet  ├───────▶│ 1472 │ 1472 │ 1472 │   ├───────────▶│ 1472 │ 1472 │   ├───────▶│ super-packet  │
+//!  │ GSO packet  ├───────▶│ 1472 │ 1472 │ 1472 │   ├───────────▶│ 1472 │ 1472 │   ├───────▶│ GSO packet  │
 //!  └───────────────┘        └──────┴──────┴──────┴ ─ ┘            └──────┴──────┴ ─ ┘        └───────────────┘
 //! ```
 //!
@@ -90,7 +90,7 @@
 //!
 //! # Longer than the path
 //! A packet that is longer than the path to its peer carries is answered with "fragmentation needed" if it has DF set, and goes
-//! in fragments if not, which its destination puts together; so do the segments of a super-packet. How much a path carries
+//! in fragments if not, which its destination puts together; so do the segments of a GSO packet. How much a path carries
 //! say [`forward::Overlay::mtu`] and [`route::Route::mtu`]; when it turns out to be less, the worker learns that from the kernel's
 //! routes and from the reports of routers, which it verifies ([`forward::PathMtus`]).
 //!

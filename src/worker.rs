@@ -186,7 +186,7 @@ impl Worker {
             received = self.receive(budget, now, clock);
         }
         self.udp.retry_trains(now);
-        self.engine.endpoint_mut().counters_mut().anomalies.gso_fallbacks = self.udp.gso_fallbacks();
+        self.engine.endpoint_mut().counters_mut().stats.gso_fallbacks = self.udp.gso_fallbacks();
         self.left = Ready { tun: read?, udp: received? };
         match &self.ended {
             Some(error) => Err(error.clone()),
@@ -237,7 +237,7 @@ impl Worker {
                 Err(error) if error.is_fatal() => return Err(io.tun_gone(error)),
                 Err(error) => {
                     left -= 1;
-                    engine.endpoint_mut().counters_mut().anomalies.read_errors += 1;
+                    engine.endpoint_mut().counters_mut().stats.read_errors += 1;
                     io.failing.fails(Failure::Read(error), now)?;
                 }
             }
@@ -257,7 +257,7 @@ impl Worker {
                     for message in messages.iter_mut() {
                         let Ok((meta, bytes)) = message else {
                             left = left.saturating_sub(1);
-                            engine.endpoint_mut().counters_mut().anomalies.read_errors += 1;
+                            engine.endpoint_mut().counters_mut().stats.read_errors += 1;
                             continue;
                         };
                         let outer = Outer { from: meta.from, ecn: meta.ecn };
@@ -278,7 +278,7 @@ impl Worker {
                 Err(error) if error.is_fatal() => return Err(io.socket_gone()),
                 Err(error) => {
                     left -= 1;
-                    engine.endpoint_mut().counters_mut().anomalies.read_errors += 1;
+                    engine.endpoint_mut().counters_mut().stats.read_errors += 1;
                     io.failing.fails(Failure::Receive(error), now)?;
                 }
             }

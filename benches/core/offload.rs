@@ -1,9 +1,9 @@
-//! Super-packets: cutting and joining beside a plain copy of the same bytes, and the checksums they rest on.
+//! GSO packets: cutting and joining beside a plain copy of the same bytes, and the checksums they rest on.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use loden::offload::{Coalesce, Coalescer, SuperPacket, VnetHeader, Work, vnet_flag, vnet_gso};
+use loden::offload::{Coalesce, Coalescer, GsoPacket, OffloadAction, VnetHeader, vnet_flag, vnet_gso};
 use loden::wire::{checksum, transport};
 
 const IP: usize = 20;
@@ -15,8 +15,8 @@ const PAYLOAD: usize = 1420;
 const TCP_HEADER: usize = 32;
 const SEGMENTS: usize = 45;
 
-/// A super-packet of `segments` times `size` bytes, the last one shorter.
-fn super_packet(protocol: usize, segments: usize, size: usize) -> (VnetHeader, Vec<u8>) {
+/// A GSO packet of `segments` times `size` bytes, the last one shorter.
+fn gso_packet(protocol: usize, segments: usize, size: usize) -> (VnetHeader, Vec<u8>) {
     let header = if protocol == TCP { TCP_HEADER } else { transport::UDP_HEADER_LEN };
     let total = IP + header + segments * size - 1;
     let mut packet: Vec<u8> = (0..total).map(|i| i as u8).collect();
@@ -42,9 +42,9 @@ fn super_packet(protocol: usize, segments: usize, size: usize) -> (VnetHeader, V
     (vnet, packet)
 }
 
-fn inspect(vnet: &VnetHeader, packet: &[u8]) -> SuperPacket {
+fn inspect(vnet: &VnetHeader, packet: &[u8]) -> GsoPacket {
     match vnet.inspect(packet) {
-        Ok(Work::Segment(many)) => many,
+        Ok(OffloadAction::Segment(many)) => many,
         work => panic!("{work:?}"),
     }
 }
@@ -62,7 +62,7 @@ fn segments(vnet: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
 pub(crate) fn segment(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("segment");
     for (name, protocol, count, size) in [("45 TCP of 1420", TCP, SEGMENTS, PAYLOAD), ("64 UDP of 64", UDP, 64, 64)] {
-        let (vnet, packet) = super_packet(protocol, count, size);
+        let (vnet, packet) = gso_packet(protocol, count, size);
         let mut out = vec![0; packet.len() * 2];
         group.throughput(Throughput::Bytes(packet.len() as u64));
         group.bench_function(name, |bench| {
@@ -87,9 +87,9 @@ pub(crate) fn segment(criterion: &mut Criterion) {
 }
 
 pub(crate) fn coalesce(criterion: &mut Criterion) {
-    let (vnet, packet) = super_packet(TCP, SEGMENTS, PAYLOAD);
+    let (vnet, packet) = gso_packet(TCP, SEGMENTS, PAYLOAD);
     let tcp = segments(&vnet, &packet);
-    let (vnet, packet) = super_packet(UDP, 64, 64);
+    let (vnet, packet) = gso_packet(UDP, 64, 64);
     let udp = segments(&vnet, &packet);
     // Four flows whose packets come by turns.
     let mixed: Vec<_> = udp

@@ -1,6 +1,6 @@
 //! What the tunnels of host a and host b counted, as a table.
 
-use loden::forward::{Counters, DropReason, Flow};
+use loden::forward::{Counters, DirectionCounters, DropReason};
 
 use crate::end::End;
 
@@ -13,9 +13,9 @@ pub(crate) fn show(a: &Counters, b: &Counters) -> Result<(), End> {
     say!("\n5. What the tunnels counted, in packets")?;
     say!("                                       tunnel of host a          tunnel of host b")?;
     say!("                                 TUN > UDP   UDP > TUN     TUN > UDP   UDP > TUN")?;
-    row("came in", flows.map(Flow::received))?;
-    row("went on", flows.map(Flow::forwarded))?;
-    row("answered by ICMP", flows.map(Flow::answered))?;
+    row("came in", flows.map(DirectionCounters::received))?;
+    row("went on", flows.map(DirectionCounters::forwarded))?;
+    row("answered by ICMP", flows.map(DirectionCounters::answered))?;
     for reason in DropReason::ALL {
         let dropped = flows.map(|flow| flow.dropped(*reason));
         if dropped != [0; 4] {
@@ -25,7 +25,7 @@ pub(crate) fn show(a: &Counters, b: &Counters) -> Result<(), End> {
     if !flows.iter().all(|flow| flow.is_conserved() && flow.held() == 0) {
         return Err(End::Failed("some packet is in none of these rows".to_owned()));
     }
-    let answered = flows.map(Flow::answered);
+    let answered = flows.map(DirectionCounters::answered);
     if answered != ANSWERED {
         return Err(End::Failed(format!("the tunnels should have answered {ANSWERED:?} packets and not {answered:?}")));
     }

@@ -1,6 +1,6 @@
 //! The null forwarder: the same four copies of every byte as any tunnel in user space, and no work.
 //!
-//! A super-packet goes out as it was read, its virtio-net header in front, as one train of datagrams cut without a look at
+//! A GSO packet goes out as it was read, its virtio-net header in front, as one train of datagrams cut without a look at
 //! it; at the other end the train comes in whole and is written as it is. So this is the limit, and no tunnel: segments that
 //! are no packets mean nothing to anybody else, and one that is lost takes its train along.
 
@@ -26,9 +26,9 @@ use crate::{Error, say};
 const PORT: u16 = 8286;
 /// What a datagram carries on a link of 1,500 bytes; of the last in a train, less.
 const SEGMENT: NonZeroUsize = NonZeroUsize::new(1472).expect("not zero");
-/// A packet that is no super-packet fits into one datagram.
+/// A packet that is no GSO packet fits into one datagram.
 const TUN_MTU: u32 = SEGMENT.get() as u32 - VNET_HEADER_LEN as u32;
-/// The longest super-packet that fits into one train, which is a UDP datagram to the kernel until it is cut.
+/// The longest GSO packet that fits into one train, which is a UDP datagram to the kernel until it is cut.
 pub(crate) const GSO_MAX_SIZE: u32 = 65_000;
 
 /// One end.

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use loden::forward::Flow;
+use loden::forward::DirectionCounters;
 use loden::sys::link::LinkStats;
 use loden::worker::{Handle, Stranger};
 use serde_json::{Map, Value, json};
@@ -83,7 +83,7 @@ impl Report {
     ) {
         let counters = workers.counters();
         let mut anomalies: Map<_, _> =
-            counters.anomalies.named().map(|(name, count)| (name.into(), count.into())).collect();
+            counters.stats.named().map(|(name, count)| (name.into(), count.into())).collect();
         anomalies.insert("control_malformed".into(), control.map_or(0, |control| control.malformed).into());
         anomalies.insert("control_refused".into(), routing.refused().into());
         let mut peers = workers.send_errors();
@@ -103,7 +103,7 @@ impl Report {
     }
 }
 
-fn flow(flow: &Flow) -> Value {
+fn flow(flow: &DirectionCounters) -> Value {
     let dropped: Map<_, _> = flow.drops().map(|(reason, count)| (reason.name().into(), count.into())).collect();
     json!({
         "in": flow.received(),

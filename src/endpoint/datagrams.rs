@@ -3,8 +3,8 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
-use crate::forward::{Anomalies, Fragments};
-use crate::offload::SuperPacket;
+use crate::forward::{Fragments, Stats};
+use crate::offload::GsoPacket;
 use crate::transmit::{Transmit, Way};
 use crate::wire::fragment::Fragmenter;
 
@@ -17,12 +17,12 @@ use crate::wire::fragment::Fragmenter;
 pub struct Datagrams<'p, 'e> {
     way: Way,
     pieces: Pieces<'p, 'e>,
-    anomalies: &'e mut Anomalies,
+    stats: &'e mut Stats,
 }
 
 #[derive(Debug)]
 enum Pieces<'p, 'e> {
-    Segments { packet: &'p [u8], gso: SuperPacket, next: usize },
+    Segments { packet: &'p [u8], gso: GsoPacket, next: usize },
     Fragments { packet: &'p mut [u8], fragmenter: Fragmenter, is_cut: bool },
     SegmentFragments(SegmentFragments<'p, 'e>),
 }
@@ -31,7 +31,7 @@ enum Pieces<'p, 'e> {
 #[derive(Debug)]
 struct SegmentFragments<'p, 'e> {
     packet: &'p [u8],
-    gso: SuperPacket,
+    gso: GsoPacket,
     /// Segments that were written.
     segments: usize,
     scratch: &'e mut [u8],
@@ -54,16 +54,16 @@ impl Scratch {
 
 impl<'p, 'e> Datagrams<'p, 'e> {
     #[inline]
-    pub(super) fn segments(way: Way, packet: &'p [u8], gso: SuperPacket, anomalies: &'e mut Anomalies) -> Self {
-        Self { way, pieces: Pieces::Segments { packet, gso, next: 0 }, anomalies }
+    pub(super) fn segments(way: Way, packet: &'p [u8], gso: GsoPacket, stats: &'e mut Stats) -> Self {
+        Self { way, pieces: Pieces::Segments { packet, gso, next: 0 }, stats }
     }
 
     #[cold]
     pub(super) fn fragments(
         fragments: Fragments<'p>,
-        gso: Option<SuperPacket>,
+        gso: Option<GsoPacket>,
         scratch: &'e mut Scratch,
-        anomalies: &'e mut Anomalies,
+        stats: &'e mut Stats,
     ) -> Self {
         let (way, packet, fragmenter) = fragments.into_parts();
         let pieces = match gso {
@@ -77,7 +77,7 @@ impl<'p, 'e> Datagrams<'p, 'e> {
                 is_cut: false,
             }),
         };
-        Self { way, pieces, anomalies }
+        Self { way, pieces, stats }
     }
 
     /// Destination, ECN field and flow of all of them.
@@ -109,19 +109,19 @@ impl<'p, 'e> Datagrams<'p, 'e> {
             Pieces::Segments { packet, gso, next } => {
                 gso.write_segment(packet, *next, out);
                 *next += 1;
-                self.anomalies.segments_made += 1;
+                self.stats.segments_made += 1;
             }
             Pieces::Fragments { packet, fragmenter, is_cut } => {
                 write(fragmenter.fragment(packet), out);
                 *is_cut = false;
-                self.anomalies.fragments_made += 1;
+                self.stats.fragments_made += 1;
             }
             Pieces::SegmentFragments(pieces) => {
                 write(pieces.fragmenter.fragment(pieces.scratch), out);
                 pieces.is_cut = false;
                 let (is_first, is_last) = (pieces.fragmenter.is_first(), pieces.fragmenter.is_last());
-                self.anomalies.segments_made += u64::from(is_first);
-                self.anomalies.fragments_made += u64::from(!(is_first && is_last));
+                self.stats.segments_made += u64::from(is_first);
+                self.stats.fragments_made += u64::from(!(is_first && is_last));
             }
         }
     }

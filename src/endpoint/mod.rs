@@ -12,8 +12,8 @@ use crate::forward::{
     AllowIcmp, Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, OverlayError,
     PathMode, PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
 };
-use crate::forward::{Flow, Outer};
-use crate::offload::{VnetHeader, Work};
+use crate::forward::{DirectionCounters, Outer};
+use crate::offload::{OffloadAction, VnetHeader};
 use crate::route::RouteTable;
 use crate::transmit::{BATCH_BYTES_MAX, Transmit, Way};
 use crate::wire::DatagramTooBig;
@@ -188,12 +188,12 @@ impl Endpoint {
         let Self { forwarder, paths, counters, limiter, message, scratch, .. } = self;
         counters.encap.receive();
         let gso = match header.inspect(packet) {
-            Ok(Work::Nothing) => None,
-            Ok(Work::Checksum(checksum)) => {
+            Ok(OffloadAction::Nothing) => None,
+            Ok(OffloadAction::Checksum(checksum)) => {
                 checksum.complete(packet);
                 None
             }
-            Ok(Work::Segment(gso)) => Some(gso),
+            Ok(OffloadAction::Segment(gso)) => Some(gso),
             Err(_) => {
                 counters.encap.discard(DropReason::BadOffload);
                 return Outbound::Drop(DropReason::BadOffload);
@@ -208,14 +208,14 @@ impl Endpoint {
                     None => Outbound::Send(transmit),
                     Some(gso) => {
                         let way = Way::from(&transmit);
-                        Outbound::SendAll(Datagrams::segments(way, transmit.contents, gso, &mut counters.anomalies))
+                        Outbound::SendAll(Datagrams::segments(way, transmit.contents, gso, &mut counters.stats))
                     }
                 }
             }
             Encap::Fragment(fragments) => {
                 counters.trim(fragments.packet(), received);
                 counters.encap.forward();
-                Outbound::SendAll(Datagrams::fragments(fragments, gso, scratch, &mut counters.anomalies))
+                Outbound::SendAll(Datagrams::fragments(fragments, gso, scratch, &mut counters.stats))
             }
             Encap::Reject(reject) => {
                 counters.trim(reject.offender().as_bytes(), received);
@@ -289,7 +289,7 @@ impl Endpoint {
     /// [`PathMtus::handle_emsgsize`].
     #[cold]
     pub fn handle_emsgsize(&mut self, way: &Way, len: usize, system: SystemPath, now: Duration) -> EmsgsizeOutcome {
-        self.paths.handle_emsgsize(way.destination, len, system, now, &mut self.counters.anomalies)
+        self.paths.handle_emsgsize(way.destination, len, system, now, &mut self.counters.stats)
     }
 
     /// A datagram that waited turned out to be longer than the `mtu` bytes that its path carries. It ends its packet: the sender
@@ -323,7 +323,7 @@ impl Endpoint {
     pub fn handle_icmp(&mut self, report: &DatagramTooBig, routes: &RouteTable, now: Duration) -> IcmpOutcome {
         let outcome = self.paths.handle_icmp(report, &self.forwarder, routes, now);
         let is_news = matches!(outcome, IcmpOutcome::Lowered { .. });
-        self.counters.anomalies.path_mtu_lowered += u64::from(is_news);
+        self.counters.stats.path_mtu_lowered += u64::from(is_news);
         outcome
     }
 
@@ -355,13 +355,13 @@ fn answer<'e>(
     now: Duration,
 ) -> Option<Reply<'e>> {
     let is_allowed = reject.reply_to().is_some() && limiter.allow(reject, now);
-    counters.anomalies.icmp_limited += u64::from(!is_allowed && reject.reply_to().is_some());
+    counters.stats.icmp_limited += u64::from(!is_allowed && reject.reply_to().is_some());
     let message = Some(message).filter(|_| is_allowed).and_then(|message| reject.icmp_error(message));
     flow(counters, direction).settle(reject, message.is_some());
     Some(Reply { message: message?, to: reject.reply_to()?, reason: reject.reason() })
 }
 
-fn flow(counters: &mut Counters, direction: Direction) -> &mut Flow {
+fn flow(counters: &mut Counters, direction: Direction) -> &mut DirectionCounters {
     match direction {
         Direction::Outbound => &mut counters.encap,
         Direction::Inbound => &mut counters.decap,

@@ -8,7 +8,7 @@ use core::time::Duration;
 use super::{Engine, SendFailure, Sink, Unsent, WriteFailure};
 use crate::endpoint::{Direction, Endpoint, Inbound};
 use crate::forward::{DropReason, Outer, PathMode, ReplyTo};
-use crate::offload::{Coalesce, Coalesced, Coalescer, VnetHeader, Work, vnet_gso};
+use crate::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, VnetHeader, vnet_gso};
 use crate::route::RouteTable;
 use crate::transmit::Transmit;
 
@@ -157,7 +157,7 @@ impl<S: Sink> Out<'_, S> {
         match self.sink.write(&header, packet) {
             Ok(()) => {
                 *self.refusals.of(&header) = 0;
-                self.endpoint.counters_mut().anomalies.coalesced += count as u64;
+                self.endpoint.counters_mut().stats.coalesced += count as u64;
             }
             Err(WriteFailure::Rejected) => self.write_segments(packets),
             Err(failure) => self.endpoint.handle_write_error(failure.drop_reason(), count as u64),
@@ -167,8 +167,8 @@ impl<S: Sink> Out<'_, S> {
     /// Some kernels refuse GSO packets that they should take.
     #[cold]
     fn write_segments(&mut self, packets: &Coalesced<'_>) {
-        self.endpoint.counters_mut().anomalies.tun_fallbacks += 1;
-        let Ok(Work::Segment(gso)) = packets.header.inspect(packets.packet) else {
+        self.endpoint.counters_mut().stats.tun_fallbacks += 1;
+        let Ok(OffloadAction::Segment(gso)) = packets.header.inspect(packets.packet) else {
             self.endpoint.handle_write_error(DropReason::TunFailed, packets.packets as u64);
             return;
         };

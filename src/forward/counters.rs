@@ -1,4 +1,4 @@
-//! Where every packet went: plain numbers, one set per worker.
+//! Packet counters: plain numbers, one set per worker.
 
 use core::ops::AddAssign;
 
@@ -7,18 +7,20 @@ use super::{DropReason, Reject};
 /// The counters of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Packets out of the TUN.
-    pub encap: Flow,
+    /// Packets from the TUN device.
+    pub encap: DirectionCounters,
     /// Packets from the underlay.
-    pub decap: Flow,
-    /// What is no packet's fate of its own.
-    pub anomalies: Anomalies,
+    pub decap: DirectionCounters,
+    /// Events other than the outcome of a packet.
+    pub stats: Stats,
 }
 
-/// One direction's packets. Each that came in is in exactly one of the others, at every moment (R67):
-/// `received = forwarded + answered + held + Σ dropped`.
+/// The packets of one direction by their outcome.
+///
+/// At every moment each received packet is counted in exactly one of the others (R67): `received = forwarded + answered
+/// + held + Σ dropped`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flow {
+pub struct DirectionCounters {
     received: u64,
     forwarded: u64,
     answered: u64,
@@ -26,33 +28,33 @@ pub struct Flow {
     dropped: [u64; DropReason::ALL.len()],
 }
 
-/// Things worth counting beside the packets' fates.
+/// Counters of events other than the outcome of a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Anomalies {
-    /// Packets that were handed on or answered without the bytes behind their total length.
+pub struct Stats {
+    /// Packets that were forwarded or answered without the bytes after their total length.
     pub trimmed: u64,
-    /// ICMP errors that the limiter held back.
+    /// ICMP errors that the limiter suppressed.
     pub icmp_limited: u64,
-    /// Reads of the TUN or the socket that failed and said nothing about the next one.
+    /// Failed reads of the TUN device or the socket that say nothing about the next read.
     pub read_errors: u64,
-    /// Path MTUs lowered because a datagram was refused as too long.
+    /// Reductions of a path MTU because a datagram was refused as too long.
     pub path_mtu_lowered: u64,
-    /// Packets made of super-packets out of the TUN.
+    /// Segments made of GSO packets from the TUN device.
     pub segments_made: u64,
-    /// Fragments made of packets, or of segments, that were too long for their path.
+    /// Fragments made of packets or segments that were too long for their path.
     pub fragments_made: u64,
-    /// Packets that went to the TUN as part of a super-packet.
+    /// Packets that were written to the TUN device as part of a GSO packet.
     pub coalesced: u64,
-    /// How often the kernel refused a train to a peer and took its datagrams one by one. That peer then gets no trains for a
-    /// minute, and for twice the time with each further refusal, up to an hour.
+    /// GSO batches that the kernel refused although it accepted their datagrams one by one. The peer then gets no GSO
+    /// batches for a minute. The time doubles with each further refusal, up to an hour.
     pub gso_fallbacks: u64,
-    /// Super-packets that the TUN refused and that were written packet by packet.
+    /// GSO packets that the TUN device refused and that were written packet by packet.
     pub tun_fallbacks: u64,
 }
 
-impl Anomalies {
-    /// Names, for metrics, and values.
+impl Stats {
+    /// Returns names, for metrics, and values.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let Self {
             trimmed,
@@ -80,47 +82,47 @@ impl Anomalies {
     }
 }
 
-impl Flow {
-    /// A packet came in and its fate is open: it is held until one of the others is called for it.
+impl DirectionCounters {
+    /// Counts a received packet, which is held until another method is called for it.
     #[inline]
     pub fn receive(&mut self) {
         self.received += 1;
         self.held += 1;
     }
 
-    /// A held packet was handed on.
+    /// Counts a held packet as forwarded.
     #[inline]
     pub fn forward(&mut self) {
         self.held = self.held.saturating_sub(1);
         self.forwarded += 1;
     }
 
-    /// So many held packets were handed on.
+    /// Counts this many held packets as forwarded.
     #[inline]
     pub fn forward_all(&mut self, packets: u64) {
         self.held = self.held.saturating_sub(packets);
         self.forwarded += packets;
     }
 
-    /// A held packet was answered with an ICMP error.
+    /// Counts a held packet as answered with an ICMP error.
     #[inline]
     pub fn answer(&mut self) {
         self.held = self.held.saturating_sub(1);
         self.answered += 1;
     }
 
-    /// A held packet was rejected: answered, or dropped for the same reason without an answer.
+    /// Counts a held packet that was rejected: as answered, or as dropped for the same reason.
     pub fn settle(&mut self, reject: &Reject<'_>, answered: bool) {
         if answered { self.answer() } else { self.discard(reject.reason().into()) }
     }
 
-    /// A held packet was dropped.
+    /// Counts a held packet as dropped.
     #[inline]
     pub fn discard(&mut self, reason: DropReason) {
         self.discard_all(reason, 1);
     }
 
-    /// So many held packets were dropped, all for one reason.
+    /// Counts this many held packets as dropped for one reason.
     #[inline]
     pub fn discard_all(&mut self, reason: DropReason, packets: u64) {
         self.held = self.held.saturating_sub(packets);
@@ -151,50 +153,50 @@ impl Flow {
         self.discard(reason);
     }
 
-    /// Packets that came in.
+    /// Returns the number of received packets.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// Packets that were handed on, to a peer or to the TUN: the kernel took them. What a queue of this host drops later it
-    /// does not tell (see `tc -s qdisc` and `UdpSndbufErrors`).
+    /// Returns the number of packets that the kernel accepted for a peer or the TUN device. Later drops in a queue of
+    /// this host are not visible here, see `tc -s qdisc` and `UdpSndbufErrors`.
     #[must_use]
     pub fn forwarded(&self) -> u64 {
         self.forwarded
     }
 
-    /// Packets that were answered with an ICMP error.
+    /// Returns the number of packets that were answered with an ICMP error.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// Packets whose fate is open: they wait for the kernel to take them.
+    /// Returns the number of packets that wait until the kernel accepts them.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.held
     }
 
-    /// Packets dropped for this reason.
+    /// Returns the number of packets that were dropped for this reason.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped.get(reason as usize).copied().unwrap_or_default()
     }
 
-    /// Packets dropped, by reason, without the reasons that never occurred.
+    /// Returns the number of dropped packets by reason, without the reasons that never occurred.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
         DropReason::ALL.iter().map(|reason| (*reason, self.dropped(*reason))).filter(|(_, count)| *count > 0)
     }
 
-    /// Whether every packet that came in is accounted for.
+    /// Returns true if every received packet is accounted for.
     #[must_use]
     pub fn is_conserved(&self) -> bool {
         self.received == self.forwarded + self.answered + self.held + self.dropped.iter().sum::<u64>()
     }
 }
 
-impl Default for Flow {
+impl Default for DirectionCounters {
     fn default() -> Self {
         Self { received: 0, forwarded: 0, answered: 0, held: 0, dropped: [0; DropReason::ALL.len()] }
     }
@@ -204,20 +206,20 @@ impl Counters {
     /// R8: the bytes behind a packet's total length are not used.
     #[inline]
     pub(crate) fn trim(&mut self, packet: &[u8], received: usize) {
-        self.anomalies.trimmed += u64::from(packet.len() < received);
+        self.stats.trimmed += u64::from(packet.len() < received);
     }
 }
 
-/// Counters of several workers add up.
+/// Adds the counters of several workers.
 impl AddAssign<&Self> for Counters {
     fn add_assign(&mut self, other: &Self) {
         self.encap += &other.encap;
         self.decap += &other.decap;
-        self.anomalies += &other.anomalies;
+        self.stats += &other.stats;
     }
 }
 
-impl AddAssign<&Self> for Flow {
+impl AddAssign<&Self> for DirectionCounters {
     fn add_assign(&mut self, other: &Self) {
         self.received += other.received;
         self.forwarded += other.forwarded;
@@ -229,7 +231,7 @@ impl AddAssign<&Self> for Flow {
     }
 }
 
-impl AddAssign<&Self> for Anomalies {
+impl AddAssign<&Self> for Stats {
     fn add_assign(&mut self, other: &Self) {
         self.trimmed += other.trimmed;
         self.icmp_limited += other.icmp_limited;

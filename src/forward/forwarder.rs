@@ -96,18 +96,13 @@ impl Forwarder {
         self.encapsulate_within(packet, None, |_| u16::MAX, routes)
     }
 
-    /// A super-packet that came out of the TUN, which is going to be cut into packets of at most `segment_len` bytes each
-    /// ([`SuperPacket::segment_len`](crate::offload::SuperPacket::segment_len)): these, and not the whole, have to fit the path.
+    /// A GSO packet that came out of the TUN, which is going to be cut into packets of at most `segment_len` bytes each
+    /// ([`GsoPacket::segment_len`](crate::offload::GsoPacket::segment_len)): these, and not the whole, have to fit the path.
     ///
-    /// [`Encap::Send`] gives back the super-packet; cutting it is the caller's. So does [`Encap::Fragment`], when these packets are
+    /// [`Encap::Send`] gives back the GSO packet; cutting it is the caller's. So does [`Encap::Fragment`], when these packets are
     /// too long: see [`Fragments::fragmenter`].
     #[inline]
-    pub fn encapsulate_super_packet<'p>(
-        &self,
-        packet: &'p mut [u8],
-        segment_len: u16,
-        routes: &RouteTable,
-    ) -> Encap<'p> {
+    pub fn encapsulate_gso_packet<'p>(&self, packet: &'p mut [u8], segment_len: u16, routes: &RouteTable) -> Encap<'p> {
         self.encapsulate_within(packet, Some(segment_len), |_| u16::MAX, routes)
     }
 

@@ -1,13 +1,13 @@
-//! A packet that goes to its peer in pieces.
+//! A packet that is sent to its peer in fragments.
 
 use crate::transmit::{Transmit, Way};
 use crate::wire::fragment::Fragmenter;
 
-/// A packet too long for its path whose sender lets it be fragmented (DF is clear).
+/// A packet that is too long for its path and that may be fragmented (DF is clear).
 ///
-/// Its fragments are packets of their own, each of them the payload of one datagram; the other end passes them on as they are,
-/// and the destination puts them together (RFC 791 3.2). They are made one by one in the packet's own buffer: send each before
-/// you ask for the next. All together are one packet to count, and if one is not sent, the packet is lost.
+/// Each fragment is a packet of its own and the payload of one datagram. The other end forwards fragments unchanged,
+/// and the destination reassembles them (RFC 791 section 3.2). They are made one by one in the packet's own buffer, so
+/// send each before you request the next. Together they count as one packet. If one is not sent, the packet is lost.
 ///
 /// ```
 /// # use loden::forward::{Encap, Forwarder, Overlay};
@@ -45,28 +45,28 @@ impl<'p> Fragments<'p> {
         (self.way, self.packet, self.fragmenter)
     }
 
-    /// Where all of them go.
+    /// Returns the metadata of all its datagrams.
     #[must_use]
     pub fn way(&self) -> Way {
         self.way
     }
 
-    /// The packet's bytes: before the first fragment is cut off, all of it as it is to be fragmented.
+    /// Returns the packet's bytes. Before the first fragment is cut, this is the whole packet to fragment.
     #[must_use]
     pub fn packet(&self) -> &[u8] {
         self.packet
     }
 
-    /// What cuts it, as it stands, for whoever goes on with the bytes in a buffer of their own.
+    /// Returns the fragmenter in its current state, for callers that continue in a buffer of their own.
     ///
-    /// A super-packet is never fragmented as a whole: cut it into its segments first, and each of them with
+    /// A GSO packet is never fragmented as a whole. Segment it first, and fragment each segment with
     /// [`Fragmenter::for_segment`].
     #[must_use]
     pub fn fragmenter(&self) -> Fragmenter {
         self.fragmenter
     }
 
-    /// The next fragment; `None` after the last one.
+    /// Returns the next fragment; `None` after the last one.
     #[must_use = "a fragment that is not sent loses the packet"]
     pub fn cut_next(&mut self) -> Option<Transmit<'_>> {
         if !self.fragmenter.advance(self.packet) {

@@ -1,7 +1,8 @@
-//! Rate limits of ICMP errors (RFC 1812 4.3.2.8): token buckets, with the clock as an argument.
+//! Rate limits of ICMP errors (RFC 1812 section 4.3.2.8): token buckets, with the clock as an argument.
 //!
-//! Three budgets share nothing, so that no flood of one kind silences another: errors to our own TUN, errors back to peers,
-//! and "fragmentation needed", without which TCP hangs. Linux exempts the last from its limit altogether (`icmp_global_allow`).
+//! There are three independent budgets, so a flood of one kind does not suppress another: errors to the own TUN device,
+//! errors to peers, and "fragmentation needed". TCP hangs without the last, and Linux exempts it from its limit
+//! (`icmp_global_allow`).
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -9,33 +10,33 @@ use core::fmt::Debug;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
-use super::{Anomalies, Reject, RejectReason, ReplyTo};
+use super::{Reject, RejectReason, ReplyTo, Stats};
 use crate::wire::icmpv4::ERROR_MAX;
 
-/// A token bucket's settings.
+/// The settings of a token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Tokens that come back per second. 0: the burst is all there will ever be.
+    /// Tokens added per second. With 0 the bucket is never refilled.
     pub per_second: u32,
-    /// Tokens a full bucket holds.
+    /// The capacity of the bucket.
     pub burst: u32,
 }
 
-/// Limits of ICMP errors: per source, and in all.
+/// Rate limits of ICMP errors, per source and in total.
 ///
-/// | errors | limited per | in all |
+/// | errors | limited per | in total |
 /// | --- | --- | --- |
-/// | to our own TUN | source | yes |
-/// | back to peers | source | yes |
+/// | to the own TUN device | source | yes |
+/// | to peers | source | yes |
 /// | "fragmentation needed" | source and destination | yes |
 ///
-/// Each line has buckets of its own. `burst + rate × t` holds for each source and for each line, whatever the pattern of
-/// sources. A table of sources has a fixed size: when it is full, a new source shares the bucket of the one that could be
-/// answered soonest, with what is left in it.
+/// Each row has its own buckets. Each source and each row gets at most `burst + rate × t` errors, for any pattern of
+/// sources. A table of sources has a fixed size. When it is full, a new source takes over the bucket that is refilled
+/// first, with its current tokens.
 ///
-/// The last tokens of all are kept for those who asked for few: a quarter of the burst for sources that got no error for a
-/// second, and half of it for payers that keep to a sixteenth of the rate. The payer is the peer, or the source in our own TUN.
-/// So a source or a peer that was silent gets its first error while others flood.
+/// The last tokens of the total are reserved for sources that asked for few. A quarter of the burst is for sources that
+/// got no error for a second. Half of it is for payers that keep to a sixteenth of the rate. The payer is the peer, or
+/// the source in the own network. So an idle source or peer gets its first error during a flood by others.
 ///
 /// ```
 /// use core::time::Duration;
@@ -44,7 +45,7 @@ pub struct Rate {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let (network, subnet) = ("100.96.0.0/16".parse::<ipnet::Ipv4Net>()?, "100.96.1.0/24".parse::<ipnet::Ipv4Net>()?);
 /// let forwarder = Forwarder::new(Overlay::new(network, subnet, ([10, 168, 0, 2], 8285)))?;
-/// // From 100.96.1.2 to 100.96.9.9, where nobody is.
+/// // From 100.96.1.2 to 100.96.9.9, which has no route.
 /// let mut packet = *b"\x45\0\0\x14\0\0\0\0\x40\x11\xa8\x0e\x64\x60\x01\x02\x64\x60\x09\x09";
 /// let Encap::Reject(reject) = forwarder.encapsulate(&mut packet, &RouteTable::new()) else { panic!("no route") };
 /// let mut limiter = IcmpLimiter::default();
@@ -60,7 +61,7 @@ pub struct IcmpLimiter {
     far: Budget,
     too_long: Budget,
     seed: u64,
-    /// The latest time there was, in nanoseconds.
+    /// The latest time passed so far, in nanoseconds.
     now: u64,
 }
 
@@ -68,11 +69,11 @@ pub struct IcmpLimiter {
 struct Rates {
     per_source: Rate,
     total: Rate,
-    /// The part of `total` that a payer gets before all others.
+    /// The part of `total` that is reserved for each payer.
     share: Rate,
 }
 
-/// The buckets of one kind of errors.
+/// The buckets of one kind of error.
 #[derive(Clone, Debug)]
 struct Budget {
     total: Bucket,
@@ -80,7 +81,7 @@ struct Budget {
     sources: Table,
 }
 
-/// Buckets by a number each, in sets. None is ever put back to full.
+/// Buckets by number, in sets. No bucket is ever reset to full.
 #[derive(Clone, Debug)]
 struct Table(Box<[Set]>);
 
@@ -92,29 +93,29 @@ struct Set {
     buckets: [Bucket; WAYS],
 }
 
-/// The time at which the bucket will be full, in nanoseconds: all the state a token bucket needs (the "virtual scheduling"
+/// The time at which the bucket will be full, in nanoseconds. A token bucket needs no other state ("virtual scheduling"
 /// form of the leaky bucket, ITU-T I.371).
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     full_at: u64,
 }
 
-/// A source whose bucket was full for so long has asked for little.
+/// A source is idle if its bucket has been full for this long.
 const SILENCE: u64 = NANOS;
 const NANOS: u64 = 1_000_000_000;
 
 impl IcmpLimiter {
-    /// Limits per source: 10 a second, 20 at once.
+    /// The limit per source: 10 a second with a burst of 20.
     pub const PER_SOURCE: Rate = Rate { per_second: 10, burst: 20 };
-    /// Limits over all sources: 1,000 a second, 100 at once.
+    /// The limit over all sources: 1,000 a second with a burst of 100.
     pub const TOTAL: Rate = Rate { per_second: 1000, burst: 100 };
 
-    /// A limiter with all buckets full.
+    /// Creates a limiter with full buckets.
     #[must_use]
     pub fn new(per_source: Rate, total: Rate) -> Self {
         const SHARES: u32 = 16;
         let share = Rate { per_second: total.per_second.div_ceil(SHARES), burst: total.burst.div_ceil(SHARES) };
-        // Together 30 KiB. A thousand sources may be answered in a second.
+        // The tables take 30 KiB together. A thousand sources may be answered per second.
         let budget = |payers, sources| Budget {
             total: Bucket::default(),
             payers: Table::with_sets(payers),
@@ -124,18 +125,18 @@ impl IcmpLimiter {
         Self { rates, near: budget(4, 64), far: budget(8, 64), too_long: budget(4, 16), seed: 0, now: SILENCE }
     }
 
-    /// The same limiter with another distribution of the sources over its tables. With a seed that nobody can guess, nobody
-    /// can choose sources that share a place with another's. The limits hold for every seed.
+    /// Returns the limiter with another hash seed for its tables. With a secret seed, nobody can choose sources that
+    /// share a place with another's. The limits hold for every seed.
     #[must_use]
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    /// Whether one more error may be sent: the one about this packet. `false` if RFC 1812 bars it. `now` is the time since any
-    /// fixed moment; going back is the same as standing still.
+    /// Returns true if the error about this packet may be sent now. Returns false if RFC 1812 forbids it or a limit is
+    /// reached. `now` is the time since any fixed moment. A `now` before an earlier one counts as the earlier one.
     pub fn allow(&mut self, reject: &Reject<'_>, now: Duration) -> bool {
         let Some(reply_to) = reject.reply_to() else { return false };
-        // At the beginning all buckets have been full for long.
+        // All buckets have been full for a while at the beginning.
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).saturating_add(SILENCE);
         self.now = self.now.max(now);
         let header = reject.offender().header();
@@ -151,20 +152,20 @@ impl IcmpLimiter {
         budget.take(&self.rates, payer, source, self.now)
     }
 
-    /// The answer to a packet that goes nowhere, and where it is to go: the whole ICMP packet, written into `out`. `None` if
-    /// there may be none, or if the limits are reached, which is counted.
+    /// Writes the answer to a rejected packet into `out`, as a whole ICMP packet, and returns it with its receiver.
+    /// Returns `None` if no answer is allowed or a limit is reached; the latter is counted.
     ///
-    /// Whether it could be sent is what [`Flow::settle`](super::Flow::settle) is to be told.
+    /// Pass the result of sending it to [`DirectionCounters::settle`](super::DirectionCounters::settle).
     pub fn answer<'o>(
         &mut self,
         reject: &Reject<'_>,
         now: Duration,
-        anomalies: &mut Anomalies,
+        stats: &mut Stats,
         out: &'o mut [u8; ERROR_MAX],
     ) -> Option<(ReplyTo, &'o [u8])> {
         let reply_to = reject.reply_to()?;
         if !self.allow(reject, now) {
-            anomalies.icmp_limited += 1;
+            stats.icmp_limited += 1;
             return None;
         }
         Some((reply_to, reject.icmp_error(out)?))
@@ -213,11 +214,11 @@ impl Table {
         Self(vec![Set::default(); count].into_boxed_slice())
     }
 
-    /// The bucket of a number, perhaps one that others used before.
+    /// Returns the bucket of a number. It may have belonged to another number before.
     ///
-    /// A number that is not there takes over, as it is, the bucket of its set that will be full first. That is how it lost its
-    /// own place before, and no bucket is ever full sooner than it was to be. So it finds no more tokens than it left, and
-    /// eviction gains nothing.
+    /// A number without a bucket takes over the bucket of its set that will be full first, with its current tokens. The
+    /// number lost its own place by the same rule, and no bucket is refilled earlier by a change of its owner. So it
+    /// finds no more tokens than it left, and eviction gains nothing.
     fn bucket(&mut self, id: u64) -> Option<&mut Bucket> {
         let (number, tag) = (id % self.0.len().max(1) as u64, (id >> 32) as u32);
         let Set { tags, buckets } = self.0.get_mut(number as usize)?;
@@ -231,7 +232,7 @@ impl Table {
 }
 
 impl Bucket {
-    /// `None` if fewer than `kept` tokens would be left.
+    /// Returns `None` if fewer than `kept` tokens would remain.
     fn with_one_less(self, rate: Rate, kept: u64, now: u64) -> Option<Self> {
         let token = match rate.per_second {
             0 => u64::MAX / (u64::from(rate.burst) + 1),
@@ -243,8 +244,8 @@ impl Bucket {
     }
 }
 
-/// A number that stands for a key: mixed by multiplying, with the product's upper half folded onto the lower (wyhash). Two keys
-/// with one number share a bucket, which the limits allow.
+/// Returns a hash of a key: multiplication, with the upper half of the product folded onto the lower (wyhash). Two keys
+/// with the same hash share a bucket, which the limits permit.
 fn id(key: [u64; 3], seed: u64) -> u64 {
     const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
     key.into_iter().fold(seed, |mixed, word| {

@@ -1,7 +1,7 @@
-//! The forwarder and what sits beside it.
+//! The forwarder, and the types with state that complement it.
 //!
-//! [`Forwarder`] has no memory: its verdict is a function of the packet, the routes and its settings. What does remember is
-//! apart and optional: [`IcmpLimiter`], [`PathMtus`] and [`Counters`], each with the clock as an argument where it needs one.
+//! [`Forwarder`] is stateless: its verdict is a function of the packet, the routes and its settings. The types with
+//! state are separate and optional: [`IcmpLimiter`], [`PathMtus`] and [`Counters`]. They take the clock as an argument.
 
 mod counters;
 mod forwarder;
@@ -11,7 +11,7 @@ mod path_mtu;
 mod policy;
 mod verdict;
 
-pub use counters::{Anomalies, Counters, Flow};
+pub use counters::{Counters, DirectionCounters, Stats};
 pub use forwarder::{Forwarder, Outer};
 pub use fragments::Fragments;
 pub use limiter::{AllowIcmp, IcmpLimiter, Rate};

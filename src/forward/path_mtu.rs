@@ -1,4 +1,4 @@
-//! Path MTU of each peer, learned from refusals (RFC 1191), with the clock as an argument.
+//! The path MTU of each peer, learned from refusals (RFC 1191), with the clock as an argument.
 
 mod report;
 
@@ -7,26 +7,26 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use self::report::{Believed, judge};
-use super::{Anomalies, Forwarder};
+use super::{Forwarder, Stats};
 use crate::route::RouteTable;
 use crate::wire::DatagramTooBig;
 
-/// The longest inner packets of the few peers whose path is narrower than the overlay's MTU.
+/// A cache of the path MTUs that are smaller than the overlay's, in bytes of inner packet.
 ///
-/// At most [`PEERS`](Self::PEERS) of them. When it is full, the value learned longest ago is forgotten, and learned again when
-/// the path refuses the next packet.
+/// It has at most [`PEERS`](Self::PEERS) entries. When it is full, the oldest entry is removed. The MTU is learned
+/// again when the path refuses the next packet.
 ///
-/// Two events lower a value, and each needs a report that a stranger could not have sent:
+/// Two events lower an MTU. Both need evidence that a stranger cannot forge:
 ///
-/// - A router reports that a datagram was too big. [`handle_icmp`](Self::handle_icmp) takes what a raw ICMP socket received and
-///   checks it.
-/// - The system refuses a datagram (EMSGSIZE). [`handle_emsgsize`](Self::handle_emsgsize) takes what the system knows of the
-///   path. A configured MTU explains the refusal. An MTU that the system learned from ICMP does not, because systems verify
-///   little of such a report (Linux: that a socket with the quoted ports exists). Without a report of our own,
-///   [`mode`](Self::mode) then tells to send to that peer without regard to it.
+/// - A router reports that a datagram was too big. [`handle_icmp`](Self::handle_icmp) verifies a packet that a raw ICMP
+///   socket received.
+/// - The system refuses a datagram (EMSGSIZE). [`handle_emsgsize`](Self::handle_emsgsize) evaluates the system's
+///   knowledge of the path. A configured MTU explains the refusal. An MTU learned from ICMP does not, because systems
+///   verify little of such a report (Linux: a socket with the quoted ports must exist). Without a verified report,
+///   [`mode`](Self::mode) then tells the caller to ignore the system's MTU for that peer.
 #[derive(Clone, Debug, Default)]
 pub struct PathMtus {
-    /// Sorted by peer.
+    /// The entries, sorted by peer.
     paths: Vec<Path>,
     changes: u64,
 }
@@ -39,30 +39,30 @@ struct Path {
     mode: PathMode,
 }
 
-/// A way to send to a peer: within which limits, and with or without DF.
+/// The mode of sending to a peer: the limits, and DF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathMode {
-    /// DF is set, and all that the system knows of the path is a limit (Linux: `IP_PMTUDISC_DO`).
+    /// DF is set, and the system enforces the path MTU that it knows (Linux: `IP_PMTUDISC_DO`).
     #[default]
     System,
-    /// DF is set, and the interface's MTU alone is a limit (`IP_PMTUDISC_PROBE`). The system believes a report of a narrow path
-    /// that was not verified.
+    /// DF is set, and the system enforces only the interface's MTU (`IP_PMTUDISC_PROBE`). The system has accepted an
+    /// unverified report of a small path MTU.
     Probe,
-    /// DF is not set (`IP_PMTUDISC_OMIT`), so that routers fragment. The path refuses even the least that reports may lower it
-    /// to.
+    /// DF is not set (`IP_PMTUDISC_OMIT`), so routers may fragment. The path refuses even the smallest MTU that reports
+    /// may set.
     Fragment,
 }
 
 /// The operating system's knowledge of the path to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SystemPath {
-    /// The MTU that is configured, in bytes of outer packet: the route's, or its interface's. `None` if it cannot be had.
+    /// The configured MTU of the route or its interface, in bytes of outer packet. `None` if it is unknown.
     pub configured: Option<u32>,
-    /// The MTU that the system learned from an ICMP error, if it did.
+    /// The MTU that the system learned from an ICMP error.
     pub learned: Option<u32>,
-    /// True if ICMP errors reach [`PathMtus::handle_icmp`]. Then `learned` is not used. Otherwise it is taken for an unverified
-    /// report.
+    /// True if ICMP errors reach [`PathMtus::handle_icmp`]. Then `learned` is ignored. Otherwise it counts as an
+    /// unverified report.
     pub has_reports: bool,
 }
 
@@ -70,11 +70,11 @@ pub struct SystemPath {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EmsgsizeOutcome {
-    /// The path carries inner packets of so many bytes, fewer than were refused: tell the sender.
+    /// The path carries inner packets of this many bytes, fewer than were refused. Answer the sender.
     Limit(u16),
-    /// Send it again, in the peer's new [`mode`](PathMtus::mode).
+    /// Send the datagram again, in the peer's new [`mode`](PathMtus::mode).
     Retry,
-    /// Nothing explains it: there is nothing to tell the sender.
+    /// The refusal is unexplained, so the sender cannot be answered.
     Unexplained,
 }
 
@@ -82,81 +82,83 @@ pub enum EmsgsizeOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IcmpOutcome {
-    /// Ignored: the datagram was not from our own underlay address and port, was for no known next hop, or does not contain a
-    /// packet that is routed there.
+    /// Ignored: the datagram was not from the own underlay address and port, its destination was not a known next hop,
+    /// or its payload is not routed there.
     Foreign,
-    /// From now on the path is sent to without DF.
+    /// Datagrams on this path no longer have DF.
     Fragmented {
-        /// To whom.
+        /// The peer.
         peer: IpAddr,
     },
-    /// Ignored: the datagram was no longer than what the report says would have passed, or is longer than any of ours.
+    /// Ignored: the datagram was not longer than the reported MTU, or longer than any own datagram.
     Implausible,
-    /// From now on the path carries less.
+    /// The path MTU was lowered.
     Lowered {
-        /// To whom.
+        /// The peer.
         peer: IpAddr,
-        /// Bytes of inner packet.
+        /// The new path MTU in bytes of inner packet.
         mtu: u16,
     },
-    /// It says no less than what is known already.
+    /// Ignored: the reported MTU is not lower than the known one.
     NotLower,
 }
 
-/// The least MTU in bytes that a verified report lowers an IPv4 path to: Linux's own (`net.ipv4.route.min_pmtu`).
+/// The smallest MTU that a verified report sets for an IPv4 path, in bytes: Linux's own minimum
+/// (`net.ipv4.route.min_pmtu`).
 const VERIFIED_MIN: u16 = 552;
 
-/// The least MTU in bytes that an unverified report lowers a path to: what every IPv6 path carries, and nearly every IPv4 path.
+/// The smallest MTU that an unverified report sets, in bytes. Every IPv6 path and nearly every IPv4 path carries it.
 const UNVERIFIED_MIN: u16 = 1280;
 
 /// Likely MTUs (RFC 1191 section 7.1), for refusals without a number.
 const PLATEAUS: [u16; 11] = [65_535, 32_000, 17_914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68];
 
-/// The next plateau below a length, in bytes of outer packet.
+/// Returns the next plateau below a length, in bytes of outer packet.
 fn plateau_below(len: u16) -> u16 {
     PLATEAUS.into_iter().find(|plateau| *plateau < len).unwrap_or(0)
 }
 
 impl PathMtus {
-    /// How many peers are remembered.
+    /// The number of entries.
     pub const PEERS: usize = 1024;
 
-    /// How long a value holds before a longer packet is tried again (RFC 1191 6.3: not before 10 minutes).
+    /// The time after which a longer packet is tried again (RFC 1191 section 6.3: not before 10 minutes).
     pub const LIFETIME: Duration = Duration::from_secs(600);
 
-    /// Whether nothing was ever learned.
+    /// Returns true if no entry was ever learned.
     #[must_use]
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()
     }
 
-    /// What is known of the path to `peer`, in bytes of inner packet. `now` is the time since any fixed moment.
+    /// Returns the path MTU of `peer` in bytes of inner packet, if it is known. `now` is the time since any fixed
+    /// moment.
     #[must_use]
     #[inline]
     pub fn lookup(&self, peer: IpAddr, now: Duration) -> Option<u16> {
         self.in_force(peer, now).map(|path| path.mtu)
     }
 
-    /// Returns the way to send to `peer`.
+    /// Returns the mode of sending to `peer`.
     #[must_use]
     #[inline]
     pub fn mode(&self, peer: IpAddr, now: Duration) -> PathMode {
         self.in_force(peer, now).map_or(PathMode::System, |path| path.mode)
     }
 
-    /// Handles that the system refused `len` bytes of inner packet to `destination` (EMSGSIZE), of whose path it knows `system`.
-    /// Handle the ICMP errors that are waiting first.
+    /// Handles the system's refusal of `len` bytes of inner packet to `destination` (EMSGSIZE). `system` is the
+    /// system's knowledge of that path. Handle waiting ICMP errors first.
     ///
-    /// A refusal that nothing explains goes down the plateaus of RFC 1191, to 552 bytes of outer packet at least (IPv6: 1280).
-    /// None of that raises a value.
+    /// An unexplained refusal lowers the MTU to the next plateau of RFC 1191, down to 552 bytes of outer packet (IPv6:
+    /// 1280). No refusal raises an MTU.
     pub fn handle_emsgsize(
         &mut self,
         destination: SocketAddr,
         len: usize,
         system: SystemPath,
         now: Duration,
-        anomalies: &mut Anomalies,
+        stats: &mut Stats,
     ) -> EmsgsizeOutcome {
         let peer = destination.ip();
         let inner = |outer: u32| Self::inner(outer, peer);
@@ -169,7 +171,7 @@ impl PathMtus {
         let learned = system.learned.filter(|outer| mode == PathMode::System && refuses(&inner(*outer)));
         let limit = match (configured.filter(refuses), learned) {
             (Some(configured), _) => configured,
-            // IPv6 paths carry 1280 bytes, and Linux learns no less.
+            // IPv6 paths carry 1280 bytes, and Linux learns no smaller MTU.
             (None, Some(_)) if system.has_reports && peer.is_ipv4() => {
                 self.set_mode(peer, configured.unwrap_or(u16::MAX), PathMode::Probe, now);
                 return EmsgsizeOutcome::Retry;
@@ -189,7 +191,7 @@ impl PathMtus {
         };
         let is_explained = refuses(&limit);
         if is_explained || learned.is_some() {
-            anomalies.path_mtu_lowered += u64::from(self.lower(peer, limit, now));
+            stats.path_mtu_lowered += u64::from(self.lower(peer, limit, now));
         }
         match learned {
             _ if is_explained => EmsgsizeOutcome::Limit(limit),
@@ -198,8 +200,9 @@ impl PathMtus {
         }
     }
 
-    /// The path to `peer` refused a packet: from now on it carries `mtu` bytes of inner packet. A value that would raise one
-    /// in force is ignored, and the same value holds for another [`LIFETIME`](Self::LIFETIME). Returns whether it was news.
+    /// Lowers the path MTU of `peer` to `mtu` bytes of inner packet and returns true. Returns false if the current
+    /// value is equal or lower. An equal value is renewed for another [`LIFETIME`](Self::LIFETIME); a higher one is
+    /// ignored.
     pub fn lower(&mut self, peer: IpAddr, mtu: u16, now: Duration) -> bool {
         let known = self.in_force(peer, now).copied();
         if known.is_some_and(|known| known.mtu < mtu) {
@@ -210,17 +213,21 @@ impl PathMtus {
         known.map(|known| known.mtu) != Some(mtu)
     }
 
-    /// Handles a router's report that a datagram was too big (R54, RFC 1191). It lowers the value of its peer, if the quote is of
-    /// a datagram that `forwarder` may have sent to a next hop in `routes`, and that is longer than the MTU that is reported.
+    /// Handles a router's report that a datagram was too big (R54, RFC 1191).
     ///
-    /// - A report that quotes the header of a packet of ours which is routed to that peer lowers down to 552 bytes of outer
-    ///   packet, Linux's own least; lower values are taken for it.
-    /// - A report that quotes no such header could come from anybody who knows the addresses and ports. It lowers down to 1280.
-    /// - When such reports go on about datagrams that are no longer than that, the path is sent to without DF, until the value
-    ///   is forgotten.
-    /// - A report without an MTU (routers older than RFC 1191) is taken for the next lower plateau of its section 7.1.
+    /// It lowers the MTU of the peer if the quoted datagram may be one that `forwarder` sent to a next hop in `routes`,
+    /// and if it is longer than the reported MTU.
     ///
-    /// Any port of our address is taken for ours with [`SourcePort::ByFlow`](super::SourcePort::ByFlow).
+    /// - A report that quotes the header of an inner packet routed to that peer lowers the MTU to at least 552 bytes of
+    ///   outer packet, Linux's own minimum. Lower values are raised to it.
+    /// - Anybody who knows addresses and ports can forge a report without such a header. It lowers the MTU to at least
+    ///   1280.
+    /// - If such reports continue for datagrams within that minimum, datagrams to this peer no longer have DF until the
+    ///   entry expires.
+    /// - A report without an MTU (routers older than RFC 1191) counts as the next lower plateau of RFC 1191 section
+    ///   7.1.
+    ///
+    /// With [`SourcePort::ByFlow`](super::SourcePort::ByFlow) any source port is accepted.
     ///
     /// ```
     /// # use core::time::Duration;
@@ -250,7 +257,7 @@ impl PathMtus {
         let known = self.lookup(peer, now).unwrap_or(forwarder.overlay().mtu);
         let mode = self.mode(peer, now);
         if mode == PathMode::Fragment {
-            // Datagrams without DF are not refused: the report is late, or false.
+            // Datagrams without DF are not refused, so the report is late or forged.
             return IcmpOutcome::NotLower;
         }
         if mtu < least && known <= least && refused <= least {
@@ -265,14 +272,14 @@ impl PathMtus {
         }
     }
 
-    /// What an outer packet of so many bytes leaves for the inner one: 28 bytes less over IPv4, 48 less over IPv6.
+    /// Returns the length of the inner packet in an outer packet: 28 bytes less over IPv4, 48 less over IPv6.
     #[must_use]
     pub fn inner(outer: u32, peer: IpAddr) -> u16 {
         let left = (outer as usize).saturating_sub(Self::overhead(peer));
         u16::try_from(left).unwrap_or(u16::MAX)
     }
 
-    /// Bytes of IP and UDP header.
+    /// Returns the bytes of IP and UDP header.
     fn overhead(peer: IpAddr) -> usize {
         match peer {
             IpAddr::V4(_) => 28,
@@ -280,7 +287,7 @@ impl PathMtus {
         }
     }
 
-    /// Changes how a peer is sent to, with packets of `mtu` bytes at most. What is known of its path holds as long as before.
+    /// Sets the mode of a peer, with packets of at most `mtu` bytes. The lifetime of an existing entry stays.
     fn set_mode(&mut self, peer: IpAddr, mtu: u16, mode: PathMode, now: Duration) {
         let known = self.in_force(peer, now).copied().unwrap_or(Path { peer, mtu, learned: now, mode });
         self.set(Path { mtu: known.mtu.min(mtu), mode, ..known });
@@ -307,8 +314,8 @@ impl PathMtus {
         }
     }
 
-    /// Forgets what was learned, of all peers: for when our own end of the paths may have become wider. What a path itself
-    /// refuses is learned again with the next packet that is too long for it.
+    /// Removes all entries. Use it when an interface of this host may have got a larger MTU. A smaller path MTU is
+    /// learned again with the next packet that is too long.
     pub fn forget(&mut self) {
         self.paths.clear();
         self.changes += 1;

@@ -1,4 +1,4 @@
-//! What is permitted: the settings of an overlay, and the addresses no packet may carry.
+//! The settings of an overlay, and the addresses that no packet may have.
 
 use core::net::{Ipv4Addr, SocketAddr};
 
@@ -9,9 +9,9 @@ use crate::route::special;
 use crate::wire::icmpv4::is_single_host;
 use crate::wire::ipv4::{Ipv4Header, MTU_MIN};
 
-/// The overlay as one host sees it, and how that host forwards.
+/// The settings of one host: its view of the overlay, and its rules of forwarding.
 ///
-/// [`Overlay::new`] has flannel's settings with every check on; others are a struct update away:
+/// [`Overlay::new`] has flannel's settings with every check enabled. Change others with a struct update:
 ///
 /// ```
 /// use loden::forward::{Overlay, Transit, TtlPolicy};
@@ -25,38 +25,38 @@ use crate::wire::ipv4::{Ipv4Header, MTU_MIN};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overlay {
-    /// The network all hosts share, 100.96.0.0/16 say.
+    /// The network of all hosts, for example 100.96.0.0/16.
     pub network: IpNet,
-    /// The subnet of it that this host owns, 100.96.1.0/24 say.
+    /// The subnet of the network that this host owns, for example 100.96.1.0/24.
     pub subnet: IpNet,
-    /// Underlay address and port this host is bound to.
+    /// The underlay address and port that this host is bound to.
     pub underlay: SocketAddr,
-    /// The longest inner packet in bytes that the underlay carries: its interface's MTU less 28. Default 1472.
+    /// The longest inner packet that the underlay carries, in bytes: the interface MTU less 28. Default 1472.
     pub mtu: u16,
-    /// Which ends of the tunnel take one off the TTL.
+    /// The ends of the tunnel that decrement the TTL.
     pub ttl: TtlPolicy,
     /// Check of a datagram's sender.
     pub peer_check: PeerCheck,
-    /// Whether a peer may only send from addresses that are routed to it.
+    /// Check of the inner source against the peer's routes.
     pub source_check: SourceCheck,
-    /// Whether packets from peers may go on to other subnets than our own.
+    /// Permission of packets from peers to other subnets than the own one.
     pub transit: Transit,
-    /// What becomes of packets with a source route option.
+    /// Treatment of packets with a source route option.
     pub source_routes: SourceRoutes,
-    /// Whose address the ICMP errors carry that go out of our own TUN.
+    /// The source address of the ICMP errors to the own TUN device.
     pub icmp_source: IcmpSource,
-    /// TTL of our ICMP errors, in hops. Default 64.
+    /// The TTL of ICMP errors, in hops. Default 64.
     pub icmp_ttl: u8,
-    /// Which ECN field the outer packets get.
+    /// The ECN field of outer packets.
     pub ecn_ingress: EcnIngress,
-    /// What becomes of a congestion mark on an outer packet.
+    /// Treatment of a congestion mark on an outer packet.
     pub ecn_egress: EcnEgress,
-    /// Whether the flows to one peer may leave from different source ports.
+    /// The UDP source ports of outer packets.
     pub source_port: SourcePort,
 }
 
 impl Overlay {
-    /// flannel's settings, with all checks on.
+    /// Returns flannel's settings with all checks enabled.
     #[must_use]
     pub fn new(network: impl Into<IpNet>, subnet: impl Into<IpNet>, underlay: impl Into<SocketAddr>) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl Overlay {
         }
     }
 
-    /// Network and subnet, if the settings can be worked with.
+    /// Returns network and subnet if the settings are valid.
     pub(super) fn check(&self) -> Result<(Ipv4Net, Ipv4Net), OverlayError> {
         let own = self.underlay;
         if own.ip().is_unspecified() || own.ip().is_multicast() || own.port() == 0 {
@@ -112,34 +112,34 @@ impl Overlay {
     }
 }
 
-/// Settings that no forwarder can work with.
+/// The reason why a forwarder refuses settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OverlayError {
-    /// No host could have sent such a packet.
+    /// The address cannot be the source of a packet.
     #[error("{address} cannot be the source of ICMP errors; name an address of one host that the pods have a route to")]
     IcmpSource {
         /// The address.
         address: Ipv4Addr,
     },
-    /// Our ICMP errors would never get anywhere.
-    #[error("the TTL of ICMP errors is 0; 64 is the usual one")]
+    /// The ICMP errors would never arrive.
+    #[error("the TTL of ICMP errors is 0; choose 1 or more, 64 is common")]
     IcmpTtl,
-    /// The overlay carries IPv4 only so far.
+    /// The overlay does not carry IPv6 yet.
     #[error("{net} is IPv6, which the overlay does not carry yet")]
     Ipv6 {
         /// The network or subnet.
         net: IpNet,
     },
-    /// Below 68 bytes, which every IPv4 path carries (RFC 791).
-    #[error("an MTU of {mtu} is below 68, the least that every IPv4 path carries")]
+    /// The MTU is below 68 bytes, which every IPv4 path carries (RFC 791).
+    #[error("MTU {mtu} is below the IPv4 minimum of 68; choose 68 or more")]
     Mtu {
         /// The MTU.
         mtu: u16,
     },
-    /// Routers carry no packets of these addresses (R71). A network that is inside 240/4 or 169.254/16 as a whole is carried.
+    /// Routers do not forward packets of these addresses (R71), unless the whole network is inside 240/4 or 169.254/16.
     #[error(
-        "subnet {subnet} is in {range}, whose addresses are not carried; choose another network, 100.96.0.0/16 say"
+        "subnet {subnet} is in {range}, whose addresses are not carried; choose another network such as 100.96.0.0/16"
     )]
     Special {
         /// The subnet.
@@ -147,7 +147,7 @@ pub enum OverlayError {
         /// The range.
         range: IpNet,
     },
-    /// A host's subnet has to be part of the network.
+    /// The subnet must be part of the network.
     #[error("subnet {subnet} is not inside the overlay network {network}; choose a part of it")]
     SubnetOutside {
         /// The subnet.
@@ -155,13 +155,13 @@ pub enum OverlayError {
         /// The network.
         network: IpNet,
     },
-    /// Without the very address and port that peers send to, our own packets could not be told inside the tunnel.
-    #[error("{address} is no address and port of one host; name those that the socket is bound to")]
+    /// The forwarder recognises its own packets inside the tunnel by the address and port that peers send to.
+    #[error("{address} is not the address and port of one host; use those that the socket is bound to")]
     Underlay {
         /// The address and port.
         address: SocketAddr,
     },
-    /// The TUN device's address would be 0.0.0.0.
+    /// The address of the TUN device would be 0.0.0.0.
     #[error("subnet {subnet} begins at 0.0.0.0, which cannot be the TUN device's address; choose another")]
     SubnetUnspecified {
         /// The subnet.
@@ -169,128 +169,132 @@ pub enum OverlayError {
     },
 }
 
-/// Which ends of the tunnel take one off a packet's TTL.
+/// The ends of the tunnel that decrement a packet's TTL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TtlPolicy {
-    /// Both, as flannel does: each end is a router hop.
+    /// Both ends, as flannel does: each end is a router hop.
     #[default]
     BothEnds,
-    /// The encapsulating end alone: the tunnel is one hop (RFC 2003 3.1).
+    /// The encapsulating end only: the tunnel is one hop (RFC 2003 section 3.1).
     Ingress,
-    /// Neither: the tunnel cannot be seen, and nothing but the kernel's own hops ends a routing loop.
+    /// Neither end: the tunnel is invisible, and only the kernel's hops end a routing loop.
     Preserve,
 }
 
-/// Check of a datagram's sender, before its payload is looked at.
+/// Check of a datagram's sender, which precedes all checks of its payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeerCheck {
-    /// The sender's address must be the address of a next hop. Its port may be any.
+    /// The sender's address must be the address of a next hop. Its port is not checked.
     #[default]
     Address,
-    /// The sender's address and port must be those of a next hop, and [`SourceCheck::Strict`] compares both. Other processes
-    /// on a peer's host are then refused. So are peers whose source port depends on the flow ([`SourcePort::ByFlow`]) or is
-    /// changed by NAT.
+    /// The sender's address and port must be those of a next hop, and [`SourceCheck::Strict`] compares both. This
+    /// refuses other processes on a peer's host. It also refuses peers whose source port depends on the flow
+    /// ([`SourcePort::ByFlow`]) or is changed by NAT.
     ///
-    /// This does not stop a pod that its host masquerades: Linux keeps the pod's source port where it can, and the pod may
-    /// choose the tunnel's.
+    /// It does not refuse a pod that its host masquerades: Linux keeps the pod's source port where it can, and the pod
+    /// may use the tunnel's port.
     AddressPort,
-    /// Any sender is accepted if the inner source has a route: flannel's own trust, for peers behind NAT.
+    /// Any sender is accepted if the inner source has a route. This is flannel's behaviour and supports peers behind
+    /// NAT.
     ///
-    /// Anyone who can reach the socket may then send packets in the name of any peer's pods. Our own subnet stays refused as
-    /// inner source by [`SourceCheck::Strict`]. A packet comes from the peer that its inner source is routed to: ICMP errors
-    /// go there, and [`Transit::Allowed`] does not send it back there.
+    /// Anybody who can reach the socket may then send packets with the source addresses of any peer's pods.
+    /// [`SourceCheck::Strict`] still refuses the own subnet as inner source. A packet counts as coming from the peer
+    /// that its inner source is routed to. ICMP errors go to that peer, and [`Transit::Allowed`] does not send the
+    /// packet back to it.
     Off,
 }
 
-/// Whether the inner source must be routed to the peer that sent the packet.
+/// Check that the inner source is routed to the peer that sent the packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceCheck {
-    /// It must, or be the peer's own underlay address.
+    /// The inner source must be routed to the peer, or be the peer's own underlay address.
     #[default]
     Strict,
-    /// Any known peer may send from any address. With [`PeerCheck::Off`], other senders need an inner source with a route.
+    /// Any known peer may use any inner source. With [`PeerCheck::Off`], other senders need an inner source with a
+    /// route.
     Off,
 }
 
-/// Whether packets from peers may be for others than our own subnet.
+/// Permission of packets from peers to other subnets than the own one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Transit {
-    /// They go to the TUN, and the kernel's routes decide; but never for the peer they came from.
+    /// They are written to the TUN device and the kernel's routes decide. A packet is never sent back to its peer.
     Allowed,
     /// They are dropped.
     #[default]
     Refused,
 }
 
-/// What becomes of packets with a loose or strict source route.
+/// Treatment of packets with a loose or strict source route.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceRoutes {
-    /// They are dropped (RFC 7126 4.3 and 4.4).
+    /// They are dropped (RFC 7126 sections 4.3 and 4.4).
     #[default]
     Dropped,
-    /// They are forwarded as if the option were any other: we neither follow nor change it.
+    /// They are forwarded like packets with any other option: the option is neither followed nor changed.
     Forwarded,
 }
 
-/// Whose address the ICMP errors carry that we write to our own TUN.
+/// The source address of the ICMP errors that are written to the own TUN device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IcmpSource {
-    /// The address the offender was for. Linux takes it everywhere, while it drops packets that come out of a TUN with that
-    /// TUN's own address as source (a martian, unless `accept_local` is set).
+    /// The destination of the offending packet. Linux always accepts it. Linux drops packets from a TUN device whose
+    /// source is that device's own address, as martians, unless `accept_local` is set.
     #[default]
     OffenderDestination,
-    /// This one: routable from the pods, and not an address of this host unless the TUN's `accept_local` is 1.
+    /// This address. It must be routable from the pods. It must not be an address of this host unless the TUN device's
+    /// `accept_local` is 1.
     Fixed(Ipv4Addr),
 }
 
-/// Which ECN field the outer packets get (RFC 6040 4.1).
+/// The ECN field of outer packets (RFC 6040 section 4.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EcnIngress {
-    /// Not-ECT on every one: the other end may ignore the outer field, as flannel does, and a mark would be lost.
+    /// Always Not-ECT: the other end may ignore the outer field, as flannel does, and a congestion mark would be lost.
     #[default]
     Compatibility,
-    /// The inner packet's: for tunnels whose other ends all combine.
+    /// The inner packet's field, for tunnels whose other ends all support [`EcnEgress::Combined`].
     Normal,
 }
 
-/// What becomes of a congestion mark on an outer packet (RFC 6040 4.2).
+/// Treatment of a congestion mark on an outer packet (RFC 6040 section 4.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EcnEgress {
-    /// It goes on to the inner packet; one whose sender does not take part in ECN is dropped instead.
+    /// It is copied to the inner packet. A packet whose sender does not support ECN is dropped instead.
     #[default]
     Combined,
-    /// It is lost, and the inner packet keeps its field.
+    /// It is ignored, and the inner packet keeps its field.
     Ignored,
 }
 
-/// Which UDP source ports the packets to one peer have.
+/// The UDP source ports of the packets to one peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourcePort {
-    /// By a hash of the inner addresses and ports, as many as the transport has: routers and the other end's queues can then
-    /// spread the flows. One flow keeps its port, and so its order.
+    /// A hash of the inner addresses and ports selects one of all ports of the transport. Routers and the other end's
+    /// queues can then distribute the flows. One flow keeps its port, and thus its order.
     ByFlow,
-    /// The one port that we are bound to.
+    /// The port that the socket is bound to.
     #[default]
     Fixed,
 }
 
-/// Section B of the conformance list: sources and destinations that are dropped in silence, the source looked at first.
+/// Checks section B of the conformance list, the source first. These packets are dropped without an ICMP error.
 #[inline]
 pub(super) fn check_addresses(header: &Ipv4Header, network: &Ipv4Net) -> Result<(), DropReason> {
     let (source, destination) = (header.source(), header.destination());
     if is_ordinary(source) && is_ordinary(destination) { Ok(()) } else { check_special(source, destination, network) }
 }
 
-/// With a network inside of a special range, all packets come here (R71).
+/// Checks addresses in special ranges. If the network is inside a special range, all packets come here (R71).
 #[cold]
 fn check_special(source: Ipv4Addr, destination: Ipv4Addr, network: &Ipv4Net) -> Result<(), DropReason> {
     match source.octets() {
@@ -309,7 +313,7 @@ fn check_special(source: Ipv4Addr, destination: Ipv4Addr, network: &Ipv4Net) -> 
     }
 }
 
-/// Surely none of the special addresses; 169/8 as a whole is looked at twice.
+/// Returns true if an address is certainly ordinary. 169/8 as a whole is checked further.
 #[inline]
 fn is_ordinary(address: Ipv4Addr) -> bool {
     /// A bit for each first byte.

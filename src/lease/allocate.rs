@@ -1,4 +1,4 @@
-//! Which subnet a host should lease.
+//! Allocation of a subnet lease for a host.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -7,26 +7,27 @@ use ipnet::IpNet;
 
 use super::range::{SubnetRange, bits};
 
-/// How many free subnets one is drawn from; flannel's number. More make a lost race rarer.
+/// The number of free subnets from which one is drawn. It is flannel's number; more would make lost races rarer.
 const DRAWN_FROM: usize = 100;
 
-/// A lease there is, as far as it matters to who looks for one. Those of other kinds of overlay hold their subnets too, and so
-/// do those that cannot be read, whose hosts are nobody: 0.0.0.0.
+/// An existing lease, as far as an allocation needs it. Leases of other backends hold their subnets too. So do
+/// unreadable leases, whose host is 0.0.0.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// Its subnet.
+    /// The subnet.
     pub subnet: IpNet,
     /// The underlay address of its owner.
     pub host: IpAddr,
-    /// Position in the order of creation: an etcd key's create revision. 0 if that is not known.
+    /// The position in the order of creation: an etcd key's create revision, or 0 if it is unknown.
     pub created: u64,
 }
 
 impl Held {
     /// Returns true if this lease has to give way to `other`, an older lease of another host that overlaps it.
     ///
-    /// Two hosts can create overlapping leases where keys have several spellings or subnets several lengths. The younger lease
-    /// gives way, and every host that sees both decides the same. No lease gives way to one of unknown age.
+    /// Two hosts can create overlapping leases where keys have several spellings or subnets several lengths. The
+    /// younger lease gives way, and every host that sees both decides the same. No lease gives way to one of unknown
+    /// age.
     #[must_use]
     pub fn gives_way_to(&self, other: &Self) -> bool {
         let overlaps = self.subnet.contains(&other.subnet) || other.subnet.contains(&self.subnet);
@@ -35,53 +36,57 @@ impl Held {
     }
 }
 
-/// What to try on the way to a lease.
+/// One step of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// Delete this lease of ours: the network no longer has such subnets, or it has to give way to another host's lease.
+    /// Delete this lease of the own host: it does not fit the network, or it gives way to another host's lease.
     Delete(IpNet),
-    /// Renew this lease with our attributes: it is ours from an earlier run.
+    /// Renew this lease of the own host from an earlier run, with the current attributes.
     TakeOver(IpNet),
-    /// Create a lease of this subnet unless there is one by now.
+    /// Create a lease of this subnet unless one exists.
     Create(IpNet),
 }
 
-/// There is nothing to lease.
+/// The reason why no subnet can be leased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocateError {
-    /// Every subnet is held by somebody.
+    /// Every subnet is leased.
     #[error(
         "no /{subnet_len} is free from {first} to {last}, with {held} leases held; delete leases of hosts that are gone, or \
          choose a larger network"
     )]
     NoneFree {
-        /// Where the first subnet that may be leased begins.
+        /// The first address of the first subnet that may be leased.
         first: IpAddr,
-        /// Where the last one begins.
+        /// The first address of the last subnet that may be leased.
         last: IpAddr,
-        /// Length of the subnets' prefixes in bits.
+        /// The prefix length of the subnets in bits.
         subnet_len: u8,
-        /// How many leases there are.
+        /// The number of leases.
         held: usize,
     },
 }
 
-/// What the host at `host` should do for a lease, in order: go on to the next step when one is lost to somebody else, stop at
-/// the first [`Step::TakeOver`] or [`Step::Create`] that succeeds.
+/// Returns the steps by which the host at `host` gets a lease, in their order.
 ///
-/// 1. Leases of ours that do not fit the network, or that [give way](Held::gives_way_to) to another host's, are deleted.
-/// 2. One that fits is taken over: that of `previous` (the subnet of an earlier run, from its `subnet.env`) before others,
-///    and the lowest of those.
-/// 3. `previous` is created, if it fits and nobody holds any of it.
-/// 4. The first hundred free subnets are created, in random order: hosts that start together seldom want the same.
+/// If another host wins a step, go on to the next. Stop at the first [`Step::TakeOver`] or [`Step::Create`] that
+/// succeeds.
 ///
-/// `random` returns any number, different each time.
+/// 1. Leases of this host that do not fit the network, or that [give way](Held::gives_way_to) to another host's, are
+///    deleted.
+/// 2. A lease of this host that fits is taken over. The lease of `previous` (the subnet of an earlier run, from its
+///    `subnet.env`) comes first, then the lowest one.
+/// 3. A lease of `previous` is created if it fits and overlaps no other lease.
+/// 4. A lease of one of the first hundred free subnets is created, in random order, so hosts that start together seldom
+///    choose the same.
+///
+/// `random` returns a different number each time.
 ///
 /// # Errors
-/// [`AllocateError::NoneFree`] if there is nothing to take over and nothing to create.
-pub fn candidates(
+/// [`AllocateError::NoneFree`] if there is no lease to take over and no free subnet.
+pub fn allocation_order(
     range: &SubnetRange,
     held: &[Held],
     host: IpAddr,
@@ -114,7 +119,7 @@ pub fn candidates(
     Ok(steps)
 }
 
-/// The subnets that nobody holds any part of, in order.
+/// Returns the subnets that overlap no lease, in their order.
 fn free(range: &SubnetRange, taken: &Taken) -> impl Iterator<Item = IpNet> {
     let (first, last, size) = range.bounds();
     let mut next = Some(first);
@@ -122,7 +127,7 @@ fn free(range: &SubnetRange, taken: &Taken) -> impl Iterator<Item = IpNet> {
         loop {
             let begin = next.filter(|begin| *begin <= last)?;
             match taken.end_of_overlap(begin, size) {
-                // The next one that begins behind it.
+                // The next subnet that begins after it.
                 Some(end) => next = (end | (size - 1)).checked_add(1),
                 None => {
                     next = begin.checked_add(size);
@@ -133,11 +138,11 @@ fn free(range: &SubnetRange, taken: &Taken) -> impl Iterator<Item = IpNet> {
     })
 }
 
-/// The addresses that are held, as first and last of each stretch: sorted, and none touching another.
+/// The leased addresses as first and last of each range. The ranges are sorted and do not touch.
 struct Taken(Vec<(u128, u128)>);
 
 impl Taken {
-    /// The subnets are of one family.
+    /// Merges subnets of one address family.
     fn new(subnets: impl Iterator<Item = IpNet>) -> Self {
         let mut stretches: Vec<_> = subnets.map(|subnet| (bits(subnet.network()), bits(subnet.broadcast()))).collect();
         stretches.sort_unstable();
@@ -149,7 +154,7 @@ impl Taken {
         Self(stretches)
     }
 
-    /// The last address held of the first stretch that begins or goes on in these `size` addresses.
+    /// Returns the last leased address of the first range that overlaps these `size` addresses.
     fn end_of_overlap(&self, begin: u128, size: u128) -> Option<u128> {
         let at = self.0.partition_point(|(_, last)| *last < begin);
         let (first, last) = self.0.get(at)?;
@@ -157,7 +162,7 @@ impl Taken {
     }
 }
 
-/// Fisher and Yates.
+/// Shuffles the items (Fisher and Yates).
 fn shuffle<T>(items: &mut [T], random: &mut impl FnMut() -> u64) {
     for at in (1..items.len()).rev() {
         let other = (u128::from(random()) * (at as u128 + 1)) >> 64;

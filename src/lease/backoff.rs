@@ -1,11 +1,12 @@
-//! When to ask a source again.
+//! Delays between attempts to reach a source.
 
 use core::time::Duration;
 
-/// Spaces out the attempts to list or watch a source that fails, and tells the first failure from its repetitions.
+/// A delay timer for a source that fails. It also distinguishes the first failure from its repetitions.
 ///
-/// A listing that succeeds does not end the spacing: after a compaction of etcd every list succeeds and every watch fails at
-/// once, and who starts afresh each time asks as fast as the network allows. Only a source that went well for as long as the
+/// A successful listing does not reset the delay. After a compaction of etcd, every list succeeds and every watch fails
+/// at once; a reset would then poll as fast as the network allows. The delay is reset after the source has worked for
+/// as long as the last delay.
 /// last delay does.
 ///
 /// ```
@@ -22,36 +23,36 @@ use core::time::Duration;
 pub struct Backoff {
     least: Duration,
     most: Duration,
-    /// The last delay, before anything random was taken off; zero if all is well.
+    /// The last delay without the random reduction. It is zero if the source works.
     delay: Duration,
     well_since: Option<Duration>,
 }
 
-/// What to do about a failure.
+/// The reaction to a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Retry {
-    /// When to try again, on the caller's clock.
+    /// The time of the next attempt, on the caller's clock.
     pub at: Duration,
-    /// Whether it is the first failure after all went well: the one to log.
+    /// True for the first failure after the source worked. Log this one.
     pub is_news: bool,
 }
 
 impl Backoff {
     /// The first delay of [`Backoff::default`].
     pub const LEAST: Duration = Duration::from_secs(1);
-    /// The longest delay of [`Backoff::default`]: flannel retries in a minute.
+    /// The longest delay of [`Backoff::default`]: flannel retries after a minute.
     pub const MOST: Duration = Duration::from_secs(60);
 
-    /// Delays that double from `least` (at least a millisecond) to `most` (at least `least`).
+    /// Creates a timer whose delays double from `least` (at least a millisecond) to `most` (at least `least`).
     #[must_use]
     pub fn new(least: Duration, most: Duration) -> Self {
         let least = least.max(Duration::from_millis(1));
         Self { least, most: most.max(least), delay: Duration::ZERO, well_since: None }
     }
 
-    /// An attempt failed at `now`. `random` is any number; it takes up to half of the delay off, so that hosts which lost
-    /// their source together do not come back together.
+    /// Records a failed attempt at `now`. `random` is any number. It shortens the delay by up to half, so hosts that
+    /// lost their source together do not retry together.
     pub fn failed(&mut self, now: Duration, random: u64) -> Retry {
         let went_well = self.well_since.take().is_some_and(|since| now.saturating_sub(since) >= self.delay);
         if went_well {
@@ -64,7 +65,7 @@ impl Backoff {
         Retry { at: now.saturating_add(wait), is_news }
     }
 
-    /// An attempt succeeded at `now`.
+    /// Records a successful attempt at `now`.
     pub fn succeeded(&mut self, now: Duration) {
         self.well_since.get_or_insert(now);
     }
@@ -76,7 +77,7 @@ impl Default for Backoff {
     }
 }
 
-/// `parts` of 2³² parts.
+/// Returns `parts` / 2³² of a duration.
 fn scaled(duration: Duration, parts: u64) -> Duration {
     let nanos = (duration.as_nanos() * u128::from(parts)) >> 32;
     u64::try_from(nanos).map_or(duration, Duration::from_nanos)

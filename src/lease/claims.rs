@@ -1,7 +1,7 @@
-//! Who claims which subnet, who of them has the route, and where claims contradict one another.
+//! Claims of leases on subnets: the claimants of each subnet, their routes, and the conflicts between them.
 //!
-//! Every change is followed at once, and costs what it touches: the claims of one subnet, and for overlaps the subnets inside
-//! it. What leaves is the difference to what left before, however many changes there were in between.
+//! A change costs in proportion to what it affects: the claims of one subnet, and for overlaps the subnets inside it.
+//! The route changes are the difference to the last call, regardless of the number of changes in between.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -19,18 +19,18 @@ use crate::route::{NextHop, Route, RouteChange};
 #[derive(Clone, Debug)]
 pub(super) struct Claims<K> {
     own: IpNet,
-    /// Who claims a subnet, in the order of their ids; nobody's are not in here.
+    /// The claimants of each subnet, in the order of their ids. Subnets without claimants are not stored.
     subnets: BTreeMap<IpNet, Claimants<K>>,
-    /// How many subnets there are of each length, IPv6 or not: with flannel's leases there is one length.
+    /// The number of subnets of each length, for IPv4 and IPv6. With flannel's leases there is one length.
     lengths: [BTreeMap<u8, usize>; 2],
-    /// How many routes lead to a host.
+    /// The number of routes to each host.
     hosts: BTreeMap<SocketAddr, usize>,
-    /// What was routed when somebody last asked, where that differs.
+    /// The previous routes of all subnets whose route changed since the last call.
     before: BTreeMap<IpNet, Option<NextHop>>,
     pub(super) book: Book<K>,
 }
 
-/// Nearly always there is one: it needs no list.
+/// The claimants of one subnet. Most subnets have one, which needs no list.
 #[derive(Clone, Debug)]
 struct Claimants<K> {
     first: Claim<K>,
@@ -55,7 +55,7 @@ impl<K: Ord + Clone> Claims<K> {
         }
     }
 
-    /// A lease claims its subnet, or claims it differently.
+    /// Adds or replaces the claim of a lease on its subnet.
     pub(super) fn set(&mut self, id: LeaseId<K>, lease: &Lease) {
         let claim = Claim { id, hop: NextHop { address: lease.next_hop, mtu: lease.mtu } };
         let (before, contested) = match self.subnets.entry(lease.subnet) {
@@ -74,7 +74,7 @@ impl<K: Ord + Clone> Claims<K> {
         self.follow(lease.subnet, before, contested);
     }
 
-    /// A lease claims its subnet no more.
+    /// Removes the claim of a lease on its subnet.
     pub(super) fn remove(&mut self, id: &LeaseId<K>, subnet: IpNet) {
         let Entry::Occupied(mut entry) = self.subnets.entry(subnet) else { return };
         let before = entry.get().first.hop;
@@ -87,7 +87,7 @@ impl<K: Ord + Clone> Claims<K> {
         self.follow(subnet, Some(before), contested);
     }
 
-    /// The routes, in the order of their subnets.
+    /// Returns the routes, in the order of their subnets.
     pub(super) fn routes(&self) -> impl Iterator<Item = Route> {
         self.subnets.iter().map(|(subnet, claimants)| route(*subnet, claimants.first.hop))
     }
@@ -122,7 +122,7 @@ impl<K: Ord + Clone> Claims<K> {
         before.into_keys().map(change).collect()
     }
 
-    /// All that depends on the claims of one subnet.
+    /// Updates everything that depends on the claims of one subnet.
     fn follow(&mut self, subnet: IpNet, before: Option<NextHop>, was_contested: bool) {
         let claimants = self.subnets.get(&subnet);
         let after = claimants.map(|claimants| claimants.first.hop);
@@ -201,7 +201,7 @@ impl<K: Ord + Clone> Claims<K> {
         }
     }
 
-    /// The longest prefix around a subnet.
+    /// Returns the longest prefix that contains a subnet.
     fn around(&self, subnet: IpNet) -> Option<IpNet> {
         let lengths = match subnet {
             IpNet::V4(_) => &self.lengths[0],
@@ -212,10 +212,10 @@ impl<K: Ord + Clone> Claims<K> {
         networks.find(|network| self.subnets.contains_key(network))
     }
 
-    /// The subnets inside another, and our own if it is.
+    /// Returns the subnets inside another one, including this host's own.
     fn inside(&self, outer: IpNet) -> Vec<IpNet> {
         let own = (outer.contains(&self.own) && outer != self.own).then_some(self.own);
-        // A network's first address is the lowest of all within, and shorter prefixes come before longer ones.
+        // A network's first address is the lowest inside it, and shorter prefixes sort before longer ones.
         let after = (Bound::Excluded(outer), Bound::Unbounded);
         let following = self.subnets.range(after).map(|(subnet, _)| *subnet);
         let mut inside = vec![];
@@ -261,7 +261,7 @@ impl<K: Ord + Clone> Claimants<K> {
         }
     }
 
-    /// There are others.
+    /// Removes a claim. There must be other claims.
     fn remove(&mut self, id: &LeaseId<K>) {
         if *id == self.first.id {
             self.first = self.others.remove(0);
@@ -270,7 +270,7 @@ impl<K: Ord + Clone> Claimants<K> {
         }
     }
 
-    /// Several sources that say the same contradict nobody.
+    /// Returns the conflict, if any. Sources that claim the same do not contradict each other.
     fn conflict(&self, subnet: IpNet) -> Option<Conflict<K>> {
         let rival = self.others.iter().find(|other| other.hop != self.first.hop)?;
         Some(Conflict::Duplicate { subnet, in_force: self.first.hop.address, rival: rival.hop.address })

@@ -1,4 +1,4 @@
-//! Leases that contradict one another, or what this host is.
+//! Conflicts between leases, or between a lease and this host's identity.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -11,58 +11,57 @@ use ipnet::IpNet;
 use super::event::LeaseId;
 use crate::route::RouteError;
 
-/// A mistake in the leases. All other leases are in force nevertheless.
+/// A mistake in the leases. All other leases stay in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Conflict<K> {
-    /// Leases give one subnet to several hosts, or to one over different paths. The one with the lowest [`LeaseId`] has the
-    /// route.
+    /// Leases assign one subnet to several hosts, or to one host with different path MTUs. The lease with the lowest
+    /// [`LeaseId`] has the route.
     Duplicate {
         /// The subnet.
         subnet: IpNet,
-        /// Who has the route.
+        /// The host that has the route.
         in_force: SocketAddr,
-        /// The first, by [`LeaseId`], who has not.
+        /// The first other host, by [`LeaseId`].
         rival: SocketAddr,
     },
-    /// A subnet lies inside another one. Both have their routes, and the longest match decides; hosts that look for the first
-    /// match instead, as flannel's do, may decide otherwise.
+    /// A subnet lies inside another one. Both have their routes, and the longest match decides. Hosts that use the
+    /// first match, as flannel's do, may decide differently.
     Overlap {
         /// The longer prefix: a lease's, or this host's own subnet.
         inner: IpNet,
-        /// The longest of the prefixes around it.
+        /// The longest prefix that contains it.
         outer: IpNet,
     },
-    /// A lease that gets no route, whatever the others say.
+    /// A lease that gets no route, regardless of the other leases.
     Refused {
-        /// Which lease.
+        /// The lease.
         id: LeaseId<K>,
         /// Its subnet.
         subnet: IpNet,
-        /// Its owner, as it says.
+        /// The owner according to the lease.
         next_hop: SocketAddr,
-        /// What is wrong with it.
+        /// The reason.
         reason: Refusal,
     },
-    /// One host has several subnets, all of them routed. Most often all but one are leases that it has given up and nobody
-    /// deleted.
+    /// One host has several subnets, and all are routed. Usually all but one are old leases that nobody deleted.
     SharedNextHop {
         /// The host.
         next_hop: SocketAddr,
     },
 }
 
-/// What is wrong with a lease, looked at alone.
+/// The reason why a lease is refused, regardless of other leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The tunnel would have to carry its own packets.
+    /// The tunnel would carry its own packets.
     #[error("the next hop is inside the overlay network {network}; name the owner's underlay address")]
     NextHopInOverlay {
         /// The overlay network.
         network: IpNet,
     },
-    /// The kernel hands us packets for the overlay network alone, and from nowhere else may they come.
+    /// The overlay route covers the overlay network only, and packets with other sources are dropped.
     #[error(
         "the subnet is no part of the overlay network {network}; delete the lease if it is left of an older network"
     )]
@@ -70,16 +69,16 @@ pub enum Refusal {
         /// The overlay network.
         network: IpNet,
     },
-    /// A subnet that is not ours leads to the very address and port we are bound to.
+    /// Another subnet has this host's own underlay address and port as next hop.
     #[error("the next hop is this host, which owns another subnet; delete the lease if it is left of an earlier run")]
     OwnAddress,
-    /// Another host claims our subnet or a part of it.
+    /// Another host claims this host's subnet or a part of it.
     #[error("the subnet belongs to this host's own, {own}; only one of the two can keep it")]
     OwnSubnet {
-        /// Our subnet.
+        /// This host's subnet.
         own: IpNet,
     },
-    /// No route table takes it.
+    /// The route table refuses the route.
     #[error("{0}")]
     Unroutable(RouteError),
 }
@@ -109,17 +108,17 @@ impl<K> fmt::Display for Conflict<K> {
     }
 }
 
-/// News of a conflict.
+/// A change of a conflict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConflictChange<K> {
-    /// It is new.
+    /// The conflict began.
     Began(Conflict<K>),
-    /// It is no more, or no more like this.
+    /// The conflict ended or changed.
     Ended(Conflict<K>),
 }
 
-/// How many conflicts there are of each kind.
+/// The number of conflicts of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConflictCounts {
@@ -142,7 +141,7 @@ pub struct ConflictCounts {
 }
 
 impl ConflictCounts {
-    /// All of them.
+    /// Returns the number of all conflicts.
     #[must_use]
     pub fn total(&self) -> u64 {
         let refused =
@@ -166,7 +165,8 @@ impl ConflictCounts {
     }
 }
 
-/// What a conflict is about. There is at most one for each, so that one change of a lease is a bounded number of reports.
+/// The subject of a conflict. There is at most one conflict for each, so one change of a lease causes a bounded number
+/// of reports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Subject<K> {
     Lease(LeaseId<K>),
@@ -175,11 +175,11 @@ pub(super) enum Subject<K> {
     Host(SocketAddr),
 }
 
-/// The conflicts there are, and what changed since somebody last asked.
+/// The current conflicts, and the changes since the last call.
 #[derive(Clone, Debug)]
 pub(super) struct Book<K> {
     conflicts: BTreeMap<Subject<K>, Conflict<K>>,
-    /// What was there when somebody last asked, where that differs.
+    /// The previous conflicts of all subjects whose conflict changed since the last call.
     before: BTreeMap<Subject<K>, Option<Conflict<K>>>,
     now: ConflictCounts,
     ever: ConflictCounts,

@@ -1,4 +1,4 @@
-//! Leases, who says so, and what can happen to them.
+//! Leases, their sources, and the events that change them.
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -8,82 +8,82 @@ use ipnet::IpNet;
 
 use crate::route::Route;
 
-/// A subnet and the host that owns it, for as long as it does.
+/// A subnet and the host that owns it for a limited time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
-    /// The subnet. Host bits do not matter.
+    /// The subnet. Host bits are ignored.
     pub subnet: IpNet,
-    /// Underlay address and port of the owner.
+    /// The underlay address and port of the owner.
     pub next_hop: SocketAddr,
-    /// The longest inner packet in bytes that the path to the owner carries, where that is less than the overlay's.
+    /// The MTU of the path to the owner, in bytes of inner packet, if it is less than the overlay's.
     pub mtu: Option<u16>,
-    /// When it ends unless it is renewed, on the caller's clock. `None`: when the source says so.
+    /// The time at which it ends unless it is renewed, on the caller's clock. `None` if only its source ends it.
     pub expires: Option<Duration>,
 }
 
 impl Lease {
-    /// A lease that only its source ends, over a path as wide as the overlay's.
+    /// Creates a lease without an end, whose path MTU is the overlay's.
     #[must_use]
     pub fn new(subnet: impl Into<IpNet>, next_hop: impl Into<SocketAddr>) -> Self {
         Self { subnet: subnet.into(), next_hop: next_hop.into(), mtu: None, expires: None }
     }
 
-    /// The route that the lease asks for.
+    /// Returns the route of the lease.
     #[must_use]
     pub fn route(&self) -> Route {
         Route { subnet: self.subnet, next_hop: self.next_hop, mtu: self.mtu }
     }
 
-    /// Host bits cleared, an IPv4 address never dressed as an IPv6 one: one spelling for one thing.
+    /// Returns the canonical form: host bits cleared, and an IPv4-mapped IPv6 address as IPv4.
     pub(super) fn normalised(self) -> Self {
         let next_hop = SocketAddr::new(self.next_hop.ip().to_canonical(), self.next_hop.port());
         Self { subnet: self.subnet.trunc(), next_hop, ..self }
     }
 }
 
-/// Where leases come from: etcd, a file, an operator. Where two claim one subnet, the lower number is believed.
+/// A source of leases, such as etcd, a file or an operator. If two sources claim one subnet, the lower number wins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(
     /// The rank, 0 first.
     pub u16,
 );
 
-/// What a lease is known by. The order decides between claims of one subnet, so it is the same on every host where the keys
-/// are the source's own.
+/// The identity of a lease. Its order decides between claims of one subnet. The order is the same on every host if the
+/// keys are the source's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId<K> {
-    /// Who says so.
+    /// The source.
     pub source: SourceId,
-    /// What that source calls the lease: the etcd key, the node's name, the number of a line.
+    /// The source's name for the lease: an etcd key, a node name or a line number.
     pub key: K,
 }
 
-/// What a source has to say.
+/// An event of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseEvent<K> {
     /// The lease is new, renewed or changed.
     Added {
-        /// What the source calls it.
+        /// The source's name for the lease.
         key: K,
-        /// All that is known of it now.
+        /// The current state of the lease.
         lease: Lease,
     },
-    /// The lease is gone.
+    /// The lease no longer exists.
     Removed {
-        /// What the source calls it.
+        /// The source's name for the lease.
         key: K,
     },
-    /// All leases the source has: what is not among them is gone.
+    /// All leases of the source. Leases that are not in the list no longer exist.
     ///
-    /// There is no snapshot of a listing that failed; that is [`SourceLost`](Self::SourceLost), and takes nothing away. Of
-    /// several leases with one key the last stands, as if they had been added one by one.
+    /// A failed listing is no snapshot: it is [`SourceLost`](Self::SourceLost), which removes no lease. Of several
+    /// leases with one key the last one counts, as if they were added one by one.
     Snapshot(
         /// The leases with their keys, in any order.
         Vec<(K, Lease)>,
     ),
-    /// The source can be heard again and has told everything in between: a watch that went on where it broke off.
+    /// The source is reachable again and has reported every change in between. Example: a watch that resumed.
     SourceHeard,
-    /// The source cannot be heard: a watch ended, a listing failed. Its leases stay.
+    /// The source is unreachable: a watch ended or a listing failed. Its leases stay.
     SourceLost,
 }

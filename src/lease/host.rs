@@ -1,4 +1,4 @@
-//! This host, and which leases can be nothing to it but a mistake.
+//! This host's identity, by which leases are judged.
 
 use core::net::SocketAddr;
 
@@ -8,30 +8,30 @@ use super::conflict::Refusal;
 use super::event::Lease;
 use crate::route;
 
-/// What a host has to know about itself to judge the leases of others.
+/// The identity of this host, by which it judges the leases of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// The network all hosts share, 100.96.0.0/16 say. Host bits do not matter.
+    /// The network of all hosts, for example 100.96.0.0/16. Host bits are ignored.
     pub network: IpNet,
-    /// The subnet of it that this host owns, 100.96.1.0/24 say. Host bits do not matter.
+    /// The subnet of the network that this host owns, for example 100.96.1.0/24. Host bits are ignored.
     pub subnet: IpNet,
-    /// Underlay address and port by which others reach this host, and hence its own lease: those it is bound to, unless an
-    /// address is translated in between. (Those it is bound to are for `RoutePublisher::bound_to` in any case.)
+    /// The underlay address and port by which others reach this host, as in its own lease. It equals the bound address
+    /// and port unless NAT translates them. (`RoutePublisher::bound_to` always takes the bound ones.)
     pub underlay: SocketAddr,
 }
 
-/// What a lease is to this host, looked at alone.
+/// The relation of a single lease to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It may have its route, if no other lease for its subnet comes before.
+    /// It gets a route, unless another lease for its subnet precedes it.
     Contender,
-    /// It is this host's own.
+    /// It is this host's own lease.
     Own,
     Refused(Refusal),
 }
 
 impl Host {
-    /// A host of the overlay network that owns a subnet and is reached at an underlay address.
+    /// Creates the identity of a host that owns a subnet and is reached at an underlay address.
     #[must_use]
     pub fn new(network: impl Into<IpNet>, subnet: impl Into<IpNet>, underlay: impl Into<SocketAddr>) -> Self {
         Self { network: network.into(), subnet: subnet.into(), underlay: underlay.into() }
@@ -42,7 +42,7 @@ impl Host {
         Self { network: self.network.trunc(), subnet: self.subnet.trunc(), underlay }
     }
 
-    /// Both are normalised.
+    /// Judges a lease. Both must be normalised.
     pub(super) fn judge(&self, lease: &Lease) -> Standing {
         if lease.subnet == self.subnet && lease.next_hop == self.underlay {
             return Standing::Own;

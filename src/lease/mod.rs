@@ -1,4 +1,4 @@
-//! Which host owns which subnet, as others say: leases in, the fewest route changes out.
+//! Leases: which host owns which subnet, turned into the minimal route changes.
 //!
 //! ```text
 //!  a source of leases              Reconciler                        RoutePublisher
@@ -9,17 +9,19 @@
 //!                              └──────────────────┘
 //! ```
 //!
-//! Nothing here reads a clock, waits or talks to anybody: time is an argument (the [`Duration`](core::time::Duration) since
-//! any fixed moment, by a clock that does not jump), and so are the events.
+//! This module does no I/O and reads no clock. Events and time are arguments. The time is the
+//! [`Duration`](core::time::Duration) since any fixed moment, by a clock that does not jump.
 //!
 //! # The loop
-//! 1. Hand every event to [`Reconciler::handle_event`]; at [`Reconciler::poll_timeout`] call [`Reconciler::handle_timeout`].
-//! 2. When no event waits, give [`Reconciler::take_changes`] to the publisher, once for all of them.
-//! 3. Report [`Reconciler::take_conflict_changes`]. Where a source had to be asked again, [`Backoff`] says when, and whether that is
-//!    news.
-//! 4. A host that has to lease its own subnet tries [`candidates`] in their order, and renews as [`Tenure`] says.
+//! 1. Pass every event to [`Reconciler::handle_event`]. At [`Reconciler::poll_timeout`] call
+//!    [`Reconciler::handle_timeout`].
+//! 2. When no event is waiting, pass [`Reconciler::take_changes`] to the publisher, once for all of them.
+//! 3. Report [`Reconciler::take_conflict_changes`]. After a failure of a source, [`Backoff`] gives the time of the next
+//!    attempt, and tells whether to log the failure.
+//! 4. A host that leases its own subnet follows the steps of [`allocation_order`] and renews its lease by
+//!    [`RenewalTimer`].
 //!
-//! `examples/static_leases.rs` is such a loop, with a file for a source.
+//! `examples/static_leases.rs` is such a loop with a file as its source.
 //!
 //! ```
 //! use core::time::Duration;
@@ -41,7 +43,7 @@
 //! reconciler.handle_event(source, LeaseEvent::Snapshot(list), Duration::ZERO);
 //! assert_eq!(reconciler.take_changes(), [RouteChange::Set(Route::new(theirs, ([10, 168, 0, 3], 8285)))]);
 //!
-//! // A lease that moved while nobody watched: the next list shows it.
+//! // A lease that moved while the source was unreachable: the next list shows it.
 //! let list = vec![("theirs", Lease::new(theirs, ([10, 168, 0, 4], 8285)))];
 //! reconciler.handle_event(source, LeaseEvent::Snapshot(list), Duration::from_secs(60));
 //! assert_eq!(reconciler.take_changes(), [RouteChange::Set(Route::new(theirs, ([10, 168, 0, 4], 8285)))]);
@@ -49,22 +51,21 @@
 //! # }
 //! ```
 //!
-//! # What becomes of a lease
-//! Routes and conflicts depend on the leases that are held and on nothing else: not on the order in which they came. So every
-//! host that sees the same leases decides alike, and a lease that had to stand back gets its route as soon as what was in its
-//! way is gone.
+//! # Routes and conflicts
+//! Routes and conflicts depend only on the current leases, not on the order of their events. So every host that sees
+//! the same leases decides the same. A lease without a route gets it as soon as the obstacle is gone.
 //!
-//! | the lease | its route | the conflict |
+//! | lease | route | conflict |
 //! | --- | --- | --- |
-//! | our subnet, our address | none: packets for it stay here | none |
-//! | our subnet or a part of it, another's address | none | [`Refusal::OwnSubnet`] |
-//! | a next hop or subnet that no table takes | none | [`Refusal::Unroutable`] |
-//! | a subnet that is no part of the overlay network | none: the kernel sends us nothing for it | [`Refusal::OutsideOverlay`] |
-//! | another subnet, our address | none | [`Refusal::OwnAddress`] |
-//! | a next hop inside the overlay network | none: it would need the tunnel to reach the tunnel | [`Refusal::NextHopInOverlay`] |
-//! | a subnet that others claim for another host | that of the lowest [`LeaseId`]; leases that are refused do not compete | [`Conflict::Duplicate`] |
+//! | own subnet, own address | none: packets for it stay on this host | none |
+//! | own subnet or a part of it, another address | none | [`Refusal::OwnSubnet`] |
+//! | a next hop or subnet that no table accepts | none | [`Refusal::Unroutable`] |
+//! | a subnet outside the overlay network | none: the overlay route does not cover it | [`Refusal::OutsideOverlay`] |
+//! | another subnet, own address | none | [`Refusal::OwnAddress`] |
+//! | a next hop inside the overlay network | none: the tunnel would carry its own packets | [`Refusal::NextHopInOverlay`] |
+//! | a subnet that others claim for another host | that of the lowest [`LeaseId`]; refused leases do not compete | [`Conflict::Duplicate`] |
 //! | a subnet inside another's | both stay, the longest match decides | [`Conflict::Overlap`] |
-//! | one of several subnets of one host | all stay: the host alone knows which it serves | [`Conflict::SharedNextHop`] |
+//! | one of several subnets of one host | all stay: only the host knows which it serves | [`Conflict::SharedNextHop`] |
 
 mod allocate;
 mod backoff;
@@ -76,14 +77,14 @@ pub mod flannel;
 mod host;
 mod range;
 mod reconciler;
+mod renewal_timer;
 mod source;
-mod tenure;
 
-pub use allocate::{AllocateError, Held, Step, candidates};
+pub use allocate::{AllocateError, Held, Step, allocation_order};
 pub use backoff::{Backoff, Retry};
 pub use conflict::{Conflict, ConflictChange, ConflictCounts, Refusal};
 pub use event::{Lease, LeaseEvent, LeaseId, SourceId};
 pub use host::Host;
 pub use range::{RangeEnd, RangeError, SubnetRange};
 pub use reconciler::{Counters, Reconciler};
-pub use tenure::Tenure;
+pub use renewal_timer::RenewalTimer;

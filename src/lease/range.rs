@@ -6,10 +6,10 @@ use ipnet::IpNet;
 
 use crate::route::special;
 
-/// An overlay network cut into subnets of one length, and which of them may be leased.
+/// An overlay network divided into subnets of one length, and the range of subnets that may be leased.
 ///
-/// A value of this type is checked: at least four subnets, of at least four addresses each, the first and the last one
-/// aligned and inside the network.
+/// A value is always valid: there are at least four subnets of at least four addresses each, and the first and the last
+/// one are aligned and inside the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubnetRange {
     network: IpNet,
@@ -28,23 +28,23 @@ pub enum RangeEnd {
     Last,
 }
 
-/// Why a network cannot be cut like this.
+/// The reason why a network cannot be divided like this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
     /// A subnet begins at a multiple of its size.
     #[error("{end} {address} is inside of the /{subnet_len} that begins at {begin}; name where it begins")]
     Misaligned {
-        /// Which end.
+        /// The end of the range.
         end: RangeEnd,
-        /// The address given.
+        /// The address.
         address: IpAddr,
-        /// Length of the subnets' prefixes in bits.
+        /// The prefix length of the subnets in bits.
         subnet_len: u8,
-        /// First address of the subnet that it is in.
+        /// The first address of the subnet that contains it.
         begin: IpAddr,
     },
-    /// Not even four subnets of four addresses.
+    /// The network does not hold four subnets of four addresses.
     #[error("network {network} is too small for four subnets; a prefix of at most /{most} is needed")]
     NetworkTooSmall {
         /// The network.
@@ -52,17 +52,17 @@ pub enum RangeError {
         /// The longest prefix of a network that is large enough.
         most: u8,
     },
-    /// Hosts can lease parts of the network only.
+    /// An end of the range is outside the network.
     #[error("{end} {address} is outside of the network {network}")]
     Outside {
-        /// Which end.
+        /// The end of the range.
         end: RangeEnd,
-        /// The address given.
+        /// The address.
         address: IpAddr,
         /// The network.
         network: IpNet,
     },
-    /// There is nothing in between.
+    /// The range is empty.
     #[error("SubnetMin {first} comes after SubnetMax {last}")]
     Reversed {
         /// The first subnet's address.
@@ -70,7 +70,7 @@ pub enum RangeError {
         /// The last subnet's address.
         last: IpAddr,
     },
-    /// Routers carry no packets of these addresses. A network that is inside 240/4 or 169.254/16 as a whole is carried.
+    /// Routers do not forward packets of these addresses, unless the whole network is inside 240/4 or 169.254/16.
     #[error(
         "the subnets from {first} to {last} are in {range}, whose addresses are not carried; choose another network"
     )]
@@ -82,35 +82,36 @@ pub enum RangeError {
         /// The range.
         range: IpNet,
     },
-    /// A bridge and a TUN device need addresses too.
+    /// The subnets have less than four addresses. A bridge and a TUN device need addresses too.
     #[error("a SubnetLen of {subnet_len} leaves less than four addresses; it can be at most {most}")]
     SubnetTooLong {
-        /// The length given, in bits.
+        /// The length in bits.
         subnet_len: u8,
-        /// The longest there can be.
+        /// The maximum.
         most: u8,
     },
-    /// The first subnet is not used, so that of two there would be one.
+    /// The network has less than four subnets. The first subnet is not leased, so two would leave one.
     #[error("a SubnetLen of {subnet_len} leaves less than four subnets in {network}; it must be at least {least}")]
     SubnetTooShort {
-        /// The length given, in bits.
+        /// The length in bits.
         subnet_len: u8,
         /// The network.
         network: IpNet,
-        /// The shortest there can be.
+        /// The minimum.
         least: u8,
     },
 }
 
 impl SubnetRange {
-    /// A network cut into subnets with prefixes of `subnet_len` bits, to be leased from the one that begins at `first` to
-    /// the one that begins at `last`.
+    /// Divides a network into subnets with prefixes of `subnet_len` bits. The subnets that begin from `first` to `last`
+    /// may be leased.
     ///
-    /// Without `subnet_len` it is 24 (IPv6: 64) if there are four such subnets, else the network is cut into four. Without
-    /// `first` it is the second subnet, since the first begins with the network's own address; without `last` the last.
+    /// The default of `subnet_len` is 24 (IPv6: 64), or a quarter of the network if it does not hold four such subnets.
+    /// The default of `first` is the second subnet, since the first one contains the network's own address. The default
+    /// of `last` is the last subnet.
     ///
     /// # Errors
-    /// The first [`RangeError`], by the rules of flannel's `CheckNetworkConfig`; beyond them, [`RangeError::Special`].
+    /// The first [`RangeError`], by the rules of flannel's `CheckNetworkConfig`, and [`RangeError::Special`].
     pub fn new(
         network: impl Into<IpNet>,
         subnet_len: Option<u8>,
@@ -148,31 +149,31 @@ impl SubnetRange {
         }
     }
 
-    /// The whole network.
+    /// Returns the whole network.
     #[must_use]
     pub fn network(&self) -> IpNet {
         self.network
     }
 
-    /// Length of every subnet's prefix, in bits.
+    /// Returns the prefix length of every subnet, in bits.
     #[must_use]
     pub fn subnet_len(&self) -> u8 {
         self.subnet_len
     }
 
-    /// Where the first subnet that may be leased begins.
+    /// Returns the first address of the first subnet that may be leased.
     #[must_use]
     pub fn first(&self) -> IpAddr {
         self.first
     }
 
-    /// Where the last subnet that may be leased begins.
+    /// Returns the first address of the last subnet that may be leased.
     #[must_use]
     pub fn last(&self) -> IpAddr {
         self.last
     }
 
-    /// Whether a host may lease this subnet. Host bits do not matter.
+    /// Returns true if a host may lease this subnet. Host bits are ignored.
     #[must_use]
     pub fn contains(&self, subnet: IpNet) -> bool {
         let begin = subnet.network();
@@ -180,13 +181,13 @@ impl SubnetRange {
         same_family && subnet.prefix_len() == self.subnet_len && (self.first..=self.last).contains(&begin)
     }
 
-    /// First addresses of the first and the last subnet, and addresses in one.
+    /// Returns the first addresses of the first and the last subnet, and the number of addresses per subnet.
     pub(super) fn bounds(&self) -> (u128, u128, u128) {
         let size = 1u128 << (self.network.max_prefix_len() - self.subnet_len);
         (bits(self.first), bits(self.last), size)
     }
 
-    /// The subnet that begins at this address.
+    /// Returns the subnet that begins at this address.
     pub(super) fn subnet(&self, begin: u128) -> Option<IpNet> {
         IpNet::new(from_bits(begin, self.network), self.subnet_len).ok()
     }
@@ -221,7 +222,7 @@ pub(super) fn bits(address: IpAddr) -> u128 {
     }
 }
 
-/// An address of the network's family. Those of IPv4 have no more than 32 bits.
+/// Returns an address of the network's family. An IPv4 address has no more than 32 bits.
 fn from_bits(bits: u128, network: IpNet) -> IpAddr {
     match network {
         IpNet::V4(_) => Ipv4Addr::from_bits(bits as u32).into(),

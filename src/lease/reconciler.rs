@@ -1,4 +1,4 @@
-//! Events in, the fewest route changes out.
+//! The reconciler, which turns lease events into the minimal route changes.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -16,13 +16,13 @@ use super::host::{Host, Standing};
 use super::source::Source;
 use crate::route::{Route, RouteChange};
 
-/// Turns leases into routes. See the [module](super) for the loop around it and for what becomes of which lease.
+/// The state that turns leases into routes. See the [module](super) for the loop and for the rules.
 ///
-/// `K` is what the sources call their leases; two leases of one source never have the same.
+/// `K` is the type of the sources' names for leases. The leases of one source have different names.
 #[derive(Clone, Debug)]
 pub struct Reconciler<K> {
     host: Host,
-    /// The latest time there was.
+    /// The latest time passed so far.
     now: Duration,
     sources: BTreeMap<SourceId, Source<K>>,
     claims: Claims<K>,
@@ -30,28 +30,28 @@ pub struct Reconciler<K> {
     counters: Counters,
 }
 
-/// What the sources have said so far.
+/// Counters of the events of all sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Leases that were not held before.
+    /// Leases that were not known before.
     pub added: u64,
-    /// Leases that lead elsewhere than before.
+    /// Leases whose next hop or path MTU changed.
     pub changed: u64,
-    /// Leases whose time was over.
+    /// Leases that expired.
     pub expired: u64,
-    /// Times a source was lost; once until it is heard again.
+    /// Losses of a source, counted once until it is reachable again.
     pub lost: u64,
-    /// Leases that their source took away, or no longer had.
+    /// Leases that their source removed or no longer listed.
     pub removed: u64,
-    /// Leases of a snapshot that had the key of another one in it.
+    /// Leases of a snapshot with the key of another lease in it.
     pub repeated: u64,
     /// Snapshots.
     pub snapshots: u64,
 }
 
 impl<K: Ord + Clone> Reconciler<K> {
-    /// A reconciler without leases.
+    /// Creates a reconciler without leases.
     #[must_use]
     pub fn new(host: Host) -> Self {
         let host = host.normalised();
@@ -65,9 +65,10 @@ impl<K: Ord + Clone> Reconciler<K> {
         }
     }
 
-    /// Takes in what a source says at `now`. Leases that end by then do so too.
+    /// Handles an event of a source at `now`. Leases that expire until then are removed too.
     ///
-    /// `now` is the time since any fixed moment, by a clock that does not jump; going back is the same as standing still.
+    /// `now` is the time since any fixed moment, by a clock that does not jump. An earlier `now` counts as the latest
+    /// one.
     pub fn handle_event(&mut self, source: SourceId, event: LeaseEvent<K>, now: Duration) {
         self.now = self.now.max(now);
         let said = self.sources.entry(source).or_insert_with(Source::new);
@@ -94,101 +95,104 @@ impl<K: Ord + Clone> Reconciler<K> {
         self.expire();
     }
 
-    /// Ends the leases whose time is over by `now`.
+    /// Removes the leases that have expired by `now`.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.now = self.now.max(now);
         self.expire();
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) next has something to do; `None` if only an event can bring it.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) has work to do; `None` if only an event
+    /// brings some.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
         self.sources.values().filter_map(Source::next_deadline).min()
     }
 
-    /// The changes that make the routes of the last call those of now, in the order of their subnets: none that changes
-    /// nothing, and none for what came and went in between.
+    /// Returns the route changes since the last call, in the order of their subnets. The list contains only effective
+    /// changes, and none for routes that came and went in between.
     #[must_use = "changes are handed out once"]
     pub fn take_changes(&mut self) -> Vec<RouteChange> {
         self.claims.take_changes()
     }
 
-    /// Whether [`take_changes`](Self::take_changes) would return any.
+    /// Returns true if [`take_changes`](Self::take_changes) would return any.
     #[must_use]
     pub fn has_changes(&self) -> bool {
         self.claims.has_changes()
     }
 
-    /// The routes of now, in the order of their subnets: for a table that is made anew.
+    /// Returns the current routes, in the order of their subnets, for a table built from scratch.
     pub fn routes(&self) -> impl Iterator<Item = Route> {
         self.claims.routes()
     }
 
-    /// The routes of subnets inside another one, itself included.
+    /// Returns the routed subnets inside another one, itself included.
     #[cfg(feature = "sim")]
     pub(crate) fn routed_inside(&self, outer: IpNet) -> impl Iterator<Item = IpNet> {
         self.claims.routed_inside(outer)
     }
 
-    /// The route of a subnet, had `host` no lease.
+    /// Returns the route that a subnet would have without the leases of `host`.
     #[cfg(feature = "sim")]
     pub(crate) fn route_without(&self, subnet: IpNet, host: SocketAddr) -> Option<Route> {
         self.claims.route_without(subnet, host)
     }
 
-    /// How many routes there are.
+    /// Returns the number of routes.
     #[must_use]
     pub fn route_count(&self) -> usize {
         self.claims.len()
     }
 
-    /// The conflicts that began and ended since the last call, but not those that did both.
+    /// Returns the conflicts that began or ended since the last call, but not those that did both.
     #[must_use = "changes are handed out once"]
     pub fn take_conflict_changes(&mut self) -> Vec<ConflictChange<K>> {
         self.claims.book.take_changes()
     }
 
-    /// The conflicts of now.
+    /// Returns the current conflicts.
     pub fn conflicts(&self) -> impl Iterator<Item = &Conflict<K>> {
         self.claims.book.iter()
     }
 
-    /// How many conflicts there are of each kind.
+    /// Returns the number of current conflicts of each kind.
     #[must_use]
     pub fn conflict_counts(&self) -> ConflictCounts {
         self.claims.book.now()
     }
 
-    /// How many conflicts of each kind ever began, those that changed and went on among them.
+    /// Returns the number of conflicts of each kind that ever began. A changed conflict counts again.
     #[must_use]
     pub fn conflict_totals(&self) -> ConflictCounts {
         self.claims.book.ever()
     }
 
-    /// Since when a source cannot be heard; `None` if it can. Its leases stay in force, and none of them ends meanwhile.
+    /// Returns the time since which a source is unreachable; `None` if it is reachable. Its leases stay in force and do
+    /// not expire meanwhile.
     #[must_use]
     pub fn stale_since(&self, source: SourceId) -> Option<Duration> {
         self.sources.get(&source)?.stale_since()
     }
 
-    /// The leases of a source, by key. Times are on the source's clock, which stands still while it is lost.
+    /// Returns the leases of a source, by key. Times are on the source's clock, which stops while the source is
+    /// unreachable.
     pub fn leases(&self, source: SourceId) -> impl Iterator<Item = (&K, &Lease)> {
         self.sources.get(&source).into_iter().flat_map(|source| source.leases())
     }
 
-    /// Whether some source has this host's own lease: its subnet with its address.
+    /// Returns true if a source has this host's own lease: its subnet with its address.
     #[must_use]
     pub fn holds_own_lease(&self) -> bool {
         self.own > 0
     }
 
-    /// What the sources have said so far.
+    /// Returns the counters of the events so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Both lists are walked in the order of their keys, so that leases which are as they were cost a comparison each.
+    /// Both lists are traversed in key order, so an unchanged lease costs one comparison.
     fn replace_all(&mut self, source: SourceId, mut leases: Vec<(K, Lease)>) {
         self.counters.snapshots += 1;
         let Some(said) = self.sources.get(&source) else { return };
@@ -227,7 +231,7 @@ impl<K: Ord + Clone> Reconciler<K> {
         }
     }
 
-    /// Keeps a lease that is on its source's clock.
+    /// Stores a lease whose times are on its source's clock.
     fn put(&mut self, source: SourceId, key: K, lease: Lease) {
         let Some(said) = self.sources.get_mut(&source) else { return };
         let old = said.insert(key.clone(), lease);
@@ -252,14 +256,14 @@ impl<K: Ord + Clone> Reconciler<K> {
         }
     }
 
-    /// Whether there was such a lease.
+    /// Removes a lease and returns true if it existed.
     fn remove(&mut self, source: SourceId, key: K) -> bool {
         let Some(old) = self.sources.get_mut(&source).and_then(|said| said.remove(&key)) else { return false };
         self.withdraw(&LeaseId { source, key }, &old, false);
         true
     }
 
-    /// Takes back all that follows from a lease, but for a claim that is about to be replaced.
+    /// Reverts all effects of a lease, except a claim that is about to be replaced.
     fn withdraw(&mut self, id: &LeaseId<K>, old: &Lease, claim_stays: bool) {
         match self.host.judge(old) {
             Standing::Contender if claim_stays => {}

@@ -1,20 +1,21 @@
-//! The leases of one source, and when they end.
+//! The leases of one source, and their expiry.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
 
 use super::event::Lease;
 
-/// What one source has said.
+/// The leases of one source.
 ///
-/// Its clock stands still while it cannot be heard: whether a lease was renewed in the meantime is what nobody here knows, and
+/// The clock of the source stops while it is unreachable. Nobody knows whether a lease was renewed in that time, and an
+/// old table is better than none. The leases' times are on that clock.
 /// a table that is old is better than none. The leases' times are on that clock.
 #[derive(Clone, Debug)]
 pub(super) struct Source<K> {
     leases: BTreeMap<K, Lease>,
     deadlines: BTreeSet<(Duration, K)>,
     stale_since: Option<Duration>,
-    /// For how long it could not be heard, until it last could.
+    /// The total time of unreachability, until the source was last reachable.
     paused: Duration,
 }
 
@@ -38,17 +39,17 @@ impl<K: Ord + Clone> Source<K> {
         self.stale_since
     }
 
-    /// The leases, with their times on this source's clock.
+    /// Returns the leases, with times on this source's clock.
     pub(super) fn leases(&self) -> &BTreeMap<K, Lease> {
         &self.leases
     }
 
-    /// A lease as it is kept.
+    /// Converts a lease to this source's clock.
     pub(super) fn on_own_clock(&self, lease: Lease) -> Lease {
         Lease { expires: lease.expires.map(|at| at.saturating_sub(self.paused)), ..lease.normalised() }
     }
 
-    /// Keeps a lease, on this source's clock; returns what was known by its key.
+    /// Stores a lease on this source's clock and returns the previous one of its key.
     pub(super) fn insert(&mut self, key: K, lease: Lease) -> Option<Lease> {
         let old = self.leases.insert(key.clone(), lease);
         let before = old.and_then(|old| old.expires);
@@ -65,14 +66,14 @@ impl<K: Ord + Clone> Source<K> {
         Some(old)
     }
 
-    /// A lease that has ended.
+    /// Returns the key of an expired lease.
     pub(super) fn overdue(&self, now: Duration) -> Option<&K> {
         let (at, key) = self.deadlines.first()?;
         let own = self.stale_since.unwrap_or(now).min(now).saturating_sub(self.paused);
         (*at <= own).then_some(key)
     }
 
-    /// When the next lease ends, on the caller's clock.
+    /// Returns the time at which the next lease expires, on the caller's clock.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let (at, _) = self.deadlines.first()?;
         self.stale_since.is_none().then(|| at.saturating_add(self.paused))

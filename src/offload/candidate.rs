@@ -1,4 +1,4 @@
-//! What a packet is to a coalescer, and the rules by which one alone may be in a train.
+//! Classification of packets for the coalescer, and the rules for a single packet of a batch.
 
 use super::coalesce::Coalesce;
 use crate::wire::ipv4::HEADER_LEN;
@@ -8,25 +8,25 @@ use crate::wire::{checksum, protocol};
 /// Addresses (source first), ports and protocol, from the highest bits down.
 pub(super) type FlowKey = u128;
 
-/// What is left of a flow if the ports are not known.
+/// Returns the part of a flow key that is known without ports.
 #[inline]
 pub(super) fn hosts_of(flow: FlowKey) -> FlowKey {
     flow & !(0xffff_ffff << 32)
 }
 
-/// What a packet is to a coalescer.
+/// A packet's class for the coalescer.
 pub(super) enum Kind<'a> {
-    /// May be in a train.
+    /// The packet may be in a batch.
     Candidate(Candidate<'a>),
-    /// Of a flow, but always alone.
+    /// The packet belongs to a flow, but is never joined.
     Alone(FlowKey),
-    /// Of any flow between these hosts, for all that can be seen: order has to be kept with each of them.
+    /// The packet may belong to any flow between these hosts, so its order is kept with each of them.
     BetweenHosts(FlowKey),
-    /// Of no flow there is a train of.
+    /// The packet belongs to no flow that can have a batch.
     Stranger,
 }
 
-/// A packet that may be in a train, its transport checksum aside.
+/// A packet that may be in a batch if its transport checksum is valid.
 pub(super) struct Candidate<'a> {
     pub(super) flow: FlowKey,
     pub(super) bytes: &'a [u8],
@@ -34,31 +34,32 @@ pub(super) struct Candidate<'a> {
     pub(super) headers: usize,
     pub(super) alike: Alike,
     pub(super) identification: u16,
-    /// TCP: the number of the first byte of payload.
+    /// The sequence number of the first payload byte, for TCP.
     pub(super) sequence: u32,
-    /// TCP: those of the control bits that may differ.
+    /// The control bits that may differ between packets, for TCP.
     pub(super) ends: u8,
 }
 
-/// What has to be the same in all packets of a train, because every segment is given a copy of the first one's headers.
+/// The fields that are equal in all packets of a batch, because every segment gets a copy of the first packet's
+/// headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Alike {
-    /// Type of service, TTL, DF. With them differing, the kernel does not join either (`inet_gro_receive`).
+    /// Type of service, TTL and DF. The kernel does not join packets in which they differ either (`inet_gro_receive`).
     pub(super) hop: u32,
     acknowledgment: u32,
-    /// Data offset, control bits but for [`ENDS`], and window.
+    /// Data offset, control bits other than [`ENDS`], and window.
     control: u32,
     urgent_pointer: u16,
 }
 
-/// Control bits that may be set at one end of a train: PSH and FIN at the back, because they say that something ends with
-/// this packet, CWR at the front, because it is meant for once (RFC 3168 6.1.2).
+/// Control bits that only the first or the last packet of a batch may have. PSH and FIN end a batch. CWR begins one,
+/// because a sender sets it once (RFC 3168 section 6.1.2).
 const ENDS: u8 = tcp_flag::FIN | tcp_flag::PSH | tcp_flag::CWR;
 
 /// Version 4 and a header of five words.
 const PLAIN: u32 = 0x45;
 
-/// In [`Alike::hop`] as in the header.
+/// The DF bit, at the same position in [`Alike::hop`] as in the header.
 pub(super) const DONT_FRAGMENT: u32 = 0x4000;
 
 impl<'a> Kind<'a> {
@@ -77,24 +78,24 @@ impl<'a> Kind<'a> {
             return Self::Stranger;
         }
         let hosts = FlowKey::from(source) << 96 | FlowKey::from(destination) << 64 | FlowKey::from(number);
-        // Options are not worth the trouble (`inet_gro_receive` has IHL 5 only), a fragment has no ports or no checksum of its
-        // own, and what is broken must not be mended: a super-packet gets a fresh header checksum. A checksum of 0xFFFF,
-        // which only a sloppy sender writes, would come back as 0.
+        // A GSO packet gets a new header checksum, so a broken packet must not be joined: it would become valid.
+        // `inet_gro_receive` requires an IHL of 5 too. A fragment has no ports or no checksum of its own. Segmentation
+        // would turn an unusual checksum of 0xFFFF into 0.
         let plain = lengths >> 24 == PLAIN
             && (lengths & 0xffff) as usize == bytes.len()
             && fragment & 0xffff & !DONT_FRAGMENT == 0
             && hop & 0xffff != 0xffff
             && checksum::sum_of_words(words) == 0xffff;
         let Some(payload) = bytes.get(HEADER_LEN..).filter(|_| plain) else { return Self::BetweenHosts(hosts) };
-        // Type of service, TTL and the DF bit.
+        // Type of service, TTL and DF.
         let hop = lengths << 8 & 0xff00_0000 | (hop >> 24) << 16 | fragment & DONT_FRAGMENT;
         let identification = (fragment >> 16) as u16;
         let candidate = if number == protocol::TCP {
             let Ok(tcp) = TcpHeader::parse(payload) else { return Self::BetweenHosts(hosts) };
             let flow = hosts | FlowKey::from(tcp.ports()) << 32;
             let headers = HEADER_LEN + tcp.header_len();
-            // An acknowledgment without data has nothing to be joined. SYN, RST and URG speak of this one packet
-            // (`tcp_gro_receive`). A checksum of 0xFFFF would come back as 0.
+            // An acknowledgment without data cannot be joined. SYN, RST and URG apply to this packet only
+            // (`tcp_gro_receive`). Segmentation would turn a checksum of 0xFFFF into 0.
             let alone = bytes.len() == headers
                 || tcp.flags() & (tcp_flag::SYN | tcp_flag::RST | tcp_flag::URG) != 0
                 || tcp.checksum() == 0xffff;
@@ -113,8 +114,8 @@ impl<'a> Kind<'a> {
             let Ok(udp) = UdpHeader::parse(payload) else { return Self::BetweenHosts(hosts) };
             let flow = hosts | FlowKey::from(udp.ports()) << 32;
             let headers = HEADER_LEN + UDP_HEADER_LEN;
-            // Without a checksum nothing says that the payload is sound (`udp_gro_receive_segment`), and a segment would be
-            // given one. A segment without payload does not exist.
+            // Without a checksum the payload cannot be verified, and segmentation would add one
+            // (`udp_gro_receive_segment`). Segments without payload do not exist.
             if bytes.len() == headers || udp.checksum() == 0 {
                 return Self::Alone(flow);
             }
@@ -126,9 +127,9 @@ impl<'a> Kind<'a> {
 }
 
 impl Candidate<'_> {
-    /// Whether nothing may follow it in a train.
+    /// Returns true if no packet may follow it in a batch.
     #[inline]
-    pub(super) fn ends_train(&self) -> bool {
+    pub(super) fn ends_batch(&self) -> bool {
         self.ends & (tcp_flag::FIN | tcp_flag::PSH) != 0
     }
 
@@ -147,7 +148,7 @@ impl Candidate<'_> {
         is_tcp(self.flow)
     }
 
-    /// The sum of the pseudo header and of the headers' bytes that the transport checksum covers.
+    /// Returns the sum of the pseudo header and of the header bytes that the transport checksum covers.
     #[inline]
     pub(super) fn header_sum(&self) -> u16 {
         let header = self.bytes.get(HEADER_LEN..self.headers).unwrap_or_default();
@@ -160,7 +161,7 @@ pub(super) fn is_tcp(flow: FlowKey) -> bool {
     flow as u8 == protocol::TCP
 }
 
-/// The pseudo header's sum for a packet of `len` bytes.
+/// Returns the sum of the pseudo header for a packet of `len` bytes.
 #[inline]
 pub(super) fn pseudo_sum(flow: FlowKey, len: usize) -> u16 {
     pseudo_header_sum((flow >> 96) as u32, (flow >> 64) as u32, flow as u8, (len - HEADER_LEN) as u16)

@@ -1,68 +1,72 @@
-//! Packets of one flow joined to super-packets.
+//! The coalescer, which joins packets of one flow to GSO packets.
 
 use alloc::boxed::Box;
 
 use super::candidate::{Candidate, FlowKey, Kind, hosts_of};
-use super::train::{Appended, Coalesced, Train};
+use super::gro_batch::{Appended, Coalesced, GroBatch};
 
-/// Flows that are joined at the same time. Each has 64 KiB.
-const TRAINS: usize = 16;
+/// The number of flows that are joined at the same time. Each has a buffer of 64 KiB.
+const BATCHES: usize = 16;
 
-/// Which packets may be joined.
+/// The packets that may be joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coalesce {
-    /// TCP, if the device takes `VIRTIO_NET_HDR_GSO_TCPV4`.
+    /// Join TCP. The device must accept `VIRTIO_NET_HDR_GSO_TCPV4`.
     pub tcp: bool,
-    /// UDP, if the device takes `VIRTIO_NET_HDR_GSO_UDP_L4`.
+    /// Join UDP. The device must accept `VIRTIO_NET_HDR_GSO_UDP_L4`.
     pub udp: bool,
 }
 
-/// Joins packets on their way into a TUN device.
+/// A coalescer of packets on their way into a TUN device.
 ///
-/// Two packets of one flow are never handed on in another order than they came in; of different flows they may be. Cutting
-/// what is handed on ([`VnetHeader::inspect`](super::VnetHeader::inspect), [`SuperPacket`](super::SuperPacket)) gives back
-/// the packets that came in, byte for byte, but for one thing: with DF set, which makes the identification meaningless
-/// (RFC 6864 4.1), packets are joined whatever theirs is, and cut into packets that count up from the first one's.
+/// It keeps the order of the packets of one flow. Packets of different flows may change their order.
 ///
-/// It has a mebibyte from the begin, of which what was used is resident, and never allocates again.
+/// Segmentation of its output ([`VnetHeader::inspect`](super::VnetHeader::inspect), [`GsoPacket`](super::GsoPacket))
+/// restores the original packets byte for byte, with one exception. The identification of a packet with DF set has no
+/// meaning (RFC 6864 section 4.1). Such packets are joined regardless of it, and the segments count up from the first
+/// one's.
+///
+/// It allocates one MiB when it is created and nothing later. Only memory that was used is resident.
 #[derive(Debug)]
 pub struct Coalescer {
     what: Coalesce,
-    /// The flows of `trains`, [`NONE`] where there is none: apart from them, so that a search reads two cache lines.
-    flows: [FlowKey; TRAINS],
-    trains: Box<[Train]>,
-    /// The train that was last looked for and found: most packets belong to the flow of the one before.
+    /// The flow of every batch in `batches`, or [`NONE`]. They are stored separately, so a search reads two cache
+    /// lines.
+    flows: [FlowKey; BATCHES],
+    batches: Box<[GroBatch]>,
+    /// The index of the batch that the last search found. Most packets belong to the same flow as the previous packet.
     recent: usize,
-    /// Trains begun so far.
+    /// The number of batches begun so far.
     begun: u64,
 }
 
-/// The flow of a place without a train: no protocol has the number 0 here.
+/// The flow of a free place: no protocol has the number 0 here.
 const NONE: FlowKey = 0;
 
 impl Coalescer {
-    /// With room for the trains of sixteen flows. With more that take turns, the oldest trains are handed on unfinished.
+    /// Creates a coalescer with buffers for sixteen flows. If more flows alternate, the oldest batches are delivered
+    /// early.
     #[must_use]
     pub fn new(what: Coalesce) -> Self {
-        let trains = core::iter::repeat_with(Train::new).take(TRAINS).collect();
-        Self { what, flows: [NONE; TRAINS], trains, recent: 0, begun: 0 }
+        let batches = core::iter::repeat_with(GroBatch::new).take(BATCHES).collect();
+        Self { what, flows: [NONE; BATCHES], batches, recent: 0, begun: 0 }
     }
 
-    /// Which packets are joined.
+    /// Returns the packets that are joined.
     #[must_use]
     pub fn what(&self) -> Coalesce {
         self.what
     }
 
-    /// From now on joins others: for a device that turns out not to take what it promised.
+    /// Sets the packets that are joined from now on. Use it when a device rejects an offload that it announced.
     pub fn set(&mut self, what: Coalesce) {
         self.what = what;
     }
 
-    /// Takes in one packet, exactly as long as its total length says.
+    /// Adds one packet, whose length must equal its total length field.
     ///
-    /// What is complete by that goes to `deliver`, perhaps the packet itself. What cannot be joined, and be it because it is
-    /// broken, is handed on as it is.
+    /// Completed batches go to `deliver`, perhaps the packet itself. A packet that cannot be joined, for example
+    /// because it is invalid, is delivered unchanged.
     #[inline]
     pub fn push(&mut self, packet: &[u8], deliver: &mut impl FnMut(Coalesced<'_>)) {
         match Kind::of(packet, self.what) {
@@ -74,7 +78,7 @@ impl Coalescer {
                 deliver(Coalesced::single(packet));
             }
             Kind::BetweenHosts(hosts) => {
-                for at in 0..TRAINS {
+                for at in 0..BATCHES {
                     if self.flows.get(at).is_some_and(|flow| hosts_of(*flow) == hosts) {
                         self.close(at, deliver);
                     }
@@ -85,7 +89,7 @@ impl Coalescer {
         }
     }
 
-    /// Hands on all that is still open, the oldest first. To be called before waiting for more.
+    /// Delivers all open batches, the oldest first. Call it before waiting for more packets.
     #[inline]
     pub fn flush(&mut self, deliver: &mut impl FnMut(Coalesced<'_>)) {
         while let Some(at) = self.oldest() {
@@ -96,7 +100,7 @@ impl Coalescer {
     #[inline]
     fn join(&mut self, packet: &Candidate<'_>, deliver: &mut impl FnMut(Coalesced<'_>)) {
         if let Some(at) = self.find(packet.flow) {
-            let appended = self.trains.get_mut(at).map(|train| train.append(packet));
+            let appended = self.batches.get_mut(at).map(|batch| batch.append(packet));
             match appended {
                 Some(Appended::Open) => return,
                 Some(Appended::Complete) => return self.close(at, deliver),
@@ -107,12 +111,12 @@ impl Coalescer {
                 Some(Appended::Unfit) | None => self.close(at, deliver),
             }
         }
-        if packet.ends_train() {
+        if packet.ends_batch() {
             return deliver(Coalesced::single(packet.bytes));
         }
         let at = self.place(deliver);
-        let Some((flow, train)) = self.flows.get_mut(at).zip(self.trains.get_mut(at)) else { return };
-        if train.begin(packet, self.begun) {
+        let Some((flow, batch)) = self.flows.get_mut(at).zip(self.batches.get_mut(at)) else { return };
+        if batch.begin(packet, self.begun) {
             *flow = packet.flow;
             self.recent = at;
             self.begun += 1;
@@ -130,7 +134,8 @@ impl Coalescer {
         Some(self.recent)
     }
 
-    /// A place for a new train: the first free one, whose memory was in use last, or else the oldest train's.
+    /// Returns a place for a new batch: the first free one, whose memory was used last, or else the place of the oldest
+    /// batch.
     #[inline]
     fn place(&mut self, deliver: &mut impl FnMut(Coalesced<'_>)) -> usize {
         let free = self.flows.iter().position(|flow| *flow == NONE);
@@ -143,14 +148,14 @@ impl Coalescer {
 
     #[inline]
     fn oldest(&self) -> Option<usize> {
-        let open = self.flows.iter().zip(&self.trains).enumerate().filter(|(_, (flow, _))| **flow != NONE);
-        open.min_by_key(|(_, (_, train))| train.number()).map(|(at, _)| at)
+        let open = self.flows.iter().zip(&self.batches).enumerate().filter(|(_, (flow, _))| **flow != NONE);
+        open.min_by_key(|(_, (_, batch))| batch.number()).map(|(at, _)| at)
     }
 
     #[inline]
     fn close(&mut self, at: usize, deliver: &mut impl FnMut(Coalesced<'_>)) {
-        let Some((flow, train)) = self.flows.get_mut(at).zip(self.trains.get_mut(at)) else { return };
+        let Some((flow, batch)) = self.flows.get_mut(at).zip(self.batches.get_mut(at)) else { return };
         *flow = NONE;
-        deliver(train.finish());
+        deliver(batch.finish());
     }
 }

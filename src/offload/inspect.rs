@@ -1,24 +1,24 @@
-//! What the kernel left to be done to a packet, and whether it makes sense.
+//! Inspection of vnet headers: the work that the kernel left, and its validity for the packet.
 
-use super::segment::SuperPacket;
+use super::segment::GsoPacket;
 use super::vnet::{VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};
 use crate::wire::ipv4::{Ipv4Header, Ipv4Packet};
 use crate::wire::transport::{TcpHeader, TransportError, UdpHeader, tcp_field, udp_field};
 use crate::wire::{checksum, protocol};
 
-/// What is to be done before a packet out of a TUN device may go on.
+/// The action that a packet from a TUN device needs before it is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Work {
-    /// It is complete.
+pub enum OffloadAction {
+    /// None: the packet is complete.
     Nothing,
-    /// Its transport checksum covers only the pseudo header so far.
+    /// Complete the transport checksum, which covers only the pseudo header so far.
     Checksum(PartialChecksum),
-    /// It stands for more than one packet.
-    Segment(SuperPacket),
+    /// Segment the packet.
+    Segment(GsoPacket),
 }
 
-/// Why a vnet header does not fit the packet behind it.
+/// The reason why a vnet header does not fit its packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OffloadError {
@@ -28,73 +28,73 @@ pub enum OffloadError {
         /// Bytes received.
         have: usize,
     },
-    /// A flag nobody asked for: what it leaves to be done is not known.
+    /// A flag with unknown meaning.
     #[error("the vnet flags {flags:#04x} have unknown bits")]
     UnknownFlags {
         /// The flags.
         flags: u8,
     },
-    /// A type that does not exist, or a bit beside it that does not go with it.
+    /// A type that does not exist, or a flag that does not go with it.
     #[error("the GSO type {gso_type:#04x} is unknown")]
     UnknownGso {
-        /// The type, all bits.
+        /// The type with all flags.
         gso_type: u8,
     },
     /// A type that exists, but not for this packet.
     #[error("the GSO type {gso_type:#04x} does not fit an IPv4 packet of protocol {protocol}")]
     UnfitGso {
-        /// The type, all bits.
+        /// The type with all flags.
         gso_type: u8,
         /// The protocol of the packet.
         protocol: u8,
     },
-    /// Segments of no bytes.
+    /// Segments of 0 bytes.
     #[error("the GSO size is 0")]
     GsoSizeZero,
-    /// A fragment, whose transport header and checksum are not whole.
+    /// A fragment, whose transport header and checksum are incomplete.
     #[error("a fragment at offset {offset} has no transport checksum and no segments")]
     Fragment {
         /// The fragment offset, in units of 8 bytes.
         offset: u16,
     },
     /// The checksum would cover or change the IP header.
-    #[error("a checksum from byte {start} on reaches into the IP header of {header} bytes")]
+    #[error("a checksum from byte {start} on overlaps the IP header of {header} bytes")]
     ChecksumInHeader {
-        /// Where the covered bytes begin.
+        /// The offset of the covered bytes.
         start: u16,
         /// Bytes of the IP header.
         header: usize,
     },
-    /// The checksum is past the packet's end.
+    /// The checksum is beyond the packet's end.
     #[error("a checksum at byte {at} does not fit into {total} bytes")]
     ChecksumPastEnd {
-        /// Where the checksum is.
+        /// The offset of the checksum.
         at: usize,
         /// The total length of the packet.
         total: usize,
     },
-    /// The checksum of a super-packet is not where its protocol has it.
-    #[error("a checksum {offset} bytes behind byte {start} is not that of protocol {protocol} behind {header} bytes")]
+    /// The checksum of a GSO packet is not at the place that its protocol defines.
+    #[error("a checksum {offset} bytes after byte {start} is not that of protocol {protocol} after {header} bytes")]
     ChecksumMisplaced {
-        /// Where the covered bytes begin.
+        /// The offset of the covered bytes.
         start: u16,
-        /// Where the checksum is from there.
+        /// The offset of the checksum from `start`.
         offset: u16,
         /// The protocol of the packet.
         protocol: u8,
         /// Bytes of the IP header.
         header: usize,
     },
-    /// The transport header of a super-packet does not fit.
+    /// The transport header of a GSO packet does not fit.
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
 
 impl VnetHeader {
-    /// The header in front of what a TUN device with `IFF_VNET_HDR` gave, and the packet behind it.
+    /// Splits bytes from a TUN device with `IFF_VNET_HDR` into the vnet header and the packet.
     ///
     /// # Errors
-    /// If there are fewer bytes than [`VNET_HEADER_LEN`].
+    /// There are fewer bytes than [`VNET_HEADER_LEN`].
     #[inline]
     pub fn split(bytes: &[u8]) -> Result<(Self, &[u8]), OffloadError> {
         match bytes.split_first_chunk() {
@@ -103,22 +103,22 @@ impl VnetHeader {
         }
     }
 
-    /// What the kernel left to be done to `packet`, the bytes behind this header.
+    /// Returns the action that `packet`, the bytes after this header, needs.
     ///
-    /// Lengths are taken from the packet. `hdr_len` is not looked at: on a path that forwards it is the length of the first
-    /// buffer (`virtio_net_hdr_from_skb`). The number of segments is bounded by the packet alone: 65,495 of one byte, each
-    /// written only when asked for, so that it costs no memory.
+    /// Lengths are taken from the packet. `hdr_len` is ignored: on a forwarding path it is the length of the first
+    /// buffer (`virtio_net_hdr_from_skb`). The packet alone limits the number of segments, at most 65,495 of one byte.
+    /// Each is written only on request, so they cost no memory.
     ///
-    /// Bytes that are no sound IPv4 packet need [`Work::Nothing`]: what is wrong with them is for the forwarder to say.
+    /// Bytes that are not a valid IPv4 packet need [`OffloadAction::Nothing`]. The forwarder reports their error.
     ///
     /// # Errors
-    /// The first thing that does not fit the packet, see [`OffloadError`].
+    /// The first field that does not fit the packet, see [`OffloadError`].
     #[inline]
-    pub fn inspect(&self, packet: &[u8]) -> Result<Work, OffloadError> {
+    pub fn inspect(&self, packet: &[u8]) -> Result<OffloadAction, OffloadError> {
         if self.flags & !vnet_flag::DATA_VALID == 0 && self.gso_type == vnet_gso::NONE {
-            return Ok(Work::Nothing);
+            return Ok(OffloadAction::Nothing);
         }
-        let Ok(packet) = Ipv4Packet::parse(packet) else { return Ok(Work::Nothing) };
+        let Ok(packet) = Ipv4Packet::parse(packet) else { return Ok(OffloadAction::Nothing) };
         if self.flags & !(vnet_flag::NEEDS_CSUM | vnet_flag::DATA_VALID) != 0 {
             return Err(OffloadError::UnknownFlags { flags: self.flags });
         }
@@ -130,10 +130,10 @@ impl VnetHeader {
             0 => None,
             _ => Some(self.partial_checksum(header)?),
         };
-        match self.super_packet(&packet)? {
-            // Without a partial checksum the kernel computes a whole one per segment all the same (`tcp4_gso_segment`).
-            Some(many) if many.segments() > 1 => Ok(Work::Segment(many)),
-            _ => Ok(partial.map_or(Work::Nothing, Work::Checksum)),
+        match self.gso_packet(&packet)? {
+            // Without a partial checksum the kernel computes a whole one per segment too (`tcp4_gso_segment`).
+            Some(many) if many.segments() > 1 => Ok(OffloadAction::Segment(many)),
+            _ => Ok(partial.map_or(OffloadAction::Nothing, OffloadAction::Checksum)),
         }
     }
 
@@ -151,9 +151,9 @@ impl VnetHeader {
         Ok(PartialChecksum { start: self.csum_start, at: at as u16, end: header.total_len(), is_udp })
     }
 
-    /// The super-packet, if the type says it is one, of however few segments.
+    /// Returns the GSO packet if the type announces one, whatever its number of segments.
     #[inline]
-    fn super_packet(&self, packet: &Ipv4Packet<'_>) -> Result<Option<SuperPacket>, OffloadError> {
+    fn gso_packet(&self, packet: &Ipv4Packet<'_>) -> Result<Option<GsoPacket>, OffloadError> {
         let gso_type = self.gso_type;
         let header = packet.header();
         let wanted = match gso_type {
@@ -176,10 +176,10 @@ impl VnetHeader {
         }
         let (offset, many) = if wanted == protocol::TCP {
             let tcp = TcpHeader::parse(packet.payload())?;
-            (tcp_field::CHECKSUM, SuperPacket::tcp(packet, &tcp, self.gso_size))
+            (tcp_field::CHECKSUM, GsoPacket::tcp(packet, &tcp, self.gso_size))
         } else {
             let udp = UdpHeader::parse(packet.payload())?;
-            (udp_field::CHECKSUM, SuperPacket::udp(packet, &udp, self.gso_size))
+            (udp_field::CHECKSUM, GsoPacket::udp(packet, &udp, self.gso_size))
         };
         let misplaced = (usize::from(self.csum_start), usize::from(self.csum_offset)) != (header.header_len(), offset);
         if self.flags & vnet_flag::NEEDS_CSUM != 0 && misplaced {
@@ -194,7 +194,7 @@ impl VnetHeader {
     }
 }
 
-/// A checksum whose field holds the sum of the pseudo header and is still to take in the packet.
+/// A transport checksum whose field holds the sum of the pseudo header and that must still cover the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialChecksum {
     start: u16,
@@ -204,11 +204,11 @@ pub struct PartialChecksum {
 }
 
 impl PartialChecksum {
-    /// Completes it in the packet that was inspected; TTL and IP checksum may have changed since.
+    /// Completes the checksum in the inspected packet, whose TTL and IP checksum may have changed since.
     ///
-    /// A UDP checksum that comes out as 0 is written as `0xFFFF`, because 0 would say that there is none (RFC 768). A UDP
-    /// checksum is known by its place behind the begin of what it covers, so that one inside another tunnel counts as well.
-    /// A packet shorter than the one inspected stays as it is.
+    /// A UDP checksum of 0 is written as `0xFFFF`, because 0 means that there is none (RFC 768). UDP is recognised by
+    /// the offset of the checksum in the covered bytes, so this also works for UDP inside another tunnel. A packet
+    /// shorter than the inspected one stays unchanged.
     #[inline]
     pub fn complete(&self, packet: &mut [u8]) {
         let Some(covered) = packet.get_mut(usize::from(self.start)..usize::from(self.end)) else { return };

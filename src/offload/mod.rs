@@ -1,4 +1,4 @@
-//! Super-packets: many packets of one flow that travel through the system as one.
+//! GSO packets: packets that the kernel processes as one and that represent many packets of one flow.
 //!
 //! ```text
 //! TUN ──▶ vnet header, packet ── inspect ─┬─ Nothing ──────────────────────────────▶ one packet
@@ -8,18 +8,18 @@
 //! TUN ◀── vnet header, packet ◀── Coalescer ◀── push ◀────────────────────────────── n packets
 //! ```
 //!
-//! Pure functions over bytes; nothing here knows of a device or a socket. Every byte of payload is copied at most once, and
-//! the copy is where its checksum is taken. Only [`Coalescer::new`] allocates.
+//! All functions are pure and work on bytes, without a device or a socket. Every payload byte is copied at most once,
+//! and its checksum is computed during the copy. Only [`Coalescer::new`] allocates.
 
 mod candidate;
 mod coalesce;
+mod gro_batch;
 mod inspect;
 mod segment;
-mod train;
 mod vnet;
 
 pub use coalesce::{Coalesce, Coalescer};
-pub use inspect::{OffloadError, PartialChecksum, Work};
-pub use segment::SuperPacket;
-pub use train::{Coalesced, PACKETS_MAX};
+pub use gro_batch::{Coalesced, PACKETS_MAX};
+pub use inspect::{OffloadAction, OffloadError, PartialChecksum};
+pub use segment::GsoPacket;
 pub use vnet::{VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};

@@ -1,4 +1,4 @@
-//! A super-packet cut into the packets it stands for.
+//! Segmentation of a GSO packet.
 
 use crate::wire::checksum;
 use crate::wire::ipv4::{HEADER_LEN, Ipv4Packet};
@@ -12,38 +12,38 @@ mod ip_field {
     pub(super) const CHECKSUM: usize = 10;
 }
 
-/// One packet that stands for many of one flow: all that is needed to write them, without its bytes.
+/// A GSO packet without its bytes: the data needed to write its segments.
 ///
-/// The packets are, byte for byte, those of the kernel's software segmentation (net/ipv4/af_inet.c `inet_gso_segment`,
+/// The segments equal those of the kernel's software segmentation byte for byte (net/ipv4/af_inet.c `inet_gso_segment`,
 /// net/ipv4/tcp_offload.c `tcp_gso_segment`, net/ipv4/udp_offload.c `__udp_gso_segment`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SuperPacket {
+pub struct GsoPacket {
     /// Bytes of the whole packet.
     total: u16,
-    /// Bytes of payload in every segment but the last.
+    /// Payload bytes of every segment but the last.
     size: u16,
     segments: u16,
     /// Bytes of the IP header.
     ip_len: u8,
-    /// Bytes of IP and transport header, which every segment has: at most 120.
+    /// Bytes of IP and transport header of every segment: at most 120.
     headers: u8,
-    /// The sum of what every segment's transport checksum covers alike: addresses, protocol and the transport header but for
-    /// lengths, checksum and what [`Transport`] holds.
+    /// The part of the transport checksum that all segments share: addresses, protocol and the transport header without
+    /// lengths, checksum and the fields in [`Transport`].
     shared_sum: u16,
     transport: Transport,
 }
 
-/// What differs from segment to segment beside lengths and checksums.
+/// The fields that differ between segments, other than lengths and checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transport {
     Tcp { sequence: u32, flags: u8 },
     Udp,
 }
 
-/// Control bits that not every segment has: FIN and PSH are the last one's, CWR is the first one's.
+/// Control bits that not every segment has: FIN and PSH belong to the last one, CWR to the first.
 const AT_THE_ENDS: u8 = tcp_flag::FIN | tcp_flag::PSH | tcp_flag::CWR;
 
-impl SuperPacket {
+impl GsoPacket {
     #[inline]
     pub(super) fn tcp(packet: &Ipv4Packet<'_>, tcp: &TcpHeader, size: u16) -> Self {
         let options = packet.payload().get(TCP_HEADER_LEN..tcp.header_len()).unwrap_or_default();
@@ -80,21 +80,21 @@ impl SuperPacket {
         }
     }
 
-    /// How many packets it stands for: at least 2, and as many as 65,495 if the kernel asks for segments of one byte.
+    /// Returns the number of segments: at least 2, and up to 65,495 if the kernel asks for segments of one byte.
     #[must_use]
     #[inline]
     pub fn segments(&self) -> usize {
         self.segments.into()
     }
 
-    /// Bytes of the longest of these packets, IP header included.
+    /// Returns the bytes of the longest segment, IP header included.
     #[must_use]
     #[inline]
     pub fn segment_len(&self) -> u16 {
         self.len_of(0) as u16
     }
 
-    /// Bytes of packet `index`, IP header included; 0 past the last.
+    /// Returns the bytes of segment `index`, IP header included; 0 past the last.
     #[must_use]
     #[inline]
     pub fn len_of(&self, index: usize) -> usize {
@@ -102,7 +102,7 @@ impl SuperPacket {
         if start < end { usize::from(self.headers) + end - start } else { 0 }
     }
 
-    /// Where the payload of segment `index` is in the payload of all.
+    /// Returns the position of segment `index` in the payload.
     #[inline]
     fn payload_of(&self, index: usize) -> (usize, usize) {
         let (payload, size) = (usize::from(self.total - u16::from(self.headers)), usize::from(self.size));
@@ -110,10 +110,10 @@ impl SuperPacket {
         (start, (start + size).min(payload))
     }
 
-    /// Writes packet `index` to `out`, which has to be [`len_of`](Self::len_of) bytes long.
+    /// Writes segment `index` to `out`, which must have [`len_of`](Self::len_of) bytes.
     ///
-    /// `packet` is what was inspected; only TTL, type of service and, with them, the IP checksum may have changed since. If
-    /// `packet` is too short, or `out` of another length, nothing is written.
+    /// `packet` must be the inspected packet. Only TTL, type of service and the IP checksum may have changed since. If
+    /// `packet` is too short, or `out` has another length, nothing is written.
     #[inline]
     pub fn write_segment(&self, packet: &[u8], index: usize, out: &mut [u8]) {
         let (start, end) = self.payload_of(index);
@@ -162,16 +162,17 @@ impl SuperPacket {
     fn write_udp(&self, udp: &mut [u8; UDP_HEADER_LEN], len: u16, payload_sum: u16) {
         // The length is in the pseudo header and in the header.
         let sum = checksum::sum_of_words([len.into(), len.into(), self.shared_sum.into(), payload_sum.into()]);
-        // A checksum of 0 would say that there is none (RFC 768).
+        // A checksum of 0 means that there is none (RFC 768).
         let checksum = if sum == 0xffff { 0xffff } else { !sum };
         [udp[udp_field::LENGTH], udp[udp_field::LENGTH + 1]] = len.to_be_bytes();
         [udp[udp_field::CHECKSUM], udp[udp_field::CHECKSUM + 1]] = checksum.to_be_bytes();
     }
 }
 
-/// Total length and identification of segment `index`, and the checksum brought up to date with them (RFC 1624).
+/// Writes total length and identification of segment `index` and updates the checksum (RFC 1624).
 ///
-/// The identification counts up whether or not DF is set: as the kernel has it, unless a driver asked for a fixed one.
+/// The identification counts up whether or not DF is set. The kernel does the same unless a driver requests a fixed
+/// one.
 #[inline(always)]
 fn write_ip(old: &[u8; HEADER_LEN], new: &mut [u8; HEADER_LEN], len: usize, index: usize) {
     let [_, _, len0, len1, id0, id1, _, _, _, _, sum0, sum1, ..] = *old;

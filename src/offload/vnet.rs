@@ -1,11 +1,11 @@
-//! The header in front of every packet of a TUN device with `IFF_VNET_HDR`.
+//! The vnet header, which precedes every packet of a TUN device with `IFF_VNET_HDR`.
 
 /// Bytes of the header: `struct virtio_net_hdr` of linux/virtio_net.h.
 pub const VNET_HEADER_LEN: usize = 10;
 
 /// `VIRTIO_NET_HDR_F_*` of linux/virtio_net.h.
 pub mod vnet_flag {
-    /// The checksum at `csum_start + csum_offset` is still to be completed.
+    /// The checksum at `csum_start + csum_offset` must be completed.
     pub const NEEDS_CSUM: u8 = 1;
     /// The checksum was verified.
     pub const DATA_VALID: u8 = 2;
@@ -17,37 +17,37 @@ pub mod vnet_gso {
     pub const NONE: u8 = 0;
     /// TCP over IPv4.
     pub const TCPV4: u8 = 1;
-    /// One UDP datagram over IPv4, to be fragmented. Linux has given this up.
+    /// One UDP datagram over IPv4 that must be fragmented. Linux no longer uses it.
     pub const UDP: u8 = 3;
     /// TCP over IPv6.
     pub const TCPV6: u8 = 4;
     /// UDP over IPv4 or IPv6, many datagrams.
     pub const UDP_L4: u8 = 5;
-    /// Beside a TCP type: CWR is set, and belongs to the first segment alone (RFC 3168 6.1.2).
+    /// A flag of the TCP types: CWR is set and belongs to the first segment only (RFC 3168 section 6.1.2).
     pub const ECN: u8 = 0x80;
 }
 
-/// What the kernel leaves to be done to a packet, or is asked to do. All zeros: nothing.
+/// A virtio-net header: the work that the kernel leaves to the reader, or that a writer requests. All zeros mean none.
 ///
-/// Little-endian on every machine: the adapter asks for that (`TUNSETVNETLE`).
+/// It is little-endian on every machine, because the adapter sets `TUNSETVNETLE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VnetHeader {
-    /// See [`vnet_flag`].
+    /// The flags, see [`vnet_flag`].
     pub flags: u8,
-    /// See [`vnet_gso`].
+    /// The GSO type, see [`vnet_gso`].
     pub gso_type: u8,
-    /// Bytes of all headers, as the kernel says; not to be trusted.
+    /// Bytes of all headers according to the kernel; not reliable.
     pub hdr_len: u16,
     /// Payload bytes in every segment but the last.
     pub gso_size: u16,
-    /// Where the bytes begin that a partial checksum covers, from the begin of the packet.
+    /// The offset of the bytes that a partial checksum covers, from the start of the packet.
     pub csum_start: u16,
-    /// Where the checksum is, from `csum_start`.
+    /// The offset of the checksum from `csum_start`.
     pub csum_offset: u16,
 }
 
 impl VnetHeader {
-    /// The header as the kernel wrote it.
+    /// Decodes the header as the kernel wrote it.
     #[must_use]
     #[inline]
     pub const fn from_bytes(bytes: [u8; VNET_HEADER_LEN]) -> Self {
@@ -62,7 +62,7 @@ impl VnetHeader {
         }
     }
 
-    /// The header as the kernel reads it.
+    /// Encodes the header as the kernel reads it.
     #[must_use]
     #[inline]
     pub const fn to_bytes(self) -> [u8; VNET_HEADER_LEN] {

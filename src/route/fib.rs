@@ -1,23 +1,26 @@
-//! The lookup structure: answers in plain arrays, eight bits of the address at a time, and the last eight as twice four.
+//! The lookup structure: arrays of results, indexed by eight address bits per level and by twice four for the last
+//! byte.
 //!
 //! ```text
 //!  address   a . b . c . d
-//!            │   │   │   ├┴─ two levels of sixteen answers  where a /24 has longer routes in it
-//!            │   │   └────── block: 256 answers             where a /16 has longer routes in it
-//!            │   └────────── page:  256 answers
+//!            │   │   │   ├┴─ two levels of sixteen results  where a /24 has longer routes in it
+//!            │   │   └────── block: 256 results             where a /16 has longer routes in it
+//!            │   └────────── page:  256 results
 //!            └────────────── 256 pages
 //! ```
 //!
-//! It is compiled from the [rib](super::rib): those /24s that changed, and the /16s and pages they are in. Every slot holds the
-//! final answer for its addresses ("leaf pushing"), so a lookup never goes back up: two to five loads that depend on one another.
-//! Few routes are longer than /24, and those few are near one another: sixteen answers are one cache line, where 256 would
-//! push others out.
+//! It is compiled from the [rib](super::rib). An update compiles the changed /24s and the /16s and pages that contain
+//! them. Every slot holds the final result for its addresses ("leaf pushing"), so a lookup never returns to an upper
+//! level. A lookup makes two to five dependent loads.
 //!
-//! Arrays live in segments of 64 KiB, which versions share by reference count: a change copies a segment, a page and the list
-//! of segments. Smaller segments would copy less and count more.
+//! Few routes are longer than /24, and they are usually neighbours. Sixteen results fit into one cache line; 256 would
+//! evict other data.
 //!
-//! Runs of equal answers behind bitmaps (a Poptrie) took a sixth of the memory and twice the time, with a million routes too:
-//! their second step depends on the first and costs more than the cache misses it saves.
+//! Arrays live in segments of 64 KiB, which table versions share by reference count. A change copies a segment, a page
+//! and the list of segments. Smaller segments would copy less and need more reference counts.
+//!
+//! A Poptrie (runs of equal results behind bitmaps) took a sixth of the memory and twice the time, even with a million
+//! routes. Its second step depends on the first, which costs more than the cache misses it saves.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -29,28 +32,28 @@ use super::rib::Node;
 
 const SLOTS: usize = 256;
 
-/// The bit of a word that says it is not a [`HopId`] but the number of an array below.
+/// The bit of a word that marks the number of an array of the next level instead of a [`HopId`].
 const BELOW: u32 = 1 << 31;
 
-/// Whether a word is the number of an array below.
+/// Returns true if a word is the number of an array of the next level.
 #[inline(always)]
 fn leads_below(word: u32) -> bool {
     word & BELOW != 0
 }
 
-/// The answers of one table version.
+/// The lookup results of one table version.
 #[derive(Clone)]
 pub(super) struct Fib {
     pages: [Arc<[u32; SLOTS]>; SLOTS],
     arrays: Arrays,
 }
 
-/// The arrays below the pages. A word is a [`HopId`], or with [`BELOW`] the number of an array of the next level.
+/// The arrays below the pages. A word is a [`HopId`], or the number of an array of the next level with [`BELOW`] set.
 #[derive(Clone, Default)]
 struct Arrays {
     blocks: Arena<256, 64>,
     sixteens: Arena<16, 1024>,
-    /// Whether it is common that a /24 has longer routes in it.
+    /// Many /24s contain longer routes.
     are_deep: bool,
 }
 
@@ -60,7 +63,7 @@ impl Fib {
         Self { pages: core::array::from_fn(|_| Arc::clone(&empty)), arrays: Arrays::default() }
     }
 
-    /// The next hop of the longest prefix that holds the address.
+    /// Returns the next hop of the longest prefix that contains the address.
     #[inline]
     pub(super) fn longest_match(&self, [a, b, c, d]: [u8; 4]) -> HopId {
         let page = at::<Arc<_>>(&self.pages, a);
@@ -68,7 +71,8 @@ impl Fib {
         if leads_below(word) {
             word = self.arrays.blocks.word(word, c);
             if self.arrays.are_deep {
-                // No branch predictor could know which way, so both are gone and one is chosen; that halves the time then.
+                // The branch is unpredictable, so both results are loaded and one is selected. That halves the time in
+                // this case.
                 let deeper = leads_below(word);
                 let below = self.arrays.sixteens.word(select_unpredictable(deeper, word, BELOW), d >> 4);
                 word = select_unpredictable(deeper, below, word);
@@ -82,7 +86,7 @@ impl Fib {
         HopId(word)
     }
 
-    /// Compiles what is marked.
+    /// Compiles the marked /24s.
     pub(super) fn update(&mut self, rib: &Node, marked: &Marked) {
         let nothing = Node::default();
         for (a, blocks) in marked.pages() {
@@ -97,15 +101,15 @@ impl Fib {
         self.arrays.are_deep = self.arrays.sixteens.in_use > self.arrays.blocks.in_use;
     }
 
-    /// Whether few of its arrays are in use, of more than a handful of segments.
+    /// Returns true if few of its arrays are in use. The first few segments do not count.
     pub(super) fn is_sparse(&self) -> bool {
         self.arrays.blocks.is_sparse() || self.arrays.sixteens.is_sparse()
     }
 }
 
 impl Arrays {
-    /// The word for a /16 whose word was `before` and that now has these routes below: an answer, or a block of them. What is
-    /// below the slots that are not marked is as it was.
+    /// Returns the word for a /16 with these routes below: a result, or the number of a block of results. `before` is
+    /// its previous word. Slots that are not marked keep what is below them.
     fn compile_block(&mut self, before: u32, node: Option<&Node>, covering: HopId, marked: &Slots) -> u32 {
         let Some(node) = node else {
             self.release_block(before);
@@ -124,7 +128,7 @@ impl Arrays {
         self.blocks.put(before, &words)
     }
 
-    /// The same for a /24.
+    /// Returns the word for a /24, like [`compile_block`](Self::compile_block).
     fn compile_sixteens(&mut self, before: u32, node: Option<&Node>, covering: HopId) -> u32 {
         let Some(node) = node else {
             self.release_sixteens(before);
@@ -163,18 +167,17 @@ impl Arrays {
     }
 }
 
-/// Arrays of one length, by number, in segments of `COUNT`. Those in no use form a list: the first word of each is the number
-/// of the next, so that no version has to copy a list of them. They stay for the next use, until a table that has become
-/// [sparse](Fib::is_sparse) is made anew.
+/// Numbered arrays of one length in segments of `COUNT`. The first word of a free array is the number of the next free
+/// one, so no version copies a free list. Free arrays stay allocated until a [sparse](Fib::is_sparse) table is rebuilt.
 #[derive(Clone)]
 struct Arena<const WORDS: usize, const COUNT: usize> {
     segments: Vec<Arc<[[u32; WORDS]; COUNT]>>,
     in_use: usize,
-    /// The first of those in no use, or [`END`].
+    /// The first free array, or [`END`].
     free: u32,
 }
 
-/// Ends the list of arrays in no use.
+/// The end of the list of free arrays.
 const END: u32 = HopId::NONE.0;
 
 impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
@@ -188,15 +191,15 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
         }
     }
 
-    /// The array of a number; for a word that is none, one without answers.
+    /// Returns the array with this number, or an array without results if the word is not a number.
     fn get(&self, word: u32) -> [u32; WORDS] {
         let number = (word & !BELOW) as usize;
         let segment = self.segments.get(number / COUNT).filter(|_| leads_below(word));
         segment.and_then(|segment| segment.get(number % COUNT)).copied().unwrap_or([HopId::NONE.0; WORDS])
     }
 
-    /// Writes an array in the place of `before`, or into a free place if that is no number; returns its number. What stays as
-    /// it was is not written to, so as not to be copied.
+    /// Writes an array in the place of `before`, or into a free place if `before` is not a number. Returns its number.
+    /// Unchanged arrays are not written, because a write copies a shared segment.
     fn put(&mut self, before: u32, words: &[u32; WORDS]) -> u32 {
         if !leads_below(before) {
             let number = self.acquire();
@@ -237,7 +240,7 @@ impl<const WORDS: usize, const COUNT: usize> Arena<WORDS, COUNT> {
         number
     }
 
-    /// Gives an array back; a word that is no number needs nothing done.
+    /// Frees an array. A word that is not a number is ignored.
     fn release(&mut self, word: u32) {
         if !leads_below(word) {
             return;
@@ -258,7 +261,7 @@ impl<const WORDS: usize, const COUNT: usize> Default for Arena<WORDS, COUNT> {
     }
 }
 
-/// Which /24s are to be compiled: those of each /16, where there are any in its /8.
+/// The /24s to compile: a set for each /16, where its /8 has any.
 pub(super) struct Marked([Option<Box<[Slots; SLOTS]>>; SLOTS]);
 
 /// A set of slots.
@@ -291,7 +294,7 @@ impl Slots {
     const ALL: Self = Self([u64::MAX; 4]);
     const NONE: Self = Self([0; 4]);
 
-    /// From one slot to another, both included.
+    /// Returns the slots from `first` to `last`, both included.
     fn range(first: u8, last: u8) -> Self {
         let mut slots = [0; 4];
         for (word, base) in slots.iter_mut().zip([0, 64, 128, 192]) {

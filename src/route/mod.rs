@@ -1,7 +1,7 @@
-//! Which host owns which subnet: routes in, longest prefix match out.
+//! Route tables: which host owns which subnet, by longest prefix match.
 //!
-//! A [`RouteTable`] is a value that never changes. [`RoutePublisher`] makes the next one from the last, sharing every part
-//! that did not change, and hands it to workers that are running.
+//! A [`RouteTable`] is immutable. [`RoutePublisher`] builds the next table from the current one, shares every unchanged
+//! part, and publishes it to running workers.
 
 mod fib;
 mod next_hops;
@@ -24,22 +24,22 @@ pub use table::{Applied, RouteTable};
 /// A subnet and the host that owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
-    /// Destinations inside this go to the next hop. Host bits do not matter: a table holds the network they are in.
+    /// Packets to addresses in this subnet go to the next hop. Host bits are cleared.
     pub subnet: IpNet,
-    /// Underlay address and port of the owner.
+    /// The underlay address and port of the owner.
     pub next_hop: SocketAddr,
-    /// The longest inner packet in bytes that the path to the owner carries, where that is less than the overlay's.
+    /// The MTU of the path to the owner, in bytes of inner packet, if it is less than the overlay's.
     pub mtu: Option<u16>,
 }
 
 impl Route {
-    /// A route whose path is as wide as the overlay's.
+    /// Creates a route whose path MTU is the overlay's.
     #[must_use]
     pub fn new(subnet: impl Into<IpNet>, next_hop: impl Into<SocketAddr>) -> Self {
         Self { subnet: subnet.into(), next_hop: next_hop.into(), mtu: None }
     }
 
-    /// The route as a table holds it: host bits cleared, an IPv4 address never dressed as an IPv6 one.
+    /// Returns the route as a table stores it: host bits cleared, and an IPv4-mapped IPv6 address as IPv4.
     fn normalised(self) -> Self {
         let next_hop = SocketAddr::new(self.next_hop.ip().to_canonical(), self.next_hop.port());
         Self { subnet: self.subnet.trunc(), next_hop, mtu: self.mtu }
@@ -52,13 +52,13 @@ impl core::fmt::Display for Route {
     }
 }
 
-/// The part of a route that a lookup answers with.
+/// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct NextHop {
-    /// Underlay address and port of the host that owns the subnet.
+    /// The underlay address and port of the host that owns the subnet.
     pub address: SocketAddr,
-    /// The longest inner packet in bytes that the path carries, where that is less than the overlay's.
+    /// The MTU of the path, in bytes of inner packet, if it is less than the overlay's.
     pub mtu: Option<u16>,
 }
 
@@ -66,14 +66,14 @@ pub struct NextHop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RouteChange {
-    /// Removes the route of exactly this subnet; nothing happens if there is none.
+    /// Removes the route of exactly this subnet. It is no error if there is none.
     Delete(IpNet),
-    /// Adds a route, or replaces the one of exactly the same subnet.
+    /// Adds a route, or replaces the route of exactly the same subnet.
     Set(Route),
 }
 
 impl RouteChange {
-    /// The subnet whose route it changes, host bits cleared.
+    /// Returns the subnet whose route changes, host bits cleared.
     #[must_use]
     pub fn subnet(&self) -> IpNet {
         match self {
@@ -83,53 +83,53 @@ impl RouteChange {
     }
 }
 
-/// A route that was not taken into the table, and why. The others of its batch were.
+/// A route that the table refused, and the reason. Other changes of the batch are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("route {route} is refused: {reason}")]
 pub struct RefusedRoute {
-    /// The route as it was given.
+    /// The route as the caller passed it.
     pub route: Route,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: RouteError,
 }
 
-/// What is wrong with a route.
+/// The reason why a table refuses a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouteError {
-    /// 255.255.255.255 is no single host.
+    /// 255.255.255.255 is not a single host.
     #[error("the next hop is the broadcast address; name the one host that owns the subnet")]
     BroadcastNextHop,
-    /// The overlay carries IPv4 only so far.
+    /// The overlay does not carry IPv6 yet.
     #[error("the subnet is IPv6, which the overlay does not carry yet")]
     Ipv6Subnet,
-    /// Below 68 bytes, which every IPv4 path carries (RFC 791).
-    #[error("a path MTU of {mtu} is below 68, the least that every IPv4 path carries")]
+    /// The MTU is below 68 bytes, which every IPv4 path carries (RFC 791).
+    #[error("a path MTU of {mtu} is below 68, the minimum of IPv4; choose 68 or more")]
     MtuTooSmall {
-        /// The MTU that was given.
+        /// The MTU of the route.
         mtu: u16,
     },
-    /// A group is no single host.
+    /// A multicast address is not a single host.
     #[error("the next hop is a multicast address; name the one host that owns the subnet")]
     MulticastNextHop,
-    /// Packets would come straight back to us.
-    #[error("the next hop is the very address and port this host is bound to")]
+    /// Packets would return to this host.
+    #[error("the next hop is the address and port that this host is bound to; name another host")]
     OwnAddress,
-    /// Packets for our own subnet never leave this host.
-    #[error("the subnet is this host's own, whose packets stay here")]
+    /// Packets to this host's own subnet never leave the host.
+    #[error("the subnet is this host's own; it needs no route")]
     OwnSubnet,
-    /// 0.0.0.0 or :: is no host.
+    /// 0.0.0.0 and :: are not hosts.
     #[error("the next hop is the unspecified address; name the host that owns the subnet")]
     UnspecifiedNextHop,
-    /// There is no UDP port 0.
+    /// UDP has no port 0.
     #[error("the next hop's port is 0; flannel's default is 8285")]
     ZeroPort,
 }
 
-/// What must not be in a table on this host, where that is known.
+/// The routes that no table on this host may have, as far as they are known.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Own {
-    /// The address and port it is bound to.
+    /// The address and port that this host is bound to.
     address: Option<SocketAddr>,
     subnet: Option<IpNet>,
 }
@@ -142,7 +142,7 @@ impl Own {
     }
 }
 
-/// R20, R63, and our own subnet.
+/// Checks R20, R63 and this host's own subnet.
 pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     let address = route.next_hop.ip();
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
@@ -159,8 +159,8 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     }
 }
 
-/// Whether less than a quarter of what these blocks have room for is in use. The first few do not count, so that a small table
-/// is never made anew for the sake of little; nor is a large one soon again, for as many routes have to come and go before.
+/// Returns true if less than a quarter of the places in these blocks is in use. The first few blocks do not count, so
+/// small tables are never rebuilt. A large one is rebuilt only after a proportional number of changes.
 fn is_sparse(blocks: usize, places_per_block: usize, in_use: usize) -> bool {
     const FEW: usize = 4;
     in_use < blocks.saturating_sub(FEW) * places_per_block / 4

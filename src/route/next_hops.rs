@@ -1,8 +1,8 @@
-//! The next hops of a table, each held once, and the peers they are.
+//! The next hops of a table, each stored once, and the set of their addresses.
 //!
-//! The other structures hold a million small numbers rather than a million addresses. The numbers are places in a list, kept
-//! in chunks that versions share; the way back, from address to number, is by 256 sorted shards, chosen by a hash. They also
-//! answer whether an address is a known peer. A change copies one chunk and one shard.
+//! The other structures hold a million small numbers instead of a million addresses. A number is a place in a list,
+//! stored in chunks that versions share. The reverse lookup from address to number uses 256 sorted shards, selected by
+//! a hash. The shards also tell whether an address is a known peer. A change copies one chunk and one shard.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -15,12 +15,12 @@ const SHARDS: usize = 256;
 /// Next hops in a chunk: 36 KiB.
 const CHUNK: usize = 1024;
 
-/// Stands for a next hop: its place in the list. The top bit is never set.
+/// The number of a next hop: its place in the list. The top bit is never set.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct HopId(pub(super) u32);
 
 impl HopId {
-    /// No route. No list is so long, so that looking it up needs no test of its own.
+    /// No route. The list never reaches this length, so a lookup of `NONE` needs no separate check.
     pub(super) const NONE: Self = Self(0x7fff_ffff);
 }
 
@@ -28,20 +28,21 @@ impl HopId {
 #[derive(Clone)]
 pub(super) struct NextHops {
     chunks: Vec<Arc<[NextHop; CHUNK]>>,
-    /// The first place in the list that nobody uses. It holds the number of the next one, dressed as an address.
+    /// The first free place in the list. Its address encodes the number of the next free place.
     free: HopId,
     in_use: usize,
-    /// A bit for the low six bits of every port that is or was a next hop's: a quick no to [`NextHops::has_next_hop`].
+    /// A bit for the low six bits of every port of a present or past next hop. It lets [`NextHops::has_next_hop`]
+    /// return false quickly.
     ports: u64,
     shards: Arc<[Arc<Vec<Known>>; SHARDS]>,
 }
 
-/// A next hop in its shard, which is sorted by it.
+/// A next hop in its shard. Shards are sorted by this.
 #[derive(Clone, Copy)]
 struct Known {
     hop: NextHop,
     id: HopId,
-    /// How many routes lead there.
+    /// The number of routes to this next hop.
     routes: u32,
 }
 
@@ -58,10 +59,10 @@ impl NextHops {
         chunk.get(id.0 as usize % CHUNK)
     }
 
-    /// Whether some route leads to this address, whatever the port.
+    /// Returns true if a route leads to this address, on any port.
     #[inline]
     pub(super) fn has_peer(&self, address: IpAddr) -> bool {
-        /// Up to here looking at all is faster than looking for one.
+        /// Up to this length a linear search is faster than a binary search.
         const FEW: usize = 8;
         let shard = shard(&self.shards, address);
         if shard.len() <= FEW {
@@ -71,14 +72,14 @@ impl NextHops {
         first.is_some_and(|hop| hop.address.ip() == address)
     }
 
-    /// Whether some route leads to this address and port.
+    /// Returns true if a route leads to this address and port.
     #[inline]
     pub(super) fn has_next_hop(&self, address: SocketAddr) -> bool {
         let is_it = |hop: &NextHop| hop.address.ip() == address.ip() && hop.address.port() == address.port();
         self.ports & port_bit(address.port()) != 0 && self.first_from(address).is_some_and(is_it)
     }
 
-    /// The first next hop, in the order of their addresses, that is not before this one; looked for in its shard alone.
+    /// Returns the first next hop at or after this address, in address order and from its shard alone.
     #[inline]
     fn first_from(&self, address: SocketAddr) -> Option<&NextHop> {
         let shard = shard(&self.shards, address.ip());
@@ -86,12 +87,12 @@ impl NextHops {
         shard.get(at).map(|known| &known.hop)
     }
 
-    /// Whether few of its places are in use, of more than a handful of chunks.
+    /// Returns true if few of its places are in use. The first few chunks do not count.
     pub(super) fn is_sparse(&self) -> bool {
         super::is_sparse(self.chunks.len(), CHUNK, self.in_use)
     }
 
-    /// The number of a next hop, for one more route.
+    /// Returns the number of a next hop and counts one more route to it.
     pub(super) fn acquire(&mut self, hop: &NextHop) -> HopId {
         self.ports |= port_bit(hop.address.port());
         let shard = shard_mut(&mut self.shards, hop.address.ip());
@@ -116,7 +117,7 @@ impl NextHops {
         known.id
     }
 
-    /// One route fewer leads to this next hop; with the last one it is forgotten.
+    /// Counts one route less to this next hop and removes it with the last one.
     pub(super) fn release(&mut self, id: HopId) {
         let Some(hop) = self.resolve(id).copied() else { return };
         let shard = shard_mut(&mut self.shards, hop.address.ip());
@@ -136,7 +137,7 @@ impl NextHops {
     }
 }
 
-/// Makes a chunk's worth of free places and returns the first.
+/// Adds a chunk of free places and returns the first.
 fn add_chunk(chunks: &mut Vec<Arc<[NextHop; CHUNK]>>) -> HopId {
     let first = (chunks.len() * CHUNK) as u32;
     let mut chunk = [free_place(HopId::NONE); CHUNK];
@@ -167,7 +168,8 @@ fn port_bit(port: u16) -> u64 {
     1 << (port & 63)
 }
 
-/// Spreads addresses that differ only in their last bits, as the hosts of a rack do.
+/// Returns the shard of an address. Addresses that differ only in their last bits, such as those of one rack, spread
+/// evenly.
 #[inline]
 fn shard_of(address: IpAddr) -> u8 {
     const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -197,7 +199,7 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    /// 256 numbers drawn at random would leave a third of 256 shards empty.
+    /// 256 random numbers would leave a third of 256 shards empty.
     #[test]
     fn neighbours_are_spread_over_the_shards() {
         let spread =

@@ -1,7 +1,7 @@
-//! New route tables for workers that are running.
+//! Publication of new route tables to running workers.
 //!
-//! One publisher, any number of readers. A reader compares one number per batch and takes a lock only when it differs, which
-//! is when a table was published since. There is nothing lock-free here to get wrong: a mutex and one atomic.
+//! There is one publisher and any number of readers. A reader compares one number per batch and takes a lock only after
+//! a publication. The implementation is a mutex and one atomic counter, not a lock-free structure.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::{Applied, Own, RouteChange, RouteTable};
 
-/// Owns the current table and hands the next one to every reader.
+/// The owner of the current table. It publishes the next table to every reader.
 ///
 /// ```
 /// use loden::route::{Route, RouteChange, RoutePublisher};
@@ -32,20 +32,20 @@ pub struct RoutePublisher {
     shared: Arc<Shared>,
     table: RouteTable,
     own: Own,
-    /// Tables that some reader may still hold. The publisher holds them too, so that it is never a reader, in the middle of
-    /// its packets, who frees a large one.
+    /// Tables that a reader may still hold. The publisher holds them too, so no reader frees a large table while it
+    /// handles packets.
     retired: Vec<RouteTable>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// How many tables were published. Only compared for equality, so that it may wrap.
+    /// The number of published tables. It is only compared for equality, so it may wrap.
     generation: AtomicUsize,
     current: Mutex<RouteTable>,
 }
 
 impl RoutePublisher {
-    /// A publisher of an empty table.
+    /// Creates a publisher of an empty table.
     #[must_use]
     pub fn new() -> Self {
         let table = RouteTable::new();
@@ -53,27 +53,27 @@ impl RoutePublisher {
         Self { shared: Arc::new(shared), table, own: Own::default(), retired: Vec::new() }
     }
 
-    /// A publisher that also refuses routes to `own`, the address and port this host is bound to.
+    /// Creates a publisher that also refuses routes to `own`, the address and port that this host is bound to.
     #[must_use]
     pub fn bound_to(own: SocketAddr) -> Self {
         let address = Some(SocketAddr::new(own.ip().to_canonical(), own.port()));
         Self { own: Own { address, subnet: None }, ..Self::new() }
     }
 
-    /// The same publisher, which also refuses a route of `subnet`, the one this host owns.
+    /// Returns the publisher with one more rule: it refuses a route for `subnet`, the subnet that this host owns.
     #[must_use]
     pub fn owning(mut self, subnet: impl Into<IpNet>) -> Self {
         self.own.subnet = Some(subnet.into().trunc());
         self
     }
 
-    /// Applies all changes in their order and publishes the outcome once, if there is one.
+    /// Applies all changes in their order and publishes the new table once, if anything changed.
     ///
-    /// When this returns, no batch that begins uses an older table. Parts that did not change are shared with the table
-    /// before, so the cost is that of the changes, not of the table; but for a table that has lost three quarters of its routes
-    /// and more, which is made anew to give back their room.
+    /// Every batch that begins after this call uses the new table. It shares unchanged parts with the previous table,
+    /// so the cost depends on the changes and not on the size of the table. There is one exception: a table that has
+    /// lost three quarters of its routes is rebuilt to free its memory.
     ///
-    /// Older tables that no reader holds any more are freed here, and only here: also when nothing changes.
+    /// Only this function frees older tables that no reader holds any more. It does so even if nothing changes.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>) -> Applied {
         let mut next = self.table.clone();
         let applied = next.apply(changes, &self.own);
@@ -84,13 +84,13 @@ impl RoutePublisher {
         applied
     }
 
-    /// The current table.
+    /// Returns the current table.
     #[must_use]
     pub fn table(&self) -> &RouteTable {
         &self.table
     }
 
-    /// A reader for one more worker.
+    /// Returns a reader for one more worker.
     #[must_use]
     pub fn reader(&self) -> RouteReader {
         let generation = self.shared.generation.load(Ordering::Acquire);
@@ -102,7 +102,8 @@ impl RoutePublisher {
         {
             let mut current = lock(&self.shared.current);
             *current = self.table.clone();
-            // Written under the lock, so that who holds it sees number and table of one publication.
+            // The counter changes under the lock, so a lock holder sees the number and the table of the same
+            // publication.
             self.shared.generation.fetch_add(1, Ordering::Release);
         }
         self.retired.push(before);
@@ -124,17 +125,19 @@ pub struct RouteReader {
 }
 
 impl RouteReader {
-    /// The newest table. Call it once per batch, so that a whole batch is routed by one table.
+    /// Returns the newest table. Call it once per batch, so that one table routes the whole batch.
     ///
-    /// One atomic load, unless a table was published since the last call.
+    /// It costs one atomic load, unless a table was published since the last call.
     #[inline]
     pub fn load(&mut self) -> &RouteTable {
         self.update();
         &self.table
     }
 
-    /// Takes over the newest table, and returns whether one was published since the last call. Packets that were routed by an
-    /// older table and wait may have a next hop that is gone then ([`Trains::give_up_where`](crate::transmit::Trains::give_up_where)).
+    /// Takes over the newest table and returns true if one was published since the last call.
+    ///
+    /// Queued packets that an older table routed may have a next hop that no longer exists, see
+    /// [`Trains::give_up_where`](crate::transmit::Trains::give_up_where).
     #[inline]
     pub fn update(&mut self) -> bool {
         let is_newer = self.shared.generation.load(Ordering::Acquire) != self.generation;
@@ -144,7 +147,7 @@ impl RouteReader {
         is_newer
     }
 
-    /// The table that the last [`load`](Self::load) or [`update`](Self::update) found.
+    /// Returns the table that the last [`load`](Self::load) or [`update`](Self::update) found.
     #[must_use]
     #[inline]
     pub fn table(&self) -> &RouteTable {
@@ -158,12 +161,12 @@ impl RouteReader {
             self.generation = self.shared.generation.load(Ordering::Acquire);
             current.clone()
         };
-        // Outside the lock: without a publisher this may be the last hand on the old table.
+        // Dropped outside the lock: without a publisher, this may be the last reference to the old table.
         self.table = newest;
     }
 }
 
-/// A panic elsewhere cannot leave a half-written table: one is only ever moved in whole.
+/// Locks the table. A panic elsewhere cannot leave it half-written, because tables are only moved in whole.
 fn lock(current: &Mutex<RouteTable>) -> MutexGuard<'_, RouteTable> {
     current.lock().unwrap_or_else(PoisonError::into_inner)
 }

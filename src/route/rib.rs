@@ -1,14 +1,15 @@
-//! The routes themselves: a trie of four levels, one byte of the address each, whose unchanged parts versions share.
+//! The routes themselves: a trie of four levels, one address byte each, whose unchanged parts are shared between
+//! versions.
 //!
-//! This is what changes are made to and what is listed; it answers "which routes are there", never "where does this packet
-//! go". A change copies the nodes on its path that another version holds too (`Arc::make_mut`), and no others.
+//! Changes and listings use this structure; packet lookups do not. A change copies only the nodes on its path that
+//! another version also holds (`Arc::make_mut`).
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::next_hops::HopId;
 
-/// What is left of a prefix at some level: its bits, left aligned, and how many of them there are.
+/// The rest of a prefix at some level: its bits, left aligned, and their number.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prefix {
     pub(super) bits: u32,
@@ -25,7 +26,7 @@ impl Prefix {
     }
 }
 
-/// A node of any level: the routes whose prefix ends in it, and the nodes below, both sorted.
+/// A node of any level: the routes whose prefix ends in it, and its child nodes, both sorted.
 #[derive(Clone, Default)]
 pub(super) struct Node {
     own: Vec<OwnRoute>,
@@ -38,7 +39,7 @@ struct OwnRoute {
     hop: HopId,
 }
 
-/// A prefix inside one node: 0 to 8 bits, shortest first. Length 0 is the default route, at the root only.
+/// A prefix inside one node: 0 to 8 bits, shortest first. Length 0 is the default route and exists at the root only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct OwnKey {
     len: u8,
@@ -46,7 +47,7 @@ struct OwnKey {
 }
 
 impl Node {
-    /// Sets or (with `None`) removes the route of a prefix; returns what was there.
+    /// Sets the route of a prefix, or removes it if `hop` is `None`. Returns the previous one.
     pub(super) fn replace(&mut self, prefix: Prefix, hop: Option<HopId>) -> Option<HopId> {
         if prefix.len <= 8 {
             return self.replace_own(OwnKey { len: prefix.len, slot: prefix.slot() }, hop);
@@ -73,7 +74,7 @@ impl Node {
             (Ok(at), Some(hop)) => self.own.get_mut(at).map(|route| core::mem::replace(&mut route.hop, hop)),
             (Ok(at), None) => Some(self.own.remove(at).hop),
             (Err(at), Some(hop)) => {
-                // There can be a million of these lists, few of them long.
+                // There can be a million of these lists, and most are short.
                 self.own.reserve_exact(1);
                 self.own.insert(at, OwnRoute { key, hop });
                 None
@@ -82,7 +83,7 @@ impl Node {
         }
     }
 
-    /// The hop of exactly this prefix.
+    /// Returns the next hop of exactly this prefix.
     pub(super) fn exact(&self, prefix: Prefix) -> Option<HopId> {
         if prefix.len > 8 {
             return self.below(prefix.slot())?.exact(prefix.below());
@@ -92,21 +93,21 @@ impl Node {
         self.own.get(at).map(|route| route.hop)
     }
 
-    /// The node below a slot.
+    /// Returns the child node of a slot.
     pub(super) fn below(&self, slot: u8) -> Option<&Self> {
         let (_, node) = self.below.get(self.find_below(slot).ok()?)?;
         Some(node)
     }
 
-    /// All nodes below, with their slots.
+    /// Returns all child nodes with their slots.
     pub(super) fn all_below(&self) -> impl Iterator<Item = (u8, &Self)> {
         self.below.iter().map(|(slot, node)| (*slot, &**node))
     }
 
-    /// What each slot answers by this node's own routes, given the answer of what covers the node.
+    /// Returns the result of every slot by this node's own routes. `inherited` is the result of the covering prefix.
     pub(super) fn answers(&self, inherited: HopId) -> [HopId; 256] {
         let mut answers = [inherited; 256];
-        // Shortest first, so that longer ones paint over them.
+        // The order is shortest first, so that longer prefixes overwrite shorter ones.
         for OwnRoute { key, hop } in &self.own {
             let first = usize::from(key.slot);
             answers.get_mut(first..first + (256 >> key.len)).unwrap_or_default().fill(*hop);
@@ -114,25 +115,26 @@ impl Node {
         answers
     }
 
-    /// What one slot answers: [`answers`](Self::answers) for those who need a single one.
+    /// Returns the result of one slot, like [`answers`](Self::answers).
     pub(super) fn answer(&self, slot: u8, inherited: HopId) -> HopId {
         self.covering(slot).map_or(inherited, |route| route.hop)
     }
 
-    /// The length of the longest prefix that covers an address: its bits as in a [`Prefix`], `depth` of them gone already.
+    /// Returns the length of the longest prefix that covers an address. `bits` is aligned as in a [`Prefix`], with
+    /// `depth` bits already consumed.
     pub(super) fn longest_match(&self, bits: u32, depth: u8) -> Option<u8> {
         let slot = (bits >> 24) as u8;
         let longer = self.below(slot).and_then(|node| node.longest_match(bits << 8, depth + 8));
         longer.or_else(|| self.covering(slot).map(|route| depth + route.key.len))
     }
 
-    /// The longest of this node's own routes that covers a slot.
+    /// Returns the longest of this node's own routes that covers a slot.
     fn covering(&self, slot: u8) -> Option<&OwnRoute> {
         let covers = |key: OwnKey| u16::from(slot ^ key.slot) >> (8 - key.len) == 0;
         self.own.iter().rfind(|route| covers(route.key))
     }
 
-    /// Calls `each` for every route; `bits` is what leads to this node and `depth` how many bits that is.
+    /// Calls `each` for every route. `bits` is the path to this node and `depth` its length in bits.
     pub(super) fn for_each(&self, bits: u32, depth: u8, each: &mut impl FnMut(Prefix, HopId)) {
         let with = |slot: u8| bits | u32::from(slot) << (24 - depth);
         for OwnRoute { key, hop } in &self.own {

@@ -11,11 +11,11 @@ use super::next_hops::NextHops;
 use super::rib::{Node, Prefix};
 use super::{NextHop, Own, RefusedRoute, Route, RouteChange, check};
 
-/// A set of routes that answers which one is the longest match of a destination, and never changes.
+/// An immutable set of routes with longest prefix match.
 ///
-/// Any mix of prefixes from /0 to /32. A clone is cheap and shares everything; [`with_changes`](Self::with_changes) makes a
-/// new table that shares all but the parts the changes touch, so that worker threads may keep the old one for as long as
-/// they like. A lookup is two to five loads that depend on one another.
+/// Prefixes may have any length from /0 to /32. A clone is cheap and shares everything.
+/// [`with_changes`](Self::with_changes) returns a new table that shares all unchanged parts, so worker threads may keep
+/// an old table as long as they like. A lookup makes two to five dependent loads.
 ///
 /// ```
 /// use loden::route::{Route, RouteTable};
@@ -34,7 +34,7 @@ pub struct RouteTable {
     parts: Arc<Parts>,
 }
 
-/// What a change copies: a few lists of shared parts, and of those only the ones it touches.
+/// The parts of a table. A change copies a few lists of shared parts, and only the parts it modifies.
 #[derive(Clone)]
 struct Parts {
     fib: Fib,
@@ -43,49 +43,50 @@ struct Parts {
     len: usize,
 }
 
-/// What became of a batch of changes.
+/// The result of a batch of changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use = "refused routes are reported here and nowhere else"]
 pub struct Applied {
-    /// How many changes changed something: a route set again as it was, or deleted where there was none, does not count.
+    /// The number of effective changes. A route set again unchanged, or deleted where there was none, does not count.
     pub changed: usize,
-    /// The routes that were not taken, in the order they were given.
+    /// The refused routes, in the order in which they were passed.
     pub refused: Vec<RefusedRoute>,
 }
 
 impl Applied {
-    /// How many changes changed something, for those to whom a refused route is an error.
+    /// Returns the number of effective changes, for callers that treat a refused route as an error.
     ///
     /// # Errors
-    /// The first refused route. The others are in force nevertheless.
+    /// The first refused route. The other changes are applied nevertheless.
     pub fn into_result(self) -> Result<usize, RefusedRoute> {
         self.refused.first().map_or(Ok(self.changed), |refused| Err(*refused))
     }
 }
 
 impl RouteTable {
-    /// A table without routes.
+    /// Creates a table without routes.
     #[must_use]
     pub fn new() -> Self {
         let parts = Parts { fib: Fib::new(), rib: Node::default(), hops: NextHops::new(), len: 0 };
         Self { parts: Arc::new(parts) }
     }
 
-    /// A table of these routes, and those among them that cannot be in one. Of several routes for one subnet the last stands.
+    /// Creates a table of these routes, and returns the refused ones. Of several routes for one subnet the last one
+    /// wins.
     pub fn try_from_routes(routes: impl IntoIterator<Item = Route>) -> (Self, Vec<RefusedRoute>) {
         let mut table = Self::new();
         let applied = table.apply(routes.into_iter().map(RouteChange::Set), &Own::default());
         (table, applied.refused)
     }
 
-    /// The table after `changes`, in their order; this one stays as it is.
+    /// Returns the table after `changes`, in their order. This table stays unchanged.
     pub fn with_changes(&self, changes: impl IntoIterator<Item = RouteChange>) -> (Self, Applied) {
         let mut next = self.clone();
         let applied = next.apply(changes, &Own::default());
         (next, applied)
     }
 
-    /// The next hop of the longest prefix that holds `destination`.
+    /// Returns the next hop of the longest prefix that contains `destination`.
     #[must_use]
     #[inline]
     pub fn lookup(&self, destination: IpAddr) -> Option<&NextHop> {
@@ -95,7 +96,7 @@ impl RouteTable {
         }
     }
 
-    /// [`lookup`](Self::lookup) for those who know that it is an IPv4 address.
+    /// Returns the same as [`lookup`](Self::lookup) for an IPv4 address.
     #[must_use]
     #[inline]
     pub fn lookup_v4(&self, destination: Ipv4Addr) -> Option<&NextHop> {
@@ -103,46 +104,46 @@ impl RouteTable {
         hops.resolve(fib.longest_match(destination.octets()))
     }
 
-    /// The subnet of the route that [`lookup_v4`](Self::lookup_v4) finds. Slower than that, for the few packets that are
-    /// rejected.
+    /// Returns the subnet of the route that [`lookup_v4`](Self::lookup_v4) finds. It is slower and used for rejected
+    /// packets only.
     pub(crate) fn routed_subnet(&self, destination: Ipv4Addr) -> Option<Ipv4Net> {
         let len = self.parts.rib.longest_match(destination.to_bits(), 0)?;
         Ipv4Net::new(destination, len).ok()
     }
 
-    /// The next hop of exactly this subnet's route.
+    /// Returns the next hop of exactly this subnet's route.
     #[must_use]
     pub fn exact(&self, subnet: IpNet) -> Option<&NextHop> {
         self.parts.exact(subnet)
     }
 
-    /// Whether some route leads to this underlay address, whatever the port.
+    /// Returns true if a route leads to this underlay address, on any port.
     #[must_use]
     #[inline]
     pub fn has_peer(&self, address: IpAddr) -> bool {
         self.parts.hops.has_peer(address)
     }
 
-    /// Whether some route leads to this underlay address and port.
+    /// Returns true if a route leads to this underlay address and port.
     #[must_use]
     #[inline]
     pub fn has_next_hop(&self, address: SocketAddr) -> bool {
         self.parts.hops.has_next_hop(address)
     }
 
-    /// How many routes there are.
+    /// Returns the number of routes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.parts.len
     }
 
-    /// Whether there are no routes.
+    /// Returns true if there are no routes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All routes, in no particular order.
+    /// Returns all routes in unspecified order.
     #[must_use]
     pub fn routes(&self) -> Vec<Route> {
         let mut routes = Vec::with_capacity(self.len());
@@ -155,7 +156,7 @@ impl RouteTable {
         routes
     }
 
-    /// Applies changes in place, copying only what another table shares.
+    /// Applies changes in place and copies only the parts that another table shares.
     pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>, own: &Own) -> Applied {
         let mut applied = Applied::default();
         let mut marked = Marked::none();
@@ -185,7 +186,8 @@ impl RouteTable {
         applied
     }
 
-    /// The prefix whose route changed, if one did. That is looked at first, because a change copies what it touches.
+    /// Sets a route and returns the prefix if its route changed. An unchanged route is detected first, because a change
+    /// copies nodes.
     fn set(&mut self, route: Route) -> Option<Prefix> {
         let hop = NextHop { address: route.next_hop, mtu: route.mtu };
         let IpNet::V4(subnet) = route.subnet else { return None };
@@ -201,7 +203,7 @@ impl RouteTable {
         Some(prefix)
     }
 
-    /// The prefix whose route was deleted, if there was one.
+    /// Deletes a route and returns the prefix if there was one.
     fn delete(&mut self, subnet: IpNet) -> Option<Prefix> {
         let subnet = subnet.trunc();
         self.exact(subnet)?;
@@ -213,7 +215,7 @@ impl RouteTable {
         Some(prefix)
     }
 
-    /// Whether anybody else holds this very table.
+    /// Returns true if another clone of this table exists.
     #[cfg(feature = "std")]
     pub(super) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.parts) > 1
@@ -221,7 +223,7 @@ impl RouteTable {
 }
 
 impl Parts {
-    /// Whether it is mostly room for routes that are gone, so that a table made anew is worth what it costs.
+    /// Returns true if most places belong to deleted routes, so that a rebuild pays off.
     fn is_sparse(&self) -> bool {
         self.fib.is_sparse() || self.hops.is_sparse()
     }

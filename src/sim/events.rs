@@ -1,4 +1,4 @@
-//! What follows from what: one event, and all that comes of it at the same moment.
+//! Event handling: one event, and its immediate consequences.
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -12,7 +12,7 @@ use super::{Delivered, Direction, Event, Fate, Loss, Node, NodeId, Record, Sim};
 use crate::forward::Outer;
 use crate::wire::Ecn;
 
-/// What is going to happen.
+/// A scheduled event.
 #[derive(Debug)]
 pub(super) enum Next {
     Arrival { node: NodeId, sender: NodeId, datagram: Datagram },
@@ -21,7 +21,7 @@ pub(super) enum Next {
 }
 
 impl<K: Ord + Clone> Sim<K> {
-    /// Lets the time be this. Leases that end by then do so.
+    /// Sets the time. Leases that expire until then are removed.
     pub(super) fn go_to(&mut self, at: Duration) {
         self.now = at;
         self.leases.handle_timeout(at);
@@ -51,7 +51,7 @@ impl<K: Ord + Clone> Sim<K> {
         self.decide(node, Direction::Outbound, |node, now, out| node.encapsulate(owned(packet), now, out));
     }
 
-    /// What a node has sent reaches another.
+    /// Handles the arrival of a node's datagram at another node.
     fn arrive(&mut self, node: NodeId, sender: NodeId, datagram: Datagram) {
         self.underlay.counters.in_flight -= 1;
         if self.underlay.is_parted(sender, node) {
@@ -72,7 +72,7 @@ impl<K: Ord + Clone> Sim<K> {
         self.decide(node, Direction::Inbound, |node, now, out| node.decapsulate(owned(payload), outer, now, out));
     }
 
-    /// Has a node decide on a packet, by its routes of now, and sees to what follows.
+    /// Lets a node decide on a packet by its current routes, and handles the consequences.
     fn decide(
         &mut self,
         id: NodeId,
@@ -139,7 +139,7 @@ impl<K: Ord + Clone> Sim<K> {
     }
 }
 
-/// Bytes to write to: without a copy, if nobody else has them.
+/// Returns the bytes as a mutable buffer. They are copied only if they are shared.
 fn owned(bytes: Bytes) -> BytesMut {
     bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared))
 }

@@ -1,8 +1,8 @@
-//! The leases that all nodes hear of, once for all of them, and what each node's table differs in.
+//! The leases of all nodes, stored once, and the differences of each node's route table.
 //!
-//! What becomes of a lease is the same on every host but for the host's own leases: it has no route to itself, none inside its
-//! own subnet, and where it claims a subnet along with another host, the other one's. So there is one reconciler, of no host,
-//! and one table; a node's shares all of its parts but those few that its own routes are in.
+//! All hosts treat a lease equally, except their own leases. A host has no route to itself and none inside its own
+//! subnet. Where it and another host claim a subnet, it has the other host's route. So there is one reconciler that
+//! belongs to no host, and one table. A node's table shares all parts but those that contain its own routes.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -18,7 +18,7 @@ use crate::route::{Applied, Own, Route, RouteChange, RouteTable};
 pub(super) struct Leases<K> {
     reconciler: Reconciler<K>,
     table: RouteTable,
-    /// The subnets that are routed to a host.
+    /// The routed subnets of each host.
     routed: BTreeMap<SocketAddr, BTreeSet<IpNet>>,
 }
 
@@ -28,16 +28,16 @@ pub(super) struct NodeRoutes {
     host: Host,
     own: Own,
     table: RouteTable,
-    /// The leases it was made of.
+    /// The revision of the leases that the table was built from.
     revision: u64,
-    /// What stands whatever the leases say.
+    /// The routes that leases do not change.
     fixed: BTreeMap<IpNet, RouteChange>,
     pub(super) hears_leases: bool,
 }
 
 impl<K: Ord + Clone> Leases<K> {
     pub(super) fn new(network: IpNet) -> Self {
-        // IPv6 is never routed, so that neither can be anything to an IPv4 lease.
+        // IPv6 is never routed, so neither value can match an IPv4 lease.
         let nobody = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
         let reconciler = Reconciler::new(Host::new(network, Ipv6Net::from(Ipv6Addr::UNSPECIFIED), nobody));
         Self { reconciler, table: RouteTable::new(), routed: BTreeMap::new() }
@@ -57,7 +57,7 @@ impl<K: Ord + Clone> Leases<K> {
         }
     }
 
-    /// Brings a node's table up to date, if it hears of leases.
+    /// Updates a node's table if the node receives leases.
     pub(super) fn refresh(&mut self, node: &mut NodeRoutes) {
         if self.reconciler.has_changes() {
             self.follow();
@@ -69,8 +69,8 @@ impl<K: Ord + Clone> Leases<K> {
         }
     }
 
-    /// How often leases have changed. The table has not always: that a host's claim stands before another's is the same to
-    /// all but that host.
+    /// Returns the number of lease changes. Some do not change the shared table: a host's claim precedes another's on
+    /// that host only.
     fn revision(&self) -> u64 {
         let Counters { added, changed, expired, removed, .. } = self.reconciler.counters();
         added + changed + expired + removed
@@ -93,7 +93,7 @@ impl<K: Ord + Clone> Leases<K> {
                 self.routed.entry(route.next_hop).or_default().insert(subnet);
             }
         }
-        // A reconciler hands out no route that a table refuses.
+        // A reconciler returns no route that a table refuses.
         let _ = self.table.apply(changes, &Own::default());
     }
 
@@ -107,7 +107,7 @@ impl<K: Ord + Clone> Leases<K> {
         }));
         changes.extend(node.fixed.values());
         let mut table = self.table.clone();
-        // What the node refuses of its fixed routes it refused, and reported, when they were given.
+        // Refused fixed routes were reported when they were set.
         let _ = table.apply(changes, &node.own);
         table
     }
@@ -130,7 +130,7 @@ impl NodeRoutes {
         &self.table
     }
 
-    /// Changes the routes for good.
+    /// Sets routes that leases do not change.
     pub(super) fn change(&mut self, changes: Vec<RouteChange>) -> Applied {
         let applied = self.table.apply(changes.iter().copied(), &self.own);
         let is_refused = |route: &Route| applied.refused.iter().any(|refused| refused.route == *route);

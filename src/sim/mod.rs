@@ -1,5 +1,5 @@
-//! Any number of hosts in one thread, on a virtual clock: to see what your tool, your source of leases or your routes do before
-//! there is a network.
+//! A simulator for any number of hosts in one thread, on a virtual clock. It tests tools, lease sources and routes
+//! without a network.
 //!
 //! ```text
 //!     send(a, packet)                                                  take_delivered()
@@ -16,18 +16,18 @@
 //!                                  lease_event(source, event)
 //! ```
 //!
-//! Nodes decide with the code that the worker runs on: the forwarder, the limiter, the path MTUs and the counters are the same,
-//! and only the socket and the device are played. Chance comes from a seed. The same calls give the same events, to the
-//! byte and the nanosecond, on every platform.
+//! Nodes run the code of the worker: forwarder, limiter, path MTUs and counters are the same. Only the socket and the
+//! device are simulated. Randomness comes from a seed. The same calls produce the same events on every platform, to the
+//! byte and the nanosecond.
 //!
-//! # How to use it
-//! 1. Make a [`Sim`], and a node for each host ([`Sim::add_node`]).
-//! 2. Say who owns what: [`Sim::lease_event`] for all nodes, or [`Sim::change_routes`] for one.
-//! 3. Say what the underlay is like ([`Conditions`]), and part it, stop nodes, let them miss news of leases as you like.
-//! 4. Let packets come out of a node's TUN ([`Sim::send`]), and the time pass: [`Sim::run_until_idle`], [`Sim::run_for`],
-//!    [`Sim::step`].
-//! 5. See what was written to which TUN ([`Sim::take_delivered`]) and what became of the rest ([`Node::counters`],
-//!    [`Sim::underlay`], [`Sim::keep_trace`]). [`Sim::check`] holds after every step.
+//! # Usage
+//! 1. Create a [`Sim`], and a node for each host ([`Sim::add_node`]).
+//! 2. Assign subnets: [`Sim::lease_event`] for all nodes, or [`Sim::change_routes`] for one.
+//! 3. Describe the underlay ([`LinkProfile`]). Partition it, stop nodes, or let them miss leases as needed.
+//! 4. Send packets from a node's TUN device ([`Sim::send`]) and advance the time: [`Sim::run_until_idle`],
+//!    [`Sim::run_for`], [`Sim::step`].
+//! 5. Inspect the packets written to TUN devices ([`Sim::take_delivered`]) and the fate of the others
+//!    ([`Node::counters`], [`Sim::underlay`], [`Sim::keep_trace`]). [`Sim::check`] holds after every step.
 //!
 //! ```
 //! use core::time::Duration;
@@ -40,7 +40,7 @@
 //! let mut sim = Sim::new(network, 42);
 //! let a = sim.add_node(Overlay::new(network, subnet_a, ([10, 168, 0, 2], 8285)))?;
 //! let b = sim.add_node(Overlay::new(network, subnet_b, ([10, 168, 0, 3], 8285)))?;
-//! // What your own source of leases says, here with names for keys.
+//! // The leases of your own source, here with names as keys.
 //! let found = [("a", Lease::new(subnet_a, ([10, 168, 0, 2], 8285))), ("b", Lease::new(subnet_b, ([10, 168, 0, 3], 8285)))];
 //! sim.lease_event(SourceId::default(), LeaseEvent::Snapshot(found.to_vec()));
 //!
@@ -55,7 +55,7 @@
 //! sim.run_until_idle();
 //! assert_eq!((sim.take_delivered().len(), sim.underlay().lost(Loss::Partition)), (0, 1));
 //!
-//! // When the lease is gone, the sender gets an ICMP error instead.
+//! // Without the lease, the sender gets an ICMP error instead.
 //! sim.lease_event(SourceId::default(), LeaseEvent::Removed { key: "b" });
 //! sim.send(a, packet);
 //! assert_eq!((sim.take_delivered()[0].node, sim[a].counters().encap.answered()), (a, 1));
@@ -64,20 +64,20 @@
 //! # }
 //! ```
 //!
-//! # What it is not
-//! There is no congestion and no limited rate: a datagram's time does not depend on others. The kernel is played as far as the
-//! core can see it: a link refuses what is too long for it, and a router's "fragmentation needed" is believed. Sockets that are
-//! full, super-packets and trains are the worker's, and not here.
+//! # Limits
+//! There is no congestion and no rate limit: a datagram's latency does not depend on others. The kernel is simulated as
+//! far as the core can see it: a link refuses packets above its MTU, and a router's "fragmentation needed" is verified.
+//! Full sockets, GSO packets and GSO batches are handled by the worker and not simulated.
 //!
 //! # Memory
-//! Leases are held once for all nodes. A node has 25 KiB for itself, which are its ICMP limiter's, and from its first packet on a
-//! route table that shares all but the surroundings of its own routes with the others': 100 KiB. A thousand nodes that all know
-//! one another fit into 150 MB.
+//! All nodes share the leases. A node has 25 KiB of its own for its ICMP limiter. From its first packet on, it also has
+//! 100 KiB of its route table, which shares all parts but those around its own routes. A thousand nodes with routes to
+//! each other fit into 150 MB.
 
-mod conditions;
 mod events;
-mod law;
+mod invariants;
 mod leases;
+mod link_profile;
 mod network;
 mod node;
 mod packet;
@@ -86,12 +86,12 @@ mod random;
 mod trace;
 mod underlay;
 
-pub use conditions::Conditions;
-pub use law::{Border, Unaccounted};
+pub use invariants::{Border, InvariantViolation};
+pub use link_profile::LinkProfile;
 pub use network::{Delivered, NodeError, Sim};
 pub use node::{Fate, Node, NodeId};
 pub use packet::udp_packet;
-pub use random::Chance;
+pub use random::Probability;
 pub use trace::{Event, Record};
 
 pub use crate::endpoint::Direction;

@@ -1,4 +1,4 @@
-//! The simulation: a clock, what is going to happen, and the nodes it happens to.
+//! The simulation: a clock, scheduled events, and the nodes.
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -9,23 +9,24 @@ use bytes::Bytes;
 use ipnet::IpNet;
 
 use super::events::Next;
-use super::law::{self, Unaccounted};
+use super::invariants::{self, InvariantViolation};
 use super::leases::Leases;
 use super::node::Output;
 use super::queue::Queue;
 use super::underlay::{Datagram, Underlay};
-use super::{Conditions, Node, NodeId, Record, UnderlayCounters};
+use super::{LinkProfile, Node, NodeId, Record, UnderlayCounters};
 use crate::forward::{Counters, Forwarder, Outer, Overlay, OverlayError};
 use crate::lease::{LeaseEvent, Reconciler, SourceId};
 use crate::route::{Applied, RouteChange, RouteTable};
 
-/// Hosts of one overlay network, the underlay between them, and a clock that jumps from one event to the next. See the
-/// [module](super) for how it is used.
+/// A simulation of the hosts of one overlay network, the underlay between them, and a clock that advances from event to
+/// event. See the [module](super) for its usage.
 ///
-/// `K` is what the sources of leases call them; without leases the default does: `let mut sim: Sim = Sim::new(network, 1);`.
+/// `K` is the type of the lease sources' keys. Without leases the default is sufficient: `let mut sim: Sim =
+/// Sim::new(network, 1);`.
 ///
 /// # Panics
-/// Every method that takes a [`NodeId`] panics if that is of another simulation with more nodes.
+/// Every method that takes a [`NodeId`] panics if the id is from a simulation with more nodes.
 #[derive(Debug)]
 pub struct Sim<K = u64> {
     network: IpNet,
@@ -36,49 +37,49 @@ pub struct Sim<K = u64> {
     pub(super) queue: Queue<Next>,
     pub(super) delivered: Vec<Delivered>,
     pub(super) trace: Option<Vec<Record>>,
-    /// What the last packet brought about; kept for its memory.
+    /// The outputs of the last packet, kept to reuse their memory.
     pub(super) outputs: Vec<Output>,
 }
 
-/// A packet that a node wrote to its TUN: from a peer, or an ICMP error of its own.
+/// A packet that a node wrote to its TUN device: from a peer, or an ICMP error of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivered {
-    /// When.
+    /// The time.
     pub at: Duration,
-    /// Where.
+    /// The node.
     pub node: NodeId,
     /// The packet.
     pub packet: Bytes,
 }
 
-/// A node that cannot be.
+/// The reason why a node cannot be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeError {
     /// Two sockets cannot be bound to one address and port.
-    #[error("{address} is the underlay address of {node} already; give every node one of its own")]
+    #[error("{address} is already the underlay address of {node}; use another address or port")]
     AddressTaken {
         /// The address and port.
         address: SocketAddr,
-        /// Whose it is.
+        /// The node that has it.
         node: NodeId,
     },
     /// All nodes share one overlay network.
-    #[error("the overlay network is {ours} for all nodes of this simulation, not {network}")]
+    #[error("the overlay network of this simulation is {ours}, not {network}; use one network for all nodes")]
     OtherNetwork {
         /// The network of the node.
         network: IpNet,
         /// The network of the simulation.
         ours: IpNet,
     },
-    /// The settings are none that a forwarder can work with.
+    /// The forwarder refuses the settings.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
 }
 
 impl<K: Ord + Clone> Sim<K> {
-    /// A simulation without nodes, at time zero. The same seed and the same calls give the same events, to the byte, on every
-    /// platform.
+    /// Creates a simulation without nodes, at time zero. The same seed and the same calls produce the same events on
+    /// every platform.
     #[must_use]
     pub fn new(network: impl Into<IpNet>, seed: u64) -> Self {
         let network = network.into().trunc();
@@ -95,10 +96,11 @@ impl<K: Ord + Clone> Sim<K> {
         }
     }
 
-    /// Adds a host, which runs and hears of leases from now on. Several may own one subnet, as when one takes another's place.
+    /// Adds a host, which runs and receives leases from now on. Several hosts may own one subnet, for example one that
+    /// replaces another.
     ///
     /// # Errors
-    /// If the settings make no sense, or not together with those of the other nodes.
+    /// The settings are invalid, or conflict with those of another node.
     pub fn add_node(&mut self, overlay: Overlay) -> Result<NodeId, NodeError> {
         let forwarder = Forwarder::new(overlay)?;
         let (network, ours, id) = (overlay.network.trunc(), self.network, NodeId(self.nodes.len()));
@@ -111,28 +113,28 @@ impl<K: Ord + Clone> Sim<K> {
         Ok(id)
     }
 
-    /// All nodes, in the order they were added.
+    /// Returns all nodes, in the order in which they were added.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<K> {
         (0..self.nodes.len()).map(NodeId)
     }
 
-    /// The time since the beginning.
+    /// Returns the time since the start.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.now
     }
 
-    /// Lets a packet come out of a node's TUN now.
+    /// Sends a packet from a node's TUN device now.
     pub fn send(&mut self, node: NodeId, packet: impl Into<Bytes>) {
         self.read_from_tun(node, packet.into());
     }
 
-    /// Lets a packet come out of a node's TUN at a later time; if that has passed, at the next [`step`](Self::step).
+    /// Sends a packet from a node's TUN device at a later time; if it has passed, at the next [`step`](Self::step).
     pub fn send_at(&mut self, at: Duration, node: NodeId, packet: impl Into<Bytes>) {
         self.queue.push(at.max(self.now), Next::FromTun { node, packet: packet.into() });
     }
 
-    /// Lets a datagram arrive at a node now that no node has sent: a stranger's, or with a peer's address as its sender's.
+    /// Delivers a datagram to a node that no node has sent, from a stranger or with a forged sender.
     pub fn inject(&mut self, node: NodeId, outer: impl Into<Outer>, datagram: impl Into<Bytes>) {
         let Outer { from, ecn } = outer.into();
         let datagram = Datagram { from, to: self[node].overlay().underlay, ecn, payload: datagram.into() };
@@ -140,7 +142,7 @@ impl<K: Ord + Clone> Sim<K> {
         self.receive(node, datagram);
     }
 
-    /// Goes on to the next event, and returns whether there was one.
+    /// Handles the next event and returns true, or returns false if there is none.
     pub fn step(&mut self) -> bool {
         let Some((at, next)) = self.queue.pop() else { return false };
         self.go_to(at);
@@ -148,7 +150,7 @@ impl<K: Ord + Clone> Sim<K> {
         true
     }
 
-    /// Goes on until this time, which is then the time of now. If it has passed already, nothing happens.
+    /// Handles all events until this time and advances the clock to it. A past time has no effect.
     pub fn run_until(&mut self, time: Duration) {
         while self.queue.next_at().is_some_and(|at| at <= time) {
             self.step();
@@ -156,79 +158,79 @@ impl<K: Ord + Clone> Sim<K> {
         self.go_to(time.max(self.now));
     }
 
-    /// Goes on for this long.
+    /// Handles all events of this duration and advances the clock.
     pub fn run_for(&mut self, duration: Duration) {
         self.run_until(self.now.saturating_add(duration));
     }
 
-    /// Goes on until nothing is under way any more. Leases that would end later do not.
+    /// Handles events until nothing is in flight. Leases that expire later stay.
     pub fn run_until_idle(&mut self) {
         while self.step() {}
     }
 
-    /// The packets that were written to TUNs since the last call, in the order they were.
+    /// Returns the packets that were written to TUN devices since the last call, in their order.
     #[must_use = "packets are handed out once"]
     pub fn take_delivered(&mut self) -> Vec<Delivered> {
         core::mem::take(&mut self.delivered)
     }
 
-    /// Lets all nodes that hear of leases know what a source says. Whatever is sent from now on goes by it; what is under way
-    /// already goes where it went. Leases end by the simulation's clock.
+    /// Passes an event of a lease source to all nodes that receive leases. It affects packets sent from now on, not
+    /// packets in flight. Leases expire by the simulation's clock.
     pub fn lease_event(&mut self, source: SourceId, event: LeaseEvent<K>) {
         self.leases.handle_event(source, event, self.now);
     }
 
-    /// The leases that there are and the conflicts between them, as they are to a host that has none of them itself. Its
-    /// changes are the simulator's to take.
+    /// Returns the leases and conflicts from the view of a host without leases. The simulator itself takes its changes.
     #[must_use]
     pub fn leases(&self) -> &Reconciler<K> {
         self.leases.reconciler()
     }
 
-    /// Whether a node hears of leases. One that does not keeps the routes it has; one that hears again has missed nothing.
+    /// Sets whether a node receives leases. A node without leases keeps its routes. It catches up when it receives
+    /// leases again.
     pub fn set_hears_leases(&mut self, node: NodeId, hears_leases: bool) {
         self.refresh(node);
         self.node_mut(node).routes.hears_leases = hears_leases;
     }
 
-    /// Changes the routes of one node, for good: what leases say of these subnets is nothing to it any more. For nodes whose
-    /// routes come from somewhere else, a [`Reconciler`] of their own say.
+    /// Sets routes of one node that leases do not change. Use it for nodes whose routes have another source, for
+    /// example their own [`Reconciler`].
     pub fn change_routes(&mut self, node: NodeId, changes: impl IntoIterator<Item = RouteChange>) -> Applied {
         self.refresh(node);
         self.node_mut(node).routes.change(changes.into_iter().collect())
     }
 
-    /// The routes of a node now.
+    /// Returns the current routes of a node.
     #[must_use]
     pub fn routes(&mut self, node: NodeId) -> &RouteTable {
         self.refresh(node);
         self[node].routes.table()
     }
 
-    /// The conditions on every way that has none of its own.
-    pub fn set_conditions(&mut self, conditions: Conditions) {
-        self.underlay.set_conditions(conditions);
+    /// Sets the profile of all paths that have none of their own.
+    pub fn set_link_profile(&mut self, profile: LinkProfile) {
+        self.underlay.set_link_profile(profile);
     }
 
-    /// The conditions between two nodes, both ways.
-    pub fn set_conditions_between(&mut self, one: NodeId, other: NodeId, conditions: Conditions) {
-        self.underlay.set_conditions_from(one, other, conditions);
-        self.underlay.set_conditions_from(other, one, conditions);
+    /// Sets the profile between two nodes, for both directions.
+    pub fn set_link_profile_between(&mut self, one: NodeId, other: NodeId, profile: LinkProfile) {
+        self.underlay.set_link_profile_from(one, other, profile);
+        self.underlay.set_link_profile_from(other, one, profile);
     }
 
-    /// The conditions from one node to another, this way alone.
-    pub fn set_conditions_from(&mut self, from: NodeId, to: NodeId, conditions: Conditions) {
-        self.underlay.set_conditions_from(from, to, conditions);
+    /// Sets the profile from one node to another, for this direction only.
+    pub fn set_link_profile_from(&mut self, from: NodeId, to: NodeId, profile: LinkProfile) {
+        self.underlay.set_link_profile_from(from, to, profile);
     }
 
-    /// The MTU of a node's own link, in bytes of outer packet. Default 1500. What is longer is refused at once, as Linux does
-    /// with EMSGSIZE, and not even sent.
+    /// Sets the MTU of a node's link, in bytes of outer packet. Default 1500. Longer packets are refused at once, as
+    /// Linux does with EMSGSIZE.
     pub fn set_link_mtu(&mut self, node: NodeId, mtu: u16) {
         self.node_mut(node).set_link_mtu(mtu);
     }
 
-    /// Parts the underlay: the nodes of each group hear one another and nobody else; those in no group are a group too. What
-    /// is under way between groups is lost. Takes the place of an earlier partition.
+    /// Partitions the underlay: the nodes of each group reach only each other. The nodes in no group are one more
+    /// group. Datagrams in flight between groups are lost. It replaces an earlier partition.
     pub fn partition(&mut self, groups: impl IntoIterator<Item = impl IntoIterator<Item = NodeId>>) {
         self.underlay.partition(groups);
     }
@@ -238,20 +240,20 @@ impl<K: Ord + Clone> Sim<K> {
         self.underlay.partition([[]; 0]);
     }
 
-    /// Stops a node: nobody takes its packets any more, from either side. Nothing happens if it is stopped already.
+    /// Stops a node: its packets from both sides are dropped. It has no effect on a stopped node.
     pub fn stop(&mut self, node: NodeId) {
         self.node_mut(node).is_up = false;
     }
 
-    /// Starts a stopped node, as a process that is new: what it learned of paths and the ICMP errors it sent are forgotten.
-    /// Its routes are those of now, and its counters go on. Nothing happens if it is running.
+    /// Starts a stopped node as a new process, without its learned path MTUs and its ICMP limits. Its routes are
+    /// current, and its counters continue. It has no effect on a running node.
     pub fn start(&mut self, node: NodeId) {
         if !self.node_mut(node).is_up {
             self.node_mut(node).restart();
         }
     }
 
-    /// The counters of all nodes, added up.
+    /// Returns the sum of all nodes' counters.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut total = Counters::default();
@@ -259,33 +261,33 @@ impl<K: Ord + Clone> Sim<K> {
         total
     }
 
-    /// Where every datagram went.
+    /// Returns the counters of the underlay.
     #[must_use]
     pub fn underlay(&self) -> &UnderlayCounters {
         &self.underlay.counters
     }
 
-    /// Whether every packet and datagram is accounted for: at each node, at each border between a node and its surroundings,
-    /// on the underlay, and between the underlay and all nodes. It is at every moment.
+    /// Checks that every packet and datagram is accounted for: at each node, at each border of a node, on the underlay,
+    /// and between the underlay and all nodes. This holds at every moment.
     ///
     /// # Errors
-    /// The first thing that does not add up: a fault in this crate.
-    pub fn check(&self) -> Result<(), Unaccounted> {
-        law::check(self.nodes().zip(&self.nodes), &self.underlay.counters)
+    /// The first violation, which is a bug in this crate.
+    pub fn check(&self) -> Result<(), InvariantViolation> {
+        invariants::check(self.nodes().zip(&self.nodes), &self.underlay.counters)
     }
 
-    /// Begins to keep a trace, which grows until it is taken.
+    /// Starts a trace, which grows until it is taken.
     pub fn keep_trace(&mut self) {
         self.trace.get_or_insert_default();
     }
 
-    /// What happened since the last call. Empty without [`keep_trace`](Self::keep_trace).
+    /// Returns the events since the last call. It is empty without [`keep_trace`](Self::keep_trace).
     #[must_use = "records are handed out once"]
     pub fn take_trace(&mut self) -> Vec<Record> {
         self.trace.as_mut().map(core::mem::take).unwrap_or_default()
     }
 
-    /// Gives a node the table of now.
+    /// Updates the table of a node.
     pub(super) fn refresh(&mut self, NodeId(at): NodeId) {
         if let Some(node) = self.nodes.get_mut(at) {
             self.leases.refresh(&mut node.routes);
@@ -299,7 +301,7 @@ impl<K: Ord + Clone> Sim<K> {
 }
 
 /// # Panics
-/// If the id is of another simulation with more nodes.
+/// If the id is from a simulation with more nodes.
 impl<K> Index<NodeId> for Sim<K> {
     type Output = Node;
 

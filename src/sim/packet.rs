@@ -1,4 +1,4 @@
-//! Packets to send, for those who have no maker of packets of their own.
+//! Test packets.
 
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;
@@ -7,10 +7,10 @@ use bytes::Bytes;
 
 use crate::wire::{checksum, protocol};
 
-/// An IPv4 packet from one pod to another, as Linux sends them: TTL 64, DF set, and in it a UDP datagram of these bytes, both
-/// checksums right.
+/// Returns an IPv4 packet with a UDP datagram of these bytes from one pod to another, as Linux sends it: TTL 64, DF
+/// set, valid checksums.
 ///
-/// At most 65,507 bytes of `data` fit; what is more is cut off.
+/// At most 65,507 bytes of `data` fit; the rest is cut off.
 ///
 /// ```
 /// let packet = loden::sim::udp_packet("100.96.1.2:4000".parse()?, "100.96.2.3:53".parse()?, b"question");
@@ -35,7 +35,7 @@ pub fn udp_packet(source: SocketAddrV4, destination: SocketAddrV4, data: &[u8]) 
     let datagram = |sum: u16| -> Vec<u8> { [&ports[..], &udp_len, &sum.to_be_bytes(), data].concat() };
     let pseudo_header = [&addresses[..], &[0, protocol::UDP], &udp_len].concat();
     let sum = checksum::add(checksum::sum(&pseudo_header), checksum::sum(&datagram(0)));
-    // RFC 768: a checksum of 0 would say that there is none.
+    // A checksum of 0 means that there is none (RFC 768).
     let udp_checksum = if sum == u16::MAX { u16::MAX } else { !sum };
     [header(!checksum::sum(&header(0))), datagram(udp_checksum)].concat().into()
 }

@@ -1,4 +1,4 @@
-//! What is going to happen, in the order of its time; of one moment, in the order it was put in.
+//! The queue of scheduled events, in the order of time and, at the same time, of insertion.
 
 use alloc::collections::BinaryHeap;
 use core::cmp::Ordering;
@@ -31,13 +31,13 @@ impl<T> Queue<T> {
         self.heap.pop().map(|next| (next.at, next.what))
     }
 
-    /// When the first one is.
+    /// Returns the time of the first event.
     pub(super) fn next_at(&self) -> Option<Duration> {
         self.heap.peek().map(|next| next.at)
     }
 }
 
-/// Backwards, because the heap gives out the greatest.
+/// The order is reversed because the heap returns the greatest item first.
 impl<T> Ord for Scheduled<T> {
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at, other.number).cmp(&(self.at, self.number))

@@ -1,15 +1,15 @@
-//! Chance that is the same everywhere: the seed decides all, on every platform.
+//! Random numbers that depend on the seed alone and are the same on every platform.
 
 use core::time::Duration;
 
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): one word of state, and good enough for dice.
+/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): one word of state, with sufficient quality for a simulation.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 
-/// How likely something is. Kept as a whole number, so that no rounding differs between platforms.
+/// A probability, stored as an integer so that rounding does not differ between platforms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Chance(
-    /// Out of 2^32.
+pub struct Probability(
+    /// In units of 2^-32.
     u64,
 );
 
@@ -26,12 +26,12 @@ impl Random {
         word ^ (word >> 31)
     }
 
-    /// Whether it happens this time.
-    pub(super) fn happens(&mut self, chance: Chance) -> bool {
-        self.next() >> 32 < chance.0
+    /// Returns true with this probability.
+    pub(super) fn happens(&mut self, probability: Probability) -> bool {
+        self.next() >> 32 < probability.0
     }
 
-    /// Anything from zero to `most`, in nanoseconds.
+    /// Returns a duration from zero to `most`, in nanoseconds.
     pub(super) fn up_to(&mut self, most: Duration) -> Duration {
         let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
         let nanoseconds = (u128::from(self.next()) * (u128::from(most) + 1)) >> 64;
@@ -39,24 +39,25 @@ impl Random {
     }
 }
 
-impl Chance {
-    /// Every time.
+impl Probability {
+    /// The certain event.
     pub const ALWAYS: Self = Self(1 << 32);
-    /// Never. The default.
+    /// The impossible event, which is the default.
     pub const NEVER: Self = Self(0);
 
-    /// So many times out of a hundred; more than that is always.
+    /// Returns a probability in percent; more than 100 is certain.
     #[must_use]
     pub const fn percent(times: u32) -> Self {
         Self::of(times, 100)
     }
 
-    /// `times` out of `among`, as near as one in four billion comes to it; more than that is always, and so is anything out of 0.
+    /// Returns `times` / `among`, rounded to one in four billion. More than 1 is certain, and so is any fraction with
+    /// `among` 0.
     ///
     /// ```
-    /// use loden::sim::Chance;
-    /// assert_eq!(Chance::of(1, 4), Chance::percent(25));
-    /// assert_eq!(Chance::of(7, 7), Chance::ALWAYS);
+    /// use loden::sim::Probability;
+    /// assert_eq!(Probability::of(1, 4), Probability::percent(25));
+    /// assert_eq!(Probability::of(7, 7), Probability::ALWAYS);
     /// ```
     #[must_use]
     pub const fn of(times: u32, among: u32) -> Self {
@@ -79,9 +80,9 @@ mod tests {
     #[test]
     fn never_always_and_in_between() {
         let mut random = Random::new(1);
-        let mut count = |chance| (0..10_000).filter(|_| random.happens(chance)).count();
-        assert_eq!((count(Chance::NEVER), count(Chance::ALWAYS)), (0, 10_000));
-        assert!((2800..3200).contains(&count(Chance::percent(30))));
+        let mut count = |probability| (0..10_000).filter(|_| random.happens(probability)).count();
+        assert_eq!((count(Probability::NEVER), count(Probability::ALWAYS)), (0, 10_000));
+        assert!((2800..3200).contains(&count(Probability::percent(30))));
     }
 
     #[test]

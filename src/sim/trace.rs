@@ -1,4 +1,4 @@
-//! What happened, in the order it did.
+//! The trace: the events of a simulation in their order.
 
 use core::fmt;
 use core::net::SocketAddr;
@@ -8,16 +8,16 @@ use bytes::Bytes;
 
 use super::{Direction, Fate, Loss, NodeId};
 
-/// One thing that happened.
+/// One event with its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// When.
+    /// The time.
     pub at: Duration,
-    /// What.
+    /// The event.
     pub event: Event,
 }
 
-/// What can happen.
+/// An event of a simulation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -25,19 +25,19 @@ pub enum Event {
     Arrived {
         /// The node.
         node: NodeId,
-        /// Who sent it, as its outer header says.
+        /// The sender in the outer header.
         from: SocketAddr,
         /// Its payload.
         datagram: Bytes,
     },
-    /// There is a copy of the datagram that was sent just now.
+    /// The datagram that was just sent got a copy.
     Duplicated {
-        /// Who sent it.
+        /// The sender.
         from: SocketAddr,
-        /// Whom to.
+        /// The destination.
         to: SocketAddr,
     },
-    /// A packet came out of a node's TUN.
+    /// A packet was read from a node's TUN device.
     FromTun {
         /// The node.
         node: NodeId,
@@ -46,23 +46,23 @@ pub enum Event {
     },
     /// A datagram was lost.
     Lost {
-        /// Who sent it.
+        /// The sender.
         from: SocketAddr,
-        /// Whom to.
+        /// The destination.
         to: SocketAddr,
-        /// How.
+        /// The reason.
         loss: Loss,
     },
-    /// A node learned from a router that the path to a peer is narrower than it thought.
+    /// A node learned from a router that the path MTU to a peer is smaller than known.
     PathNarrowed {
         /// The node.
         node: NodeId,
         /// The peer.
         peer: SocketAddr,
-        /// The longest outer packet that the path carries, in bytes.
+        /// The path MTU in bytes of outer packet.
         mtu: u16,
     },
-    /// A packet came out of the TUN of a node that did not run: nobody took it.
+    /// A packet from the TUN device of a stopped node was dropped.
     Refused {
         /// The node.
         node: NodeId,
@@ -73,21 +73,21 @@ pub enum Event {
     Sent {
         /// The node.
         node: NodeId,
-        /// Whom to.
+        /// The destination.
         to: SocketAddr,
         /// Its payload.
         datagram: Bytes,
     },
-    /// A node has decided on the packet that came last.
+    /// A node decided on the last packet.
     Settled {
         /// The node.
         node: NodeId,
-        /// Where the packet came from.
+        /// The direction of the packet.
         direction: Direction,
-        /// What became of it.
+        /// The outcome.
         fate: Fate,
     },
-    /// A node wrote a packet to its TUN.
+    /// A node wrote a packet to its TUN device.
     ToTun {
         /// The node.
         node: NodeId,
@@ -120,7 +120,7 @@ impl fmt::Display for Record {
             Event::PathNarrowed { node, peer, mtu } => {
                 write!(f, "{node} learned that the path to {peer} carries {mtu} bytes")
             }
-            Event::Refused { node, packet } => write!(f, "{node} is stopped: {} bytes went nowhere", packet.len()),
+            Event::Refused { node, packet } => write!(f, "{node} is stopped: {} bytes were dropped", packet.len()),
             Event::Sent { node, to, datagram } => write!(f, "{node} sent {} bytes to {to}", datagram.len()),
             Event::Settled { node, direction, fate } => match fate {
                 Fate::Forwarded => write!(f, "{node} {direction}: forwarded"),

@@ -1,4 +1,4 @@
-//! The underlay: which datagrams arrive, when, and what became of those that do not.
+//! The underlay: delivery, latency and loss of datagrams.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -10,10 +10,10 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::random::Random;
-use super::{Conditions, NodeId};
+use super::{LinkProfile, NodeId};
 use crate::wire::Ecn;
 
-/// One datagram on its way.
+/// A datagram in flight.
 #[derive(Clone, Debug)]
 pub(super) struct Datagram {
     pub(super) from: SocketAddr,
@@ -22,24 +22,24 @@ pub(super) struct Datagram {
     pub(super) payload: Bytes,
 }
 
-/// Why a datagram did not arrive. Every lost datagram has exactly one reason.
+/// The reason why a datagram did not arrive. Every lost datagram has exactly one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Loss {
-    /// By [`Conditions::loss`].
-    Chance,
-    /// No node has the address and port.
+    /// No node has the destination address and port.
     NoHost,
-    /// The node was stopped when it would have arrived.
+    /// The node was stopped at the time of arrival.
     NodeStopped,
-    /// A partition was between the two nodes when it was sent, or when it would have arrived.
+    /// The two nodes were in different partitions when it was sent or when it would have arrived.
     Partition,
-    /// Longer than [`Conditions::mtu`].
+    /// The datagram was lost by [`LinkProfile::loss`].
+    Random,
+    /// The datagram was longer than [`LinkProfile::mtu`].
     TooLong,
 }
 
-/// Where every datagram went: each that there was is in exactly one of the others, at every moment:
-/// `sent + injected + duplicated = arrived + in flight + Σ lost`.
+/// The datagrams of the underlay by their outcome. At every moment each datagram is counted in exactly one of the
+/// others: `sent + injected + duplicated = arrived + in flight + Σ lost`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnderlayCounters {
     pub(super) sent: u64,
@@ -50,10 +50,10 @@ pub struct UnderlayCounters {
     lost: [u64; Loss::ALL.len()],
 }
 
-/// What becomes of a datagram.
+/// The outcome of a datagram.
 #[derive(Debug)]
 pub(super) enum Journey {
-    /// It arrives, perhaps marked, and perhaps with a copy.
+    /// It arrives, perhaps with a congestion mark, and perhaps with a copy.
     Arrives {
         node: NodeId,
         at: Duration,
@@ -61,7 +61,7 @@ pub(super) enum Journey {
         copy_at: Option<Duration>,
     },
     Lost(Loss),
-    /// It is lost as too long, and its sender hears of that.
+    /// It is lost as too long, and its sender gets an ICMP error.
     TooLong {
         told_at: Duration,
         mtu: u16,
@@ -71,11 +71,11 @@ pub(super) enum Journey {
 #[derive(Debug)]
 pub(super) struct Underlay {
     random: Random,
-    conditions: Conditions,
-    /// By sender and receiver, where they are not the default.
-    special: BTreeMap<(NodeId, NodeId), Conditions>,
+    profile: LinkProfile,
+    /// The profiles of paths that differ from the default, by sender and receiver.
+    special: BTreeMap<(NodeId, NodeId), LinkProfile>,
     hosts: BTreeMap<SocketAddr, NodeId>,
-    /// Which side of the partition each node is on.
+    /// The group of each node in the partition.
     sides: Vec<usize>,
     pub(super) counters: UnderlayCounters,
 }
@@ -84,7 +84,7 @@ impl Underlay {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             random: Random::new(seed),
-            conditions: Conditions::default(),
+            profile: LinkProfile::default(),
             special: BTreeMap::new(),
             hosts: BTreeMap::new(),
             sides: Vec::new(),
@@ -95,7 +95,7 @@ impl Underlay {
     /// Connects the next node.
     ///
     /// # Errors
-    /// The node that has the address and port already.
+    /// The node that already has the address and port.
     pub(super) fn connect(&mut self, node: NodeId, address: SocketAddr) -> Result<(), NodeId> {
         match self.hosts.entry(address) {
             Entry::Occupied(entry) => Err(*entry.get()),
@@ -107,15 +107,15 @@ impl Underlay {
         }
     }
 
-    pub(super) fn set_conditions(&mut self, conditions: Conditions) {
-        self.conditions = conditions;
+    pub(super) fn set_link_profile(&mut self, profile: LinkProfile) {
+        self.profile = profile;
     }
 
-    pub(super) fn set_conditions_from(&mut self, from: NodeId, to: NodeId, conditions: Conditions) {
-        self.special.insert((from, to), conditions);
+    pub(super) fn set_link_profile_from(&mut self, from: NodeId, to: NodeId, profile: LinkProfile) {
+        self.special.insert((from, to), profile);
     }
 
-    /// The nodes of a group hear each other alone; those in none are one more group.
+    /// Partitions the nodes into these groups. The nodes in none are one more group.
     pub(super) fn partition(&mut self, groups: impl IntoIterator<Item = impl IntoIterator<Item = NodeId>>) {
         self.sides.fill(0);
         for (side, group) in (1..).zip(groups) {
@@ -129,14 +129,15 @@ impl Underlay {
         self.sides.get(one.0) != self.sides.get(other.0)
     }
 
-    /// Decides on a datagram. Every one draws equally often, so that a condition that is changed leaves what the others bring
-    /// about as it was.
+    /// Decides on a datagram. Each decision draws the same number of random numbers, so a changed profile does not
+    /// affect other random events.
     pub(super) fn carry(&mut self, from: NodeId, datagram: &Datagram, now: Duration) -> Journey {
         let Some(node) = self.hosts.get(&datagram.to).copied() else { return Journey::Lost(Loss::NoHost) };
-        let conditions = self.special.get(&(from, node)).copied().unwrap_or(self.conditions);
-        let Conditions { latency, jitter, loss, duplication, congestion, mtu } = conditions;
+        let profile = self.special.get(&(from, node)).copied().unwrap_or(self.profile);
+        let LinkProfile { latency, jitter, loss, duplication, congestion, mtu } = profile;
         let random = &mut self.random;
-        let [is_lost, is_copied, is_marked] = [loss, duplication, congestion].map(|chance| random.happens(chance));
+        let [is_lost, is_copied, is_marked] =
+            [loss, duplication, congestion].map(|probability| random.happens(probability));
         let [at, copy_at] = [(); 2].map(|()| now.saturating_add(latency).saturating_add(random.up_to(jitter)));
         if self.is_parted(from, node) {
             return Journey::Lost(Loss::Partition);
@@ -145,7 +146,7 @@ impl Underlay {
             return Journey::TooLong { told_at: now.saturating_add(latency), mtu };
         }
         if is_lost {
-            return Journey::Lost(Loss::Chance);
+            return Journey::Lost(Loss::Random);
         }
         let ecn = if is_marked && datagram.ecn != Ecn::NotEct { Ecn::Ce } else { datagram.ecn };
         Journey::Arrives { node, at, ecn, copy_at: is_copied.then_some(copy_at) }
@@ -160,16 +161,16 @@ pub(super) fn outer_len(datagram: &Datagram) -> usize {
 
 impl Loss {
     /// All reasons, in alphabetical order.
-    pub const ALL: &'static [Self] = &[Self::Chance, Self::NoHost, Self::NodeStopped, Self::Partition, Self::TooLong];
+    pub const ALL: &'static [Self] = &[Self::NoHost, Self::NodeStopped, Self::Partition, Self::Random, Self::TooLong];
 
-    /// The name in traces: lower case with underscores.
+    /// Returns the name in traces: lower case with underscores.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Chance => "chance",
             Self::NoHost => "no_host",
             Self::NodeStopped => "node_stopped",
             Self::Partition => "partition",
+            Self::Random => "random",
             Self::TooLong => "too_long",
         }
     }
@@ -182,48 +183,48 @@ impl fmt::Display for Loss {
 }
 
 impl UnderlayCounters {
-    /// Datagrams that nodes sent.
+    /// Returns the number of datagrams that nodes sent.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Datagrams that came from no node, but from [`Sim::inject`](super::Sim::inject).
+    /// Returns the number of datagrams from [`Sim::inject`](super::Sim::inject).
     #[must_use]
     pub fn injected(&self) -> u64 {
         self.injected
     }
 
-    /// Copies that [`Conditions::duplication`] made.
+    /// Returns the number of copies by [`LinkProfile::duplication`].
     #[must_use]
     pub fn duplicated(&self) -> u64 {
         self.duplicated
     }
 
-    /// Datagrams that arrived at a node.
+    /// Returns the number of datagrams that arrived at a node.
     #[must_use]
     pub fn arrived(&self) -> u64 {
         self.arrived
     }
 
-    /// Datagrams on their way.
+    /// Returns the number of datagrams in flight.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.in_flight
     }
 
-    /// Datagrams lost for this reason.
+    /// Returns the number of datagrams lost for this reason.
     #[must_use]
     pub fn lost(&self, loss: Loss) -> u64 {
         self.lost.get(loss as usize).copied().unwrap_or_default()
     }
 
-    /// Datagrams lost, by reason, without the reasons that never occurred.
+    /// Returns the number of lost datagrams by reason, without the reasons that never occurred.
     pub fn losses(&self) -> impl Iterator<Item = (Loss, u64)> {
         Loss::ALL.iter().map(|loss| (*loss, self.lost(*loss))).filter(|(_, count)| *count > 0)
     }
 
-    /// Whether every datagram is accounted for.
+    /// Returns true if every datagram is accounted for.
     #[must_use]
     pub fn is_conserved(&self) -> bool {
         let lost: u64 = self.lost.iter().sum();

@@ -9,7 +9,7 @@
 //! | 4.18 | [`UdpOffload::gso`]: one call sends a batch of datagrams (`UDP_SEGMENT`) |
 //! | 5.0 | [`UdpOffload::gro`]: one call receives a batch of datagrams (`UDP_GRO`) |
 //! | 5.14 | the first address of a subnet is an ordinary one, beside a bridge that has the subnet too |
-//! | 6.2 | [`TunOffload::uso`]: UDP super-packets on the TUN device (`TUN_F_USO4`, `TUN_F_USO6`) |
+//! | 6.2 | [`TunOffload::uso`]: UDP GSO packets on the TUN device (`TUN_F_USO4`, `TUN_F_USO6`) |
 
 mod feature;
 mod kernel;

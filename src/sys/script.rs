@@ -87,8 +87,8 @@ struct State {
     /// What sending or receiving several messages fails with, and messages with an ECN field.
     no_batches: Option<c_int>,
     no_marks: Option<c_int>,
-    /// What writes of super-packets fail with.
-    no_super_packets: Option<c_int>,
+    /// What writes of GSO packets fail with.
+    no_gso_packets: Option<c_int>,
     /// The messages that each call took.
     sent: Vec<Vec<Sent>>,
     written: Vec<Vec<u8>>,
@@ -144,12 +144,12 @@ impl Script {
         self.state().no_marks = Some(errno);
     }
 
-    pub(crate) fn refuse_super_packets(&self, errno: c_int) {
-        self.state().no_super_packets = Some(errno);
+    pub(crate) fn refuse_gso_packets(&self, errno: c_int) {
+        self.state().no_gso_packets = Some(errno);
     }
 
-    pub(crate) fn accept_super_packets(&self) {
-        self.state().no_super_packets = None;
+    pub(crate) fn accept_gso_packets(&self) {
+        self.state().no_gso_packets = None;
     }
 
     /// How many calls of that kind there were, whatever became of them.
@@ -283,7 +283,7 @@ impl State {
 
     fn write(&mut self, bytes: Vec<u8>, gso_type: u8) -> io::Result<usize> {
         self.answer(Call::Write)?;
-        if let Some(errno) = self.no_super_packets.filter(|_| gso_type != 0) {
+        if let Some(errno) = self.no_gso_packets.filter(|_| gso_type != 0) {
             return Err(io::Error::from_raw_os_error(errno));
         }
         self.written.push(bytes);

@@ -1,4 +1,4 @@
-//! The TUN device.
+//! TUN devices.
 
 mod config;
 mod error;
@@ -25,16 +25,16 @@ use super::kernel::{Calls, SystemCalls};
 use super::syscall;
 use crate::offload::{VNET_HEADER_LEN, VnetHeader};
 
-/// The largest packet a TUN device carries, in bytes: the largest an IPv4 header can describe (RFC 791, 3.1).
+/// The largest packet of a TUN device in bytes: the largest total length of an IPv4 packet (RFC 791 section 3.1).
 ///
-/// The kernel cuts a packet that is longer than the buffer of [`Tun::recv`] and does not tell. A buffer of at least
-/// `PACKET_MAX + 1` bytes never has a packet cut.
+/// The kernel truncates a packet that is longer than the buffer of [`Tun::recv`] without a notice. A buffer of at least
+/// `PACKET_MAX + 1` bytes never truncates a packet.
 pub const PACKET_MAX: usize = 65_535;
 
-/// Where the kernel offers TUN devices (Documentation/networking/tuntap.rst).
+/// The path of the device node (Documentation/networking/tuntap.rst).
 pub(super) const DEVICE_NODE: &str = "/dev/net/tun";
 
-/// `IFF_*` of linux/if_tun.h. `TUNSETIFF` takes and `TUNGETIFF` gives them as a 16-bit number.
+/// `IFF_*` of linux/if_tun.h. `TUNSETIFF` and `TUNGETIFF` pass them as a 16-bit number.
 mod flags {
     pub(super) const TUN: u16 = libc::IFF_TUN as u16;
     pub(super) const TAP: u16 = libc::IFF_TAP as u16;
@@ -45,17 +45,17 @@ mod flags {
     pub(super) const PERSIST: u16 = libc::IFF_PERSIST as u16;
 }
 
-/// A TUN device, or one queue of it: what it receives are the IP packets that the kernel routes into it, what it sends comes
-/// out of it.
+/// A TUN device, or one queue of it. It receives the IP packets that the kernel routes to the device, and sends packets
+/// that the kernel receives from the device.
 ///
-/// It never blocks; wait for its file descriptor ([`AsFd`]) to become readable. Dropping it closes the file descriptor.
-/// With the last one the kernel removes the device, unless it is persistent.
+/// It never blocks. Wait for its file descriptor ([`AsFd`]) to become readable. Dropping it closes the file descriptor.
+/// The kernel removes the device with the last descriptor, unless the device is persistent.
 #[derive(Debug)]
 pub struct Tun {
     file: File,
     name: String,
     created: bool,
-    /// Whether there is a virtio-net header in front of every packet.
+    /// Every packet has a virtio-net header.
     vnet: bool,
     offload: TunOffload,
     disabled: Disabled,
@@ -63,42 +63,44 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Makes a device, or attaches to a persistent one of that name which nobody uses. Its name is [`Tun::name`].
+    /// Creates a device, or attaches to a persistent one of that name that is not in use. [`Tun::name`] returns its
+    /// name.
     ///
-    /// A new one is down and has no address; `link::Link` sees to that. The offloads and the form of the header that a former
-    /// process left behind on a persistent device are set anew: they are the device's and outlive the process.
+    /// A new device is down and has no address, see `link::Link`. A persistent device keeps the offloads and the header
+    /// format of the last process, so both are set again.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing is left open or made then. Features that the kernel lacks are no error: see [`Tun::disabled`].
+    /// [`OpenError`]. No device and no descriptor is left then. Missing kernel features are not an error, see
+    /// [`Tun::disabled`].
     pub fn open(config: &TunConfig) -> Result<Self, OpenError> {
         Opening::new(Path::new(DEVICE_NODE), config, NonZeroUsize::MIN).first()
     }
 
-    /// The same with several queues, 1 to 256, one for each thread of a program. The kernel gives each flow to one of them.
+    /// Creates or opens a device with 1 to 256 queues, one for each thread. The kernel assigns each flow to one queue.
     ///
-    /// A device that is made for several queues can be attached to by any process with the right to, which then gets a share
-    /// of the packets, so one queue asks for a device of one. An existing device must be of the same kind. That another process
-    /// has queues of a persistent one cannot be noticed.
+    /// Any process with the right to can attach to a device with several queues, and then gets some of its packets. So
+    /// one queue requests a single-queue device. An existing device must be of the same kind. Queues of other processes
+    /// on a persistent device cannot be detected.
     ///
-    /// The kernel gives a flow to the queue that last sent a packet of its other direction. If that changes, two threads may
-    /// have packets of one flow for a moment.
+    /// The kernel assigns a flow to the queue that last sent a packet of the opposite direction. When that changes, two
+    /// threads may briefly have packets of one flow.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing is left open or made then.
+    /// [`OpenError`]. No device and no descriptor is left then.
     pub fn open_queues(config: &TunConfig, queues: NonZeroUsize) -> Result<Vec<Self>, OpenError> {
         Opening::new(Path::new(DEVICE_NODE), config, queues).all()
     }
 
-    /// Takes over a file descriptor on which a device has been attached already, as a privileged parent passes it on.
+    /// Takes over a file descriptor with an attached device, for example from a privileged parent process.
     ///
-    /// It is made non-blocking; whether it is closed on exec stays as it is. The offloads of a device that was attached with
-    /// `IFF_VNET_HDR` are set to `offload`, and its header to the 10 bytes we know; on one without they are switched off,
-    /// whatever is asked for. They are the device's, so that all its queues must be taken over alike. The device counts one
-    /// dropped packet: sending it is the one way to learn the packet format.
+    /// It sets the descriptor to non-blocking and keeps its close-on-exec flag. If the device was attached with
+    /// `IFF_VNET_HDR`, it sets the offloads to `offload` and the header to 10 bytes. Otherwise it disables all
+    /// offloads. These settings belong to the device, so take over all its queues with the same `offload`. The device
+    /// counts one dropped packet: only a sent packet reveals the packet format.
     ///
     /// # Errors
-    /// [`OpenError::NotAttached`] when it is something else than an attached TUN device, [`OpenError::WrongFlags`] when
-    /// packets would come in another form than IP. The file descriptor is closed then.
+    /// [`OpenError::NotAttached`] if no TUN device is attached, [`OpenError::WrongFlags`] if its packets have another
+    /// format than IP. The file descriptor is closed then.
     pub fn from_fd(fd: OwnedFd, offload: TunOffload) -> Result<Self, OpenError> {
         let request = syscall::interface(fd.as_fd()).map_err(|source| OpenError::NotAttached { source })?;
         let name = open::name_of(&request);
@@ -120,47 +122,47 @@ impl Tun {
         }
     }
 
-    /// The name the kernel gave the device when it was opened. Someone may have renamed it since.
+    /// Returns the name of the device when it was opened. It may have been renamed since.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether [`Tun::open`] made the device, as opposed to one that was there.
+    /// Returns true if [`Tun::open`] created the device, and false if it existed before.
     #[must_use]
     pub fn created(&self) -> bool {
         self.created
     }
 
-    /// Which packets come unsegmented: what the kernel granted of what was asked for.
+    /// Returns the offloads that the kernel granted.
     #[must_use]
     pub fn offload(&self) -> TunOffload {
         self.offload
     }
 
-    /// The features that the kernel lacks, or did not grant of what was asked for.
+    /// Returns the requested features that the kernel lacks or did not grant.
     pub fn disabled(&self) -> impl Iterator<Item = Feature> {
         self.disabled.iter()
     }
 
-    /// Says whether the device, with its addresses and routes, outlives this object.
+    /// Sets whether the device, with its addresses and routes, outlives this object.
     ///
     /// # Errors
-    /// Of the system call: EBADFD when the device was deleted.
+    /// The error of the system call: EBADFD if the device was deleted.
     pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
         syscall::set_persist(self.file.as_fd(), persistent)
     }
 
-    /// Takes the next packet that was routed into the device.
+    /// Receives the next packet that was routed to the device.
     ///
-    /// With offloads it may be a super-packet of up to 64 KiB, and its transport checksum may have yet to be computed:
-    /// [`VnetHeader::inspect`] of [`TunMeta::header`] says which, and has to be asked before the packet goes anywhere.
+    /// With offloads it may be a GSO packet of up to 64 KiB, and its transport checksum may be incomplete. Call
+    /// [`VnetHeader::inspect`] of [`TunMeta::header`] before you forward the packet.
     ///
-    /// With less than [`PACKET_MAX`] + 1 bytes of buffer a packet may be cut, which cannot be noticed.
+    /// A buffer of less than [`PACKET_MAX`] + 1 bytes may truncate a packet without a notice.
     ///
     /// # Errors
-    /// [`TunError::WouldBlock`] when there is none, also while the device is down. [`TunError::is_fatal`] ends it;
-    /// everything else concerns one packet.
+    /// [`TunError::WouldBlock`] if there is no packet, also while the device is down. After a fatal error
+    /// ([`TunError::is_fatal`]) every call fails. Other errors concern one packet.
     pub fn recv(&self, buffer: &mut [u8]) -> Result<TunMeta, TunError> {
         if !self.vnet {
             let len = uninterrupted(|| self.calls.read(&self.file, buffer))?;
@@ -174,21 +176,22 @@ impl Tun {
         received(len, header)
     }
 
-    /// Hands a packet to the kernel as if it had arrived on the device. Its transport checksum is looked at.
+    /// Sends a packet to the kernel, which receives it from the device and verifies its transport checksum.
     ///
-    /// The kernel looks at no more than the IP version: whether the rest is valid is for the caller to know.
+    /// The kernel checks only the IP version. The caller must ensure that the packet is valid.
     ///
     /// # Errors
-    /// The packet is lost then. [`TunError::is_fatal`] ends it; everything else concerns one packet.
+    /// The packet is lost. After a fatal error ([`TunError::is_fatal`]) every call fails. Other errors concern one
+    /// packet.
     pub fn send(&self, packet: &[u8]) -> Result<(), TunError> {
         self.send_with(&VnetHeader::default(), packet)
     }
 
-    /// The same with a header that asks the kernel to complete the checksum, or to take the packet for a train of segments.
+    /// Sends a packet with a header that requests checksum completion or segmentation from the kernel.
     ///
     /// # Errors
-    /// [`TunError::Rejected`] with EINVAL from kernels that do not take this train: send its segments one by one. A
-    /// device without offloads, which has no header, rejects any that asks for something.
+    /// [`TunError::Rejected`] with EINVAL if the kernel does not accept this GSO packet. Send its segments one by one.
+    /// A device without offloads has no header and rejects every request.
     pub fn send_with(&self, header: &VnetHeader, packet: &[u8]) -> Result<(), TunError> {
         if self.vnet {
             let header = header.to_bytes();
@@ -201,7 +204,7 @@ impl Tun {
         }
     }
 
-    /// Sets what is the device's, and notes what of the offloads was granted.
+    /// Configures the device and stores the granted offloads.
     fn configured(mut self) -> Result<Self, OpenError> {
         let result = self.set_header_form().and_then(|()| self.set_offload());
         match result {
@@ -219,8 +222,8 @@ impl Tun {
         }
         let device = self.file.as_fd();
         let length = VNET_HEADER_LEN as c_int;
-        // A device that was made just now has a header of 10 bytes in the machine's order, so that a sandbox without these
-        // requests does no harm.
+        // A new device has a header of 10 bytes in native byte order. So a sandbox that lacks these requests is no
+        // problem for it.
         let pass_over = |result: io::Result<()>, is_default: bool| {
             result.or_else(|error| if is_default && is_missing(&error) { Ok(()) } else { Err(error) })
         };
@@ -228,19 +231,20 @@ impl Tun {
             .map_err(|error| ("set the header length of", error))?;
         pass_over(syscall::set_vnet_little_endian(device, true), cfg!(target_endian = "little"))
             .map_err(|error| ("set the byte order of", error))?;
-        // Little-endian goes before it, and few kernels know it at all: only so that no trace of it is left.
+        // Big-endian is overridden by little-endian, and few kernels support the request. It only clears a former
+        // setting.
         let _unknown = syscall::set_vnet_big_endian(device, false);
         Ok(())
     }
 
-    /// Without a virtio-net header an unsegmented packet would look like one that is too long, and one without a
-    /// checksum like a damaged one, so that all offloads have to be off then.
+    /// Without a virtio-net header, a GSO packet would look too long, and a packet with an incomplete checksum would
+    /// look damaged. All offloads must be off then.
     fn set_offload(&self) -> Result<TunOffload, (&'static str, io::Error)> {
         let set = |offload: TunOffload| syscall::set_offload(self.file.as_fd(), offload.mask()).map(|()| offload);
         let wish = self.offload;
-        // EINVAL: older than Linux 6.2.
+        // Linux before 6.2 returns EINVAL for UDP.
         let granted = set(wish).or_else(|_| set(TunOffload { uso: false, ..wish })).or_else(|_| set(TunOffload::NONE));
-        // A device that was made just now has none.
+        // A new device has no offloads enabled.
         let granted = granted.or_else(|error| match self.created && is_missing(&error) {
             true => Ok(TunOffload::NONE),
             false => Err(("set the offloads of", error)),
@@ -250,12 +254,12 @@ impl Tun {
         Ok(granted)
     }
 
-    /// Whether the kernel takes and gives four bytes in front of every packet.
+    /// Returns true if every packet has four bytes of packet information in front.
     ///
-    /// `TUNGETIFF` does not tell: `IFF_NOFILTER` has the same bit as `IFF_NO_PI`, and it sets that one always. So four
-    /// zeros are sent. With packet information they are an empty packet of no protocol, for which it looks whether the
-    /// device is up; without, they are a packet of IP version 0, refused in either state (`tun_get_user` in
-    /// drivers/net/tun.c). A virtio-net header, if there is one, is behind the packet information and as zero.
+    /// `TUNGETIFF` does not tell: it always sets the bit of `IFF_NO_PI`, which is also that of `IFF_NOFILTER`. So this
+    /// function sends four zero bytes. With packet information they are an empty packet without protocol, and the
+    /// result depends on the state of the device. Without it they are a packet of IP version 0, which is refused in any
+    /// state (`tun_get_user` in drivers/net/tun.c). A virtio-net header follows the packet information and is zero too.
     fn has_packet_information(&self) -> io::Result<bool> {
         let zeros = if self.vnet { &[0; 4 + VNET_HEADER_LEN][..] } else { &[0; 4] };
         loop {
@@ -278,7 +282,7 @@ impl AsFd for Tun {
     }
 }
 
-/// Of so many bytes read the header and the length of the packet.
+/// Returns the header and the packet length of a read of `len` bytes.
 #[inline]
 fn received(len: usize, header: [u8; VNET_HEADER_LEN]) -> Result<TunMeta, TunError> {
     let packet = len.checked_sub(VNET_HEADER_LEN).ok_or(TunError::Headless { len })?;

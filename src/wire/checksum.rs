@@ -1,6 +1,6 @@
-//! The Internet checksum: RFC 1071 sum and RFC 1624 incremental update.
+//! The Internet checksum: the sum of RFC 1071 and the incremental update of RFC 1624.
 
-/// The ones' complement sum of `bytes` as big-endian 16-bit words, folded to 16 bits (RFC 1071 section 1).
+/// Returns the ones' complement sum of `bytes` as big-endian 16-bit words, folded to 16 bits (RFC 1071 section 1).
 ///
 /// An odd last byte counts as the high half of a word. Data that carries its own valid checksum sums to `0xFFFF`.
 ///
@@ -12,8 +12,8 @@
 #[must_use]
 #[inline]
 pub fn sum(bytes: &[u8]) -> u16 {
-    // Ones' complement addition does not care for the byte order (RFC 1071 section 2B), so whole words are added as the
-    // machine reads them, 32 bits at a time into 64, and only the result is turned round.
+    // The ones' complement sum does not depend on the byte order (RFC 1071 section 2B). So words are added in native
+    // order, 32 bits at a time into 64, and only the result is swapped.
     let (blocks, rest) = bytes.as_chunks::<BLOCK>();
     let mut lanes = Lanes::default();
     for block in blocks {
@@ -22,10 +22,10 @@ pub fn sum(bytes: &[u8]) -> u16 {
     lanes.fold_with(rest)
 }
 
-/// Copies `from` to `to` and returns the [`sum`] of what was copied: as many bytes as the shorter of the two holds.
+/// Copies `from` to `to` and returns the [`sum`] of the copied bytes.
 ///
-/// Every byte is loaded once. A copy and a sum after it take about twice as long on packets that are no longer in the first
-/// level cache.
+/// The shorter of the two slices limits the length. Every byte is loaded once: a copy and a separate sum take about
+/// twice as long on packets that are no longer in the L1 cache.
 ///
 /// ```
 /// let mut to = [0; 4];
@@ -47,7 +47,7 @@ pub fn copy_and_sum(from: &[u8], to: &mut [u8]) -> u16 {
     lanes.fold_with(rest)
 }
 
-/// The sum of two sums, where the bytes of the second begin at an even distance from those of the first.
+/// Returns the sum of two sums. The bytes of the second must begin at an even offset from those of the first.
 #[must_use]
 #[inline]
 pub const fn add(one: u16, other: u16) -> u16 {
@@ -55,14 +55,14 @@ pub const fn add(one: u16, other: u16) -> u16 {
     total + carry as u16
 }
 
-/// Bytes that are summed at a time.
+/// Bytes that one iteration sums.
 const BLOCK: usize = 4 * LANES;
 
-/// Sums that do not wait for one another. With eight of them and plain SSE2, compilers keep up with the first level cache;
-/// one sum alone is bound by the latency of its additions.
+/// Independent sums. With eight of them, compilers keep up with the L1 cache on plain SSE2. A single sum is bound by
+/// the latency of its additions.
 const LANES: usize = 8;
 
-/// The sum of the blocks so far. No lane can overflow below 2^32 blocks.
+/// The sum of the blocks so far. No lane overflows below 2^32 blocks.
 #[derive(Default)]
 struct Lanes([u64; LANES]);
 
@@ -74,7 +74,7 @@ impl Lanes {
         }
     }
 
-    /// The sum of all blocks and of what is left behind them, in the byte order of the network.
+    /// Returns the sum of all blocks and of the remaining bytes, in network byte order.
     #[inline(always)]
     fn fold_with(self, rest: &[u8]) -> u16 {
         let (words, rest) = rest.as_chunks::<4>();
@@ -87,25 +87,25 @@ impl Lanes {
     }
 }
 
-/// [`sum`] of something short, given as its big-endian words.
+/// Returns the [`sum`] of a few big-endian words.
 #[inline(always)]
 pub(crate) fn sum_of_words<const N: usize>(words: [u32; N]) -> u16 {
     fold(words.into_iter().map(u64::from).sum())
 }
 
-/// The checksum to write into a header or message whose checksum field is zero: the complement of [`sum`].
+/// Returns the checksum for a header or message whose checksum field is zero: the complement of [`sum`].
 #[must_use]
 #[inline]
 pub fn checksum(bytes: &[u8]) -> u16 {
     !sum(bytes)
 }
 
-/// The checksum after one 16-bit word it covers went from `old` to `new` (RFC 1624 equation 3).
+/// Returns the checksum after one 16-bit word that it covers changed from `old` to `new` (RFC 1624 equation 3).
 ///
-/// Equation 3 rather than 4, because 4 can give `0xFFFF` where a full recompute gives `0x0000`.
+/// Equation 4 can give `0xFFFF` where a full recompute gives `0x0000`; equation 3 cannot.
 ///
 /// ```
-/// // A TTL decrement takes 0x0100 off the word that holds TTL and protocol.
+/// // A TTL decrement subtracts 0x0100 from the word that holds TTL and protocol.
 /// assert_eq!(loden::wire::checksum::update(0xfeff, 0x4011, 0x3f11), 0x0000);
 /// ```
 #[must_use]
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// RFC 1071 as its text has it: big-endian words, one at a time.
+    /// Sums as RFC 1071 describes it: big-endian words, one at a time.
     fn naive(bytes: &[u8]) -> u16 {
         let mut total: u32 = 0;
         for pair in bytes.chunks(2) {
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(sum(&[0xff; 65_535]), naive(&[0xff; 65_535]));
     }
 
-    /// Sums that carry at every width they are folded to.
+    /// Sums that carry at every width to which they are folded.
     #[test]
     fn carries_ripple_through_every_fold() {
         for len in (0..400).step_by(4) {
@@ -181,11 +181,11 @@ mod tests {
         }
     }
 
-    /// R32, over every checksum and every TTL: the header is one word of TTL and protocol and one free word that
-    /// makes the checksum come out as wanted.
+    /// R32 for every checksum and every TTL. The header is one word of TTL and protocol, and one free word that selects
+    /// the checksum.
     #[test]
     fn update_equals_a_full_recompute_for_every_checksum_and_ttl() {
-        // An interpreter would take hours for all of them.
+        // Miri would take hours for all of them.
         let (ttls, frees) = if cfg!(miri) { (51, 4099) } else { (1, 1) };
         for ttl in (1..=255u16).step_by(ttls) {
             let old = ttl << 8 | 17;
@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// RFC 1624 for any change of any word, in a header that is not all zeros.
+    /// RFC 1624 for any change of any word in a header that is not all zeros.
     #[test]
     fn update_equals_a_full_recompute_for_any_words() {
         let edges = [0, 1, 2, 0x00ff, 0x0100, 0x7fff, 0x8000, 0xff00, 0xfffe, 0xffff];
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    /// R32's corner and R33: an incoming 0xFFFF, which only a sloppy sender writes, is repaired on the way.
+    /// The corner case of R32, and R33: an incoming checksum of 0xFFFF is normalised on the way.
     #[test]
     fn update_never_writes_the_other_zero() {
         assert_eq!(update(0xfeff, 0x4011, 0x3f11), 0x0000);

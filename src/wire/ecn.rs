@@ -4,22 +4,22 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Ecn {
-    /// The sender does not take part: a router that is congested drops.
+    /// The sender does not support ECN: a congested router drops its packets.
     #[default]
     NotEct = 0,
-    /// The sender takes part, codepoint 01.
+    /// The sender supports ECN, codepoint 01.
     Ect1 = 1,
-    /// The sender takes part, codepoint 10.
+    /// The sender supports ECN, codepoint 10.
     Ect0 = 2,
-    /// A router on the way is congested.
+    /// A router on the path experienced congestion.
     Ce = 3,
 }
 
 impl Ecn {
-    /// The bits that are the field.
+    /// The bits of the field.
     pub const MASK: u8 = 0b11;
 
-    /// The field in a type of service byte.
+    /// Returns the field of a type of service byte.
     #[must_use]
     #[inline]
     pub const fn of(type_of_service: u8) -> Self {
@@ -31,9 +31,11 @@ impl Ecn {
         }
     }
 
-    /// What a packet carries on when it leaves a tunnel: `self` inside, `outer` outside (RFC 6040 4.2, figure 4).
+    /// Returns the field of a packet that leaves a tunnel: `self` is the inner field, `outer` the outer one (RFC 6040
+    /// section 4.2, figure 4).
     ///
-    /// `None`: a router on the way was congested, and the sender would not learn it unless the packet is dropped.
+    /// `None` means that the packet must be dropped: a router on the path was congested, and its sender does not
+    /// support ECN.
     #[must_use]
     #[inline]
     pub const fn after_tunnel(self, outer: Self) -> Option<Self> {
@@ -46,7 +48,7 @@ impl Ecn {
         }
     }
 
-    /// The two bits.
+    /// Returns the two bits.
     #[must_use]
     #[inline]
     pub const fn bits(self) -> u8 {

@@ -1,4 +1,4 @@
-//! An IPv4 packet cut into fragments (RFC 791 3.2), in the buffer it lies in.
+//! In-place fragmentation of IPv4 packets (RFC 791 section 3.2).
 //!
 //! ```text
 //!  ┌────────┬──────────────────────────────────┐
@@ -10,8 +10,7 @@
 //!              └────────┴───────────┘ ─ ─ ─ ─ ─
 //! ```
 //!
-//! No byte of payload moves and no second buffer is needed, since a fragment's header is never longer than what went before
-//! it.
+//! No payload byte moves and no second buffer is needed: a fragment's header is never longer than the data before it.
 
 use super::checksum;
 use super::ipv4::{HEADER_LEN, Ipv4Header, Options, field, flag};
@@ -19,17 +18,18 @@ use super::ipv4::{HEADER_LEN, Ipv4Header, Options, field, flag};
 /// Bytes of the longest header.
 const HEADER_MAX: usize = 60;
 
-/// Fragments begin at multiples of that many bytes of payload.
+/// Every fragment's payload begins at a multiple of this many bytes.
 const UNIT: usize = 8;
 
-/// The copy bit of an option's kind: it belongs into every fragment (RFC 791 3.1).
+/// The copy bit of an option's kind: the option belongs into every fragment (RFC 791 section 3.1).
 const COPIED: u8 = 0x80;
 
-/// Cuts a packet into as few fragments as fit an MTU, front to back.
+/// An iterator-like cursor that cuts a packet into as few fragments as fit an MTU, front to back.
 ///
-/// It holds positions and no bytes; the packet is given with every call. Offsets count from the packet's own, so that a
-/// fragment can be cut further, and the last piece of one that was not the last says so. Only the first piece has the options
-/// without the copy bit. Identification, TTL, type of service and the reserved flag are everywhere the packet's.
+/// It stores positions and no bytes; the caller passes the packet with every call. Offsets start at the packet's own
+/// offset, so a fragment can be fragmented again. The last piece keeps the packet's own "more fragments" flag. Only the
+/// first piece has the options without the copy bit. All pieces keep the packet's identification, TTL, type of service
+/// and reserved flag.
 ///
 /// ```
 /// use loden::wire::fragment::Fragmenter;
@@ -51,22 +51,22 @@ const COPIED: u8 = 0x80;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragmenter {
-    /// Where the current fragment is in the packet; 0 and 0 before the first one.
+    /// The position of the current fragment in the packet; 0 and 0 before the first one.
     start: u16,
     end: u16,
     /// Bytes of the whole packet.
     total: u16,
-    /// Whether the packet is itself a fragment and not the last one.
+    /// The packet is itself a fragment and not the last one.
     more_fragments: bool,
     mtu: u16,
 }
 
 impl Fragmenter {
-    /// Fragments of at most `mtu` bytes of the packet with this header. Nothing is cut before the first
-    /// [`advance`](Self::advance).
+    /// Returns a cursor for fragments of at most `mtu` bytes of the packet with this header. Nothing is cut before the
+    /// first [`advance`](Self::advance).
     ///
-    /// `None` if the packet must not or cannot be fragmented: DF is set; or the MTU does not hold its header and 8 bytes, which
-    /// one of 68 always does; or it is a fragment so far behind that a part of it would begin past offset 8191.
+    /// Returns `None` in three cases: DF is set; the MTU does not hold the header and 8 bytes, which an MTU of 68
+    /// always does; or a piece would begin beyond the largest offset, 8191.
     #[must_use]
     pub fn new(header: &Ipv4Header, mtu: u16) -> Option<Self> {
         let (total, header_len) = (header.total_len(), header.header_len());
@@ -77,15 +77,16 @@ impl Fragmenter {
         (!header.dont_fragment() && fits && has_offset).then_some(Self { start: 0, end: 0, total, more_fragments, mtu })
     }
 
-    /// The same, not yet begun, for a packet of `len` bytes with the same header: what a segment of a super-packet is.
+    /// Returns a new cursor for a packet of `len` bytes with the same header, such as a segment of a GSO packet.
     #[must_use]
     pub fn for_segment(self, len: u16) -> Self {
         Self { start: 0, end: 0, total: len, ..self }
     }
 
-    /// Cuts off the next fragment; `false` if there is none. The one before is gone with that.
+    /// Cuts the next fragment and returns true, or returns false if there is none. The header of the next fragment
+    /// overwrites the previous fragment.
     ///
-    /// `packet` is the packet this was made for, and between the calls nobody else changes it.
+    /// `packet` must be the packet that this cursor was created for. The caller must not change it between the calls.
     #[must_use]
     pub fn advance(&mut self, packet: &mut [u8]) -> bool {
         if self.end == self.total {
@@ -105,39 +106,39 @@ impl Fragmenter {
         cut
     }
 
-    /// The fragment that was cut off last; nothing before the first one.
+    /// Returns the current fragment. It is empty before the first one.
     #[must_use]
     pub fn fragment<'p>(&self, packet: &'p [u8]) -> &'p [u8] {
         packet.get(self.start.into()..self.end.into()).unwrap_or_default()
     }
 
-    /// Bytes of that fragment.
+    /// Returns the bytes of the current fragment.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a fragment has a header")]
     pub fn len(&self) -> usize {
         (self.end - self.start).into()
     }
 
-    /// Whether that fragment is the packet's first piece.
+    /// Returns true if the current fragment is the packet's first piece.
     #[must_use]
     pub fn is_first(&self) -> bool {
         self.start == 0
     }
 
-    /// Whether that fragment is the packet's last piece.
+    /// Returns true if the current fragment is the packet's last piece.
     #[must_use]
     pub fn is_last(&self) -> bool {
         self.end == self.total
     }
 
-    /// How long fragments may be, in bytes.
+    /// Returns the limit of a fragment's length, in bytes.
     #[must_use]
     pub fn mtu(&self) -> u16 {
         self.mtu
     }
 
-    /// Makes the current fragment shorter, and those to come, because the path carries less than was thought. `false`, and
-    /// nothing has happened, if that is too little even for a header and 8 bytes.
+    /// Shortens the current fragment and all later ones to a smaller MTU, and returns true. Returns false and changes
+    /// nothing if the MTU does not hold the header and 8 bytes.
     #[must_use]
     pub fn narrow(&mut self, packet: &mut [u8], mtu: u16) -> bool {
         let mut narrower = Self { mtu: self.mtu.min(mtu), ..*self };
@@ -148,7 +149,7 @@ impl Fragmenter {
         cut
     }
 
-    /// Gives the current fragment an end that fits the MTU.
+    /// Sets the end of the current fragment so that it fits the MTU.
     fn fit(&mut self, packet: &mut [u8]) -> bool {
         if self.len() <= self.mtu.into() {
             return true;
@@ -165,13 +166,13 @@ impl Fragmenter {
         true
     }
 
-    /// The header of the current fragment, or of the packet before the first one.
+    /// Reads the header of the current fragment, or that of the packet before the first one.
     fn header(&self, packet: &[u8]) -> Option<Header> {
         Header::read(packet.get(self.start.into()..self.total.into())?)
     }
 }
 
-/// A header taken out of the packet, since the next one may have to be written over it.
+/// A header copied out of the packet, since the next header may overwrite it.
 struct Header {
     bytes: [u8; HEADER_MAX],
     len: usize,
@@ -185,17 +186,17 @@ impl Header {
         (len >= HEADER_LEN).then_some(Self { bytes, len })
     }
 
-    /// Turns it into the header of what begins so many units behind.
+    /// Turns it into the header of the fragment that begins `units` later.
     fn follow(&mut self, units: usize, more_fragments: bool) {
         self.retain_copied_options();
         let flags = self.fragment() & !flag::OFFSET;
-        // It is no more than the greatest: see `Fragmenter::new`.
+        // `Fragmenter::new` has checked that the offset does not overflow.
         let offset = (self.fragment() & flag::OFFSET).wrapping_add(units as u16) & flag::OFFSET;
         self.set_fragment(flags | offset);
         self.set_more_fragments(more_fragments);
     }
 
-    /// Removes the options that only the first fragment has. What is left is filled up with zeros, the end of options, to
+    /// Removes the options that only the first fragment has. The rest is padded with zeros, the end of options, to
     /// whole words.
     fn retain_copied_options(&mut self) {
         let mut kept = Self { bytes: self.bytes, len: HEADER_LEN };
@@ -228,7 +229,7 @@ impl Header {
         self.set_fragment(others | if more_fragments { flag::MORE_FRAGMENTS } else { 0 });
     }
 
-    /// Writes it to `packet` as that of a fragment of `total` bytes.
+    /// Writes the header into `packet` as that of a fragment of `total` bytes.
     fn write(&mut self, packet: &mut [u8], start: u16, total: usize) {
         const VERSION_4: u8 = 0x40;
         self.bytes[0] = VERSION_4 | (self.len / 4) as u8;

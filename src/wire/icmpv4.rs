@@ -1,23 +1,24 @@
-//! ICMPv4 error messages (RFC 792, RFC 1812 4.3) and the rules for when none may be sent.
+//! ICMPv4 error messages and the rules by which none may be sent (RFC 792, RFC 1812 section 4.3).
 
 use core::net::Ipv4Addr;
 
 use super::ipv4::{HEADER_LEN, Ipv4Header, Ipv4Packet};
 use super::{checksum, protocol};
 
-/// Bytes of the longest error message, IP header included (RFC 1812 4.3.2.3).
+/// Bytes of the longest error message, IP header included (RFC 1812 section 4.3.2.3).
 pub const ERROR_MAX: usize = 576;
 
 /// Bytes of an ICMP header.
 pub(super) const ICMP_HEADER_LEN: usize = 8;
 
-/// Type and code of "fragmentation needed and DF set".
+/// The type and code of "fragmentation needed and DF set".
 pub(super) const FRAGMENTATION_NEEDED: [u8; 2] = [kind::DESTINATION_UNREACHABLE, 4];
 
 /// Precedence 6, "internetwork control" (RFC 1812 4.3.2.5).
 const PRECEDENCE_INTERNETWORK_CONTROL: u8 = 0xc0;
 
-/// The delay, throughput and reliability bits of a type of service byte, which an error message copies (RFC 1812 4.3.2.5).
+/// The delay, throughput and reliability bits of a type of service byte. An error message copies them (RFC 1812
+/// 4.3.2.5).
 const DELAY_THROUGHPUT_RELIABILITY: u8 = 0x1c;
 
 mod kind {
@@ -31,18 +32,18 @@ mod kind {
     pub(super) const ADDRESS_MASK_REPLY: u8 = 18;
 }
 
-/// What an error message says.
+/// The kind of an error message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IcmpError {
     /// Type 3 code 0: there is no route to the destination's network.
     NetUnreachable,
-    /// Type 3 code 4: longer than the next hop carries, and DF is set (RFC 1191).
+    /// Type 3 code 4: the packet is longer than the next hop carries, and DF is set (RFC 1191).
     FragmentationNeeded {
-        /// The longest packet that would pass, in bytes.
+        /// The longest packet that passes, in bytes.
         mtu: u16,
     },
-    /// Type 11 code 0: the TTL ran out on the way.
+    /// Type 11 code 0: the TTL expired in transit.
     TimeExceeded,
 }
 
@@ -55,7 +56,8 @@ impl IcmpError {
         }
     }
 
-    /// The four bytes after the checksum: RFC 1191 section 4 puts the MTU into the low half, otherwise they are unused.
+    /// Returns the four bytes after the checksum. RFC 1191 section 4 puts the MTU into the low half; other errors leave
+    /// them zero.
     fn rest(self) -> [u8; 4] {
         match self {
             Self::FragmentationNeeded { mtu } => u32::from(mtu).to_be_bytes(),
@@ -65,8 +67,9 @@ impl IcmpError {
 
     /// Writes the message about `offender` into `out`: a whole IPv4 packet from `source` to the offender's source.
     ///
-    /// The quote is the offender as it stands, header with options and as much of the payload as fits, never past its total
-    /// length (RFC 1812 4.3.2.3). DF is set, so that the packet needs no identification of its own (RFC 6864).
+    /// The quote is the unchanged header of the offender with options, and as much of its payload as fits. It never
+    /// extends past the total length (RFC 1812 section 4.3.2.3). DF is set, so the packet needs no unique
+    /// identification (RFC 6864).
     #[must_use]
     pub fn write<'o>(
         self,
@@ -84,7 +87,7 @@ impl IcmpError {
             let ([kind, code], [r0, r1, r2, r3]) = (self.type_code(), self.rest());
             [kind, code, sum0, sum1, r0, r1, r2, r3]
         };
-        // The message is summed in place, so every byte of it is written first, with a checksum of zero.
+        // The checksum covers the whole message, so all of it is written first, with a checksum of zero.
         let message = out.get_mut(HEADER_LEN..total).unwrap_or_default();
         if let Some((slot, body)) = message.split_first_chunk_mut::<ICMP_HEADER_LEN>() {
             *slot = head([0, 0]);
@@ -102,16 +105,17 @@ impl IcmpError {
     }
 }
 
-/// Whether `offender` may be answered with an error at all (RFC 1812 4.3.2.7, RFC 1122 3.2.2): not if it is an ICMP error
-/// itself or of a type nobody knows, not if it is a later fragment, and not if it was, or came from, more than one host.
+/// Returns true if a router may answer `offender` with an error (RFC 1812 section 4.3.2.7, RFC 1122 section 3.2.2).
 ///
-/// `broadcast` names the addresses that are a broadcast here beyond 255.255.255.255.
+/// It may not if the offender is an ICMP error, an ICMP message of unknown type or a later fragment. Nor may it if the
+/// source or the destination is not a single host. `broadcast` returns true for local broadcast addresses other than
+/// 255.255.255.255.
 #[must_use]
 pub fn may_answer(offender: &Ipv4Packet<'_>, broadcast: impl Fn(Ipv4Addr) -> bool) -> bool {
     is_single_host(offender.header().source()) && may_answer_host(offender, broadcast)
 }
 
-/// The rest of [`may_answer`], for an offender whose source is known to be no special address.
+/// Returns the result of [`may_answer`] for an offender whose source is known to be no special address.
 pub(crate) fn may_answer_host(offender: &Ipv4Packet<'_>, broadcast: impl Fn(Ipv4Addr) -> bool) -> bool {
     let header = offender.header();
     let (source, destination) = (header.source(), header.destination());
@@ -121,13 +125,13 @@ pub(crate) fn may_answer_host(offender: &Ipv4Packet<'_>, broadcast: impl Fn(Ipv4
         && (header.protocol() != protocol::ICMP || is_query(offender.payload()))
 }
 
-/// Not a network, loopback, group, reserved or broadcast address (RFC 1812 4.3.2.7).
+/// Returns true unless it is a network, loopback, multicast, reserved or broadcast address (RFC 1812 section 4.3.2.7).
 pub(crate) fn is_single_host(source: Ipv4Addr) -> bool {
     !matches!(source.octets()[0], 0 | 127 | 224..=255)
 }
 
-/// Whether an ICMP message is one that asks or answers. RFC 1812 bars errors about errors; RFC 1122 3.2.2 has messages of
-/// unknown type dropped in silence. One too short to hold its type is unknown (R38).
+/// Returns true for an ICMP query or reply. RFC 1812 forbids errors about errors, and RFC 1122 section 3.2.2 discards
+/// messages of unknown type. A message too short for its type counts as unknown (R38).
 fn is_query(message: &[u8]) -> bool {
     matches!(
         message.first(),

@@ -1,7 +1,7 @@
-//! IPv4 packets whose constructor is the check (RFC 791, RFC 1812 5.2.2).
+//! IPv4 packets that are checked when they are parsed (RFC 791, RFC 1812 section 5.2.2).
 //!
-//! [`Ipv4Packet::parse`] is the only way to a packet, so a value of the type is proof that its header was checked: version,
-//! lengths, checksum and options. The fixed part of the header is kept by value, which is why no accessor can fail.
+//! Every [`Ipv4Packet`] comes from [`Ipv4Packet::parse`], so its version, lengths, checksum and options are valid. The
+//! fixed part of the header is stored by value, so no accessor can fail.
 
 use core::net::Ipv4Addr;
 
@@ -10,13 +10,13 @@ use super::{Ecn, checksum};
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
 
-/// The smallest MTU, in bytes, that a path of IPv4 may have (RFC 791 3.2).
+/// The smallest MTU of an IPv4 path, in bytes (RFC 791 section 3.2).
 pub const MTU_MIN: u16 = 68;
 
 pub(super) mod field {
     pub(crate) const TYPE_OF_SERVICE: usize = 1;
     pub(crate) const TOTAL_LEN: usize = 2;
-    /// Three flags and the fragment offset, as one word.
+    /// Three flags and the fragment offset in one word.
     pub(crate) const FRAGMENT: usize = 6;
     pub(crate) const TTL: usize = 8;
     pub(crate) const PROTOCOL: usize = 9;
@@ -36,7 +36,8 @@ mod option {
     pub(crate) const STRICT_SOURCE_ROUTE: u8 = 137;
 }
 
-/// Why bytes are not a sound IPv4 packet. The first check that fails, in the order of the variants, gives the reason.
+/// The reason why bytes are not a valid IPv4 packet. The checks run in the order of the variants, and the first failure
+/// is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
@@ -46,7 +47,7 @@ pub enum HeaderError {
         /// Bytes received.
         have: usize,
     },
-    /// Version 6: a sound packet of a protocol this view does not read.
+    /// Version 6. The packet may be valid, but this type reads IPv4 only.
     #[error("the packet is IPv6")]
     Ipv6,
     /// Neither version 4 nor 6.
@@ -55,29 +56,29 @@ pub enum HeaderError {
         /// The version field.
         version: u8,
     },
-    /// IHL below 5.
-    #[error("a header length of {words} words is below the least of 5")]
+    /// An IHL below 5.
+    #[error("a header length of {words} words is below the minimum of 5")]
     BadHeaderLength {
         /// The IHL field, in 32-bit words.
         words: u8,
     },
-    /// The header says it is longer than what was received.
-    #[error("a header of {header} bytes exceeds the {have} received")]
+    /// The header is longer than the received bytes.
+    #[error("a header of {header} bytes exceeds the {have} bytes received")]
     HeaderTruncated {
-        /// IHL in bytes.
+        /// The IHL in bytes.
         header: usize,
         /// Bytes received.
         have: usize,
     },
-    /// The packet says it is shorter than its own header.
-    #[error("total length {total} is less than the header's {header} bytes")]
+    /// The total length is shorter than the header.
+    #[error("total length {total} is less than the header length of {header} bytes")]
     BadTotalLength {
         /// The total length field.
         total: u16,
-        /// IHL in bytes.
+        /// The IHL in bytes.
         header: usize,
     },
-    /// The packet says it is longer than what was received.
+    /// The total length is longer than the received bytes.
     #[error("total length {total} exceeds the {have} bytes received")]
     Truncated {
         /// The total length field.
@@ -91,17 +92,18 @@ pub enum HeaderError {
         /// The ones' complement sum of the header.
         sum: u16,
     },
-    /// An option's length is 0, 1 or leads past the header.
-    #[error("the option at byte {at} has no length that fits a header of {header} bytes")]
+    /// An option has length 0 or 1, or extends past the header.
+    #[error("the option at byte {at} does not fit into a header of {header} bytes")]
     BadOption {
-        /// Where the option begins.
+        /// The offset of the option, in bytes.
         at: usize,
-        /// IHL in bytes.
+        /// The IHL in bytes.
         header: usize,
     },
 }
 
-/// The checked header of an IPv4 packet, by value: its five words as numbers, so that it travels in registers.
+/// The checked header of an IPv4 packet. It stores the header's five words as numbers, so that it is passed in
+/// registers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Ipv4Header {
     /// Version, header length, type of service, total length.
@@ -116,9 +118,9 @@ pub struct Ipv4Header {
 }
 
 impl Ipv4Header {
-    /// Checks everything that can be wrong with a header at the front of `bytes`, in the order of [`HeaderError`].
+    /// Checks a header at the front of `bytes`, in the order of [`HeaderError`].
     ///
-    /// Always inlined, as is all on the way to a verdict: a header that is handed on in registers costs a third less.
+    /// It is always inlined, like all functions of the common path: a header passed in registers costs a third less.
     #[inline(always)]
     fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
         let have = bytes.len();
@@ -157,98 +159,98 @@ impl Ipv4Header {
         Ok(Self { source_route, ..header })
     }
 
-    /// Header length in bytes, options included: 20 to 60.
+    /// Returns the header length in bytes, options included: 20 to 60.
     #[must_use]
     #[inline]
     pub fn header_len(&self) -> usize {
         (self.lengths >> 24 & 0x0f) as usize * 4
     }
 
-    /// The type of service byte: DSCP and ECN (RFC 2474, RFC 3168), once precedence and delay, throughput, reliability.
+    /// Returns the type of service byte, which holds DSCP and ECN (RFC 2474, RFC 3168).
     #[must_use]
     #[inline]
     pub fn type_of_service(&self) -> u8 {
         (self.lengths >> 16) as u8
     }
 
-    /// The ECN field (RFC 3168).
+    /// Returns the ECN field (RFC 3168).
     #[must_use]
     #[inline]
     pub fn ecn(&self) -> Ecn {
         Ecn::of(self.type_of_service())
     }
 
-    /// Length of the packet in bytes, header included.
+    /// Returns the length of the packet in bytes, header included.
     #[must_use]
     #[inline]
     pub fn total_len(&self) -> u16 {
         self.lengths as u16
     }
 
-    /// The identification that fragments of one packet share.
+    /// Returns the identification, which the fragments of one packet share.
     #[must_use]
     #[inline]
     pub fn identification(&self) -> u16 {
         (self.fragment >> 16) as u16
     }
 
-    /// Whether routers must not fragment this packet.
+    /// Returns true if routers must not fragment this packet.
     #[must_use]
     #[inline]
     pub fn dont_fragment(&self) -> bool {
         self.fragment as u16 & flag::DONT_FRAGMENT != 0
     }
 
-    /// Whether this is a fragment and not the last one.
+    /// Returns true if this is a fragment and not the last one.
     #[must_use]
     #[inline]
     pub fn more_fragments(&self) -> bool {
         self.fragment as u16 & flag::MORE_FRAGMENTS != 0
     }
 
-    /// Where this fragment begins in the whole packet, in units of 8 bytes.
+    /// Returns the offset of this fragment in the whole packet, in units of 8 bytes.
     #[must_use]
     #[inline]
     pub fn fragment_offset(&self) -> u16 {
         self.fragment as u16 & flag::OFFSET
     }
 
-    /// Time to live, in hops.
+    /// Returns the time to live, in hops.
     #[must_use]
     #[inline]
     pub fn ttl(&self) -> u8 {
         (self.hop >> 24) as u8
     }
 
-    /// The protocol of the payload, see [`protocol`](super::protocol).
+    /// Returns the protocol of the payload, see [`protocol`](super::protocol).
     #[must_use]
     #[inline]
     pub fn protocol(&self) -> u8 {
         (self.hop >> 16) as u8
     }
 
-    /// The header checksum as it stands in the packet.
+    /// Returns the header checksum of the packet.
     #[must_use]
     #[inline]
     pub fn checksum(&self) -> u16 {
         self.hop as u16
     }
 
-    /// Where the packet says it comes from.
+    /// Returns the source address.
     #[must_use]
     #[inline]
     pub fn source(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.source)
     }
 
-    /// Where the packet wants to go.
+    /// Returns the destination address.
     #[must_use]
     #[inline]
     pub fn destination(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.destination)
     }
 
-    /// Whether a loose or strict source route is among the options (RFC 791 3.1).
+    /// Returns true if the options contain a loose or strict source route (RFC 791 section 3.1).
     #[must_use]
     #[inline]
     pub fn has_source_route(&self) -> bool {
@@ -268,7 +270,7 @@ impl core::fmt::Debug for Ipv4Header {
     }
 }
 
-/// A checked IPv4 packet: exactly its total length, no trailer.
+/// A checked IPv4 packet of exactly its total length, without trailing bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv4Packet<'a> {
     header: Ipv4Header,
@@ -276,10 +278,10 @@ pub struct Ipv4Packet<'a> {
 }
 
 impl<'a> Ipv4Packet<'a> {
-    /// The packet at the front of `bytes`; what follows its total length is left out.
+    /// Parses the packet at the front of `bytes` and ignores the bytes after its total length.
     ///
     /// # Errors
-    /// The first thing wrong with the header, see [`HeaderError`].
+    /// The first failed check, see [`HeaderError`].
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, HeaderError> {
         let header = Ipv4Header::parse(bytes)?;
@@ -290,21 +292,21 @@ impl<'a> Ipv4Packet<'a> {
         }
     }
 
-    /// The checked header.
+    /// Returns the checked header.
     #[must_use]
     #[inline]
     pub fn header(&self) -> &Ipv4Header {
         &self.header
     }
 
-    /// The whole packet.
+    /// Returns the whole packet.
     #[must_use]
     #[inline]
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// What the header carries.
+    /// Returns the bytes after the header.
     #[must_use]
     #[inline]
     pub fn payload(&self) -> &'a [u8] {
@@ -312,8 +314,7 @@ impl<'a> Ipv4Packet<'a> {
     }
 }
 
-/// A checked IPv4 packet that may be changed in the ways a forwarder changes packets: its TTL and ECN field, checksum
-/// included.
+/// A checked IPv4 packet with a mutable TTL and ECN field. Its methods update the checksum.
 #[derive(Debug)]
 pub struct Ipv4PacketMut<'a> {
     header: Ipv4Header,
@@ -321,10 +322,10 @@ pub struct Ipv4PacketMut<'a> {
 }
 
 impl<'a> Ipv4PacketMut<'a> {
-    /// The packet at the front of `bytes`; what follows its total length is left out.
+    /// Parses the packet at the front of `bytes` and ignores the bytes after its total length.
     ///
     /// # Errors
-    /// The first thing wrong with the header, see [`HeaderError`].
+    /// The first failed check, see [`HeaderError`].
     #[inline(always)]
     pub fn parse(bytes: &'a mut [u8]) -> Result<Self, HeaderError> {
         let header = Ipv4Header::parse(bytes)?;
@@ -335,21 +336,21 @@ impl<'a> Ipv4PacketMut<'a> {
         }
     }
 
-    /// The checked header as it is now.
+    /// Returns the checked header in its current state.
     #[must_use]
     #[inline]
     pub fn header(&self) -> &Ipv4Header {
         &self.header
     }
 
-    /// What the header carries.
+    /// Returns the bytes after the header.
     #[must_use]
     #[inline]
     pub fn payload(&self) -> &[u8] {
         self.bytes.get(self.header.header_len()..).unwrap_or_default()
     }
 
-    /// Writes `ttl` and patches the checksum (RFC 1624); every other byte stays.
+    /// Writes `ttl` and updates the checksum (RFC 1624). Every other byte stays.
     #[inline]
     pub fn set_ttl(&mut self, ttl: u8) {
         let word = |ttl: u8| u16::from_be_bytes([ttl, self.header.protocol()]);
@@ -357,7 +358,8 @@ impl<'a> Ipv4PacketMut<'a> {
         self.write_ttl(ttl, checksum);
     }
 
-    /// One hop less, and never below 0. The same as [`set_ttl`](Self::set_ttl), with less arithmetic (RFC 1141).
+    /// Decrements the TTL, but not below 0. The result equals [`set_ttl`](Self::set_ttl) with less arithmetic (RFC
+    /// 1141).
     #[inline(always)]
     pub fn decrement_ttl(&mut self) {
         let ttl = self.header.ttl();
@@ -369,7 +371,7 @@ impl<'a> Ipv4PacketMut<'a> {
         self.write_ttl(ttl - 1, (sum + u32::from(sum >= 0xffff)) as u16);
     }
 
-    /// Writes the ECN field and patches the checksum (RFC 1624); every other byte stays.
+    /// Writes the ECN field and updates the checksum (RFC 1624). Every other byte stays.
     #[cold]
     pub fn set_ecn(&mut self, ecn: Ecn) {
         let old = self.header.lengths;
@@ -391,14 +393,14 @@ impl<'a> Ipv4PacketMut<'a> {
         }
     }
 
-    /// The packet, from here on unchangeable.
+    /// Returns the packet as an immutable one.
     #[must_use]
     #[inline]
     pub fn freeze(self) -> Ipv4Packet<'a> {
         Ipv4Packet { header: self.header, bytes: self.bytes }
     }
 
-    /// The whole packet.
+    /// Returns the bytes of the whole packet.
     #[must_use]
     #[inline]
     pub fn into_bytes(self) -> &'a mut [u8] {
@@ -406,7 +408,7 @@ impl<'a> Ipv4PacketMut<'a> {
     }
 }
 
-/// Looks at all options of a header with IHL above 5: every one must fit (R13).
+/// Checks all options of a header with an IHL above 5 (R13) and returns true if one is a source route.
 #[cold]
 fn options_hold_source_route(header: &[u8]) -> Result<bool, HeaderError> {
     let mut source_route = false;
@@ -417,8 +419,9 @@ fn options_hold_source_route(header: &[u8]) -> Result<bool, HeaderError> {
     Ok(source_route)
 }
 
-/// The options of a header one by one, kind and length included, up to the end marker or the first that does not fit (RFC 791
-/// 3.1). Each step moves at least one byte, so the walk ends within 40.
+/// An iterator over the options of a header, kind and length included. It ends at the end-of-options marker or the
+/// first invalid option (RFC 791 section 3.1). Each step advances by at least one byte, so the iteration ends within 40
+/// steps.
 pub(super) struct Options<'h> {
     header: &'h [u8],
     at: usize,
@@ -460,10 +463,10 @@ mod tests {
         assert_eq!(printed, std::format!("Ipv4Header {{ {fields}, .. }}"));
     }
 
-    /// R32 on a packet: for every checksum and TTL, a decrement gives what the general rewrite gives, byte for byte.
+    /// R32 on a packet: for every checksum and TTL, a decrement equals the general rewrite, byte for byte.
     #[test]
     fn a_decrement_equals_the_general_rewrite() {
-        // An interpreter would take hours for all of them.
+        // Miri would take hours for all of them.
         let (ttls, all, some) = if cfg!(miri) { (51, 4099, 4099) } else { (1, 1, 97) };
         for ttl in (0..=255u8).step_by(ttls) {
             for identification in (0..=0xffffu16).step_by(if ttl == 64 { all } else { some }) {

@@ -1,5 +1,5 @@
-//! Bytes with names: checksums, IPv4 packets and their fragments, TCP and UDP headers, and ICMPv4 errors. Nothing here knows of
-//! tunnels, routes or sockets.
+//! Wire formats: checksums, IPv4 packets and their fragments, TCP and UDP headers, and ICMPv4 errors. This module does
+//! not depend on tunnels, routes or sockets.
 
 pub mod checksum;
 mod ecn;
@@ -12,7 +12,7 @@ pub mod transport;
 pub use ecn::Ecn;
 pub use too_big::DatagramTooBig;
 
-/// IP protocol numbers the tunnel has to tell apart (IANA "Assigned Internet Protocol Numbers").
+/// IP protocol numbers that the tunnel distinguishes (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {
     /// Internet Control Message Protocol, RFC 792.
     pub const ICMP: u8 = 1;

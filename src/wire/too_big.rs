@@ -1,4 +1,4 @@
-//! What a router says about a datagram that was too long for its next link (RFC 1191).
+//! ICMP "fragmentation needed" errors about UDP datagrams (RFC 1191).
 
 use core::net::{Ipv4Addr, SocketAddrV4};
 
@@ -6,29 +6,30 @@ use super::icmpv4::{FRAGMENTATION_NEEDED, ICMP_HEADER_LEN};
 use super::ipv4::{HEADER_LEN, Ipv4Packet, field, flag};
 use super::{checksum, protocol};
 
-/// An ICMP error "fragmentation needed and DF set" (RFC 792, type 3 code 4), and which UDP datagram it is about.
+/// An ICMP error "fragmentation needed and DF set" (RFC 792, type 3 code 4) about a UDP datagram.
 ///
-/// Anybody who can guess four numbers can send one. Check that the datagram is one of your own and was too long, as
+/// Anybody who guesses four numbers can send one. Check that the datagram is your own and was too long, as
 /// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DatagramTooBig {
-    /// The longest packet that would have passed, in bytes; 0 from routers that are older than RFC 1191.
+    /// The MTU of the next hop, in bytes; 0 from routers older than RFC 1191.
     pub mtu: u16,
-    /// Whose datagram it was.
+    /// The source of the datagram.
     pub source: SocketAddrV4,
-    /// Whom it was for.
+    /// The destination of the datagram.
     pub destination: SocketAddrV4,
-    /// Bytes of the datagram with all its headers, as the quoted IP header says: of the whole GSO batch, from a kernel that got one.
+    /// The total length in the quoted IP header, in bytes. The local kernel quotes the length of a whole GSO batch.
     pub len: u16,
-    /// The front of the datagram's contents, of which many routers quote nothing.
+    /// The first bytes of the datagram's payload. Many routers quote none of it.
     pub inner: Option<[u8; HEADER_LEN]>,
 }
 
 impl DatagramTooBig {
-    /// Reads an IPv4 packet, as a raw ICMP socket gives it: header included (raw(7)).
+    /// Parses an IPv4 packet with header, as a raw ICMP socket delivers it (raw(7)).
     ///
-    /// `None` if it is damaged or anything else, or if its quote is not the front of a UDP datagram with DF set. Routers owe no
-    /// more of that than the IP header and 8 bytes (RFC 792). Lengths and checksums in it are not verified.
+    /// Returns `None` if the packet is invalid or of another kind, or if the quote does not begin with a UDP datagram
+    /// with DF set. A router must quote only the IP header and 8 bytes (RFC 792). The lengths and checksums of the
+    /// quote are not verified.
     #[must_use]
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let packet = Ipv4Packet::parse(packet).ok()?;

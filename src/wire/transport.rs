@@ -1,6 +1,6 @@
-//! TCP and UDP headers (RFC 9293 3.1, RFC 768), as far as packets are cut and joined by them.
+//! TCP and UDP headers, as far as segmentation and coalescing need them (RFC 9293 section 3.1, RFC 768).
 //!
-//! As with [`Ipv4Packet`](super::ipv4::Ipv4Packet), the constructor is the check and the fixed part is kept by value.
+//! As with [`Ipv4Packet`](super::ipv4::Ipv4Packet), parsing checks the header and the fixed part is stored by value.
 
 use super::checksum;
 
@@ -10,7 +10,7 @@ pub const TCP_HEADER_LEN: usize = 20;
 /// Bytes of a UDP header.
 pub const UDP_HEADER_LEN: usize = 8;
 
-/// Where the fields are that are written when a packet is cut or joined, in bytes from the begin of the TCP header.
+/// Offsets of the TCP fields that segmentation and coalescing write, in bytes from the start of the header.
 pub mod tcp_field {
     /// Sequence number, four bytes.
     pub const SEQUENCE: usize = 4;
@@ -20,7 +20,7 @@ pub mod tcp_field {
     pub const CHECKSUM: usize = 16;
 }
 
-/// Likewise from the begin of the UDP header.
+/// Offsets of the UDP fields that segmentation and coalescing write, in bytes from the start of the header.
 pub mod udp_field {
     /// Length of header and payload, two bytes.
     pub const LENGTH: usize = 4;
@@ -34,42 +34,42 @@ pub mod tcp_flag {
     pub const FIN: u8 = 0x01;
     /// The first segment of a connection.
     pub const SYN: u8 = 0x02;
-    /// The connection is broken off.
+    /// The connection is reset.
     pub const RST: u8 = 0x04;
-    /// The receiver should hand on what it has.
+    /// The receiver should deliver its data to the application.
     pub const PSH: u8 = 0x08;
-    /// The urgent pointer means something.
+    /// The urgent pointer is valid.
     pub const URG: u8 = 0x20;
     /// The sender has reduced its congestion window.
     pub const CWR: u8 = 0x80;
 }
 
-/// Why bytes are no TCP or UDP header that fits what was received.
+/// The reason why bytes are not a valid TCP or UDP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// Fewer bytes than the shortest header of the protocol.
     #[error("{have} bytes are fewer than the {need} of the shortest header")]
     TooShort {
-        /// Bytes behind the IP header.
+        /// Bytes after the IP header.
         have: usize,
         /// Bytes of the shortest header.
         need: usize,
     },
-    /// TCP's data offset is below 5, or leads past the end.
-    #[error("a TCP header of {words} words does not fit into 5 words to {have} bytes")]
+    /// The data offset of TCP is below 5 or exceeds the payload.
+    #[error("a TCP header of {words} words is below the minimum of 5 or exceeds the {have} bytes received")]
     BadDataOffset {
         /// The data offset field, in 32-bit words.
         words: u8,
-        /// Bytes behind the IP header.
+        /// Bytes after the IP header.
         have: usize,
     },
-    /// UDP's length is not that of the IP payload.
-    #[error("a UDP length of {length} in {have} bytes of IP payload")]
+    /// The length of UDP differs from that of the IP payload.
+    #[error("UDP length {length} differs from the {have} bytes of IP payload")]
     BadUdpLength {
         /// The length field, in bytes.
         length: u16,
-        /// Bytes behind the IP header.
+        /// Bytes after the IP header.
         have: usize,
     },
 }
@@ -87,10 +87,10 @@ pub struct TcpHeader {
 }
 
 impl TcpHeader {
-    /// The header at the front of an IP payload.
+    /// Parses the header at the front of an IP payload.
     ///
     /// # Errors
-    /// If it does not fit into the payload.
+    /// The header does not fit into the payload.
     #[inline]
     pub fn parse(payload: &[u8]) -> Result<Self, TransportError> {
         let have = payload.len();
@@ -105,56 +105,56 @@ impl TcpHeader {
         }
     }
 
-    /// Header length in bytes, options included: 20 to 60.
+    /// Returns the header length in bytes, options included: 20 to 60.
     #[must_use]
     #[inline]
     pub fn header_len(&self) -> usize {
         (self.control >> 28) as usize * 4
     }
 
-    /// Source and destination port, in the high and the low half.
+    /// Returns the source port in the high half and the destination port in the low half.
     #[must_use]
     #[inline]
     pub fn ports(&self) -> u32 {
         self.ports
     }
 
-    /// The number of the first byte of payload.
+    /// Returns the sequence number of the first payload byte.
     #[must_use]
     #[inline]
     pub fn sequence(&self) -> u32 {
         self.sequence
     }
 
-    /// The number of the next byte the sender awaits.
+    /// Returns the sequence number that the sender expects next.
     #[must_use]
     #[inline]
     pub fn acknowledgment(&self) -> u32 {
         self.acknowledgment
     }
 
-    /// Data offset, reserved bits, control bits and window, as one word: Linux's `tcp_flag_word`.
+    /// Returns data offset, reserved bits, control bits and window as one word: `tcp_flag_word` in Linux.
     #[must_use]
     #[inline]
     pub fn control(&self) -> u32 {
         self.control
     }
 
-    /// The low eight control bits, see [`tcp_flag`].
+    /// Returns the low eight control bits, see [`tcp_flag`].
     #[must_use]
     #[inline]
     pub fn flags(&self) -> u8 {
         (self.control >> 16) as u8
     }
 
-    /// The checksum as it stands in the packet.
+    /// Returns the checksum of the packet.
     #[must_use]
     #[inline]
     pub fn checksum(&self) -> u16 {
         (self.rest >> 16) as u16
     }
 
-    /// The urgent pointer.
+    /// Returns the urgent pointer.
     #[must_use]
     #[inline]
     pub fn urgent_pointer(&self) -> u16 {
@@ -162,7 +162,7 @@ impl TcpHeader {
     }
 }
 
-/// The checked header of a UDP datagram whose length is that of the IP payload.
+/// The checked header of a UDP datagram whose length equals that of the IP payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpHeader {
     ports: u32,
@@ -171,10 +171,10 @@ pub struct UdpHeader {
 }
 
 impl UdpHeader {
-    /// The header at the front of an IP payload.
+    /// Parses the header at the front of an IP payload.
     ///
     /// # Errors
-    /// If it does not fit, or its length is another than the payload's.
+    /// The header does not fit, or its length differs from the payload's.
     #[inline]
     pub fn parse(payload: &[u8]) -> Result<Self, TransportError> {
         let have = payload.len();
@@ -189,14 +189,14 @@ impl UdpHeader {
         Ok(header)
     }
 
-    /// Source and destination port, in the high and the low half.
+    /// Returns the source port in the high half and the destination port in the low half.
     #[must_use]
     #[inline]
     pub fn ports(&self) -> u32 {
         self.ports
     }
 
-    /// The checksum as it stands in the packet; 0 means that the sender computed none.
+    /// Returns the checksum of the packet; 0 means that the sender computed none.
     #[must_use]
     #[inline]
     pub fn checksum(&self) -> u16 {
@@ -204,8 +204,8 @@ impl UdpHeader {
     }
 }
 
-/// The sum of the pseudo header that TCP and UDP put before what they sum (RFC 9293 3.1): addresses as numbers, protocol, and
-/// the bytes of header and payload.
+/// Returns the sum of the pseudo header of TCP and UDP (RFC 9293 section 3.1): addresses, protocol, and the length of
+/// header and payload in bytes.
 #[must_use]
 #[inline]
 pub fn pseudo_header_sum(source: u32, destination: u32, protocol: u8, len: u16) -> u16 {

@@ -68,14 +68,14 @@ impl Namespace {
             .context(|| format!("cannot set the queue of {link} to {packets} packets"))
     }
 
-    /// Sets the longest super-packet, in bytes, that the kernel makes for a link.
+    /// Sets the longest GSO packet, in bytes, that the kernel makes for a link.
     ///
     /// # Errors
     /// `InvalidInput` when the device does not support the size; otherwise what the kernel refused.
     pub fn set_gso_max_size(&self, link: &str, bytes: u32) -> io::Result<()> {
         let size = LinkAttribute::GsoMaxSize(bytes);
         self.change(LinkUnspec::new_with_name(link).append_extra_attribute(size))
-            .context(|| format!("cannot set the longest super-packet of {link} to {bytes} bytes"))
+            .context(|| format!("cannot set the longest GSO packet of {link} to {bytes} bytes"))
     }
 
     /// Deletes a link, and the other end of a veth pair with it.

@@ -2,9 +2,9 @@
 #![cfg(target_os = "linux")]
 
 mod dead_peer;
+mod gso_packets;
 mod limits;
 mod signals;
-mod super_packets;
 mod support;
 mod trains;
 mod tun;

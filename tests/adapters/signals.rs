@@ -137,7 +137,7 @@ fn child_under_signals() {
         for flow in [&worker.counters().encap, &worker.counters().decap] {
             assert_eq!((flow.received(), flow.forwarded()), (sent.into(), sent.into()));
         }
-        assert_eq!(worker.counters().anomalies.read_errors, 0);
+        assert_eq!(worker.counters().stats.read_errors, 0);
         let signals = SIGNALS.load(Ordering::Relaxed);
         assert!(sent >= PACKETS && interrupted() >= INTERRUPTIONS, "{sent} packets, {} of {signals}", interrupted());
     });

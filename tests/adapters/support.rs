@@ -23,7 +23,7 @@ pub(crate) fn named(name: &str) -> TunConfig {
     TunConfig { name: name.to_owned(), offload: TunOffload::NONE }
 }
 
-/// What a kernel grants of what is wished for: UDP super-packets since Linux 6.2.
+/// What a kernel grants of what is wished for: UDP GSO packets since Linux 6.2.
 pub(crate) fn granted(wish: TunOffload) -> TunOffload {
     TunOffload { uso: wish.uso && testbed::kernel_version() >= (6, 2), ..wish }
 }

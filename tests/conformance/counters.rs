@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use loden::forward::{Anomalies, Counters, DropReason, Flow};
+use loden::forward::{Counters, DirectionCounters, DropReason, Stats};
 use proptest::prelude::*;
 
 /// What a caller does about packets: it receives some, and later gives one of those it holds a fate.
@@ -39,7 +39,7 @@ struct Ledger {
 }
 
 /// Takes a step in both, unless there are too few packets to take it with.
-fn take(step: Step, flow: &mut Flow, ledger: &mut Ledger) {
+fn take(step: Step, flow: &mut DirectionCounters, ledger: &mut Ledger) {
     if let Step::Receive = step {
         flow.receive();
         ledger.held += 1;
@@ -76,7 +76,7 @@ fn take(step: Step, flow: &mut Flow, ledger: &mut Ledger) {
     }
 }
 
-fn assert_same(flow: &Flow, ledger: &Ledger) {
+fn assert_same(flow: &DirectionCounters, ledger: &Ledger) {
     assert!(flow.is_conserved(), "R67: {flow:?}");
     let Ledger { held, forwarded, answered, ref dropped } = *ledger;
     let received = held + forwarded + answered + dropped.len() as u64;
@@ -96,7 +96,7 @@ fn assert_same(flow: &Flow, ledger: &Ledger) {
 proptest! {
     #[test]
     fn r67_flows_are_conserved_at_every_step(steps in proptest::collection::vec(step(), 0..200)) {
-        let (mut flow, mut ledger) = (Flow::default(), Ledger::default());
+        let (mut flow, mut ledger) = (DirectionCounters::default(), Ledger::default());
         for step in steps {
             take(step, &mut flow, &mut ledger);
             assert_same(&flow, &ledger);
@@ -115,8 +115,8 @@ proptest! {
                     0 => take(step, &mut worker.decap, &mut back),
                     _ => take(step, &mut worker.encap, &mut out),
                 }
-                worker.anomalies.trimmed += 1;
-                worker.anomalies.icmp_limited += 2;
+                worker.stats.trimmed += 1;
+                worker.stats.icmp_limited += 2;
             }
             sum += &worker;
             for (total, part) in [(&mut encap, out), (&mut decap, back)] {
@@ -128,25 +128,25 @@ proptest! {
         }
         assert_same(&sum.encap, &encap);
         assert_same(&sum.decap, &decap);
-        prop_assert_eq!(sum.anomalies.icmp_limited, sum.anomalies.trimmed * 2);
+        prop_assert_eq!(sum.stats.icmp_limited, sum.stats.trimmed * 2);
     }
 }
 
 /// Every number of its own: one that was forgotten, or added to another, would be seen.
 #[test]
-fn anomalies_are_summed_and_named_one_by_one() {
+fn stats_are_summed_and_named_one_by_one() {
     let times = |factor: u64| {
-        let mut anomalies = Anomalies::default();
-        anomalies.trimmed = factor;
-        anomalies.icmp_limited = 2 * factor;
-        anomalies.read_errors = 3 * factor;
-        anomalies.path_mtu_lowered = 4 * factor;
-        anomalies.segments_made = 5 * factor;
-        anomalies.fragments_made = 6 * factor;
-        anomalies.coalesced = 7 * factor;
-        anomalies.gso_fallbacks = 8 * factor;
-        anomalies.tun_fallbacks = 9 * factor;
-        anomalies
+        let mut stats = Stats::default();
+        stats.trimmed = factor;
+        stats.icmp_limited = 2 * factor;
+        stats.read_errors = 3 * factor;
+        stats.path_mtu_lowered = 4 * factor;
+        stats.segments_made = 5 * factor;
+        stats.fragments_made = 6 * factor;
+        stats.coalesced = 7 * factor;
+        stats.gso_fallbacks = 8 * factor;
+        stats.tun_fallbacks = 9 * factor;
+        stats
     };
     let mut sum = times(1);
     sum += &times(10);
@@ -168,7 +168,7 @@ fn anomalies_are_summed_and_named_one_by_one() {
 /// The law can be broken, so the check can fail: a fate for a packet that never came in.
 #[test]
 fn r67_a_fate_without_a_packet_is_noticed() {
-    let mut flow = Flow::default();
+    let mut flow = DirectionCounters::default();
     flow.forward();
     assert!(!flow.is_conserved());
 }

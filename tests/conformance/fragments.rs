@@ -157,7 +157,7 @@ fn r52_a_packet_with_df_is_never_fragmented() {
     }
 }
 
-/// A segment of a super-packet is cut as a packet of its own.
+/// A segment of a GSO packet is cut as a packet of its own.
 #[test]
 fn segments_are_cut_like_packets() {
     let host = Host::ordinary();

@@ -53,7 +53,7 @@ impl Worker {
             Encap::Fragment(mut fragments) => {
                 while let Some(transmit) = fragments.cut_next() {
                     black_box(transmit.contents);
-                    self.counters.anomalies.fragments_made += 1;
+                    self.counters.stats.fragments_made += 1;
                 }
                 self.counters.encap.forward();
             }
@@ -162,9 +162,9 @@ fn no_verdict_allocates() {
         });
         assert_eq!(calls, 0);
         // That the calls were of every kind, or nothing was shown.
-        let Counters { encap, decap, anomalies, .. } = &worker.counters;
+        let Counters { encap, decap, stats, .. } = &worker.counters;
         assert_eq!(encap.received(), u64::from(ROUNDS) * originals.len() as u64);
-        assert!(anomalies.fragments_made > u64::from(ROUNDS) * 40, "65,000 bytes are many fragments");
+        assert!(stats.fragments_made > u64::from(ROUNDS) * 40, "65,000 bytes are many fragments");
         assert!(encap.is_conserved() && decap.is_conserved());
         assert!([encap, decap].iter().all(|flow| flow.forwarded() > 0 && flow.answered() > 0));
         let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
@@ -199,13 +199,13 @@ fn what_follows_a_refusal_does_not_allocate() {
                 return;
             };
             while let Some(transmit) = fragments.cut_next() {
-                worker.counters.anomalies.fragments_made += 1;
+                worker.counters.stats.fragments_made += 1;
                 black_box(transmit.contents);
             }
         }
     });
-    let Counters { encap, anomalies, .. } = &worker.counters;
-    assert_eq!((calls, encap.answered(), anomalies.fragments_made), (0, 10_000, 60_000));
+    let Counters { encap, stats, .. } = &worker.counters;
+    assert_eq!((calls, encap.answered(), stats.fragments_made), (0, 10_000, 60_000));
 }
 
 /// The limiter's table has a fixed size: any number of sources, with a place or without.

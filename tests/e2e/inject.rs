@@ -124,7 +124,7 @@ fn fault_26_27_28_29_31_33_37_a_fault_costs_its_own_packet_and_the_tunnel_goes_o
     assert_eq!(last["send_errors"]["10.168.0.3"], send_errors, "{last}");
 }
 
-/// Again and again, under a stream both ways of which the kernel makes super-packets and we make trains: it arrives whole, and
+/// Again and again, under a stream both ways of which the kernel makes GSO packets and we make trains: it arrives whole, and
 /// every packet is accounted for.
 #[test]
 fn fault_26_27_28_30_31_a_stream_survives_faults_of_every_kind() {

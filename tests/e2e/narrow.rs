@@ -187,9 +187,9 @@ fn r51_a_known_path_takes_the_fewest_fragments() {
     assert_nothing_lost(&tunnel.stop());
 }
 
-/// R51 and R50 at once: the segments of a UDP super-packet are longer than the path and may be fragmented. Each arrives whole.
+/// R51 and R50 at once: the segments of a UDP GSO packet are longer than the path and may be fragmented. Each arrives whole.
 #[test]
-fn r51_a_udp_super_packet_arrives_whole() {
+fn r51_a_udp_gso_packet_arrives_whole() {
     const SEGMENT: usize = 1400;
     let mut tunnels = Tunnels::over_a_narrow_middle(1472, &[]);
     let hosts = &tunnels.hosts;
@@ -199,7 +199,7 @@ fn r51_a_udp_super_packet_arrives_whole() {
     SockRef::from(&receiver).set_recv_buffer_size(4 << 20).expect("room");
     receiver.set_read_timeout(Some(5 * SECOND)).expect("a timeout");
     let sender = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).expect("a socket");
-    setsockopt(&sender, UdpGsoSegment, &(SEGMENT as i32)).expect("super-packets");
+    setsockopt(&sender, UdpGsoSegment, &(SEGMENT as i32)).expect("GSO packets");
     let contents: Vec<u8> = (0..SEGMENT * 40 + 77).map(|at| (at % 251) as u8).collect();
     for round in 0..3 {
         assert_eq!(sender.send_to(&contents, (TwoHosts::POD_B, 7)).expect("sent"), contents.len());
@@ -244,7 +244,7 @@ fn r54_a_router_that_quotes_a_whole_gso_batch_is_found() {
         let receiver = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).expect("a socket");
         receiver.set_read_timeout(Some(SECOND / 20)).expect("a timeout");
         let sender = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).expect("a socket");
-        setsockopt(&sender, UdpGsoSegment, &1400).expect("super-packets");
+        setsockopt(&sender, UdpGsoSegment, &1400).expect("GSO packets");
         wait_until("a datagram to arrive in fragments", || {
             sender.send_to(&[7; 20 * 1400], (TwoHosts::POD_B, 7)).expect("sent");
             receiver.recv(&mut [0; 2048]).is_ok()

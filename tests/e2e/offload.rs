@@ -1,4 +1,4 @@
-//! Super-packets, trains and queues: faster, and nothing that a user sees or a peer receives is different.
+//! GSO packets, trains and queues: faster, and nothing that a user sees or a peer receives is different.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -67,7 +67,7 @@ fn tcp_and_udp_arrive_whole_with_every_switch() {
     }
 }
 
-/// Where super-packets of the test's own come from: a second device on host A.
+/// Where GSO packets of the test's own come from: a second device on host A.
 const INJECTOR: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 77);
 
 struct Injector {
@@ -84,7 +84,7 @@ impl Injector {
         Self { tun }
     }
 
-    /// A TCP super-packet as a kernel leaves it: with a partial checksum.
+    /// A TCP GSO packet as a kernel leaves it: with a partial checksum.
     fn tcp(&self, id: u16, sequence: u32, segment: u16, payload: &[u8], fin: bool) {
         let builder = PacketBuilder::ip(ip(id, 64)).tcp(4000, 80, sequence, 500);
         let builder = builder.ack(77).psh();
@@ -94,7 +94,7 @@ impl Injector {
 
     fn udp(&self, id: u16, segment: u16, payload: &[u8]) {
         if usize::from(segment) < payload.len() && !self.tun.offload().uso {
-            println!("skipped: this kernel's TUN devices take no UDP super-packets (Linux 6.2 does)");
+            println!("skipped: this kernel's TUN devices take no UDP GSO packets (Linux 6.2 does)");
             return;
         }
         let builder = PacketBuilder::ip(ip(id, 64)).udp(4000, 53);
@@ -171,7 +171,7 @@ fn on_the_wire(more: &[&str]) -> Vec<Vec<u8>> {
     datagrams
 }
 
-/// The kernel cuts the super-packets itself when the tunnel takes none, and it is the oracle.
+/// The kernel cuts the GSO packets itself when the tunnel takes none, and it is the oracle.
 #[test]
 fn bytes_on_the_wire_are_the_same_with_and_without_offload() {
     let expected = on_the_wire(&["--no-offload"]);

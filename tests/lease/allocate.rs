@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
-use loden::lease::{AllocateError, Held, RangeError, Step, SubnetRange, candidates};
+use loden::lease::{AllocateError, Held, RangeError, Step, SubnetRange, allocation_order};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -36,9 +36,9 @@ fn created(steps: &[Step]) -> Vec<IpNet> {
 fn a_lease_of_ours_is_taken_over_or_deleted() {
     let leases =
         [held("100.96.3.0/24", 3), held("100.96.5.0/24", 2), held("100.96.4.0/24", 2), held("100.97.1.0/24", 2)];
-    let steps = candidates(&range(), &leases, OURS, None, in_turn()).unwrap();
+    let steps = allocation_order(&range(), &leases, OURS, None, in_turn()).unwrap();
     assert_eq!(steps[..2], [Step::Delete(net("100.97.1.0/24")), Step::TakeOver(net("100.96.4.0/24"))]);
-    let steps = candidates(&range(), &leases, OURS, Some(net("100.96.5.1/24")), in_turn()).unwrap();
+    let steps = allocation_order(&range(), &leases, OURS, Some(net("100.96.5.1/24")), in_turn()).unwrap();
     assert_eq!(steps[..2], [Step::Delete(net("100.97.1.0/24")), Step::TakeOver(net("100.96.5.0/24"))]);
     assert!(!created(&steps).contains(&net("100.96.4.0/24")));
 }
@@ -46,15 +46,15 @@ fn a_lease_of_ours_is_taken_over_or_deleted() {
 #[test]
 fn the_subnet_of_an_earlier_run_comes_first_unless_somebody_holds_it() {
     let previous = Some(net("100.96.7.1/24"));
-    let steps = candidates(&range(), &[held("100.96.3.0/24", 3)], OURS, previous, in_turn()).unwrap();
+    let steps = allocation_order(&range(), &[held("100.96.3.0/24", 3)], OURS, previous, in_turn()).unwrap();
     assert_eq!(steps[0], Step::Create(net("100.96.7.0/24")));
     assert_eq!(created(&steps).iter().collect::<BTreeSet<_>>().len(), steps.len(), "each once");
     for taken in ["100.96.7.0/24", "100.96.7.128/25", "100.96.6.0/23"] {
-        let steps = candidates(&range(), &[held(taken, 3)], OURS, previous, in_turn()).unwrap();
+        let steps = allocation_order(&range(), &[held(taken, 3)], OURS, previous, in_turn()).unwrap();
         assert!(!created(&steps).contains(&net("100.96.7.0/24")), "{taken} is held");
     }
     for unfit in ["100.96.7.0/25", "100.96.0.0/24", "100.97.7.0/24", "fd00::/24"] {
-        let steps = candidates(&range(), &[], OURS, Some(net(unfit)), in_turn()).unwrap();
+        let steps = allocation_order(&range(), &[], OURS, Some(net(unfit)), in_turn()).unwrap();
         assert_eq!(steps.len(), 15);
         assert!(!created(&steps).contains(&net(unfit)), "{unfit} does not fit");
     }
@@ -63,21 +63,24 @@ fn the_subnet_of_an_earlier_run_comes_first_unless_somebody_holds_it() {
 #[test]
 fn without_anything_free_the_numbers_are_told() {
     let all = [held("100.96.0.0/20", 3)];
-    let error = candidates(&range(), &all, OURS, None, in_turn()).unwrap_err();
+    let error = allocation_order(&range(), &all, OURS, None, in_turn()).unwrap_err();
     let (first, last) = ([100, 96, 1, 0].into(), [100, 96, 15, 0].into());
     assert_eq!(error, AllocateError::NoneFree { first, last, subnet_len: 24, held: 1 });
     let ours = [held("100.96.4.0/24", 2), held("100.96.0.0/20", 3)];
-    assert_eq!(candidates(&range(), &ours, OURS, None, in_turn()), Ok(vec![Step::TakeOver(net("100.96.4.0/24"))]));
+    assert_eq!(
+        allocation_order(&range(), &ours, OURS, None, in_turn()),
+        Ok(vec![Step::TakeOver(net("100.96.4.0/24"))])
+    );
 }
 
 #[test]
 fn ipv6_and_a_range_that_ends_with_the_address_space() {
     let range = SubnetRange::new(net("255.255.255.0/24"), None, None, None).unwrap();
-    let steps = candidates(&range, &[held("255.255.255.192/26", 3)], OURS, None, in_turn()).unwrap();
+    let steps = allocation_order(&range, &[held("255.255.255.192/26", 3)], OURS, None, in_turn()).unwrap();
     assert_eq!(created(&steps).len(), 2);
     let range = SubnetRange::new(net("feff::/16"), Some(18), None, None).unwrap();
     let taken = [Held { subnet: net("feff:c000::/18"), host: OURS.to_canonical(), created: 0 }, held("0.0.0.0/0", 9)];
-    let steps = candidates(&range, &taken, [10, 168, 0, 7].into(), None, in_turn()).unwrap();
+    let steps = allocation_order(&range, &taken, [10, 168, 0, 7].into(), None, in_turn()).unwrap();
     assert_eq!(created(&steps).len(), 2);
 }
 
@@ -122,7 +125,7 @@ fn every_candidate_comes_first_for_some_random_number() {
     let mut first = BTreeSet::new();
     let mut random = in_turn();
     for _ in 0..500 {
-        first.insert(created(&candidates(&range(), &[], OURS, None, &mut random).unwrap())[0]);
+        first.insert(created(&allocation_order(&range(), &[], OURS, None, &mut random).unwrap())[0]);
     }
     assert_eq!(first.len(), 15);
 }
@@ -148,11 +151,11 @@ fn fault_60_the_younger_of_two_overlapping_leases_gives_way() {
     let aged = |subnet, host, created| Held { created, ..held(subnet, host) };
     for other in ["100.96.4.0/24", "100.96.4.128/25", "100.96.4.0/22"] {
         let older = [aged("100.96.4.0/24", 2, 11), aged(other, 3, 10)];
-        let steps = candidates(&range(), &older, OURS, Some(net("100.96.4.1/24")), in_turn()).unwrap();
+        let steps = allocation_order(&range(), &older, OURS, Some(net("100.96.4.1/24")), in_turn()).unwrap();
         assert_eq!(steps[0], Step::Delete(net("100.96.4.0/24")), "{other}");
         assert!(!created(&steps).contains(&net("100.96.4.0/24")), "{other}");
         let younger = [aged("100.96.4.0/24", 2, 11), aged(other, 3, 12)];
-        let steps = candidates(&range(), &younger, OURS, None, in_turn()).unwrap();
+        let steps = allocation_order(&range(), &younger, OURS, None, in_turn()).unwrap();
         assert_eq!(steps[0], Step::TakeOver(net("100.96.4.0/24")), "{other}");
     }
 }
@@ -202,7 +205,7 @@ proptest! {
         };
         let free: Vec<IpNet> = all.filter(|subnet| !leases.iter().any(|held| overlaps(*subnet, held))).collect();
 
-        let steps = candidates(&range, &leases, OURS, previous.map(Into::into), in_turn()).unwrap_or_default();
+        let steps = allocation_order(&range, &leases, OURS, previous.map(Into::into), in_turn()).unwrap_or_default();
         let created = created(&steps);
         let mut sorted = created.clone();
         sorted.sort();

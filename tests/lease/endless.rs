@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loden::forward::{DropReason, Flow};
+use loden::forward::{DirectionCounters, DropReason};
 
 use crate::allocations::bytes_kept;
 use crate::churn::Feeder;
@@ -82,7 +82,7 @@ struct Watched {
     empty_looks: u32,
     /// Whether the last one was empty.
     is_empty: bool,
-    flow: Flow,
+    flow: DirectionCounters,
 }
 
 /// Does something to the leases while another thread looks at the tables. What was published and how many tables were seen is

@@ -76,8 +76,8 @@ fn keys_have_one_spelling() {
     let error = "100.96.1.0-24&fd00:1:0::-64".parse::<LeaseKey>().unwrap_err();
     assert_eq!(error, LeaseKeyError::Spelling { spelling: "100.96.1.0-24&fd00:1::-64".into() });
     let errors = [
-        ("100.96.1.0-33", "\"100.96.1.0-33\" is no IPv4 subnet in the form 100.96.1.0-24"),
-        ("100.96.1.0-24&", "\"\" is no IPv6 subnet in the form fd00:1::-64"),
+        ("100.96.1.0-33", "\"100.96.1.0-33\" is not an IPv4 subnet in the form 100.96.1.0-24"),
+        ("100.96.1.0-24&", "\"\" is not an IPv6 subnet in the form fd00:1::-64"),
         ("100.96.1.0-+24", "the key is spelled differently from flannel's \"100.96.1.0-24\"; write it like that"),
     ];
     for (key, error) in errors {
@@ -136,7 +136,7 @@ fn values_are_those_of_flannel_byte_for_byte() {
         (r#"{"PublicIP":"10.168.0.300"}"#, "PublicIP is \"10.168.0.300\", not an IPv4 address"),
         (r#"{"PublicIP":-3}"#, "PublicIP is -3, not a text"),
         ("[]", "a lease is a list, not an object"),
-        ("", "this is no JSON: EOF while parsing a value at line 1 column 0"),
+        ("", "invalid JSON: EOF while parsing a value at line 1 column 0"),
     ];
     for (text, error) in errors {
         assert_eq!(LeaseValue::from_json(text.as_bytes()).unwrap_err().to_string(), error);
@@ -172,7 +172,7 @@ fn configs_have_flannels_defaults() {
 #[test]
 fn a_config_that_cannot_be_worked_with_is_told_why() {
     for (text, error) in [
-        (r#"{}"#, "there is no Network; name the overlay's network, 100.96.0.0/16 say"),
+        (r#"{}"#, "there is no Network; set it to the overlay's network, for example 100.96.0.0/16"),
         (r#"{"Network":"100.96.0.0"}"#, "Network is \"100.96.0.0\", not an IPv4 network"),
         (
             r#"{"Network":"10.0.0.0/29"}"#,
@@ -203,15 +203,12 @@ fn a_config_that_cannot_be_worked_with_is_told_why() {
         (r#"{"Network":"10.0.0.0/16","Backend":{"Port":70000}}"#, "Port is 70000, not a UDP port within 1 to 65535"),
         (
             r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan"}}"#,
-            "the network's Backend.Type is \"vxlan\"; only udp is spoken here",
+            "the network's Backend.Type is \"vxlan\"; only udp is supported",
         ),
-        (
-            r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#,
-            "EnableIPv4 is false, and the udp mode carries nothing else",
-        ),
+        (r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#, "EnableIPv4 is false; the udp mode carries IPv4 only"),
         (
             r#"{"Network":"10.0.0.0/16","EnableIPv6":true}"#,
-            "there is no IPv6Network; name the overlay's network, 100.96.0.0/16 say",
+            "there is no IPv6Network; set it to the overlay's network, for example 100.96.0.0/16",
         ),
     ] {
         assert_eq!(NetworkConfig::from_json(text.as_bytes()).unwrap_err().to_string(), error, "{text}");
@@ -244,8 +241,8 @@ fn a_reading_is_an_event_for_the_reconciler() {
     let full = reader.full_key(&key);
     let value = LeaseValue::new([10, 168, 0, 3].into()).to_json();
     let lease = Lease::new(net("100.96.2.0/24"), ([10, 168, 0, 3], 9000));
-    let reading = reader.put(full.as_bytes(), value.as_bytes());
-    assert_eq!((reading.event, reading.set_aside), (Some(LeaseEvent::Added { key, lease }), vec![]));
-    let reading = reader.snapshot([(full.as_bytes(), value.as_bytes())]);
-    assert_eq!(reading.event, Some(LeaseEvent::Snapshot(vec![(key, lease)])));
+    let update = reader.put(full.as_bytes(), value.as_bytes());
+    assert_eq!((update.event, update.skipped), (Some(LeaseEvent::Added { key, lease }), vec![]));
+    let update = reader.snapshot([(full.as_bytes(), value.as_bytes())]);
+    assert_eq!(update.event, Some(LeaseEvent::Snapshot(vec![(key, lease)])));
 }

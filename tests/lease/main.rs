@@ -18,8 +18,8 @@ mod formats;
 mod mistakes;
 mod model;
 mod properties;
+mod renewal_timer;
 mod subnet_file;
-mod tenure;
 
 use std::time::Duration;
 

@@ -42,13 +42,13 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
         let mut entries = good.to_vec();
         let place = if at_front { 0 } else { 1 };
         entries.splice(place..place, bad);
-        let reading = reader.snapshot(entries);
-        assert_eq!(reading.set_aside.len(), bad.len());
+        let update = reader.snapshot(entries);
+        assert_eq!(update.skipped.len(), bad.len());
         let mut reconciler = Reconciler::new(host());
-        reconciler.handle_event(SOURCE, reading.event.unwrap(), at(0));
+        reconciler.handle_event(SOURCE, update.event.unwrap(), at(0));
         assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 3), set("100.96.3.0/24", 4)]);
     }
-    let counts = reader.set_aside();
+    let counts = reader.skipped();
     assert_eq!((counts.unreadable_keys, counts.elsewhere), (4, 2));
     assert_eq!((counts.unreadable_values, counts.other_backends), (6, 2));
 
@@ -58,8 +58,8 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
     drop(reconciler.take_changes());
     let put = reader.put(good[0].0, b"garbage");
     assert_eq!(
-        put.set_aside[0].to_string(),
-        "lease 100.96.2.0-24 is set aside: this is no JSON: expected value at line 1 column 1"
+        put.skipped[0].to_string(),
+        "lease 100.96.2.0-24 is skipped: invalid JSON: expected value at line 1 column 1"
     );
     reconciler.handle_event(SOURCE, put.event.unwrap(), at(1));
     assert_eq!(reader.put(bad[0].0, bad[0].1).event, None);

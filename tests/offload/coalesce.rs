@@ -247,7 +247,7 @@ fn tcp_segments_below_eight_bytes_are_not_joined() {
     assert_eq!(writes(&udp_train(3, 1, 999, |_| ())), [3]);
 }
 
-/// Bytes behind the total length, or too few: the caller's mistake, which must not get into a super-packet.
+/// Bytes behind the total length, or too few: the caller's mistake, which must not get into a GSO packet.
 #[test]
 fn what_is_not_as_long_as_it_says_is_not_joined() {
     assert_eq!(second_udp(|ip| ip.trailer = vec![0; 4]), [1; 3]);

@@ -1,6 +1,6 @@
 //! What the kernel left to be done: faults 14 to 21 and R35.
 
-use loden::offload::{OffloadError, VNET_HEADER_LEN, VnetHeader, Work};
+use loden::offload::{OffloadAction, OffloadError, VNET_HEADER_LEN, VnetHeader};
 use loden::wire::transport::TransportError;
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::bodies::segment::check_segments;
 use crate::support::host::outbound;
 use crate::support::packet::{Ipv4, MF, TCP, UDP, pattern, udp, with_ttl};
 
-/// 3,000 bytes of TCP in a super-packet.
+/// 3,000 bytes of TCP in a GSO packet.
 pub(crate) fn tcp_super() -> Vec<u8> {
     partial(Ipv4 { protocol: TCP, payload: Tcp::new(7000, pattern(3000)).bytes(), ..outbound() }.bytes())
 }
@@ -27,7 +27,7 @@ fn error(vnet: &VnetHeader, packet: &[u8]) -> OffloadError {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Any header in front of sound super-packets, broken ones and noise.
+    /// Any header in front of sound GSO packets, broken ones and noise.
     #[test]
     fn fault_14_any_vnet_header_gets_the_verdict_of_the_model(
         header in any::<[u8; VNET_HEADER_LEN]>(),
@@ -81,7 +81,7 @@ fn fault_16_a_gso_size_of_1_with_64_kib_gives_65_thousand_segments_lazily() {
     for (packet, segments) in [(tcp, 65_495), (udp, 65_507)] {
         let packet = partial(packet.bytes());
         assert_eq!(packet.len(), 65_535);
-        let Ok(Work::Segment(many)) = vnet(&packet, 1).inspect(&packet) else { panic!("not many") };
+        let Ok(OffloadAction::Segment(many)) = vnet(&packet, 1).inspect(&packet) else { panic!("not many") };
         assert_eq!((many.segments(), usize::from(many.segment_len())), (segments, model::headers_len(&packet) + 1));
         check_segments(&many, &packet, packet.len(), 1);
     }
@@ -91,15 +91,17 @@ fn fault_16_a_gso_size_of_1_with_64_kib_gives_65_thousand_segments_lazily() {
 fn fault_16_a_gso_size_of_the_payload_or_more_leaves_one_packet() {
     for packet in [tcp_super(), udp_super()] {
         for size in [3000, 3001, 65_535] {
-            let Ok(Work::Checksum(work)) = vnet(&packet, size).inspect(&packet) else { panic!("size {size}") };
+            let Ok(OffloadAction::Checksum(work)) = vnet(&packet, size).inspect(&packet) else { panic!("size {size}") };
             let mut completed = packet.clone();
             work.complete(&mut completed);
             assert_eq!(completed, complete(packet.clone()));
         }
-        assert!(matches!(vnet(&packet, 2999).inspect(&packet), Ok(Work::Segment(many)) if many.segments() == 2));
+        assert!(
+            matches!(vnet(&packet, 2999).inspect(&packet), Ok(OffloadAction::Segment(many)) if many.segments() == 2)
+        );
         // Nothing said of a checksum, and nothing to cut.
         let header = VnetHeader { flags: 0, ..vnet(&packet, 3000) };
-        assert_eq!(header.inspect(&packet), Ok(Work::Nothing));
+        assert_eq!(header.inspect(&packet), Ok(OffloadAction::Nothing));
     }
 }
 
@@ -139,7 +141,7 @@ fn fault_18_a_checksum_outside_the_payload_is_refused() {
 }
 
 #[test]
-fn fault_18_a_super_packet_s_checksum_is_where_its_protocol_has_it() {
+fn fault_18_a_gso_packet_s_checksum_is_where_its_protocol_has_it() {
     let packet = tcp_super();
     for (start, offset) in [(20, 6), (24, 16), (24, 12), (40, 16)] {
         let header = VnetHeader { csum_start: start, csum_offset: offset, ..vnet(&packet, 1000) };
@@ -153,7 +155,7 @@ fn fault_18_where_no_checksum_is_due_its_place_is_not_looked_at() {
     for packet in [tcp_super(), udp_super()] {
         let header = VnetHeader { flags: 0, csum_start: 1, csum_offset: 2, ..vnet(&packet, 1000) };
         bodies::vnet::check(&header, &packet);
-        assert!(matches!(header.inspect(&packet), Ok(Work::Segment(_))));
+        assert!(matches!(header.inspect(&packet), Ok(OffloadAction::Segment(_))));
     }
 }
 
@@ -165,7 +167,7 @@ fn fault_19_a_gso_type_that_does_not_fit() {
         for (packet, protocol) in [(&tcp, TCP), (&udp, UDP), (&other, 47)] {
             let header = VnetHeader { gso_type, ..vnet(packet, 1000) };
             match (gso_type, protocol) {
-                (1 | 0x81, TCP) | (5, UDP) => assert!(matches!(header.inspect(packet), Ok(Work::Segment(_)))),
+                (1 | 0x81, TCP) | (5, UDP) => assert!(matches!(header.inspect(packet), Ok(OffloadAction::Segment(_)))),
                 (1 | 3 | 4 | 5 | 0x81 | 0x84, _) => {
                     assert_eq!(error(&header, packet), OffloadError::UnfitGso { gso_type, protocol });
                 }
@@ -217,7 +219,7 @@ fn a_udp_length_other_than_the_payload_s_is_refused() {
 }
 
 #[test]
-fn fault_21_a_fragment_is_no_super_packet() {
+fn fault_21_a_fragment_is_no_gso_packet() {
     for (fragment, offset) in [(MF, 0), (MF | 185, 185), (185, 185)] {
         for whole in [tcp_super(), udp_super()] {
             let packet = Ipv4 { fragment, protocol: whole[9], payload: whole[20..].to_vec(), ..outbound() }.bytes();
@@ -236,7 +238,7 @@ fn a_packet_that_is_none_needs_nothing() {
     let ipv6 = Ipv4 { version: 6, payload: pattern(60), ..outbound() }.bytes();
     for packet in [vec![], vec![0x45; 19], broken, ipv6] {
         for header in [[0xff; VNET_HEADER_LEN], [1; VNET_HEADER_LEN], vnet(&tcp_super(), 1000).to_bytes()] {
-            assert_eq!(VnetHeader::from_bytes(header).inspect(&packet), Ok(Work::Nothing));
+            assert_eq!(VnetHeader::from_bytes(header).inspect(&packet), Ok(OffloadAction::Nothing));
         }
     }
 }
@@ -248,7 +250,7 @@ fn r35_a_partial_checksum_is_completed_also_after_a_hop() {
         let udp = Ipv4 { payload: udp(4000, 53, &pattern(len)), options: vec![1; 8], ..outbound() };
         for packet in [tcp, udp] {
             let packet = partial(packet.bytes());
-            let Ok(Work::Checksum(work)) = vnet(&packet, 0).inspect(&packet) else { panic!("{len} bytes") };
+            let Ok(OffloadAction::Checksum(work)) = vnet(&packet, 0).inspect(&packet) else { panic!("{len} bytes") };
             let mut forwarded = with_ttl(&packet, 63);
             work.complete(&mut forwarded);
             assert_eq!(forwarded, complete(with_ttl(&packet, 63)), "{len} bytes");
@@ -269,15 +271,15 @@ fn r35_a_udp_checksum_of_0_is_written_as_ffff() {
         };
         let rest = complete(make(&[0, 0]));
         let packet = partial(make(&rest[at..at + 2]));
-        let Ok(Work::Checksum(work)) = vnet(&packet, 0).inspect(&packet) else { panic!("{packet:02x?}") };
+        let Ok(OffloadAction::Checksum(work)) = vnet(&packet, 0).inspect(&packet) else { panic!("{packet:02x?}") };
         let mut completed = packet.clone();
         work.complete(&mut completed);
         assert_eq!(completed[at..at + 2], expected);
-        // The same as a segment of a super-packet.
-        let super_packet = partial(make(&[&rest[at..at + 2], &[0; 2]].concat()));
-        let Ok(Work::Segment(many)) = vnet(&super_packet, 2).inspect(&super_packet) else { panic!("not many") };
+        // The same as a segment of a GSO packet.
+        let gso_packet = partial(make(&[&rest[at..at + 2], &[0; 2]].concat()));
+        let Ok(OffloadAction::Segment(many)) = vnet(&gso_packet, 2).inspect(&gso_packet) else { panic!("not many") };
         let mut segment = vec![0; many.len_of(0)];
-        many.write_segment(&super_packet, 0, &mut segment);
+        many.write_segment(&gso_packet, 0, &mut segment);
         assert_eq!(segment[at..at + 2], expected);
     }
 }

@@ -1,10 +1,10 @@
-//! The kernel as the oracle: super-packets that enter by a device with offloads, are forwarded, and leave by one without,
+//! The kernel as the oracle: GSO packets that enter by a device with offloads, are forwarded, and leave by one without,
 //! which is where the kernel cuts them, and fragments what is longer than that device's MTU. Needs root.
 
 use core::time::Duration;
 use std::os::fd::AsFd;
 
-use loden::offload::{Coalesced, Coalescer, VnetHeader, Work};
+use loden::offload::{Coalesced, Coalescer, OffloadAction, VnetHeader};
 use loden::sys::{PACKET_MAX, Tun, TunConfig, TunError, TunOffload};
 use loden::wire::fragment::Fragmenter;
 use loden::wire::ipv4::Ipv4Packet;
@@ -93,7 +93,7 @@ impl Router {
     fn takes_udp(&self) -> bool {
         let takes = self.with_offload.offload().uso;
         if !takes {
-            println!("skipped: this kernel's TUN devices take no UDP super-packets (Linux 6.2 does)");
+            println!("skipped: this kernel's TUN devices take no UDP GSO packets (Linux 6.2 does)");
         }
         takes
     }
@@ -105,7 +105,7 @@ impl Router {
         }
         let hop = with_ttl(packet, packet[8] - 1);
         let ours: Vec<_> = match header.inspect(packet).unwrap() {
-            Work::Segment(many) => {
+            OffloadAction::Segment(many) => {
                 let write = |index| {
                     let mut out = vec![0; many.len_of(index)];
                     many.write_segment(&hop, index, &mut out);
@@ -114,13 +114,13 @@ impl Router {
                 };
                 (0..many.segments()).map(write).collect()
             }
-            Work::Checksum(partial) => {
+            OffloadAction::Checksum(partial) => {
                 let mut out = hop.clone();
                 partial.complete(&mut out);
                 opinion::assert_sound(&hop, u16::MAX, 0, &out);
                 vec![out]
             }
-            Work::Nothing => vec![hop],
+            OffloadAction::Nothing => vec![hop],
         };
         let ours: Vec<_> = ours.into_iter().flat_map(|packet| cut(packet, self.mtu)).collect();
         self.with_offload.send_with(header, packet).unwrap();

@@ -1,6 +1,6 @@
 //! Nothing on the way of a packet allocates.
 
-use loden::offload::{Coalesced, Coalescer, Work};
+use loden::offload::{Coalesced, Coalescer, OffloadAction};
 
 use super::coalesce::{BOTH, udp_train};
 use super::inspect::{tcp_super, udp_super};
@@ -16,12 +16,12 @@ fn cutting_does_not_allocate() {
         for size in [0, 1, 1000, 3000] {
             let header = vnet(&packet, size);
             let calls = allocations(|| match header.inspect(&packet) {
-                Ok(Work::Segment(many)) => {
+                Ok(OffloadAction::Segment(many)) => {
                     for index in 0..many.segments() {
                         many.write_segment(&packet, index, &mut out[..many.len_of(index)]);
                     }
                 }
-                Ok(Work::Checksum(partial)) => partial.complete(&mut packet),
+                Ok(OffloadAction::Checksum(partial)) => partial.complete(&mut packet),
                 other => panic!("{other:?}"),
             });
             assert_eq!(calls, 0);

@@ -1,6 +1,6 @@
 //! Cutting: against a naive model and against etherparse.
 
-use loden::offload::Work;
+use loden::offload::OffloadAction;
 use proptest::prelude::*;
 
 use crate::bodies;
@@ -9,9 +9,11 @@ use crate::bodies::opinion;
 use crate::support::host::outbound;
 use crate::support::packet::{DF, Ipv4, TCP, pattern, udp};
 
-/// The packets of a super-packet.
+/// The packets of a GSO packet.
 pub(crate) fn segments(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
-    let Ok(Work::Segment(many)) = vnet(packet, size).inspect(packet) else { panic!("not many: {packet:02x?}") };
+    let Ok(OffloadAction::Segment(many)) = vnet(packet, size).inspect(packet) else {
+        panic!("not many: {packet:02x?}")
+    };
     let write = |index| {
         let mut out = vec![0xfb; many.len_of(index)];
         many.write_segment(packet, index, &mut out);

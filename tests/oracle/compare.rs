@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use loden::forward::RejectReason;
 
-use crate::as_if::AsIf;
-use crate::excuse::Applied;
 use crate::kernel::{Passage, time_of_day};
+use crate::known_difference::Applied;
 use crate::options::CIPSO;
+use crate::reference::Reference;
 use crate::router::Place;
 use crate::shape::Shape;
 use crate::support::fragments::assert_sound;
@@ -48,7 +48,7 @@ impl Run {
     /// Sends a packet through both.
     ///
     /// # Errors
-    /// With everything there is to say about a difference that nothing excuses.
+    /// With everything there is to say about a difference that is not a known one.
     pub(crate) fn check(&mut self, entry: Place, shape: &Shape) -> Result<(), String> {
         self.sources += 1;
         self.compare(entry, &shape.bytes(self.world.source(entry, self.sources)))
@@ -56,14 +56,14 @@ impl Run {
 
     fn compare(&mut self, entry: Place, packet: &[u8]) -> Result<(), String> {
         let ours = self.world.ours(entry, packet);
-        // So that an excuse is one by the list, and not just by our doing.
+        // A known difference must be one by the list, not by what this program does.
         assert_eq!(ours, self.world.by_the_list(entry, packet), "{}", hex(packet));
         if entry == Place::Tun {
             assert_eq!(self.world.ours_in_hindsight(packet), ours, "R50, R51: {}", hex(packet));
         }
         self.second_opinion(&ours, packet);
-        let as_if = AsIf::of(&self.world, entry, packet);
-        if self.is_beyond(&as_if, packet) {
+        let reference = Reference::of(&self.world, entry, packet);
+        if self.is_beyond(&reference, packet) {
             self.left_out += 1;
             return Ok(());
         }
@@ -71,10 +71,10 @@ impl Run {
         let seen = self.world.router.pass(entry, packet);
         let time = start..time_of_day() + 1;
         let passage = Passage { world: &self.world, original: packet, seen: &seen, time };
-        let (expected, excuses) = passage.expect(as_if);
+        let (expected, known_differences) = passage.expect(reference);
         if expected != seen {
             return Err(format!(
-                "in by {}: {}\nour verdict: {}\nexcuses: {excuses:?}\nso the kernel should have sent:{}\nit sent:{}",
+                "in by {}: {}\nour verdict: {}\nknown differences: {known_differences:?}\nso the kernel should have sent:{}\nit sent:{}",
                 self.world.router.link(entry).name,
                 hex(packet),
                 fate(&ours),
@@ -82,10 +82,12 @@ impl Run {
                 self.named(&seen),
             ));
         }
-        if let Some(excuse) = excuses.iter().find(|excuse| !self.world.excuses.contains(excuse)) {
-            return Err(format!("{excuse:?} is no excuse here: {}", hex(packet)));
+        if let Some(known_difference) =
+            known_differences.iter().find(|known_difference| !self.world.known_differences.contains(known_difference))
+        {
+            return Err(format!("{known_difference:?} is no known difference here: {}", hex(packet)));
         }
-        self.applied.count(&excuses);
+        self.applied.count(&known_differences);
         self.compared += 1;
         *self.fates.entry(fate(&ours)).or_default() += 1;
         Ok(())
@@ -119,11 +121,11 @@ impl Run {
     }
 
     /// Whether the kernel's answer says nothing about this packet. Counts what it would have to say.
-    fn is_beyond(&mut self, as_if: &AsIf, packet: &[u8]) -> bool {
+    fn is_beyond(&mut self, reference: &Reference, packet: &[u8]) -> bool {
         if self.world.concerns_the_router(packet) {
             return true;
         }
-        if let Some(walk) = &as_if.walk {
+        if let Some(walk) = &reference.walk {
             // What it makes of CIPSO depends on how it was built (CONFIG_NETLABEL).
             let header = &packet[20..usize::from(packet[0] & 15) * 4];
             let cipso = option_kinds(header).map_or(header.contains(&CIPSO), |kinds| kinds.contains(&CIPSO));
@@ -131,7 +133,7 @@ impl Run {
                 return true;
             }
         }
-        if !as_if.no_route {
+        if !reference.no_route {
             return false;
         }
         let asked = self.unreachable.entry(packet[12..16].try_into().unwrap()).or_default();

@@ -4,9 +4,9 @@ use core::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::answer::Answer;
-use crate::as_if::{AsIf, Expected, is_nobodys};
-use crate::excuse::Excuse;
+use crate::known_difference::KnownDifference;
 use crate::options::{Walk, blanked};
+use crate::reference::{Expected, Reference, is_nobodys};
 use crate::router::Place;
 use crate::support::fragments::reassembled;
 use crate::support::packet::{ICMP, MF, repair_checksum, with_ttl};
@@ -25,50 +25,56 @@ pub(crate) struct Passage<'p> {
 }
 
 impl Passage<'_> {
-    /// All that must have been seen, and with what excuses. What nobody can know is taken from what was seen: the identification
+    /// All that must have been seen, and with what known differences. What nobody can know is taken from what was seen: the identification
     /// of an error, and the time, if it can have been then.
-    pub(crate) fn expect(&self, as_if: AsIf) -> (Vec<(Place, Vec<u8>)>, Vec<Excuse>) {
-        let AsIf { expected, mut excuses, walk, .. } = as_if;
+    pub(crate) fn expect(&self, reference: Reference) -> (Vec<(Place, Vec<u8>)>, Vec<KnownDifference>) {
+        let Reference { expected, mut known_differences, walk, .. } = reference;
         let emissions = match expected {
             Expected::Silence => Vec::new(),
-            Expected::Packet { to, bytes } => vec![(to, self.walked(bytes, to, walk.as_ref(), &mut excuses))],
+            Expected::Packet { to, bytes } => vec![(to, self.walked(bytes, to, walk.as_ref(), &mut known_differences))],
             Expected::Fragments { to, pieces } => {
-                let pieces = self.fragments(to, pieces, walk.as_ref(), &mut excuses);
+                let pieces = self.fragments(to, pieces, walk.as_ref(), &mut known_differences);
                 pieces.into_iter().map(|piece| (to, piece)).collect()
             }
             Expected::Answer { to, answer } => {
-                let answer = self.answer(to, answer, walk.as_ref(), &mut excuses);
+                let answer = self.answer(to, answer, walk.as_ref(), &mut known_differences);
                 answer.into_iter().map(|answer| (to, answer)).collect()
             }
         };
-        (emissions, excuses)
+        (emissions, known_differences)
     }
 
     /// A packet that goes on, with what the kernel writes into its options.
-    fn walked(&self, mut packet: Vec<u8>, to: Place, walk: Option<&Walk>, excuses: &mut Vec<Excuse>) -> Vec<u8> {
+    fn walked(
+        &self,
+        mut packet: Vec<u8>,
+        to: Place,
+        walk: Option<&Walk>,
+        known_differences: &mut Vec<KnownDifference>,
+    ) -> Vec<u8> {
         let Some(walk) = walk.filter(|walk| walk.filled || walk.cleared) else { return packet };
         let header = usize::from(packet[0] & 15) * 4;
         packet[20..header].copy_from_slice(&walk.forwarded(self.world.router.link(to).address)[20..header]);
         self.copy_time(&mut packet, walk.time_at, 0);
         repair_checksum(&mut packet);
-        excuses.extend(walk.filled.then_some(Excuse::OptionsFilled));
-        excuses.extend(walk.cleared.then_some(Excuse::OptionsCleared));
+        known_differences.extend(walk.filled.then_some(KnownDifference::OptionsFilled));
+        known_differences.extend(walk.cleared.then_some(KnownDifference::OptionsCleared));
         packet
     }
 
-    /// Ours, unless there is an excuse; and whatever there is, they make the packet that was cut.
+    /// Ours, unless there is a known difference; and whatever there is, they make the packet that was cut.
     fn fragments(
         &self,
         to: Place,
         pieces: Vec<Vec<u8>>,
         walk: Option<&Walk>,
-        excuses: &mut Vec<Excuse>,
+        known_differences: &mut Vec<KnownDifference>,
     ) -> Vec<Vec<u8>> {
         let total = usize::from(u16::from_be_bytes([self.original[2], self.original[3]]));
         let hop = with_ttl(&self.original[..total], self.original[8] - 1);
-        let whole = self.walked(hop.clone(), to, walk, excuses);
+        let whole = self.walked(hop.clone(), to, walk, known_differences);
         let theirs = cut(&whole, self.world.router.link(to).mtu.into());
-        if excuses.contains(&Excuse::OffsetWraps) {
+        if known_differences.contains(&KnownDifference::OffsetWraps) {
             return theirs;
         }
         let offset = u16::from_be_bytes([hop[6], hop[7]]) & 0x1fff;
@@ -76,29 +82,35 @@ impl Passage<'_> {
         let options = |piece: &[u8]| piece[20..usize::from(piece[0] & 15) * 4].to_vec();
         let differ = options(&theirs[1]) != options(&pieces[1]);
         let reserved = hop[6] & 0x80 != 0;
-        excuses.extend(differ.then_some(Excuse::FragmentOptions));
-        excuses.extend(reserved.then_some(Excuse::ReservedFlag));
+        known_differences.extend(differ.then_some(KnownDifference::FragmentOptions));
+        known_differences.extend(reserved.then_some(KnownDifference::ReservedFlag));
         if differ || reserved || whole != hop { theirs } else { pieces }
     }
 
-    fn answer(&self, to: Place, mut answer: Answer, walk: Option<&Walk>, excuses: &mut Vec<Excuse>) -> Option<Vec<u8>> {
+    fn answer(
+        &self,
+        to: Place,
+        mut answer: Answer,
+        walk: Option<&Walk>,
+        known_differences: &mut Vec<KnownDifference>,
+    ) -> Option<Vec<u8>> {
         let header = usize::from(self.original[0] & 15) * 4;
         if self.original[9] == ICMP && matches!(self.original[header], 9 | 10) {
-            excuses.push(Excuse::RouterDiscovery);
+            known_differences.push(KnownDifference::RouterDiscovery);
             return None;
         }
         let own = self.world.router.link(to).address;
         if answer.source != own {
             answer.source = own;
-            excuses.push(Excuse::IcmpSource);
+            known_differences.push(KnownDifference::IcmpSource);
         }
         let seen = self.seen.first().map_or(&[][..], |(_, packet)| packet.as_slice());
         answer.id = seen.get(4..6).map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
         answer.fragment = 0;
-        excuses.push(Excuse::IcmpIdentification);
+        known_differences.push(KnownDifference::IcmpIdentification);
         if self.original[1] & 2 != 0 {
             answer.tos |= 2;
-            excuses.push(Excuse::IcmpEcn);
+            known_differences.push(KnownDifference::IcmpEcn);
         }
         let Some(mut walk) = walk.cloned() else { return Some(answer.bytes()) };
         let echo = |walk: &Walk| walk.echoed(own, |address| is_nobodys(self.world, address));
@@ -106,10 +118,10 @@ impl Passage<'_> {
         self.copy_time(&mut walk.packet, walk.time_at, 20 + room + 8);
         if walk.filled || walk.cleared {
             answer.quote[20..header].copy_from_slice(&walk.packet[20..header]);
-            excuses.push(Excuse::IcmpQuote);
+            known_differences.push(KnownDifference::IcmpQuote);
         }
         if walk.echoes() {
-            excuses.push(Excuse::IcmpOptions);
+            known_differences.push(KnownDifference::IcmpOptions);
             let (mut options, time_at) = echo(&walk)?;
             self.copy_time(&mut options, time_at, 20);
             answer.quote.truncate(QUOTE_MAX - options.len());

@@ -1,5 +1,5 @@
 //! The kernel as the oracle: every packet goes through our forwarder and through a Linux router, and what comes out is the same,
-//! byte for byte, but for what [`excuse::Excuse`] lists, each with its reason. Needs root.
+//! byte for byte, but for what [`known_difference::KnownDifference`] lists, each with its reason. Needs root.
 //!
 //! A run is the packets of [`sweeps`], those of a seed that stays, and those of a new one. Whatever differs is printed with the
 //! seed; `LODEN_ORACLE_SEED` repeats it.
@@ -10,12 +10,12 @@
 mod support;
 
 mod answer;
-mod as_if;
 mod compare;
-mod excuse;
 mod generate;
 mod kernel;
+mod known_difference;
 mod options;
+mod reference;
 mod router;
 mod shape;
 mod sweeps;
@@ -28,7 +28,7 @@ use std::hash::RandomState;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use compare::Run;
-use excuse::Excuse;
+use known_difference::KnownDifference;
 use sweeps::Way;
 use world::World;
 
@@ -77,7 +77,11 @@ fn run(world: World, fates: &[&str]) {
         });
     }
     let swept = run.compared;
-    assert_eq!(run.applied.dead(run.world.excuses), Vec::<&Excuse>::new(), "excuses that excuse nothing");
+    assert_eq!(
+        run.applied.dead(run.world.known_differences),
+        Vec::<&KnownDifference>::new(),
+        "known differences that no packet showed"
+    );
     let new = match std::env::var(SEED) {
         Ok(seed) => seed.parse().expect("a number"),
         Err(_) => RandomState::new().build_hasher().finish(),

@@ -12,7 +12,7 @@ use loden::forward::{Overlay, ReplyTo};
 use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::Route;
 
-use crate::excuse::Excuse;
+use crate::known_difference::KnownDifference;
 use crate::router::{Link, Place, Router, Table};
 use crate::support::host::{Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, net, overlay, routes};
 use crate::support::model;
@@ -46,7 +46,7 @@ pub(crate) struct World {
     /// Where packets come in.
     pub(crate) entries: Vec<Place>,
     /// In what the two may differ at all.
-    pub(crate) excuses: &'static [Excuse],
+    pub(crate) known_differences: &'static [KnownDifference],
 }
 
 impl World {
@@ -86,7 +86,7 @@ impl World {
             markers.map(|(ttl, destination)| (Place::Tun, Ipv4 { ttl, ..Ipv4::new(MARKER, destination) })).into();
         // What the router says about a packet goes back to where it came from.
         let router = Router::new(&links, &[(net([0; 4], 0), Place::Tun)], &[table], markers);
-        Self::of(all, router, vec![Place::Tun], &Excuse::OUTBOUND)
+        Self::of(all, router, vec![Place::Tun], &KnownDifference::OUTBOUND)
     }
 
     /// Packets from peers A and B. R65 is a router's strict check of sources (RFC 3704 2.2), and what R66 drops leaves by a link
@@ -127,13 +127,25 @@ impl World {
             marker(b, 1, POD_B, POD),
         ];
         let router = Router::new(&[tun, nowhere, peer(a, "a0"), peer(b, "b0")], &main, &[table], markers);
-        Self::of(all, router, vec![a, b], &Excuse::INBOUND)
+        Self::of(all, router, vec![a, b], &KnownDifference::INBOUND)
     }
 
-    fn of(routes: Vec<Route>, router: Router, entries: Vec<Place>, excuses: &'static [Excuse]) -> Self {
+    fn of(
+        routes: Vec<Route>,
+        router: Router,
+        entries: Vec<Place>,
+        known_differences: &'static [KnownDifference],
+    ) -> Self {
         let wide = routes.iter().map(|route| Route { mtu: None, ..*route }).collect();
         let hopeful = Host::new(Overlay { mtu: u16::MAX, ..overlay() }, wide);
-        Self { elsewhere: elsewhere(&routes), hopeful, host: Host::new(overlay(), routes), router, entries, excuses }
+        Self {
+            elsewhere: elsewhere(&routes),
+            hopeful,
+            host: Host::new(overlay(), routes),
+            router,
+            entries,
+            known_differences,
+        }
     }
 
     /// What our forwarder makes of a packet.

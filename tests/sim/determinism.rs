@@ -2,17 +2,17 @@
 
 use loden::lease::LeaseEvent;
 use loden::route::RouteChange;
-use loden::sim::{Chance, Conditions, Event, Record};
+use loden::sim::{Event, LinkProfile, Probability, Record};
 
 use crate::{SOURCE, mesh, ms, packet, packet_of, subnet};
 
 /// A bit of everything that can happen.
-fn happenings(seed: u64, loss: Chance) -> Vec<Record> {
+fn happenings(seed: u64, loss: Probability) -> Vec<Record> {
     let (mut sim, nodes) = mesh::<5>(seed);
     sim.keep_trace();
-    let conditions = Conditions { jitter: ms(3), duplication: Chance::percent(10), loss, ..Conditions::default() };
-    sim.set_conditions(conditions);
-    sim.set_conditions_between(nodes[0], nodes[1], Conditions { mtu: 600, ..conditions });
+    let profile = LinkProfile { jitter: ms(3), duplication: Probability::percent(10), loss, ..LinkProfile::default() };
+    sim.set_link_profile(profile);
+    sim.set_link_profile_between(nodes[0], nodes[1], LinkProfile { mtu: 600, ..profile });
     for round in 0..50 {
         for from in 0..5 {
             for to in 0..6 {
@@ -55,21 +55,21 @@ fn digest(trace: &[Record]) -> u64 {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    let (one, other) = (happenings(7, Chance::percent(5)), happenings(7, Chance::percent(5)));
+    let (one, other) = (happenings(7, Probability::percent(5)), happenings(7, Probability::percent(5)));
     assert!(one.len() > 3000, "{} records", one.len());
     assert_eq!(one, other);
 }
 
 #[test]
 fn another_seed_gives_another_trace() {
-    let traces = [1, 2, 3].map(|seed| happenings(seed, Chance::percent(5)));
+    let traces = [1, 2, 3].map(|seed| happenings(seed, Probability::percent(5)));
     assert!(traces[0] != traces[1] && traces[1] != traces[2] && traces[0] != traces[2]);
 }
 
 /// On every platform. This number was computed on x86-64; it is another one only if the simulator does, or says, something else.
 #[test]
 fn the_trace_of_a_seed_is_this_one() {
-    assert_eq!(digest(&happenings(7, Chance::percent(5))), 8_382_854_911_442_300_892);
+    assert_eq!(digest(&happenings(7, Probability::percent(5))), 12_889_339_494_708_004_404);
 }
 
 /// A condition that is changed leaves what the others bring about as it was.
@@ -78,7 +78,8 @@ fn without_the_loss_the_others_arrive_when_they_did() {
     let arrivals = |trace: Vec<Record>| -> Vec<Record> {
         trace.into_iter().filter(|record| matches!(record.event, Event::Arrived { .. })).collect()
     };
-    let (lossy, lossless) = (arrivals(happenings(7, Chance::percent(5))), arrivals(happenings(7, Chance::NEVER)));
+    let (lossy, lossless) =
+        (arrivals(happenings(7, Probability::percent(5))), arrivals(happenings(7, Probability::NEVER)));
     let kept = lossless.len() * 9 / 10..lossless.len();
     assert!(kept.contains(&lossy.len()), "{} of {} arrived", lossy.len(), lossless.len());
     let mut rest = lossless.iter();
@@ -87,12 +88,12 @@ fn without_the_loss_the_others_arrive_when_they_did() {
 
 #[test]
 fn a_record_reads_as_a_line() {
-    let trace = happenings(7, Chance::percent(5));
+    let trace = happenings(7, Probability::percent(5));
     let line = |text: &str| trace.iter().map(Record::to_string).find(|line| line.contains(text)).unwrap();
     assert_eq!(line("read"), "0.000000000 node 0 read 32 bytes from its TUN");
     assert_eq!(line("NetUnreachable"), "0.000000000 node 0 encap: answered with NetUnreachable");
-    assert!(line("lost, chance").ends_with(":8285: lost, chance"));
+    assert!(line("lost, random").ends_with(":8285: lost, random"));
     assert!(line("partition").contains("lost, partition"));
     assert!(line("carries").contains("learned that the path to 10.168.0.2:8285 carries 600 bytes"));
-    assert!(line("is stopped").contains("node 4 is stopped: 32 bytes went nowhere"));
+    assert!(line("is stopped").contains("node 4 is stopped: 32 bytes were dropped"));
 }

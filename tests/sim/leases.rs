@@ -3,7 +3,7 @@
 use loden::forward::{DropReason, Overlay};
 use loden::lease::{Lease, LeaseEvent};
 use loden::route::{Route, RouteChange, RouteError};
-use loden::sim::{Conditions, Event, NodeId, Record, Sim};
+use loden::sim::{Event, LinkProfile, NodeId, Record, Sim};
 
 use crate::{SOURCE, icmp, lease, mesh, ms, numbers, overlay, packet, subnet, underlay};
 
@@ -22,7 +22,7 @@ fn moved() -> LeaseEvent<u32> {
 fn fault_46_nothing_sent_after_a_lease_moved_goes_to_the_old_hop() {
     let (mut sim, [a, b, c]) = mesh::<3>(1);
     let successor = successor(&mut sim);
-    sim.set_conditions(Conditions { latency: ms(7), jitter: ms(5), ..Conditions::default() });
+    sim.set_link_profile(LinkProfile { latency: ms(7), jitter: ms(5), ..LinkProfile::default() });
     sim.keep_trace();
     for at in 0..200 {
         sim.send_at(ms(at) / 10, a, packet(0, 1, at as u32));

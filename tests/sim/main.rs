@@ -1,10 +1,10 @@
 //! The simulator as somebody uses it who tests a tool of their own, and what it promises.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-mod conditions;
 mod determinism;
-mod law;
+mod invariants;
 mod leases;
+mod link_profile;
 mod memory;
 mod mesh;
 mod mtu;

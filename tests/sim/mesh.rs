@@ -1,7 +1,7 @@
 //! A thousand hosts that all know of each other, while leases come, move and go.
 
 use loden::lease::{Lease, LeaseEvent};
-use loden::sim::{Chance, Conditions, Loss, NodeId, Sim};
+use loden::sim::{LinkProfile, Loss, NodeId, Probability, Sim};
 
 use crate::memory::peak;
 use crate::{SOURCE, lease, ms, network, overlay, packet, subnet, underlay};
@@ -30,7 +30,7 @@ fn change_leases(sim: &mut Sim<u32>, time: u32) {
 
 /// Every node sends to every other, to one in a round; every forty rounds leases change.
 fn exchange(sim: &mut Sim<u32>, nodes: &[NodeId]) {
-    sim.set_conditions(Conditions { jitter: ms(5), loss: Chance::percent(1), ..Conditions::default() });
+    sim.set_link_profile(LinkProfile { jitter: ms(5), loss: Probability::percent(1), ..LinkProfile::default() });
     for round in 1..NODES {
         if round % 40 == 0 {
             change_leases(sim, round / 40 - 1);
@@ -68,6 +68,6 @@ fn a_thousand_nodes_share_what_they_have_in_common() {
     let total = sim.counters();
     let pairs = u64::from(NODES * (NODES - 1));
     assert_eq!((total.encap.received(), total.encap.forwarded() + total.encap.answered()), (pairs, pairs));
-    let lost = sim.underlay().lost(Loss::Chance);
+    let lost = sim.underlay().lost(Loss::Random);
     assert_eq!(total.decap.received(), total.encap.forwarded() - lost);
 }

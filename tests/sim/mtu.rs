@@ -1,7 +1,7 @@
 //! Ways that are too narrow, at their beginning and in the middle.
 
 use loden::forward::{DropReason, Overlay, PathMtus};
-use loden::sim::{Conditions, Loss, Sim};
+use loden::sim::{LinkProfile, Loss, Sim};
 
 use crate::{at, icmp, mesh, ms, network, overlay, packet_of, underlay, with_byte};
 
@@ -13,7 +13,7 @@ fn the_nodes_own_link_refuses_at_once() {
     sim.send(a, packet_of(1273, 0, 1));
     let [told] = &sim.take_delivered()[..] else { panic!("one answer") };
     assert_eq!((told.node, told.at, icmp(&told.packet)), (a, ms(0), (3, 4, 1272)));
-    assert_eq!((sim.underlay().sent(), sim[a].counters().anomalies.path_mtu_lowered), (0, 1));
+    assert_eq!((sim.underlay().sent(), sim[a].counters().stats.path_mtu_lowered), (0, 1));
     sim.send(a, packet_of(1272, 0, 1));
     sim.run_until_idle();
     assert_eq!(sim.take_delivered().iter().map(|delivered| delivered.node).collect::<Vec<_>>(), [b]);
@@ -24,7 +24,7 @@ fn the_nodes_own_link_refuses_at_once() {
 #[test]
 fn a_router_in_the_middle_says_so_after_a_while() {
     let (mut sim, [a, b]) = mesh::<2>(1);
-    sim.set_conditions_from(a, b, Conditions { latency: ms(10), mtu: 1000, ..Conditions::default() });
+    sim.set_link_profile_from(a, b, LinkProfile { latency: ms(10), mtu: 1000, ..LinkProfile::default() });
     let try_one = |sim: &mut Sim<u32>, len| {
         sim.send(a, packet_of(len, 0, 1));
         sim.run_until_idle();
@@ -49,7 +49,7 @@ fn a_router_in_the_middle_says_so_after_a_while() {
 #[test]
 fn who_is_not_there_is_not_told() {
     let (mut sim, [a, b]) = mesh::<2>(1);
-    sim.set_conditions_from(a, b, Conditions { latency: ms(10), mtu: 1000, ..Conditions::default() });
+    sim.set_link_profile_from(a, b, LinkProfile { latency: ms(10), mtu: 1000, ..LinkProfile::default() });
     sim.send(a, packet_of(1400, 0, 1));
     sim.send(a, packet_of(1400, 0, 1));
     sim.stop(a);
@@ -63,7 +63,7 @@ fn who_is_not_there_is_not_told() {
 #[test]
 fn an_impossible_mtu_is_a_hole() {
     let (mut sim, [a, b]) = mesh::<2>(1);
-    sim.set_conditions_from(a, b, Conditions { mtu: 67, ..Conditions::default() });
+    sim.set_link_profile_from(a, b, LinkProfile { mtu: 67, ..LinkProfile::default() });
     for _ in 0..3 {
         sim.send(a, packet_of(100, 0, 1));
         sim.run_until_idle();
@@ -113,10 +113,10 @@ fn without_df_it_goes_in_fragments() {
     };
     // 972 bytes leave room for 952 of payload, a multiple of 8.
     assert_eq!(send(&mut sim, 1), [(b, 972), (b, 448)]);
-    sim.set_conditions_from(a, c, Conditions { mtu: 600, ..Conditions::default() });
+    sim.set_link_profile_from(a, c, LinkProfile { mtu: 600, ..LinkProfile::default() });
     assert_eq!(send(&mut sim, 2), [(c, 448)], "the first of two is lost, and the path known from then on");
     assert_eq!(send(&mut sim, 2), [(c, 572), (c, 572), (c, 296)]);
     let counters = sim[a].counters();
-    assert_eq!((counters.encap.forwarded(), counters.anomalies.fragments_made, sim.underlay().sent()), (3, 7, 7));
+    assert_eq!((counters.encap.forwarded(), counters.stats.fragments_made, sim.underlay().sent()), (3, 7, 7));
     assert_eq!(sim.underlay().lost(Loss::TooLong), 1);
 }

@@ -1,7 +1,7 @@
 //! Nodes that come, go and come back, and datagrams from elsewhere.
 
 use loden::forward::{DropReason, Outer, Overlay, OverlayError};
-use loden::sim::{Conditions, Loss, NodeError, Sim};
+use loden::sim::{LinkProfile, Loss, NodeError, Sim};
 use loden::wire::Ecn;
 
 use crate::{icmp, mesh, ms, network, numbers, overlay, packet, packet_of, subnet, underlay};
@@ -16,7 +16,7 @@ fn a_node_that_cannot_be_is_refused() {
     let error = sim.add_node(elsewhere).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the overlay network is 100.64.0.0/10 for all nodes of this simulation, not 100.64.0.0/16"
+        "the overlay network of this simulation is 100.64.0.0/10, not 100.64.0.0/16; use one network for all nodes"
     );
     assert_eq!(sim.add_node(Overlay { mtu: 1, ..overlay(2) }), Err(OverlayError::Mtu { mtu: 1 }.into()));
     assert!(sim.add_node(overlay(2)).is_ok());
@@ -113,7 +113,7 @@ fn a_host_that_is_not_there_receives_nothing() {
 #[test]
 fn the_clock_stands_where_it_was_sent() {
     let (mut sim, [a, b]) = mesh::<2>(1);
-    sim.set_conditions(Conditions { latency: ms(10), ..Conditions::default() });
+    sim.set_link_profile(LinkProfile { latency: ms(10), ..LinkProfile::default() });
     sim.run_for(ms(5));
     sim.send(a, packet(0, 1, 1));
     sim.send_at(ms(1), a, packet(0, 1, 2));

@@ -1,6 +1,6 @@
 //! Nodes that cannot hear each other.
 
-use loden::sim::{Conditions, Loss};
+use loden::sim::{LinkProfile, Loss};
 
 use crate::{mesh, ms, numbers, packet};
 
@@ -36,7 +36,7 @@ fn groups_hear_themselves_and_those_in_none_each_other() {
 #[test]
 fn what_is_under_way_when_it_begins_is_lost_and_what_was_sent_before_it_ended_too() {
     let (mut sim, [a, b]) = mesh::<2>(1);
-    sim.set_conditions(Conditions { latency: ms(10), ..Conditions::default() });
+    sim.set_link_profile(LinkProfile { latency: ms(10), ..LinkProfile::default() });
     for at in [0, 15, 25] {
         sim.send_at(ms(at), a, packet(0, 1, at as u32));
     }

@@ -75,7 +75,7 @@ fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &Ato
     let mut socket = None;
     let mut round = 0;
     while !over.load(Ordering::Relaxed) {
-        let began = stage.weather();
+        let began = stage.phase();
         let sent = (|| {
             let client = match &socket {
                 Some(client) => client,
@@ -92,7 +92,7 @@ fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &Ato
                 round += BURST as u32;
                 commands.fetch_add(BURST as u64, Ordering::Relaxed);
             }
-            Err(error) if stage.was_calm_since(began) => return Err(error),
+            Err(error) if stage.was_fault_free_since(began) => return Err(error),
             // It is being restarted.
             Err(_) => socket = None,
         }

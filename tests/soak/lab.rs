@@ -48,7 +48,7 @@ impl Lab {
             for address in [place.fragments, place.misfits] {
                 pod.add_address(TwoHosts::UPLINK, Ipv4Net::new(address, 24).unwrap()).unwrap();
             }
-            // A pod that forgot after the usual ten minutes what its path carries would be told again in the middle of a calm. Before
+            // A pod that forgot after the usual ten minutes what its path carries would be told again in the middle of a fault-free phase. Before
             // Linux 5.16 this is no namespace's own; shorter runs do without.
             let _ = pod.sysctl("net/ipv4/route/mtu_expires", "86400");
         }

@@ -2,7 +2,7 @@
 //! every packet is accounted for at every moment, and nothing is lost that the test did not lose itself. Needs root.
 //!
 //! ```text
-//!  calm ──────────────▶ storm ─────────────▶ settled ──▶ calm …
+//!  fault-free ──────────────▶ faulty ─────────────▶ settled ──▶ fault-free …
 //!  nothing may be lost;  one fault; what may  the path is whole, the
 //!  misfits are counted   be lost is listed    counters stand still
 //! ```
@@ -15,10 +15,11 @@
 mod support;
 
 mod answers;
-mod calm;
 mod chance;
 mod churn;
 mod fault;
+mod fault_free;
+mod fault_schedule;
 mod lab;
 mod misfits;
 mod settle;
@@ -26,7 +27,6 @@ mod side;
 mod stage;
 mod traffic;
 mod tunnel;
-mod weather;
 
 use core::time::Duration;
 use std::env;
@@ -35,7 +35,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use weather::Soak;
+use fault_schedule::Soak;
 
 const SECONDS: &str = "LODEN_SOAK_SECONDS";
 const SEED: &str = "LODEN_SOAK_SEED";

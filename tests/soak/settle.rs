@@ -1,4 +1,4 @@
-//! After a storm: until the path is whole again, both pods know what it carries, and no counter of a loss moves any more.
+//! After a faulty phase: until the path is whole again, both pods know what it carries, and no counter of a loss moves any more.
 
 use core::time::Duration;
 use std::thread;
@@ -25,7 +25,7 @@ pub(crate) fn settle(lab: &mut Lab, stage: &Stage, after: &str) {
     loop {
         stage.check();
         let outcomes = SIDES.map(|side| (of_length(lab, side, MOST), of_length(lab, side, MOST + 1)));
-        // It was told of the storm's limit when the storm was over, by an answer that was still on its way.
+        // It was told of the faulty phase's limit when the faulty phase was over, by an answer that was still on its way.
         let misled = |side: &Side| !matches!(outcomes[*side as usize].0, PingOutcome::Reply { .. });
         SIDES.into_iter().filter(misled).for_each(|side| forget(lab, side));
         let whole = |(fits, longer): &(PingOutcome, PingOutcome)| {

@@ -1,15 +1,14 @@
-//! What all threads of a run share: whether it is calm, whether it is over, and the first thing that went wrong.
+//! The state that all threads of a run share: the phase, the end of the run, and the first failure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use crate::side::Side;
 
-/// Calm or storm. Whoever sends something does it [`during`](Self::during) one of them, so that nothing sent in the calm can be
-/// hit by the fault that ends it without the counts telling.
+/// The current phase. A sender calls [`during`](Self::during), so that a phase cannot end between a send and its count.
 #[derive(Default)]
 pub(crate) struct Stage {
-    weather: RwLock<Weather>,
+    phase: RwLock<Phase>,
     /// Sides whose route in use is left alone.
     at_rest: RwLock<[bool; 2]>,
     over: AtomicBool,
@@ -18,30 +17,30 @@ pub(crate) struct Stage {
 
 /// What a sender sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Weather {
-    pub(crate) calm: bool,
+pub(crate) struct Phase {
+    pub(crate) fault_free: bool,
     /// How often it has changed.
     pub(crate) changes: u64,
 }
 
 impl Stage {
-    pub(crate) fn set_calm(&self, calm: bool) {
-        let mut weather = self.weather.write().unwrap_or_else(PoisonError::into_inner);
-        *weather = Weather { calm, changes: weather.changes + 1 };
+    pub(crate) fn set_fault_free(&self, fault_free: bool) {
+        let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
+        *phase = Phase { fault_free, changes: phase.changes + 1 };
     }
 
-    pub(crate) fn weather(&self) -> Weather {
-        *self.weather.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something short within one weather.
+    /// Does something short within one phase.
     pub(crate) fn during<T>(&self, act: impl FnOnce(bool) -> T) -> T {
-        act(self.weather.read().unwrap_or_else(PoisonError::into_inner).calm)
+        act(self.phase.read().unwrap_or_else(PoisonError::into_inner).fault_free)
     }
 
-    /// Whether it was calm from then until now, without an interruption.
-    pub(crate) fn was_calm_since(&self, then: Weather) -> bool {
-        then.calm && then == self.weather()
+    /// Returns true if no fault was injected from then until now.
+    pub(crate) fn was_fault_free_since(&self, then: Phase) -> bool {
+        then.fault_free && then == self.phase()
     }
 
     /// From now on the route in use is left alone, or no longer. A change of it that had begun is over.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::forward::{Encap, Flow, Forwarder, Overlay};
+use loden::forward::{DirectionCounters, Encap, Forwarder, Overlay};
 use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{RoutePublisher, RouteReader, RouteTable};
 use loden::wire::checksum::checksum;
@@ -55,7 +55,13 @@ impl Feeder {
 
     pub(crate) fn observer(&self, seed: u64) -> Observer {
         let forwarder = Forwarder::new(Overlay::new(network(), own_subnet(), OWN)).expect("an overlay");
-        Observer { reader: self.publisher.reader(), forwarder, random: Random(seed), flow: Flow::default(), looks: 0 }
+        Observer {
+            reader: self.publisher.reader(),
+            forwarder,
+            random: Random(seed),
+            flow: DirectionCounters::default(),
+            looks: 0,
+        }
     }
 
     /// The list in which all twins are there and no hopper is over. Returns the version that is published then.
@@ -128,7 +134,7 @@ pub(crate) struct Observer {
     reader: RouteReader,
     forwarder: Forwarder,
     random: Random,
-    flow: Flow,
+    flow: DirectionCounters,
     looks: u32,
 }
 
@@ -161,7 +167,7 @@ impl Observer {
     }
 
     /// Where all the packets went.
-    pub(crate) fn flow(&self) -> &Flow {
+    pub(crate) fn flow(&self) -> &DirectionCounters {
         &self.flow
     }
 }
@@ -188,7 +194,12 @@ fn assert_hopper(number: u32, version: u32, mut next_hop: impl FnMut(u32) -> Opt
 }
 
 /// Where a packet to the third address behind this one is sent.
-fn next_hop(subnet: u32, forwarder: &Forwarder, table: &RouteTable, flow: &mut Flow) -> Option<SocketAddr> {
+fn next_hop(
+    subnet: u32,
+    forwarder: &Forwarder,
+    table: &RouteTable,
+    flow: &mut DirectionCounters,
+) -> Option<SocketAddr> {
     // 20 bytes from 10.0.0.2, TTL 64, UDP.
     let mut packet = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 0, 0, 0, 0];
     packet[16..].copy_from_slice(&(subnet + 3).to_be_bytes());

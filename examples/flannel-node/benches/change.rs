@@ -1,7 +1,7 @@
-//! How long it takes from etcd's event until packets go the new way: `cargo bench`, as root, with `etcd` on the path.
+//! The time from etcd's event to the first packet on the new path: `cargo bench`, as root, with `etcd` on the path.
 //!
-//! A lease moves to and fro between two addresses. A watch of the bench's own says when etcd told of it; plain sockets at both
-//! addresses say when the first packet arrived there.
+//! A lease moves back and forth between two addresses. The bench has its own watch for the time of etcd's event, and
+//! plain sockets at both addresses for the time of the first packet.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench may fail by panicking")]
 #![expect(dead_code, reason = "the fixtures of the tests have more than is used here")]
 
@@ -31,7 +31,7 @@ use operator::{Operator, PREFIX};
 
 const SOON: Duration = Duration::from_secs(30);
 const MOVES: usize = 300;
-/// How long nothing arrives where packets do not go any more.
+/// The time without packets after which the old path counts as unused.
 const QUIET: Duration = Duration::from_millis(15);
 const SUBNET: &str = "100.96.207.0-24";
 
@@ -84,7 +84,7 @@ fn main() {
     report(&mut delays);
 }
 
-/// In milliseconds; less than nothing if the packet was first.
+/// The time in milliseconds; negative if the packet came first.
 fn one_move(
     operator: &mut Operator,
     places: [Ipv4Addr; 2],
@@ -93,7 +93,7 @@ fn one_move(
     arrived: &Receiver<(usize, Instant)>,
 ) -> f64 {
     let to = number % 2;
-    // Until the place it left has fallen quiet.
+    // Wait until the old path is unused.
     thread::sleep(4 * QUIET);
     operator.put_lease(SUBNET, places[to]);
     let event = told.recv_timeout(SOON).expect("an event");
@@ -107,7 +107,7 @@ fn one_move(
     if packet > event { ms(packet - event) } else { -ms(event - packet) }
 }
 
-/// Tells of the first packet after a pause, and of no other.
+/// Reports the first packet after a pause, and no other.
 fn tell_changes(receiver: &UdpSocket, place: usize, stop: &AtomicBool, arrives: &Sender<(usize, Instant)>) {
     receiver.set_read_timeout(Some(QUIET)).unwrap();
     let mut quiet = true;
@@ -123,7 +123,7 @@ fn tell_changes(receiver: &UdpSocket, place: usize, stop: &AtomicBool, arrives: 
     }
 }
 
-/// Tells that it watches, and then of every event.
+/// Reports the start of the watch, and then every event.
 fn watch(endpoint: &str, stop: &AtomicBool, tells: &Sender<Instant>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! A subnet of our own: acquired in flannel's order, each step by a transaction, and renewed.
+//! Acquisition and renewal of the own subnet lease. It follows flannel's order and uses a transaction for each step.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::Ipv4Addr;
@@ -6,22 +6,24 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
-use loden::lease::{AllocateError, Held, Step, SubnetRange, candidates};
+use loden::lease::{AllocateError, Held, Step, SubnetRange, allocation_order};
 
 use crate::etcd::EtcdError;
 use crate::registry::{Entry, Grant, Registry, Remaining};
 
-/// How often all leases are read anew because others were faster each time. A listing has up to a hundred candidates.
+/// The number of attempts, each with a new listing, after lost races. Each listing yields up to a hundred subnets to
+/// try.
 const ROUNDS: u32 = 10;
 
-/// A lease of ours.
+/// The own lease.
 #[derive(Clone, Copy)]
 pub(crate) struct Holding {
     pub(crate) key: LeaseKey,
     pub(crate) host: Ipv4Addr,
-    /// Revision of the last write to the key that we know.
+    /// The revision of the last known write to the key.
     pub(crate) revision: i64,
-    /// `None`: it has no end. flannel calls that a reservation: an operator wrote the key so, and it stays so.
+    /// The etcd lease. `None` if the key has no end: an operator wrote it so (flannel's "reservation"), and the node
+    /// keeps it so.
     pub(crate) grant: Option<Grant>,
 }
 
@@ -31,46 +33,47 @@ impl Holding {
     }
 }
 
-/// How a lease was come by.
+/// The origin of a lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
-    /// There was one for our address.
+    /// It existed for the own address.
     TakenOver,
-    /// It was free, and ours in an earlier run.
+    /// It was free, and the own lease in an earlier run.
     AsBefore,
     /// It was free.
     New,
 }
 
-/// Why there is no lease.
+/// The reason why no lease was acquired.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AcquireError {
     #[error(transparent)]
     Allocate(#[from] AllocateError),
     #[error(transparent)]
     Etcd(#[from] EtcdError),
-    #[error("other hosts were faster {ROUNDS} times; something acquires leases all the time")]
+    #[error("other hosts were faster {ROUNDS} times; check for a host that acquires leases in a loop")]
     Contended,
 }
 
 /// Mode of a renewal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Renew {
-    /// Extends the etcd lease in place, without a write to the key, unless key or etcd lease are not as they should be.
+    /// Extends the etcd lease without a write to the key, unless the key or the etcd lease has changed.
     Keep,
-    /// Writes the same value again with a new etcd lease, as flannel does. Hosts that missed the key, or have our address, see it.
+    /// Writes the same value with a new etcd lease, as flannel does. Hosts that missed the key or that have the same
+    /// address notice it.
     Write,
 }
 
-/// What became of a lease that was to be renewed.
+/// The result of a renewal.
 pub(crate) enum Renewal {
-    /// It lasts its whole time again, or has no end.
+    /// The lease has its full duration again, or has no end.
     Renewed,
-    /// It is not ours any more, for this reason.
+    /// The lease belongs to another host, for this reason.
     Lost(String),
 }
 
-/// Acquires a subnet for the host at `host`, `previous` before others.
+/// Acquires a subnet for the host at `host`, preferably `previous`.
 pub(crate) async fn acquire(
     registry: &mut Registry,
     reader: &LeaseReader,
@@ -99,14 +102,15 @@ async fn acquire_with(
     for _ in 0..ROUNDS {
         let known = known(registry, reader).await?;
         let held: Vec<Held> = known.iter().map(|(_, held, _)| *held).collect();
-        for step in candidates(range, &held, host.into(), previous.map(Into::into), random())? {
+        for step in allocation_order(range, &held, host.into(), previous.map(Into::into), random())? {
             let held = match step {
                 Step::Create(IpNet::V4(subnet)) => {
                     let key = LeaseKey::from(subnet);
                     let Some(revision) = registry.create(&key, &value, grant).await? else { continue };
                     let own =
                         Held { subnet: subnet.into(), host: host.into(), created: revision.try_into().unwrap_or(0) };
-                    // The transaction does not see subnets of other lengths, or with host bits, that were written after the listing.
+                    // The transaction does not detect subnets of other lengths or with host bits that were written
+                    // after the listing.
                     if must_give_way(&own, &self::known(registry, reader).await?) {
                         registry.delete(&key, revision).await?;
                         break;
@@ -117,7 +121,7 @@ async fn acquire_with(
                 Step::Delete(subnet) | Step::TakeOver(subnet) => {
                     known.iter().find(|(_, held, _)| (held.subnet, held.host) == (subnet, host.into()))
                 }
-                // There are no IPv6 subnets in an IPv4 network.
+                // An IPv4 network has no IPv6 subnets.
                 Step::Create(IpNet::V6(_)) | _ => continue,
             };
             let Some((key, _, entry)) = held else { continue };
@@ -127,7 +131,7 @@ async fn acquire_with(
             } else if let Some(revision) = registry.replace(key, &value, grant, entry.revision).await? {
                 return Ok((Holding { key: *key, host, revision, grant }, How::TakenOver));
             } else {
-                // It changed since: its owner may be another one by now.
+                // It has changed since, so it may have another owner.
                 break;
             }
         }
@@ -141,12 +145,12 @@ async fn known(registry: &mut Registry, reader: &LeaseReader) -> Result<Vec<(Lea
     Ok(entries.filter_map(|entry| entry.held(reader).map(|(key, held)| (key, held, entry))).collect())
 }
 
-/// Returns true if a lease of ours has to give way to an older one.
+/// Returns true if the own lease has to give way to an older one.
 fn must_give_way(own: &Held, known: &[(LeaseKey, Held, Entry)]) -> bool {
     known.iter().any(|(_, held, _)| own.gives_way_to(held))
 }
 
-/// Makes a lease last its whole time again, from now on.
+/// Renews a lease for its full duration from now on.
 pub(crate) async fn renew(
     registry: &mut Registry,
     holding: &mut Holding,
@@ -183,7 +187,7 @@ pub(crate) async fn renew(
     }
 }
 
-/// Numbers nobody can foresee well enough to matter: the keys of a hash map are the system's own randomness.
+/// Returns random numbers from the random keys of a hash map. They need not be unpredictable.
 pub(crate) fn random() -> impl FnMut() -> u64 {
     let keys = RandomState::new();
     let mut drawn = 0_u64;

@@ -1,4 +1,4 @@
-//! The command line. Names, defaults and environment variables are flanneld's.
+//! The command line. Names, defaults and environment variables equal those of flanneld.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::Ipv4Net;
 use loden::forward::PeerCheck;
-use loden::lease::Tenure;
+use loden::lease::RenewalTimer;
 use loden::lease::flannel::DEFAULT_PREFIX;
 
 /// Joins a flannel cluster of the udp backend: leases a subnet in etcd and carries packets to the other hosts' subnets.
@@ -19,59 +19,59 @@ pub(crate) struct Arguments {
     pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// Say everything as JSON, one object per line
+    /// Output everything as JSON, one object per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
 
-/// Where etcd is and how to be let in.
+/// Address and credentials of etcd.
 #[derive(Args, Clone)]
 pub(crate) struct EtcdArgs {
     /// Members of the etcd cluster; one that answers is enough
     #[arg(long, value_name = "URL,…", value_delimiter = ',', global = true, env = "FLANNELD_ETCD_ENDPOINTS")]
     #[arg(default_value = "http://127.0.0.1:2379")]
     pub(crate) etcd_endpoints: Vec<String>,
-    /// What all of the network's keys begin with
+    /// Prefix of the network's keys in etcd
     #[arg(long, value_name = "PREFIX", global = true, env = "FLANNELD_ETCD_PREFIX", default_value = DEFAULT_PREFIX)]
     pub(crate) etcd_prefix: String,
-    /// Certificate authority that etcd's certificates are checked with, PEM
+    /// Certificate authority that signed etcd's certificates, PEM
     #[arg(long, value_name = "FILE", global = true, env = "FLANNELD_ETCD_CAFILE")]
     pub(crate) etcd_cafile: Option<PathBuf>,
-    /// Certificate to show to etcd, PEM
+    /// Client certificate for etcd, PEM
     #[arg(long, value_name = "FILE", global = true, env = "FLANNELD_ETCD_CERTFILE")]
     pub(crate) etcd_certfile: Option<PathBuf>,
-    /// Its private key, PEM
+    /// Private key of the client certificate, PEM
     #[arg(long, value_name = "FILE", global = true, env = "FLANNELD_ETCD_KEYFILE")]
     pub(crate) etcd_keyfile: Option<PathBuf>,
     /// User of etcd
     #[arg(long, value_name = "NAME", global = true, env = "FLANNELD_ETCD_USERNAME")]
     pub(crate) etcd_username: Option<String>,
-    /// The user's password; other users of this host can read command lines, not the environment
+    /// Password of the user; other users of this host can read command lines, not the environment
     #[arg(long, value_name = "PASSWORD", global = true, env = "FLANNELD_ETCD_PASSWORD", hide_env_values = true)]
     pub(crate) etcd_password: Option<String>,
 }
 
-/// What the node itself needs.
+/// The options of the node itself.
 #[derive(Args, Clone)]
 pub(crate) struct NodeArgs {
-    /// Interface, or address of it, that packets between hosts take
+    /// Interface to the other hosts, or its address
     #[arg(long, value_name = "NAME|ADDR", env = "FLANNELD_IFACE")]
     pub(crate) iface: Option<String>,
-    /// Address that other hosts reach this one by [default: the interface's first]
+    /// Address by which other hosts reach this one [default: the interface's first]
     #[arg(long, value_name = "ADDR", env = "FLANNELD_PUBLIC_IP")]
     pub(crate) public_ip: Option<Ipv4Addr>,
-    /// Where to write what the container runtime needs to know, and to remember the subnet
+    /// File for the container runtime, which also stores the subnet for the next start
     #[arg(long, value_name = "FILE", env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env")]
     pub(crate) subnet_file: PathBuf,
-    /// How many minutes before its end the lease is renewed
+    /// Minutes between a renewal of the lease and its end
     #[arg(long, value_name = "MIN", env = "FLANNELD_SUBNET_LEASE_RENEW_MARGIN", default_value = "60")]
     #[arg(value_parser = minutes)]
     pub(crate) subnet_lease_renew_margin: Duration,
-    /// Length of the lease in seconds, for tests of what happens at its end
-    #[arg(long, value_name = "SECONDS", hide = true, default_value_t = Tenure::TTL.as_secs())]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=Tenure::TTL.as_secs()))]
+    /// Length of the lease in seconds, for tests of its end
+    #[arg(long, value_name = "SECONDS", hide = true, default_value_t = RenewalTimer::TTL.as_secs())]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=RenewalTimer::TTL.as_secs()))]
     pub(crate) subnet_lease_ttl: u64,
     /// Longest time in seconds between two listings of all leases, for tests
     #[arg(long, value_name = "SECONDS", hide = true, default_value = "600")]
@@ -107,14 +107,14 @@ impl From<Check> for PeerCheck {
 }
 
 impl Arguments {
-    /// Those of this process. Ends it if they are wrong.
+    /// Parses the arguments of this process, and exits if they are invalid.
     pub(crate) fn of_process() -> Self {
         let matches = without_empty_variables(Self::command()).get_matches();
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 }
 
-/// To flanneld, a variable that is empty is one that is not set, and files of variables are full of them.
+/// Treats empty environment variables as unset, like flanneld. Files of variables often contain them.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_args(|arg| {
         let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
@@ -126,22 +126,22 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 pub(crate) enum Command {
     /// Write the network's config, which all nodes read at their start
     SetConfig(SetConfig),
-    /// Show the network's config and who holds which subnet
+    /// Show the network's config and the owner of each subnet
     List,
 }
 
-/// A config in words, or as flannel's JSON.
+/// A config as options or as flannel's JSON.
 #[derive(Args)]
 #[group(id = "config", required = true)]
 pub(crate) struct SetConfig {
-    /// The network all hosts share, 100.96.0.0/16 for example
+    /// Network of all hosts, for example 100.96.0.0/16
     #[arg(long, value_name = "NETWORK", group = "config")]
     pub(crate) network: Option<Ipv4Net>,
-    /// The same as flannel's JSON, from this file or from standard input (-)
+    /// Config as flannel's JSON, from this file or from standard input (-)
     #[arg(long, value_name = "FILE", group = "config")]
     #[arg(conflicts_with_all = ["network", "subnet_len", "subnet_min", "subnet_max", "port"])]
     pub(crate) file: Option<PathBuf>,
-    /// Length of every host's prefix in bits [default: 24, or two more than the network's]
+    /// Prefix length of every host's subnet in bits [default: 24, or two more than the network's]
     #[arg(long, value_name = "BITS", requires = "network")]
     pub(crate) subnet_len: Option<u8>,
     /// The first subnet to lease [default: the network's second]
@@ -158,9 +158,9 @@ pub(crate) struct SetConfig {
 
 fn minutes(text: &str) -> Result<Duration, String> {
     let margin = text.parse().ok().and_then(|minutes: u64| minutes.checked_mul(60)).map(Duration::from_secs);
-    let (least, most) = (Tenure::MARGINS.start().as_secs() / 60, Tenure::MARGINS.end().as_secs() / 60);
+    let (least, most) = (RenewalTimer::MARGINS.start().as_secs() / 60, RenewalTimer::MARGINS.end().as_secs() / 60);
     let wanted = || format!("{text:?} is not a number of minutes within {least} to {most}");
-    margin.filter(|margin| Tenure::MARGINS.contains(margin)).ok_or_else(wanted)
+    margin.filter(|margin| RenewalTimer::MARGINS.contains(margin)).ok_or_else(wanted)
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
-//! Time as the library takes it: since the start of this process, by a clock that nobody sets, and that goes on while the host
-//! is suspended, since etcd's does.
+//! The library's time: the time since the start of this process. The clock cannot be set, and it includes the time that
+//! the host is suspended, because etcd's leases expire meanwhile.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
-/// How often a wait looks at the clock: what it sleeps by stands still with the host, so that it would end late.
+/// The interval at which a wait checks the clock: timers stop while the host is suspended.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// A clock that began at zero.
+/// A clock that started at zero.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
     start: Duration,
@@ -24,14 +24,14 @@ impl Clock {
         since_boot().saturating_sub(self.start)
     }
 
-    /// Waits until this clock shows `at`, or a minute longer if the host slept meanwhile.
+    /// Waits until this clock reaches `at`, or up to a minute longer if the host was suspended.
     pub(crate) async fn sleep_until(self, at: Duration) {
         sleep_until(at, || self.now()).await;
     }
 }
 
 fn since_boot() -> Duration {
-    // Linux has had it since 2.6.39.
+    // Linux has this clock since 2.6.39.
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
@@ -65,7 +65,7 @@ mod tests {
     async fn a_host_that_slept_past_it_is_a_minute_late_at_most() {
         let start = Instant::now();
         let slept = 20 * HOUR;
-        // Suspended for most of a day, four hours after the start.
+        // The host is suspended for most of a day, four hours after the start.
         let now = || start.elapsed() + if start.elapsed() < 4 * HOUR { Duration::ZERO } else { slept };
         sleep_until(23 * HOUR, now).await;
         assert!(start.elapsed() <= 4 * HOUR + LOOK, "{:?}", start.elapsed());

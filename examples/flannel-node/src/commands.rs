@@ -1,4 +1,4 @@
-//! What an operator asks and sets: the network's config, and who holds what.
+//! The operator's commands: set the network's config, and list config and leases.
 
 use std::io::{ErrorKind, Read};
 
@@ -7,13 +7,13 @@ use loden::lease::flannel::{LeaseReader, NetworkConfig};
 use loden::lease::{Lease, LeaseEvent};
 
 use crate::args::SetConfig;
+use crate::output::{Event, Output};
 use crate::registry::{Entry, Registry};
-use crate::say::{Event, Say};
-use crate::start::say_config;
+use crate::start::report_config;
 use crate::{Error, Failure};
 
-/// Writes a config, once it is known to be one.
-pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, say: &Say) -> Result<(), Failure> {
+/// Validates and writes a config.
+pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, output: &Output) -> Result<(), Failure> {
     let text = match (&args.network, &args.file) {
         (Some(network), _) => {
             let (first, last) = (args.subnet_min.map(Into::into), args.subnet_max.map(Into::into));
@@ -25,14 +25,14 @@ pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, say: &S
     };
     let config = NetworkConfig::from_json(text.as_bytes())?;
     registry.set_config(text.trim()).await.map_err(failed)?;
-    say_config(&config, say);
+    report_config(&config, output);
     let strangers = leases(&mut registry, &config).await.map_err(failed)?;
     let strangers = strangers.iter().filter(|lease| !config.range().contains(lease.subnet)).count();
     if strangers > 0 {
         let (fits, hosts) =
             if strangers == 1 { ("lease does", "its host leases") } else { ("leases do", "their hosts lease") };
         let reason = format!("{strangers} {fits} not fit this config; {hosts} other subnets when started again");
-        say.say(&Event::Warning { reason });
+        output.print(&Event::Warning { reason });
     }
     Ok(())
 }
@@ -57,37 +57,38 @@ async fn leases(registry: &mut Registry, config: &NetworkConfig) -> Result<Vec<L
     })
 }
 
-/// Prints the config and every key, those that cannot be read too.
-pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failure> {
+/// Prints the config and every key, including unreadable ones.
+pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), Failure> {
     let text = registry.config().await.map_err(failed)?;
     let port = match text.map(|text| NetworkConfig::from_json(&text)) {
         Some(Ok(config)) => {
-            say_config(&config, say);
+            report_config(&config, output);
             config.port()
         }
         Some(Err(error)) => {
             let reason = format!("the network config at {} cannot be used: {error}", registry.config_key());
-            say.say(&Event::Warning { reason });
+            output.print(&Event::Warning { reason });
             loden::lease::flannel::DEFAULT_PORT
         }
         None => {
-            say.say(&Event::Warning { reason: format!("there is no network config at {}", registry.config_key()) });
+            output
+                .print(&Event::Warning { reason: format!("there is no network config at {}", registry.config_key()) });
             loden::lease::flannel::DEFAULT_PORT
         }
     };
     let mut reader = LeaseReader::new(registry.prefix(), port);
     for entry in registry.list().await.map_err(failed)?.entries {
-        let reading = reader.put(&entry.key, &entry.value);
+        let update = reader.put(&entry.key, &entry.value);
         let event = if entry.oversized {
             Event::SetAside { reason: entry.too_long() }
-        } else if let Some(aside) = reading.set_aside.first() {
-            Event::SetAside { reason: aside.to_string() }
-        } else if let Some(LeaseEvent::Added { lease, .. }) = reading.event {
+        } else if let Some(skipped) = update.skipped.first() {
+            Event::SetAside { reason: skipped.to_string() }
+        } else if let Some(LeaseEvent::Added { lease, .. }) = update.event {
             let seconds_left = match entry.grant {
                 0 => None,
                 grant => match registry.remaining(grant).await.map_err(failed)? {
                     Some(remaining) => Some(remaining.left.as_secs()),
-                    // It has ended since.
+                    // It has expired since.
                     None => continue,
                 },
             };
@@ -96,8 +97,8 @@ pub(crate) async fn list(mut registry: Registry, say: &Say) -> Result<(), Failur
         } else {
             continue;
         };
-        match say.answer(&event) {
-            // Who has seen enough, as `head` does.
+        match output.answer(&event) {
+            // The reader closed the pipe, as `head` does.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             outcome => outcome.map_err(|error| failed(format!("standard output: {error}")))?,
         }

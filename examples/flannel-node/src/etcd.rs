@@ -1,4 +1,4 @@
-//! One connection to an etcd cluster, which goes to the next member when one does not answer.
+//! One connection to an etcd cluster, which changes to the next member if one does not answer.
 
 use std::error::Error as _;
 use std::fs;
@@ -10,36 +10,36 @@ use tokio::time::timeout;
 
 use crate::args::EtcdArgs;
 
-/// How long a connection may take: a host that is gone does not refuse it.
+/// The timeout of a connection attempt. A host that is down does not refuse it.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an answer may take. An election of etcd's takes one to two seconds.
+/// The timeout of a request. An election of etcd takes one to two seconds.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How often a connection that says nothing is tried, and for how long then. Watches are silent for hours.
+/// The interval and the timeout of keep-alive messages on an idle connection. Watches may be idle for hours.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// A cluster.
+/// The client of a cluster.
 #[derive(Clone)]
 pub(crate) struct Etcd {
     endpoints: Vec<String>,
     options: ConnectOptions,
-    /// Whether etcd is shown a certificate.
+    /// A client certificate is in use.
     certified: bool,
-    /// Which member is asked.
+    /// The index of the current member.
     at: usize,
     client: Option<Client>,
 }
 
-/// Why no member did what was asked.
+/// The reason why no member fulfilled a request.
 #[derive(Debug, thiserror::Error)]
 #[error("etcd at {endpoint}: {reason}")]
 pub(crate) struct EtcdError {
-    /// The member that was asked last.
+    /// The last member that was asked.
     pub(crate) endpoint: String,
     pub(crate) reason: String,
 }
 
 impl Etcd {
-    /// Reads the certificates; connects when it is first asked.
+    /// Reads the certificates. It connects with the first request.
     pub(crate) fn new(args: &EtcdArgs) -> Result<Self, String> {
         let secured = args.etcd_cafile.is_some() || args.etcd_certfile.is_some() || args.etcd_keyfile.is_some();
         let endpoints: Vec<String> =
@@ -48,16 +48,18 @@ impl Etcd {
             match endpoint.split_once("://") {
                 Some(("https", _)) if args.etcd_cafile.is_some() => {}
                 Some(("http", _)) if !secured => {}
-                Some(("https", _)) => return Err(format!("{endpoint} needs --etcd-cafile to know etcd by")),
-                Some(("http", _)) => return Err(format!("{endpoint} has no use for certificates; write https://")),
-                Some(_) | None => return Err(format!("{endpoint:?} is no URL of etcd, like http://127.0.0.1:2379")),
+                Some(("https", _)) => return Err(format!("{endpoint} needs --etcd-cafile to verify etcd")),
+                Some(("http", _)) => return Err(format!("{endpoint} does not use certificates; write https://")),
+                Some(_) | None => {
+                    return Err(format!("{endpoint:?} is not a URL of etcd such as http://127.0.0.1:2379"));
+                }
             }
         }
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(true)
-            // A member that lost the others answers watches with silence unless it is asked to say so.
+            // Without this, a member that has lost the others keeps watches open without events.
             .with_require_leader(true);
         if let Some(cafile) = &args.etcd_cafile {
             let authority = read("--etcd-cafile", cafile, CERTIFICATE)?;
@@ -80,14 +82,14 @@ impl Etcd {
         Ok(Self { endpoints, options, certified: args.etcd_certfile.is_some(), at: 0, client: None })
     }
 
-    /// The member that is asked next.
+    /// Returns the member for the next request.
     pub(crate) fn endpoint(&self) -> &str {
         self.endpoints.get(self.at).map_or("", String::as_str)
     }
 
-    /// Asks the members in turn, beginning with the one that answered last, until one does what is asked.
+    /// Sends a request to the members in turn, beginning with the last one that answered, until one fulfils it.
     ///
-    /// What is asked may be done twice if its answer is lost.
+    /// A request may be executed twice if its answer is lost.
     pub(crate) async fn call<T>(
         &mut self,
         mut act: impl AsyncFnMut(&mut Client) -> Result<T, Error>,
@@ -97,7 +99,7 @@ impl Etcd {
             let was_connected = self.client.is_some();
             let outcome = timeout(ANSWER, self.attempt(&mut act)).await;
             if was_connected && matches!(outcome, Ok(Err(_))) {
-                // Maybe not the member's fault but the connection's: its token has expired, or is older than etcd's users.
+                // The connection may be the cause: its token has expired, or is older than etcd's users.
                 self.client = None;
                 continue;
             }
@@ -115,19 +117,19 @@ impl Etcd {
         }
     }
 
-    /// Turns to the next member.
+    /// Changes to the next member.
     pub(crate) fn go_on(&mut self) {
         self.client = None;
         self.at = (self.at + 1) % self.endpoints.len().max(1);
     }
 
-    /// A connection that breaks early is most often one that etcd ends because nobody showed a certificate, or spoke TLS at all.
+    /// Adds a hint to an error. etcd closes connections early that lack a client certificate or use TLS wrongly.
     fn hinted(&self, error: &Error) -> String {
         let reason = explained(error);
         let hint = match self.endpoint().split_once("://") {
-            Some(("https", _)) if self.certified => "maybe etcd does not trust who signed --etcd-certfile",
-            Some(("https", _)) => "if etcd asks for certificates, name yours with --etcd-certfile and --etcd-keyfile",
-            _ => "if etcd speaks TLS, write https:// and name --etcd-cafile",
+            Some(("https", _)) if self.certified => "etcd may not trust the certificate authority of --etcd-certfile",
+            Some(("https", _)) => "if etcd requires client certificates, use --etcd-certfile and --etcd-keyfile",
+            _ => "if etcd uses TLS, write https:// and use --etcd-cafile",
         };
         let broke =
             reason.contains("stream closed") || reason.contains("connection closed") || reason.contains("alert");
@@ -143,11 +145,11 @@ impl Etcd {
     }
 }
 
-/// What the first line of a part in PEM form ends with.
+/// The end of the first line of a PEM part.
 const CERTIFICATE: &str = "CERTIFICATE";
 const KEY: &str = "PRIVATE KEY";
 
-/// Reads a file in PEM form. One without what it is for would be found out only when etcd is asked, and blamed on etcd.
+/// Reads a PEM file. It checks the type, because a wrong file would only fail later and look like an error of etcd.
 fn read(option: &str, path: &Path, part: &str) -> Result<String, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("{option} {}: {error}", path.display()))?;
     let begins = |line: &str| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{part}-----"));
@@ -158,7 +160,7 @@ fn read(option: &str, path: &Path, part: &str) -> Result<String, String> {
     }
 }
 
-/// The innermost reason, which is the one that helps: the outer ones say "transport error".
+/// Returns the innermost reason. The outer ones say only "transport error".
 pub(crate) fn explained(error: &Error) -> String {
     let (outer, mut cause) = if let Error::TransportError(error) = error {
         (error.to_string(), error.source())
@@ -191,8 +193,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_before_anything_is_tried() {
-        assert!(refused(&["--etcd-endpoints", "127.0.0.1:2379"]).contains("is no URL"));
+    fn invalid_options_are_refused_before_the_first_request() {
+        assert!(refused(&["--etcd-endpoints", "127.0.0.1:2379"]).contains("is not a URL"));
         assert!(refused(&["--etcd-endpoints", "https://127.0.0.1:2379"]).contains("--etcd-cafile"));
         assert!(refused(&["--etcd-cafile", "/dev/null"]).contains("write https://"));
         assert!(refused(&["--etcd-username", "somebody"]).contains("go together"));

@@ -1,5 +1,6 @@
-//! The leases in etcd: listed and watched. After the end of a watch, and every few minutes, all leases are listed again. An etcd that
-//! was restored from a backup can have another history under the same revisions, so that no watch is continued.
+//! The lease events of etcd, by listing and watching. After the end of a watch, and every few minutes, all leases are
+//! listed again. An etcd that was restored from a backup may have another history under the same revisions, so a watch
+//! is never resumed.
 
 use std::time::Duration;
 
@@ -14,48 +15,49 @@ use crate::clock::Clock;
 use crate::etcd::{EtcdError, explained};
 use crate::registry::{Entry, Listing, Moment, Registry};
 
-/// News that wait to be taken in; a watch that brings more has to wait.
+/// The capacity of the event queue. A watch waits while it is full.
 const QUEUE: usize = 256;
-/// How long a member may take to confirm a watch.
+/// The timeout for the confirmation of a watch.
 const CONFIRM: Duration = Duration::from_secs(5);
 
-/// What is new.
+/// A lease event of etcd.
 pub(crate) enum News {
-    /// These keys were written and deleted, in this order.
+    /// These keys were written or deleted, in this order.
     Changed(Vec<Change>),
-    /// All leases, and a description of the difference if etcd's history is not the one heard before.
+    /// All leases. The text describes the difference if etcd's history is another one than before.
     Listed(Listing, Option<String>),
-    /// The reason why etcd cannot be heard for now.
+    /// The reason why etcd is currently unreachable.
     Silent(String),
 }
 
-/// What happened to one key.
+/// A change of one key.
 pub(crate) enum Change {
     Deleted { key: Vec<u8> },
     Put(Entry),
 }
 
-/// What ends a watch.
+/// The reason why a watch ended.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
-    #[error("etcd has compacted what happened since; all leases are listed again")]
+    #[error("etcd has compacted the events since; all leases are listed again")]
     Compacted,
     #[error(transparent)]
     Etcd(#[from] EtcdError),
     #[error("etcd at {endpoint} ended the watch: {reason}")]
     Ended { endpoint: String, reason: String },
-    /// It is behind the member that was asked before, was restored from a backup, or is of another cluster.
-    #[error("etcd at {endpoint} has another history than what was listed; all leases are listed again")]
+    /// The member is behind the previous member, was restored from a backup, or belongs to another cluster.
+    #[error("etcd at {endpoint} has another history than the listing; all leases are listed again")]
     OtherHistory { endpoint: String },
-    /// Nobody takes the news any more.
+    /// The receiver was dropped.
     #[error("the node has ended")]
     Unheard,
 }
 
-/// The watch has lasted long enough.
+/// The end of the longest time for a watch.
 struct Due;
 
-/// Starts a task that lists and watches all leases, until the receiver is dropped. `every` is the longest time between two listings.
+/// Starts a task that lists and watches all leases until the receiver is dropped. `every` is the longest time between
+/// two listings.
 pub(crate) fn follow(registry: Registry, clock: Clock, every: Duration) -> Receiver<News> {
     let (sender, receiver) = channel(QUEUE);
     let feed = Feed { registry, clock, every, sender, seen: None };
@@ -68,7 +70,7 @@ struct Feed {
     clock: Clock,
     every: Duration,
     sender: Sender<News>,
-    /// The latest point in etcd's history that was heard of.
+    /// The latest known point in etcd's history.
     seen: Option<Moment>,
 }
 
@@ -77,7 +79,7 @@ impl Feed {
         let mut backoff = Backoff::default();
         let mut random = random();
         loop {
-            // Up to a tenth less, which spreads hosts that listed at the same moment.
+            // A random reduction of up to a tenth spreads hosts that listed at the same moment.
             let due = self.clock.now() + self.every.mul_f64(1.0 - random() as f64 / u64::MAX as f64 / 10.0);
             let trouble = match self.listen(&mut backoff, due).await {
                 Ok(Due) => continue,
@@ -95,10 +97,9 @@ impl Feed {
         }
     }
 
-    /// Watches, lists, and goes on watching until something ends it.
+    /// Watches, lists, and continues to watch until the watch ends.
     ///
-    /// The watch begins before the listing and lasts beyond it, so that both have the same history: a restore in between ends the
-    /// watch.
+    /// The watch begins before the listing, so both have the same history: a restore in between ends the watch.
     async fn listen(&mut self, backoff: &mut Backoff, due: Duration) -> Result<Due, Trouble> {
         let mut watch = self.registry.watch().await?;
         let confirmed = timeout(CONFIRM, watch.message()).await.map_err(|_| self.ended("it does not confirm it"))?;
@@ -110,7 +111,7 @@ impl Feed {
         }
         let before = self.seen.replace(listed).filter(|before| !listed.follows(*before));
         let doubt = before.map(|before| self.doubt(before, listed));
-        self.say(News::Listed(listing, doubt)).await?;
+        self.deliver(News::Listed(listing, doubt)).await?;
         backoff.succeeded(self.clock.now());
         loop {
             let response = tokio::select! {
@@ -142,7 +143,7 @@ impl Feed {
         format!("etcd at {endpoint} was restored from a backup, or is another cluster: it is at {now} after {before}")
     }
 
-    /// A response, unless it or its absence ends the watch.
+    /// Returns a response, unless it or its absence ends the watch.
     fn intact(
         &mut self,
         response: Result<Option<WatchResponse>, etcd_client::Error>,
@@ -156,7 +157,7 @@ impl Feed {
         }
     }
 
-    /// The member's fault, so that another one is asked next.
+    /// Returns an error of the member and changes to the next one.
     fn ended(&mut self, reason: &str) -> Trouble {
         let endpoint = self.registry.endpoint().to_owned();
         self.registry.go_on();
@@ -174,10 +175,10 @@ impl Feed {
                 EventType::Delete => Change::Deleted { key: kv.key().to_vec() },
             })
             .collect();
-        if changes.is_empty() { Ok(()) } else { self.say(News::Changed(changes)).await }
+        if changes.is_empty() { Ok(()) } else { self.deliver(News::Changed(changes)).await }
     }
 
-    async fn say(&mut self, news: News) -> Result<(), Trouble> {
+    async fn deliver(&mut self, news: News) -> Result<(), Trouble> {
         self.sender.send(news).await.map_err(|_| Trouble::Unheard)
     }
 }

@@ -1,5 +1,5 @@
-//! The TUN device and the interface to the other hosts, as others change them: routes are put back, MTUs are followed, the
-//! device's end is told.
+//! The TUN device and the underlay interface. This module restores the route, follows MTU changes and reports a deleted
+//! device.
 
 use std::io;
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::Error;
-use crate::plane::deleted;
-use crate::say::{Event, Say};
+use crate::dataplane::deleted;
+use crate::output::{Event, Output};
 
-/// How often an interface that is gone is looked for.
+/// The interval of the search for a missing interface.
 const LOOK: Duration = Duration::from_secs(2);
 
 pub(crate) struct Links {
@@ -24,13 +24,13 @@ pub(crate) struct Links {
     link: Link,
     tun_mtu: u32,
     underlay: Underlay,
-    /// `None` while no interface holds our address.
+    /// `None` while no interface has the own address.
     underlay_watched: Option<Watched>,
-    /// When it is looked for then. Waiting for it ends whenever anything else happens, and begins again.
+    /// The timer of the search. Any other event interrupts it and restarts it.
     looks: Interval,
 }
 
-/// What happened, and where.
+/// An event and its source.
 pub(crate) enum News {
     Tun(Vec<LinkEvent>),
     Underlay(Vec<LinkEvent>),
@@ -48,12 +48,12 @@ impl Watched {
         reason = "the successor is unsafe, because not every `AsRawFd` keeps its word as `OwnedFd` does"
     )]
     pub(crate) fn new(monitor: LinkMonitor) -> io::Result<Self> {
-        // A duplicate, because asking for events needs the monitor itself.
+        // A duplicate, because requesting events needs the monitor itself.
         let readable = AsyncFd::with_interest(monitor.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
         Ok(Self { monitor, readable })
     }
 
-    /// The interface that holds an address. It is asked what it is like when it is watched already, so that nothing is missed.
+    /// Returns the interface with an address. Its state is read after the watch has begun, so no change is missed.
     pub(crate) fn underlay(address: IpAddr) -> Result<(Underlay, Self), Error> {
         let watched = Self::new(LinkMonitor::open(&interface_of(address)?.name)?)?;
         Ok((interface_of(address)?, watched))
@@ -65,7 +65,7 @@ impl Watched {
         while let Some(event) = self.monitor.next_event()? {
             events.push(event);
         }
-        // The monitor does not look at messages without end, and what it left is not announced again.
+        // The monitor reads a limited number of messages, and the rest is not announced again.
         if poll(&mut [PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(0) {
             ready.clear_ready();
         }
@@ -81,7 +81,7 @@ impl Links {
         Ok(Self { tun, tun_mtu, link, underlay, underlay_watched, looks })
     }
 
-    /// Waits until something happened.
+    /// Waits for an event.
     pub(crate) async fn news(&mut self) -> Result<News, Error> {
         let underlay = async {
             match &mut self.underlay_watched {
@@ -95,16 +95,16 @@ impl Links {
         }
     }
 
-    /// Sees to what happened; returns the longest packet there may be now, in bytes, if that was touched.
-    pub(crate) fn handle(&mut self, news: News, say: &Say) -> Result<Option<u16>, Error> {
+    /// Handles an event. Returns the new MTU of inner packets in bytes if it may have changed.
+    pub(crate) fn handle(&mut self, news: News, output: &Output) -> Result<Option<u16>, Error> {
         match news {
-            News::Tun(events) => self.handle_tun(&events, say),
-            News::Underlay(events) => Ok(self.handle_underlay(&events, say)),
+            News::Tun(events) => self.handle_tun(&events, output),
+            News::Underlay(events) => Ok(self.handle_underlay(&events, output)),
             News::UnderlayIsBack(found) => {
                 let (underlay, watched) = *found;
-                self.say(say, format!("{} holds {} again", underlay.name, underlay.address));
+                self.report(output, format!("{} holds {} again", underlay.name, underlay.address));
                 (self.underlay, self.underlay_watched) = (underlay, Some(watched));
-                Ok(self.limit(say))
+                Ok(self.limit(output))
             }
         }
     }
@@ -114,32 +114,32 @@ impl Links {
         self.link.stats().ok().map(|stats| stats.tx_dropped)
     }
 
-    /// Takes back what was made.
+    /// Removes the device's settings.
     pub(crate) fn remove(self) -> Result<(), Error> {
         Ok(self.link.remove()?)
     }
 
-    fn handle_tun(&mut self, events: &[LinkEvent], say: &Say) -> Result<Option<u16>, Error> {
-        // It goes down and loses its route first, and nothing is to be put back then.
+    fn handle_tun(&mut self, events: &[LinkEvent], output: &Output) -> Result<Option<u16>, Error> {
+        // A deleted device goes down and loses its route first. Nothing must be restored then.
         if events.contains(&LinkEvent::Deleted) {
             return Err(deleted(self.link.interface()));
         }
         let (name, mut limit) = (self.link.interface().to_owned(), None);
         for event in events {
             match event {
-                LinkEvent::Down => self.say(say, format!("{name} is down: nothing is forwarded until it is up")),
+                LinkEvent::Down => self.report(output, format!("{name} is down: nothing is forwarded until it is up")),
                 LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => {
                     match self.link.restore() {
                         Ok(Restored::Complete { address, route }) if address || route => {
-                            self.say(say, format!("put back what {name} had lost: the overlay's route"));
+                            self.report(output, format!("restored the overlay's route of {name}"));
                         }
                         Ok(_) => {}
-                        Err(error) => self.say(say, format!("cannot put the overlay's route back: {error}")),
+                        Err(error) => self.report(output, format!("cannot restore the overlay's route: {error}")),
                     }
                 }
                 LinkEvent::MtuChanged(mtu) if *mtu != self.tun_mtu => {
                     self.tun_mtu = *mtu;
-                    limit = self.limit(say);
+                    limit = self.limit(output);
                 }
                 LinkEvent::MtuChanged(_) | _ => {}
             }
@@ -147,25 +147,29 @@ impl Links {
         Ok(limit)
     }
 
-    fn handle_underlay(&mut self, events: &[LinkEvent], say: &Say) -> Option<u16> {
+    fn handle_underlay(&mut self, events: &[LinkEvent], output: &Output) -> Option<u16> {
         let (name, mut limit) = (self.underlay.name.clone(), None);
         for event in events {
             match event {
                 LinkEvent::AddressRemoved(address) if self.underlay.address != *address => {}
                 LinkEvent::AddressRemoved(_) | LinkEvent::Deleted => {
                     let address = self.underlay.address;
-                    self.say(
-                        say,
-                        format!("no interface holds {address} any more, which {name} did: no host is reached"),
+                    self.report(
+                        output,
+                        format!(
+                            "no interface holds {address} any more, {name} has lost it: other hosts are unreachable"
+                        ),
                     );
                     self.underlay_watched = None;
                     return limit;
                 }
-                LinkEvent::Down => self.say(say, format!("{name} is down: no host is reached until it is up")),
-                LinkEvent::Up => self.say(say, format!("{name} is up")),
+                LinkEvent::Down => {
+                    self.report(output, format!("{name} is down: other hosts are unreachable until it is up"))
+                }
+                LinkEvent::Up => self.report(output, format!("{name} is up")),
                 LinkEvent::MtuChanged(mtu) => {
                     self.underlay.mtu = *mtu;
-                    limit = self.limit(say);
+                    limit = self.limit(output);
                 }
                 LinkEvent::RouteRemoved(_) | _ => {}
             }
@@ -173,21 +177,26 @@ impl Links {
         limit
     }
 
-    /// The longest packet that both carry, if that is enough for any.
-    fn limit(&self, say: &Say) -> Option<u16> {
+    /// Returns the MTU of inner packets by both MTUs, if it is valid.
+    fn limit(&self, output: &Output) -> Option<u16> {
         let limit = self.tun_mtu.min(self.underlay.tun_mtu());
         let Self { link, underlay, tun_mtu, .. } = self;
         let (tun, name, outer) = (link.interface(), &underlay.name, underlay.mtu);
-        self.say(say, format!("packets may have {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} {outer}"));
+        self.report(
+            output,
+            format!(
+                "inner packets have at most {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} is {outer}"
+            ),
+        );
         u16::try_from(limit).ok().filter(|limit| u32::from(*limit) >= MTU_MIN)
     }
 
-    fn say(&self, say: &Say, state: String) {
-        say.say(&Event::Link { state });
+    fn report(&self, output: &Output, state: String) {
+        output.print(&Event::Link { state });
     }
 }
 
-/// The interface that holds the address, once there is one again.
+/// Waits until an interface has the address again and returns it.
 async fn found_again(address: IpAddr, looks: &mut Interval) -> (Underlay, Watched) {
     loop {
         looks.tick().await;

@@ -1,26 +1,26 @@
-//! A node of a flannel cluster: what flanneld does with the udp backend, on top of loden.
+//! A node of a flannel cluster, like flanneld with the udp backend, based on loden.
 //!
 //! ```text
 //!   etcd ──▶ registry ──▶ feed ──▶ node ──▶ LeaseReader ──▶ Reconciler ──▶ RoutePublisher
 //!    ▲          keys      list,     │                                           │
 //!    │                    watch     ├── renews the lease                        ▼
-//!    └───────── acquire ◀───────────┤── link: route put back, MTU       plane: TUN ⇄ Worker ⇄ UDP
-//!               transactions        └── says what happens               a thread of its own
+//!    └───────── acquire ◀───────────┤── link: route put back, MTU       dataplane: TUN ⇄ Worker ⇄ UDP
+//!               transactions        └── prints events                   a thread of its own
 //! ```
 //!
-//! Status 0: stopped as asked; 1: ended by a fault; 2: never began.
+//! Exit status 0: stopped as requested; 1: ended by an error; 2: failed to start.
 
 mod acquire;
 mod args;
 mod clock;
 mod commands;
+mod dataplane;
 mod etcd;
 mod feed;
 mod links;
 mod node;
-mod plane;
+mod output;
 mod registry;
-mod say;
 mod start;
 
 use std::process::ExitCode;
@@ -30,18 +30,18 @@ use tokio::task::LocalSet;
 
 use args::{Arguments, Command};
 use etcd::Etcd;
+use output::{Output, Pace};
 use registry::Registry;
-use say::{Pace, Say};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// An end that nobody asked for, and the status to end with.
+/// An unrequested end with its exit status.
 struct Failure {
     status: u8,
     reason: Error,
 }
 
-/// What is wrong before anything has begun.
+/// Converts an error at the start.
 impl<E: Into<Error>> From<E> for Failure {
     fn from(reason: E) -> Self {
         Self { status: 2, reason: reason.into() }
@@ -51,12 +51,12 @@ impl<E: Into<Error>> From<E> for Failure {
 fn main() -> ExitCode {
     let args = Arguments::of_process();
     let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
-    let say = Say::new(args.json, pace);
+    let output = Output::new(args.json, pace);
     let outcome = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            // etcd's futures stay on this thread, the only one beside that of the packets.
-            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &say)));
-            // Without waiting for a name of etcd's that is being looked up.
+            // etcd's futures run on this thread. The packets have the only other thread.
+            let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &output)));
+            // A pending name lookup must not delay the exit.
             runtime.shutdown_background();
             outcome
         }
@@ -65,17 +65,17 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { status, reason }) => {
-            say.error(&reason.to_string());
+            output.error(&reason.to_string());
             ExitCode::from(status)
         }
     }
 }
 
-async fn act(args: &Arguments, say: &Say) -> Result<(), Failure> {
+async fn act(args: &Arguments, output: &Output) -> Result<(), Failure> {
     let registry = Registry::new(Etcd::new(&args.etcd)?, &args.etcd.etcd_prefix);
     match &args.command {
-        None => node::run(registry, args, say).await,
-        Some(Command::SetConfig(config)) => commands::set_config(registry, config, say).await,
-        Some(Command::List) => commands::list(registry, say).await,
+        None => node::run(registry, args, output).await,
+        Some(Command::SetConfig(config)) => commands::set_config(registry, config, output).await,
+        Some(Command::List) => commands::list(registry, output).await,
     }
 }

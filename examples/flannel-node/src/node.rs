@@ -1,11 +1,11 @@
-//! A running node: news of leases become routes, the own lease is renewed, until it is told to stop or has to.
+//! A running node. It turns lease events into routes and renews its lease, until it is stopped or has to end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, Reading};
-use loden::lease::{ConflictChange, LeaseEvent, Reconciler, SourceId, Tenure};
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, ParsedUpdate};
+use loden::lease::{ConflictChange, LeaseEvent, Reconciler, RenewalTimer, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
 use loden::worker::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,22 +16,22 @@ use tokio::time::{sleep, timeout};
 use crate::acquire::{Holding, Renew, Renewal, renew};
 use crate::args::Arguments;
 use crate::clock::Clock;
+use crate::dataplane::Dataplane;
 use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
 use crate::links::Links;
-use crate::plane::Plane;
+use crate::output::{Event, Output, anomalies, flow};
 use crate::registry::{Entry, Registry};
-use crate::say::{Event, Say, anomalies, flow};
 use crate::start::{Place, start};
 use crate::{Error, Failure};
 
 const SOURCE: SourceId = SourceId(0);
-/// Changes that are named of those which are made at once.
+/// The number of changes that a report lists individually.
 const MOST_ROUTES: usize = 16;
-/// Shortest time between two writes in reply to other writers of our lease. Two hosts that reply to each other would write without
-/// end.
+/// The shortest time between two writes in reply to other writers of the own lease. Two hosts that reply to each other
+/// would write endlessly.
 const REPLIES: Duration = Duration::from_secs(60);
-/// Longest time that the end of the node waits for etcd.
+/// The longest time that the end of the node waits for etcd.
 const LAST_CALL: Duration = Duration::from_secs(5);
 
 pub(crate) struct Node {
@@ -41,22 +41,22 @@ pub(crate) struct Node {
     pub(crate) reconciler: Reconciler<LeaseKey>,
     pub(crate) routes: RoutePublisher,
     pub(crate) holding: Holding,
-    pub(crate) tenure: Tenure,
+    pub(crate) renewal_timer: RenewalTimer,
     pub(crate) ttl: Duration,
-    /// One that is under way: etcd may take its time, and news go on meanwhile.
+    /// The pending renewal. Events are handled meanwhile.
     pub(crate) renewal: Option<JoinHandle<(Holding, Result<Renewal, EtcdError>)>>,
-    /// What somebody, maybe we ourselves, wrote by our key while it was under way.
+    /// The last write to the own key while the renewal was pending. It may be the own write.
     pub(crate) meanwhile: Option<Entry>,
-    /// Mode of the next renewal.
+    /// The mode of the next renewal.
     pub(crate) renew_how: Renew,
-    /// Time of the last write in reply to another writer of our lease.
+    /// The time of the last write in reply to another writer of the own lease.
     pub(crate) replied: Option<Duration>,
-    /// Revision of our lease if it has to be deleted at the end, because another host's came first.
+    /// The revision of the own lease if it must be deleted at the end, because another host's is older.
     pub(crate) gives_up: Option<i64>,
-    /// The messages about set-aside keys that were printed, so that the next listing does not repeat them.
+    /// The printed messages about skipped keys, so that the next listing does not repeat them.
     pub(crate) set_aside: BTreeSet<String>,
     pub(crate) links: Links,
-    pub(crate) plane: Plane,
+    pub(crate) dataplane: Dataplane,
     pub(crate) news: Receiver<News>,
 }
 
@@ -73,17 +73,17 @@ impl Stop {
     }
 }
 
-pub(crate) async fn run(registry: Registry, args: &Arguments, say: &Say) -> Result<(), Failure> {
+pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -> Result<(), Failure> {
     let mut stop = Stop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
     let place = Place::find(&args.node)?;
     let started = tokio::select! {
         () = stop.asked() => return Ok(()),
-        started = start(registry, args, &place, say) => started,
+        started = start(registry, args, &place, output) => started,
     };
     let mut node = started?;
     let outcome = tokio::select! {
         () = stop.asked() => Ok(()),
-        Err(reason) = node.live(say) => Err(reason),
+        Err(reason) = node.live(output) => Err(reason),
     };
     if let Some(revision) = node.gives_up {
         let delete = timeout(LAST_CALL, node.registry.delete(&node.holding.key, revision));
@@ -93,17 +93,17 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, say: &Say) -> Resu
         }
     }
     let leased = outcome.is_ok().then(|| node.holding.key.ipv4.trunc());
-    let closed = node.close(leased, say);
+    let closed = node.close(leased, output);
     outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
 }
 
 /// Reports what the worker has noticed.
-fn report(worker: &Handle, say: &Say) {
+fn report(worker: &Handle, output: &Output) {
     for notice in worker.take_notices() {
-        say.say(&Event::Warning { reason: notice.to_string() });
+        output.print(&Event::Warning { reason: notice.to_string() });
     }
     for stranger in worker.take_strangers() {
-        say.say(&Event::Stranger {
+        output.print(&Event::Stranger {
             from: stranger.from.to_string(),
             inner_source: stranger.inner_source.to_string(),
             next_hop: stranger.next_hop.to_string(),
@@ -112,127 +112,127 @@ fn report(worker: &Handle, say: &Say) {
 }
 
 impl Node {
-    /// Never returns but for a reason to end.
-    async fn live(&mut self, say: &Say) -> Result<(), Error> {
+    /// Runs the node until an error or a bug ends it.
+    async fn live(&mut self, output: &Output) -> Result<(), Error> {
         loop {
             tokio::select! {
                 news = self.news.recv() => {
                     let news = news.ok_or("the task that listens to etcd has ended: a bug in the node")?;
-                    self.take_in(news, say)?;
-                    // All that waits makes one table.
+                    self.take_in(news, output)?;
+                    // All waiting events become one table.
                     while let Ok(news) = self.news.try_recv() {
-                        self.take_in(news, say)?;
+                        self.take_in(news, output)?;
                     }
-                    self.publish(say);
+                    self.publish(output);
                 }
-                () = self.clock.sleep_until(self.tenure.poll_timeout()), if self.renewal.is_none() => {
+                () = self.clock.sleep_until(self.renewal_timer.poll_timeout()), if self.renewal.is_none() => {
                     self.begin_renewal();
                 }
                 renewed = ended(&mut self.renewal) => {
                     self.renewal = None;
                     let (holding, outcome) = renewed?;
                     self.holding = holding;
-                    self.settle_renewal(outcome, say)?;
+                    self.settle_renewal(outcome, output)?;
                     if let Some(entry) = self.meanwhile.take() {
-                        self.check_own(Some(&entry), say)?;
+                        self.check_own(Some(&entry), output)?;
                     }
                 }
                 news = self.links.news() => {
-                    if let Some(mtu) = self.links.handle(news?, say)? {
-                        self.plane.worker.set_mtu(mtu)?;
+                    if let Some(mtu) = self.links.handle(news?, output)? {
+                        self.dataplane.worker.set_mtu(mtu)?;
                     }
                 }
-                () = self.plane.news.notified() => report(&self.plane.worker, say),
-                ended = self.plane.ended() => {
+                () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
+                ended = self.dataplane.ended() => {
                     ended?;
-                    return Err(self.plane.reason());
+                    return Err(self.dataplane.reason());
                 }
-                () = sleep(Say::LIMIT), if say.leaves_out() => say.flush_limits(Say::LIMIT),
+                () = sleep(Output::LIMIT), if output.leaves_out() => output.flush_limits(Output::LIMIT),
             }
         }
     }
 
-    fn take_in(&mut self, news: News, say: &Say) -> Result<(), Error> {
+    fn take_in(&mut self, news: News, output: &Output) -> Result<(), Error> {
         let now = self.clock.now();
         let silent = self.reconciler.stale_since(SOURCE);
         match news {
             News::Listed(listing, doubt) => {
                 if let Some(reason) = doubt {
-                    say.say(&Event::Warning { reason });
+                    output.print(&Event::Warning { reason });
                 }
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
-                self.check_own(own, say)?;
+                self.check_own(own, output)?;
                 self.check_elder(own, &listing.entries)?;
                 let said = std::mem::take(&mut self.set_aside);
                 for entry in listing.entries.iter().filter(|entry| entry.oversized) {
-                    self.say_set_aside(entry.too_long(), &said, say);
+                    self.report_skipped(entry.too_long(), &said, output);
                 }
                 let entries = listing.entries.iter().filter(|entry| !entry.oversized);
                 let entries = entries.map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
-                let reading = self.reader.snapshot(entries);
-                self.read(reading, &said, say);
+                let update = self.reader.snapshot(entries);
+                self.read(update, &said, output);
             }
             News::Changed(changes) => {
                 for change in changes {
-                    let reading = match &change {
+                    let update = match &change {
                         Change::Put(entry) if entry.oversized => {
-                            self.say_set_aside(entry.too_long(), &BTreeSet::new(), say);
-                            // The lease that the key held before is gone.
+                            self.report_skipped(entry.too_long(), &BTreeSet::new(), output);
+                            // The previous lease of the key is gone.
                             let event = self.reader.deleted(&entry.key).event;
-                            Reading { event, ..Reading::default() }
+                            ParsedUpdate { event, ..ParsedUpdate::default() }
                         }
                         Change::Put(entry) => self.reader.put(&entry.key, &entry.value),
                         Change::Deleted { key } => self.reader.deleted(key),
                     };
                     match &change {
-                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry), say)?,
-                        Change::Deleted { key } if self.is_own(key) => self.check_own(None, say)?,
+                        Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry), output)?,
+                        Change::Deleted { key } if self.is_own(key) => self.check_own(None, output)?,
                         Change::Put(_) | Change::Deleted { .. } => {}
                     }
-                    self.read(reading, &BTreeSet::new(), say);
+                    self.read(update, &BTreeSet::new(), output);
                 }
             }
             News::Silent(reason) => {
                 self.reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, now);
                 if silent.is_none() {
                     let routes = self.reconciler.route_count();
-                    say.say(&Event::Stale { reason, routes });
+                    output.print(&Event::Stale { reason, routes });
                 }
             }
         }
         if let Some(since) = silent.filter(|_| self.reconciler.stale_since(SOURCE).is_none()) {
-            // A renewal that failed meanwhile need not wait; and an etcd that was restored may know less of our lease than we do.
+            // A failed renewal is repeated now. A restored etcd may also have an old state of the own lease.
             self.renew_soon(Renew::Keep);
-            say.say(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
+            output.print(&Event::Heard { seconds: now.saturating_sub(since).as_secs_f64() });
         }
         Ok(())
     }
 
     /// Prints a reason unless it was printed before.
-    fn say_set_aside(&mut self, reason: String, said: &BTreeSet<String>, say: &Say) {
+    fn report_skipped(&mut self, reason: String, said: &BTreeSet<String>, output: &Output) {
         if !said.contains(&reason) {
-            say.say(&Event::SetAside { reason: reason.clone() });
+            output.print(&Event::SetAside { reason: reason.clone() });
         }
         self.set_aside.insert(reason);
     }
 
-    fn read(&mut self, reading: Reading, said: &BTreeSet<String>, say: &Say) {
-        for aside in reading.set_aside {
-            self.say_set_aside(aside.to_string(), said, say);
+    fn read(&mut self, update: ParsedUpdate, said: &BTreeSet<String>, output: &Output) {
+        for skipped in update.skipped {
+            self.report_skipped(skipped.to_string(), said, output);
         }
-        if let Some(event) = reading.event {
+        if let Some(event) = update.event {
             self.reconciler.handle_event(SOURCE, event, self.clock.now());
         }
     }
 
-    fn publish(&mut self, say: &Say) {
+    fn publish(&mut self, output: &Output) {
         for change in self.reconciler.take_conflict_changes() {
             let (conflict, ended) = match change {
                 ConflictChange::Began(conflict) => (conflict, false),
                 ConflictChange::Ended(conflict) => (conflict, true),
                 _ => continue,
             };
-            say.say(&Event::Conflict { ended, conflict: conflict.to_string() });
+            output.print(&Event::Conflict { ended, conflict: conflict.to_string() });
         }
         let changes = self.reconciler.take_changes();
         if changes.is_empty() {
@@ -240,7 +240,7 @@ impl Node {
         }
         let applied = self.routes.apply(changes.iter().copied());
         for refused in &applied.refused {
-            say.say(&Event::SetAside { reason: refused.to_string() });
+            output.print(&Event::SetAside { reason: refused.to_string() });
         }
         let (mut set, mut deleted) = (Vec::new(), Vec::new());
         for change in changes.iter().take(MOST_ROUTES) {
@@ -251,15 +251,15 @@ impl Node {
             }
         }
         let (count, changes) = (self.routes.table().len(), changes.len());
-        say.say(&Event::Routes { count, changes, set, deleted });
+        output.print(&Event::Routes { count, changes, set, deleted });
     }
 
     fn is_own(&self, key: &[u8]) -> bool {
         key == self.reader.full_key(&self.holding.key).as_bytes()
     }
 
-    /// What etcd has by our key. Without it the subnet is somebody else's, now or soon.
-    fn check_own(&mut self, entry: Option<&Entry>, say: &Say) -> Result<(), Error> {
+    /// Checks the entry of the own key. Without an entry, another host may lease the subnet.
+    fn check_own(&mut self, entry: Option<&Entry>, output: &Output) -> Result<(), Error> {
         let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
@@ -271,8 +271,8 @@ impl Node {
         } else if entry.revision != self.holding.revision {
             let (subnet, host, now) = (self.holding.key.ipv4.trunc(), self.holding.host, self.clock.now());
             let who = format!("another node that has {host} too, which only one may have, or an operator");
-            say.say(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
-            // A write tells the other node of us.
+            output.print(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
+            // A write informs the other node.
             let replies = self.replied.is_none_or(|at| now.saturating_sub(at) >= REPLIES);
             if replies {
                 self.replied = Some(now);
@@ -282,8 +282,8 @@ impl Node {
         Ok(())
     }
 
-    /// Gives our lease up if an older lease of another host overlaps it. A lease is acquired only without an older one, so that only a
-    /// restore of etcd brings one.
+    /// Gives up the own lease if an older lease of another host overlaps it. A lease is acquired only if there is no
+    /// older one, so an older one appears only by a restore of etcd.
     fn check_elder(&mut self, own: Option<&Entry>, entries: &[Entry]) -> Result<(), Error> {
         let Some((own, revision)) = own.and_then(|own| Some((own.held(&self.reader)?.1, own.revision))) else {
             return Ok(());
@@ -295,10 +295,10 @@ impl Node {
     }
 
     fn renew_soon(&mut self, how: Renew) {
-        if how == Renew::Write || self.tenure.poll_timeout() > self.clock.now() {
+        if how == Renew::Write || self.renewal_timer.poll_timeout() > self.clock.now() {
             self.renew_how = how;
         }
-        self.tenure.doubted(self.clock.now());
+        self.renewal_timer.doubted(self.clock.now());
     }
 
     fn lost(&self, reason: &str) -> Error {
@@ -315,39 +315,42 @@ impl Node {
         }));
     }
 
-    fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, say: &Say) -> Result<(), Error> {
+    fn settle_renewal(&mut self, outcome: Result<Renewal, EtcdError>, output: &Output) -> Result<(), Error> {
         let now = self.clock.now();
         match outcome {
             Ok(Renewal::Renewed) => {
-                self.tenure.renewed(self.holding.lasts(), now);
+                self.renewal_timer.renewed(self.holding.lasts(), now);
                 let subnet = self.holding.key.ipv4.trunc().to_string();
                 let seconds = self.holding.grant.map(|grant| grant.ttl.as_secs());
-                say.say(&Event::Renewed { subnet, seconds });
+                output.print(&Event::Renewed { subnet, seconds });
             }
             Ok(Renewal::Lost(reason)) => return Err(self.lost(&reason)),
             Err(error) => {
-                self.tenure.failed(now);
-                say.say(&Event::NotRenewed {
+                self.renewal_timer.failed(now);
+                output.print(&Event::NotRenewed {
                     reason: error.to_string(),
-                    retry_seconds: self.tenure.poll_timeout().saturating_sub(now).as_secs_f64(),
-                    seconds_left: self.holding.grant.map(|_| self.tenure.ends().saturating_sub(now).as_secs_f64()),
+                    retry_seconds: self.renewal_timer.poll_timeout().saturating_sub(now).as_secs_f64(),
+                    seconds_left: self
+                        .holding
+                        .grant
+                        .map(|_| self.renewal_timer.ends().saturating_sub(now).as_secs_f64()),
                 });
             }
         }
         Ok(())
     }
 
-    /// Removes what was made on this host and says the last word. What is leased stays so: the next run wants it again.
-    fn close(mut self, leased: Option<Ipv4Net>, say: &Say) -> Result<(), Error> {
+    /// Removes the settings of this host and prints the last event. The lease stays for the next start.
+    fn close(mut self, leased: Option<Ipv4Net>, output: &Output) -> Result<(), Error> {
         // The device ends with the thread that has it open.
         let tun_queue_dropped = self.links.queue_dropped();
-        let counters = self.plane.stop();
-        say.flush_limits(Duration::ZERO);
-        say.say(&Event::Stopped {
+        let counters = self.dataplane.stop();
+        output.flush_limits(Duration::ZERO);
+        output.print(&Event::Stopped {
             leased: leased.map(|subnet| subnet.to_string()),
             encap: flow(&counters.encap),
             decap: flow(&counters.decap),
-            anomalies: anomalies(&counters.anomalies),
+            anomalies: anomalies(&counters.stats),
             tun_queue_dropped,
             routes: self.routes.table().len(),
         });

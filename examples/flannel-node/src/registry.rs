@@ -1,4 +1,4 @@
-//! flannel's keys in etcd: the network's config and the leases, read and written.
+//! flannel's keys in etcd: reads and writes of the network's config and the leases.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,15 +12,16 @@ use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
 
 use crate::etcd::{Etcd, EtcdError};
 
-/// Keys in the first page of a listing, and in the largest one. Each page that is short enough doubles the next one.
+/// The number of keys in the first and in the largest page of a listing. Each short page doubles the next one.
 ///
-/// etcd loads all values of a page into memory, also those that it does not send. Small pages bound that.
+/// etcd loads all values of a page into memory, including those that it does not send. Small pages limit that.
 const PAGE: (i64, i64) = (16, 256);
-/// The longest page in bytes. Pages of leases are far shorter.
+/// The largest page in bytes. Pages of leases are far smaller.
 const PAGE_BYTES: usize = 1 << 20;
-/// The longest value of a lease in bytes; flannel's have at most some hundred.
+/// The largest value of a lease in bytes. flannel's have a few hundred at most.
 const VALUE_BYTES: usize = 64 << 10;
-/// The longest list of keys without values in bytes: gRPC's default limit, above etcd's default limit for one key.
+/// The largest list of keys without values in bytes: gRPC's default limit, which exceeds etcd's default limit for one
+/// key.
 const NAMES_BYTES: usize = 4 << 20;
 
 /// The keys of one network.
@@ -30,7 +31,7 @@ pub(crate) struct Registry {
     prefix: String,
     config: String,
     subnets: String,
-    /// Keys with oversized values, and the revision of each: such a value is not asked for again.
+    /// The revisions of keys with oversized values. Such a value is not read again.
     oversized: BTreeMap<Vec<u8>, i64>,
 }
 
@@ -38,25 +39,25 @@ pub(crate) struct Registry {
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) key: Vec<u8>,
-    /// Empty if it is oversized.
+    /// The value; empty if it is oversized.
     pub(crate) value: Vec<u8>,
-    /// The value is longer than any lease's.
+    /// The value exceeds [`VALUE_BYTES`].
     pub(crate) oversized: bool,
-    /// Revision of the key's creation, which renewals do not change.
+    /// The revision of the key's creation. Renewals do not change it.
     pub(crate) created: i64,
-    /// Revision of the last write.
+    /// The revision of the last write.
     pub(crate) revision: i64,
-    /// The etcd lease it ends with; 0 for none.
+    /// The id of its etcd lease; 0 for none.
     pub(crate) grant: i64,
 }
 
-/// All keys as they were at one moment.
+/// All keys at one revision.
 pub(crate) struct Listing {
     pub(crate) entries: Vec<Entry>,
     pub(crate) moment: Moment,
 }
 
-/// A point in a cluster's history, as a member knows it.
+/// A point in a cluster's history according to a member.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
     pub(crate) cluster: u64,
@@ -65,14 +66,14 @@ pub(crate) struct Moment {
     pub(crate) revision: i64,
 }
 
-/// A lease of etcd, which ends the keys that are bound to it.
+/// A lease of etcd. The keys bound to it are deleted when it ends.
 #[derive(Clone, Copy)]
 pub(crate) struct Grant {
     pub(crate) id: i64,
     pub(crate) ttl: Duration,
 }
 
-/// Of the time of a grant.
+/// The remaining time of a grant.
 pub(crate) struct Remaining {
     pub(crate) left: Duration,
     pub(crate) whole: Duration,
@@ -91,7 +92,7 @@ impl Entry {
     /// Describes an oversized entry.
     pub(crate) fn too_long(&self) -> String {
         let key: String = String::from_utf8_lossy(&self.key).chars().take(128).collect();
-        format!("key {key:?} is set aside: its value has more than {VALUE_BYTES} bytes, which no lease has")
+        format!("key {key:?} is skipped: its value exceeds {VALUE_BYTES} bytes")
     }
 
     /// Returns the subnet that the key holds, if it is a lease's.
@@ -119,28 +120,28 @@ impl Moment {
 impl Registry {
     pub(crate) fn new(etcd: Etcd, prefix: &str) -> Self {
         let prefix = prefix.trim_end_matches('/');
-        // The port matters to who reads leases, and here nobody does.
+        // The reader is used for keys only, so its port has no effect.
         let subnets = LeaseReader::new(prefix, 0).subnets().to_owned();
         let (prefix, config) = (prefix.to_owned(), format!("{prefix}/config"));
         Self { etcd, prefix, config, subnets, oversized: BTreeMap::new() }
     }
 
-    /// What all keys begin with.
+    /// Returns the prefix of all keys.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Where the network's config is.
+    /// Returns the key of the network's config.
     pub(crate) fn config_key(&self) -> &str {
         &self.config
     }
 
-    /// The member of etcd that is asked next.
+    /// Returns the etcd member for the next request.
     pub(crate) fn endpoint(&self) -> &str {
         self.etcd.endpoint()
     }
 
-    /// The network's config as it is written; `None` if there is none.
+    /// Returns the text of the network's config; `None` if there is none.
     pub(crate) async fn config(&mut self) -> Result<Option<Vec<u8>>, EtcdError> {
         let Self { etcd, config, .. } = self;
         let answer = etcd.call(async |client| client.get(config.as_str(), None).await).await?;
@@ -152,10 +153,10 @@ impl Registry {
         etcd.call(async |client| client.put(config.as_str(), text, None).await).await.map(|_| ())
     }
 
-    /// Lists all leases as of the first page's moment, those of other backends and unreadable ones too.
+    /// Lists all leases at the revision of the first page, including those of other backends and unreadable ones.
     ///
-    /// Values of megabytes must not hide the leases beside them. A page that is too long is read key by key, and so are the pages
-    /// after it until one has no oversized value.
+    /// Values of megabytes must not prevent the reading of other leases. A page that is too large is read key by key.
+    /// So are the pages after it, until one has no oversized value.
     pub(crate) async fn list(&mut self) -> Result<Listing, EtcdError> {
         let mut from = self.subnets.as_bytes().to_vec();
         let range = GetOptions::new().with_range(successor_of_prefix(&from));
@@ -192,7 +193,7 @@ impl Registry {
                 }
                 entries.push(entry);
             }
-            // The next key there can be.
+            // The smallest possible next key.
             match page.kvs().last().filter(|_| page.more()) {
                 Some(last) => from = [last.key(), &[0]].concat(),
                 None => break,
@@ -202,7 +203,7 @@ impl Registry {
         Ok(Listing { entries, moment: moment.unwrap_or_else(|| Moment::of(None)) })
     }
 
-    /// The entry of a lease; `None` if there is none.
+    /// Returns the entry of a lease; `None` if there is none.
     pub(crate) async fn entry(&mut self, key: &LeaseKey) -> Result<Option<Entry>, EtcdError> {
         let key = self.full_key(key);
         let name = self.get(key.as_bytes(), &GetOptions::new().with_keys_only(), NAMES_BYTES).await?;
@@ -212,7 +213,7 @@ impl Registry {
         }
     }
 
-    /// Reads the value of a key as of a revision.
+    /// Reads the value of a key at a revision.
     async fn value_of(&mut self, name: &KeyValue, revision: i64) -> Result<Entry, EtcdError> {
         let oversized = Entry { oversized: true, ..Entry::from(name) };
         if self.oversized.get(name.key()) == Some(&oversized.revision) {
@@ -224,7 +225,7 @@ impl Registry {
         Ok(answer.and_then(|answer| answer.kvs().first().map(Entry::from)).unwrap_or(oversized))
     }
 
-    /// Asks once, with a deadline of its own; returns `None` if the answer has more than `most` bytes.
+    /// Sends one request with a deadline; returns `None` if the answer has more than `most` bytes.
     async fn get(&mut self, key: &[u8], options: &GetOptions, most: usize) -> Result<Option<GetResponse>, EtcdError> {
         let get = async |client: &mut Client| {
             let mut client = client.kv_client().max_decoding_message_size(most);
@@ -242,31 +243,31 @@ impl Registry {
         Ok(Grant { id: answer.id(), ttl: seconds_of(answer.ttl()) })
     }
 
-    /// Makes a grant last its whole time again; `None` if it has ended.
+    /// Renews a grant for its full duration; returns `None` if it has ended.
     pub(crate) async fn keep_alive(&mut self, grant: i64) -> Result<Option<Remaining>, EtcdError> {
         let keep = async |client: &mut Client| match client.lease_keep_alive(grant).await {
             Ok(_) => Ok(true),
-            // So the client library calls a grant that has ended.
+            // The client library returns this error for a grant that has ended.
             Err(Error::LeaseKeepAliveError(_)) => Ok(false),
             Err(error) => Err(error),
         };
         if self.etcd.call(keep).await? { self.remaining(grant).await } else { Ok(None) }
     }
 
-    /// How long a grant has still to go; `None` if it has ended.
+    /// Returns the remaining time of a grant; `None` if it has ended.
     pub(crate) async fn remaining(&mut self, grant: i64) -> Result<Option<Remaining>, EtcdError> {
         let answer = self.etcd.call(async |client| client.lease_time_to_live(grant, None).await).await?;
         let remaining = || Remaining { left: seconds_of(answer.ttl()), whole: seconds_of(answer.granted_ttl()) };
         Ok((answer.ttl() > 0).then(remaining))
     }
 
-    /// Ends a grant that nothing is bound to. If that fails, it ends by itself.
+    /// Ends a grant without keys. If that fails, it expires.
     pub(crate) async fn revoke(&mut self, grant: Grant) {
         let _ = self.etcd.call(async |client| client.lease_revoke(grant.id).await).await;
     }
 
-    /// Writes a lease unless the subnet is leased under any spelling, `100.96.7.0-24&fd00::-64` for example. Returns the revision of
-    /// the write if the lease is ours.
+    /// Writes a lease unless any spelling of the subnet is leased, for example `100.96.7.0-24&fd00::-64`. Returns the
+    /// revision of the write if it succeeded.
     pub(crate) async fn create(
         &mut self,
         key: &LeaseKey,
@@ -274,14 +275,14 @@ impl Registry {
         grant: Grant,
     ) -> Result<Option<i64>, EtcdError> {
         let full = self.full_key(key);
-        // The character behind `&`.
+        // The character after `&`.
         let end = format!("{full}'");
         let unless = Compare::create_revision(full, CompareOp::Equal, 0).with_range(end);
         self.put_if(unless, key, value, Some(grant)).await
     }
 
-    /// Writes a lease over the one that was read at `revision`. Returns the revision of the write if the lease is ours. Without a
-    /// grant it has no end.
+    /// Replaces a lease if it still has this `revision`. Returns the revision of the write if it succeeded. Without a
+    /// grant the key has no end.
     pub(crate) async fn replace(
         &mut self,
         key: &LeaseKey,
@@ -293,7 +294,7 @@ impl Registry {
         self.put_if(unchanged, key, value, grant).await
     }
 
-    /// Deletes a lease, if it is still the one that was read at `revision`.
+    /// Deletes a lease if it still has this `revision`.
     pub(crate) async fn delete(&mut self, key: &LeaseKey, revision: i64) -> Result<(), EtcdError> {
         let key = self.full_key(key);
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
@@ -308,7 +309,7 @@ impl Registry {
         etcd.call(async |client| client.watch(subnets.as_str(), Some(options.clone())).await).await
     }
 
-    /// A watch on the member that is asked ended: the next call asks another one.
+    /// Changes to another member after a watch of the current one ended.
     pub(crate) fn go_on(&mut self) {
         self.etcd.go_on();
     }
@@ -331,7 +332,7 @@ impl Registry {
         if answer.succeeded() {
             return Ok(Some(Moment::of(answer.header()).revision));
         }
-        // The first answer was lost and the request repeated: nobody else writes this grant and value.
+        // The first answer was lost and the request repeated. No other host writes this grant and value.
         let ours = |kv: &KeyValue| kv.lease() == grant && kv.value() == value.as_bytes();
         let found = answer.op_responses().into_iter().find_map(|response| match response {
             TxnOpResponse::Get(found) => found.kvs().first().filter(|kv| ours(kv)).map(KeyValue::mod_revision),
@@ -341,7 +342,7 @@ impl Registry {
     }
 }
 
-/// The first key behind all that begin with a prefix. A prefix of ours ends with a slash.
+/// Returns the first key after all keys with a prefix. The prefix ends with a slash.
 fn successor_of_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     if let Some(last) = end.last_mut() {

@@ -1,4 +1,4 @@
-//! From nothing to packets: config, lease, subnet file, device. What others have to do first is waited for, visibly.
+//! The start of a node: config, lease, subnet file, device. It waits for missing resources and reports the wait.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use loden::forward::{Forwarder, Overlay};
 use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
-use loden::lease::{Backoff, Host, Reconciler, Tenure};
+use loden::lease::{Backoff, Host, Reconciler, RenewalTimer};
 use loden::route::RoutePublisher;
 use loden::sys::link::preflight::{Intended, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_named, interface_of};
@@ -18,18 +18,18 @@ use loden::worker::Worker;
 use crate::acquire::{How, Renew, acquire, random};
 use crate::args::{Arguments, NodeArgs};
 use crate::clock::Clock;
+use crate::dataplane::Dataplane;
 use crate::feed::follow;
 use crate::links::{Links, Watched};
 use crate::node::Node;
-use crate::plane::Plane;
+use crate::output::{Event, Output};
 use crate::registry::Registry;
-use crate::say::{Event, Say};
 use crate::{Error, Failure};
 
-/// The longest pause between two attempts to begin: an operator who has just mended something is waiting.
+/// The longest delay between two attempts. An operator who has just corrected an error is waiting.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Where packets between hosts leave and arrive, and by which address others know this host.
+/// The underlay interface, and the address by which other hosts reach this one.
 pub(crate) struct Place {
     address: IpAddr,
     public_ip: Ipv4Addr,
@@ -43,8 +43,12 @@ impl Place {
                 Err(_) => interface_named(iface)?,
             },
             (None, Some(address)) => interface_of(address.into())
-                .map_err(|error| format!("{error}; if a router translates it, name --iface too"))?,
-            (None, None) => return Err("name the interface to the other hosts: --iface eth0, or --public-ip".into()),
+                .map_err(|error| format!("{error}; if a router translates it, set --iface too"))?,
+            (None, None) => {
+                return Err(
+                    "set the interface to the other hosts (--iface eth0) or the public address (--public-ip)".into()
+                );
+            }
         };
         let IpAddr::V4(own) = underlay.address else {
             return Err(format!("{} is IPv6; flannel's udp backend has IPv4 only", underlay.address).into());
@@ -54,31 +58,36 @@ impl Place {
     }
 }
 
-pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Place, say: &Say) -> Result<Node, Failure> {
+pub(crate) async fn start(
+    mut registry: Registry,
+    args: &Arguments,
+    place: &Place,
+    output: &Output,
+) -> Result<Node, Failure> {
     let clock = Clock::start();
-    let config = config(&mut registry, clock, say).await;
+    let config = config(&mut registry, clock, output).await;
     let IpNet::V4(network) = config.range().network() else {
         return Err("the network is IPv6; flannel's udp backend has IPv4 only".into());
     };
-    // Before the lease: a port that is taken, or a device that may not be made, is a reason not to lease anything.
+    // Port and device are checked before the lease: without them no lease is needed.
     let listen = SocketAddr::new(place.address, config.port());
     let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
     let tun = Tun::open(&TunConfig { name: args.node.tun.clone(), ..TunConfig::default() })?;
     let name = tun.name().to_owned();
 
     let reader = LeaseReader::new(&args.etcd.etcd_prefix, config.port());
-    let previous = previous_subnet(&args.node.subnet_file, say);
+    let previous = previous_subnet(&args.node.subnet_file, output);
     let ttl = Duration::from_secs(args.node.subnet_lease_ttl);
     let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
     let (holding, how) = loop {
         match acquire(&mut registry, &reader, config.range(), place.public_ip, previous, ttl).await {
             Ok(acquired) => break acquired,
-            Err(error) => wait(&mut backoff, clock, say, error.to_string()).await,
+            Err(error) => wait(&mut backoff, clock, output, error.to_string()).await,
         }
     };
     let subnet = holding.key.ipv4.trunc();
-    let tenure = Tenure::granted(holding.lasts(), args.node.subnet_lease_renew_margin, clock.now());
-    say.say(&Event::Lease {
+    let renewal_timer = RenewalTimer::granted(holding.lasts(), args.node.subnet_lease_renew_margin, clock.now());
+    output.print(&Event::Lease {
         subnet: subnet.to_string(),
         public_ip: holding.host.to_string(),
         how: match how {
@@ -88,10 +97,10 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         },
         seconds: holding.grant.map(|grant| grant.ttl.as_secs()),
     });
-    // Only now: for all that came before somebody may have been waited for.
+    // The state is read only now, because the steps before may have waited.
     let underlay = Watched::underlay(place.address)?;
     let mtu = underlay.0.tun_mtu();
-    look_around(network, subnet, listen, mtu, &name, say);
+    look_around(network, subnet, listen, mtu, &name, output);
     let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
@@ -102,13 +111,13 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         ..Overlay::new(network, subnet, listen)
     };
     let forwarder = Forwarder::new(overlay)?;
-    // First the monitor: nothing that happens to the device may be missed.
+    // The monitor is opened first, so no event of the device is missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
     let links = Links::new(monitor, Link::configure(&name, &link)?, underlay)?;
-    let plane = Plane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
+    let dataplane = Dataplane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
     let news = follow(registry.clone(), clock, Duration::from_secs(args.node.list_interval));
-    say.say(&Event::Ready {
+    output.print(&Event::Ready {
         tun: name,
         listen: listen.to_string(),
         mtu,
@@ -123,7 +132,7 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         reconciler,
         routes,
         holding,
-        tenure,
+        renewal_timer,
         ttl,
         renewal: None,
         meanwhile: None,
@@ -132,28 +141,29 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
         gives_up: None,
         set_aside: BTreeSet::new(),
         links,
-        plane,
+        dataplane,
         news,
     })
 }
 
-/// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
-fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, say: &Say) {
+/// Reports the settings of this host that may keep packets from their destination. The operator may correct them now or
+/// later.
+fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, output: &Output) {
     let intended = Intended::new(network, subnet, listen.ip(), tun);
     for finding in check(&Intended { mtu: Some(mtu), port: listen.port(), ..intended }) {
         let (severity, says) = (finding.severity().name(), finding.to_string());
-        say.say(&Event::Finding { finding: finding.name(), severity, says });
+        output.print(&Event::Finding { finding: finding.name(), severity, says });
     }
 }
 
-/// The network's config, once there is one that can be worked with.
-async fn config(registry: &mut Registry, clock: Clock, say: &Say) -> NetworkConfig {
+/// Waits for a valid network config and returns it.
+async fn config(registry: &mut Registry, clock: Clock, output: &Output) -> NetworkConfig {
     let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
     loop {
         let reason = match registry.config().await {
             Ok(Some(text)) => match NetworkConfig::from_json(&text) {
                 Ok(config) => {
-                    say_config(&config, say);
+                    report_config(&config, output);
                     return config;
                 }
                 Err(error) => format!("the network config at {} cannot be used: {error}", registry.config_key()),
@@ -164,13 +174,13 @@ async fn config(registry: &mut Registry, clock: Clock, say: &Say) -> NetworkConf
             ),
             Err(error) => error.to_string(),
         };
-        wait(&mut backoff, clock, say, reason).await;
+        wait(&mut backoff, clock, output, reason).await;
     }
 }
 
-pub(crate) fn say_config(config: &NetworkConfig, say: &Say) {
+pub(crate) fn report_config(config: &NetworkConfig, output: &Output) {
     let range = config.range();
-    say.say(&Event::Config {
+    output.print(&Event::Config {
         network: range.network().to_string(),
         subnet_len: range.subnet_len(),
         subnet_min: range.first().to_string(),
@@ -179,13 +189,13 @@ pub(crate) fn say_config(config: &NetworkConfig, say: &Say) {
     });
     if config.ipv6().is_some() {
         let reason = "the network has IPv6 too, which the udp backend does not carry: only IPv4 subnets are leased";
-        say.say(&Event::Warning { reason: reason.into() });
+        output.print(&Event::Warning { reason: reason.into() });
     }
 }
 
-/// The subnet of an earlier run, if it left a file that can be read.
-fn previous_subnet(path: &Path, say: &Say) -> Option<Ipv4Net> {
-    let warn = |reason| say.say(&Event::Warning { reason });
+/// Returns the subnet of an earlier run, if its file is readable.
+fn previous_subnet(path: &Path, output: &Output) -> Option<Ipv4Net> {
+    let warn = |reason| output.print(&Event::Warning { reason });
     let unread = "the subnet of an earlier run is not known";
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -204,10 +214,10 @@ fn previous_subnet(path: &Path, say: &Say) -> Option<Ipv4Net> {
     }
 }
 
-/// Says for what, and waits until it is to be tried again.
-async fn wait(backoff: &mut Backoff, clock: Clock, say: &Say, reason: String) {
+/// Reports the reason and waits until the next attempt.
+async fn wait(backoff: &mut Backoff, clock: Clock, output: &Output, reason: String) {
     let now = clock.now();
     let at = backoff.failed(now, random()()).at;
-    say.say(&Event::Waiting { reason, retry_seconds: at.saturating_sub(now).as_secs_f64() });
+    output.print(&Event::Waiting { reason, retry_seconds: at.saturating_sub(now).as_secs_f64() });
     clock.sleep_until(at).await;
 }

@@ -15,10 +15,10 @@ pub(crate) fn run(bytes: &[u8]) {
     }
     // Whatever it is, it is one lease or one that is set aside, and its own key is all that it touches.
     let mut reader = LeaseReader::new("/coreos.com/network", 8285);
-    let reading = reader.put(b"/coreos.com/network/subnets/100.96.2.0-24", bytes);
-    assert!(reading.event.is_some());
-    assert_eq!(reading.set_aside.len(), usize::from(read.is_none()));
-    reading.set_aside.iter().for_each(|aside| assert!(aside.to_string().len() < 2048));
+    let update = reader.put(b"/coreos.com/network/subnets/100.96.2.0-24", bytes);
+    assert!(update.event.is_some());
+    assert_eq!(update.skipped.len(), usize::from(read.is_none()));
+    update.skipped.iter().for_each(|skipped| assert!(skipped.to_string().len() < 2048));
 }
 
 fn expected(object: &Map<String, Value>) -> Option<LeaseValue> {

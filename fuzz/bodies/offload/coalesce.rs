@@ -2,7 +2,7 @@
 //!
 //! Byte 0: what is joined (bit 0 TCP, bit 1 UDP). Then the packets, see [`script`](super::script).
 
-use loden::offload::{Coalesce, Coalesced, Coalescer, PACKETS_MAX, VnetHeader, Work};
+use loden::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, PACKETS_MAX, VnetHeader};
 use loden::wire::ipv4::Ipv4Packet;
 
 use super::model;
@@ -50,7 +50,7 @@ fn cut(coalesced: Coalesced<'_>, out: &mut Vec<Out>) {
     let expected = model::vnet(packet, size);
     assert_eq!(header, VnetHeader { gso_type: expected.gso_type | if ecn { 0x80 } else { 0 }, ..expected });
     assert_eq!(packet, model::partial(packet.to_vec()), "the checksum is partial");
-    let Ok(Work::Segment(many)) = header.inspect(packet) else { panic!("{header:?} for {packet:02x?}") };
+    let Ok(OffloadAction::Segment(many)) = header.inspect(packet) else { panic!("{header:?} for {packet:02x?}") };
     assert_eq!(many.segments(), packets);
     for index in 0..packets {
         let mut one = vec![0; many.len_of(index)];

@@ -1,4 +1,4 @@
-//! What the fuzz targets of super-packets do with their input. The ordinary tests run the same over the committed seeds.
+//! What the fuzz targets of GSO packets do with their input. The ordinary tests run the same over the committed seeds.
 
 pub(crate) mod coalesce;
 pub(crate) mod model;

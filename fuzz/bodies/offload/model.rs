@@ -1,4 +1,4 @@
-//! Super-packets told slowly: how one is made, how the kernel cuts it, what is wrong with its vnet header. Nothing here uses
+//! GSO packets told slowly: how one is made, how the kernel cuts it, what is wrong with its vnet header. Nothing here uses
 //! loden's own parsing or arithmetic.
 
 use loden::offload::{OffloadError, VnetHeader};

@@ -1,10 +1,10 @@
-//! Sound super-packets of every shape: each packet written is the model's, byte for byte.
+//! Sound GSO packets of every shape: each packet written is the model's, byte for byte.
 //!
 //! Byte 0: TCP (bit 0), IP options in words (bits 1 to 3), TCP options in words (bits 4 to 7). Byte 1: TCP's control bits.
 //! Byte 2: type of service, 3: TTL. Then identification, fragment field (DF and the reserved bit), sequence, GSO size and
 //! payload length, all big-endian; what follows is repeated as the payload.
 
-use loden::offload::{SuperPacket, Work};
+use loden::offload::{GsoPacket, OffloadAction};
 
 use super::model::{self, Tcp};
 use super::opinion;
@@ -39,15 +39,18 @@ pub(crate) fn run(bytes: &[u8]) {
     let packet = model::partial(packet.bytes());
     let vnet = model::vnet(&packet, size);
     match vnet.inspect(&packet) {
-        Ok(Work::Segment(many)) => check_segments(&many, &packet, packet.len(), size),
+        Ok(OffloadAction::Segment(many)) => check_segments(&many, &packet, packet.len(), size),
         work => {
-            assert!(matches!(work, Ok(Work::Checksum(_))) && len <= usize::from(size), "{work:?} for {packet:02x?}")
+            assert!(
+                matches!(work, Ok(OffloadAction::Checksum(_))) && len <= usize::from(size),
+                "{work:?} for {packet:02x?}"
+            )
         }
     }
 }
 
 /// That the packets are those of the model, also after a hop. With a great many, only those at both ends.
-pub(crate) fn check_segments(many: &SuperPacket, packet: &[u8], total: usize, size: u16) {
+pub(crate) fn check_segments(many: &GsoPacket, packet: &[u8], total: usize, size: u16) {
     const AT_EACH_END: usize = 40;
     let segments = many.segments();
     let payload = total - model::headers_len(packet);

@@ -3,7 +3,7 @@
 //! Byte 0 says what of the packet is put right first (bit 0 the total length, bit 1 the header checksum); then the vnet header
 //! and the packet.
 
-use loden::offload::{OffloadError, VNET_HEADER_LEN, VnetHeader, Work};
+use loden::offload::{OffloadAction, OffloadError, VNET_HEADER_LEN, VnetHeader};
 use loden::wire::ipv4::Ipv4Packet;
 
 use super::model::{self, Verdict};
@@ -38,19 +38,19 @@ pub(crate) fn run(bytes: &[u8]) {
 pub(crate) fn check(vnet: &VnetHeader, packet: &[u8]) {
     let work = vnet.inspect(packet);
     let Ok(sound) = Ipv4Packet::parse(packet) else {
-        assert_eq!(work, Ok(Work::Nothing), "the forwarder says what is wrong with {packet:02x?}");
+        assert_eq!(work, Ok(OffloadAction::Nothing), "the forwarder says what is wrong with {packet:02x?}");
         return;
     };
     let sound = sound.as_bytes();
     let verdict = match work {
-        Ok(Work::Nothing) => Verdict::Nothing,
-        Ok(Work::Checksum(_)) => Verdict::Checksum,
-        Ok(Work::Segment(many)) => Verdict::Segments(many.segments()),
+        Ok(OffloadAction::Nothing) => Verdict::Nothing,
+        Ok(OffloadAction::Checksum(_)) => Verdict::Checksum,
+        Ok(OffloadAction::Segment(many)) => Verdict::Segments(many.segments()),
         Err(error) => Verdict::Error(error),
     };
     assert_eq!(verdict, model::inspect(vnet, sound), "{vnet:?} and {sound:02x?}");
     match work {
-        Ok(Work::Checksum(partial)) => {
+        Ok(OffloadAction::Checksum(partial)) => {
             let mut completed = packet.to_vec();
             partial.complete(&mut completed);
             assert_eq!(completed, completed_slowly(vnet, packet, sound.len()), "{vnet:?} and {packet:02x?}");
@@ -59,8 +59,8 @@ pub(crate) fn check(vnet: &VnetHeader, packet: &[u8]) {
                 partial.complete(&mut completed[..len]);
             }
         }
-        Ok(Work::Segment(many)) => check_segments(&many, packet, sound.len(), vnet.gso_size),
-        Ok(Work::Nothing) | Err(_) => {}
+        Ok(OffloadAction::Segment(many)) => check_segments(&many, packet, sound.len(), vnet.gso_size),
+        Ok(OffloadAction::Nothing) | Err(_) => {}
     }
 }
 

@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 use std::collections::HashMap;
 
-use loden::forward::{DropReason, Flow, PathMtus, Rate};
+use loden::forward::{DirectionCounters, DropReason, PathMtus, Rate};
 
 /// Low enough to be reached.
 pub(crate) const PER_SOURCE: Rate = Rate { per_second: 10, burst: 3 };
@@ -24,7 +24,7 @@ impl Account {
         *self.dropped.entry(reason).or_default() += 1;
     }
 
-    pub(crate) fn assert_is(&self, flow: &Flow, held: u64) {
+    pub(crate) fn assert_is(&self, flow: &DirectionCounters, held: u64) {
         assert!(flow.is_conserved(), "R67: {flow:?}");
         let dropped: HashMap<_, _> = flow.drops().collect();
         assert_eq!(dropped, self.dropped);

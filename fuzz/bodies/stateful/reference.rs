@@ -4,7 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::BTreeSet;
 
-use loden::forward::{Anomalies, DropReason, IcmpOutcome, Overlay, RejectReason, ReplyTo, SourcePort, Transit};
+use loden::forward::{DropReason, IcmpOutcome, Overlay, RejectReason, ReplyTo, SourcePort, Stats, Transit};
 use loden::ipnet::IpNet;
 use loden::lease;
 use loden::route::{Route, RouteChange};
@@ -33,7 +33,7 @@ pub(crate) struct Reference {
     paths: Paths,
     out: Account,
     back: Account,
-    anomalies: Anomalies,
+    stats: Stats,
     now: Duration,
     sent: Vec<(SocketAddr, Vec<u8>)>,
     tun: Vec<Vec<u8>>,
@@ -63,7 +63,7 @@ impl Reference {
             paths: Paths::default(),
             out: Account::default(),
             back: Account::default(),
-            anomalies: Anomalies::default(),
+            stats: Stats::default(),
             now: Duration::ZERO,
             sent: Vec::new(),
             tun: Vec::new(),
@@ -127,7 +127,7 @@ impl Reference {
         assert_eq!(memory.tun, self.tun, "what was written, after {step:?}");
         self.out.assert_is(&memory.counters.encap, self.held());
         self.back.assert_is(&memory.counters.decap, 0);
-        assert_eq!(memory.counters.anomalies, self.anomalies, "after {step:?}");
+        assert_eq!(memory.counters.stats, self.stats, "after {step:?}");
         for peer in hops().map(|hop| hop.ip()) {
             assert_eq!(memory.paths.lookup(peer, now), self.paths.lookup(peer, now), "the path to {peer}");
         }
@@ -234,7 +234,7 @@ impl Reference {
         if mtu >= overlay.mtu || !self.paths.lower(peer, mtu, self.now) {
             return IcmpOutcome::NotLower;
         }
-        self.anomalies.path_mtu_lowered += 1;
+        self.stats.path_mtu_lowered += 1;
         IcmpOutcome::Lowered { peer, mtu }
     }
 
@@ -255,7 +255,7 @@ impl Reference {
         match outcome {
             Outcome::Forward { to, bytes } => self.wait(packet, to.unwrap(), vec![bytes]),
             Outcome::Fragments { to, pieces } => {
-                self.anomalies.fragments_made += pieces.len() as u64;
+                self.stats.fragments_made += pieces.len() as u64;
                 self.wait(packet, to, pieces);
             }
             Outcome::Reject { reason, answer } => {
@@ -314,7 +314,7 @@ impl Reference {
     fn count_trimmed(&mut self, packet: &[u8], outcome: &Outcome) {
         if !matches!(outcome, Outcome::Drop(_)) {
             let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-            self.anomalies.trimmed += u64::from(total < packet.len());
+            self.stats.trimmed += u64::from(total < packet.len());
         }
     }
 
@@ -332,7 +332,7 @@ impl Reference {
             other => panic!("the list knows no {other:?}"),
         };
         if !self.budget.allow(error, self.now) {
-            self.anomalies.icmp_limited += 1;
+            self.stats.icmp_limited += 1;
             return false;
         }
         match reply_to {
@@ -395,7 +395,7 @@ impl Reference {
             let plateau = || Some(plateau_below(longest + headers).max(least));
             let inner = |outer| inner(outer, to.ip());
             let mtu = outer.map(inner).filter(explains).or_else(|| plateau().map(inner).filter(explains))?;
-            self.anomalies.path_mtu_lowered += u64::from(self.paths.lower(to.ip(), mtu, self.now));
+            self.stats.path_mtu_lowered += u64::from(self.paths.lower(to.ip(), mtu, self.now));
             Some(mtu)
         });
         // Otherwise they are given up, which is said next.
@@ -408,7 +408,7 @@ impl Reference {
             } else if next.datagram[6] & 0x40 != 0 {
                 self.refuse(&next, mtu);
             } else if let Some(pieces) = model::fragments(&next.datagram, mtu.into()) {
-                self.anomalies.fragments_made += pieces.len() as u64;
+                self.stats.fragments_made += pieces.len() as u64;
                 self.sent.extend(pieces.into_iter().map(|piece| (to, piece)));
                 self.has_gone(&next);
             } else {

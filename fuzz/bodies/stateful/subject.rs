@@ -4,8 +4,8 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use loden::forward::{
-    Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Flow, Forwarder, IcmpLimiter, IcmpOutcome, Overlay, PathMtus,
-    Reject, ReplyTo, SystemPath, TooLong,
+    Counters, Decap, DirectionCounters, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome,
+    Overlay, PathMtus, Reject, ReplyTo, SystemPath, TooLong,
 };
 use loden::lease::{Host, Reconciler};
 use loden::route::{Applied, RouteChange, RoutePublisher, RouteReader, RouteTable};
@@ -96,7 +96,7 @@ impl Subject {
             Step::Report(report) => {
                 let outcome = self.memory.paths.handle_icmp(report, &self.forwarder, self.reader.load(), now);
                 let is_lower = matches!(outcome, IcmpOutcome::Lowered { .. });
-                self.memory.counters.anomalies.path_mtu_lowered += u64::from(is_lower);
+                self.memory.counters.stats.path_mtu_lowered += u64::from(is_lower);
                 self.reported = Some(outcome);
             }
             Step::Stop => {
@@ -130,7 +130,7 @@ impl Subject {
                 memory.count_trimmed(fragments.packet().len(), received);
                 let mut pieces = Vec::new();
                 while let Some(transmit) = fragments.cut_next() {
-                    memory.counters.anomalies.fragments_made += 1;
+                    memory.counters.stats.fragments_made += 1;
                     pieces.push(transmit.contents.to_vec());
                 }
                 (fragments.way(), pieces)
@@ -239,8 +239,7 @@ impl Subject {
         self.log.push(Seen::Narrow { to, datagrams: left, outer });
         let Memory { paths, counters, now, .. } = &mut self.memory;
         let system = SystemPath { configured: outer.map(u32::from), ..SystemPath::default() };
-        let EmsgsizeOutcome::Limit(mtu) = paths.handle_emsgsize(to, longest, system, *now, &mut counters.anomalies)
-        else {
+        let EmsgsizeOutcome::Limit(mtu) = paths.handle_emsgsize(to, longest, system, *now, &mut counters.stats) else {
             return self.give_up(to, left, DropReason::SendFailed);
         };
         for _ in 0..left {
@@ -254,7 +253,7 @@ impl Subject {
             match forwarder.refused_as_too_long(datagram, way, mtu, reader.table()) {
                 TooLong::Fragment(mut fragments) => {
                     while let Some(transmit) = fragments.cut_next() {
-                        memory.counters.anomalies.fragments_made += 1;
+                        memory.counters.stats.fragments_made += 1;
                         memory.sent.push((transmit.destination, transmit.contents.to_vec()));
                     }
                     memory.counters.encap.forward_all(trains.advance(1));
@@ -270,9 +269,9 @@ impl Subject {
 }
 
 impl Memory {
-    fn answer(&mut self, reject: &Reject<'_>, flow: fn(&mut Counters) -> &mut Flow) {
+    fn answer(&mut self, reject: &Reject<'_>, flow: fn(&mut Counters) -> &mut DirectionCounters) {
         let mut message = [0; loden::wire::icmpv4::ERROR_MAX];
-        let answer = self.limiter.answer(reject, self.now, &mut self.counters.anomalies, &mut message);
+        let answer = self.limiter.answer(reject, self.now, &mut self.counters.stats, &mut message);
         flow(&mut self.counters).settle(reject, answer.is_some());
         match answer {
             Some((ReplyTo::Tun, message)) => self.tun.push(message.to_vec()),
@@ -283,7 +282,7 @@ impl Memory {
     }
 
     fn count_trimmed(&mut self, len: usize, received: usize) {
-        self.counters.anomalies.trimmed += u64::from(len < received);
+        self.counters.stats.trimmed += u64::from(len < received);
     }
 }
 

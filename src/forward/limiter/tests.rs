@@ -27,7 +27,7 @@ fn peer(number: u8) -> SocketAddr {
     ([10, 168, 0, number], 8285).into()
 }
 
-/// An error that is asked for.
+/// A request for an error.
 #[derive(Clone, Copy, Debug)]
 struct Error {
     from: Ipv4Addr,
@@ -65,13 +65,13 @@ impl IcmpLimiter {
     }
 }
 
-/// Sources of one set of the table, as many as are asked for.
+/// Returns `count` sources of one set of the table.
 fn colliding(seed: u64, with: Ipv4Addr, count: usize) -> Vec<Ipv4Addr> {
     let set = |address: Ipv4Addr| id([address.to_bits().into(), 0, 0], seed) % 64;
     (0..1 << 20).map(source).filter(|other| set(*other) == set(with) && *other != with).take(count).collect()
 }
 
-/// A bucket for each key, without end: what was sent, it must have allowed.
+/// An exact model with a bucket for each key: every sent error must conform to it.
 #[derive(Default)]
 struct Exact(HashMap<(u8, Ipv4Addr, Option<Ipv4Addr>), Vec<Duration>>);
 
@@ -85,7 +85,7 @@ impl Exact {
         self.0.entry(key).or_default().push(now);
     }
 
-    /// In every window: no more than burst + rate × t.
+    /// Checks every window: at most burst + rate × t.
     fn assert_within(&self, per_source: Rate, total: Rate) {
         let bound = |rate: Rate, time: Duration| {
             u128::from(rate.burst) + time.as_nanos() * u128::from(rate.per_second) / 1_000_000_000
@@ -132,21 +132,21 @@ fn r48_many_sources_share_the_limit_over_all() {
     assert_eq!((0..2000).filter(|i| limiter.asked(Error::near(source(*i)), Duration::ZERO)).count(), 100);
 }
 
-/// The case that hung TCP: whatever was answered before, "fragmentation needed" is too.
+/// The case that made TCP hang: "fragmentation needed" is sent whatever was answered before.
 #[test]
 fn r48_unroutable_packets_leave_fragmentation_needed_its_answer() {
     let mut limiter = IcmpLimiter::default();
     assert_eq!((0..21).filter(|_| limiter.asked(Error::near(A), Duration::ZERO)).count(), 20);
     assert!(limiter.asked(Error::too_long(A, source(7)), Duration::ZERO));
-    // Nor do those of all sources together.
+    // Other sources together do not use it up either.
     (0..5000).for_each(|i| _ = limiter.asked(Error::near(source(i)), Duration::ZERO));
     assert!(limiter.asked(Error::too_long(A, source(7)), Duration::ZERO));
-    // Another destination is another budget, and each has its limit.
+    // Another destination has another budget with the same limit.
     assert_eq!((0..100).filter(|_| limiter.asked(Error::too_long(A, source(7)), Duration::ZERO)).count(), 18);
     assert_eq!((0..100).filter(|_| limiter.asked(Error::too_long(A, source(8)), at(1_000_000))).count(), 20);
 }
 
-/// One source that is told of a thousand destinations leaves others theirs.
+/// One source with a thousand destinations does not use up the budget of other sources.
 #[test]
 fn r48_too_long_packets_to_everywhere_leave_other_sources_theirs() {
     let mut limiter = IcmpLimiter::default();
@@ -158,8 +158,8 @@ fn r48_too_long_packets_to_everywhere_leave_other_sources_theirs() {
     }
 }
 
-/// A peer's expired packets, 2,000 a second from 250 sources: the own pods and other peers' are told, and so is a source of
-/// that peer that was silent.
+/// A peer's expired packets, 2,000 a second from 250 sources. The own pods, other peers and an idle source of the same
+/// peer still get their errors.
 #[test]
 fn r48_a_flood_from_a_peer_costs_neither_our_pods_nor_other_peers() {
     let mut limiter = IcmpLimiter::default();
@@ -178,7 +178,7 @@ fn r48_a_flood_from_a_peer_costs_neither_our_pods_nor_other_peers() {
     assert!(pods >= 99, "{pods}: all but the last one of the burst is there for our own pods");
 }
 
-/// More sources than there is memory for, each asked about so seldom that it seems silent: other peers do not notice.
+/// More sources than the table holds, each so rare that it counts as idle. Other peers are not affected.
 #[test]
 fn r48_a_peer_with_more_sources_than_places_costs_other_peers_nothing() {
     for seed in 0..4 {
@@ -194,7 +194,7 @@ fn r48_a_peer_with_more_sources_than_places_costs_other_peers_nothing() {
     }
 }
 
-/// A flood from as many sources as may be answered in a second: one that was silent waits for no longer than that.
+/// A flood from as many sources as may be answered per second. An idle source waits for at most one second.
 #[test]
 fn r48_a_silent_source_waits_at_most_a_second_while_many_flood() {
     for flood in [250, 500, 900] {
@@ -204,7 +204,7 @@ fn r48_a_silent_source_waits_at_most_a_second_while_many_flood() {
         for i in 0..100_000u32 {
             let now = at(100 * u64::from(i));
             limiter.asked(Error::near(source(i % flood)), now);
-            // A new source every second, which asks every 50 ms until it is answered.
+            // A new source every second asks every 50 ms until it is answered.
             if i % 10_000 == 5_000 {
                 asked_since = Some((source(10_000 + i), now));
             }
@@ -221,7 +221,7 @@ fn r48_a_silent_source_waits_at_most_a_second_while_many_flood() {
     }
 }
 
-/// Sources that push each other out of one set of the table, for ten seconds.
+/// Sources that evict each other from one set of the table, for ten seconds.
 #[test]
 fn r48_sources_in_one_set_get_no_more_than_their_limit() {
     for (seed, count) in [(0, 5), (0, 17), (1, 40), (2, 100)] {
@@ -241,7 +241,7 @@ fn r48_sources_in_one_set_get_no_more_than_their_limit() {
     }
 }
 
-/// Several hundred sources share the sets of the table, and nothing else.
+/// Several hundred sources share only the sets of the table.
 #[test]
 fn every_source_has_tokens_of_its_own() {
     let one = Rate { per_second: 1, burst: 1 };
@@ -281,7 +281,7 @@ fn without_a_rate_the_burst_is_all() {
     assert!(!IcmpLimiter::new(IcmpLimiter::PER_SOURCE, nothing).asked(Error::near(A), Duration::ZERO));
 }
 
-/// Errors of every kind, about few addresses or about many of one set.
+/// Errors of every kind, about a few addresses or about many of one set.
 fn errors(seed: u64) -> impl Strategy<Value = Vec<(Error, u64)>> {
     let pool = colliding(seed, A, 40);
     let address = prop_oneof![3 => (0usize..40).prop_map(move |i| pool[i]), 1 => (0u32..2000).prop_map(source)];
@@ -298,7 +298,7 @@ fn errors(seed: u64) -> impl Strategy<Value = Vec<(Error, u64)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// R48, for every seed, settings and pattern of sources.
+    /// R48 for every seed, setting and pattern of sources.
     #[test]
     fn r48_never_more_than_burst_and_rate(
         (errors, seed) in (0u64..8).prop_flat_map(|seed| (errors(seed), Just(seed))),

@@ -1,4 +1,4 @@
-//! Verification of a router's report: that it is about a datagram of ours, and how much of that is proven (R54).
+//! Verification of a router's report: evidence that it quotes a datagram of this host (R54).
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -8,15 +8,15 @@ use crate::route::RouteTable;
 use crate::wire::DatagramTooBig;
 use crate::wire::ipv4::HEADER_LEN;
 
-/// A report that may be a router's, in bytes of inner packet.
+/// A plausible report, with lengths in bytes of inner packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Believed {
     pub(super) peer: IpAddr,
-    /// Of the packet that was too long.
+    /// The length of the refused packet.
     pub(super) refused: u16,
-    /// Of the longest packet that would have passed, according to the report.
+    /// The longest packet that passes, according to the report.
     pub(super) mtu: u16,
-    /// The least that such a report may lower the path to.
+    /// The smallest MTU that such a report may set.
     pub(super) least: u16,
 }
 
@@ -48,19 +48,19 @@ pub(super) fn judge(
     Ok(Believed { peer, refused: inner(len), mtu: inner(mtu), least: inner(least) })
 }
 
-/// The length of the datagram that was too big, with its outer headers.
+/// Returns the length of the refused datagram with its outer headers.
 ///
-/// A kernel that routes for a container or a virtual machine of its own gets GSO batches whole. Then the quoted outer header has
-/// the length of the batch (`ip_forward` in net/ipv4/ip_forward.c passes the packet to `icmp_send` as it is). All datagrams of a
-/// batch are as long as the first one, whose inner header is quoted.
+/// A kernel that routes for a local container or virtual machine gets whole GSO batches. Then the quoted outer header
+/// has the length of the batch (`ip_forward` in net/ipv4/ip_forward.c passes the packet to `icmp_send` unchanged). All
+/// datagrams of a batch are as long as the first one, whose inner header is quoted.
 fn datagram_len(report: &DatagramTooBig) -> u16 {
     const HEADERS: u16 = 28;
     let first = report.inner.map(|[_, _, l0, l1, ..]| u16::from_be_bytes([l0, l1]).saturating_add(HEADERS));
     first.map_or(report.len, |first| first.min(report.len))
 }
 
-/// Returns `true` if the front of an inner packet shows that `forwarder` sent it to `peer`, and an error if it shows that it did
-/// not.
+/// Returns true if the first bytes of an inner packet show that `forwarder` sent it to `peer`. Returns an error if they
+/// show that it did not.
 fn proves(
     header: &[u8; HEADER_LEN],
     outer_len: u16,

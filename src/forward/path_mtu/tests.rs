@@ -17,7 +17,7 @@ fn lowers_never_raises_and_forgets_after_ten_minutes() {
     assert_eq!(paths.lookup(PEER, start + PathMtus::LIFETIME), Some(1400));
 }
 
-/// RFC 1191 section 3: no attempt to raise it soon after it was reported once more.
+/// RFC 1191 section 3: a value that was just confirmed is not raised soon.
 #[test]
 fn a_value_that_is_confirmed_holds_for_longer() {
     let (mut paths, start) = (PathMtus::default(), Duration::ZERO);
@@ -50,8 +50,8 @@ fn what_is_forgotten_is_learned_anew() {
     assert_eq!(paths.lookup(PEER, now), Some(1300));
 }
 
-fn refused(paths: &mut PathMtus, len: usize, system: SystemPath, anomalies: &mut Anomalies) -> EmsgsizeOutcome {
-    paths.handle_emsgsize(SocketAddr::new(PEER, 8285), len, system, Duration::ZERO, anomalies)
+fn refused(paths: &mut PathMtus, len: usize, system: SystemPath, stats: &mut Stats) -> EmsgsizeOutcome {
+    paths.handle_emsgsize(SocketAddr::new(PEER, 8285), len, system, Duration::ZERO, stats)
 }
 
 fn configured(outer: u32) -> SystemPath {
@@ -60,83 +60,84 @@ fn configured(outer: u32) -> SystemPath {
 
 #[test]
 fn a_refusal_is_explained_by_what_is_known_or_configured() {
-    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
-    let mut after = |len, system| refused(&mut paths, len, system, &mut anomalies);
+    let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
+    let mut after = |len, system| refused(&mut paths, len, system, &mut stats);
     assert_eq!(after(1400, configured(1328)), EmsgsizeOutcome::Limit(1300));
     assert_eq!(after(1301, SystemPath::default()), EmsgsizeOutcome::Limit(1300), "known by now");
     assert_eq!(after(1300, configured(1228)), EmsgsizeOutcome::Limit(1200));
     assert_eq!(after(1200, configured(200)), EmsgsizeOutcome::Limit(172), "who configures a route may");
-    assert_eq!(anomalies.path_mtu_lowered, 3);
+    assert_eq!(stats.path_mtu_lowered, 3);
 }
 
-/// RFC 1191 section 7.1, and not below what Linux takes for the least.
+/// RFC 1191 section 7.1, and not below the minimum of Linux.
 #[test]
 fn fault_53_a_refusal_that_nothing_explains_goes_down_the_plateaus() {
-    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
     let mut len = 9000;
     for outer in [8166, 4352, 2002, 1492, 1006, 552] {
         let limit = EmsgsizeOutcome::Limit(outer - 28);
-        assert_eq!(refused(&mut paths, len, configured(9100), &mut anomalies), limit);
+        assert_eq!(refused(&mut paths, len, configured(9100), &mut stats), limit);
         len = usize::from(outer) - 28;
     }
     for len in [524, 100, 0] {
-        assert_eq!(refused(&mut paths, len, configured(9100), &mut anomalies), EmsgsizeOutcome::Unexplained);
+        assert_eq!(refused(&mut paths, len, configured(9100), &mut stats), EmsgsizeOutcome::Unexplained);
     }
-    assert_eq!((paths.lookup(PEER, Duration::ZERO), anomalies.path_mtu_lowered), (Some(524), 6));
+    assert_eq!((paths.lookup(PEER, Duration::ZERO), stats.path_mtu_lowered), (Some(524), 6));
 }
 
-/// Fault 52: with reports of our own, what the kernel learned is not used. What is configured is, in the other mode too.
+/// Fault 52: with reports of its own, the cache ignores MTUs that the kernel learned. It uses configured ones in both
+/// modes.
 #[test]
 fn r54_what_the_kernel_learned_is_overruled() {
-    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
     let system = SystemPath { configured: Some(1400), learned: Some(552), has_reports: true };
-    let mut after = |len, system| refused(&mut paths, len, system, &mut anomalies);
+    let mut after = |len, system| refused(&mut paths, len, system, &mut stats);
     assert_eq!(after(1000, system), EmsgsizeOutcome::Retry);
     assert_eq!(after(1373, system), EmsgsizeOutcome::Limit(1372), "known since then");
     assert_eq!(after(1372, system), EmsgsizeOutcome::Limit(978), "refused in the new mode: by something else");
     assert_eq!(paths.mode(PEER, Duration::ZERO), PathMode::Probe);
     assert_eq!(paths.mode(PEER, PathMtus::LIFETIME), PathMode::System, "asked again then");
-    assert_eq!(anomalies.path_mtu_lowered, 1);
+    assert_eq!(stats.path_mtu_lowered, 1);
 }
 
 #[test]
 fn r54_a_learned_mtu_that_nobody_verifies_lowers_to_1280() {
     let at = Duration::ZERO;
     for (learned, limit, mode) in [(1400, 1372, PathMode::System), (1279, 1252, PathMode::Fragment)] {
-        let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+        let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
         let system = SystemPath { configured: Some(1500), learned: Some(learned), has_reports: false };
-        assert_eq!(refused(&mut paths, 1472, system, &mut anomalies), EmsgsizeOutcome::Limit(limit));
+        assert_eq!(refused(&mut paths, 1472, system, &mut stats), EmsgsizeOutcome::Limit(limit));
         assert_eq!((paths.lookup(PEER, at), paths.mode(PEER, at)), (Some(limit), mode));
-        assert_eq!(anomalies.path_mtu_lowered, 1);
+        assert_eq!(stats.path_mtu_lowered, 1);
     }
-    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
     let system = SystemPath { configured: Some(1500), learned: Some(552), has_reports: false };
-    assert_eq!(refused(&mut paths, 1252, system, &mut anomalies), EmsgsizeOutcome::Retry, "fits, without DF");
+    assert_eq!(refused(&mut paths, 1252, system, &mut stats), EmsgsizeOutcome::Retry, "fits, without DF");
     assert_eq!((paths.lookup(PEER, at), paths.mode(PEER, at)), (Some(1252), PathMode::Fragment));
 }
 
-/// Every IPv6 path carries 1280 bytes, and Linux learns no less.
+/// Every IPv6 path carries 1280 bytes, and Linux learns no smaller MTU.
 #[test]
 fn r54_over_ipv6_what_the_kernel_learned_is_an_unverified_report() {
-    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
     let to = SocketAddr::new(IpAddr::from([0xfd; 16]), 8285);
     let system = SystemPath { configured: Some(1500), learned: Some(1280), has_reports: true };
-    let outcome = paths.handle_emsgsize(to, 1452, system, Duration::ZERO, &mut anomalies);
+    let outcome = paths.handle_emsgsize(to, 1452, system, Duration::ZERO, &mut stats);
     assert_eq!(outcome, EmsgsizeOutcome::Limit(1232));
     assert_eq!(paths.mode(to.ip(), Duration::ZERO), PathMode::System);
-    let outcome = paths.handle_emsgsize(to, 1232, configured(1500), Duration::ZERO, &mut anomalies);
+    let outcome = paths.handle_emsgsize(to, 1232, configured(1500), Duration::ZERO, &mut stats);
     assert_eq!(outcome, EmsgsizeOutcome::Unexplained, "nothing less");
 }
 
-/// A change of the mode keeps the value of a path, and its end.
+/// A change of the mode keeps the MTU of a path and its expiry.
 #[test]
 fn another_mode_keeps_what_is_known() {
-    let (mut paths, mut anomalies) = (PathMtus::default(), Anomalies::default());
+    let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
     paths.lower(PEER, 1300, Duration::ZERO);
     let system = SystemPath { configured: Some(1500), learned: Some(552), has_reports: true };
     let late = PathMtus::LIFETIME - Duration::from_secs(1);
     let to = SocketAddr::new(PEER, 8285);
-    assert_eq!(paths.handle_emsgsize(to, 1300, system, late, &mut anomalies), EmsgsizeOutcome::Retry);
+    assert_eq!(paths.handle_emsgsize(to, 1300, system, late, &mut stats), EmsgsizeOutcome::Retry);
     assert_eq!((paths.lookup(PEER, late), paths.mode(PEER, late)), (Some(1300), PathMode::Probe));
     assert_eq!(paths.lookup(PEER, PathMtus::LIFETIME), None);
     paths.lower(PEER, 1200, late);

@@ -10,7 +10,7 @@ use super::json::{JsonError, Object};
 use super::{BACKEND, DEFAULT_PORT, is_our_backend, shown};
 use crate::lease::range::{RangeError, SubnetRange};
 
-/// What all hosts of a network agree on. A value of this type is checked, its defaults filled in.
+/// The config that all hosts of a network share. It is checked, and its defaults are filled in.
 ///
 /// ```
 /// use loden::lease::flannel::NetworkConfig;
@@ -28,40 +28,40 @@ pub struct NetworkConfig {
     port: u16,
 }
 
-/// Why a network config cannot be worked with.
+/// The reason why a network config is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A network of another kind.
-    #[error("the network's Backend.Type is {kind:?}; only udp is spoken here")]
+    /// The backend is not udp.
+    #[error("the network's Backend.Type is {kind:?}; only udp is supported")]
     Backend {
-        /// The kind, the beginning of it if it is long.
+        /// The backend type, shortened if it is long.
         kind: String,
     },
-    /// flannel's udp mode has IPv4 only.
-    #[error("EnableIPv4 is false, and the udp mode carries nothing else")]
+    /// flannel's udp mode carries IPv4 only.
+    #[error("EnableIPv4 is false; the udp mode carries IPv4 only")]
     Ipv4Disabled,
-    /// The IPv6 network, its subnets' length, or one of their ends.
-    #[error("of the IPv6 fields: {0}")]
+    /// The IPv6 network, its subnet length, or an end of its range.
+    #[error("IPv6 fields: {0}")]
     Ipv6Range(RangeError),
-    /// Not JSON, or not with these fields.
+    /// The text is not JSON, or a field has the wrong type.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// There is nothing to cut subnets from.
-    #[error("there is no {field}; name the overlay's network, 100.96.0.0/16 say")]
+    /// There is no network.
+    #[error("there is no {field}; set it to the overlay's network, for example 100.96.0.0/16")]
     NoNetwork {
         /// `Network` or `IPv6Network`.
         field: &'static str,
     },
-    /// There is no UDP port 0.
+    /// UDP has no port 0.
     #[error("Backend.Port is 0; the default is {DEFAULT_PORT}")]
     Port,
-    /// The network, its subnets' length, or one of their ends.
+    /// The network, its subnet length, or an end of its range.
     #[error(transparent)]
     Range(#[from] RangeError),
 }
 
-/// What the fields of one family are called.
+/// The field names of one address family.
 struct Names {
     network: &'static str,
     subnet_len: &'static str,
@@ -74,10 +74,10 @@ const IPV6: Names =
     Names { network: "IPv6Network", subnet_len: "IPv6SubnetLen", min: "IPv6SubnetMin", max: "IPv6SubnetMax" };
 
 impl NetworkConfig {
-    /// A network of the udp mode without IPv6. `port` is every host's, 1..=65535.
+    /// Creates a config of the udp mode without IPv6. `port` is the port of every host, 1..=65535.
     ///
     /// # Errors
-    /// [`ConfigError::Port`] if it is 0, [`ConfigError::Ipv4Disabled`] if the range is one of IPv6.
+    /// [`ConfigError::Port`] if it is 0, [`ConfigError::Ipv4Disabled`] if the range is an IPv6 range.
     pub fn new(range: SubnetRange, port: u16) -> Result<Self, ConfigError> {
         match port {
             0 => Err(ConfigError::Port),
@@ -86,10 +86,10 @@ impl NetworkConfig {
         }
     }
 
-    /// Reads a config. Null, 0 and 0.0.0.0 stand for the default of a field, as in flannel.
+    /// Parses a config. Null, 0 and 0.0.0.0 select the default of a field, as in flannel.
     ///
     /// # Errors
-    /// The first field that is wrong, and how.
+    /// The first invalid field.
     pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
         let object = Object::parse(text, "the network config")?;
         let port = backend_port(&object)?;
@@ -110,7 +110,7 @@ impl NetworkConfig {
         Ok(Self { ipv6: Some(ipv6), ..config })
     }
 
-    /// Writes a config with nothing left to defaults.
+    /// Formats a config with explicit values for all fields.
     #[must_use]
     pub fn to_json(&self) -> String {
         let ipv4 = range_json(&self.range, &IPV4);
@@ -119,19 +119,20 @@ impl NetworkConfig {
         format!(r#"{{{ipv4},{}"Backend":{{"Type":"{BACKEND}","Port":{port}}}}}"#, ipv6.unwrap_or_default())
     }
 
-    /// The overlay network, and which subnets of it may be leased.
+    /// Returns the overlay network with the range of subnets that may be leased.
     #[must_use]
     pub fn range(&self) -> &SubnetRange {
         &self.range
     }
 
-    /// The same for IPv6, if it is enabled. The udp mode carries none of it, but its hosts' keys name such subnets too.
+    /// Returns the IPv6 range if IPv6 is enabled. The udp mode does not carry IPv6, but its hosts' keys contain such
+    /// subnets.
     #[must_use]
     pub fn ipv6(&self) -> Option<&SubnetRange> {
         self.ipv6.as_ref()
     }
 
-    /// The UDP port of every host, never 0.
+    /// Returns the UDP port of every host, never 0.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port

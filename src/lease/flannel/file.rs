@@ -1,4 +1,4 @@
-//! `subnet.env` on disk: whoever reads it sees the old file or the new one, whole.
+//! Atomic writes of `subnet.env`: a reader sees the whole old file or the whole new one.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -9,37 +9,37 @@ use alloc::string::ToString;
 
 use super::subnet_env::SubnetEnv;
 
-/// What was being done when the system refused it.
+/// The step that the system refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileStep {
-    /// Making the directory.
+    /// Creating the directory.
     CreateDirectory,
-    /// Making or writing the temporary file beside the final one.
+    /// Creating or writing the temporary file in the same directory.
     Write,
-    /// Giving it the final name.
+    /// Renaming the temporary file.
     Rename,
 }
 
-/// Why `subnet.env` could not be written. What was there before is still there.
+/// The reason why `subnet.env` could not be written. The previous file still exists.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step} {}: {source}; the subnet file needs a directory that this process may write to", .path.display())]
 pub struct FileError {
-    /// What was being done.
+    /// The step that failed.
     pub step: FileStep,
-    /// To which path.
+    /// The path.
     pub path: PathBuf,
-    /// What the system says.
+    /// The system's error.
     pub source: io::Error,
 }
 
-/// Writes `subnet.env`: to a temporary file in the same directory, mode 0644, synced and then renamed. Missing directories are
-/// made with mode 0755.
+/// Writes `subnet.env` with mode 0644. It writes a temporary file in the same directory, syncs it and renames it.
+/// Missing directories are created with mode 0755.
 ///
-/// It blocks for as long as the disk does.
+/// It blocks on the disk.
 ///
 /// # Errors
-/// [`FileError`] with the step that failed; the temporary file is gone then.
+/// [`FileError`] with the failed step. The temporary file is removed then.
 pub fn write_subnet_env(path: &Path, env: &SubnetEnv) -> Result<(), FileError> {
     let failed = |step, path: &Path| {
         let path = path.to_owned();
@@ -52,11 +52,12 @@ pub fn write_subnet_env(path: &Path, env: &SubnetEnv) -> Result<(), FileError> {
         .map_err(failed(FileStep::Write, &temporary))
         .and_then(|()| fs::rename(&temporary, path).map_err(failed(FileStep::Rename, path)));
     if written.is_err() {
-        // It may not be there, and there is nobody to tell that it cannot be removed either.
+        // The file may not exist, and there is no way to report that it cannot be removed either.
         let _ = fs::remove_file(&temporary);
         return written;
     }
-    // The name is on disk only when the directory is. Some file systems refuse to sync one; the file is in its place then too.
+    // The name is durable only after the directory is synced. Some file systems refuse that; the file has its name then
+    // too.
     let _ = File::open(directory).and_then(|directory| directory.sync_all());
     Ok(())
 }
@@ -69,7 +70,7 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     builder.create(directory)
 }
 
-/// Hidden, and this process's own.
+/// Returns a hidden name that only this process uses.
 fn temporary_name(path: &Path) -> OsString {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -79,19 +80,19 @@ fn temporary_name(path: &Path) -> OsString {
 
 fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    // Never through a link that somebody put there.
+    // `create_new` does not follow a symbolic link that another user created.
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
     let mut file = match options.open(path) {
-        // Left by an earlier process with our number.
+        // An earlier process with the same process id left it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(path)?;
             options.open(path)?
         }
         file => file?,
     };
-    // Whatever the umask is: others have to read it.
+    // Other users must be able to read the file, whatever the umask is.
     #[cfg(unix)]
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     file.write_all(contents)?;

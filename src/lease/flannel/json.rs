@@ -1,4 +1,4 @@
-//! JSON objects as Go reads them into a struct.
+//! JSON objects, decoded as Go decodes them into a struct.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -9,24 +9,24 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 
 use super::shown;
 
-/// Why a text is not the JSON that is needed.
+/// The reason why a text is not the expected JSON.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// No JSON, or something behind it.
-    #[error("this is no JSON: {reason}")]
+    /// Invalid JSON, or trailing text.
+    #[error("invalid JSON: {reason}")]
     Syntax {
-        /// What the parser says, with line and column.
+        /// The parser's message, with line and column.
         reason: String,
     },
-    /// A value of another kind than is needed.
+    /// A value of the wrong type.
     #[error("{field} is {found}, not {wanted}")]
     Kind {
-        /// Name of the field.
+        /// The name of the field.
         field: &'static str,
-        /// What it has to be.
+        /// The expected type.
         wanted: &'static str,
-        /// What it is, the beginning of it if it is long.
+        /// The actual value, shortened if it is long.
         found: String,
     },
 }
@@ -35,12 +35,12 @@ pub enum JsonError {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Object(Vec<(String, Node)>);
 
-/// A value, as far as any of flannel's fields could hold it.
+/// A value of a type that flannel's fields have.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Node {
     Bool(bool),
     Null,
-    /// What no field can hold, for the error.
+    /// A value of any other type, for the error.
     Other(String),
     Object(Object),
     Text(String),
@@ -48,14 +48,14 @@ pub(super) enum Node {
 }
 
 impl Object {
-    /// Reads a text that is one object. `field` is what errors call it.
+    /// Parses a text that must be one object. `field` is its name in errors.
     pub(super) fn parse(text: &[u8], field: &'static str) -> Result<Self, JsonError> {
         let node: Node =
             serde_json::from_slice(text).map_err(|error| JsonError::Syntax { reason: error.to_string() })?;
         if let Node::Object(object) = node { Ok(object) } else { Err(node.not(field, "an object")) }
     }
 
-    /// A field's text. Null is as good as absent.
+    /// Returns a text field. Null counts as absent.
     pub(super) fn text(&self, field: &'static str) -> Result<Option<&str>, JsonError> {
         match self.field(field) {
             None => Ok(None),
@@ -64,7 +64,7 @@ impl Object {
         }
     }
 
-    /// A field's text, read further; `wanted` is what it should be.
+    /// Returns a text field after parsing; `wanted` describes the expected text.
     pub(super) fn parsed<T: core::str::FromStr>(
         &self,
         field: &'static str,
@@ -85,7 +85,7 @@ impl Object {
         }
     }
 
-    /// A field's number; `wanted` names the range of `T`.
+    /// Returns a number field; `wanted` names the range of `T`.
     pub(super) fn number<T: TryFrom<u64>>(
         &self,
         field: &'static str,
@@ -152,7 +152,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        // Never more than 24 characters: `Display` would write 1e300 in full.
+        // This is at most 24 characters long. `Display` would write 1e300 in full.
         Ok(Node::Other(format!("{value:e}")))
     }
 

@@ -8,35 +8,35 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::shown;
 
-/// What a lease is called in etcd, without `<prefix>/subnets/`.
+/// The name of a lease in etcd, without `<prefix>/subnets/`.
 ///
-/// There is one spelling for each key, the one that flannel writes: two keys that differ are never read as one, and so none
-/// of them is taken for the other when it is deleted. Host bits are kept for the same reason.
+/// Each key has exactly one spelling, the one that flannel writes. So two different keys are never parsed as the same
+/// lease, and deleting one does not affect the other. Host bits are kept for the same reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseKey {
     /// The subnet.
     pub ipv4: Ipv4Net,
-    /// The IPv6 subnet of a dual-stack network, which the udp mode has no use for.
+    /// The IPv6 subnet of a dual-stack network. The udp mode does not use it.
     pub ipv6: Option<Ipv6Net>,
 }
 
-/// Why a key is no lease's.
+/// The reason why a key is not a lease's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaseKeyError {
     /// Not an IPv4 subnet.
-    #[error("{part:?} is no IPv4 subnet in the form 100.96.1.0-24")]
+    #[error("{part:?} is not an IPv4 subnet in the form 100.96.1.0-24")]
     Ipv4 {
-        /// The part of the key, the beginning of it if it is long.
+        /// The part of the key, shortened if it is long.
         part: String,
     },
     /// Not an IPv6 subnet.
-    #[error("{part:?} is no IPv6 subnet in the form fd00:1::-64")]
+    #[error("{part:?} is not an IPv6 subnet in the form fd00:1::-64")]
     Ipv6 {
-        /// The part of the key, the beginning of it if it is long.
+        /// The part of the key, shortened if it is long.
         part: String,
     },
-    /// Readable, but not as flannel would write it.
+    /// The key is readable, but has another spelling than flannel's.
     #[error("the key is spelled differently from flannel's {spelling:?}; write it like that")]
     Spelling {
         /// flannel's spelling.

@@ -1,4 +1,4 @@
-//! flannel's formats, read as flannel reads them and written as it writes them.
+//! flannel's formats, parsed and written as flannel does.
 //!
 //! ```text
 //!  <prefix>/config                                     NetworkConfig
@@ -8,9 +8,9 @@
 //!  /run/flannel/subnet.env                             SubnetEnv
 //! ```
 //!
-//! JSON is read as Go's `encoding/json` does: names without regard to case, unknown ones ignored, of repeated ones the last.
-//! [`LeaseReader`] makes events for a [`Reconciler`](super::Reconciler) of keys and values: what cannot be read is set aside
-//! alone.
+//! JSON is parsed as Go's `encoding/json` does: names are case-insensitive, unknown fields are ignored, and of repeated
+//! fields the last one counts. [`LeaseReader`] turns keys and values into events for a
+//! [`Reconciler`](super::Reconciler). It skips unreadable entries and reports each of them.
 
 mod config;
 #[cfg(feature = "std")]
@@ -28,25 +28,25 @@ pub use config::{ConfigError, NetworkConfig};
 pub use file::{FileError, FileStep, write_subnet_env};
 pub use json::JsonError;
 pub use key::{LeaseKey, LeaseKeyError};
-pub use reader::{LeaseReader, Reading, SetAside, SetAsideCounts};
+pub use reader::{LeaseReader, ParsedUpdate, SkippedKey, SkippedKeyCounts};
 pub use subnet_env::{Field, SubnetEnv, SubnetEnvError};
 pub use value::{LeaseValue, LeaseValueError};
 
-/// The prefix of flannel's keys in etcd, unless it is set otherwise.
+/// The default prefix of flannel's keys in etcd.
 pub const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
-/// The port of every host's socket, unless the network's `Backend` names another.
+/// The default port of every host, if the network's `Backend` has none.
 pub const DEFAULT_PORT: u16 = 8285;
 
-/// What flannel calls this kind of overlay: `Backend.Type`, and a lease's `BackendType`.
+/// flannel's name of this backend: `Backend.Type`, and a lease's `BackendType`.
 pub const BACKEND: &str = "udp";
 
-/// Absent, empty or `udp` in any case.
+/// Returns true for an absent or empty backend type and for `udp` in any case.
 fn is_our_backend(kind: Option<&str>) -> bool {
     kind.is_none_or(|kind| kind.is_empty() || kind.eq_ignore_ascii_case(BACKEND))
 }
 
-/// As much of a text of others as errors repeat: who may write keys could else fill logs.
+/// Shortens a foreign text for an error. Whoever writes keys could fill logs otherwise.
 fn shown(text: &str) -> String {
     text.chars().take(64).collect()
 }

@@ -1,4 +1,4 @@
-//! Keys and values of etcd in, events out; what cannot be read is set aside alone.
+//! The reader of etcd keys and values, which turns them into lease events and skips unreadable entries.
 
 use alloc::format;
 use alloc::string::String;
@@ -10,95 +10,96 @@ use super::shown;
 use super::value::{LeaseValue, LeaseValueError};
 use crate::lease::{Held, Lease, LeaseEvent};
 
-/// Reads the leases of one network. Next hops have the network's port.
+/// The reader of one network's leases. Next hops have the network's port.
 #[derive(Clone, Debug)]
 pub struct LeaseReader {
-    /// What keys of leases begin with, with the slash at the end.
+    /// The prefix of lease keys, with the slash at the end.
     subnets: String,
     port: u16,
-    set_aside: SetAsideCounts,
+    skipped: SkippedKeyCounts,
 }
 
-/// What a message of etcd's says.
+/// The result of one update from etcd.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
-pub struct Reading {
-    /// For the [`Reconciler`](crate::lease::Reconciler).
+pub struct ParsedUpdate {
+    /// The event for the [`Reconciler`](crate::lease::Reconciler).
     pub event: Option<LeaseEvent<LeaseKey>>,
-    /// What is no lease of ours.
-    pub set_aside: Vec<SetAside>,
+    /// The keys without a lease of the udp mode.
+    pub skipped: Vec<SkippedKey>,
 }
 
-/// A key that is not taken, and why. The others are.
+/// A skipped key, and the reason. Other keys of the update are read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum SetAside {
-    /// A lease of another kind of overlay, or a value that cannot be read.
-    #[error("lease {key} is set aside: {reason}")]
+pub enum SkippedKey {
+    /// A lease of another backend, or an unreadable value.
+    #[error("lease {key} is skipped: {reason}")]
     Value {
         /// The key.
         key: LeaseKey,
-        /// What is wrong with its value.
+        /// The reason.
         reason: LeaseValueError,
     },
-    /// A key that cannot be read.
-    #[error("key {key:?} is set aside: {reason}")]
+    /// An unreadable key.
+    #[error("key {key:?} is skipped: {reason}")]
     Key {
-        /// The key as it is in etcd, the beginning of it if it is long.
+        /// The key in etcd, shortened if it is long.
         key: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: LeaseKeyError,
     },
-    /// A key of something else.
-    #[error("key {key:?} is set aside: it is not below {subnets}")]
+    /// A key outside the leases' prefix.
+    #[error("key {key:?} is skipped: it does not begin with {subnets}")]
     Elsewhere {
-        /// The key as it is in etcd, the beginning of it if it is long.
+        /// The key in etcd, shortened if it is long.
         key: String,
-        /// What keys of leases begin with.
+        /// The prefix of lease keys.
         subnets: String,
     },
 }
 
-/// How many keys were set aside, each time they were read.
+/// The number of skipped keys, counted each time they are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct SetAsideCounts {
-    /// Keys of something else.
+pub struct SkippedKeyCounts {
+    /// Keys outside the leases' prefix.
     pub elsewhere: u64,
-    /// Leases of other kinds of overlay.
+    /// Leases of other backends.
     pub other_backends: u64,
-    /// Keys that cannot be read.
+    /// Unreadable keys.
     pub unreadable_keys: u64,
-    /// Values that cannot be read.
+    /// Unreadable values.
     pub unreadable_values: u64,
 }
 
 impl LeaseReader {
-    /// A reader of the leases below `<prefix>/subnets/` whose hosts all have this port.
+    /// Creates a reader of the leases below `<prefix>/subnets/`, whose hosts all have this port.
     #[must_use]
     pub fn new(prefix: &str, port: u16) -> Self {
         let subnets = format!("{}/subnets/", prefix.trim_end_matches('/'));
-        Self { subnets, port, set_aside: SetAsideCounts::default() }
+        Self { subnets, port, skipped: SkippedKeyCounts::default() }
     }
 
-    /// What keys of leases begin with: the prefix to list and to watch.
+    /// Returns the prefix of lease keys, to list and to watch.
     #[must_use]
     pub fn subnets(&self) -> &str {
         &self.subnets
     }
 
-    /// The full key of a lease.
+    /// Returns the full key of a lease.
     #[must_use]
     pub fn full_key(&self, key: &LeaseKey) -> String {
         format!("{}{key}", self.subnets)
     }
 
-    /// Which subnet a key holds and for which host, whatever it is worth as a lease: for [`candidates`](crate::lease::candidates),
-    /// which must know of all that is taken.
+    /// Returns the subnet that a key holds and its host, for [`allocation_order`](crate::lease::allocation_order),
+    /// which must know all leased subnets.
     ///
-    /// A lease of another backend holds its subnet too, and so does a value that cannot be read; its host is 0.0.0.0, which is
-    /// nobody's. A key in another spelling than flannel's holds its subnet for nobody too, since flannel reads some of them; the key
-    /// returned has flannel's spelling. `None` if the key is no lease's. `created` is the key's create revision.
+    /// A lease of another backend holds its subnet too. So does an unreadable value; its host is 0.0.0.0. A key with
+    /// another spelling than flannel's also holds its subnet for 0.0.0.0, since flannel reads some of them; the
+    /// returned key has flannel's spelling. Returns `None` if the key is not a lease's. `created` is the key's create
+    /// revision.
     #[must_use]
     pub fn held(&self, key: &[u8], value: &[u8], created: u64) -> Option<(LeaseKey, Held)> {
         let key = core::str::from_utf8(key).ok()?.strip_prefix(&self.subnets)?;
@@ -111,70 +112,70 @@ impl LeaseReader {
         Some((key, Held { subnet: key.ipv4.into(), host: host.into(), created }))
     }
 
-    /// All that a listing returned, which is a snapshot of it.
-    pub fn snapshot<'a>(&mut self, entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Reading {
-        let mut set_aside = Vec::new();
+    /// Parses a complete listing, which becomes a snapshot.
+    pub fn snapshot<'a>(&mut self, entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> ParsedUpdate {
+        let mut skipped = Vec::new();
         let mut leases = Vec::new();
         for (key, value) in entries {
             match self.lease(key, value) {
                 Ok(lease) => leases.push(lease),
-                Err(aside) => set_aside.push(aside),
+                Err(key) => skipped.push(key),
             }
         }
-        Reading { event: Some(LeaseEvent::Snapshot(leases)), set_aside }
+        ParsedUpdate { event: Some(LeaseEvent::Snapshot(leases)), skipped }
     }
 
-    /// A key that was put. If its value is no lease of ours, then there is none by this key: what it said before is no more.
-    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Reading {
+    /// Parses a written key. If its value is not a lease of the udp mode, the previous lease of the key is removed.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> ParsedUpdate {
         match self.lease(key, value) {
-            Ok((key, lease)) => Reading { event: Some(LeaseEvent::Added { key, lease }), set_aside: Vec::new() },
-            Err(aside) => {
-                let event = match &aside {
-                    SetAside::Value { key, .. } => Some(LeaseEvent::Removed { key: *key }),
-                    SetAside::Elsewhere { .. } | SetAside::Key { .. } => None,
+            Ok((key, lease)) => ParsedUpdate { event: Some(LeaseEvent::Added { key, lease }), skipped: Vec::new() },
+            Err(skipped_key) => {
+                let event = match &skipped_key {
+                    SkippedKey::Value { key, .. } => Some(LeaseEvent::Removed { key: *key }),
+                    SkippedKey::Elsewhere { .. } | SkippedKey::Key { .. } => None,
                 };
-                Reading { event, set_aside: Vec::from([aside]) }
+                ParsedUpdate { event, skipped: Vec::from([skipped_key]) }
             }
         }
     }
 
-    /// A key that was deleted, or whose time was over.
-    pub fn deleted(&mut self, key: &[u8]) -> Reading {
+    /// Parses the deletion or expiry of a key.
+    pub fn deleted(&mut self, key: &[u8]) -> ParsedUpdate {
         match self.key(key) {
-            Ok(key) => Reading { event: Some(LeaseEvent::Removed { key }), set_aside: Vec::new() },
-            Err(aside) => Reading { event: None, set_aside: Vec::from([aside]) },
+            Ok(key) => ParsedUpdate { event: Some(LeaseEvent::Removed { key }), skipped: Vec::new() },
+            Err(skipped_key) => ParsedUpdate { event: None, skipped: Vec::from([skipped_key]) },
         }
     }
 
-    /// How many keys were set aside so far.
+    /// Returns the number of skipped keys so far.
     #[must_use]
-    pub fn set_aside(&self) -> SetAsideCounts {
-        self.set_aside
+    pub fn skipped(&self) -> SkippedKeyCounts {
+        self.skipped
     }
 
-    fn lease(&mut self, key: &[u8], value: &[u8]) -> Result<(LeaseKey, Lease), SetAside> {
+    fn lease(&mut self, key: &[u8], value: &[u8]) -> Result<(LeaseKey, Lease), SkippedKey> {
         let key = self.key(key)?;
         match LeaseValue::from_json(value) {
             Ok(value) => Ok((key, Lease::new(key.ipv4, SocketAddr::new(value.public_ip.into(), self.port)))),
             Err(reason) => {
                 match reason {
-                    LeaseValueError::Backend { .. } => self.set_aside.other_backends += 1,
-                    LeaseValueError::Json(_) | LeaseValueError::NoPublicIp => self.set_aside.unreadable_values += 1,
+                    LeaseValueError::Backend { .. } => self.skipped.other_backends += 1,
+                    LeaseValueError::Json(_) | LeaseValueError::NoPublicIp => self.skipped.unreadable_values += 1,
                 }
-                Err(SetAside::Value { key, reason })
+                Err(SkippedKey::Value { key, reason })
             }
         }
     }
 
-    fn key(&mut self, full: &[u8]) -> Result<LeaseKey, SetAside> {
+    fn key(&mut self, full: &[u8]) -> Result<LeaseKey, SkippedKey> {
         let text = String::from_utf8_lossy(full);
         let Some(key) = text.strip_prefix(&self.subnets) else {
-            self.set_aside.elsewhere += 1;
-            return Err(SetAside::Elsewhere { key: shown(&text), subnets: self.subnets.clone() });
+            self.skipped.elsewhere += 1;
+            return Err(SkippedKey::Elsewhere { key: shown(&text), subnets: self.subnets.clone() });
         };
         key.parse().map_err(|reason| {
-            self.set_aside.unreadable_keys += 1;
-            SetAside::Key { key: shown(&text), reason }
+            self.skipped.unreadable_keys += 1;
+            SkippedKey::Key { key: shown(&text), reason }
         })
     }
 }

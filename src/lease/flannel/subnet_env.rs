@@ -1,4 +1,4 @@
-//! `subnet.env`: what the container runtime is told, and what a later run remembers.
+//! `subnet.env`: the settings for the container runtime and for a later run.
 
 use alloc::format;
 use alloc::string::String;
@@ -48,17 +48,17 @@ pub enum Field {
     Subnet,
 }
 
-/// Why a text is no `subnet.env`.
+/// The reason why a text is not a `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubnetEnvError {
-    /// A line is not there.
+    /// A line is missing.
     #[error("there is no {}", .field.name())]
     Missing {
-        /// Which one.
+        /// The line.
         field: Field,
     },
-    /// The subnet is not the network's.
+    /// The subnet is outside the network.
     #[error("subnet {subnet} is not inside the network {network}")]
     Outside {
         /// The subnet.
@@ -66,26 +66,26 @@ pub enum SubnetEnvError {
         /// The network.
         network: Ipv4Net,
     },
-    /// There is no usable address next to the subnet's own.
+    /// The subnet has no second usable address.
     #[error("subnet {subnet} has no address for the bridge; a prefix of at most /30 is needed")]
     TooSmall {
         /// The subnet.
         subnet: Ipv4Net,
     },
-    /// A line does not say what it should.
+    /// A line has an invalid value.
     #[error("{} is {value:?}, not {}", .field.name(), .field.wanted())]
     Unreadable {
-        /// Which one.
+        /// The line.
         field: Field,
-        /// What it says, the beginning of it if it is long.
+        /// The value, shortened if it is long.
         value: String,
     },
 }
 
 impl SubnetEnv {
-    /// What to tell of a subnet of an overlay network. Host bits do not matter.
+    /// Creates the contents for a subnet of an overlay network. Host bits are ignored.
     ///
-    /// `mtu` is the TUN device's, in bytes; `ip_masq` says whether somebody masquerades what leaves the overlay.
+    /// `mtu` is the TUN device's, in bytes. `ip_masq` is true if the host masquerades packets that leave the overlay.
     ///
     /// # Errors
     /// [`SubnetEnvError::Outside`] and [`SubnetEnvError::TooSmall`].
@@ -100,46 +100,46 @@ impl SubnetEnv {
         Ok(Self { network, subnet, ipv6: None, mtu, ip_masq })
     }
 
-    /// The overlay network.
+    /// Returns the overlay network.
     #[must_use]
     pub fn network(&self) -> Ipv4Net {
         self.network
     }
 
-    /// The host's subnet, host bits cleared: the one to ask for again.
+    /// Returns the host's subnet, host bits cleared, for the next allocation.
     #[must_use]
     pub fn subnet(&self) -> Ipv4Net {
         self.subnet
     }
 
-    /// The subnet's first usable address, which the file names: the bridge's.
+    /// Returns the bridge's address: the first usable address of the subnet, which the file contains.
     #[must_use]
     pub fn bridge(&self) -> Ipv4Addr {
-        // A prefix of at most /30 begins far below the highest address.
+        // A prefix of at most /30 cannot begin at the highest address.
         Ipv4Addr::from_bits(self.subnet.network().to_bits() | 1)
     }
 
-    /// Overlay network and subnet of a dual-stack flannel, as they were read.
+    /// Returns the overlay network and subnet of a dual-stack flannel, if the file has them.
     #[must_use]
     pub fn ipv6(&self) -> Option<(Ipv6Net, Ipv6Net)> {
         self.ipv6
     }
 
-    /// The TUN device's MTU in bytes.
+    /// Returns the TUN device's MTU in bytes.
     #[must_use]
     pub fn mtu(&self) -> u16 {
         self.mtu
     }
 
-    /// Whether somebody masquerades what leaves the overlay.
+    /// Returns true if the host masquerades packets that leave the overlay.
     #[must_use]
     pub fn ip_masq(&self) -> bool {
         self.ip_masq
     }
 }
 
-/// Reads lines like a shell would source them: comments, quotes and unknown names are no mistakes, of repeated names the last
-/// counts.
+/// Parses lines as a shell would source them. Comments, quotes and unknown names are allowed, and of repeated names the
+/// last one counts.
 impl FromStr for SubnetEnv {
     type Err = SubnetEnvError;
 
@@ -159,7 +159,7 @@ impl FromStr for SubnetEnv {
     }
 }
 
-/// The file as flannel writes it.
+/// Formats the file as flannel writes it.
 impl core::fmt::Display for SubnetEnv {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let mut line = |field: Field, value: &dyn core::fmt::Display| writeln!(f, "{}={value}", field.name());
@@ -175,7 +175,7 @@ impl core::fmt::Display for SubnetEnv {
 }
 
 impl Field {
-    /// What the file calls it.
+    /// Returns the name of the field in the file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -8,7 +8,7 @@ use core::net::{Ipv4Addr, Ipv6Addr};
 use super::json::{JsonError, Object};
 use super::{BACKEND, is_our_backend, shown};
 
-/// Who holds a lease of the udp mode.
+/// The value of a lease of the udp mode.
 ///
 /// ```
 /// use loden::lease::flannel::LeaseValue;
@@ -20,46 +20,46 @@ use super::{BACKEND, is_our_backend, shown};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseValue {
-    /// The underlay address of the owner, with the network's port the next hop.
+    /// The underlay address of the owner. With the network's port it is the next hop.
     pub public_ip: Ipv4Addr,
-    /// The same for IPv6, which the udp mode has no use for.
+    /// The owner's IPv6 address. The udp mode does not use it.
     pub public_ipv6: Option<Ipv6Addr>,
 }
 
-/// Why a value is no lease of ours.
+/// The reason why a value is not a lease of the udp mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaseValueError {
-    /// A lease of another kind of overlay.
+    /// A lease of another backend.
     #[error("the lease is of backend type {kind:?}, not udp")]
     Backend {
-        /// The kind, the beginning of it if it is long.
+        /// The backend type, shortened if it is long.
         kind: String,
-        /// Who holds it, if that can be read: a host that changes over to udp keeps its subnet.
+        /// The owner, if it can be read: a host that changes to udp keeps its subnet.
         public_ip: Option<Ipv4Addr>,
     },
-    /// Not JSON, or not with these fields.
+    /// The text is not JSON, or a field has the wrong type.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// Nobody to send packets to.
+    /// The value has no owner.
     #[error("there is no PublicIP")]
     NoPublicIp,
 }
 
-/// What a `PublicIP` should be.
+/// The expected type of `PublicIP`.
 const ADDRESS: &str = "an IPv4 address";
 
 impl LeaseValue {
-    /// A lease held by the host at this address.
+    /// Creates the value of a lease of the host at this address.
     #[must_use]
     pub fn new(public_ip: Ipv4Addr) -> Self {
         Self { public_ip, public_ipv6: None }
     }
 
-    /// Reads a value. Without `BackendType`, with an empty one or with `udp` in any case it is ours.
+    /// Parses a value. Its `BackendType` must be absent, empty, or `udp` in any case.
     ///
     /// # Errors
-    /// What is wrong with it; [`LeaseValueError::Backend`] where nothing is, but it is not ours.
+    /// The first invalid field, or [`LeaseValueError::Backend`] for a valid lease of another backend.
     pub fn from_json(text: &[u8]) -> Result<Self, LeaseValueError> {
         let object = Object::parse(text, "a lease")?;
         let kind = object.text("BackendType")?;
@@ -71,7 +71,7 @@ impl LeaseValue {
         Ok(Self { public_ip, public_ipv6: object.parsed("PublicIPv6", "an IPv6 address")? })
     }
 
-    /// Whose a value is, of whatever backend: a host that changes over to udp keeps its subnet. `None` if it does not say so.
+    /// Returns the owner of a value of any backend, if it has one. A host that changes to udp keeps its subnet.
     #[must_use]
     pub fn holder(text: &[u8]) -> Option<Ipv4Addr> {
         match Self::from_json(text) {
@@ -81,7 +81,7 @@ impl LeaseValue {
         }
     }
 
-    /// Writes a value, byte for byte as flannel does in the udp mode.
+    /// Formats a value byte for byte as flannel does in the udp mode.
     #[must_use]
     pub fn to_json(&self) -> String {
         let ipv6 = self.public_ipv6.map_or("null".to_owned(), |address| format!("\"{address}\""));

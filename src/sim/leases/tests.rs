@@ -16,7 +16,7 @@ fn network() -> IpNet {
     net("100.96.0.0/16")
 }
 
-/// Few subnets and few hosts: they contradict one another all the time.
+/// Returns leases of few subnets and few hosts, which often conflict.
 fn any_lease() -> impl Strategy<Value = Lease> {
     let subnets =
         ["100.96.1.0/24", "100.96.1.128/25", "100.96.0.0/23", "100.96.2.0/24", "100.96.2.7/32", "100.96.0.0/16"];
@@ -51,7 +51,7 @@ fn underlay(host: u8) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::new(10, 168, 0, host), 8285))
 }
 
-/// The last one has a subnet in which others have theirs.
+/// Returns four hosts. The last one's subnet contains other hosts' subnets.
 fn hosts() -> [Host; 4] {
     let host = |subnet, host| Host::new(network(), net(subnet), underlay(host));
     [host("100.96.1.0/24", 2), host("100.96.2.0/24", 3), host("100.96.1.0/24", 4), host("100.96.0.0/22", 5)]
@@ -63,7 +63,7 @@ fn sorted(table: &RouteTable) -> Vec<Route> {
     routes
 }
 
-/// One host by itself, with all that a simulation shares.
+/// A host with its own reconciler and publisher.
 struct Alone {
     reconciler: Reconciler<u8>,
     publisher: RoutePublisher,
@@ -83,7 +83,7 @@ impl Alone {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
-    /// Whatever leases there are, and whenever a node looks: its routes are those that a reconciler of its own gives it.
+    /// A node's routes equal those of its own reconciler, for all leases and at all times.
     #[test]
     fn every_node_sees_what_it_would_see_alone(
         steps in vec((any_event(), 0u64..4, 0usize..5), 1..40),
@@ -100,7 +100,7 @@ proptest! {
                 alone.reconciler.handle_event(SOURCE, event.clone(), now);
                 alone.follow();
             }
-            // One of them looks, or all, or none.
+            // One node, all nodes or none update their tables.
             for (at, (node, alone)) in nodes.iter_mut().zip(&alone).enumerate() {
                 if who == 4 || who == at {
                     leases.refresh(node);
@@ -108,7 +108,7 @@ proptest! {
                 }
             }
         }
-        // A table that grew with its changes and one that is made at once are the same.
+        // A table after many changes equals one built at once.
         for (host, alone) in hosts().into_iter().zip(&alone) {
             let mut node = NodeRoutes::new(host);
             leases.refresh(&mut node);
@@ -116,7 +116,7 @@ proptest! {
         }
     }
 
-    /// Fixed routes stand over whatever leases say, before and after.
+    /// Fixed routes are independent of all leases, before and after.
     #[test]
     fn fixed_routes_stand(
         before in vec(any_event(), 0..10),
@@ -143,7 +143,7 @@ proptest! {
         prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()));
     }
 
-    /// A node that does not hear keeps what it has, and misses nothing in the end.
+    /// A node without leases keeps its routes, and catches up later.
     #[test]
     fn one_that_hears_again_has_missed_nothing(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
         let mut leases = Leases::new(network());

@@ -1,9 +1,9 @@
-//! Addresses of sockets as the kernel has them.
+//! Socket addresses in the kernel's format.
 
 use core::ffi::c_int;
 use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-/// Room for a struct `sockaddr_in` or `sockaddr_in6`.
+/// A buffer for a struct `sockaddr_in` or `sockaddr_in6`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(4))]
 pub(super) struct SocketName {
@@ -16,7 +16,7 @@ pub(super) const NAME_LENGTH: libc::socklen_t = size_of::<SocketName>() as libc:
 impl SocketName {
     pub(super) const EMPTY: Self = Self { bytes: [0; size_of::<Self>()] };
 
-    /// The name, and how many bytes of it count.
+    /// Encodes an address and returns its length too.
     #[inline]
     pub(super) fn new(address: SocketAddr) -> (Self, libc::socklen_t) {
         let mut name = Self::EMPTY;
@@ -37,7 +37,7 @@ impl SocketName {
         }
     }
 
-    /// `None` if it is the address of something else than IP.
+    /// Returns `None` for an address of another family than IP.
     #[inline]
     pub(super) fn parse(&self) -> Option<SocketAddr> {
         let family = u16::from_ne_bytes(self.field(offset::FAMILY)?);
@@ -49,7 +49,7 @@ impl SocketName {
             }
             libc::AF_INET6 => {
                 let address = Ipv6Addr::from(self.field::<16>(offset::IPV6_ADDRESS)?);
-                // In the host's byte order, as std has it, so that addresses compare equal.
+                // The field is in native byte order, as in std, so that addresses compare equal.
                 let flow_info = u32::from_ne_bytes(self.field(offset::IPV6_FLOW_INFO)?);
                 let scope = u32::from_ne_bytes(self.field(offset::IPV6_SCOPE)?);
                 Some(SocketAddrV6::new(address, port, flow_info, scope).into())
@@ -69,7 +69,7 @@ impl SocketName {
     }
 }
 
-/// Places in struct `sockaddr_in` and `sockaddr_in6`; family and port are at the same.
+/// Offsets in struct `sockaddr_in` and `sockaddr_in6`. Family and port have the same offset in both.
 mod offset {
     use core::mem::offset_of;
     pub(super) const FAMILY: usize = offset_of!(libc::sockaddr_in, sin_family);

@@ -1,17 +1,17 @@
-//! Control messages: what is said about a message beside its contents (cmsg(3)).
+//! Control messages: the metadata of a message (cmsg(3)).
 
 use core::ffi::c_int;
 
-/// Bytes for the control messages of one message. We send two at most and ask for two, of 24 bytes each.
+/// Bytes for the control messages of one message. Sends and receives have two at most, of 24 bytes each.
 const ROOM: usize = 64;
-/// Struct `cmsghdr` as the kernel has it (include/linux/socket.h): a `size_t` and two `int`.
+/// The size of struct `cmsghdr` in the kernel (include/linux/socket.h): a `size_t` and two `int`.
 const HEADER: usize = size_of::<usize>() + 2 * size_of::<c_int>();
-/// What begins of control messages are multiples of (`CMSG_ALIGN`, ibid.).
+/// The alignment of control messages (`CMSG_ALIGN`, ibid.).
 const ALIGN: usize = size_of::<usize>();
 
 const _: () = assert!(HEADER == size_of::<libc::cmsghdr>());
 
-/// Which kind of control message.
+/// The kind of a control message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
     level: c_int,
@@ -19,13 +19,14 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// Type of service of an IPv4 packet. An `int` or a byte to the kernel, a byte from it (net/ipv4/ip_sockglue.c).
+    /// The type of service of an IPv4 packet. The kernel accepts an `int` or a byte and returns a byte
+    /// (net/ipv4/ip_sockglue.c).
     pub(super) const IP_TOS: Self = Self { level: libc::IPPROTO_IP, number: libc::IP_TOS };
-    /// Traffic class of an IPv6 packet, an `int`.
+    /// The traffic class of an IPv6 packet, an `int`.
     pub(super) const IPV6_TCLASS: Self = Self { level: libc::IPPROTO_IPV6, number: libc::IPV6_TCLASS };
-    /// Bytes in every datagram of a train that was received but the last, an `int` (net/ipv4/udp.c, `udp_cmsg_recv`).
+    /// The size of all datagrams of a received GRO batch but the last, an `int` (net/ipv4/udp.c, `udp_cmsg_recv`).
     pub(super) const UDP_GRO: Self = Self { level: libc::SOL_UDP, number: libc::UDP_GRO };
-    /// Bytes in every datagram of a train to be sent but the last, a `u16` (`__udp_cmsg_send`, ibid.).
+    /// The size of all datagrams of a GSO batch but the last, a `u16` (`__udp_cmsg_send`, ibid.).
     pub(super) const UDP_SEGMENT: Self = Self { level: libc::SOL_UDP, number: libc::UDP_SEGMENT };
 }
 
@@ -42,7 +43,7 @@ pub(super) const CONTROL_LENGTH: usize = size_of::<Control>();
 impl Control {
     pub(super) const EMPTY: Self = Self { bytes: [0; ROOM] };
 
-    /// Writes a control message at `at`, and returns where the next one begins. One that does not fit is left out.
+    /// Writes a control message at `at` and returns the position of the next one. One that does not fit is omitted.
     #[inline]
     pub(super) fn put<const N: usize>(&mut self, at: usize, kind: Kind, value: [u8; N]) -> usize {
         let Some(room) = self.bytes.get_mut(at..).and_then(|room| room.get_mut(..(HEADER + N).next_multiple_of(ALIGN)))
@@ -65,7 +66,7 @@ impl Control {
         self.bytes.get(..length).unwrap_or(&self.bytes)
     }
 
-    /// The control messages in the first `length` bytes, up to the first one that is malformed.
+    /// Returns the control messages in the first `length` bytes, up to the first malformed one.
     #[inline]
     pub(super) fn entries(&self, length: usize) -> impl Iterator<Item = (Kind, &[u8])> {
         let mut rest = self.bytes.get(..length).unwrap_or(&self.bytes);
@@ -95,7 +96,7 @@ mod tests {
         assert_eq!(control.entries(two).collect::<Vec<_>>(), expected);
         assert_eq!(control.entries(one).collect::<Vec<_>>(), expected[..1]);
         assert_eq!(control.entries(0).count(), 0);
-        // The kernel does not count the padding behind the last one.
+        // The kernel does not count the padding after the last one.
         assert_eq!(control.entries(one + HEADER + 4).count(), 2);
     }
 

@@ -1,4 +1,4 @@
-//! Messages to and from a socket, several in one system call.
+//! Messages to and from a socket, several per system call.
 
 use core::ffi::{c_int, c_long, c_uint, c_ulong};
 use core::mem::{MaybeUninit, offset_of};
@@ -11,22 +11,22 @@ use super::address::{NAME_LENGTH, SocketName};
 use super::control::{CONTROL_LENGTH, Control, Kind};
 use crate::wire::Ecn;
 
-/// How many messages one system call passes at most.
+/// The largest number of messages per system call.
 ///
-/// Their headers are on the stack, 5 KiB of it. Of 32 messages the system call itself is a few percent of the cost.
+/// Their headers take 5 KiB of stack. With 32 messages, the system call itself is a few percent of the cost.
 pub(in crate::sys) const MESSAGES: usize = 32;
 
-/// A datagram, or a train of them, to be sent.
+/// A datagram or a GSO batch to send.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sys) struct Message<'a> {
     pub(in crate::sys) destination: SocketAddr,
     pub(in crate::sys) payload: &'a [u8],
-    /// Bytes in every datagram but the last. `None`: it is one datagram, and nothing is said about segments.
+    /// The size of all datagrams but the last. `None` for a single datagram.
     pub(in crate::sys) segment: Option<u16>,
     pub(in crate::sys) ecn: Ecn,
 }
 
-/// What the pointers of an [`Entry`] to be sent point to.
+/// The memory that the pointers of an [`Entry`] to send refer to.
 struct Parts {
     name: SocketName,
     payload: libc::iovec,
@@ -82,8 +82,8 @@ impl Entry {
     };
 }
 
-/// sendmmsg(2) of the first [`MESSAGES`] of `messages`; more are not taken from it. A single one is sent by sendmsg(2). Returns
-/// how many were sent.
+/// Sends the first [`MESSAGES`] of `messages` by sendmmsg(2), or a single one by sendmsg(2). Does not consume further
+/// messages. Returns the number of sent messages.
 pub(in crate::sys) fn send_messages<'a>(
     socket: BorrowedFd<'_>,
     messages: impl Iterator<Item = Message<'a>>,
@@ -93,7 +93,7 @@ pub(in crate::sys) fn send_messages<'a>(
     let mut count: c_uint = 0;
     for ((parts, entry), message) in parts.iter_mut().zip(&mut entries).zip(messages) {
         let (name, name_length) = SocketName::new(message.destination);
-        // The kernel does not write through this pointer, whatever its type says.
+        // The kernel does not write through this pointer, although it is mutable.
         let payload =
             libc::iovec { iov_base: message.payload.as_ptr().cast_mut().cast(), iov_len: message.payload.len() };
         let parts = parts.write(Parts { name, payload, control: Control::EMPTY });
@@ -118,14 +118,14 @@ pub(in crate::sys) fn send_messages<'a>(
         return if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(1) };
     }
     let (fd, pointer) = (c_long::from(socket.as_raw_fd()), entries.as_mut_ptr());
-    // The system call itself, because musl's function makes one for each message.
-    // SAFETY: the first `count` of `entries` are initialized, with the layout of `struct mmsghdr` as asserted above. What
-    // they point to, in `parts` and in the payloads, lives until the call returns, and has the lengths that are told.
+    // A direct system call, because musl's function makes one call per message.
+    // SAFETY: the first `count` of `entries` are initialized, with the layout of `struct mmsghdr` as asserted above. The
+    // memory that they refer to, in `parts` and in the payloads, lives until the call returns and has the given lengths.
     let sent = unsafe { libc::syscall(libc::SYS_sendmmsg, fd, pointer, c_ulong::from(count), c_long::from(0)) };
     usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
 }
 
-/// Writes the control messages of a message, and returns their length in bytes.
+/// Writes the control messages of a message and returns their length in bytes.
 #[inline]
 fn describe(message: &Message<'_>, control: &mut Control) -> usize {
     let mut length = 0;
@@ -133,8 +133,8 @@ fn describe(message: &Message<'_>, control: &mut Control) -> usize {
         length = control.put(length, Kind::UDP_SEGMENT, segment.to_ne_bytes());
     }
     if message.ecn != Ecn::NotEct {
-        // To an IPv4 address, also a mapped one, an IPv6 socket sends by the rules of IPv4 (`udpv6_sendmsg` in the
-        // kernel's net/ipv6/udp.c).
+        // An IPv6 socket sends to an IPv4 or mapped address by the rules of IPv4 (`udpv6_sendmsg` in the kernel's
+        // net/ipv6/udp.c).
         let kind = match message.destination {
             SocketAddr::V6(address) if address.ip().to_ipv4_mapped().is_none() => Kind::IPV6_TCLASS,
             SocketAddr::V4(_) | SocketAddr::V6(_) => Kind::IP_TOS,
@@ -144,14 +144,14 @@ fn describe(message: &Message<'_>, control: &mut Control) -> usize {
     length
 }
 
-/// What was received beside the contents.
+/// The metadata of a received message.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sys) struct Slot {
     name: SocketName,
     control: Control,
     control_length: usize,
     flags: c_int,
-    /// Bytes in the message, which may be more than fitted into the buffer.
+    /// Bytes of the message, which may exceed the buffer.
     pub(in crate::sys) length: usize,
 }
 
@@ -159,23 +159,23 @@ impl Slot {
     pub(in crate::sys) const EMPTY: Self =
         Self { name: SocketName::EMPTY, control: Control::EMPTY, control_length: 0, flags: 0, length: 0 };
 
-    /// `None` if it is something else than IP.
+    /// Returns `None` for another family than IP.
     #[inline]
     pub(in crate::sys) fn sender(&self) -> Option<SocketAddr> {
         self.name.parse()
     }
 
-    /// `MSG_TRUNC`: the message did not fit into the buffer.
+    /// Returns true for `MSG_TRUNC`: the message was longer than the buffer.
     pub(in crate::sys) fn is_truncated(&self) -> bool {
         self.flags & libc::MSG_TRUNC != 0
     }
 
-    /// `MSG_CTRUNC`: there were more control messages than fitted.
+    /// Returns true for `MSG_CTRUNC`: there were more control messages than fit.
     pub(in crate::sys) fn is_control_truncated(&self) -> bool {
         self.flags & libc::MSG_CTRUNC != 0
     }
 
-    /// What the kernel says about the size of segments, if anything, and the ECN field.
+    /// Returns the segment size, if the kernel reported one, and the ECN field.
     #[inline]
     pub(in crate::sys) fn segment_and_ecn(&self) -> (Option<c_int>, Ecn) {
         let (mut segment, mut ecn) = (None, Ecn::NotEct);
@@ -192,13 +192,13 @@ impl Slot {
         (segment, ecn)
     }
 
-    /// The control messages as they came.
+    /// Returns the received control messages.
     #[cfg(test)]
     pub(in crate::sys) fn control_bytes(&self) -> &[u8] {
         self.control.bytes(self.control_length)
     }
 
-    /// As the kernel would fill it.
+    /// Returns a slot as the kernel fills it.
     #[cfg(test)]
     pub(in crate::sys) fn scripted(from: SocketAddr, length: usize, segment: Option<c_int>, flags: c_int) -> Self {
         let mut slot = Self { name: SocketName::new(from).0, length, flags, ..Self::EMPTY };
@@ -209,8 +209,8 @@ impl Slot {
     }
 }
 
-/// recvmmsg(2) with `MSG_TRUNC` into as many buffers as there are slots, but no more than `N`. Returns how many were
-/// received; the slots and buffers behind that are as they were, or at least of no meaning.
+/// Receives by recvmmsg(2) with `MSG_TRUNC` into as many buffers as there are slots, but at most `N`. Returns the
+/// number of received messages. Later slots and buffers have unspecified contents.
 pub(in crate::sys) fn receive_messages<'b, const N: usize>(
     socket: BorrowedFd<'_>,
     slots: &mut [Slot],
@@ -245,10 +245,10 @@ pub(in crate::sys) fn receive_messages<'b, const N: usize>(
     }
     let (fd, count, flags) = (c_long::from(socket.as_raw_fd()), c_ulong::from(count), c_long::from(libc::MSG_TRUNC));
     let (pointer, no_limit) = (entries.as_mut_ptr(), ptr::null_mut::<libc::timespec>());
-    // The system call itself, as above.
-    // SAFETY: the first `count` of `entries` have the layout of `struct mmsghdr` as asserted above and point to names,
-    // control messages and buffers of the lengths told, all distinct, which live until the call returns and have, as
-    // bytes, no invalid value. No time limit is passed.
+    // A direct system call, as above.
+    // SAFETY: the first `count` of `entries` have the layout of `struct mmsghdr` as asserted above. They refer to
+    // names, control messages and buffers of the given lengths. These are distinct, live until the call returns, and
+    // have no invalid value as bytes. No time limit is passed.
     let received = unsafe { libc::syscall(libc::SYS_recvmmsg, fd, pointer, count, flags, no_limit) };
     let received = usize::try_from(received).map_err(|_negative| io::Error::last_os_error())?;
     for (slot, entry) in slots.iter_mut().zip(&entries).take(received) {

@@ -1,7 +1,7 @@
-//! The system calls for which neither std nor a crate we use has a safe function. The only `unsafe` code there is.
+//! System calls without a safe function in std or in a dependency. This module has the only `unsafe` code of the crate.
 #![expect(
     unsafe_code,
-    reason = "this module is the quarantine: one system call per unsafe block, behind a safe function"
+    reason = "this module isolates unsafe code: one system call per unsafe block, behind a safe function"
 )]
 
 mod address;

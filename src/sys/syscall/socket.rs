@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use super::address::SocketName;
 use super::checked;
 
-/// socket(2): a UDP socket for addresses of the same family, non-blocking and closed on exec.
+/// Creates a non-blocking UDP socket for addresses of the same family, closed on exec (socket(2)).
 pub(in crate::sys) fn socket(family_of: SocketAddr) -> io::Result<OwnedFd> {
     let family = match family_of {
         SocketAddr::V4(_) => libc::AF_INET,
@@ -18,16 +18,16 @@ pub(in crate::sys) fn socket(family_of: SocketAddr) -> io::Result<OwnedFd> {
     make_socket(family, libc::SOCK_DGRAM, 0)
 }
 
-/// A socket for something else than datagrams.
+/// A socket that is not for datagrams.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sys) enum SpecialSocket {
-    /// All ICMPv4 messages to this host (raw(7)); needs `CAP_NET_RAW`.
+    /// All ICMPv4 messages to this host (raw(7)). It needs `CAP_NET_RAW`.
     Icmp,
-    /// Questions about routes (rtnetlink(7)).
+    /// Route queries (rtnetlink(7)).
     Route,
 }
 
-/// socket(2): non-blocking and closed on exec.
+/// Creates a non-blocking socket, closed on exec (socket(2)).
 pub(in crate::sys) fn special_socket(kind: SpecialSocket) -> io::Result<OwnedFd> {
     match kind {
         SpecialSocket::Icmp => make_socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
@@ -39,11 +39,11 @@ fn make_socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedF
     // SAFETY: only numbers are passed.
     let result = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, protocol) };
     let fd = checked(result)?;
-    // SAFETY: the kernel has just made it, so that it is open and nobody else's.
+    // SAFETY: the kernel has just created it, so it is open and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// bind(2).
+/// Binds a socket (bind(2)).
 pub(in crate::sys) fn bind(socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
     let (name, length) = SocketName::new(address);
     // SAFETY: the kernel reads `length` bytes of `name`, which has as many and lives until the call returns.
@@ -51,8 +51,8 @@ pub(in crate::sys) fn bind(socket: BorrowedFd<'_>, address: SocketAddr) -> io::R
     checked(result).map(|_zero| ())
 }
 
-/// What the kernel knows the path between two addresses to carry, in bytes of outer packet (`IP_MTU` in ip(7), `IPV6_MTU` in
-/// ipv6(7)): only a connected socket is told, so that one is made for the question.
+/// Returns the kernel's MTU of the path between two addresses, in bytes of outer packet (`IP_MTU` in ip(7), `IPV6_MTU`
+/// in ipv6(7)). Only a connected socket has the option, so the function connects a temporary one.
 pub(in crate::sys) fn path_mtu(source: SocketAddr, destination: SocketAddr) -> io::Result<u32> {
     let probe = UdpSocket::bind(source)?;
     probe.connect(destination)?;
@@ -63,24 +63,24 @@ pub(in crate::sys) fn path_mtu(source: SocketAddr, destination: SocketAddr) -> i
     u32::try_from(socket_option(probe.as_fd(), option)?).map_err(io::Error::other)
 }
 
-/// The options of a socket we use, all of them an `int`.
+/// The socket options in use. The value of each is an `int`.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sys) enum SocketOption {
-    /// `SO_BINDTOIFINDEX` (Linux 5.0): index of the interface that it is bound to, or 0.
+    /// `SO_BINDTOIFINDEX` (Linux 5.0): the index of the interface that the socket is bound to, or 0.
     BoundInterface,
-    /// `ICMP_FILTER` in raw(7): a bit for each type that is not wanted.
+    /// `ICMP_FILTER` in raw(7): a bit for each filtered type.
     IcmpFilter,
-    /// `IP_MTU`: of the path to the peer, in bytes; only on a connected socket.
+    /// `IP_MTU`: the MTU of the path to the peer, in bytes. It needs a connected socket.
     Ipv4Mtu,
     Ipv4MtuDiscover,
     Ipv4ReceiveErrors,
-    /// `IP_RECVTOS`: tell the type of service of every packet.
+    /// `IP_RECVTOS`: report the type of service of every packet.
     Ipv4ReceiveTos,
-    /// `IPV6_MTU`: of the path to the peer, in bytes; only on a connected socket.
+    /// `IPV6_MTU`: the MTU of the path to the peer, in bytes. It needs a connected socket.
     Ipv6Mtu,
     Ipv6MtuDiscover,
     Ipv6ReceiveErrors,
-    /// `IPV6_RECVTCLASS`: tell the traffic class of every packet.
+    /// `IPV6_RECVTCLASS`: report the traffic class of every packet.
     Ipv6ReceiveTrafficClass,
     /// `SO_MARK`.
     Mark,
@@ -91,9 +91,9 @@ pub(in crate::sys) enum SocketOption {
     ReusePort,
     SendBuffer,
     SendBufferForce,
-    /// `UDP_GRO`: receive trains.
+    /// `UDP_GRO`: receive GRO batches.
     UdpGro,
-    /// `UDP_SEGMENT`: cut everything that is sent into datagrams of so many bytes.
+    /// `UDP_SEGMENT`: segment everything that is sent into datagrams of this size.
     UdpSegment,
 }
 
@@ -123,23 +123,23 @@ impl SocketOption {
     }
 }
 
-/// In linux/icmp.h.
+/// Defined in linux/icmp.h.
 const ICMP_FILTER: c_int = 1;
 
-/// setsockopt(2).
+/// Sets an option (setsockopt(2)).
 pub(in crate::sys) fn set_socket_option(socket: BorrowedFd<'_>, option: SocketOption, value: c_int) -> io::Result<()> {
     let (level, name) = option.level_and_name();
     set_raw_option(socket, level, name, &value.to_ne_bytes())
 }
 
-/// getsockopt(2).
+/// Returns the value of an option (getsockopt(2)).
 pub(in crate::sys) fn socket_option(socket: BorrowedFd<'_>, option: SocketOption) -> io::Result<c_int> {
     let (level, name) = option.level_and_name();
     let mut value = [0; size_of::<c_int>()];
     raw_option(socket, level, name, &mut value).map(|_length| c_int::from_ne_bytes(value))
 }
 
-/// setsockopt(2) of any option, with a value of any length.
+/// Sets any option with a value of any length (setsockopt(2)).
 pub(in crate::sys) fn set_raw_option(
     socket: BorrowedFd<'_>,
     level: c_int,
@@ -152,7 +152,7 @@ pub(in crate::sys) fn set_raw_option(
     checked(result).map(|_zero| ())
 }
 
-/// getsockopt(2) of any option. Returns the length of its value.
+/// Reads any option and returns the length of its value (getsockopt(2)).
 pub(in crate::sys) fn raw_option(
     socket: BorrowedFd<'_>,
     level: c_int,

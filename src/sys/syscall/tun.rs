@@ -1,4 +1,4 @@
-//! What is asked of a TUN device: drivers/net/tun.c in the kernel, linux/if_tun.h.
+//! Requests to a TUN device (drivers/net/tun.c in the kernel, linux/if_tun.h).
 
 use core::ffi::c_int;
 use std::io;
@@ -6,14 +6,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::checked;
 
-/// Room for the name of an interface and the zero that ends it (`IFNAMSIZ` in linux/if.h).
+/// The size of an interface name with its terminating zero (`IFNAMSIZ` in linux/if.h).
 pub(in crate::sys) const INTERFACE_NAME: usize = libc::IFNAMSIZ;
 
-/// struct `ifreq` of linux/if.h as `TUNSETIFF` and `TUNGETIFF` use it.
+/// Struct `ifreq` of linux/if.h as `TUNSETIFF` and `TUNGETIFF` use it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(in crate::sys) struct InterfaceRequest {
-    /// Ends with a zero.
+    /// The name with a terminating zero.
     pub(in crate::sys) name: [u8; INTERFACE_NAME],
     /// `IFF_*` of linux/if_tun.h.
     pub(in crate::sys) flags: u16,
@@ -30,7 +30,7 @@ impl InterfaceRequest {
     }
 }
 
-/// `TUNSETIFF`: makes a device or attaches to one. Returns the request with the name the device has.
+/// Creates a device or attaches to one (`TUNSETIFF`). Returns the request with the device's name.
 pub(in crate::sys) fn set_interface(
     tun: BorrowedFd<'_>,
     mut request: InterfaceRequest,
@@ -40,7 +40,7 @@ pub(in crate::sys) fn set_interface(
     checked(result).map(|_zero| request)
 }
 
-/// `TUNGETIFF`: name and flags of the device that is attached.
+/// Returns name and flags of the attached device (`TUNGETIFF`).
 pub(in crate::sys) fn interface(tun: BorrowedFd<'_>) -> io::Result<InterfaceRequest> {
     let mut request = InterfaceRequest::new([0; INTERFACE_NAME], 0);
     // SAFETY: the kernel writes one `struct ifreq`, which `request` has the layout and the size of.
@@ -48,28 +48,28 @@ pub(in crate::sys) fn interface(tun: BorrowedFd<'_>) -> io::Result<InterfaceRequ
     checked(result).map(|_zero| request)
 }
 
-/// `TUNSETOFFLOAD`: which packets the device may leave unsegmented or without a checksum, `TUN_F_*` of linux/if_tun.h.
+/// Sets the packets that may lack segmentation or a checksum (`TUNSETOFFLOAD`, `TUN_F_*` of linux/if_tun.h).
 pub(in crate::sys) fn set_offload(tun: BorrowedFd<'_>, offload: u32) -> io::Result<()> {
     // SAFETY: the argument is a number and not a pointer, and zero-extended to the `unsigned long` the kernel takes.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) };
     checked(result).map(|_zero| ())
 }
 
-/// `TUNSETPERSIST`: whether the device outlives its last file descriptor.
+/// Sets whether the device outlives its last file descriptor (`TUNSETPERSIST`).
 pub(in crate::sys) fn set_persist(tun: BorrowedFd<'_>, persist: bool) -> io::Result<()> {
     // SAFETY: the argument is a number and not a pointer, and zero-extended to the `unsigned long` the kernel takes.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(persist)) };
     checked(result).map(|_zero| ())
 }
 
-/// `TUNSETVNETHDRSZ`: bytes of the virtio-net header in front of every packet, with `IFF_VNET_HDR`.
+/// Sets the length of the virtio-net header of every packet, with `IFF_VNET_HDR` (`TUNSETVNETHDRSZ`).
 pub(in crate::sys) fn set_vnet_header_len(tun: BorrowedFd<'_>, bytes: c_int) -> io::Result<()> {
     // SAFETY: the kernel reads one `int`, which lives until the call returns.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) };
     checked(result).map(|_zero| ())
 }
 
-/// `TUNSETVNETLE`: whether the header is little-endian, in contrast to the machine's order.
+/// Sets whether the header is little-endian instead of native (`TUNSETVNETLE`).
 pub(in crate::sys) fn set_vnet_little_endian(tun: BorrowedFd<'_>, little: bool) -> io::Result<()> {
     let little = c_int::from(little);
     // SAFETY: the kernel reads one `int`, which lives until the call returns.
@@ -77,7 +77,7 @@ pub(in crate::sys) fn set_vnet_little_endian(tun: BorrowedFd<'_>, little: bool) 
     checked(result).map(|_zero| ())
 }
 
-/// `TUNSETVNETBE`: whether the header is big-endian. EINVAL in a kernel without `CONFIG_TUN_VNET_CROSS_LE`.
+/// Sets whether the header is big-endian (`TUNSETVNETBE`). EINVAL from a kernel without `CONFIG_TUN_VNET_CROSS_LE`.
 pub(in crate::sys) fn set_vnet_big_endian(tun: BorrowedFd<'_>, big: bool) -> io::Result<()> {
     let big = c_int::from(big);
     // SAFETY: the kernel reads one `int`, which lives until the call returns.

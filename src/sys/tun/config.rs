@@ -1,33 +1,33 @@
-//! Which device to open, and in what form packets come.
+//! The configuration of a TUN device.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 
 use crate::offload::VnetHeader;
 
-/// Which device to open.
+/// The configuration of a TUN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunConfig {
-    /// Its name, or a pattern such as `loden%d`, in which the kernel replaces `%d` by the lowest number that is free.
+    /// The name, or a pattern such as `loden%d` in which the kernel replaces `%d` by the lowest free number.
     ///
-    /// 1 to 15 bytes; neither `/`, `:`, white space nor NUL; `%` only as one `%d`; not `.` or `..` (`dev_valid_name` in
-    /// the kernel's net/core/dev.c).
+    /// It has 1 to 15 bytes without `/`, `:`, white space and NUL. `%` may only occur in one `%d`. `.` and `..` are
+    /// invalid (`dev_valid_name` in the kernel's net/core/dev.c).
     pub name: String,
-    /// Which packets to take unsegmented; a wish: [`Tun::offload`](super::Tun::offload) says what was granted.
+    /// The offloads to request. [`Tun::offload`](super::Tun::offload) returns the granted ones.
     pub offload: TunOffload,
 }
 
 impl Default for TunConfig {
-    /// The pattern `loden%d`, with all offloads.
+    /// Returns the pattern `loden%d` with all offloads.
     fn default() -> Self {
         Self { name: "loden%d".to_owned(), offload: TunOffload::ALL }
     }
 }
 
-/// Which packets pass between the kernel and us as up to 64 KiB that are yet to be cut into segments.
+/// The kinds of packets that pass between the kernel and this process as GSO packets of up to 64 KiB.
 ///
-/// With either, received packets also come without a transport checksum, and [`TunMeta::header`] says what is to be done.
-/// With neither, the device has no virtio-net header, and every packet is complete.
+/// With either of them, received packets may also lack their transport checksum, see [`TunMeta::header`]. With neither,
+/// the device has no virtio-net header and every packet is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunOffload {
     /// TCP over IPv4 and IPv6.
@@ -51,17 +51,17 @@ impl TunOffload {
 }
 
 impl Default for TunOffload {
-    /// [`TunOffload::ALL`].
+    /// Returns [`TunOffload::ALL`].
     fn default() -> Self {
         Self::ALL
     }
 }
 
-/// What was received.
+/// The metadata of a received packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunMeta {
     /// Bytes of the packet in the buffer, without the virtio-net header.
     pub len: usize,
-    /// What is left to be done to the packet; nothing on a device without offloads.
+    /// The pending work for the packet; none on a device without offloads.
     pub header: VnetHeader,
 }

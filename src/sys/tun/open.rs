@@ -1,4 +1,4 @@
-//! How a device is made or attached to, with one queue or several.
+//! Creation of and attachment to devices, with one queue or several.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -16,7 +16,7 @@ use crate::sys::feature::{Disabled, Feature};
 use crate::sys::kernel::{Calls, SystemCalls};
 use crate::sys::syscall::{self, INTERFACE_NAME, InterfaceRequest};
 
-/// What is being opened, and by what.
+/// The parameters of an open operation.
 #[derive(Clone, Debug)]
 pub(super) struct Opening<'a> {
     pub(super) calls: Calls,
@@ -30,7 +30,7 @@ impl<'a> Opening<'a> {
         Self { calls: Calls::default(), node, config, queues: queues.get() }
     }
 
-    /// All queues.
+    /// Opens all queues.
     pub(super) fn all(&self) -> Result<Vec<Tun>, OpenError> {
         let mut all = vec![self.first()?];
         for _ in 1..self.queues {
@@ -42,14 +42,14 @@ impl<'a> Opening<'a> {
         Ok(all)
     }
 
-    /// The first queue, or the only one.
+    /// Opens the first or only queue.
     pub(super) fn first(&self) -> Result<Tun, OpenError> {
-        // First of all, so that a name that cannot be is not blamed on the host.
+        // The name is checked first, so that no other error hides an invalid one.
         checked_name(&self.config.name)?;
         self.attach(self.file(&self.config.name)?)
     }
 
-    /// Makes a device or takes over what is there, on a node that is open.
+    /// Creates a device or attaches to an existing one, through an open node.
     pub(super) fn attach(&self, file: File) -> Result<Tun, OpenError> {
         let Self { ref calls, config, queues, .. } = *self;
         let name = checked_name(&config.name)?;
@@ -57,9 +57,9 @@ impl<'a> Opening<'a> {
         let attach =
             |vnet, more| syscall::set_interface(file.as_fd(), InterfaceRequest::new(name, form(vnet, queues) | more));
         let (attached, existed) = match attach(vnet, flags::EXCLUSIVE) {
-            // There is a device of that name. If it is a persistent TUN device that nobody uses, it can be ours.
+            // A device of that name exists. Attaching succeeds if it is a persistent TUN device that is not in use.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => (attach(vnet, 0), true),
-            // Linux passes over flags that it does not know. gVisor refuses them.
+            // Linux ignores unknown flags. gVisor refuses them.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 disabled.add(Feature::TunExclusive);
                 let attached = attach(vnet, 0).or_else(|error| {
@@ -80,20 +80,20 @@ impl<'a> Opening<'a> {
             Ok(now) => now.flags,
             Err(source) => return Err(OpenError::Other { name, doing: "read the flags of", source }),
         };
-        // A device of several queues lets us in beside another process, and then keeps the form of that one.
+        // A device with several queues accepts a second process, and keeps the first one's packet format.
         let persistent = now & flags::PERSIST != 0;
         let shared = queues > 1 && existed && !persistent;
         if shared || now & flags::VNET_HDR != form(vnet, queues) & flags::VNET_HDR {
             return Err(OpenError::Busy { name });
         }
-        // The device may have vanished between the two attempts, so that the second one made it. One that was there
-        // before us is persistent, because nobody held it; one that we made is not yet.
+        // The device may have been removed between the two attempts, so the second one created it. An existing device
+        // is persistent, because no process held it. A new one is not persistent yet.
         let (created, calls) = (!persistent, calls.clone());
         let offload = if vnet { config.offload } else { TunOffload::NONE };
         Tun { file, name, created, vnet, offload, disabled, calls }.configured()
     }
 
-    /// One queue more. All that was configured is the device's.
+    /// Opens one more queue. The configuration belongs to the device.
     fn another(&self, first: &Tun) -> Result<Tun, OpenError> {
         let Tun { ref name, created, vnet, offload, ref calls, .. } = *first;
         let file = self.file(name)?;
@@ -105,7 +105,7 @@ impl<'a> Opening<'a> {
     }
 
     fn file(&self, name: &str) -> Result<File, OpenError> {
-        // Asked of the path, because opening some other device may do something. A missing node is what opening it says.
+        // The path is checked, because opening another device may have side effects. Opening it reports a missing node.
         if let Some(found) = self.node.metadata().ok().as_ref().and_then(other_than_node) {
             return Err(OpenError::NotTunNode { node: self.node.to_string_lossy().into_owned(), found });
         }
@@ -113,16 +113,16 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// How packets pass. `IFF_MULTI_QUEUE` only for more than one queue: it would let anyone attach a further one, and get a
-/// share of the packets.
+/// Returns the flags of the packet format. `IFF_MULTI_QUEUE` is set only for several queues: it lets any process attach
+/// one more and get some of the packets.
 fn form(vnet: bool, queues: usize) -> u16 {
     let header = if vnet { flags::VNET_HDR } else { 0 };
     let many = if queues > 1 { flags::MULTI_QUEUE } else { 0 };
     flags::TUN | flags::NO_PI | header | many
 }
 
-/// Describes a file that is not the node of TUN devices, whose numbers are the same in every kernel (`TUN_MINOR` in
-/// linux/miscdevice.h).
+/// Describes a file that is not the TUN device node, whose numbers are the same in every kernel (`TUN_MINOR` in
+/// linux/miscdevice.h). Returns `None` for that node.
 pub(in crate::sys) fn other_than_node(file: &Metadata) -> Option<String> {
     let (kind, device) = (file.file_type(), file.rdev());
     let numbers = |kind: &str| format!("the {kind} device {}:{}", libc::major(device), libc::minor(device));
@@ -135,7 +135,7 @@ pub(in crate::sys) fn other_than_node(file: &Metadata) -> Option<String> {
     }
 }
 
-/// The name as the kernel takes it, if `dev_valid_name` and `dev_alloc_name` in its net/core/dev.c would.
+/// Returns the name in the kernel's form if `dev_valid_name` and `dev_alloc_name` in its net/core/dev.c accept it.
 pub(in crate::sys) fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], OpenError> {
     let bad = |problem| Err(OpenError::BadName { name: name.to_owned(), problem });
     let mut field = [0; INTERFACE_NAME];
@@ -144,7 +144,7 @@ pub(in crate::sys) fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], O
         Some([]) => return bad("it is empty"),
         Some(room) => room.copy_from_slice(name.as_bytes()),
     }
-    // 0xa0: the kernel reads a name as Latin-1, where that is a space.
+    // 0xa0: the kernel reads names as Latin-1, where this is a space.
     let unfit = |byte: u8| matches!(byte, 0 | b'\t'..=b'\r' | b' ' | b'/' | b':' | 0xa0);
     if name.bytes().any(unfit) {
         return bad("it contains a slash, a colon, white space or NUL");

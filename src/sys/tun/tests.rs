@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use testbed::Namespace;
 
 impl Tun {
-    /// A device whose packets a script sees to; with a header in front of each if it has any offload.
+    /// Returns a device whose packets come from a script, with a header in front of each if it has any offload.
     pub(crate) fn scripted(script: &Script, offload: TunOffload) -> Self {
         let (file, name) = (File::open("/dev/null").expect("the null device"), "script0".to_owned());
         let vnet = offload != TunOffload::NONE;
@@ -35,7 +35,7 @@ fn node() -> File {
     OpenOptions::new().read(true).write(true).open(DEVICE_NODE).expect(NEEDS)
 }
 
-/// A device by the means of another program.
+/// Creates a device without this crate's configuration.
 fn raw(name: &str, flags: u16) -> OwnedFd {
     let node = node();
     let request = InterfaceRequest::new(checked_name(name).expect("legal"), flags);
@@ -106,7 +106,7 @@ fn fault_26_28_34_36_every_errno_of_a_packet_has_its_meaning() {
     }
 }
 
-/// Whichever of the queues cannot be had: the error is told with its number, and neither the others nor the device are left.
+/// If any queue fails, the error has its number, and neither the other queues nor the device are left.
 #[test]
 fn fault_35_no_device_is_left_of_queues_that_could_not_be_had() {
     let namespace = Namespace::new().expect(NEEDS);
@@ -162,7 +162,7 @@ fn fault_39_a_missing_node_and_a_node_of_something_else_are_told() {
 #[test]
 fn fault_39_without_rights_the_error_says_which_are_needed() {
     Namespace::new().expect(NEEDS).enter(|| {
-        // In a user namespace of its own a child has no say in the network namespace of ours.
+        // A child in its own user namespace has no rights in this network namespace.
         let output = Command::new("unshare")
             .arg("--user")
             .arg(std::env::current_exe().expect("this program"))
@@ -223,7 +223,7 @@ fn fault_39_a_descriptor_must_carry_bare_ip() {
 
 #[test]
 fn fault_39_a_name_that_is_taken_by_another_kind_is_told() {
-    // The peer's namespace is held: its end would take the pair along.
+    // The peer's namespace must outlive the pair.
     let (namespace, peer) = (Namespace::new().expect(NEEDS), Namespace::new().expect(NEEDS));
     namespace.connect("veth7", &peer, "far").expect("veth");
     namespace.enter(|| {
@@ -236,7 +236,7 @@ fn fault_39_a_name_that_is_taken_by_another_kind_is_told() {
     });
 }
 
-/// A UDP checksum that is left to the hardware is that of the pseudo header alone.
+/// A UDP checksum for hardware completion covers the pseudo header alone.
 #[test]
 fn fault_40_offloads_that_were_left_behind_are_switched_off() {
     let namespace = Namespace::new().expect(NEEDS);
@@ -295,7 +295,7 @@ fn fault_15_a_read_shorter_than_the_header_is_an_error_of_that_packet() {
     assert_eq!(tun.recv(&mut [0; 64]), Ok(TunMeta { len: 0, header }));
 }
 
-/// A device whose header is 12 bytes, as virtio's with `num_buffers`, and in the machine's order or none.
+/// A device with a header of 12 bytes, as with virtio's `num_buffers`, in native or undefined byte order.
 #[test]
 fn fault_40_the_header_of_a_former_process_becomes_ours() {
     let namespace = Namespace::new().expect(NEEDS);
@@ -347,8 +347,8 @@ fn a_descriptor_without_a_header_grants_no_offloads() {
     });
 }
 
-/// What is received of packets to 100.96.2.3. The kernel drops those that are sent until a worker of its own
-/// (net/core/link_watch.c) has noticed that there is somebody at the device.
+/// Returns the first received packet to 100.96.2.3. The kernel drops sent packets until its own worker has noticed that
+/// the device is in use (net/core/link_watch.c).
 fn first_of_many<T>(socket: &UdpSocket, mut receive: impl FnMut() -> Option<T>) -> T {
     for _ in 0..5000 {
         socket.send_to(b"out", "100.96.2.3:5000").expect("sent");

@@ -21,9 +21,9 @@ fn fault_31_send_errors_are_counted_for_the_first_peers() {
     assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendForbidden, u64::from(PEERS) + 20)));
 }
 
-/// Fault 30: super-packets end after refusals in a row, not after as many over all time.
+/// Fault 30: GSO packets end after refusals in a row, not after as many over all time.
 #[test]
-fn fault_30_a_super_packet_that_is_taken_makes_up_for_refusals() {
+fn fault_30_a_gso_packet_that_is_taken_makes_up_for_refusals() {
     let mut stage = Stage::new();
     for round in 0..20_u16 {
         let train = (0..4).map(|at| tcp(POD_A, POD, 4 * round + at, 1000 * u32::from(4 * round + at), 1000));
@@ -36,7 +36,7 @@ fn fault_30_a_super_packet_that_is_taken_makes_up_for_refusals() {
         assert_eq!(stage.script.count(Call::Write) - writes, if refused { 5 } else { 1 }, "round {round}");
         assert_eq!(stage.take_delivered().len(), 4);
     }
-    assert_eq!(stage.worker.counters().anomalies.tun_fallbacks, 18);
+    assert_eq!(stage.worker.counters().stats.tun_fallbacks, 18);
 }
 
 /// Fault 31: an ICMP error that cannot be sent to a peer is that peer's, too.
@@ -58,7 +58,7 @@ fn fault_31_an_answer_that_cannot_be_sent_is_counted_with_its_peer() {
 fn r8_every_trailer_is_counted() {
     let mut stage = Stage::new();
     let with_trailer = |packet: Vec<u8>| [packet, alloc::vec![0xee; 10]].concat();
-    let trimmed = |stage: &Stage| stage.worker.counters().anomalies.trimmed;
+    let trimmed = |stage: &Stage| stage.worker.counters().stats.trimmed;
     for (number, (pod, payload)) in (1..).zip([(POD_A, 100), (NOBODY, 100), (POD_A, 2000)]) {
         stage.give(&with_trailer(udp(POD, pod, 1, Df::Clear, payload)));
         assert_eq!(stage.out(), Ok(Progress::Drained));

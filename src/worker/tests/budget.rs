@@ -43,9 +43,9 @@ fn fault_48_a_gso_packet_does_not_stretch_a_call() {
     stage.script.never_end();
     for budget in [1, 10, 256] {
         for _ in 0..10 {
-            let (made, received) = (stage.worker.counters().anomalies.segments_made, stage.decap().received());
+            let (made, received) = (stage.worker.counters().stats.segments_made, stage.decap().received());
             assert_eq!(stage.call(Ready::ALL, Budget::packets(budget)), Ok(Progress::More));
-            let made = stage.worker.counters().anomalies.segments_made - made;
+            let made = stage.worker.counters().stats.segments_made - made;
             assert!((1..u64::from(budget) + SEGMENTS).contains(&made), "{made} segments with a budget of {budget}");
             let received = stage.decap().received() - received;
             assert!(received < u64::from(budget) + BATCH * 64, "{received} with a budget of {budget}");
@@ -94,11 +94,11 @@ fn fault_48_54_errors_without_end_do_not_stretch_a_call() {
     let mut stage = flooded();
     for (call, errno) in [(Call::Read, libc::EIO), (Call::Receive, libc::ENOMEM), (Call::Receive, libc::ECONNREFUSED)] {
         stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 10_000));
-        let (errors, calls) = (stage.worker.counters().anomalies.read_errors, stage.script.count(call));
+        let (errors, calls) = (stage.worker.counters().stats.read_errors, stage.script.count(call));
         assert_eq!(stage.call(Ready::ALL, Budget::default()), Ok(Progress::More));
         let next = stage.next();
         assert!(!next.tun && !next.udp);
-        assert_eq!(stage.worker.counters().anomalies.read_errors - errors, 8);
+        assert_eq!(stage.worker.counters().stats.read_errors - errors, 8);
         assert!(stage.script.count(call) - calls <= 8 * 17, "each of them after 16 that told of earlier packets");
         stage.script.forget(call);
         stage.now += 25 * MILLISECOND;

@@ -181,7 +181,7 @@ fn fault_54_without_system_calls_for_several_messages_each_has_its_own() {
             assert_eq!((to(host_a(), &sent).len(), to(host_b(), &sent).len()), (2, 2));
             assert!(numbers(&stage.take_delivered()).into_iter().eq(1..=20));
         }
-        assert_eq!((Stage::lost(stage.encap()), stage.worker.counters().anomalies.read_errors), (None, 0));
+        assert_eq!((Stage::lost(stage.encap()), stage.worker.counters().stats.read_errors), (None, 0));
         let both = vec![Feature::ReceiveMany, Feature::SendMany];
         assert_eq!(stage.worker.udp.disabled().collect::<Vec<_>>(), both);
         let notices = stage.worker.remote().take_notices();

@@ -15,7 +15,7 @@ fn fault_26_an_interrupted_call_is_made_again() {
     assert_eq!(stage.back(), Ok(Progress::Drained));
     assert!(numbers(&stage.take_delivered()).into_iter().eq(1..=40));
     assert_eq!((stage.decap().received(), stage.decap().forwarded()), (40, 40));
-    assert_eq!(stage.worker.counters().anomalies.read_errors, 0, "it is no error");
+    assert_eq!(stage.worker.counters().stats.read_errors, 0, "it is no error");
 }
 
 /// What the kernel says of segments is only believed if it can be: otherwise the message is one datagram, which goes its way as
@@ -44,7 +44,7 @@ fn fault_24_a_stride_that_cannot_be_makes_one_datagram() {
     stage.script.give_message(Arrival { from: host_a(), bytes, segment: Some(150), flags: 0 });
     assert_eq!(stage.back(), Ok(Progress::Drained));
     assert_eq!((numbers(&stage.take_delivered()), stage.decap().received()), (vec![1], 2));
-    assert_eq!(stage.worker.counters().anomalies.trimmed, 1);
+    assert_eq!(stage.worker.counters().stats.trimmed, 1);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn fault_25_a_message_that_was_cut_is_lost_alone() {
     stage.arrive(host_a(), &[from_a(2, 100)]);
     assert_eq!(stage.back(), Ok(Progress::Drained));
     assert_eq!(numbers(&stage.take_delivered()), [1, 2]);
-    assert_eq!((stage.decap().received(), stage.worker.counters().anomalies.read_errors), (2, 3));
+    assert_eq!((stage.decap().received(), stage.worker.counters().stats.read_errors), (2, 3));
 }
 
 /// A receive that fails costs itself. What is told of packets sent earlier costs not even that.
@@ -69,7 +69,7 @@ fn fault_28_33_a_receive_that_fails_is_counted_and_the_next_one_goes_on() {
     stage.fail(Call::Receive, [libc::ENOBUFS, libc::ENOMEM, libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::EMSGSIZE]);
     assert_eq!(stage.back(), Ok(Progress::Drained));
     assert_eq!(numbers(&stage.take_delivered()), [1]);
-    assert_eq!((stage.decap().forwarded(), stage.worker.counters().anomalies.read_errors), (1, 2));
+    assert_eq!((stage.decap().forwarded(), stage.worker.counters().stats.read_errors), (1, 2));
 }
 
 /// Each in its own counter, and the other packets of the batch are written.
@@ -99,10 +99,10 @@ fn fault_27_28_37_a_write_that_fails_costs_its_packet() {
     }
 }
 
-/// A super-packet that fails is as many packets. One that is refused is written packet by packet, and after a few no more are
+/// A GSO packet that fails is as many packets. One that is refused is written packet by packet, and after a few no more are
 /// made.
 #[test]
-fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
+fn fault_28_30_a_gso_packet_that_fails_is_counted_as_its_packets() {
     let train = |first: u16| -> Vec<Vec<u8>> {
         (0..4).map(|at| tcp(POD_A, POD, first + at, 1000 * u32::from(first + at), 1000)).collect()
     };
@@ -113,7 +113,7 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
     assert_eq!(Stage::lost(stage.decap()), Some((DropReason::TunFull, 4)));
 
     let mut stage = Stage::new();
-    stage.script.refuse_super_packets(libc::EINVAL);
+    stage.script.refuse_gso_packets(libc::EINVAL);
     for round in 0..10 {
         let writes = stage.script.count(Call::Write);
         stage.arrive(host_a(), &train(1 + 4 * round));
@@ -121,7 +121,7 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
         assert_eq!(numbers(&stage.take_delivered()).len(), 4);
         let tried = u64::from(round.min(8));
         assert_eq!(stage.script.count(Call::Write) - writes, if round < 8 { 5 } else { 4 });
-        assert_eq!(stage.worker.counters().anomalies.tun_fallbacks, tried + u64::from(round < 8));
+        assert_eq!(stage.worker.counters().stats.tun_fallbacks, tried + u64::from(round < 8));
     }
     assert_eq!((stage.decap().forwarded(), Stage::lost(stage.decap())), (40, None));
 
@@ -132,7 +132,7 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
     {
         stage.now += waited;
         if taken {
-            stage.script.accept_super_packets();
+            stage.script.accept_gso_packets();
         }
         let before = stage.script.count(Call::Write);
         stage.arrive(host_a(), &train(1 + 4 * number));
@@ -143,7 +143,7 @@ fn fault_28_30_a_super_packet_that_fails_is_counted_as_its_packets() {
 
     // After an hour without refusals the wait is a minute again.
     stage.now += 60 * minute;
-    stage.script.refuse_super_packets(libc::EINVAL);
+    stage.script.refuse_gso_packets(libc::EINVAL);
     for (number, writes) in (20..).zip([5, 5, 5, 5, 5, 5, 5, 5, 4, 5]) {
         if number == 29 {
             stage.now += minute;

@@ -7,8 +7,8 @@ use core::time::Duration;
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
 
 use super::*;
-use crate::forward::{Flow, Overlay};
-use crate::offload::{VNET_HEADER_LEN, VnetHeader, Work, vnet_flag, vnet_gso};
+use crate::forward::{DirectionCounters, Overlay};
+use crate::offload::{OffloadAction, VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteChange, RoutePublisher};
 use crate::sys::script::{Answer, Arrival, Call, Script, Sent};
 use crate::sys::{TunOffload, UdpOffload};
@@ -145,16 +145,16 @@ impl Stage {
         self.worker.next(self.now)
     }
 
-    fn encap(&self) -> Flow {
+    fn encap(&self) -> DirectionCounters {
         self.worker.counters().encap
     }
 
-    fn decap(&self) -> Flow {
+    fn decap(&self) -> DirectionCounters {
         self.worker.counters().decap
     }
 
     /// The one thing that became of packets beside being forwarded, and how often.
-    fn lost(flow: Flow) -> Option<(DropReason, u64)> {
+    fn lost(flow: DirectionCounters) -> Option<(DropReason, u64)> {
         let mut drops = flow.drops();
         let first = drops.next();
         assert_eq!(drops.next(), None);
@@ -173,12 +173,12 @@ impl Stage {
             let (header, packet) = bytes.split_at(if bare { 0 } else { VNET_HEADER_LEN });
             let header = header.first_chunk().map_or(VnetHeader::default(), |bytes| VnetHeader::from_bytes(*bytes));
             match header.inspect(packet).unwrap() {
-                Work::Segment(many) => delivered.extend((0..many.segments()).map(|index| {
+                OffloadAction::Segment(many) => delivered.extend((0..many.segments()).map(|index| {
                     let mut segment = alloc::vec![0; many.len_of(index)];
                     many.write_segment(packet, index, &mut segment);
                     segment
                 })),
-                Work::Nothing | Work::Checksum(_) => delivered.push(packet.to_vec()),
+                OffloadAction::Nothing | OffloadAction::Checksum(_) => delivered.push(packet.to_vec()),
             }
         }
         delivered

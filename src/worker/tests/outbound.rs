@@ -19,7 +19,7 @@ fn fault_26_an_interrupted_call_is_made_again() {
     let sent = stage.script.take_datagrams();
     assert_eq!((numbers(&to(host_a(), &sent)), numbers(&to(host_b(), &sent))), (vec![1, 2, 3], vec![4, 5]));
     assert_eq!((stage.encap().received(), stage.encap().forwarded()), (5, 5));
-    assert_eq!(stage.worker.counters().anomalies.read_errors, 0, "it is no error");
+    assert_eq!(stage.worker.counters().stats.read_errors, 0, "it is no error");
 }
 
 /// What a path does not take waits, other peers and the device go on, and what nobody took for a second is dropped.
@@ -148,8 +148,8 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
         assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (2, 2));
         assert_eq!(Stage::lost(stage.encap()), Some((DropReason::PathTooNarrow, 1)));
         assert_eq!(stage.send_errors(), [(host_a().ip(), 1)]);
-        let anomalies = stage.worker.counters().anomalies;
-        assert_eq!((anomalies.path_mtu_lowered, anomalies.fragments_made, anomalies.gso_fallbacks), (1, 0, 0));
+        let stats = stage.worker.counters().stats;
+        assert_eq!((stats.path_mtu_lowered, stats.fragments_made, stats.gso_fallbacks), (1, 0, 0));
         assert_eq!(stage.script.count(Call::PathMtu), 1);
         // Known now: the next one is not even tried.
         let sends = stage.script.count(Call::Send);
@@ -159,7 +159,7 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
         stage.give(&udp(POD, POD_A, 7, Df::Clear, 1372));
         assert_eq!(stage.out(), Ok(Progress::Drained));
         let sent = stage.script.take_datagrams();
-        assert_eq!((numbers(&to(host_a(), &sent)), stage.worker.counters().anomalies.fragments_made), (vec![7, 7], 2));
+        assert_eq!((numbers(&to(host_a(), &sent)), stage.worker.counters().stats.fragments_made), (vec![7, 7], 2));
     }
 }
 
@@ -199,7 +199,7 @@ fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
             let lengths =
                 |host| sent.iter().filter(|sent| sent.to == host).map(|sent| sent.datagrams.len()).collect::<Vec<_>>();
             assert_eq!((lengths(host_a()), lengths(host_b())), (vec![1; 3 + 4], vec![2]), "round {round}");
-            assert_eq!(stage.worker.counters().anomalies.gso_fallbacks, 1);
+            assert_eq!(stage.worker.counters().stats.gso_fallbacks, 1);
         }
         assert_eq!((stage.encap().forwarded(), Stage::lost(stage.encap())), (12, None));
     }
@@ -230,11 +230,11 @@ fn fault_55_trains_are_tried_again() {
 
     stage.script.refuse_trains(host_a().ip(), libc::EIO);
     for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
-        let fallbacks = stage.worker.counters().anomalies.gso_fallbacks;
+        let fallbacks = stage.worker.counters().stats.gso_fallbacks;
         assert!(!trains(&mut stage));
         for _ in 0..minutes {
             assert!(!trains(&mut stage));
-            assert_eq!(stage.worker.counters().anomalies.gso_fallbacks, fallbacks + 1, "{minutes} minutes");
+            assert_eq!(stage.worker.counters().stats.gso_fallbacks, fallbacks + 1, "{minutes} minutes");
             stage.now += minute;
         }
         assert_eq!(stage.out(), Ok(Progress::Drained));
@@ -251,7 +251,7 @@ fn fault_30_36_a_refused_train_is_counted_at_the_end_of_the_device_too() {
     let reads = core::iter::repeat_n(Answer::All, 5).chain([Answer::Error(libc::EBADFD)]);
     stage.script.then(Call::Read, reads);
     assert_eq!(stage.out(), Err(WorkerError::LinkDeleted { name: "script0".into() }));
-    assert_eq!((stage.encap().forwarded(), stage.worker.counters().anomalies.gso_fallbacks), (5, 1));
+    assert_eq!((stage.encap().forwarded(), stage.worker.counters().stats.gso_fallbacks), (5, 1));
 }
 
 /// If the datagrams one by one fail too, it was not that they were a train.
@@ -264,7 +264,7 @@ fn fault_30_what_fails_one_by_one_too_is_counted_and_switches_nothing_off() {
         stage.fail(Call::Send, [errno; 5]);
         assert_eq!(stage.out(), Ok(Progress::Drained));
         assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendFailed, 3)));
-        assert_eq!(stage.worker.counters().anomalies.gso_fallbacks, 0);
+        assert_eq!(stage.worker.counters().stats.gso_fallbacks, 0);
         five(&stage);
         assert_eq!(stage.out(), Ok(Progress::Drained));
         let sent = stage.script.take_sends().concat();
@@ -343,7 +343,7 @@ fn fault_15_28_a_read_that_fails_is_counted_and_the_next_one_goes_on() {
     stage.give(&udp(POD, POD_A, 6, Df::Set, 100));
     stage.fail(Call::Read, [libc::EINVAL, libc::ENOMEM, libc::EIO]);
     assert_eq!(stage.out(), Ok(Progress::Drained));
-    assert_eq!(stage.worker.counters().anomalies.read_errors, 4);
+    assert_eq!(stage.worker.counters().stats.read_errors, 4);
     assert_eq!((stage.encap().received(), stage.encap().forwarded()), (6, 6));
 }
 

@@ -85,7 +85,7 @@ struct Play {
     /// The turn before which the route to host A is removed.
     removed: usize,
     no_trains: bool,
-    no_super_packets: bool,
+    no_gso_packets: bool,
     of_tun: TunOffload,
     budget: u32,
 }
@@ -107,7 +107,7 @@ fn play() -> impl Strategy<Value = Play> {
     let of_tun = proptest::sample::select(vec![TunOffload::ALL, TunOffload::NONE]);
     let budget = proptest::sample::select(vec![1, 10, 256]);
     (packets, answers, mtu(), turns, any::<bool>(), any::<bool>(), of_tun, budget).prop_map(
-        |((out, back), answers, mtu, (later, removed), no_trains, no_super_packets, of_tun, budget)| Play {
+        |((out, back), answers, mtu, (later, removed), no_trains, no_gso_packets, of_tun, budget)| Play {
             out,
             back,
             answers,
@@ -115,7 +115,7 @@ fn play() -> impl Strategy<Value = Play> {
             later,
             removed,
             no_trains,
-            no_super_packets,
+            no_gso_packets,
             of_tun,
             budget,
         },
@@ -129,8 +129,8 @@ impl Play {
         if self.no_trains {
             stage.script.refuse_trains(host_a().ip(), libc::EIO);
         }
-        if self.no_super_packets {
-            stage.script.refuse_super_packets(libc::EINVAL);
+        if self.no_gso_packets {
+            stage.script.refuse_gso_packets(libc::EINVAL);
         }
         for (call, answers) in &self.answers {
             stage.script.then(*call, answers.iter().copied());

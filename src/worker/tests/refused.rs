@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// A super-packet is one packet: its last segment, which would fit, is not sent.
+/// A GSO packet is one packet: its last segment, which would fit, is not sent.
 #[test]
-fn fault_29_nothing_is_sent_of_a_super_packet_whose_sender_is_told() {
+fn fault_29_nothing_is_sent_of_a_gso_packet_whose_sender_is_told() {
     for batched in [true, false] {
         let mut stage = Stage::new();
         if !batched {

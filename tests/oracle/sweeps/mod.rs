@@ -1,4 +1,4 @@
-//! Packets that are the same in every run: each value of each field, and each excuse.
+//! Packets that are the same in every run: each value of each field, and each known difference.
 
 mod fields;
 mod odd;

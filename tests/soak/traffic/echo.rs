@@ -1,4 +1,4 @@
-//! Pings, each of which is answered in a calm.
+//! Pings, each of which is answered in a fault-free phase.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -23,14 +23,14 @@ pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>,
             if stage.is_over() {
                 break;
             }
-            let began = stage.weather();
-            let timeout = if began.calm { PATIENCE } else { PATIENCE / 10 };
+            let began = stage.phase();
+            let timeout = if began.fault_free { PATIENCE } else { PATIENCE / 10 };
             let settings = Ping { payload_len: count % 1400, timeout, ..Ping::default() };
             let outcome = ping(from.other().place().pod, settings);
             if matches!(outcome.as_deref(), Ok([PingOutcome::Reply { .. }])) {
                 done.pings.fetch_add(1, Ordering::Relaxed);
             } else if outcome.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::InvalidData)
-                || stage.was_calm_since(began)
+                || stage.was_fault_free_since(began)
             {
                 return stage.fail(format!("ping {count} from {from:?}: {outcome:?}"));
             }

@@ -46,7 +46,7 @@ impl Traffic {
         Self { stage: Arc::clone(stage), threads, flows, done }
     }
 
-    /// What was sent in the calms and is not there, if anything.
+    /// What was sent in the fault-free phases and is not there, if anything.
     pub(crate) fn missing(&self) -> Option<String> {
         let missing: Vec<_> = self.flows.iter().filter_map(|flow| flow.missing()).collect();
         (!missing.is_empty()).then(|| missing.join(", "))
@@ -54,11 +54,12 @@ impl Traffic {
 
     pub(crate) fn report(&self, since: Instant) -> String {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let (calm, storm) = self.flows.iter().map(|flow| flow.arrived()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        let sent: u64 = self.flows.iter().map(|flow| flow.sent_in_storms()).sum();
+        let (fault_free, faulty) =
+            self.flows.iter().map(|flow| flow.arrived()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let sent: u64 = self.flows.iter().map(|flow| flow.sent_in_faulty_phases()).sum();
         format!(
-            "{} s: {} TCP transfers of {} MiB in all, every byte right; of UDP {calm} sent in calms, all there, and {storm} of {sent} \
-             sent in storms; {} pings answered",
+            "{} s: {} TCP transfers of {} MiB in all, every byte right; of UDP {fault_free} sent in fault-free phases, all there, and {faulty} of {sent} \
+             sent in faulty phases; {} pings answered",
             since.elapsed().as_secs(),
             count(&self.done.transfers),
             count(&self.done.bytes) >> 20,

@@ -1,4 +1,4 @@
-//! TCP transfers, one after the other. Storms may delay them, never end one or change a byte.
+//! TCP transfers, one after the other. Faulty phases may delay them, never end one or change a byte.
 
 use core::time::Duration;
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use crate::stage::Stage;
 const BYTES: u64 = 2 << 20;
 /// So that two cores have time for everything else.
 const PAUSE: Duration = Duration::from_millis(100);
-/// What may be on its way at once: less than any queue on the way holds, so that no queue of a kernel drops in a calm.
+/// What may be on its way at once: less than any queue on the way holds, so that no queue of a kernel drops in a fault-free phase.
 const WINDOW: usize = 256 << 10;
 
 pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>, from: Side) -> JoinHandle<()> {
@@ -40,7 +40,7 @@ pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>,
 
 fn transfer(hosts: &TwoHosts, stage: &Stage, done: &Done, from: Side, seed: u64) -> Result<(), String> {
     let (to_pod, to) = (from.other().pod(hosts), from.other().place().pod);
-    let began = stage.weather();
+    let began = stage.phase();
     let listener = to_pod.enter(|| TcpListener::bind((to, 0))).map_err(|error| error.to_string())?;
     SockRef::from(&listener).set_recv_buffer_size(WINDOW).map_err(|error| error.to_string())?;
     let target = listener.local_addr().map_err(|error| error.to_string())?;
@@ -49,8 +49,8 @@ fn transfer(hosts: &TwoHosts, stage: &Stage, done: &Done, from: Side, seed: u64)
     if let Err(error) = &sent
         && error.to_string().starts_with("cannot connect")
     {
-        // A host that has no way tells so, and ends the attempt (tcp_v4_err in net/ipv4/tcp_ipv4.c), but only in a storm.
-        if stage.was_calm_since(began) {
+        // A host that has no way tells so, and ends the attempt (tcp_v4_err in net/ipv4/tcp_ipv4.c), but only in a faulty phase.
+        if stage.was_fault_free_since(began) {
             return Err(error.to_string());
         }
         // Somebody has to connect, or the other end would wait.

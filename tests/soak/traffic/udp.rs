@@ -1,4 +1,4 @@
-//! Datagrams at an even pace, with numbers and contents that the receiver checks. In a calm none may be missing, ever may one be
+//! Datagrams at an even pace, with numbers and contents that the receiver checks. In a fault-free phase none may be missing, ever may one be
 //! wrong or come twice.
 
 use core::net::SocketAddr;
@@ -41,8 +41,8 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 
 pub(crate) struct PacedFlow {
     name: String,
-    calm: Count,
-    storm: Count,
+    fault_free: Count,
+    faulty: Count,
 }
 
 #[derive(Default)]
@@ -52,23 +52,24 @@ struct Count {
 }
 
 impl PacedFlow {
-    /// Of what was sent in the calms.
+    /// Of what was sent in the fault-free phases.
     pub(crate) fn missing(&self) -> Option<String> {
-        let [sent, arrived] = [&self.calm.sent, &self.calm.arrived].map(|count| count.load(Ordering::SeqCst));
+        let [sent, arrived] =
+            [&self.fault_free.sent, &self.fault_free.arrived].map(|count| count.load(Ordering::SeqCst));
         (sent != arrived).then(|| format!("{}: {arrived} of {sent} arrived", self.name))
     }
 
-    /// In calms and in storms.
+    /// In phases of both kinds.
     pub(crate) fn arrived(&self) -> (u64, u64) {
-        (self.calm.arrived.load(Ordering::SeqCst), self.storm.arrived.load(Ordering::SeqCst))
+        (self.fault_free.arrived.load(Ordering::SeqCst), self.faulty.arrived.load(Ordering::SeqCst))
     }
 
-    pub(crate) fn sent_in_storms(&self) -> u64 {
-        self.storm.sent.load(Ordering::SeqCst)
+    pub(crate) fn sent_in_faulty_phases(&self) -> u64 {
+        self.faulty.sent.load(Ordering::SeqCst)
     }
 
-    fn count(&self, calm: bool) -> &Count {
-        if calm { &self.calm } else { &self.storm }
+    fn count(&self, fault_free: bool) -> &Count {
+        if fault_free { &self.fault_free } else { &self.faulty }
     }
 }
 
@@ -91,7 +92,7 @@ pub(crate) fn start(
     // A wish: a reader that is kept waiting by a busy machine loses nothing then.
     let _ = setsockopt(&receiver, RcvBufForce, &(8 << 20));
     let name = format!("{} from {from:?}", kind.name);
-    let flow = Arc::new(PacedFlow { name, calm: Count::default(), storm: Count::default() });
+    let flow = Arc::new(PacedFlow { name, fault_free: Count::default(), faulty: Count::default() });
     let sending = {
         let (flow, stage) = (Arc::clone(&flow), Arc::clone(stage));
         pod.spawn("flow-udp-out", move || send(&flow, &stage, &sender, target, kind))
@@ -107,9 +108,9 @@ fn send(flow: &PacedFlow, stage: &Stage, socket: &UdpSocket, target: SocketAddr,
     let mut due = Instant::now();
     let mut number = 0;
     while !stage.is_over() {
-        let sent = stage.during(|calm| {
-            flow.count(calm).sent.fetch_add(1, Ordering::SeqCst);
-            socket.send_to(&content(number, calm, kind.len), target)
+        let sent = stage.during(|fault_free| {
+            flow.count(fault_free).sent.fetch_add(1, Ordering::SeqCst);
+            socket.send_to(&content(number, fault_free, kind.len), target)
         });
         if let Err(error) = sent {
             return stage.fail(format!("{}: cannot send: {error}", flow.name));
@@ -135,9 +136,9 @@ fn receive(flow: &PacedFlow, stage: &Stage, socket: &UdpSocket, kind: Kind) {
         let Some((header, _)) = datagram.split_first_chunk::<HEADER>() else {
             return stage.fail(format!("{}: {len} bytes arrived, {} were sent", flow.name, kind.len));
         };
-        let &[calm, ref number @ ..] = header;
+        let &[fault_free, ref number @ ..] = header;
         let number = u64::from_be_bytes(*number);
-        if calm > 1 || datagram != content(number, calm == 1, kind.len) {
+        if fault_free > 1 || datagram != content(number, fault_free == 1, kind.len) {
             return stage.fail(format!("{}: number {number} is not what was sent", flow.name));
         }
         let at = number as usize;
@@ -147,12 +148,12 @@ fn receive(flow: &PacedFlow, stage: &Stage, socket: &UdpSocket, kind: Kind) {
         if core::mem::replace(&mut seen[at], true) {
             return stage.fail(format!("{}: number {number} came twice", flow.name));
         }
-        flow.count(calm == 1).arrived.fetch_add(1, Ordering::SeqCst);
+        flow.count(fault_free == 1).arrived.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-fn content(number: u64, calm: bool, len: usize) -> Vec<u8> {
-    let mut content = vec![u8::from(calm)];
+fn content(number: u64, fault_free: bool, len: usize) -> Vec<u8> {
+    let mut content = vec![u8::from(fault_free)];
     content.extend(number.to_be_bytes());
     content.extend((HEADER..len).map(|at| (at as u64 * 31 + number * 7) as u8));
     content

@@ -1,4 +1,4 @@
-//! Commands, options, and what is wrong with them.
+//! Commands, options, and their errors.
 
 use crate::etcd::{TOKEN_TTL, tied_to_its_parent};
 use crate::hosts::{Attachment, Site};
@@ -48,7 +48,7 @@ fn an_operator_sets_and_lists() {
     }
     assert_eq!(operator.get(&format!("{PREFIX}/config")), before, "nothing wrong was written");
 
-    // flannel's own JSON goes through as it is.
+    // flannel's own JSON is accepted unchanged.
     let json = r#"{"Network":"100.96.0.0/16","Comment":"ours"}"#;
     let (status, ..) = with("set-config --file -", Some(json));
     assert!(status.success());
@@ -70,7 +70,7 @@ fn an_operator_sets_and_lists() {
     assert_eq!(held, ["100.96.7.0/24".into(), "10.168.0.7:8285".into(), serde_json::Value::Null]);
 }
 
-/// As in flannel: a file of variables names all there are.
+/// An empty variable counts as unset, as in flannel, because files of variables list all of them.
 #[test]
 fn variables_that_are_empty_are_not_set() {
     let site = Site::new(1, 1, false);
@@ -86,7 +86,7 @@ fn variables_that_are_empty_are_not_set() {
     assert_eq!(operator.leases().len(), 1);
 }
 
-/// Without a certificate, or without the right password, nobody gets in, and that is said.
+/// Without a certificate or the right password, access is refused with an error.
 #[test]
 fn who_is_not_let_in_is_told() {
     let site = Site::new(1, 1, true);
@@ -123,7 +123,8 @@ fn site_with_users() -> Site {
     site
 }
 
-/// etcd forgets what nobody shows for a while, and renewals are rare: with a margin of a minute, the first that fails is the last.
+/// etcd tokens expire, and renewals are rare: with a margin of a minute, the first failed renewal would be the last
+/// one.
 #[test]
 fn a_token_that_etcd_has_forgotten_is_asked_for_anew() {
     let site = site_with_users();
@@ -149,7 +150,7 @@ fn mistakes_end_it_with_status_2_and_a_sentence() {
         ("--iface lo --public-ip nonsense", "invalid value 'nonsense'"),
         ("--iface eth0 --subnet-lease-renew-margin 0", "within 1 to 1439"),
         ("--iface eth0 --subnet-lease-renew-margin 1440", "within 1 to 1439"),
-        ("--iface eth0 --etcd-endpoints localhost:2379", "is no URL"),
+        ("--iface eth0 --etcd-endpoints localhost:2379", "is not a URL"),
         ("--iface eth0 --etcd-cafile /nowhere", "write https://"),
         ("--iface eth0 --frobnicate", "--frobnicate"),
     ] {
@@ -166,14 +167,14 @@ fn mistakes_end_it_with_status_2_and_a_sentence() {
     assert_eq!(powerless.ends().code(), Some(2));
     assert_eq!(operator.leases(), [], "nothing was leased for it");
 
-    // A second node on the same host: the port is taken, and nothing is leased or changed for it.
+    // A second node on the same host finds the port in use, and leases and changes nothing.
     let mut first = Node::start(&site.hosts[0], &site.etcd);
     let held = operator.leases();
     let (status, _, errors) = run(host, &[etcd, words("--iface eth0 --subnet-file /dev/null/no")].concat(), None);
     assert_eq!(status.code(), Some(2), "{errors}");
     assert!(errors.contains("8285"), "{errors}");
     assert_eq!(operator.leases(), held);
-    // What is wrong with the host is said.
+    // The node reports unsuitable settings of the host.
     let mut another = Node::spawn(&site.hosts[1], &site.etcd, &[]);
     another.says("ready");
     assert_eq!(another.count("finding"), 0, "{:#?}", another.said);
@@ -185,13 +186,13 @@ fn mistakes_end_it_with_status_2_and_a_sentence() {
     another.says("ready");
     another.stop();
 
-    // A device that somebody deletes.
+    // The device is deleted.
     host.delete_link("flannel0").unwrap();
     let error = first.says("error");
     assert!(error["reason"].as_str().unwrap().contains("flannel0 was deleted"), "{error}");
     assert_eq!(first.ends().code(), Some(1));
     let again = Node::start(&site.hosts[0], &site.etcd);
-    // Down and up: its route is put back.
+    // The device is set down and up, and its route is restored.
     host.set_down("flannel0").unwrap();
     host.set_up("flannel0").unwrap();
     let overlay = "100.96.0.0/16".parse().unwrap();
@@ -199,7 +200,8 @@ fn mistakes_end_it_with_status_2_and_a_sentence() {
     again.stop();
 }
 
-/// R71: refused by a node too, since others may have written it; a network inside 240/4 or 169.254/16 is one like any other.
+/// R71: a node refuses such a network too, since another program may have written it. A network inside 240/4 or
+/// 169.254/16 is valid.
 #[test]
 fn r71_a_network_that_cannot_carry_anything_is_refused() {
     let site = Site::new(2, 1, false);

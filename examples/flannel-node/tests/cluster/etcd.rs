@@ -1,4 +1,4 @@
-//! A real etcd cluster, in the namespace of the switch between the hosts.
+//! A real etcd cluster in the namespace of the switch between the hosts.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -14,13 +14,13 @@ use testbed::{Child, Namespace};
 use crate::tls::{Tls, shown};
 use crate::{SOON, wait_until};
 
-/// Where all members are, on ports of their own.
+/// The address of all members, which have different ports.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 1);
 
-/// For how long a token is good that nobody shows; five minutes, if etcd is not told otherwise.
+/// The lifetime of an unused token; etcd's default is five minutes.
 pub(crate) const TOKEN_TTL: Duration = Duration::from_secs(1);
 
-/// One member, running or not.
+/// A member, running or not.
 pub(crate) struct Member {
     number: u16,
     process: Option<Child>,
@@ -35,7 +35,7 @@ pub(crate) struct Etcd {
 }
 
 impl Etcd {
-    /// Starts so many members; they elect a leader in a second or two.
+    /// Starts this many members, which elect a leader in a second or two.
     pub(crate) fn start(namespace: &Namespace, members: u16, tls: bool) -> Self {
         Command::new("etcd").arg("--version").output().expect(MISSING);
         let tls = tls.then(|| Tls::new(&ADDRESS.to_string()));
@@ -70,25 +70,25 @@ impl Etcd {
             .arg(format!("--initial-cluster={}", all.join(",")))
             .arg(format!("--auth-token-ttl={}", TOKEN_TTL.as_secs()))
             .arg("--logger=zap")
-            // The disk of a test machine may be slow, and what is on it is not needed afterwards.
+            // The disk of a test machine may be slow, and its contents are not needed afterwards.
             .args(["--unsafe-no-fsync", "--heartbeat-interval=100", "--election-timeout=1000"])
             .args(self.tls.iter().flat_map(Tls::of_server));
         self.members[number].process = Some(Child::spawn(&self.namespace, command).unwrap());
     }
 
-    /// As if its machine had lost power.
+    /// Kills a member, like a power failure.
     pub(crate) fn kill_member(&mut self, number: usize) {
         let mut process = self.members[number].process.take().expect("it runs");
         process.signal(Signal::SIGKILL).unwrap();
         process.wait(SOON).unwrap().expect("an end");
     }
 
-    /// It neither does anything nor goes away, until it is told to go on.
+    /// Suspends or resumes a member by a signal.
     pub(crate) fn signal_member(&mut self, number: usize, signal: Signal) {
         self.members[number].process.as_mut().expect("it runs").signal(signal).unwrap();
     }
 
-    /// Memory of a member in bytes that is its own: without the pages of its database file.
+    /// Returns the private memory of a member in bytes, without the pages of its database file.
     pub(crate) fn memory(&self, number: usize) -> u64 {
         let id = self.members[number].process.as_ref().expect("it runs").id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
@@ -96,7 +96,7 @@ impl Etcd {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
-    /// How many requests for keys a member has answered.
+    /// Returns the number of requests for keys that a member has answered.
     pub(crate) fn ranges(&self, number: usize) -> u64 {
         let port = client_port(self.members[number].number);
         let metrics = self.namespace.enter(|| {
@@ -135,20 +135,20 @@ impl Etcd {
         }
     }
 
-    /// A copy of all data, while no member runs.
+    /// Copies all data while no member runs.
     pub(crate) fn back_up(&self) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();
         copy_all(self.data.path(), copy.path());
         copy
     }
 
-    /// The data are those of a copy again.
+    /// Restores the data of a copy.
     pub(crate) fn restore(&mut self, copy: &tempfile::TempDir) {
         self.data = tempfile::tempdir().unwrap();
         copy_all(copy.path(), self.data.path());
     }
 
-    /// What clients are started with.
+    /// Returns the client options.
     pub(crate) fn args(&self) -> Vec<String> {
         let endpoints = self.endpoints().join(",");
         let mut args = vec![format!("--etcd-endpoints={endpoints}")];

@@ -1,4 +1,4 @@
-//! etcd with another history than the one that a node has seen.
+//! An etcd with another history than the one that a node has seen.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::hosts::Site;
 use crate::node::Node;
 use crate::operator::{Operator, subnets};
 
-/// The revisions say that nothing was missed: what was written after the backup is gone, and other writes took its numbers.
+/// Revisions alone do not show a restore: writes after the backup are gone, and other writes have their numbers.
 #[test]
 fn fault_58_etcd_restored_and_written_past_what_was_seen_is_listed_again() {
     let mut site = Site::new(1, 1, false);
@@ -30,7 +30,7 @@ fn fault_58_etcd_restored_and_written_past_what_was_seen_is_listed_again() {
     site.etcd.kill_all();
     site.etcd.restore(&backup);
     site.etcd.start_all();
-    // The first by the number of a lease that never was, the others far beyond.
+    // The first lease uses the number of a lost one, the others are far beyond.
     operator.put_lease("100.96.173.0-24", [10, 168, 0, 73].into());
     for _ in 0..20 {
         operator.put_lease("100.96.170.0-24", [10, 168, 0, 80].into());
@@ -44,8 +44,8 @@ fn fault_58_etcd_restored_and_written_past_what_was_seen_is_listed_again() {
     node.stop();
 }
 
-/// Nothing shows on the connection: it is listed again now and then whatever the watch says, and a list that says nothing new is
-/// not worth a word.
+/// The connection shows nothing. The node lists again periodically, regardless of the watch, and does not report an
+/// unchanged list.
 #[test]
 fn fault_58_a_watch_is_not_trusted_for_ever() {
     let site = Site::new(1, 1, false);
@@ -59,13 +59,13 @@ fn fault_58_a_watch_is_not_trusted_for_ever() {
     node.listen(Duration::from_secs(5));
     assert!(site.etcd.ranges(0) >= ranges + 3, "{} after {ranges}", site.etcd.ranges(0));
     assert!(node.said[said..].is_empty(), "the same again: {:#?}", node.said);
-    // Between two lists it watches.
+    // Between two lists the node watches.
     operator.put_lease("100.96.170.0-24", [10, 168, 0, 70].into());
     node.says_that("routes", |said| said["count"] == 1);
     node.stop();
 }
 
-/// Only a restored etcd can bring an older lease beside the own one: it was deleted when this node leased the subnet.
+/// Only a restored etcd can have an older lease beside the own one: it was deleted when this node leased the subnet.
 #[test]
 fn fault_60_a_running_node_with_the_younger_lease_gives_it_up() {
     let mut site = Site::new(1, 1, false);

@@ -1,4 +1,4 @@
-//! Hosts around a switch, and pods on the hosts in the three ways that container runtimes have.
+//! Hosts around a switch, and pods on the hosts in the three ways of container runtimes.
 
 use std::net::Ipv4Addr;
 
@@ -25,7 +25,7 @@ pub(crate) struct Site {
 pub(crate) struct Host {
     pub(crate) namespace: Namespace,
     pub(crate) address: Ipv4Addr,
-    /// Its subnet file, which outlives the node.
+    /// The subnet file of the node, which outlives the node.
     pub(crate) run: tempfile::TempDir,
 }
 
@@ -34,19 +34,19 @@ pub(crate) struct Pod {
     pub(crate) address: Ipv4Addr,
 }
 
-/// How a pod hangs on its host.
+/// The connection of a pod to its host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Attachment {
-    /// A bridge that holds the lease, as `dockerd --bip` makes it.
+    /// A bridge with the lease's address, as `dockerd --bip` creates it.
     Bridge,
-    /// A veth without addresses; the host answers for a gateway that is nowhere.
+    /// A veth without addresses. The host answers for a gateway that does not exist.
     ProxyArp,
     /// A veth whose host end has the lease's first address.
     Veth,
 }
 
 impl Site {
-    /// So many hosts, and so many members of etcd.
+    /// Creates this many hosts and members of etcd.
     pub(crate) fn new(hosts: u8, members: u16, tls: bool) -> Self {
         let switch = Namespace::new().expect("these tests make network namespaces and need root");
         switch.add_bridge("br0").unwrap();
@@ -69,7 +69,7 @@ impl Host {
         Self { namespace, address, run: tempfile::tempdir().unwrap() }
     }
 
-    /// A pod with the third address of the host's lease.
+    /// Creates a pod with the third address of the host's lease.
     pub(crate) fn add_pod(&self, lease: Ipv4Net, attachment: Attachment) -> Pod {
         let namespace = Namespace::new().unwrap();
         let at = |last| Ipv4Addr::from_bits(lease.network().to_bits() + last);
@@ -87,7 +87,7 @@ impl Host {
             Attachment::ProxyArp => {
                 let nowhere = Ipv4Addr::new(169, 254, 2, 2);
                 self.namespace.sysctl("net/ipv4/conf/pod0/proxy_arp", "1").unwrap();
-                // The kernel lets proxies wait for up to this many ticks.
+                // The kernel delays proxy replies by up to this many ticks.
                 self.namespace.sysctl("net/ipv4/neigh/pod0/proxy_delay", "0").unwrap();
                 self.namespace.add_route(Ipv4Net::from(address), None, "pod0").unwrap();
                 namespace.add_address("eth0", Ipv4Net::from(address)).unwrap();
@@ -104,13 +104,13 @@ impl Host {
     }
 
     pub(crate) fn subnet_file(&self) -> std::path::PathBuf {
-        // In a directory that is to be made.
+        // The directory does not exist yet.
         self.run.path().join("flannel").join("subnet.env")
     }
 }
 
 impl Pod {
-    /// Whether one of three pings is answered.
+    /// Returns true if one of three pings is answered.
     pub(crate) fn reaches(&self, other: &Self) -> bool {
         (0..3).any(|_| {
             let outcomes = self.namespace.enter(|| ping(other.address, Ping::default())).unwrap();

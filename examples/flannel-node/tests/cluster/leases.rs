@@ -1,4 +1,4 @@
-//! The lease itself: raced for, renewed, lost.
+//! Acquisition, renewal and loss of the lease.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn of_two_nodes_one_gets_the_last_free_subnet() {
     if won(&second) {
         std::mem::swap(&mut first, &mut second);
     }
-    // Its lease is taken from it: it ends and says why, and the other one has the subnet.
+    // The lease is deleted: the node ends with the reason, and the other node leases the subnet.
     operator.delete(&subnets("100.96.7.0-24"));
     assert_eq!(first.says("stopped")["leased"], serde_json::Value::Null);
     let error = first.says("error");
@@ -39,7 +39,7 @@ fn of_two_nodes_one_gets_the_last_free_subnet() {
     assert_eq!(operator.leases().len(), 1);
 }
 
-/// A minute before the end, of a lease that is barely longer.
+/// A margin of a minute with a lease that is barely longer.
 #[test]
 fn a_lease_is_renewed_before_its_end() {
     let site = Site::new(1, 1, false);
@@ -58,7 +58,7 @@ fn a_lease_is_renewed_before_its_end() {
     assert_eq!(written.len(), 3, "each renewal is a write with a new etcd lease: {written:?}");
     assert_eq!(node.count("warning"), 0, "it knows its own writes: {:#?}", node.said);
 
-    // Its etcd lease ends although it is alive: somebody revoked it, and the key is gone with it.
+    // The etcd lease is revoked while the node runs, and the key with it.
     let grant = operator.leases()[0].2;
     operator.act(async |client| client.lease_revoke(grant).await.ok());
     let error = node.says("error");
@@ -67,7 +67,7 @@ fn a_lease_is_renewed_before_its_end() {
     assert!(!site.hosts[0].namespace.links().unwrap().iter().any(|link| link.starts_with("flannel")));
 }
 
-/// While it could not be heard, somebody else got its subnet.
+/// Another host leased the subnet while the node could not reach etcd.
 #[test]
 fn a_lease_that_another_host_holds_is_lost() {
     let mut site = Site::new(1, 1, false);
@@ -87,7 +87,8 @@ fn a_lease_that_another_host_holds_is_lost() {
     assert!(operator.get(&subnets(&key)).unwrap().contains("10.168.0.99"), "it is left alone");
 }
 
-/// Its etcd lease would end it soon, or later than our own: it lasts as long as we are there, and nobody writes without end.
+/// The key has an etcd lease that ends earlier or later than the node's own. The node keeps it alive, and nobody writes
+/// endlessly.
 #[test]
 fn a_lease_that_somebody_else_wrote_anew_is_renewed_at_once() {
     let site = Site::new(1, 1, false);
@@ -114,7 +115,7 @@ fn a_lease_that_somebody_else_wrote_anew_is_renewed_at_once() {
     node.stop();
 }
 
-/// A key without an end is what flannel calls a reservation.
+/// A key without an end is flannel's reservation.
 #[test]
 fn a_reserved_subnet_stays_reserved() {
     let site = Site::new(1, 1, false);
@@ -128,7 +129,7 @@ fn a_reserved_subnet_stays_reserved() {
     node.stop();
     operator.delete(&subnets("100.96.9.0-24"));
 
-    // A lease becomes one, and a lease again, while it is held.
+    // A lease becomes a reservation, and a lease again, while the node holds it.
     let mut node = Node::start(&site.hosts[0], &site.etcd);
     let held = operator.leases().remove(0);
     assert_ne!(held.2, 0);
@@ -141,7 +142,7 @@ fn a_reserved_subnet_stays_reserved() {
     node.stop();
 }
 
-/// What does not fit a new config is given up for something that does.
+/// A lease that does not fit a new config is replaced by one that does.
 #[test]
 fn a_lease_of_an_older_network_is_replaced() {
     let site = Site::new(1, 1, false);
@@ -157,7 +158,7 @@ fn a_lease_of_an_older_network_is_replaced() {
     assert!(leases[0].0.starts_with("100.97.") && leases[0].0.ends_with("-26"), "{leases:?}");
 }
 
-/// Each learns of the other, whoever came first, and neither writes without end.
+/// Both nodes with one address report it, in any order of start, and neither writes endlessly.
 #[test]
 fn two_hosts_with_one_address_both_say_so() {
     for reserved in [false, true] {
@@ -183,7 +184,7 @@ fn two_hosts_with_one_address_both_say_so() {
         assert_eq!(operator.revision(&key), written, "neither writes any more");
         assert_eq!(operator.leases()[0].2 == 0, reserved);
 
-        // And each time one of them writes again.
+        // The report repeats each time one of them writes again.
         operator.overwrite(&key, &format!(r#"{{"PublicIP":"{}"}}"#, site.hosts[0].address));
         for node in [&mut first, &mut second] {
             node.says_that("warning", |said| said["reason"].to_string().contains("somebody else wrote"));

@@ -1,5 +1,5 @@
-//! Nodes against a real etcd, each host and each pod in a network namespace of its own. They need root and `etcd` on the path;
-//! the repository's test command brings both.
+//! Nodes with a real etcd, each host and each pod in its own network namespace. The tests need root and `etcd` on the
+//! path; the repository's test command provides both.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
 mod config;
@@ -19,10 +19,10 @@ mod traffic;
 
 use std::time::{Duration, Instant};
 
-/// How long things may take on a machine that has more to do.
+/// The timeout of operations on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {

@@ -1,4 +1,4 @@
-//! One running node, by what it says.
+//! A running node and its output.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
@@ -16,17 +16,17 @@ use crate::{SOON, wait_until};
 
 pub(crate) struct Node {
     pub(crate) child: Child,
-    /// All it has said so far.
+    /// All events so far.
     pub(crate) said: Vec<Value>,
 }
 
 impl Node {
-    /// Starts it, and goes on without waiting.
+    /// Starts the node without waiting.
     pub(crate) fn spawn(host: &Host, etcd: &Etcd, more: &[&str]) -> Self {
         Self::spawn_by(tied_to_its_parent(program()), host, etcd, more)
     }
 
-    /// The same by way of another program, whose last argument it is.
+    /// Starts the node through another program, as the last argument of that program.
     pub(crate) fn spawn_by(mut command: Command, host: &Host, etcd: &Etcd, more: &[&str]) -> Self {
         let file = format!("--subnet-file={}", shown(&host.subnet_file()));
         let elsewhere = more.iter().any(|arg| arg.starts_with("--iface"));
@@ -36,19 +36,19 @@ impl Node {
         Self { child: Child::spawn(&host.namespace, command).unwrap(), said: Vec::new() }
     }
 
-    /// Starts it and waits until it forwards.
+    /// Starts the node and waits until it forwards.
     pub(crate) fn start(host: &Host, etcd: &Etcd) -> Self {
         let mut node = Self::spawn(host, etcd, &[]);
         node.says("ready");
         node
     }
 
-    /// The next event of this name. The others are kept, too.
+    /// Waits for the next event of this name. Other events are kept too.
     pub(crate) fn says(&mut self, event: &str) -> Value {
         self.says_that(event, |_| true)
     }
 
-    /// The next event of this name for which something holds.
+    /// Waits for the next event of this name that satisfies a condition.
     pub(crate) fn says_that(&mut self, event: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         loop {
@@ -64,7 +64,7 @@ impl Node {
         }
     }
 
-    /// Takes in what it says for a while.
+    /// Reads the output for some time.
     pub(crate) fn listen(&mut self, time: Duration) {
         let start = Instant::now();
         while let Ok(line) = self.child.next_line(time.saturating_sub(start.elapsed())) {
@@ -72,24 +72,24 @@ impl Node {
         }
     }
 
-    /// How often it said something.
+    /// Returns the number of events of this name.
     pub(crate) fn count(&self, event: &str) -> usize {
         self.said.iter().filter(|said| said["event"] == event).count()
     }
 
-    /// The subnet that it leased.
+    /// Returns the leased subnet.
     pub(crate) fn lease(&self) -> Ipv4Net {
         let lease = self.said.iter().rfind(|said| said["event"] == "lease").expect("a lease");
         lease["subnet"].as_str().expect("a text").parse().expect("a subnet")
     }
 
-    /// How it came by it.
+    /// Returns the origin of the lease.
     pub(crate) fn how(&self) -> &str {
         let lease = self.said.iter().rfind(|said| said["event"] == "lease").expect("a lease");
         lease["how"].as_str().expect("a text")
     }
 
-    /// Stops it as an operator does, and checks that every packet is accounted for.
+    /// Stops the node as an operator does, and checks that every packet is accounted for.
     pub(crate) fn stop(mut self) -> Value {
         self.child.signal(Signal::SIGTERM).unwrap();
         let last = self.says("stopped");
@@ -118,7 +118,7 @@ pub(crate) fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_flannel-node").into()
 }
 
-/// Runs it to its end: status, standard output, standard error.
+/// Runs the node to its end and returns status, standard output and standard error.
 pub(crate) fn run(namespace: &Namespace, args: &[String], input: Option<&str>) -> (ExitStatus, Vec<String>, String) {
     let mut command = tied_to_its_parent(program());
     command.args(args);
@@ -132,7 +132,7 @@ pub(crate) fn run(namespace: &Namespace, args: &[String], input: Option<&str>) -
         lines.push(line);
     }
     let status = child.wait(SOON).unwrap().expect("an end");
-    // Its reader may be a moment behind.
+    // The reader thread may be slightly behind.
     wait_until("a word on standard error", || status.success() || !child.stderr().is_empty());
     (status, lines, child.stderr())
 }

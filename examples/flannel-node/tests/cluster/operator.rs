@@ -1,4 +1,4 @@
-//! What an operator, another node or flannel itself does in etcd.
+//! Changes in etcd by an operator, another node or flannel itself.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use crate::{SOON, wait_until};
 
 pub(crate) const PREFIX: &str = "/coreos.com/network";
 
-/// A client of its own, in the namespace where etcd is.
+/// An etcd client in the namespace of etcd.
 pub(crate) struct Operator {
     namespace: Namespace,
     runtime: Runtime,
@@ -46,7 +46,7 @@ impl Operator {
         Self { namespace: namespace.clone(), runtime, client: client.unwrap() }
     }
 
-    /// Does something with the client; a member that is gone may be asked first.
+    /// Runs a request with the client. It may ask a dead member first.
     pub(crate) fn act<T: Send>(&mut self, mut act: impl AsyncFnMut(&mut Client) -> Option<T> + Send) -> T {
         let mut outcome = None;
         let Self { namespace, runtime, client } = self;
@@ -61,12 +61,12 @@ impl Operator {
         self.put(&format!("{PREFIX}/config"), json);
     }
 
-    /// A lease as flannel writes it.
+    /// Writes a lease in flannel's form.
     pub(crate) fn put_lease(&mut self, key: &str, host: Ipv4Addr) {
         self.put(&subnets(key), &format!(r#"{{"PublicIP":"{host}","PublicIPv6":null}}"#));
     }
 
-    /// The same with an end, in so many seconds: another node with this address, by mistake. Returns the etcd lease.
+    /// Writes a lease that ends in this many seconds, like another node with the same address. Returns the etcd lease.
     pub(crate) fn put_lease_for(&mut self, key: &str, host: Ipv4Addr, seconds: i64) -> i64 {
         let value = format!(r#"{{"PublicIP":"{host}","PublicIPv6":null}}"#);
         self.act(async |client| {
@@ -80,13 +80,13 @@ impl Operator {
         self.act(async |client| client.put(key, value, None).await.ok());
     }
 
-    /// Puts a value and leaves the end of the key as it is.
+    /// Writes a value and keeps the end of the key.
     pub(crate) fn overwrite(&mut self, key: &str, value: &str) {
         let options = PutOptions::new().with_ignore_lease();
         self.act(async |client| client.put(key, value, Some(options.clone())).await.ok());
     }
 
-    /// Many at once.
+    /// Writes many keys at once.
     pub(crate) fn put_leases(&mut self, leases: &[(String, Ipv4Addr)]) {
         for some in leases.chunks(100) {
             let puts =
@@ -105,18 +105,18 @@ impl Operator {
         answer.kvs().first().map(|kv| kv.value_str().unwrap().to_owned())
     }
 
-    /// When a key was last written.
+    /// Returns the revision of the last write of a key.
     pub(crate) fn revision(&mut self, key: &str) -> i64 {
         let answer = self.act(async |client| client.get(key, None).await.ok());
         answer.kvs().first().map_or(0, |kv| kv.mod_revision())
     }
 
-    /// How many etcd leases there are: a node that is about to lease a subnet makes one first.
+    /// Returns the number of etcd leases. A node creates one before it leases a subnet.
     pub(crate) fn grants(&mut self) -> usize {
         self.act(async |client| client.leases().await.ok()).leases().len()
     }
 
-    /// All leases: key without what all begin with, value, etcd lease.
+    /// Returns all leases: key without the common prefix, value, etcd lease.
     pub(crate) fn leases(&mut self) -> Vec<(String, String, i64)> {
         let options = GetOptions::new().with_prefix();
         let answer = self.act(async |client| client.get(subnets(""), Some(options.clone())).await.ok());
@@ -125,7 +125,7 @@ impl Operator {
         answer.kvs().iter().map(|kv| (key(kv.key()), text(kv.value()), kv.lease())).collect()
     }
 
-    /// Forgets all that was written until now, in every member.
+    /// Compacts the history in every member.
     pub(crate) fn compact(&mut self) {
         self.act(async |client| {
             let revision = client.get("anything", None).await.ok()?.header()?.revision();

@@ -1,4 +1,4 @@
-//! Who may send packets, and who is told of when it may not.
+//! Accepted and refused senders, and the reports about refused ones.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::hosts::Site;
 use crate::node::Node;
 use crate::operator::Operator;
 
-/// An ICMP echo request, with 28 bytes.
+/// Returns an ICMP echo request of 28 bytes.
 fn ping(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0];
     packet.extend(from.octets().into_iter().chain(to.octets()));
@@ -20,13 +20,13 @@ fn ping(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     packet
 }
 
-/// A host that is reached at another address than its packets come from, most often because a router translates them.
+/// A host whose packets come from another address than its lease's, usually because of NAT.
 #[test]
 fn r64_r68_senders_that_no_lease_names_are_told_or_trusted() {
     for (check, behind_nat, port, delivered) in [
         ("address", true, 8285, 0),
         ("off", true, 4321, 10),
-        // The port matters where it is asked for.
+        // The port matters only for `address-port`.
         ("address", false, 4321, 10),
         ("address-port", false, 4321, 0),
         ("address-port", false, 8285, 10),
@@ -65,7 +65,8 @@ fn r64_r68_senders_that_no_lease_names_are_told_or_trusted() {
     }
 }
 
-/// The node is stopped, so that its device's queue fills up: no counter of its own has those packets.
+/// The stopped node does not read its device, so the queue overflows. The node's own counters cannot include these
+/// packets.
 #[test]
 fn r72_packets_that_the_queue_of_the_device_dropped_are_shown() {
     let site = Site::new(1, 1, false);
@@ -87,7 +88,7 @@ fn r72_packets_that_the_queue_of_the_device_dropped_are_shown() {
     assert!(last["message"].as_str().unwrap().contains("by the TUN device's queue"), "{last}");
 }
 
-/// Its datagrams leave by another interface, whose MTU counts.
+/// The datagrams leave by another interface, whose MTU applies.
 #[test]
 fn an_address_on_lo_has_the_mtu_of_the_way_out() {
     let site = Site::new(1, 1, false);
@@ -104,7 +105,8 @@ fn an_address_on_lo_has_the_mtu_of_the_way_out() {
     }
 }
 
-/// As in a sandbox: what there is another way for is reported once; what there is none for ends the node after ten seconds.
+/// A sandbox without some system calls. The node reports those that it can replace once, and ends after ten seconds
+/// without the others.
 #[test]
 fn fault_54_calls_that_fail_every_time_are_reported_and_end_the_node() {
     let site = Site::new(1, 1, false);

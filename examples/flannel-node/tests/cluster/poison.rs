@@ -1,4 +1,4 @@
-//! Keys and values that nobody should have written, beside good ones.
+//! Invalid keys and values beside valid ones.
 
 use crate::hosts::{Attachment, Site};
 use crate::node::Node;
@@ -10,7 +10,7 @@ fn poisoned_keys_are_set_aside_one_by_one() {
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
     operator.put_lease("100.96.170.0-24", [10, 168, 0, 70].into());
-    // Some are there before the node, some come later.
+    // Some exist before the node starts, some appear later.
     operator.put(&subnets("100.96.171.0-24"), "\u{0}not JSON");
     operator.put(&subnets("not-a-subnet"), r#"{"PublicIP":"10.168.0.71"}"#);
     let mut node = Node::start(&site.hosts[0], &site.etcd);
@@ -18,7 +18,10 @@ fn poisoned_keys_are_set_aside_one_by_one() {
     let asides: Vec<String> =
         node.said.iter().filter(|said| said["event"] == "set_aside").map(|said| said["reason"].to_string()).collect();
     assert_eq!(asides.len(), 2, "{asides:?}");
-    assert!(asides.iter().any(|aside| aside.contains("100.96.171.0-24") && aside.contains("no JSON")), "{asides:?}");
+    assert!(
+        asides.iter().any(|aside| aside.contains("100.96.171.0-24") && aside.contains("invalid JSON")),
+        "{asides:?}"
+    );
     assert!(asides.iter().any(|aside| aside.contains("not-a-subnet")), "{asides:?}");
 
     let vxlan = r#"{"PublicIP":"10.168.0.72","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
@@ -26,7 +29,7 @@ fn poisoned_keys_are_set_aside_one_by_one() {
     let aside = node.says("set_aside");
     assert!(aside["reason"].as_str().unwrap().contains("vxlan"), "{aside}");
 
-    // Contradictions are named, each with what is wrong.
+    // Each contradiction is reported with its reason.
     let own = node.lease();
     let inside_own = format!("{}-25", own.network());
     for (key, host, words) in [
@@ -43,7 +46,7 @@ fn poisoned_keys_are_set_aside_one_by_one() {
         node.says_that("conflict", |said| said["ended"] == true);
     }
 
-    // The good ones are there, old and new, and one that turns bad takes its own route alone.
+    // All valid leases have routes. A lease that becomes invalid loses only its own route.
     operator.put_lease("100.96.178.0-24", [10, 168, 0, 78].into());
     node.says_that("routes", |said| said["count"] == 2);
     operator.put(&subnets("100.96.170.0-24"), "{}");
@@ -52,7 +55,7 @@ fn poisoned_keys_are_set_aside_one_by_one() {
     node.says_that("routes", |said| said["count"] == 2 && said["set"].to_string().contains("10.168.0.79"));
 }
 
-/// Something else than a lease by our own key: it is ours, and written again.
+/// The own key has an invalid value. The node writes its lease again.
 #[test]
 fn a_node_mends_its_own_lease() {
     let site = Site::new(2, 1, false);
@@ -63,7 +66,7 @@ fn a_node_mends_its_own_lease() {
     pods[0].must_reach(&pods[1]);
     let key = subnets(&format!("{}-24", nodes[0].lease().network()));
     let good = operator.get(&key).unwrap();
-    // With its end, and without one.
+    // With an end, and without one.
     operator.overwrite(&key, "rubbish");
     nodes[0].says("renewed");
     assert_eq!(operator.get(&key).as_ref(), Some(&good));
@@ -75,7 +78,7 @@ fn a_node_mends_its_own_lease() {
     pods[0].must_reach(&pods[1]);
 }
 
-/// A listing of four such values has more than gRPC takes in one message.
+/// A listing of four such values exceeds gRPC's limit for one message.
 #[test]
 fn values_as_long_as_etcd_takes_them_hide_no_lease() {
     let site = Site::new(2, 1, false);
@@ -94,12 +97,12 @@ fn values_as_long_as_etcd_takes_them_hide_no_lease() {
         serde_json::json!(["100.96.207.0/24 via 10.168.0.7:8285", "100.96.250.0/24 via 10.168.0.25:8285"])
     );
     assert_eq!(node.count("set_aside"), 4, "{:#?}", node.said);
-    // And one more while it watches.
+    // One more appears during the watch.
     operator.put(&subnets("100.96.205.0-24"), &long);
     node.says_that("set_aside", |said| said["reason"].as_str().unwrap().contains("100.96.205.0-24"));
 }
 
-/// Of a cluster that was another backend's: hosts keep their subnets when they change over.
+/// The cluster used another backend before: hosts keep their subnets when they change.
 #[test]
 fn a_host_that_changes_its_backend_keeps_its_subnet() {
     let site = Site::new(1, 1, false);
@@ -108,7 +111,7 @@ fn a_host_that_changes_its_backend_keeps_its_subnet() {
     let value = r#"{"PublicIP":"10.168.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}"#;
     operator.put(&subnets("100.96.9.0-24"), value);
     let mut node = Node::spawn(&site.hosts[0], &site.etcd, &[]);
-    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("\"vxlan\"; only udp is spoken here"));
+    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("\"vxlan\"; only udp is supported"));
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
     node.says("ready");
     assert_eq!((node.lease().to_string().as_str(), node.how()), ("100.96.9.0/24", "which had it already"));

@@ -1,4 +1,4 @@
-//! What others write between a node's listing and its transaction, and what makes both take long.
+//! Writes between a node's listing and its transaction, and causes of delay.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -12,10 +12,10 @@ use crate::node::Node;
 use crate::operator::{Operator, subnets};
 use crate::wait_until;
 
-/// How long every piece of a connection takes through the slow line.
+/// The delay of each piece of data on the slow connection.
 const SLOW: Duration = Duration::from_millis(150);
 
-/// A line to etcd on which every message takes its time. It ends with the test's process.
+/// A proxy to etcd that delays every message. It ends with the test's process.
 fn slow_line(namespace: &Namespace) -> String {
     let listener = namespace.enter(|| TcpListener::bind((ADDRESS, 0))).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -39,8 +39,8 @@ fn slow_line(namespace: &Namespace) -> String {
     format!("--etcd-endpoints=http://{ADDRESS}:{port}")
 }
 
-/// The node has seen that 100.96.7.0/24 is free when another host leases it by another key: a dual-stack flannel, or one that has
-/// subnets of another length, or an operator with host bits.
+/// Another host leases 100.96.7.0/24 by another key after the node has listed it as free. That host is a dual-stack
+/// flannel, has subnets of another length, or is an operator who wrote host bits.
 #[test]
 fn fault_60_a_subnet_that_appears_in_another_spelling_is_not_leased_twice() {
     for other in ["100.96.7.0-24&fd00:1::-64", "100.96.7.128-25", "100.96.6.0-23", "100.96.7.9-24"] {
@@ -54,7 +54,7 @@ fn fault_60_a_subnet_that_appears_in_another_spelling_is_not_leased_twice() {
         std::fs::write(&env, before).unwrap();
         let line = slow_line(&site.switch);
         let mut node = Node::spawn(&site.hosts[0], &site.etcd, &[&line]);
-        // It asks for the list as soon as it has this.
+        // The node requests the list as soon as it has this answer.
         wait_until("an etcd lease", || operator.grants() > 0);
         std::thread::sleep(3 * SLOW);
         operator.put_lease(other, [10, 168, 0, 77].into());
@@ -66,7 +66,7 @@ fn fault_60_a_subnet_that_appears_in_another_spelling_is_not_leased_twice() {
     }
 }
 
-/// A key that nobody can read, in the range of the subnet's spellings: the listing knows nothing of it, the transaction does.
+/// An unreadable key in the range of the subnet's spellings: the listing does not detect it, the transaction does.
 #[test]
 fn fault_60_the_transaction_compares_every_spelling() {
     let site = Site::new(1, 1, false);
@@ -82,7 +82,7 @@ fn fault_60_the_transaction_compares_every_spelling() {
     }
 }
 
-/// Both leases are there already: the node that restarts has the younger one and looks for another.
+/// Both leases exist already. The restarted node has the younger one and leases another subnet.
 #[test]
 fn fault_60_the_younger_of_two_overlapping_leases_gives_way() {
     let site = Site::new(1, 1, false);
@@ -96,7 +96,7 @@ fn fault_60_the_younger_of_two_overlapping_leases_gives_way() {
     assert_eq!(operator.get(&subnets("100.96.7.0-24")), None, "it is given up");
     let lease = node.lease();
     node.stop();
-    // One that comes later gives way to it, or is a conflict that an operator has to end.
+    // A later lease gives way, or is a conflict that an operator has to resolve.
     operator.put_lease(&format!("{}-24&fd00:2::-64", lease.network()), [10, 168, 0, 78].into());
     let mut node = Node::start(&site.hosts[0], &site.etcd);
     assert_eq!((node.lease(), node.how()), (lease, "which had it already"));
@@ -104,7 +104,7 @@ fn fault_60_the_younger_of_two_overlapping_leases_gives_way() {
     node.stop();
 }
 
-/// As many and as long as etcd takes them.
+/// The longest values and keys that etcd accepts.
 #[test]
 fn fault_59_hundreds_of_long_values_neither_delay_the_start_nor_exhaust_etcd() {
     let site = Site::new(1, 1, false);
@@ -130,10 +130,10 @@ fn fault_59_hundreds_of_long_values_neither_delay_the_start_nor_exhaust_etcd() {
     assert!(hosts.iter().all(|host| set.contains(&format!("via {host}:8285"))), "{routes}");
     assert!(took < Duration::from_secs(20), "started after {took:?}");
     assert!(memory < before.max(512 << 20) + (1 << 30), "etcd has {memory} bytes, {before} before");
-    // Some are named, of the others it is said how many they are.
+    // Some are reported individually, the others by their number.
     assert_eq!(node.count("set_aside"), 20, "{:#?}", node.said);
     let aside = node.said.iter().find(|said| said["event"] == "set_aside").unwrap();
-    assert!(aside["reason"].to_string().contains("which no lease has"), "{aside}");
+    assert!(aside["reason"].to_string().contains("its value exceeds"), "{aside}");
     let left_out = node.says("left_out");
     assert_eq!((&left_out["of"], &left_out["lines"]), (&"set_aside".into(), &285.into()));
     node.stop();

@@ -1,4 +1,4 @@
-//! Who reads what the node says, and does not keep up.
+//! Slow readers of the node's output.
 
 use std::io::Read;
 use std::net::Ipv4Addr;
@@ -17,7 +17,7 @@ use crate::node::{Node, program};
 use crate::operator::{Operator, subnets};
 use crate::{SOON, wait_until};
 
-/// More than a pipe holds, said line by line or at once.
+/// More than the capacity of a pipe, written line by line or at once.
 const LEASES: u32 = 3000;
 
 fn site() -> Site {
@@ -49,7 +49,7 @@ fn a_list_waits_for_its_reader() {
     assert_eq!(child.stderr(), "", "who has seen enough is told nothing more");
 }
 
-/// Its reader sleeps, and the pipe is full: it leases, forwards and stops all the same.
+/// The reader does not read and the pipe is full. The node leases, forwards and stops nevertheless.
 #[test]
 fn a_node_waits_for_no_reader() {
     let site = site();
@@ -60,7 +60,7 @@ fn a_node_waits_for_no_reader() {
     let path = format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd());
     command.args(["-c", &format!("exec \"$0\" \"$@\" >{path}")]).arg(program());
     let mut node = Node::spawn_by(command, host, &site.etcd, &[]);
-    // A lease that comes and goes, until there is no room for one more line.
+    // A lease appears and disappears until there is no room for one more line.
     let mut operator = Operator::of(&site.etcd, &site.switch);
     wait_until("the subnet file", || host.subnet_file().exists());
     wait_until("the pipe to be full", || {
@@ -79,12 +79,12 @@ fn a_node_waits_for_no_reader() {
     sleeper.read_to_string(&mut said).unwrap();
     assert!(said.len() > room as usize / 2 && said.ends_with('\n'), "{said}");
     let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("no line is cut")).collect();
-    // The one that comes and goes may be among them.
+    // The lease that appears and disappears may be among them.
     let all = |event: &&Value| event["event"] == "routes" && event["changes"].as_u64() >= Some(LEASES.into());
     assert_eq!(events.iter().filter(all).count(), 1, "one line for all of them: {said}");
 }
 
-/// Whatever others write, and however fast: some of it is said, and it hides nothing else.
+/// A flood of invalid entries is partly reported, and does not suppress other events.
 #[test]
 fn fault_63_a_cause_that_repeats_is_told_at_a_limited_rate() {
     let site = Site::new(1, 1, false);
@@ -107,7 +107,7 @@ fn fault_63_a_cause_that_repeats_is_told_at_a_limited_rate() {
     node.says_that("left_out", |said| said["of"] == "set_aside");
     node.listen(std::time::Duration::from_millis(500));
     for kind in ["set_aside", "routes", "conflict", "link"] {
-        // Two or three spans of ten seconds, on a machine that has more to do.
+        // Two or three spans of ten seconds, on a busy machine.
         assert!((5..100).contains(&node.count(kind)), "{kind}: {}", node.count(kind));
     }
     let of_one_key = node.said.iter().filter(|said| said["reason"].to_string().contains("100.96.9.0-24")).count();
@@ -115,7 +115,7 @@ fn fault_63_a_cause_that_repeats_is_told_at_a_limited_rate() {
     assert_eq!(node.stop()["routes"], 1);
 }
 
-/// Nobody answers it and nobody reads what it says: it ends when it is told to, before it has a lease and after.
+/// No server answers and no reader reads. The node stops when requested, both before and after it has a lease.
 #[test]
 fn fault_56_neither_etcd_nor_a_reader_keeps_a_node_from_its_end() {
     let mut site = site();
@@ -125,7 +125,7 @@ fn fault_56_neither_etcd_nor_a_reader_keeps_a_node_from_its_end() {
         let path = format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd());
         let mut command = tied_to_its_parent("sh");
         command.args(["-c", &format!("exec \"$0\" \"$@\" >{path} 2>&1")]).arg(program());
-        // Full from the start.
+        // The pipe is full from the start.
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_BUF as i32)).unwrap();
         nix::unistd::write(&writer, &[b' '; PIPE_BUF]).unwrap();
         if !leased {

@@ -1,4 +1,4 @@
-//! etcd away, compacted, and a wall clock that jumps.
+//! An unreachable or compacted etcd, and a wall clock that jumps.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ fn forwarding_goes_on_without_etcd_and_what_was_missed_comes() {
     pods[0].must_reach(&pods[1]);
 }
 
-/// What happened while a node could not listen is compacted away: it lists again, says so once, and what it had follows.
+/// Events during an outage are compacted. The node lists again, reports it once, and applies the differences.
 #[test]
 fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() {
     let (mut site, mut operator, mut nodes, pods) = two_nodes(3);
@@ -60,7 +60,7 @@ fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() 
     node.child.signal(Signal::SIGSTOP).unwrap();
     site.etcd.kill_all();
     site.etcd.start_all();
-    // One moved, one gone, one new, one as it was.
+    // One lease moved, one deleted, one new, one unchanged.
     operator.put_lease("100.96.170.0-24", [10, 168, 0, 80].into());
     operator.delete(&subnets("100.96.171.0-24"));
     operator.put_lease("100.96.172.0-24", [10, 168, 0, 72].into());
@@ -77,12 +77,12 @@ fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() 
     assert_eq!(lost, 1, "it says so once: {since:#?}");
     assert!(since.len() < 10, "and not much else: {since:#?}");
     assert!(node.child.cpu_time().unwrap() - cpu < Duration::from_secs(1), "and does not ask without end");
-    // The other one was there all the time.
+    // The other node watched all the time.
     other.says_that("routes", is_route("100.96.172.0/24", [10, 168, 0, 72].into()));
     pods[0].must_reach(&pods[1]);
 }
 
-/// What was written after the backup never was, if it is one write only.
+/// A restore removes a write after the backup, even a single one.
 #[test]
 fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
     let (mut site, mut operator, mut nodes, pods) = two_nodes(1);
@@ -100,7 +100,7 @@ fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
     for node in &mut nodes {
         let routes = node.says("routes");
         assert_eq!(routes["deleted"], serde_json::json!(["100.96.177.0/24"]), "{routes}");
-        // The revision tells it, here.
+        // The revision reveals the restore here.
         let restored = |said: &serde_json::Value| said["reason"].to_string().contains("restored from a backup");
         assert_eq!(node.said.iter().filter(|said| restored(said)).count(), 1, "{:#?}", node.said);
     }
@@ -108,7 +108,7 @@ fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
     pods[1].must_reach(&pods[0]);
 }
 
-/// The wall clock is a day ahead, then a day behind: nothing ends, and nothing is done that was not due.
+/// The wall clock is a day ahead, then a day behind. No lease ends and no action is early.
 #[test]
 fn a_clock_that_jumps_ends_nothing() {
     let site = Site::new(2, 1, true);
@@ -132,7 +132,7 @@ fn a_clock_that_jumps_ends_nothing() {
     let host = Ipv4Addr::new(10, 168, 0, 77);
     for jump in ["+25h", "-25h", "+9000d"] {
         set(jump);
-        // It listens, and looks at its clock whenever there is news.
+        // The node watches, and reads its clock with every event.
         operator.put_lease("100.96.177.0-24", host);
         node.says_that("routes", is_route("100.96.177.0/24", host));
         operator.delete(&subnets("100.96.177.0-24"));
@@ -144,7 +144,7 @@ fn a_clock_that_jumps_ends_nothing() {
     assert_eq!(operator.leases(), held);
 }
 
-/// The library that lies about the time to one program.
+/// Returns the library that fakes the time of one program.
 fn faketime() -> PathBuf {
     let path = std::env::var_os("LODEN_FAKETIME").map(PathBuf::from);
     let path = path.expect("LODEN_FAKETIME has to name libfaketime.so.1; the repository's test command installs it");
@@ -152,7 +152,7 @@ fn faketime() -> PathBuf {
     path
 }
 
-/// A host that is started before etcd waits, and says for what.
+/// A host that starts before etcd waits and reports the reason.
 #[test]
 fn what_is_not_there_yet_is_waited_for() {
     let mut site = Site::new(1, 1, false);
@@ -168,8 +168,8 @@ fn what_is_not_there_yet_is_waited_for() {
     assert!(waiting["reason"].as_str().unwrap().contains("/coreos.com/network/config"), "{waiting}");
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config("{");
-    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("cannot be used: this is no JSON"));
-    // The host is no more what it was at the start.
+    node.says_that("waiting", |said| said["reason"].as_str().unwrap().contains("cannot be used: invalid JSON"));
+    // The host has changed since the start.
     site.hosts[0].namespace.set_mtu("eth0", 1400).unwrap();
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
     assert_eq!(node.says("ready")["mtu"], 1372);

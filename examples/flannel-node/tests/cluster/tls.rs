@@ -1,17 +1,17 @@
-//! A certificate authority of the test's own, and what it signs.
+//! The test's own certificate authority and its certificates.
 
 use std::path::{Path, PathBuf};
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
-/// Files that etcd and its clients are started with. They vanish with this.
+/// Files for etcd and its clients. They are deleted with this value.
 pub(crate) struct Tls {
     directory: tempfile::TempDir,
 }
 
 impl Tls {
-    /// For servers that are known by `address`.
+    /// Creates certificates for servers at `address`.
     pub(crate) fn new(address: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
@@ -24,7 +24,7 @@ impl Tls {
         for (name, subject) in [("server", address), ("client", "flannel")] {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new([subject.to_owned()]).unwrap();
-            // etcd calls itself, too.
+            // etcd connects to itself too.
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             let signed = params.signed_by(&key, &issuer).unwrap();
             std::fs::write(tls.path(&format!("{name}.pem")), signed.pem()).unwrap();
@@ -37,7 +37,7 @@ impl Tls {
         self.directory.path().join(name)
     }
 
-    /// What a server is started with.
+    /// Returns the options of a server.
     pub(crate) fn of_server(&self) -> Vec<String> {
         let file = |name: &str| shown(&self.path(name));
         vec![
@@ -48,7 +48,7 @@ impl Tls {
         ]
     }
 
-    /// What the operator connects with.
+    /// Returns the options of the operator's connection.
     pub(crate) fn options(&self) -> ConnectOptions {
         let read = |name: &str| std::fs::read(self.path(name)).unwrap();
         let identity = Identity::from_pem(read("client.pem"), read("client.key"));
@@ -56,7 +56,7 @@ impl Tls {
         ConnectOptions::new().with_tls(tls)
     }
 
-    /// What a node is started with.
+    /// Returns the options of a node.
     pub(crate) fn of_client(&self) -> Vec<String> {
         let file = |name: &str| shown(&self.path(name));
         vec![

@@ -1,4 +1,4 @@
-//! Packets between the pods of hosts that come, go and move.
+//! Packets between the pods of hosts that start, stop and move.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::{SOON, wait_until};
 const CONFIG: &str = r#"{"Network": "100.96.0.0/16", "Backend": {"Type": "udp", "Port": 7890}}"#;
 const KINDS: [Attachment; 3] = [Attachment::Bridge, Attachment::ProxyArp, Attachment::Veth];
 
-/// Three members of etcd over TLS, three hosts, and a pod of another kind on each.
+/// Three members of etcd with TLS, three hosts, and a different kind of pod on each.
 fn cluster() -> (Site, Operator, Vec<Node>, Vec<Pod>) {
     let site = Site::new(3, 3, true);
     let mut operator = Operator::of(&site.etcd, &site.switch);
@@ -44,7 +44,7 @@ fn all_pods_reach_all_pods_and_a_member_of_etcd_may_die() {
     let (mut site, mut operator, mut nodes, pods) = cluster();
     all_reach_all(&pods);
 
-    // The leases are flannel's, byte for byte, and each ends with an etcd lease.
+    // The leases equal flannel's byte for byte, and each ends with an etcd lease.
     let mut expected: Vec<_> = nodes
         .iter()
         .zip(&site.hosts)
@@ -65,13 +65,13 @@ fn all_pods_reach_all_pods_and_a_member_of_etcd_may_die() {
         assert_eq!(env, format!("FLANNEL_NETWORK=100.96.0.0/16\n{subnet}\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"));
     }
 
-    // A stream with every byte checked, between pods that differ.
+    // Streams between different pods, with every byte verified.
     let listener = pods[1].namespace.enter(|| TcpListener::bind((pods[1].address, 7))).unwrap();
     let sink = tcp_sink(listener, 11);
     let sent = pods[0].namespace.enter(|| tcp_send((pods[1].address, 7).into(), Amount::Bytes(8 << 20), 11)).unwrap();
     assert_eq!(sink.join().unwrap().unwrap().bytes, sent.bytes);
 
-    // Each member in turn is the one that dies, so every node loses the one it listens to.
+    // Each member fails in turn, so every node loses the member it watches.
     for member in 0..3 {
         site.etcd.kill_member(member);
         all_reach_all(&pods);
@@ -83,7 +83,7 @@ fn all_pods_reach_all_pods_and_a_member_of_etcd_may_die() {
             node.says_that("routes", |said| said["set"].to_string().contains(&wanted));
         }
         site.etcd.start_member(member);
-        // Two of three are needed, so this one has to be back before the next one goes.
+        // Two of three members are needed, so this one must return before the next one fails.
         operator.delete(&subnets(&key));
         for node in &mut nodes {
             node.says_that("routes", |said| said["deleted"].to_string().contains("100.96.24"));
@@ -107,7 +107,7 @@ fn a_node_joins_and_leaves() {
     for node in &mut nodes {
         let subnet = lease.to_string();
         node.says_that("routes", |said| said["deleted"].to_string().contains(&subnet));
-        // Long before: a node of the first three that was still unknown to it.
+        // Long before that, a lease of the first three nodes that this node did not know yet.
         assert_eq!(node.count("stale"), 0);
     }
     let again = Node::start(&site.hosts[0], &site.etcd);
@@ -115,7 +115,7 @@ fn a_node_joins_and_leaves() {
     all_reach_all(&pods);
 }
 
-/// By its subnet file, and by what an operator wrote.
+/// The node keeps its subnet by its subnet file, and by an operator's key.
 #[test]
 fn a_node_moves_to_another_address_and_traffic_follows() {
     let (site, mut operator, mut nodes, pods) = cluster();
@@ -165,7 +165,7 @@ fn a_node_that_was_killed_gets_its_subnet_again() {
     assert_eq!(subnets(operator.leases()), subnets(before));
 }
 
-/// A host that only knows flannel: a plain socket, and a lease in flannel's older form.
+/// A host that uses only flannel's formats: a plain socket, and a lease in flannel's older form.
 #[test]
 fn packets_to_flannel_are_bare() {
     let site = Site::new(2, 1, false);
@@ -190,7 +190,7 @@ fn packets_to_flannel_are_bare() {
     assert_eq!((&packet[12..16], &packet[16..20]), (&pod.address.octets()[..], &[100, 96, 207, 9][..]));
     assert_eq!(&packet[28..], b"bare");
 
-    // And back: addresses and ports swapped, which no checksum notices.
+    // The reply has addresses and ports swapped, which keeps the checksum valid.
     let mut reply = packet.to_vec();
     reply[12..20].rotate_left(4);
     reply[20..24].rotate_left(2);
@@ -199,7 +199,7 @@ fn packets_to_flannel_are_bare() {
     assert_eq!((&datagram[..length], from), (&b"bare"[..], ([100, 96, 207, 9], 6000).into()));
 }
 
-/// The interface between the hosts becomes narrower, and wider again: packets follow, without a restart.
+/// The MTU of the underlay interface decreases and increases: packets adapt without a restart.
 #[test]
 fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
     let (site, _operator, mut nodes, pods) = cluster();
@@ -213,8 +213,9 @@ fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
     for outer in [1400, 1500] {
         site.hosts[2].namespace.set_mtu("eth0", outer).unwrap();
         let inner = u16::try_from(outer).unwrap() - 28;
-        nodes[2]
-            .says_that("link", |said| said["state"].to_string().contains(&format!("packets may have {inner} bytes")));
+        nodes[2].says_that("link", |said| {
+            said["state"].to_string().contains(&format!("inner packets have at most {inner} bytes"))
+        });
         wait_until("a packet that just fits to be answered", || {
             matches!(longest(inner, false), PingOutcome::Reply { .. })
         });
@@ -225,14 +226,14 @@ fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
     }
 }
 
-/// The interface to the other hosts is deleted and made anew, while leases come and go without a pause.
+/// The underlay interface is deleted and created again while leases change continuously.
 #[test]
 fn an_interface_that_comes_back_is_found_whatever_else_happens() {
     let site = Site::new(1, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
     let (host, neighbour) = (&site.hosts[0].namespace, testbed::Namespace::new().unwrap());
-    // Not the one by which etcd is reached.
+    // Not the interface to etcd.
     let make = || {
         host.connect("eth1", &neighbour, "eth0").unwrap();
         host.add_address("eth1", Ipv4Net::new_assert([10, 169, 0, 2].into(), 24)).unwrap();
@@ -252,7 +253,7 @@ fn an_interface_that_comes_back_is_found_whatever_else_happens() {
     });
 }
 
-/// However many hosts there are, the kernel has one route for all of them.
+/// The kernel has one route for any number of hosts.
 #[test]
 fn a_thousand_leases_are_one_route() {
     let site = Site::new(1, 1, false);
@@ -272,7 +273,7 @@ fn a_thousand_leases_are_one_route() {
     node.says_that("routes", |said| said["count"] == leases.len());
     assert_eq!(site.hosts[0].namespace.routes().unwrap(), before);
     assert_eq!(before.iter().filter(|route| route.link.as_deref() == Some("flannel0")).count(), 1);
-    // All of them again, from a list.
+    // All leases again, by a list.
     node.child.signal(Signal::SIGTERM).unwrap();
     node.says("stopped");
     let mut node = Node::start(&site.hosts[0], &site.etcd);

@@ -1,16 +1,16 @@
-//! In what we and Linux differ by choice. Each excuse says exactly what the kernel makes of a packet instead, see `as_if` and
+//! In what we and Linux differ by choice. Each difference says exactly what the kernel makes of a packet instead, see `reference` and
 //! `kernel`: a packet to which one applies must come out like that and no other way.
 
 use std::collections::BTreeMap;
 
-macro_rules! excuses {
+macro_rules! known_differences {
     ($($variant:ident = $why:literal,)+) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub(crate) enum Excuse {
+        pub(crate) enum KnownDifference {
             $($variant,)+
         }
 
-        impl Excuse {
+        impl KnownDifference {
             /// Why we do not do as the kernel does.
             pub(crate) fn why(self) -> &'static str {
                 match self {
@@ -21,7 +21,7 @@ macro_rules! excuses {
     };
 }
 
-excuses! {
+known_differences! {
     ZeroNetwork = "R14, R15: 0/8 is this network (RFC 1122 3.2.1.3). Linux 5.3 and later forward all of it but 0.0.0.0",
     ReservedNetwork = "R14, R15: 240/4 is reserved (RFC 1112 4). Linux forwards it like any network",
     LinkLocal = "R18: routers do not forward 169.254/16 (RFC 3927 7). Linux does",
@@ -51,7 +51,7 @@ excuses! {
                    quotes that much less; no error at all if they have room for half an entry",
 }
 
-impl Excuse {
+impl KnownDifference {
     pub(crate) const OUTBOUND: [Self; 19] = [
         Self::ZeroNetwork,
         Self::ReservedNetwork,
@@ -95,25 +95,25 @@ impl Excuse {
     ];
 }
 
-/// How often each excuse applied.
+/// How often each difference applied.
 #[derive(Debug, Default)]
-pub(crate) struct Applied(BTreeMap<Excuse, u64>);
+pub(crate) struct Applied(BTreeMap<KnownDifference, u64>);
 
 impl Applied {
-    pub(crate) fn count(&mut self, excuses: &[Excuse]) {
-        for excuse in excuses {
-            *self.0.entry(*excuse).or_default() += 1;
+    pub(crate) fn count(&mut self, known_differences: &[KnownDifference]) {
+        for known_difference in known_differences {
+            *self.0.entry(*known_difference).or_default() += 1;
         }
     }
 
     /// Those that never did: dead ones, which might hide anything one day.
-    pub(crate) fn dead<'e>(&self, of: &'e [Excuse]) -> Vec<&'e Excuse> {
-        of.iter().filter(|excuse| !self.0.contains_key(excuse)).collect()
+    pub(crate) fn dead<'e>(&self, of: &'e [KnownDifference]) -> Vec<&'e KnownDifference> {
+        of.iter().filter(|known_difference| !self.0.contains_key(known_difference)).collect()
     }
 }
 
 impl core::fmt::Display for Applied {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        self.0.iter().try_for_each(|(excuse, count)| writeln!(f, "{count:>6} {excuse:?}: {}", excuse.why()))
+        self.0.iter().try_for_each(|(difference, count)| writeln!(f, "{count:>6} {difference:?}: {}", difference.why()))
     }
 }

@@ -1,4 +1,4 @@
-//! What the node says: one sentence a line, or the same as JSON.
+//! The output of the node: one sentence per line, or the same as JSON.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,11 +13,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// Something an operator may want to know.
+/// An event for the operator.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Event {
-    /// Something that is needed is not there yet.
+    /// A required resource is not available yet.
     Waiting {
         reason: String,
         retry_seconds: f64,
@@ -35,13 +35,13 @@ pub(crate) enum Event {
         how: &'static str,
         seconds: Option<u64>,
     },
-    /// A lease of anybody's.
+    /// A lease of any host.
     Held {
         subnet: String,
         next_hop: String,
         seconds_left: Option<u64>,
     },
-    /// Something on this host may keep the node from working.
+    /// A setting of this host that may prevent operation.
     Finding {
         finding: &'static str,
         severity: &'static str,
@@ -53,7 +53,7 @@ pub(crate) enum Event {
         mtu: u32,
         subnet_file: String,
     },
-    /// What changed; of many changes, some are named.
+    /// Route changes; of many changes, only some are listed.
     Routes {
         count: usize,
         changes: usize,
@@ -86,7 +86,7 @@ pub(crate) enum Event {
     Link {
         state: String,
     },
-    /// Of one kind of event.
+    /// Omitted lines of one kind of event.
     LeftOut {
         of: String,
         lines: u32,
@@ -103,7 +103,7 @@ pub(crate) enum Event {
         tun_queue_dropped: Option<u64>,
         routes: usize,
     },
-    /// A sender of packets of a peer's pods, with another address than the peer's.
+    /// A sender of packets from a peer's pods whose address is not the peer's.
     Stranger {
         from: String,
         inner_source: String,
@@ -114,7 +114,7 @@ pub(crate) enum Event {
     },
 }
 
-/// Sentences for who reads a log.
+/// Formats the event as a sentence for a log.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -143,24 +143,24 @@ impl fmt::Display for Event {
             Self::Conflict { ended: true, conflict } => write!(f, "conflict ended: {conflict}"),
             Self::SetAside { reason } | Self::Link { state: reason } => f.write_str(reason),
             Self::Stale { reason, routes } => {
-                write!(f, "leases cannot be heard: {reason}. Forwarding goes on with the {routes} routes there are")
+                write!(f, "leases are stale: {reason}; forwarding continues with {routes} routes")
             }
-            Self::Heard { seconds } => write!(f, "leases are heard again, after {seconds:.1} s"),
+            Self::Heard { seconds } => write!(f, "leases are up to date again after {seconds:.1} s"),
             Self::Renewed { subnet, seconds } => write!(f, "renewed the lease of {subnet} {}", Term(*seconds)),
             Self::NotRenewed { reason, retry_seconds, seconds_left } => {
                 write!(f, "the lease cannot be renewed: {reason}; trying again in {retry_seconds:.0} s")?;
                 match seconds_left.map(|seconds| seconds as u64) {
-                    Some(0) => f.write_str(", its time is over"),
+                    Some(0) => f.write_str(", it has expired"),
                     Some(left) => write!(f, ", {} are left", Span(left)),
                     None => Ok(()),
                 }
             }
-            Self::LeftOut { of, lines } => write!(f, "({lines} lines of {of:?} were left out)"),
+            Self::LeftOut { of, lines } => write!(f, "({lines} lines of {of:?} were omitted)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
             Self::Stranger { from, inner_source, next_hop } => write!(
                 f,
                 "packets of {inner_source} come from {from} and are dropped: the subnet is leased to {next_hop}. If that host is \
-                 behind NAT, lease its subnet to the address that is seen here (--public-ip), or trust every sender (--peer-check off)"
+                 behind NAT, lease its subnet to that address (--public-ip), or accept every sender (--peer-check off)"
             ),
             Self::Stopped { leased, encap, decap, tun_queue_dropped, .. } => {
                 let count = |flow: &Value, what: &str| flow[what].as_u64().unwrap_or(0);
@@ -180,7 +180,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// A time in the largest units that make sense of it.
+/// A duration in the largest suitable unit.
 struct Span(u64);
 
 impl fmt::Display for Span {
@@ -193,47 +193,48 @@ impl fmt::Display for Span {
     }
 }
 
-/// For how long; `None`: it has no end.
+/// A duration in seconds; `None` has no end.
 struct Term(Option<u64>);
 
 impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(seconds) => write!(f, "for {}", Span(seconds)),
-            None => f.write_str("for ever"),
+            None => f.write_str("without end"),
         }
     }
 }
 
-/// Where it is said.
-pub(crate) struct Say {
+/// The destination and the form of the output.
+pub(crate) struct Output {
     json: bool,
     pace: Pace,
-    /// One for each kind of event, so that no cause suppresses the messages of another.
+    /// A rate limit per kind of event, so that no kind suppresses another.
     limits: RefCell<HashMap<Discriminant<Event>, Limit>>,
 }
 
-/// Who waits for whom.
+/// The behaviour for slow readers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// Lines that a reader is too slow for are lost, and each kind of event has a rate limit. Packets and leases wait for no reader.
+    /// Lines for a slow reader are lost, and each kind of event has a rate limit. Packets and leases never wait for a
+    /// reader.
     Own,
-    /// Every line is somebody's answer.
+    /// Every line answers a request, so the output waits for the reader.
     OfReader,
 }
 
-/// Rate limit of one kind of event in a span of [`Say::LIMIT`].
+/// The rate limit of one kind of event in a span of [`Output::LIMIT`].
 struct Limit {
     since: Instant,
     kind: String,
-    /// The lines that were printed, and how often.
+    /// The number of times each line was printed.
     printed: HashMap<String, u32>,
     left_out: u32,
 }
 
 impl Limit {
     const LINES: u32 = 20;
-    /// Equal lines: what repeats leaves room for others of its kind.
+    /// The limit of equal lines, which leaves room for other lines of the kind.
     const EQUAL: u32 = 5;
 
     fn of(event: &Event) -> Self {
@@ -243,7 +244,7 @@ impl Limit {
 
     /// Returns true if there is room for the event.
     fn admits(&mut self, event: &Event) -> bool {
-        // No line is made where none has room.
+        // A line is formatted only if there is room for it.
         let admitted = self.printed.values().sum::<u32>() < Self::LINES && {
             let times = self.printed.entry(event.to_string()).or_default();
             let has_room = *times < Self::EQUAL;
@@ -255,7 +256,7 @@ impl Limit {
     }
 }
 
-impl Say {
+impl Output {
     /// The span of the rate limit.
     pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
@@ -263,8 +264,8 @@ impl Say {
         Self { json, pace, limits: RefCell::default() }
     }
 
-    /// Prints an event on standard output within its rate limit, if anybody reads there.
-    pub(crate) fn say(&self, event: &Event) {
+    /// Prints an event on standard output within its rate limit, if the reader keeps up.
+    pub(crate) fn print(&self, event: &Event) {
         if self.pace == Pace::Own {
             self.flush_limits(Self::LIMIT);
             let mut limits = self.limits.borrow_mut();
@@ -275,17 +276,17 @@ impl Say {
         let _ = self.answer(event);
     }
 
-    /// The same for what somebody has asked for.
+    /// Prints an event that was requested.
     pub(crate) fn answer(&self, event: &Event) -> io::Result<()> {
         self.put(std::io::stdout().lock(), &self.line(event))
     }
 
-    /// Whether something was left out and not told of yet.
+    /// Returns true if omitted lines were not reported yet.
     pub(crate) fn leaves_out(&self) -> bool {
         self.limits.borrow().values().any(|limit| limit.left_out > 0)
     }
 
-    /// Prints the number of lines left out, for spans of at least this age.
+    /// Reports the omitted lines of all spans of at least this age.
     pub(crate) fn flush_limits(&self, age: Duration) {
         let mut limits = self.limits.borrow_mut();
         for (_, limit) in limits.extract_if(|_, limit| limit.since.elapsed() >= age) {
@@ -295,7 +296,7 @@ impl Say {
         }
     }
 
-    /// A mistake or the end: on standard error, with JSON on standard output too.
+    /// Prints an error on standard error, and as JSON on standard output too.
     pub(crate) fn error(&self, reason: &str) {
         if self.json {
             let _ = self.answer(&Event::Error { reason: reason.to_owned() });
@@ -315,7 +316,7 @@ impl Say {
     fn put(&self, mut out: impl Write + AsFd, line: &str) -> io::Result<()> {
         let mut line = format!("{line}\n");
         if self.pace == Pace::Own {
-            // A pipe that is writable has room for so much. Whatever others made longer is not worth waiting.
+            // A writable pipe has room for this many bytes. Longer lines, which other hosts can cause, are omitted.
             if line.len() > PIPE_BUF {
                 line = format!("{}\n", self.line(&Event::LeftOut { lines: 1, of: "long".into() }));
             }
@@ -323,18 +324,18 @@ impl Say {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
         }
-        // In one piece, so that no line is cut.
+        // One write, so that no line is cut.
         out.write_all(line.as_bytes())
     }
 }
 
-/// What is no packet's fate.
-pub(crate) fn anomalies(anomalies: &loden::forward::Anomalies) -> Value {
+/// Formats the counters other than packet outcomes.
+pub(crate) fn anomalies(anomalies: &loden::forward::Stats) -> Value {
     Value::Object(anomalies.named().map(|(name, count)| (name.to_owned(), count.into())).collect())
 }
 
-/// One direction's packets by their fates.
-pub(crate) fn flow(flow: &loden::forward::Flow) -> Value {
+/// Formats the packets of one direction by their outcome.
+pub(crate) fn flow(flow: &loden::forward::DirectionCounters) -> Value {
     let dropped: Map<_, _> = flow.drops().map(|(reason, count)| (reason.name().into(), count.into())).collect();
     json!({
         "in": flow.received(),

@@ -1,4 +1,4 @@
-//! The run: calms and storms in turn, the checks at the end of each, and what it all came to.
+//! The run: fault-free and faulty phases in turn, the checks at the end of each, and the summary.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crate::calm::Calm;
 use crate::chance::Chance;
 use crate::churn::Churn;
 use crate::fault::{FAULTS, Fault};
+use crate::fault_free::FaultFree;
 use crate::lab::Lab;
 use crate::misfits::Misfits;
 use crate::settle::settle;
@@ -18,7 +18,7 @@ use crate::side::{SIDES, Side};
 use crate::stage::Stage;
 use crate::traffic::Traffic;
 
-const CALM: Duration = Duration::from_secs(2);
+const FAULT_FREE: Duration = Duration::from_secs(2);
 /// Resident memory may be so much more at the end than it was after the first quarter, in KiB.
 const GROWTH: u64 = 1024;
 
@@ -69,7 +69,7 @@ impl Soak {
     pub(crate) fn last(&mut self, length: Duration) {
         let mut deck = Vec::new();
         for round in 0_usize.. {
-            self.calm(round);
+            self.fault_free(round);
             if self.began.elapsed() >= length {
                 break;
             }
@@ -78,14 +78,14 @@ impl Soak {
                 self.chance.shuffle(&mut deck);
                 deck.pop().unwrap()
             });
-            self.storm(fault);
+            self.faulty(fault);
         }
     }
 
-    fn calm(&mut self, round: usize) {
+    fn fault_free(&mut self, round: usize) {
         let Self { lab, stage, traffic, misfits, chance, .. } = self;
-        let calm = Calm { lab, stage, traffic, misfits, chance };
-        calm.pass(CALM, [None, Some(Side::A), None, Some(Side::B)][round % 4]);
+        let fault_free = FaultFree { lab, stage, traffic, misfits, chance };
+        fault_free.pass(FAULT_FREE, [None, Some(Side::A), None, Some(Side::B)][round % 4]);
         self.measure();
     }
 
@@ -107,7 +107,7 @@ impl Soak {
         }
     }
 
-    fn storm(&mut self, fault: Fault) {
+    fn faulty(&mut self, fault: Fault) {
         let before = self.lab.totals();
         let length = Duration::from_millis(200 + self.chance.below(600));
         fault.strike(&mut self.lab, &self.stage, length);
@@ -129,7 +129,7 @@ impl Soak {
     pub(crate) fn end(mut self) {
         let report = self.traffic.report(self.began);
         self.traffic.stop();
-        self.stage.set_calm(false);
+        self.stage.set_fault_free(false);
         self.churn.stop();
         self.stage.check();
         self.all_routes_are_gone();
@@ -137,7 +137,7 @@ impl Soak {
         self.memory_is_flat();
         let commands = self.churn.commands();
         let Self { lab, faults, memory, due, seen, .. } = self;
-        assert!(!faults.is_empty(), "no storm at all");
+        assert!(!faults.is_empty(), "no faulty phase");
         let free = due.iter().find(|reason| !seen.contains(**reason));
         assert_eq!(free, None, "a fault that cost nothing: {seen:?} after {faults:?}");
         println!("{report}; {commands} commands; faults: {faults:?}");

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(40);
 /// What nobody is said to own.
 const DEAD: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 3);
 
-pub(crate) struct Calm<'a> {
+pub(crate) struct FaultFree<'a> {
     pub(crate) lab: &'a mut Lab,
     pub(crate) stage: &'a Stage,
     pub(crate) traffic: &'a Traffic,
@@ -30,8 +30,8 @@ pub(crate) struct Calm<'a> {
     pub(crate) chance: &'a mut Chance,
 }
 
-impl Calm<'_> {
-    /// Lets it be calm for so long, in which a route to nobody may stand, and checks that every packet is where it belongs.
+impl FaultFree<'_> {
+    /// Runs one phase without faults and checks that every packet is where it belongs. A route to nobody may stand.
     ///
     /// # Panics
     /// If one is not.
@@ -45,7 +45,7 @@ impl Calm<'_> {
             // A command is taken before the next packet but one; the counters are written after both.
             lab.tunnel(side).tally();
         }
-        stage.set_calm(true);
+        stage.set_fault_free(true);
         let start = Instant::now();
         while start.elapsed() < length {
             for side in SIDES {
@@ -58,7 +58,7 @@ impl Calm<'_> {
             thread::sleep(PAUSE);
         }
         answers::are_given(lab, &mut expected);
-        stage.set_calm(false);
+        stage.set_fault_free(false);
         let start = Instant::now();
         loop {
             stage.check();
@@ -69,7 +69,11 @@ impl Calm<'_> {
                 outcome.err().map(|what| format!("{side:?}: {what}"))
             });
             let Some(what) = wrong.or_else(|| traffic.missing()) else { break };
-            assert!(start.elapsed() < PATIENCE, "{}\n{counted:?}\nin the calm: {what}", kernel::losses(lab));
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{}\n{counted:?}\nin the fault-free phase: {what}",
+                kernel::losses(lab)
+            );
         }
         if let Some(side) = dead_peer_of {
             lab.command(side, Command::DeleteRoute { subnet: dead() });

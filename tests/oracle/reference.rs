@@ -7,7 +7,7 @@ use core::ops::Range;
 use loden::forward::DropReason;
 
 use crate::answer::Answer;
-use crate::excuse::Excuse;
+use crate::known_difference::KnownDifference;
 use crate::options::Walk;
 use crate::router::Place;
 use crate::support::host::{Outcome, POD};
@@ -37,37 +37,37 @@ pub(crate) enum Expected {
     },
 }
 
-pub(crate) struct AsIf {
+pub(crate) struct Reference {
     pub(crate) expected: Expected,
-    pub(crate) excuses: Vec<Excuse>,
+    pub(crate) known_differences: Vec<KnownDifference>,
     /// The kernel's way through the options, if it looks at any.
     pub(crate) walk: Option<Walk>,
     /// Whether it finds no route, be it that it says so or not.
     pub(crate) no_route: bool,
 }
 
-impl AsIf {
+impl Reference {
     pub(crate) fn of(world: &World, entry: Place, original: &[u8]) -> Self {
         let mut attempt =
             Attempt { world, entry, packet: original.to_vec(), elsewhere: false, nowhere: false, problem: None };
         let mut walk = None;
-        let mut excuses = Vec::new();
+        let mut known_differences = Vec::new();
         let outcome = loop {
             let outcome = attempt.outcome();
             if walk.is_none() && has_sound_lengths(&outcome) && original[0] & 15 > 5 {
                 walk = Some(attempt.walk(original));
             }
-            let Some(excuse) = attempt.change(&outcome, walk.as_ref()) else { break outcome };
-            excuses.push(excuse);
-            assert!(excuses.len() < 10, "{excuses:?} for {original:02x?}");
+            let Some(known_difference) = attempt.change(&outcome, walk.as_ref()) else { break outcome };
+            known_differences.push(known_difference);
+            assert!(known_differences.len() < 10, "{known_differences:?} for {original:02x?}");
         };
         let no_route = attempt.problem.is_none() && outcome.reason() == Some(DropReason::NoRoute);
         let expected = attempt.undo(outcome, original);
         if matches!(expected, Expected::Silence) {
             // Dropped all the same, for a reason that Linux has too.
-            excuses.clear();
+            known_differences.clear();
         }
-        Self { expected, excuses, walk, no_route }
+        Self { expected, known_differences, walk, no_route }
     }
 }
 
@@ -97,7 +97,7 @@ impl Attempt<'_> {
         Walk::of(original, own, |address| is_nobodys(self.world, address))
     }
 
-    fn change(&mut self, outcome: &Outcome, walk: Option<&Walk>) -> Option<Excuse> {
+    fn change(&mut self, outcome: &Outcome, walk: Option<&Walk>) -> Option<KnownDifference> {
         if self.problem.is_none()
             && let Some(at) = walk.and_then(|walk| walk.error)
         {
@@ -107,41 +107,41 @@ impl Attempt<'_> {
             // To have what is said about it, whatever else would become of it.
             self.set(TTL..TTL + 1, &[1]);
             let broken = *outcome == Outcome::Drop(DropReason::BadOption);
-            return Some(if broken { Excuse::BadOption } else { Excuse::OptionContents });
+            return Some(if broken { KnownDifference::BadOption } else { KnownDifference::OptionContents });
         }
         match outcome {
             Outcome::Drop(DropReason::MartianSource) => self.replace_odd(SOURCE),
             Outcome::Drop(DropReason::MartianDestination) => self.replace_odd(DESTINATION),
             Outcome::Drop(DropReason::LinkLocal) => {
                 let field = [SOURCE, DESTINATION].into_iter().find(|field| self.address(field).is_link_local())?;
-                self.replace(field, Excuse::LinkLocal)
+                self.replace(field, KnownDifference::LinkLocal)
             }
             Outcome::Drop(DropReason::TtlZero) => {
                 self.set(TTL..TTL + 1, &[1]);
-                Some(Excuse::TtlZero)
+                Some(KnownDifference::TtlZero)
             }
             Outcome::Drop(DropReason::Loop) if self.entry == Place::Tun => {
                 self.elsewhere = true;
-                Some(Excuse::Loop)
+                Some(KnownDifference::Loop)
             }
             Outcome::Drop(DropReason::ForeignDestination | DropReason::Loop) => {
                 self.nowhere = true;
                 self.set(DESTINATION, &POD.octets());
-                Some(Excuse::ForeignDestination)
+                Some(KnownDifference::ForeignDestination)
             }
             Outcome::Drop(DropReason::NotFragmented) => {
                 let flags = self.packet[6] & 0xe0;
                 self.set(6..8, &[flags, 0]);
-                Some(Excuse::OffsetWraps)
+                Some(KnownDifference::OffsetWraps)
             }
             Outcome::Reject { answer: None, .. } => {
                 let broadcast = [SOURCE, DESTINATION].into_iter().find(|at| self.world.is_broadcast(self.address(at)));
                 match (broadcast, self.entry) {
-                    (Some(field), _) => self.replace(field, Excuse::Broadcast),
+                    (Some(field), _) => self.replace(field, KnownDifference::Broadcast),
                     (None, Place::Peer(peer)) if peer.ip() == self.address(&SOURCE) => {
                         let pod = self.world.source(self.entry, 0);
                         self.set(SOURCE, &pod.octets());
-                        Some(Excuse::PeerAddress)
+                        Some(KnownDifference::PeerAddress)
                     }
                     _ => None,
                 }
@@ -151,19 +151,19 @@ impl Attempt<'_> {
     }
 
     /// An address that is odd to us and not to Linux.
-    fn replace_odd(&mut self, field: Range<usize>) -> Option<Excuse> {
+    fn replace_odd(&mut self, field: Range<usize>) -> Option<KnownDifference> {
         match self.address(&field).octets() {
             [0, 0, 0, 0] | [255, 255, 255, 255] => None,
-            [0, ..] => self.replace(field, Excuse::ZeroNetwork),
-            [240..=255, ..] => self.replace(field, Excuse::ReservedNetwork),
+            [0, ..] => self.replace(field, KnownDifference::ZeroNetwork),
+            [240..=255, ..] => self.replace(field, KnownDifference::ReservedNetwork),
             _ => None,
         }
     }
 
-    fn replace(&mut self, field: Range<usize>, excuse: Excuse) -> Option<Excuse> {
+    fn replace(&mut self, field: Range<usize>, known_difference: KnownDifference) -> Option<KnownDifference> {
         let ordinary = self.world.ordinary(self.address(&field));
         self.set(field, &ordinary.octets());
-        Some(excuse)
+        Some(known_difference)
     }
 
     fn address(&self, field: &Range<usize>) -> Ipv4Addr {

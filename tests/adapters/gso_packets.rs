@@ -88,7 +88,7 @@ fn stream(offload: TunOffload) -> TunMeta {
 }
 
 #[test]
-fn a_tcp_stream_comes_in_super_packets_and_goes_as_such() {
+fn a_tcp_stream_comes_in_gso_packets_and_goes_as_such() {
     let longest = stream(TunOffload::ALL);
     assert!(longest.len > 4 * MTU, "{longest:?}");
     assert_eq!((longest.header.gso_type, longest.header.flags), (GSO_TCPV4, NEEDS_CSUM));
@@ -110,7 +110,7 @@ fn without_offloads_no_packet_exceeds_the_mtu() {
 fn a_train_of_udp_comes_in_one_packet_and_goes_as_such() {
     two_ends(TunOffload::ALL, |left, left_tun, right, right_tun| {
         if !left_tun.offload().uso {
-            println!("skipped: this kernel's TUN devices have no UDP super-packets (Linux 6.2 has)");
+            println!("skipped: this kernel's TUN devices have no UDP GSO packets (Linux 6.2 has)");
             return;
         }
         let receiver = right.enter(|| UdpSocket::bind("100.96.2.1:5001").expect("bound"));

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use loden::forward::{Counters, DropReason};
 use loden::lease::{Lease, LeaseEvent};
 use loden::route::{Route, RouteChange};
-use loden::sim::{Chance, Conditions, Direction, Event, Fate, Loss, NodeId, Record, Sim};
+use loden::sim::{Direction, Event, Fate, LinkProfile, Loss, NodeId, Probability, Record, Sim};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -25,7 +25,7 @@ enum Act {
     LeaseGone(u32),
     Hear(u32, bool),
     Route { node: u32, to: u32, via: Option<u32> },
-    Conditions(Conditions),
+    LinkProfile(LinkProfile),
     LinkMtu(u32, u16),
     Part(Vec<u32>),
     Heal,
@@ -42,13 +42,14 @@ fn act() -> impl Strategy<Value = Act> {
     let change = || proptest::option::weighted(0.2, (0usize..32, any::<u8>()));
     let len = || prop_oneof![4 => 32usize..64, 1 => 500usize..1600];
     let header = || proptest::sample::select(vec![None, Some((at::FLAGS, 0)), Some((at::TTL, 1)), Some((at::TTL, 2))]);
-    let chance = || prop_oneof![2 => Just(Chance::NEVER), 1 => (0u32..60).prop_map(Chance::percent)];
+    let probability = || prop_oneof![2 => Just(Probability::NEVER), 1 => (0u32..60).prop_map(Probability::percent)];
     let mtu = || prop_oneof![3 => Just(1500u16), 1 => 40u16..1500];
-    let conditions =
-        (0u64..9, 0u64..9, chance(), chance(), mtu()).prop_map(|(latency, jitter, loss, duplication, mtu)| {
+    let profile = (0u64..9, 0u64..9, probability(), probability(), mtu()).prop_map(
+        |(latency, jitter, loss, duplication, mtu)| {
             let (latency, jitter) = (ms(latency), ms(jitter));
-            Conditions { latency, jitter, loss, duplication, mtu, ..Conditions::default() }
-        });
+            LinkProfile { latency, jitter, loss, duplication, mtu, ..LinkProfile::default() }
+        },
+    );
     prop_oneof![
         12 => (node(), anybody(), len(), header(), change())
             .prop_map(|(from, to, len, header, change)| Act::Send { from, to, len, header, change }),
@@ -57,7 +58,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => anybody().prop_map(Act::LeaseGone),
         1 => (node(), any::<bool>()).prop_map(|(node, hears)| Act::Hear(node, hears)),
         1 => (node(), anybody(), proptest::option::of(anybody())).prop_map(|(node, to, via)| Act::Route { node, to, via }),
-        2 => conditions.prop_map(Act::Conditions),
+        2 => profile.prop_map(Act::LinkProfile),
         1 => (node(), mtu()).prop_map(|(node, mtu)| Act::LinkMtu(node, mtu)),
         1 => vec(node(), 1..3).prop_map(Act::Part),
         1 => Just(Act::Heal),
@@ -96,7 +97,7 @@ fn perform(sim: &mut Sim<u32>, nodes: &[NodeId], act: Act) {
             let change = via.map_or(delete, |via| RouteChange::Set(Route::new(subnet(to), underlay(via))));
             let _ = sim.change_routes(at(node), [change]);
         }
-        Act::Conditions(conditions) => sim.set_conditions(conditions),
+        Act::LinkProfile(profile) => sim.set_link_profile(profile),
         Act::LinkMtu(node, mtu) => sim.set_link_mtu(at(node), mtu),
         Act::Part(group) => sim.partition([group.into_iter().map(at)]),
         Act::Heal => sim.heal(),
@@ -135,7 +136,7 @@ fn assert_accounts(sim: &Sim<u32>, trace: &[Record]) {
                     other => panic!("{other:?}"),
                 };
                 let fates = &mut accounts.entry(*node).or_default().fates;
-                *fates.entry((*direction == Direction::Encap, fate)).or_default() += 1;
+                *fates.entry((*direction == Direction::Outbound, fate)).or_default() += 1;
             }
             Event::Sent { .. } => sent += 1,
             Event::Arrived { .. } => arrived += 1,
@@ -213,12 +214,12 @@ fn the_histories_reach_every_fate() {
         sim.underlay().losses().for_each(|(loss, count)| *lost.entry(loss).or_default() += count);
     }
     assert_eq!(lost.len(), Loss::ALL.len(), "{lost:?}");
-    let Counters { encap, decap, anomalies } = total;
+    let Counters { encap, decap, stats } = total;
     assert!(
         encap.forwarded() > 500 && decap.forwarded() > 500 && encap.answered() > 100 && decap.answered() > 10,
         "{encap:?} {decap:?}"
     );
-    assert!(anomalies.fragments_made > 10 && anomalies.path_mtu_lowered > 10, "{anomalies:?}");
+    assert!(stats.fragments_made > 10 && stats.path_mtu_lowered > 10, "{stats:?}");
     let reasons = [DropReason::UnknownPeer, DropReason::SpoofedSource, DropReason::ForeignDestination];
     assert!(reasons.iter().all(|reason| decap.dropped(*reason) > 10), "{decap:?}");
     assert!(encap.dropped(DropReason::BadChecksum) > 10, "{encap:?}");

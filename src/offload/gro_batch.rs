@@ -1,8 +1,8 @@
-//! One train: the packets of one flow that were joined so far, and the rules by which two packets go together.
+//! A GRO batch: the packets of one flow joined so far, and the rules by which two packets are joined.
 //!
 //! The rules are those of the kernel's receive offload (net/ipv4/af_inet.c `inet_gro_receive`, net/ipv4/tcp_offload.c
-//! `tcp_gro_receive`, net/ipv4/udp_offload.c `udp_gro_receive_segment`), and stricter where cutting the super-packet would
-//! otherwise not give back the packets.
+//! `tcp_gro_receive`, net/ipv4/udp_offload.c `udp_gro_receive_segment`). They are stricter where segmentation would not
+//! restore the packets.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -13,24 +13,25 @@ use crate::wire::checksum;
 use crate::wire::ipv4::HEADER_LEN;
 use crate::wire::transport::{TCP_HEADER_LEN, UDP_HEADER_LEN, tcp_field, tcp_flag, udp_field};
 
-/// Packets in the longest train: the kernel takes no more UDP segments at a time (`UDP_MAX_SEGMENTS` of linux/udp.h).
+/// The largest number of packets in a batch. The kernel accepts no more UDP segments (`UDP_MAX_SEGMENTS` in
+/// linux/udp.h).
 pub const PACKETS_MAX: usize = 64;
 
-/// Bytes of payload in a TCP segment below which nothing is joined. Newer kernels (seen: 6.12.115) cut GSO packets of smaller
-/// segments into segments of this size, and drop them if they are no longer (`TCP_MIN_GSO_SIZE` in include/net/tcp.h).
+/// The smallest TCP payload that is joined, in bytes. Newer kernels (seen: 6.12.115) segment GSO packets with smaller
+/// segments into segments of this size, or drop them if they are too short (`TCP_MIN_GSO_SIZE` in include/net/tcp.h).
 const TCP_SEGMENT_MIN: usize = 8;
 
-/// Bytes of the longest packet, for total length is 16 bits wide.
+/// Bytes of the longest packet: the total length field has 16 bits.
 const LEN_MAX: usize = u16::MAX as usize;
 
-/// What goes into the device with one write.
+/// The data of one write to the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Coalesced<'a> {
-    /// To be put in front: all zeros for one packet.
+    /// The vnet header to write before the packet: all zeros for one packet.
     pub header: VnetHeader,
-    /// One packet as it was pushed, or a super-packet whose transport checksum is partial.
+    /// One packet as it was pushed, or a GSO packet whose transport checksum is partial.
     pub packet: &'a [u8],
-    /// How many packets were pushed for it: at least 1, at most [`PACKETS_MAX`].
+    /// The number of pushed packets that it contains: 1 to [`PACKETS_MAX`].
     pub packets: usize,
 }
 
@@ -41,20 +42,20 @@ impl<'a> Coalesced<'a> {
     }
 }
 
-/// What became of a packet that was to be appended.
+/// The result of appending a packet.
 pub(super) enum Appended {
-    /// It is in, and more may follow.
+    /// The packet was appended, and more may follow.
     Open,
-    /// It is in, and it is the last.
+    /// The packet was appended and is the last one.
     Complete,
-    /// It belongs into another train than this one.
+    /// The packet belongs into another batch.
     Unfit,
-    /// It belongs into no train at all.
+    /// The packet has a wrong checksum and belongs into no batch.
     BadChecksum,
 }
 
-pub(super) struct Train {
-    /// The first packet as it came, then the payloads of the others.
+pub(super) struct GroBatch {
+    /// The first packet, followed by the payloads of the others.
     buffer: Box<[u8]>,
     /// Bytes of `buffer` in use.
     len: usize,
@@ -66,14 +67,14 @@ pub(super) struct Train {
     /// Bytes of the first packet's payload.
     size: usize,
     alike: Alike,
-    /// What the next packet has to have; 2^32 if sequence numbers wrap there.
+    /// The sequence number that the next packet must have; 2^32 if the numbers wrap there.
     next_sequence: u64,
     next_identification: u16,
-    /// The control bits of first and last.
+    /// The control bits of the first and the last packet.
     ends: u8,
 }
 
-impl Train {
+impl GroBatch {
     pub(super) fn new() -> Self {
         Self {
             buffer: vec![0; LEN_MAX].into_boxed_slice(),
@@ -90,13 +91,13 @@ impl Train {
         }
     }
 
-    /// The number it was begun with.
+    /// Returns the number that the batch was begun with.
     #[inline]
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Begins anew with `packet`. `false`, and no train, if its checksum is wrong.
+    /// Starts a new batch with `packet`. Returns false and leaves no batch if its checksum is wrong.
     #[inline]
     pub(super) fn begin(&mut self, packet: &Candidate<'_>, number: u64) -> bool {
         let len = packet.bytes.len();
@@ -123,7 +124,7 @@ impl Train {
         true
     }
 
-    /// Appends `packet`, of the same flow, if every rule lets it.
+    /// Appends `packet`, of the same flow, if every rule permits it.
     #[inline]
     pub(super) fn append(&mut self, packet: &Candidate<'_>) -> Appended {
         if !self.takes(packet) {
@@ -133,7 +134,7 @@ impl Train {
         let Some(payload) = packet.bytes.get(packet.headers..) else { return Appended::Unfit };
         let Some(slot) = self.buffer.get_mut(self.len..self.len + len) else { return Appended::Unfit };
         let sum = checksum::copy_and_sum(payload, slot);
-        // What was joined has its checksums computed anew: an error that the packet's own would have shown must not be lost.
+        // The batch gets a new checksum, so the packet's own one must be verified first.
         if checksum::add(packet.header_sum(), sum) != 0xffff {
             return Appended::BadChecksum;
         }
@@ -141,35 +142,37 @@ impl Train {
         self.packets += 1;
         self.ends |= packet.ends;
         self.follow(packet);
-        // Only the last segment of a super-packet may be shorter.
-        if packet.ends_train() || len < self.size || self.packets == PACKETS_MAX {
+        // Only the last segment of a GSO packet may be shorter.
+        if packet.ends_batch() || len < self.size || self.packets == PACKETS_MAX {
             Appended::Complete
         } else {
             Appended::Open
         }
     }
 
-    /// The rules, but for the checksum.
+    /// Returns true if all rules but that of the checksum permit the packet.
     #[inline]
     fn takes(&self, packet: &Candidate<'_>) -> bool {
         let len = packet.payload_len();
         let in_sequence = !packet.is_tcp() || {
             let begin = u64::from(packet.sequence);
-            // A train does not lead past the wrap of sequence numbers at 2^32.
+            // A batch does not extend past the wrap of sequence numbers at 2^32.
             begin == self.next_sequence && begin + len as u64 <= 1 << 32
         };
-        // Identifications count up in the segments. With DF set they mean nothing (RFC 6864 4.1), and many senders write 0.
+        // Segmentation increments the identification. With DF set it has no meaning (RFC 6864 section 4.1), and many
+        // senders write 0.
         let dont_fragment = packet.alike.hop & DONT_FRAGMENT != 0;
         in_sequence
             && (self.size >= TCP_SEGMENT_MIN || !packet.is_tcp())
             && (dont_fragment || packet.identification == self.next_identification)
             && packet.alike == self.alike
-            // Every segment has the length of the first but the last, which may be shorter.
+            // Only the last segment may be shorter than the first.
             && len <= self.size
             && self.len + len <= LEN_MAX
-            // CWR is the first segment's alone (`tcp_gso_segment` clears it in the others).
+            // CWR belongs to the first segment only (`tcp_gso_segment` clears it in the others).
             && packet.ends & tcp_flag::CWR == 0
-            // Options, most of all timestamps, are copied to every segment. That they are as long, the data offset says.
+            // Options, such as timestamps, are copied to every segment. The data offset has shown that both are equally
+            // long.
             && (!packet.is_tcp() || self.options() == packet.options())
     }
 
@@ -178,14 +181,14 @@ impl Train {
         self.buffer.get(HEADER_LEN + TCP_HEADER_LEN..self.headers).unwrap_or_default()
     }
 
-    /// What has to come behind `packet`.
+    /// Records what the packet after `packet` must have.
     #[inline]
     fn follow(&mut self, packet: &Candidate<'_>) {
         self.next_sequence = u64::from(packet.sequence) + packet.payload_len() as u64;
         self.next_identification = packet.identification.wrapping_add(1);
     }
 
-    /// The train as it goes into the device. There is none any more after that.
+    /// Ends the batch and returns it as it goes into the device.
     #[inline]
     pub(super) fn finish(&mut self) -> Coalesced<'_> {
         let (packets, len) = (self.packets, self.len);
@@ -194,7 +197,7 @@ impl Train {
         Coalesced { header, packet: self.buffer.get(..len).unwrap_or_default(), packets }
     }
 
-    /// Makes the first packet's headers those of the whole: lengths, control bits, checksums.
+    /// Changes the first packet's headers to those of the whole batch: lengths, control bits, checksums.
     #[inline]
     fn write_headers(&mut self) -> VnetHeader {
         let (total, transport_len) = (self.len as u16, (self.len - HEADER_LEN) as u16);
@@ -203,7 +206,8 @@ impl Train {
             [*len0, *len1] = total.to_be_bytes();
             [*sum0, *sum1] = sum.to_be_bytes();
         }
-        // Partial: the device, or whoever cuts the packet, adds the rest (`skb_partial_csum_set`).
+        // The checksum is partial: the device, or the code that segments the packet, completes it
+        // (`skb_partial_csum_set`).
         let [sum0, sum1] = pseudo_sum(self.flow, self.len).to_be_bytes();
         let transport = self.buffer.get_mut(HEADER_LEN..).unwrap_or_default();
         let (gso_type, checksum_at) = if is_tcp(self.flow) {
@@ -211,7 +215,8 @@ impl Train {
                 tcp[tcp_field::FLAGS] |= self.ends;
                 [tcp[tcp_field::CHECKSUM], tcp[tcp_field::CHECKSUM + 1]] = [sum0, sum1];
             }
-            // The bit tells the device to keep CWR to the first segment (`tcp_gro_complete` sets `SKB_GSO_TCP_ECN`).
+            // The bit tells the device to set CWR in the first segment only (`tcp_gro_complete` sets
+            // `SKB_GSO_TCP_ECN`).
             let ecn = if self.ends & tcp_flag::CWR == 0 { 0 } else { vnet_gso::ECN };
             (vnet_gso::TCPV4 | ecn, tcp_field::CHECKSUM)
         } else {
@@ -232,8 +237,8 @@ impl Train {
     }
 }
 
-impl core::fmt::Debug for Train {
+impl core::fmt::Debug for GroBatch {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Train").field("packets", &self.packets).field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("GroBatch").field("packets", &self.packets).field("len", &self.len).finish_non_exhaustive()
     }
 }

@@ -1,28 +1,28 @@
-//! R67 for a whole network: every packet and datagram is in exactly one place, and both sides of every border count alike.
+//! R67 for a whole network: every packet and datagram is counted exactly once, and both sides of every border agree.
 
 use core::fmt;
 
 use super::Direction;
 use super::{Node, NodeId, UnderlayCounters};
-use crate::forward::{Counters, Flow};
+use crate::forward::{Counters, DirectionCounters};
 
-/// A packet that was lost without being counted, or counted twice: a fault in this crate.
+/// A packet that was not counted, or counted twice: a bug in this crate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Unaccounted {
-    /// A node and the simulator, who stands outside of it, disagree about what crossed its border.
+pub enum InvariantViolation {
+    /// A node and the simulator disagree about the number of packets that crossed a border of the node.
     #[error("{node}, {border}: the node counted {counted}, and {seen} crossed it")]
     Border {
         /// The node.
         node: NodeId,
-        /// Which of its borders.
+        /// The border.
         border: Border,
-        /// By the node's counters.
+        /// The number by the node's counters.
         counted: u64,
-        /// By the simulator.
+        /// The number by the simulator.
         seen: u64,
     },
-    /// A direction of a node is not conserved.
+    /// The packets of a direction of a node are not conserved.
     #[error(
         "{node}, {direction}: {} packets received, but {} forwarded, {} answered, {} held and {} dropped",
         .flow.received(), .flow.forwarded(), .flow.answered(), .flow.held(), .flow.drops().map(|(_, count)| count).sum::<u64>()
@@ -33,9 +33,9 @@ pub enum Unaccounted {
         /// The direction.
         direction: Direction,
         /// Its counters.
-        flow: alloc::boxed::Box<Flow>,
+        flow: alloc::boxed::Box<DirectionCounters>,
     },
-    /// The underlay is not conserved, or it and the nodes together disagree.
+    /// The datagrams of the underlay are not conserved, or it disagrees with the nodes.
     #[error("the underlay does not add up: {underlay:?}; the nodes sent {sent} and received {received}")]
     Underlay {
         /// Its counters.
@@ -47,17 +47,17 @@ pub enum Unaccounted {
     },
 }
 
-/// Where packets enter and leave a node.
+/// A border between a node and its surroundings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Border {
-    /// From its TUN.
+    /// From its TUN device.
     FromTun,
     /// From the underlay.
     FromUnderlay,
-    /// To its TUN.
+    /// To its TUN device.
     ToTun,
-    /// To the underlay; of a packet in fragments, all of them and the packet itself.
+    /// To the underlay. A fragmented packet counts once itself, and once for each fragment.
     ToUnderlay,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for Border {
 pub(super) fn check<'n>(
     nodes: impl Iterator<Item = (NodeId, &'n Node)>,
     underlay: &UnderlayCounters,
-) -> Result<(), Unaccounted> {
+) -> Result<(), InvariantViolation> {
     let (mut sent, mut received) = (0, 0);
     for (id, node) in nodes {
         check_node(id, node)?;
@@ -85,14 +85,14 @@ pub(super) fn check<'n>(
     if underlay.is_conserved() && sent == underlay.sent() && received == underlay.arrived() {
         return Ok(());
     }
-    Err(Unaccounted::Underlay { underlay: underlay.clone().into(), sent, received })
+    Err(InvariantViolation::Underlay { underlay: underlay.clone().into(), sent, received })
 }
 
-fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
-    let Counters { encap, decap, anomalies } = node.counters();
+fn check_node(id: NodeId, node: &Node) -> Result<(), InvariantViolation> {
+    let Counters { encap, decap, stats } = node.counters();
     for (direction, flow) in [(Direction::Outbound, encap), (Direction::Inbound, decap)] {
         if !flow.is_conserved() {
-            return Err(Unaccounted::Flow { node: id, direction, flow: flow.clone().into() });
+            return Err(InvariantViolation::Flow { node: id, direction, flow: flow.clone().into() });
         }
     }
     let borders = [
@@ -101,12 +101,12 @@ fn check_node(id: NodeId, node: &Node) -> Result<(), Unaccounted> {
         (Border::ToTun, decap.forwarded() + encap.answered(), node.seen.to_tun),
         (
             Border::ToUnderlay,
-            encap.forwarded() + decap.answered() + anomalies.fragments_made,
+            encap.forwarded() + decap.answered() + stats.fragments_made,
             node.seen.to_underlay + node.seen.fragmented,
         ),
     ];
     match borders.into_iter().find(|(_, counted, seen)| counted != seen) {
-        Some((border, counted, seen)) => Err(Unaccounted::Border { node: id, border, counted, seen }),
+        Some((border, counted, seen)) => Err(InvariantViolation::Border { node: id, border, counted, seen }),
         None => Ok(()),
     }
 }
@@ -119,7 +119,7 @@ mod tests {
     use ipnet::Ipv4Net;
     use std::string::ToString;
 
-    /// Two nodes that have never seen a packet, and one number that is wrong.
+    /// Checks two nodes without packets after one number was changed.
     fn found(tamper: impl FnOnce(&mut Sim, NodeId)) -> std::string::String {
         let net = |octet, len| Ipv4Net::new_assert([100, 96, octet, 0].into(), len);
         let mut sim = Sim::new(net(0, 16), 1);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use loden::forward::{EcnIngress, Overlay};
-use loden::sim::{Chance, Conditions, Loss, Sim};
+use loden::sim::{LinkProfile, Loss, Probability, Sim};
 use loden::wire::Ecn;
 
 use crate::{SOURCE, at, lease, mesh, ms, network, numbers, overlay, packet, with_byte};
@@ -31,7 +31,7 @@ fn run(sim: &mut Sim<u32>) -> Vec<(u32, u64)> {
 }
 
 #[test]
-fn without_conditions_all_arrive_in_order_after_a_millisecond() {
+fn by_default_all_arrive_in_order_after_a_millisecond() {
     let (mut sim, _) = mesh::<2>(1);
     assert_eq!(run(&mut sim), (0..PACKETS).map(|number| (number, 1000)).collect::<Vec<_>>());
 }
@@ -39,10 +39,10 @@ fn without_conditions_all_arrive_in_order_after_a_millisecond() {
 #[test]
 fn loss_and_copies_are_as_frequent_as_asked_for() {
     let (mut sim, _) = mesh::<2>(1);
-    let (loss, duplication) = (Chance::percent(10), Chance::of(1, 20));
-    sim.set_conditions(Conditions { loss, duplication, ..Conditions::default() });
+    let (loss, duplication) = (Probability::percent(10), Probability::of(1, 20));
+    sim.set_link_profile(LinkProfile { loss, duplication, ..LinkProfile::default() });
     let arrived = run(&mut sim);
-    let (lost, copies) = (sim.underlay().lost(Loss::Chance), sim.underlay().duplicated());
+    let (lost, copies) = (sim.underlay().lost(Loss::Random), sim.underlay().duplicated());
     // Within four standard deviations.
     assert!((880..1120).contains(&lost), "{lost} lost");
     assert!((366..534).contains(&copies), "{copies} copies of what was not lost");
@@ -56,7 +56,7 @@ fn loss_and_copies_are_as_frequent_as_asked_for() {
 #[test]
 fn jitter_is_uniform_and_reorders() {
     let (mut sim, _) = mesh::<2>(1);
-    sim.set_conditions(Conditions { latency: ms(30), jitter: ms(20), ..Conditions::default() });
+    sim.set_link_profile(LinkProfile { latency: ms(30), jitter: ms(20), ..LinkProfile::default() });
     let arrived = run(&mut sim);
     assert_eq!(arrived.len() as u32, PACKETS);
     assert!(arrived.iter().all(|(_, took)| (30_000..=50_000).contains(took)));
@@ -71,12 +71,12 @@ fn jitter_is_uniform_and_reorders() {
 
 /// The two ways between two nodes, and the ways of others, do not touch one another.
 #[test]
-fn conditions_hold_for_the_way_they_are_set_for() {
+fn a_profile_applies_to_the_direction_it_is_set_for() {
     let (mut sim, [a, b, c]) = mesh::<3>(1);
-    let slow = |latency| Conditions { latency: ms(latency), ..Conditions::default() };
-    sim.set_conditions(slow(5));
-    sim.set_conditions_between(a, b, slow(10));
-    sim.set_conditions_from(b, a, slow(20));
+    let slow = |latency| LinkProfile { latency: ms(latency), ..LinkProfile::default() };
+    sim.set_link_profile(slow(5));
+    sim.set_link_profile_between(a, b, slow(10));
+    sim.set_link_profile_from(b, a, slow(20));
     for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 1)] {
         sim.send([a, b, c][from as usize], packet(from, to, from * 10 + to));
     }
@@ -92,7 +92,7 @@ fn a_congested_way_marks_those_who_take_part() {
     let [a, b] =
         [0, 1].map(|number| sim.add_node(Overlay { ecn_ingress: EcnIngress::Normal, ..overlay(number) }).unwrap());
     sim.lease_event(SOURCE, LeaseEvent::Snapshot(vec![lease(0), lease(1)]));
-    sim.set_conditions_from(a, b, Conditions { congestion: Chance::ALWAYS, ..Conditions::default() });
+    sim.set_link_profile_from(a, b, LinkProfile { congestion: Probability::ALWAYS, ..LinkProfile::default() });
     for ecn in [Ecn::NotEct, Ecn::Ect0] {
         sim.send(a, with_byte(&packet(0, 1, 0), at::TOS, ecn.bits()));
     }

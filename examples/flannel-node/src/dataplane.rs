@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::Error;
 
 /// The running worker. It ends when this is dropped.
-pub(crate) struct Plane {
+pub(crate) struct Dataplane {
     pub(crate) worker: Handle,
     running: Option<Running>,
     ended: AsyncFd<OwnedFd>,
@@ -21,7 +21,7 @@ pub(crate) struct Plane {
     pub(crate) news: Arc<Notify>,
 }
 
-impl Plane {
+impl Dataplane {
     pub(crate) fn start(worker: Worker) -> Result<Self, Error> {
         let handle = worker.remote();
         let news = Arc::new(Notify::new());
