@@ -21,7 +21,7 @@
 //!   [`wire`] gives bytes names; [`offload`] cuts super-packets and joins packets to them; [`transmit`] collects datagrams into
 //!   trains; [`lease::Reconciler`] turns leases into route changes. It is `no_std` and runs wherever `alloc::sync::Arc` does.
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
-//!   [`sys::link::preflight`] tells what on a host would keep a tunnel from working.
+//!   The feature `preflight` reports findings about the host that keep a tunnel from working.
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
 //! - The **simulator** (feature `sim`) has any number of hosts made of the core, on a virtual clock and without sockets.
 //!
@@ -110,6 +110,8 @@ pub mod control;
 pub mod forward;
 pub mod lease;
 pub mod offload;
+#[cfg(all(feature = "preflight", target_os = "linux"))]
+pub mod preflight;
 pub mod route;
 #[cfg(feature = "sim")]
 pub mod sim;

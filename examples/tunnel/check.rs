@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use loden::forward::Forwarder;
-use loden::sys::link::preflight::{Finding, Intended, Severity, check};
+use loden::preflight::{Finding, Intended, Severity, check};
 use loden::sys::link::{Underlay, interface_to};
 use serde_json::json;
 

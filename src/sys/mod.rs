@@ -23,6 +23,12 @@ mod tun;
 mod udp;
 
 pub use feature::Feature;
+#[cfg(all(test, feature = "preflight"))]
+pub(crate) use syscall::replace_table;
+#[cfg(feature = "preflight")]
+pub(crate) use syscall::{TableQuestion, owning_user_namespace, table_option};
+#[cfg(feature = "preflight")]
+pub(crate) use tun::{DEVICE_NODE, checked_name, other_than_node};
 pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};
 pub use udp::{
     BatchError, BindError, PathReports, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, TakeOverError,

@@ -2,7 +2,7 @@
 
 use std::process::{Command, ExitStatus, Stdio};
 
-use loden::sys::link::preflight::{Intended, check};
+use loden::preflight::{Intended, check};
 use serde_json::{Value, json};
 use testbed::{Namespace, RouteEntry, TwoHosts, Vxlan};
 

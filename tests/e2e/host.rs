@@ -5,7 +5,7 @@ use std::process::Command;
 
 use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
-use loden::sys::link::preflight::{Finding, Intended, check};
+use loden::preflight::{Finding, Intended, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig};
 use loden::sys::{Tun, TunConfig};
 use testbed::probe::{Ping, PingOutcome, ping};

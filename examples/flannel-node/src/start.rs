@@ -10,7 +10,7 @@ use loden::forward::{Forwarder, Overlay};
 use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
 use loden::lease::{Backoff, Host, Reconciler, Tenure};
 use loden::route::RoutePublisher;
-use loden::sys::link::preflight::{Intended, check};
+use loden::preflight::{Intended, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_named, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;

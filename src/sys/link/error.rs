@@ -132,7 +132,7 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    pub(super) fn new(failure: Failure, doing: &'static str, interface: &str) -> Self {
+    pub(crate) fn new(failure: Failure, doing: &'static str, interface: &str) -> Self {
         match failure {
             Failure::Interrupted { attempts } => Self::Busy { doing, attempts },
             Failure::Malformed(source) => Self::Malformed { doing, source },

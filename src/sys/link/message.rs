@@ -14,20 +14,20 @@ use super::error::MalformedReply;
 use super::{MTU_MAX, MTU_MIN};
 
 /// Sizes of the fixed parts: struct `ifinfomsg`, `ifaddrmsg` and `rtmsg` in linux/rtnetlink.h and linux/if_addr.h.
-pub(super) mod fixed {
-    pub(in super::super) const LINK: usize = 16;
-    pub(in super::super) const ADDRESS: usize = 8;
-    pub(in super::super) const ROUTE: usize = 12;
+pub(crate) mod fixed {
+    pub(crate) const LINK: usize = 16;
+    pub(crate) const ADDRESS: usize = 8;
+    pub(crate) const ROUTE: usize = 12;
 }
 
 /// Attributes of a link: `IFLA_*` in linux/if_link.h.
 mod ifla {
-    pub(super) const IFNAME: u16 = 3;
-    pub(super) const MTU: u16 = 4;
-    pub(super) const LINKINFO: u16 = 18;
-    pub(super) const STATS64: u16 = 23;
-    pub(super) const MIN_MTU: u16 = 50;
-    pub(super) const MAX_MTU: u16 = 51;
+    pub(crate) const IFNAME: u16 = 3;
+    pub(crate) const MTU: u16 = 4;
+    pub(crate) const LINKINFO: u16 = 18;
+    pub(crate) const STATS64: u16 = 23;
+    pub(crate) const MIN_MTU: u16 = 50;
+    pub(crate) const MAX_MTU: u16 = 51;
 }
 
 /// In `RTA_METRICS`, linux/rtnetlink.h.
@@ -37,21 +37,21 @@ const INFO_KIND: u16 = 1;
 
 /// One netlink message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) body: &'a [u8],
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
+    pub(crate) body: &'a [u8],
 }
 
 /// The messages of one datagram. Ends after the first error.
 #[derive(Debug)]
-pub(super) struct Messages<'a> {
+pub(crate) struct Messages<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Messages<'a> {
-    pub(super) fn new(datagram: &'a [u8]) -> Self {
+    pub(crate) fn new(datagram: &'a [u8]) -> Self {
         Self { rest: datagram }
     }
 }
@@ -82,19 +82,19 @@ impl<'a> Iterator for Messages<'a> {
 
 /// What a link message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LinkState {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) up: bool,
-    pub(super) mtu: u32,
+pub(crate) struct LinkState {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) up: bool,
+    pub(crate) mtu: u32,
     /// A loopback or dummy device: it has addresses, and no packet of it reaches another host.
-    pub(super) is_stub: bool,
+    pub(crate) is_stub: bool,
     min_mtu: u32,
     max_mtu: u32,
 }
 
 impl LinkState {
-    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
         let header = link_header(body)?;
         let attributes = attributes(body, fixed::LINK)?;
         Ok(Self {
@@ -109,7 +109,7 @@ impl LinkState {
     }
 
     /// The smallest and largest MTU this device can have with IPv4 on it. A device that says 0 has no limit of its own.
-    pub(super) fn mtu_range(&self) -> (u32, u32) {
+    pub(crate) fn mtu_range(&self) -> (u32, u32) {
         let max = if self.max_mtu == 0 { MTU_MAX } else { self.max_mtu.min(MTU_MAX) };
         (self.min_mtu.max(MTU_MIN), max)
     }
@@ -126,7 +126,7 @@ pub struct LinkStats {
 }
 
 impl LinkStats {
-    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
         /// Places in struct `rtnl_link_stats64`.
         const RX_DROPPED: usize = 6 * 8;
         const TX_DROPPED: usize = 7 * 8;
@@ -140,26 +140,26 @@ impl LinkStats {
 
 /// The fixed part of a link message, of the link itself: a bridge announces its ports under the same numbers, as
 /// `AF_BRIDGE`.
-pub(super) fn link_header(body: &[u8]) -> Result<LinkHeader, MalformedReply> {
+pub(crate) fn link_header(body: &[u8]) -> Result<LinkHeader, MalformedReply> {
     LinkHeader::parse(body).map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::LINK })
 }
 
 /// The kind of a link in a link message, as `ip -d link` tells it: "tun", "bridge", "vxlan". Hardware has none.
-pub(super) fn link_kind(body: &[u8]) -> Result<Option<String>, MalformedReply> {
+pub(crate) fn link_kind(body: &[u8]) -> Result<Option<String>, MalformedReply> {
     let kind = attribute(attributes(body, fixed::LINK)?, ifla::LINKINFO, |info| attribute_string(info, INFO_KIND))?;
     Ok(kind.flatten())
 }
 
 /// What an address message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct HeldAddress {
-    pub(super) index: u32,
-    pub(super) address: IpAddr,
-    pub(super) prefix_len: u8,
+pub(crate) struct HeldAddress {
+    pub(crate) index: u32,
+    pub(crate) address: IpAddr,
+    pub(crate) prefix_len: u8,
 }
 
 impl HeldAddress {
-    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
         let header = AddressHeader::parse(body)
             .map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::ADDRESS })?;
         let attributes = attributes(body, fixed::ADDRESS)?;
@@ -175,27 +175,27 @@ impl HeldAddress {
 
 /// What a route message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RouteEntry {
+pub(crate) struct RouteEntry {
     /// `None` stands for the default route, and for families that are not IP.
-    pub(super) destination: Option<IpAddr>,
-    pub(super) prefix_len: u8,
-    pub(super) table: u32,
-    pub(super) tos: u8,
-    pub(super) priority: u32,
+    pub(crate) destination: Option<IpAddr>,
+    pub(crate) prefix_len: u8,
+    pub(crate) table: u32,
+    pub(crate) tos: u8,
+    pub(crate) priority: u32,
     /// `None` for routes without an interface, or with several.
-    pub(super) interface: Option<u32>,
-    pub(super) gateway: Option<IpAddr>,
+    pub(crate) interface: Option<u32>,
+    pub(crate) gateway: Option<IpAddr>,
     /// The MTU that was configured, not one that was learned; `None`: that of the interface.
-    pub(super) mtu: Option<u32>,
-    pub(super) kind: RouteType,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) kind: RouteType,
     /// Made by the kernel itself, as the networks of its addresses are.
-    pub(super) connected: bool,
+    pub(crate) connected: bool,
     /// No route, but what was learned of one destination of it.
-    pub(super) cloned: bool,
+    pub(crate) cloned: bool,
 }
 
 impl RouteEntry {
-    pub(super) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
         let header =
             RouteHeader::parse(body).map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::ROUTE })?;
         let attributes = attributes(body, fixed::ROUTE)?;
@@ -227,13 +227,13 @@ fn configured_mtu(attributes: &[u8]) -> Result<Option<u32>, MalformedReply> {
 }
 
 /// `N` bytes of `bytes` from `at` on.
-pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], MalformedReply> {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], MalformedReply> {
     let cut = MalformedReply::Header { have: bytes.len(), needed: at.saturating_add(N) };
     bytes.get(at..).and_then(|tail| tail.first_chunk()).copied().ok_or(cut)
 }
 
 /// The text of an attribute, up to the first NUL.
-pub(super) fn attribute_string(attributes: &[u8], kind: u16) -> Result<Option<String>, MalformedReply> {
+pub(crate) fn attribute_string(attributes: &[u8], kind: u16) -> Result<Option<String>, MalformedReply> {
     attribute(attributes, kind, |value| {
         let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(text).into_owned())
@@ -241,7 +241,7 @@ pub(super) fn attribute_string(attributes: &[u8], kind: u16) -> Result<Option<St
 }
 
 /// What follows the fixed part of a message.
-pub(super) fn attributes(body: &[u8], header: usize) -> Result<&[u8], MalformedReply> {
+pub(crate) fn attributes(body: &[u8], header: usize) -> Result<&[u8], MalformedReply> {
     body.get(header..).ok_or(MalformedReply::Header { have: body.len(), needed: header })
 }
 
@@ -260,12 +260,12 @@ fn attribute_address(attributes: &[u8], kind: u16, family: AddressFamily) -> Res
 }
 
 /// A value of exactly `N` bytes.
-pub(super) fn sized<const N: usize>(value: &[u8], attribute: u16) -> Result<[u8; N], MalformedReply> {
+pub(crate) fn sized<const N: usize>(value: &[u8], attribute: u16) -> Result<[u8; N], MalformedReply> {
     value.try_into().map_err(|_| MalformedReply::AttributeSize { attribute, have: value.len(), needed: N })
 }
 
 /// Finds the first attribute `kind` and reads its value.
-pub(super) fn attribute<T>(
+pub(crate) fn attribute<T>(
     attributes: &[u8],
     kind: u16,
     read: impl FnOnce(&[u8]) -> Result<T, MalformedReply>,
@@ -281,7 +281,7 @@ pub(super) fn attribute<T>(
 
 /// An attribute as the kernel writes it.
 #[cfg(test)]
-pub(super) fn nla(kind: u16, value: &[u8]) -> alloc::vec::Vec<u8> {
+pub(crate) fn nla(kind: u16, value: &[u8]) -> alloc::vec::Vec<u8> {
     let mut attribute = u16::try_from(4 + value.len()).unwrap_or(u16::MAX).to_ne_bytes().to_vec();
     attribute.extend(kind.to_ne_bytes());
     attribute.extend(value);

@@ -27,21 +27,18 @@
 //! - **Which namespace.** A [`Link`] and a [`LinkMonitor`] belong to the network namespace of the thread that made
 //!   them, also when that thread moves later: each keeps a socket open in it.
 //!
-//! What else on a host keeps a tunnel from working is what the [`preflight`] tells.
-//!
 //! Requests block the calling thread; the kernel answers inside the `send` itself, unless another process holds its
 //! configuration lock. Sources: rtnetlink(7), RFC 3549, the kernel's `net/ipv4/{devinet,fib_frontend,fib_trie}.c` and
 //! `net/core/rtnetlink.c`. What the kernel drops, keeps and announces is held by the tests, on kernel 6.18.
 
-mod error;
+pub(crate) mod error;
 mod filter;
-mod message;
+pub(crate) mod message;
 mod monitor;
-mod netlink;
-pub mod preflight;
-mod requests;
+pub(crate) mod netlink;
+pub(crate) mod requests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod underlay;
 
 use alloc::string::String;

@@ -27,16 +27,16 @@ const DUMP_ATTEMPTS: u32 = 8;
 /// Places in the body of `NLMSG_ERROR` (struct `nlmsgerr`).
 mod field {
     use core::ops::Range;
-    pub(super) const CODE: usize = 0;
-    pub(super) const REQUEST_LENGTH: usize = 4;
-    pub(super) const REQUEST_HEADER: Range<usize> = 4..20;
+    pub(crate) const CODE: usize = 0;
+    pub(crate) const REQUEST_LENGTH: usize = 4;
+    pub(crate) const REQUEST_HEADER: Range<usize> = 4..20;
 }
 /// `NLMSGERR_ATTR_MSG` in linux/netlink.h: the reason in words.
 const REASON: u16 = 1;
 
 /// Why a request was not fulfilled.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     Interrupted { attempts: u32 },
     Malformed(MalformedReply),
     Refused { errno: i32, reason: Option<String> },
@@ -51,15 +51,16 @@ impl From<MalformedReply> for Failure {
 
 /// The entries of a table that were asked for.
 #[derive(Debug)]
-pub(super) struct Listing<T> {
-    pub(super) seen: Vec<T>,
+pub(crate) struct Listing<T> {
+    pub(crate) seen: Vec<T>,
     /// The table did not change meanwhile. Otherwise an entry may be missing or listed twice.
-    pub(super) intact: bool,
+    pub(crate) intact: bool,
 }
 
 impl<T> Listing<T> {
     /// The entries, if none can be missing.
-    pub(super) fn whole(self) -> Result<Vec<T>, Failure> {
+    #[cfg(any(feature = "preflight", test))]
+    pub(crate) fn whole(self) -> Result<Vec<T>, Failure> {
         if self.intact { Ok(self.seen) } else { Err(Failure::Interrupted { attempts: DUMP_ATTEMPTS }) }
     }
 }
@@ -67,18 +68,18 @@ impl<T> Listing<T> {
 /// A socket to a part of the kernel that speaks netlink, mostly rtnetlink, in the network namespace the calling thread was in when
 /// it was opened.
 #[derive(Debug)]
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
 impl Netlink {
-    pub(super) fn open() -> Result<Self, LinkError> {
+    pub(crate) fn open() -> Result<Self, LinkError> {
         Self::connect(NETLINK_ROUTE).map_err(|source| LinkError::Socket { doing: "open a netlink socket", source })
     }
 
     /// A socket for a protocol of netlink(7).
-    pub(super) fn connect(protocol: isize) -> io::Result<Self> {
+    pub(crate) fn connect(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
@@ -91,12 +92,12 @@ impl Netlink {
     }
 
     /// Asks for a change and waits for the kernel's yes or no.
-    pub(super) fn change(&mut self, request: impl NetlinkSerializable, flags: u16) -> Result<(), Failure> {
+    pub(crate) fn change(&mut self, request: impl NetlinkSerializable, flags: u16) -> Result<(), Failure> {
         self.exchange(request, flags, |_| Ok(())).map(|_intact| ())
     }
 
     /// Asks for one object.
-    pub(super) fn ask<T>(
+    pub(crate) fn ask<T>(
         &mut self,
         request: impl NetlinkSerializable,
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
@@ -113,7 +114,8 @@ impl Netlink {
 
     /// Asks for a whole table and keeps what `read` picks, in the kernel's order. Begins anew if the table changed
     /// meanwhile; on a host that changes all the time, the last attempt counts.
-    pub(super) fn dump<T>(
+    #[cfg(any(feature = "preflight", test))]
+    pub(crate) fn dump<T>(
         &mut self,
         request: &(impl NetlinkSerializable + Clone),
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
@@ -122,7 +124,7 @@ impl Netlink {
     }
 
     /// Asks for a table and returns the first entry that `read` picks. One that was seen counts, whatever changed meanwhile.
-    pub(super) fn first<T>(
+    pub(crate) fn first<T>(
         &mut self,
         request: &(impl NetlinkSerializable + Clone),
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
@@ -211,7 +213,7 @@ fn retried<T>(
 }
 
 /// Receives one datagram into the emptied `buffer`. The length is that of the datagram, which may be more than fitted.
-pub(super) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<(usize, SocketAddr)> {
+pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<(usize, SocketAddr)> {
     loop {
         buffer.clear();
         match socket.recv_from(buffer, libc::MSG_TRUNC) {

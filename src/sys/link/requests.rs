@@ -27,13 +27,13 @@ const LOCAL_ROUTE: &str = "add a local route of the address, which is a broadcas
 
 /// What became of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Added {
+pub(crate) enum Added {
     Existed,
     LinkDown,
     Made,
 }
 
-pub(super) fn link_named(kernel: &mut Netlink, name: &str) -> Result<LinkState, LinkError> {
+pub(crate) fn link_named(kernel: &mut Netlink, name: &str) -> Result<LinkState, LinkError> {
     // The kernel ends a name at the first NUL and would find another interface.
     if name.is_empty() || name.len() > NAME_MAX || name.contains('\0') {
         return Err(LinkError::NoSuchInterface { interface: name.into() });
@@ -43,14 +43,14 @@ pub(super) fn link_named(kernel: &mut Netlink, name: &str) -> Result<LinkState, 
     link(kernel, request, name)
 }
 
-pub(super) fn link_at(kernel: &mut Netlink, index: u32) -> Result<LinkState, LinkError> {
+pub(crate) fn link_at(kernel: &mut Netlink, index: u32) -> Result<LinkState, LinkError> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     link(kernel, request, &numbered(index))
 }
 
 /// Reads the counters of the device `index`.
-pub(super) fn stats(kernel: &mut Netlink, index: u32, interface: &str) -> Result<LinkStats, LinkError> {
+pub(crate) fn stats(kernel: &mut Netlink, index: u32, interface: &str) -> Result<LinkStats, LinkError> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     ask_link(kernel, request, interface, LinkStats::parse)
@@ -77,7 +77,7 @@ fn ask_link<T>(
         .map_err(|failure| LinkError::new(failure, doing, interface))
 }
 
-pub(super) fn set_mtu(kernel: &mut Netlink, index: u32, interface: &str, mtu: u32) -> Result<(), LinkError> {
+pub(crate) fn set_mtu(kernel: &mut Netlink, index: u32, interface: &str, mtu: u32) -> Result<(), LinkError> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     request.attributes = vec![LinkAttribute::Mtu(mtu)];
@@ -86,7 +86,7 @@ pub(super) fn set_mtu(kernel: &mut Netlink, index: u32, interface: &str, mtu: u3
         .map_err(|failure| LinkError::new(failure, "set the MTU", interface))
 }
 
-pub(super) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool) -> Result<(), LinkError> {
+pub(crate) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool) -> Result<(), LinkError> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     request.header.change_mask = LinkFlags::Up;
@@ -96,7 +96,7 @@ pub(super) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool
 }
 
 /// Whether the address had to be added.
-pub(super) fn add_address(
+pub(crate) fn add_address(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
@@ -122,7 +122,7 @@ fn holds(kernel: &mut Netlink, index: u32, address: Ipv4Addr, prefix_len: u8) ->
     Ok(first_held(kernel, AddressFamily::Inet, index, |held| *held == wanted)?.is_some())
 }
 
-pub(super) fn remove_address(
+pub(crate) fn remove_address(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
@@ -134,7 +134,7 @@ pub(super) fn remove_address(
 }
 
 /// Adds the route, unless the kernel's first choice for `network` leads to this link already.
-pub(super) fn add_route(
+pub(crate) fn add_route(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
@@ -166,7 +166,7 @@ pub(super) fn add_route(
     }
 }
 
-pub(super) fn remove_route(
+pub(crate) fn remove_route(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
@@ -179,7 +179,7 @@ pub(super) fn remove_route(
 /// Sees to it that the kernel delivers packets to `address` to this host. A bridge with an address of the same network that
 /// existed first makes it a broadcast address before Linux 5.14; a local route in front of that wins. Returns whether it had to
 /// be added.
-pub(super) fn add_local_route(
+pub(crate) fn add_local_route(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
@@ -195,7 +195,7 @@ pub(super) fn add_local_route(
     }
 }
 
-pub(super) fn remove_local_route(
+pub(crate) fn remove_local_route(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
@@ -206,7 +206,7 @@ pub(super) fn remove_local_route(
 }
 
 /// The route that packets from `from` to `to` take, if they can leave.
-pub(super) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
+pub(crate) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     let mut request = RouteMessage::default();
     request.header.address_family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let length = if to.is_ipv4() { 32 } else { 128 };
@@ -220,12 +220,13 @@ pub(super) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Resu
 }
 
 /// The route to `address` if it is one of this host's own.
-pub(super) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
+pub(crate) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     Ok(entry_for(kernel, address)?.filter(|route| route.kind == RouteType::Local))
 }
 
 /// The interface of which `address` is a broadcast address.
-pub(super) fn broadcast_interface(kernel: &mut Netlink, address: Ipv4Addr) -> Result<Option<u32>, LinkError> {
+#[cfg(feature = "preflight")]
+pub(crate) fn broadcast_interface(kernel: &mut Netlink, address: Ipv4Addr) -> Result<Option<u32>, LinkError> {
     let entry = entry_for(kernel, address.into())?.filter(|route| route.kind == RouteType::Broadcast);
     Ok(entry.and_then(|route| route.interface))
 }

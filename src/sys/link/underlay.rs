@@ -131,7 +131,7 @@ fn holder(kernel: &mut Netlink, address: IpAddr) -> Result<Option<u32>, LinkErro
 
 /// The first address in the kernel's order that is wanted. From Linux 4.20 on the kernel lists those of one interface alone
 /// if `of` is not 0.
-pub(super) fn first_held(
+pub(crate) fn first_held(
     kernel: &mut Netlink,
     family: AddressFamily,
     of: u32,

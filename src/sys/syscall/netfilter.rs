@@ -8,7 +8,7 @@ use super::checked;
 
 /// What is asked about a table that is named at the begin of the buffer.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::sys) enum TableQuestion {
+pub(crate) enum TableQuestion {
     /// `IPT_SO_GET_INFO`, with struct `ipt_getinfo`. Makes the table if there is none yet.
     Info,
     /// `IPT_SO_GET_ENTRIES`, with struct `ipt_get_entries` and what follows it.
@@ -28,11 +28,7 @@ impl TableQuestion {
 }
 
 /// getsockopt(2): the kernel reads the question from the buffer and writes the answer to it.
-pub(in crate::sys) fn table_option(
-    socket: BorrowedFd<'_>,
-    question: TableQuestion,
-    buffer: &mut [u8],
-) -> io::Result<()> {
+pub(crate) fn table_option(socket: BorrowedFd<'_>, question: TableQuestion, buffer: &mut [u8]) -> io::Result<()> {
     let mut length = libc::socklen_t::try_from(buffer.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let pointer = buffer.as_mut_ptr().cast();
     // SAFETY: the kernel reads and writes at most `length` bytes at `pointer`, which is to a buffer of that size, and the length.
@@ -48,7 +44,7 @@ const OLD_ENTRIES: usize = 84;
 /// setsockopt(2) with `IPT_SO_SET_REPLACE`: `replace` is struct `ipt_replace` and the entries behind it. How many counters of old
 /// entries are wanted, and where, is written to it here.
 #[cfg(test)]
-pub(in crate::sys) fn replace_table(socket: BorrowedFd<'_>, replace: &mut [u8], old_entries: u32) -> io::Result<()> {
+pub(crate) fn replace_table(socket: BorrowedFd<'_>, replace: &mut [u8], old_entries: u32) -> io::Result<()> {
     let mut counters = alloc::vec![[0_u64; 2]; old_entries as usize];
     let address = counters.as_mut_ptr().expose_provenance().to_ne_bytes();
     let (number, pointer) = replace

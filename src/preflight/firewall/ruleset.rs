@@ -8,9 +8,9 @@ use alloc::vec::Vec;
 use netlink_packet_core::{NetlinkSerializable, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::Firewall;
+use super::chains::{self, Aim, Judgement, Packet};
 use super::expressions::Element;
-use super::rules::{self, Aim, Judgement, Packet};
+use crate::preflight::Firewall;
 use crate::sys::link::error::{LinkError, MalformedReply};
 use crate::sys::link::message::{Message, attribute, attribute_string, attributes, sized};
 use crate::sys::link::netlink::{Failure, Netlink};
@@ -18,40 +18,40 @@ use crate::sys::link::netlink::{Failure, Netlink};
 /// Message types: the subsystem in the upper byte.
 mod message {
     const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
-    pub(super) const NEW_TABLE: u16 = NFTABLES | libc::NFT_MSG_NEWTABLE as u16;
-    pub(super) const GET_TABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
-    pub(super) const NEW_CHAIN: u16 = NFTABLES | libc::NFT_MSG_NEWCHAIN as u16;
-    pub(super) const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
-    pub(super) const NEW_RULE: u16 = NFTABLES | libc::NFT_MSG_NEWRULE as u16;
-    pub(super) const GET_RULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
-    pub(super) const NEW_SET: u16 = NFTABLES | libc::NFT_MSG_NEWSET as u16;
-    pub(super) const GET_SET: u16 = NFTABLES | libc::NFT_MSG_GETSET as u16;
-    pub(super) const NEW_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_NEWSETELEM as u16;
-    pub(super) const GET_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_GETSETELEM as u16;
+    pub(in crate::preflight) const NEW_TABLE: u16 = NFTABLES | libc::NFT_MSG_NEWTABLE as u16;
+    pub(in crate::preflight) const GET_TABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
+    pub(in crate::preflight) const NEW_CHAIN: u16 = NFTABLES | libc::NFT_MSG_NEWCHAIN as u16;
+    pub(in crate::preflight) const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
+    pub(in crate::preflight) const NEW_RULE: u16 = NFTABLES | libc::NFT_MSG_NEWRULE as u16;
+    pub(in crate::preflight) const GET_RULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
+    pub(in crate::preflight) const NEW_SET: u16 = NFTABLES | libc::NFT_MSG_NEWSET as u16;
+    pub(in crate::preflight) const GET_SET: u16 = NFTABLES | libc::NFT_MSG_GETSET as u16;
+    pub(in crate::preflight) const NEW_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_NEWSETELEM as u16;
+    pub(in crate::preflight) const GET_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_GETSETELEM as u16;
 }
 
 /// Bytes of struct `nfgenmsg`: family, version, and two that are 0.
-pub(super) const HEADER: usize = 4;
+pub(in crate::preflight) const HEADER: usize = 4;
 
 /// `NFTA_TABLE_*`, `NFTA_CHAIN_*`, `NFTA_HOOK_*`, `NFTA_RULE_*`, `NFTA_SET_*`. Numbers are big-endian.
-pub(super) mod nfta {
-    pub(in super::super) const TABLE_NAME: u16 = 1;
-    pub(in super::super) const TABLE_FLAGS: u16 = 2;
-    pub(in super::super) const CHAIN_TABLE: u16 = 1;
-    pub(in super::super) const CHAIN_NAME: u16 = 3;
-    pub(in super::super) const CHAIN_HOOK: u16 = 4;
-    pub(in super::super) const CHAIN_POLICY: u16 = 5;
-    pub(in super::super) const CHAIN_USE: u16 = 6;
-    pub(in super::super) const CHAIN_TYPE: u16 = 7;
-    pub(in super::super) const HOOK_NUMBER: u16 = 1;
-    pub(in super::super) const HOOK_PRIORITY: u16 = 2;
-    pub(in super::super) const SET_TABLE: u16 = 1;
-    pub(in super::super) const SET_NAME: u16 = 2;
-    pub(in super::super) const SET_FLAGS: u16 = 3;
-    pub(in super::super) const SET_ELEMENTS: u16 = 3;
-    pub(in super::super) const RULE_TABLE: u16 = 1;
-    pub(in super::super) const RULE_CHAIN: u16 = 2;
-    pub(in super::super) const RULE_EXPRESSIONS: u16 = 4;
+pub(in crate::preflight) mod nfta {
+    pub(in crate::preflight) const TABLE_NAME: u16 = 1;
+    pub(in crate::preflight) const TABLE_FLAGS: u16 = 2;
+    pub(in crate::preflight) const CHAIN_TABLE: u16 = 1;
+    pub(in crate::preflight) const CHAIN_NAME: u16 = 3;
+    pub(in crate::preflight) const CHAIN_HOOK: u16 = 4;
+    pub(in crate::preflight) const CHAIN_POLICY: u16 = 5;
+    pub(in crate::preflight) const CHAIN_USE: u16 = 6;
+    pub(in crate::preflight) const CHAIN_TYPE: u16 = 7;
+    pub(in crate::preflight) const HOOK_NUMBER: u16 = 1;
+    pub(in crate::preflight) const HOOK_PRIORITY: u16 = 2;
+    pub(in crate::preflight) const SET_TABLE: u16 = 1;
+    pub(in crate::preflight) const SET_NAME: u16 = 2;
+    pub(in crate::preflight) const SET_FLAGS: u16 = 3;
+    pub(in crate::preflight) const SET_ELEMENTS: u16 = 3;
+    pub(in crate::preflight) const RULE_TABLE: u16 = 1;
+    pub(in crate::preflight) const RULE_CHAIN: u16 = 2;
+    pub(in crate::preflight) const RULE_EXPRESSIONS: u16 = 4;
 }
 
 /// Sets of which the elements are read, at most: each is a question of its own, and a tunnel that starts waits. Rules with
@@ -87,13 +87,13 @@ impl NetlinkSerializable for List {
 
 /// The base chains that see IPv4 packets and are in use, and all rules.
 #[derive(Debug, Default)]
-pub(super) struct Ruleset {
-    pub(super) bases: Vec<Chain>,
-    tables: BTreeMap<(&'static str, String), rules::Table>,
+pub(in crate::preflight) struct Ruleset {
+    pub(in crate::preflight) bases: Vec<Chain>,
+    tables: BTreeMap<(&'static str, String), chains::Table>,
 }
 
 impl Ruleset {
-    pub(super) fn read() -> Result<Self, LinkError> {
+    pub(in crate::preflight) fn read() -> Result<Self, LinkError> {
         let doing = "list nftables' rules";
         let mut kernel = match Netlink::connect(NETLINK_NETFILTER) {
             Ok(kernel) => kernel,
@@ -134,10 +134,10 @@ impl Ruleset {
     }
 
     /// Whether a base chain does what is looked for to the packet.
-    pub(super) fn judge(&self, base: &Chain, packet: &Packet, aim: Aim) -> Judgement {
-        let none = rules::Table::default();
+    pub(in crate::preflight) fn judge(&self, base: &Chain, packet: &Packet, aim: Aim) -> Judgement {
+        let none = chains::Table::default();
         let table = self.tables.get(&(base.family, base.table.clone())).unwrap_or(&none);
-        rules::judge(table, &base.name, base.drops, packet, aim)
+        chains::judge(table, &base.name, base.drops, packet, aim)
     }
 }
 
@@ -153,17 +153,17 @@ fn dump<T>(
 
 /// A base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chain {
+pub(in crate::preflight) struct Chain {
     family: &'static str,
     table: String,
     name: String,
     /// `NF_INET_*`.
-    pub(super) hook: u32,
-    pub(super) priority: i32,
-    pub(super) is_nat: bool,
+    pub(in crate::preflight) hook: u32,
+    pub(in crate::preflight) priority: i32,
+    pub(in crate::preflight) is_nat: bool,
     /// By policy.
-    pub(super) drops: bool,
-    pub(super) rules: u32,
+    pub(in crate::preflight) drops: bool,
+    pub(in crate::preflight) rules: u32,
 }
 
 impl Chain {
@@ -189,7 +189,7 @@ impl Chain {
         }))
     }
 
-    pub(super) fn firewall(&self) -> Firewall {
+    pub(in crate::preflight) fn firewall(&self) -> Firewall {
         Firewall::Nftables { family: self.family, table: self.table.clone(), chain: self.name.clone() }
     }
 
@@ -319,7 +319,7 @@ fn family(body: &[u8]) -> Result<Option<&'static str>, MalformedReply> {
     })
 }
 
-pub(super) fn number(attributes: &[u8], kind: u16) -> Result<Option<u32>, MalformedReply> {
+pub(in crate::preflight) fn number(attributes: &[u8], kind: u16) -> Result<Option<u32>, MalformedReply> {
     attribute(attributes, kind, |value| sized(value, kind).map(u32::from_be_bytes))
 }
 

@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::Finding;
-use crate::sys::syscall;
-use crate::sys::tun::{DEVICE_NODE, other_than_node};
+use crate::sys;
+use crate::sys::{DEVICE_NODE, other_than_node};
 
 /// `CAP_NET_ADMIN` as a bit of `CapEff` (linux/capability.h).
 const NET_ADMIN: u64 = 1 << 12;
@@ -48,7 +48,7 @@ fn effective(status: &str) -> Option<u64> {
 /// (ioctl_nsfs(2)).
 fn is_above_namespace() -> io::Result<bool> {
     let namespace = File::open("/proc/thread-self/ns/net")?;
-    match syscall::owning_user_namespace(namespace.as_fd()) {
+    match sys::owning_user_namespace(namespace.as_fd()) {
         Ok(_owner) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(false),
         // Before Linux 4.9 there was no such question.

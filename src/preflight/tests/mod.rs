@@ -1,12 +1,29 @@
 //! Every finding, provoked in a namespace that has none before.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr};
 use std::fs;
 use std::path::Path;
 
-use netlink_packet_route::link::{InfoData, InfoVxlan};
+use ipnet::Ipv4Net;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sched::{CloneFlags, unshare};
 
 use super::*;
-use crate::sys::link::preflight::{Finding, Intended, KernelRoute, check};
+use crate::sys::link::message::{self, LinkState};
+use crate::sys::link::netlink::Netlink;
+use crate::sys::link::tests::busy::{crowded, while_addresses_change};
+use crate::sys::link::tests::{ADDRESS, World, config, in_namespace, network};
+use crate::sys::link::{AddressForm, Link};
 use crate::sys::{Tun, TunConfig, TunOffload};
 
 mod bridges;

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::sys::link::preflight::{Firewall, Severity};
+use crate::preflight::{Firewall, Severity};
 
 /// Runs commands of a shell, which all have to succeed.
 fn sh(commands: &str) {

@@ -8,9 +8,9 @@ use netlink_packet_core::NetlinkSerializable;
 use socket2::{Domain, Socket, Type};
 
 use super::*;
+use crate::preflight::Firewall;
 use crate::sys::link::message::{Messages, nla};
-use crate::sys::link::preflight::Firewall;
-use crate::sys::syscall::{TableQuestion, replace_table, table_option};
+use crate::sys::{TableQuestion, replace_table, table_option};
 
 pub(super) const DROP: u32 = libc::NF_DROP.cast_unsigned();
 const ACCEPT: u32 = libc::NF_ACCEPT.cast_unsigned();

@@ -1,13 +1,18 @@
 //! What firewalls do to the tunnel's datagrams and to the packets of pods. Docker's iptables drops what is forwarded by policy,
 //! and masquerades pods.
 
+mod chains;
+mod expressions;
+mod iptables;
+mod ruleset;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use self::chains::{Aim, Judgement, Packet};
+use self::ruleset::{Chain, Ruleset};
 use super::host::{Host, Interface};
-use super::nftables::{Chain, Ruleset};
-use super::rules::{self, Aim, Judgement, Packet};
-use super::{Finding, Firewall, Intended, iptables};
+use super::{Finding, Firewall, Intended};
 
 /// `NF_INET_*` of linux/netfilter.h.
 mod hook {
@@ -92,7 +97,7 @@ impl<'a> Nftables<'a> {
         else {
             return chain.drops;
         };
-        let (pod, other) = (rules::Host::At(subnet.broadcast()), rules::Host::At(other));
+        let (pod, other) = (chains::Host::At(subnet.broadcast()), chains::Host::At(other));
         let (input, output) = (self.pods.clone(), self.tun.clone());
         let out = Packet { source: pod, destination: other, input, output, source_port: 0, ..self.received() };
         let out = Packet { destination_port: 0, ..out };
@@ -105,11 +110,11 @@ impl<'a> Nftables<'a> {
     /// luck.
     fn check_input(&self) -> impl Iterator<Item = Finding> {
         let datagram = self.received();
-        let state = if self.is_untracked() == Judgement::Always { rules::UNTRACKED } else { rules::NEW };
+        let state = if self.is_untracked() == Judgement::Always { chains::UNTRACKED } else { chains::NEW };
         self.chains(hook::INPUT).filter_map(move |chain| {
             let judge = |state| self.ruleset.judge(chain, &Packet { state, ..datagram.clone() }, Aim::Accept);
             let first = judge(state);
-            let is_lasting = state == rules::UNTRACKED || judge(rules::ESTABLISHED) == Judgement::Never;
+            let is_lasting = state == chains::UNTRACKED || judge(chains::ESTABLISHED) == Judgement::Never;
             (first != Judgement::Always).then(|| Finding::InputDropped {
                 firewall: chain.firewall(),
                 port: self.intended.port,
@@ -158,17 +163,17 @@ impl<'a> Nftables<'a> {
     fn received(&self) -> Packet {
         let port = self.intended.port;
         let destination = match self.intended.listen {
-            core::net::IpAddr::V4(listen) => rules::Host::At(listen),
-            core::net::IpAddr::V6(_) => rules::Host::Peer,
+            core::net::IpAddr::V4(listen) => chains::Host::At(listen),
+            core::net::IpAddr::V6(_) => chains::Host::Peer,
         };
         Packet {
-            source: rules::Host::Peer,
+            source: chains::Host::Peer,
             destination,
             source_port: port,
             destination_port: port,
             input: self.underlay.clone(),
             output: None,
-            state: rules::NEW,
+            state: chains::NEW,
             overlay: self.intended.network,
         }
     }
@@ -178,8 +183,8 @@ impl<'a> Nftables<'a> {
         // The first address is the TUN device's, the second usually the bridge's.
         let pod = self.intended.subnet.hosts().nth(1).unwrap_or(self.intended.subnet.network());
         Packet {
-            source: rules::Host::At(pod),
-            destination: rules::Host::Peer,
+            source: chains::Host::At(pod),
+            destination: chains::Host::Peer,
             input: self.pods.clone(),
             output: self.underlay.clone(),
             ..self.received()

@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::sys::link::error::MalformedReply;
 use crate::sys::link::message::array;
-use crate::sys::syscall::{TableQuestion, table_option};
+use crate::sys::{TableQuestion, table_option};
 
 /// Of the calling thread's network namespace; /proc/net is that of the process.
 const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
@@ -21,24 +21,24 @@ const ATTEMPTS: u32 = 8;
 
 /// Places in struct `ipt_getinfo`. Hooks have the numbers `NF_INET_*`.
 mod info {
-    pub(super) const HOOK_ENTRIES: usize = 36;
-    pub(super) const UNDERFLOWS: usize = 56;
-    pub(super) const SIZE: usize = 80;
-    pub(super) const LENGTH: usize = 84;
+    pub(in crate::preflight) const HOOK_ENTRIES: usize = 36;
+    pub(in crate::preflight) const UNDERFLOWS: usize = 56;
+    pub(in crate::preflight) const SIZE: usize = 80;
+    pub(in crate::preflight) const LENGTH: usize = 84;
 }
 
 /// Places in struct `ipt_get_entries`.
 mod entries {
-    pub(super) const SIZE: usize = 32;
+    pub(in crate::preflight) const SIZE: usize = 32;
     /// Entries are aligned to their 64-bit counters.
-    pub(super) const ENTRIES: usize = 36_usize.next_multiple_of(align_of::<u64>());
+    pub(in crate::preflight) const ENTRIES: usize = 36_usize.next_multiple_of(align_of::<u64>());
 }
 
 /// Places in struct `ipt_entry` and, from its target on, struct `xt_standard_target`.
 mod entry {
-    pub(super) const TARGET: usize = 88;
-    pub(super) const NEXT: usize = 90;
-    pub(super) const VERDICT: usize = 32;
+    pub(in crate::preflight) const TARGET: usize = 88;
+    pub(in crate::preflight) const NEXT: usize = 90;
+    pub(in crate::preflight) const VERDICT: usize = 32;
 }
 
 /// `-NF_DROP - 1`, as rules write it.
@@ -46,14 +46,14 @@ const DROP: i32 = -libc::NF_DROP - 1;
 
 /// The chains INPUT and FORWARD that drop by policy, with the number of their rules.
 #[derive(Debug, Default)]
-pub(super) struct Legacy {
-    pub(super) input: Option<u32>,
-    pub(super) forward: Option<u32>,
+pub(in crate::preflight) struct Legacy {
+    pub(in crate::preflight) input: Option<u32>,
+    pub(in crate::preflight) forward: Option<u32>,
     /// The chain POSTROUTING of the table `nat` has rules. They are not read.
-    pub(super) translates: bool,
+    pub(in crate::preflight) translates: bool,
 }
 
-pub(super) fn read() -> io::Result<Legacy> {
+pub(in crate::preflight) fn read() -> io::Result<Legacy> {
     // The kernel makes a table when it is first asked for it, so it is asked only for one that is there.
     let names = match fs::read_to_string(NAMES) {
         Ok(names) => names,
@@ -92,7 +92,7 @@ fn table_info(table: &str) -> io::Result<Vec<u8>> {
 }
 
 /// What the kernel says about the table, and the table.
-pub(super) fn filter_table() -> io::Result<(Vec<u8>, Vec<u8>)> {
+pub(in crate::preflight) fn filter_table() -> io::Result<(Vec<u8>, Vec<u8>)> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     let question = |length| question(FILTER, length);
     let mut attempt = 1;

@@ -15,29 +15,29 @@ const DEPTH: u32 = 16;
 /// Rules that are looked at for one packet, at most: chains that many others jump to count each time.
 const RULES: u32 = 1 << 17;
 /// `NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h.
-pub(super) const ESTABLISHED: u32 = 1 << 1;
-pub(super) const NEW: u32 = 1 << 3;
-pub(super) const UNTRACKED: u32 = 1 << 6;
+pub(in crate::preflight) const ESTABLISHED: u32 = 1 << 1;
+pub(in crate::preflight) const NEW: u32 = 1 << 3;
+pub(in crate::preflight) const UNTRACKED: u32 = 1 << 6;
 
 /// A UDP datagram over IPv4, in front of a chain.
 #[derive(Clone, Debug)]
-pub(super) struct Packet {
-    pub(super) source: Host,
-    pub(super) destination: Host,
-    pub(super) source_port: u16,
-    pub(super) destination_port: u16,
+pub(in crate::preflight) struct Packet {
+    pub(in crate::preflight) source: Host,
+    pub(in crate::preflight) destination: Host,
+    pub(in crate::preflight) source_port: u16,
+    pub(in crate::preflight) destination_port: u16,
     /// Index and name of the interface that it came in by.
-    pub(super) input: Option<(u32, String)>,
+    pub(in crate::preflight) input: Option<(u32, String)>,
     /// The same of the one that it leaves by.
-    pub(super) output: Option<(u32, String)>,
+    pub(in crate::preflight) output: Option<(u32, String)>,
     /// Of connection tracking.
-    pub(super) state: u32,
+    pub(in crate::preflight) state: u32,
     /// No other host has an address in it.
-    pub(super) overlay: Ipv4Net,
+    pub(in crate::preflight) overlay: Ipv4Net,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Host {
+pub(in crate::preflight) enum Host {
     At(Ipv4Addr),
     /// One of the other hosts, whose addresses are not known here. A rule for some addresses is taken for one that was made
     /// for them, unless it does the contrary of what is looked for.
@@ -46,7 +46,7 @@ pub(super) enum Host {
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Aim {
+pub(in crate::preflight) enum Aim {
     Accept,
     Drop,
     NoTrack,
@@ -54,7 +54,7 @@ pub(super) enum Aim {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Judgement {
+pub(in crate::preflight) enum Judgement {
     Never,
     Maybe,
     Always,
@@ -62,16 +62,22 @@ pub(super) enum Judgement {
 
 /// The rules of one table.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Table {
+pub(in crate::preflight) struct Table {
     /// The expressions of each rule, by chains.
-    pub(super) chains: BTreeMap<String, Vec<Vec<u8>>>,
+    pub(in crate::preflight) chains: BTreeMap<String, Vec<Vec<u8>>>,
     /// The elements of sets and maps that are part of a rule, sorted by their keys.
-    pub(super) sets: BTreeMap<String, Vec<Element>>,
+    pub(in crate::preflight) sets: BTreeMap<String, Vec<Element>>,
 }
 
 /// Whether a base chain with this policy does what is looked for to the packet. A packet that may come to the end of a chain that
 /// accepts by policy is believed to be accepted: most rules in front that cannot be judged are for others (marks, lists of hosts).
-pub(super) fn judge(rules: &Table, chain: &str, drops_by_policy: bool, packet: &Packet, aim: Aim) -> Judgement {
+pub(in crate::preflight) fn judge(
+    rules: &Table,
+    chain: &str,
+    drops_by_policy: bool,
+    packet: &Packet,
+    aim: Aim,
+) -> Judgement {
     let mut ends = walk(rules, chain, packet, aim, DEPTH, &Cell::new(RULES));
     let is_accepted_by_policy = ends.passes && !drops_by_policy;
     ends.drops |= ends.passes && drops_by_policy;

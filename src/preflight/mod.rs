@@ -37,19 +37,15 @@
 //! It blocks for as long as the kernel takes to list its links, addresses and routes: a millisecond, or a second where there
 //! are a million routes. From an asynchronous program, call it where blocking is allowed, on any thread of the namespace.
 
-mod bridge;
-mod device;
-mod expressions;
 mod finding;
 mod firewall;
 mod host;
-mod iptables;
-mod nftables;
+mod interfaces;
 mod rights;
 mod routes;
-mod rules;
-mod settings;
-mod underlay;
+mod sysctl;
+#[cfg(test)]
+mod tests;
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -9,22 +9,22 @@ use core::net::Ipv4Addr;
 
 use netlink_packet_core::NlasIterator;
 
-use super::nftables::number;
-use super::rules::{Aim, Host, Packet, Table, UNTRACKED};
+use super::chains::{Aim, Host, Packet, Table, UNTRACKED};
+use super::ruleset::number;
 use crate::sys::link::error::MalformedReply;
 use crate::sys::link::message::{attribute, attribute_string, sized};
 
 /// An element of a set or map. In one of intervals it is where an interval begins or is over.
 #[derive(Clone, Debug)]
-pub(super) struct Element {
-    pub(super) key: Vec<u8>,
+pub(in crate::preflight) struct Element {
+    pub(in crate::preflight) key: Vec<u8>,
     is_over: bool,
     action: Option<Action>,
 }
 
 impl Element {
     /// One of a message; `None` if it is of a kind that cannot be judged.
-    pub(super) fn parse(element: &[u8]) -> Result<Option<Self>, MalformedReply> {
+    pub(in crate::preflight) fn parse(element: &[u8]) -> Result<Option<Self>, MalformedReply> {
         /// `NFT_SET_ELEM_INTERVAL_END` and `NFT_SET_ELEM_CATCHALL`.
         const OVER: u32 = 1;
         const CATCHALL: u32 = 2;
@@ -37,13 +37,13 @@ impl Element {
     }
 
     /// By keys. Where an interval begins as another is over, it counts.
-    pub(super) fn sort(elements: &mut [Self]) {
+    pub(in crate::preflight) fn sort(elements: &mut [Self]) {
         elements.sort_by(|one, other| one.key.cmp(&other.key).then(other.is_over.cmp(&one.is_over)));
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Truth {
+pub(in crate::preflight) enum Truth {
     No,
     Maybe,
     Yes,
@@ -52,7 +52,7 @@ pub(super) enum Truth {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(in crate::preflight) enum Action {
     Accept,
     Drop,
     Goto(String),
@@ -72,45 +72,45 @@ enum Value {
 }
 
 /// `NFTA_*` of the expressions, and what they may be.
-pub(super) mod nfta {
-    pub(in super::super) const EXPRESSION_NAME: u16 = 1;
-    pub(in super::super) const EXPRESSION_DATA: u16 = 2;
-    pub(in super::super) const DATA_VALUE: u16 = 1;
-    pub(in super::super) const DATA_VERDICT: u16 = 2;
-    pub(in super::super) const VERDICT_CODE: u16 = 1;
-    pub(in super::super) const VERDICT_CHAIN: u16 = 2;
+pub(in crate::preflight) mod nfta {
+    pub(in crate::preflight) const EXPRESSION_NAME: u16 = 1;
+    pub(in crate::preflight) const EXPRESSION_DATA: u16 = 2;
+    pub(in crate::preflight) const DATA_VALUE: u16 = 1;
+    pub(in crate::preflight) const DATA_VERDICT: u16 = 2;
+    pub(in crate::preflight) const VERDICT_CODE: u16 = 1;
+    pub(in crate::preflight) const VERDICT_CHAIN: u16 = 2;
     /// The register that `meta`, `ct`, `payload` and `immediate` load, or that `cmp` and `range` look at.
-    pub(in super::super) const REGISTER: u16 = 1;
+    pub(in crate::preflight) const REGISTER: u16 = 1;
     /// Of `meta` and `ct`.
-    pub(in super::super) const KEY: u16 = 2;
-    pub(in super::super) const META_SOURCE: u16 = 3;
-    pub(in super::super) const CT_SOURCE: u16 = 4;
-    pub(in super::super) const PAYLOAD: [u16; 3] = [2, 3, 4];
-    pub(in super::super) const PAYLOAD_SOURCE: u16 = 5;
-    pub(in super::super) const OPERATION: u16 = 2;
-    pub(in super::super) const DATA: u16 = 3;
-    pub(in super::super) const TO_DATA: u16 = 4;
-    pub(in super::super) const IMMEDIATE_DATA: u16 = 2;
-    pub(in super::super) const BITWISE: [u16; 2] = [1, 2];
-    pub(in super::super) const BITWISE_MASK: u16 = 4;
-    pub(in super::super) const BITWISE_XOR: u16 = 5;
-    pub(in super::super) const BITWISE_OPERATION: u16 = 6;
-    pub(in super::super) const LOOKUP_SET: u16 = 1;
-    pub(in super::super) const LOOKUP_SOURCE: u16 = 2;
-    pub(in super::super) const LOOKUP_TARGET: u16 = 3;
-    pub(in super::super) const LOOKUP_FLAGS: u16 = 5;
-    pub(in super::super) const ELEMENT_KEY: u16 = 1;
-    pub(in super::super) const DATA_OF_ELEMENT: u16 = 2;
-    pub(in super::super) const ELEMENT_FLAGS: u16 = 3;
-    pub(in super::super) const ELEMENT_KEY_END: u16 = 10;
+    pub(in crate::preflight) const KEY: u16 = 2;
+    pub(in crate::preflight) const META_SOURCE: u16 = 3;
+    pub(in crate::preflight) const CT_SOURCE: u16 = 4;
+    pub(in crate::preflight) const PAYLOAD: [u16; 3] = [2, 3, 4];
+    pub(in crate::preflight) const PAYLOAD_SOURCE: u16 = 5;
+    pub(in crate::preflight) const OPERATION: u16 = 2;
+    pub(in crate::preflight) const DATA: u16 = 3;
+    pub(in crate::preflight) const TO_DATA: u16 = 4;
+    pub(in crate::preflight) const IMMEDIATE_DATA: u16 = 2;
+    pub(in crate::preflight) const BITWISE: [u16; 2] = [1, 2];
+    pub(in crate::preflight) const BITWISE_MASK: u16 = 4;
+    pub(in crate::preflight) const BITWISE_XOR: u16 = 5;
+    pub(in crate::preflight) const BITWISE_OPERATION: u16 = 6;
+    pub(in crate::preflight) const LOOKUP_SET: u16 = 1;
+    pub(in crate::preflight) const LOOKUP_SOURCE: u16 = 2;
+    pub(in crate::preflight) const LOOKUP_TARGET: u16 = 3;
+    pub(in crate::preflight) const LOOKUP_FLAGS: u16 = 5;
+    pub(in crate::preflight) const ELEMENT_KEY: u16 = 1;
+    pub(in crate::preflight) const DATA_OF_ELEMENT: u16 = 2;
+    pub(in crate::preflight) const ELEMENT_FLAGS: u16 = 3;
+    pub(in crate::preflight) const ELEMENT_KEY_END: u16 = 10;
     /// Of `match` and `target`.
-    pub(in super::super) const EXTENSION_NAME: u16 = 1;
-    pub(in super::super) const EXTENSION_INFO: u16 = 3;
-    pub(in super::super) const NAT_TYPE: u16 = 1;
+    pub(in crate::preflight) const EXTENSION_NAME: u16 = 1;
+    pub(in crate::preflight) const EXTENSION_INFO: u16 = 3;
+    pub(in crate::preflight) const NAT_TYPE: u16 = 1;
 }
 
 /// Whether a rule is about the packet, and what it does then.
-pub(super) fn judge_rule(
+pub(in crate::preflight) fn judge_rule(
     table: &Table,
     expressions: &[u8],
     packet: &Packet,

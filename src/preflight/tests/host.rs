@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::mount::{MsFlags, mount};
 
 use super::*;
-use crate::sys::link::preflight::Severity;
+use crate::preflight::Severity;
 
 /// Hides what is at a path from the calling thread.
 fn hide(path: &str) {
@@ -324,4 +324,17 @@ fn read_all(directory: &Path, settings: &mut Vec<(String, String)>) {
             settings.push((path.display().to_string(), value));
         }
     }
+}
+
+#[test]
+fn fault_61_a_host_whose_addresses_change_during_every_listing_is_checked() {
+    in_namespace(|| {
+        let mut world = crowded();
+        world.add_link("loden0");
+        while_addresses_change(|| {
+            let found = check(&intended());
+            let is_not_tun = |finding: &Finding| matches!(finding, Finding::NotTun { .. });
+            assert!(found.iter().any(is_not_tun), "{found:#?}");
+        });
+    });
 }
