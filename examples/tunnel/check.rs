@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use loden::forward::Forwarder;
-use loden::preflight::{Finding, Intended, Severity, check};
+use loden::preflight::{Finding, PreflightConfig, Severity, check};
 use loden::sys::link::{Underlay, interface_to};
 use serde_json::json;
 
@@ -22,7 +22,7 @@ use crate::routes::Routes;
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     Forwarder::new(args.overlay(args.mtu.and_then(|mtu| u16::try_from(mtu).ok())))?;
     Routes::of(args)?.read_file()?;
-    let findings = check(&intended(args));
+    let findings = check(&config(args));
     for finding in &findings {
         let (severity, name) = (finding.severity().name(), finding.name());
         let says = finding.to_string();
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 
 /// Says what is found of a tunnel that is about to start, whatever comes of it.
 pub(crate) fn warn(args: &Args) {
-    for sentence in sentences(&check(&intended(args))) {
+    for sentence in sentences(&check(&config(args))) {
         answer(format_args!("{sentence}"));
     }
 }
@@ -48,12 +48,15 @@ fn sentences(findings: &[Finding]) -> impl Iterator<Item = String> {
     findings.iter().map(|finding| format!("{}: {finding}", finding.severity()))
 }
 
-fn intended(args: &Args) -> Intended {
+fn config(args: &Args) -> PreflightConfig {
     let listen = IpAddr::V4(*args.listen.ip());
     // What the tunnel gives the device, whatever MTU that has now.
     let mtu = args.mtu.or_else(|| interface_to(listen, args.peers()).as_ref().map(Underlay::tun_mtu).ok());
-    let (port, bridge) = (args.listen.port(), args.bridge.clone());
-    Intended { mtu, port, bridge, peers: args.peers(), ..Intended::new(args.network, args.subnet, listen, &args.tun) }
+    let mut config = PreflightConfig::new(args.network, args.subnet, listen, &args.tun)
+        .with_port(args.listen.port())
+        .with_peers(args.peers());
+    (config.mtu, config.bridge) = (mtu, args.bridge.clone());
+    config
 }
 
 /// In contrast to a running tunnel, which does not wait for whoever reads.

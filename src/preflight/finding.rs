@@ -1,26 +1,28 @@
-//! What can be found, in words and by name.
+//! The findings, their severities and names, and their texts.
 
 use alloc::string::{String, ToString};
 use core::fmt::{self, Display, Formatter};
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::IpAddr;
 use std::io;
 
 use ipnet::Ipv4Net;
 
-/// How bad a finding is. Later ones are worse.
+use super::{KernelRoute, NftablesChain};
+
+/// The severity of a finding, in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Severity {
-    /// It works, and could work better.
+    /// The tunnel works, and could work better.
     Hint,
-    /// It may not work, or not for everybody.
+    /// The tunnel may fail, or may fail for some hosts or pods.
     MayFail,
-    /// It will not work.
+    /// The tunnel will fail.
     WillFail,
 }
 
 impl Severity {
-    /// The name in logs: lower case with underscores, and it never changes.
+    /// Returns the name for logs, in lower case with underscores. The name never changes.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,143 +43,38 @@ impl Display for Severity {
     }
 }
 
-/// Which firewall a chain belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Firewall {
-    /// A chain of iptables-legacy.
-    IptablesLegacy {
-        /// `FORWARD` or `INPUT` of the table `filter`, or `POSTROUTING` of the table `nat`.
-        chain: &'static str,
-    },
-    /// A chain of nftables, which is also where iptables-nft keeps its own.
-    Nftables {
-        /// `ip` or `inet`.
-        family: &'static str,
-        /// The table.
-        table: String,
-        /// The chain.
-        chain: String,
-    },
-}
-
-impl Firewall {
-    /// The command that makes it accept datagrams to the port.
-    fn accept_port(&self, port: u16) -> String {
-        let iptables = |program| alloc::format!("`{program} -I INPUT -p udp --dport {port} -j ACCEPT`");
-        match self {
-            Self::IptablesLegacy { .. } => iptables("iptables-legacy"),
-            Self::Nftables { family: "ip", table, chain } if table == "filter" && chain == "INPUT" => {
-                iptables("iptables")
-            }
-            Self::Nftables { family, table, chain } => {
-                alloc::format!("`nft insert rule {family} {table} {chain} udp dport {port} accept`")
-            }
-        }
-    }
-
-    /// The commands that make it accept packets from and to the network.
-    fn accept(&self, network: Ipv4Net) -> String {
-        let iptables = |program| {
-            alloc::format!(
-                "`{program} -I FORWARD -s {network} -j ACCEPT` and `{program} -I FORWARD -d {network} -j ACCEPT`"
-            )
-        };
-        match self {
-            Self::IptablesLegacy { .. } => iptables("iptables-legacy"),
-            // The names are those of iptables-nft, which may refuse to show a chain that was changed past it.
-            Self::Nftables { family: "ip", table, chain } if table == "filter" && chain == "FORWARD" => {
-                iptables("iptables")
-            }
-            Self::Nftables { family, table, chain } => {
-                let rule = alloc::format!("nft insert rule {family} {table} {chain}");
-                alloc::format!("`{rule} ip saddr {network} accept` and `{rule} ip daddr {network} accept`")
-            }
-        }
-    }
-}
-
-impl Display for Firewall {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::IptablesLegacy { chain } => write!(f, "the chain {chain} of iptables-legacy"),
-            Self::Nftables { family, table, chain } => write!(f, "the nftables chain {family} {table} {chain}"),
-        }
-    }
-}
-
-/// A route of the kernel's main table. In words it is what `ip route` takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct KernelRoute {
-    /// What becomes of the packets: `blackhole`, `unreachable`, and empty for usual routes.
-    pub kind: &'static str,
-    /// The addresses it is for.
-    pub destination: Ipv4Net,
-    /// The type of service it is for; 0 for all.
-    pub tos: u8,
-    /// The host it leads to, if it does to a single one.
-    pub gateway: Option<IpAddr>,
-    /// The interface it leads to, if it does to a single one.
-    pub interface: Option<String>,
-    /// The metric, 0 for none.
-    pub metric: u32,
-}
-
-impl Display for KernelRoute {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if !self.kind.is_empty() {
-            write!(f, "{} ", self.kind)?;
-        }
-        write!(f, "{}", self.destination)?;
-        if self.tos != 0 {
-            write!(f, " tos {:#04x}", self.tos)?;
-        }
-        if let Some(gateway) = self.gateway {
-            write!(f, " via {gateway}")?;
-        }
-        if let Some(interface) = &self.interface {
-            write!(f, " dev {interface}")?;
-        }
-        if self.metric != 0 {
-            write!(f, " metric {}", self.metric)?;
-        }
-        Ok(())
-    }
-}
-
-/// Something that keeps the tunnel from working, or may. In words it says what is wrong, with the numbers, and what mends it.
+/// A finding about this host that keeps a tunnel from working, or may do so. Its text names the values and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Finding {
-    /// The process may not make or configure a TUN device.
+    /// The process lacks the right to create or configure a TUN device.
     #[error(
-        "this process lacks CAP_NET_ADMIN in the user namespace that owns this network namespace, so that it can neither \
-         make nor configure a TUN device; run it as root, or grant the capability, and the one that verifies path MTUs \
-         (`setcap cap_net_admin,cap_net_raw+ep PROGRAM`)"
+        "this process lacks CAP_NET_ADMIN in the user namespace that owns this network namespace, so it can neither \
+         create nor configure a TUN device; run it as root, or grant the capability and CAP_NET_RAW, which verifies path \
+         MTUs (`setcap cap_net_admin,cap_net_raw+ep PROGRAM`)"
     )]
     NoNetAdmin,
-    /// The node that TUN devices come from is missing or closed to us.
+    /// The device node of TUN devices is missing, or this process may not open it.
     #[error(
-        "{node} cannot be opened: {}; load the kernel's module (`modprobe tun`), in a container pass the device in \
+        "{node} cannot be opened: {}; load the kernel module (`modprobe tun`), pass the device to the container \
          (`--device {node}`), and run as a user who may read and write it",
         io::Error::from_raw_os_error(*.errno)
     )]
     TunNode {
-        /// Its path.
+        /// The path of the node.
         node: &'static str,
         /// The error number of the attempt.
         errno: i32,
     },
-    /// The node that TUN devices come from is another device, or a file.
+    /// The device node of TUN devices is another device, or a file.
     #[error(
-        "{node} is {found} and not the node that TUN devices come from; make it anew with `rm {node}` and \
+        "{node} is {found} and not the device node of TUN devices; recreate it with `rm {node}` and \
          `mknod {node} c 10 200`"
     )]
     NotTunNode {
-        /// Its path.
+        /// The path of the node.
         node: &'static str,
-        /// A description of it, with the numbers of a device.
+        /// A description of the node, with the numbers of a device.
         found: String,
     },
     /// No interface holds the listen address.
@@ -197,14 +94,14 @@ pub enum Finding {
         /// The listen address.
         listen: IpAddr,
     },
-    /// Addresses of the underlay are in the overlay network, or the other way about.
+    /// The overlay network and the network of the underlay overlap.
     #[error(
-        "the overlay network {network} overlaps {underlay}, the network of {interface} that the datagrams travel on: {}; \
-         choose an overlay network apart from it",
+        "the overlay network {network} overlaps {underlay}, the network of {interface}, which carries the datagrams: {}; \
+         choose an overlay network that does not overlap",
         if *.loops {
-            "datagrams to other hosts are routed into the tunnel, round and round, or the overlay's packets past it"
+            "the route to the overlay also matches other hosts, so their datagrams loop into the tunnel, or packets bypass it"
         } else {
-            "a host and a pod may have the same address, and only one of them is reached"
+            "a host and a pod may have the same address, and only one of them is reachable"
         }
     )]
     Overlap {
@@ -214,20 +111,20 @@ pub enum Finding {
         underlay: Ipv4Net,
         /// The interface that holds the listen address.
         interface: String,
-        /// Whether the route to the overlay is the better one for other hosts' underlay addresses.
+        /// True if the route to the overlay is preferred for the underlay addresses of other hosts.
         loops: bool,
     },
-    /// No interface can have the name of the TUN device.
+    /// The name of the TUN device is not valid for an interface.
     #[error(
         "{name:?} cannot name the TUN device: {problem}; use a name such as \"loden0\" or a pattern such as \"loden%d\""
     )]
     BadName {
-        /// What is intended.
+        /// The configured name.
         name: String,
-        /// What is wrong with it.
+        /// The rule that the name breaks.
         problem: &'static str,
     },
-    /// The name of the TUN device is another interface's.
+    /// Another interface has the name of the TUN device.
     #[error(
         "the interface {interface} exists and is {}, not a TUN device; choose another name, or remove it with \
          `ip link delete dev {interface}`",
@@ -236,81 +133,82 @@ pub enum Finding {
     NotTun {
         /// The interface.
         interface: String,
-        /// Its kind, as `ip -d link` tells it; `None` for hardware.
+        /// The kind, as `ip -d link` prints it, or `None` for hardware.
         kind: Option<String>,
     },
-    /// The TUN device takes longer packets than the underlay carries.
+    /// The MTU of the TUN device exceeds the MTU that the underlay leaves for inner packets.
     #[error(
-        "the MTU of the TUN device {tun} is {mtu}, but {interface} with its MTU of {interface_mtu} carries packets of {most} \
-         bytes; longer ones are refused, or go in fragments without DF: give the device {most}, \
-         `ip link set dev {tun} mtu {most}` if it exists"
+        "the MTU of the TUN device {tun} is {mtu}, but {interface} with its MTU of {interface_mtu} carries packets of \
+         {max_mtu} bytes; longer packets are rejected, or fragmented if they lack DF; set the device to {max_mtu}, with \
+         `ip link set dev {tun} mtu {max_mtu}` if it exists"
     )]
     MtuTooLarge {
         /// The TUN device.
         tun: String,
-        /// The MTU it has, or is going to have, in bytes.
+        /// The current or configured MTU in bytes.
         mtu: u32,
         /// The interface that holds the listen address.
         interface: String,
-        /// Its MTU in bytes.
+        /// The MTU of that interface in bytes.
         interface_mtu: u32,
-        /// The longest inner packet in bytes that fits into that.
-        most: u32,
+        /// The largest inner packet in bytes that fits into that MTU.
+        max_mtu: u32,
     },
-    /// The bridge that was named does not exist.
+    /// The configured bridge does not exist.
     #[error(
-        "there is no bridge {bridge} yet; when it is made, it needs an address of {subnet}, for example by \
+        "there is no bridge {bridge} yet; create it with an address of {subnet}, for example with \
          `dockerd --bip` or the CNI plugin's `subnet`"
     )]
     NoBridge {
-        /// The bridge that was named.
+        /// The configured bridge.
         bridge: String,
         /// The subnet of this host.
         subnet: Ipv4Net,
     },
-    /// A bridge has addresses of the overlay that are not this host's, or the named one has none that are.
+    /// A bridge has an address of the overlay outside this host's subnet, or the configured bridge has none in the subnet.
     #[error(
-        "the bridge {bridge} has {}, which is not in {subnet}, this host's subnet: its pods cannot be reached; give it that \
-         range, for example with `dockerd --bip`, or remove an old one with `ip link delete dev {bridge}`",
+        "the bridge {bridge} has {}, which is not in {subnet}, this host's subnet, so its pods are unreachable; give it that \
+         range, for example with `dockerd --bip`, or remove an obsolete bridge with `ip link delete dev {bridge}`",
         .address.map_or_else(|| "no IPv4 address".to_string(), |address| address.to_string())
     )]
     BridgeElsewhere {
         /// The bridge.
         bridge: String,
-        /// The address with the prefix length; `None`: it has none.
+        /// The address with its prefix length, or `None` if the bridge has no address.
         address: Option<Ipv4Net>,
         /// The subnet of this host.
         subnet: Ipv4Net,
     },
-    /// Pods begin with longer packets than pass.
+    /// The MTU of a bridge exceeds the MTU of the tunnel.
     #[error(
-        "the bridge {bridge} has an MTU of {mtu}, but packets of {most} bytes pass the tunnel: every pod has to learn that \
-         for every destination; give the bridge and its pods {most} (`dockerd --mtu {most}`, or the CNI plugin's `mtu`)"
+        "the bridge {bridge} has an MTU of {mtu}, but the tunnel carries packets of {max_mtu} bytes, so every pod has to \
+         discover the path MTU to every destination; set the bridge and its pods to {max_mtu} (`dockerd --mtu {max_mtu}`, or \
+         the CNI plugin's `mtu`)"
     )]
     BridgeMtu {
         /// The bridge.
         bridge: String,
-        /// Its MTU in bytes.
+        /// The MTU of the bridge in bytes.
         mtu: u32,
-        /// The longest packet in bytes that passes the tunnel.
-        most: u32,
+        /// The largest packet in bytes that the tunnel carries.
+        max_mtu: u32,
     },
-    /// The overlay network is routed elsewhere, so that no packet would reach the TUN device.
+    /// Another interface has the route to the overlay network, so the TUN device would get no packet.
     #[error(
-        "the route to the overlay network {network} is held by {}, so that the TUN device cannot have it; remove what holds \
-         it (`ip route show exact {network}` lists it), or choose another overlay network",
+        "the route to the overlay network {network} is held by {}, so the TUN device cannot have it; remove that route \
+         (`ip route show exact {network}` lists it), or choose another overlay network",
         .interface.as_deref().unwrap_or("a route without a single interface")
     )]
     RouteTaken {
         /// The overlay network.
         network: Ipv4Net,
-        /// Where the route points to; `None` for a blackhole, a multipath route and the like.
+        /// The interface of the route, or `None` for a blackhole or a multipath route.
         interface: Option<String>,
     },
-    /// A route inside of the overlay network leads past the TUN device.
+    /// A route to a part of the overlay network bypasses the TUN device.
     #[error(
-        "packets to {} never reach the tunnel: a former backend, or somebody else, left the route `{route}`; remove it with \
-         `ip route delete {route}`{}",
+        "packets to {} never reach the tunnel, because of the route `{route}` of a former backend or another program; remove \
+         it with `ip route delete {route}`{}",
         .route.destination,
         match &.route.interface {
             Some(device) if *.vxlan => alloc::format!(", or with its VXLAN device: `ip link delete dev {device}`"),
@@ -320,72 +218,72 @@ pub enum Finding {
     StaleRoute {
         /// The route.
         route: KernelRoute,
-        /// Whether it leads to a VXLAN device, which a former backend left too.
+        /// True if the route leads to a VXLAN device.
         vxlan: bool,
     },
-    /// The kernel does not forward.
+    /// The kernel does not forward packets.
     #[error("this host does not forward packets of the tunnel: {setting} is 0; `sysctl -w {setting}=1`")]
     ForwardingOff {
         /// The setting as sysctl(8) names it.
         setting: String,
     },
-    /// The kernel drops packets that come from where it would not send the answer.
+    /// Reverse path filtering drops packets whose source the kernel would reach through another interface.
     #[error(
-        "reverse path filtering is strict on {} ({because} is 1): what goes one way through the tunnel and the other past \
-         it, as between pods and other hosts' own addresses, is dropped without a word; `sysctl -w {setting}=2`",
-        if *.interface == "default" { "devices that are made from now on" } else { interface.as_str() }
+        "reverse path filtering is strict on {} ({cause} is 1), so the kernel drops packets that use the tunnel in one \
+         direction only, as between pods and the underlay addresses of other hosts; `sysctl -w {setting}=2`",
+        if *.interface == "default" { "devices created later" } else { interface.as_str() }
     )]
     StrictReversePath {
-        /// The interface; `default` stands for devices that are made from now on.
+        /// The interface, or `default` for devices created later.
         interface: String,
         /// The setting that makes it strict.
-        because: String,
+        cause: String,
         /// The setting that makes it loose.
         setting: String,
     },
-    /// A firewall drops what is forwarded unless a rule accepts it.
+    /// A firewall drops forwarded packets unless a rule accepts them.
     #[error(
-        "{firewall} drops forwarded packets {}; accept the overlay's with {}",
+        "{chain} drops forwarded packets {}; accept those of the overlay with {}",
         match .rules {
-            0 => "by policy and has no rule that accepts any".to_string(),
+            0 => "by policy and has no rules".to_string(),
             rules => alloc::format!("unless one of its {rules} rules accepts them"),
         },
-        .firewall.accept(*.network)
+        .chain.accept_network(*.network)
     )]
     ForwardDropped {
         /// The chain.
-        firewall: Firewall,
-        /// How many rules it has.
+        chain: NftablesChain,
+        /// The number of its rules.
         rules: u32,
         /// The overlay network.
         network: Ipv4Net,
     },
     /// A firewall drops the datagrams of other hosts.
     #[error(
-        "{firewall} {}; accept the tunnel's datagrams with {}",
+        "{chain} {}; accept the tunnel's datagrams with {}",
         if *.certain {
-            alloc::format!("drops the tunnel's datagrams: it has no rule that accepts UDP port {port}")
+            alloc::format!("drops the tunnel's datagrams, because no rule accepts UDP port {port}")
         } else {
             alloc::format!(
-                "may drop the tunnel's datagrams: no rule of it surely accepts the first datagram of another host to UDP port {port}: some accept only \
-                 answers, or cannot be judged"
+                "may drop the tunnel's datagrams: rules for UDP port {port} accept only established connections, or cannot be \
+                 evaluated"
             )
         },
-        .firewall.accept_port(*.port)
+        .chain.accept_port(*.port)
     )]
     InputDropped {
         /// The chain.
-        firewall: Firewall,
+        chain: NftablesChain,
         /// The UDP port that the tunnel listens on.
         port: u16,
-        /// No datagram is accepted; else some may be.
+        /// True if every datagram is dropped. Otherwise some may be accepted.
         certain: bool,
     },
-    /// Pods are masqueraded, and the tunnel's datagrams take part in connection tracking.
+    /// Pods are masqueraded, and connection tracking includes the tunnel's datagrams.
     #[error(
-        "{firewall} {} packets of pods that leave by {interface}, and UDP port {port} is tracked: one datagram of a pod from \
-         source port {port} diverts to the pod what another host sends to this one, and is taken by that host for one of this \
-         host; exempt the port with `nft add table ip loden`, \
+        "{chain} {} packets of pods that leave by {interface}, and UDP port {port} is tracked: after one datagram of a pod \
+         from source port {port} to another host, that host accepts it as this host's, and the pod receives the datagrams \
+         that the host sends to this one; exempt the port with `nft add table ip loden`, \
          `nft 'add chain ip loden prerouting {{ type filter hook prerouting priority -300; }}'`, \
          `nft add rule ip loden prerouting udp dport {port} notrack`, \
          `nft 'add chain ip loden output {{ type filter hook output priority -300; }}'` and \
@@ -396,16 +294,16 @@ pub enum Finding {
         /// The interface that carries the tunnel's datagrams.
         interface: String,
         /// The chain that masquerades.
-        firewall: Firewall,
+        chain: NftablesChain,
         /// The UDP port that the tunnel listens on.
         port: u16,
-        /// Whether its rules surely do; else some cannot be judged.
+        /// True if its rules masquerade. Otherwise some rules cannot be evaluated.
         certain: bool,
     },
-    /// Pods are masqueraded, and may send to the tunnels of other hosts.
+    /// Pods are masqueraded, and no rule keeps them from sending to the tunnels of other hosts.
     #[error(
-        "pods may send datagrams by {interface} to UDP port {port} of other hosts, which may take them for this host's; \
-         forbid it with `nft add table ip loden`, `nft 'add chain ip loden forward {{ type filter hook forward priority 0; }}'` and \
+        "pods can send datagrams by {interface} to UDP port {port} of other hosts, which may accept them as this host's; \
+         drop them with `nft add table ip loden`, `nft 'add chain ip loden forward {{ type filter hook forward priority 0; }}'` and \
          `nft add rule ip loden forward ip saddr {subnet} oifname {interface} udp dport {port} drop`"
     )]
     PodsReachPort {
@@ -416,39 +314,26 @@ pub enum Finding {
         /// The UDP port that the tunnel listens on.
         port: u16,
     },
-    /// The address of the TUN device is a broadcast address, as it is before Linux 5.14 if a bridge has the subnet's first address.
-    #[error(
-        "{address}, the address of the TUN device, is a broadcast address of {interface}, so that packets to it are lost; \
-         `Link::configure` puts a local route in front, as does `ip route prepend local {address} dev {tun} table local`"
-    )]
-    TunAddressBroadcast {
-        /// The address.
-        address: Ipv4Addr,
-        /// The interface with an address of the same network.
-        interface: String,
-        /// The TUN device.
-        tun: String,
-    },
-    /// The kernel could not be asked.
-    #[error("{what} could not be checked: {why}")]
+    /// A reading failed, or is not supported.
+    #[error("{subject} could not be checked: {reason}")]
     Unchecked {
-        /// What was to be read.
-        what: String,
-        /// Why it could not.
-        why: String,
+        /// The subject of the reading.
+        subject: String,
+        /// The error, or the reason why the subject is not read.
+        reason: String,
     },
 }
 
 impl Finding {
-    pub(super) fn unchecked(what: impl Into<String>, why: &impl ToString) -> Self {
-        Self::Unchecked { what: what.into(), why: why.to_string() }
+    pub(super) fn unchecked(subject: impl Into<String>, reason: &impl ToString) -> Self {
+        Self::Unchecked { subject: subject.into(), reason: reason.to_string() }
     }
 
-    /// How bad it is.
+    /// Returns the severity.
     #[must_use]
     pub const fn severity(&self) -> Severity {
         match self {
-            Self::BridgeMtu { .. } | Self::PodsReachPort { .. } | Self::TunAddressBroadcast { .. } => Severity::Hint,
+            Self::BridgeMtu { .. } | Self::PodsReachPort { .. } => Severity::Hint,
             Self::BridgeElsewhere { address: None, .. }
             | Self::ForwardDropped { rules: 1.., .. }
             | Self::InputDropped { certain: false, .. }
@@ -475,7 +360,7 @@ impl Finding {
         }
     }
 
-    /// The name in logs: lower case with underscores, and it never changes.
+    /// Returns the name for logs, in lower case with underscores. The name never changes.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -497,7 +382,6 @@ impl Finding {
             Self::RouteTaken { .. } => "route_taken",
             Self::StaleRoute { .. } => "stale_route",
             Self::StrictReversePath { .. } => "strict_reverse_path",
-            Self::TunAddressBroadcast { .. } => "tun_address_broadcast",
             Self::TunNode { .. } => "tun_node",
             Self::Unchecked { .. } => "unchecked",
             Self::UnderlayDown { .. } => "underlay_down",

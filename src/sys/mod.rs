@@ -23,10 +23,8 @@ mod tun;
 mod udp;
 
 pub use feature::Feature;
-#[cfg(all(test, feature = "preflight"))]
-pub(crate) use syscall::replace_table;
 #[cfg(feature = "preflight")]
-pub(crate) use syscall::{TableQuestion, owning_user_namespace, table_option};
+pub(crate) use syscall::owning_user_namespace;
 #[cfg(feature = "preflight")]
 pub(crate) use tun::{DEVICE_NODE, checked_name, other_than_node};
 pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};

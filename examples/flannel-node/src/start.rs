@@ -10,7 +10,7 @@ use loden::forward::{Forwarder, Overlay};
 use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
 use loden::lease::{Backoff, Host, Reconciler, Tenure};
 use loden::route::RoutePublisher;
-use loden::preflight::{Intended, check};
+use loden::preflight::{PreflightConfig, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_named, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
@@ -139,8 +139,8 @@ pub(crate) async fn start(mut registry: Registry, args: &Arguments, place: &Plac
 
 /// Says what on this host may keep packets from going where they should. That is the operator's to mend, now or later.
 fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, say: &Say) {
-    let intended = Intended::new(network, subnet, listen.ip(), tun);
-    for finding in check(&Intended { mtu: Some(mtu), port: listen.port(), ..intended }) {
+    let config = PreflightConfig::new(network, subnet, listen.ip(), tun).with_mtu(mtu).with_port(listen.port());
+    for finding in check(&config) {
         let (severity, says) = (finding.severity().name(), finding.to_string());
         say.say(&Event::Finding { finding: finding.name(), severity, says });
     }

@@ -1,4 +1,4 @@
-//! What the rules of nftables make of one packet, as far as that can be told without sending it.
+//! Evaluation of the nftables chains of one table for one packet.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -8,53 +8,55 @@ use core::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::expressions::{Action, Element, Truth, judge_rule};
+use super::expressions::{Element, Match, Verdict, evaluate_rule};
 
-/// Chains that jump to each other deeper than this are not followed. The kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
-const DEPTH: u32 = 16;
-/// Rules that are looked at for one packet, at most: chains that many others jump to count each time.
-const RULES: u32 = 1 << 17;
-/// `NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h.
-pub(in crate::preflight) const ESTABLISHED: u32 = 1 << 1;
-pub(in crate::preflight) const NEW: u32 = 1 << 3;
-pub(in crate::preflight) const UNTRACKED: u32 = 1 << 6;
+/// Deepest nesting of chains that is followed, as in the kernel (`NFT_JUMP_STACK_SIZE`).
+const DEPTH_MAX: u32 = 16;
+/// Largest number of rules that are evaluated for one packet. A rule counts again for each jump to its chain.
+const RULES_MAX: u32 = 1 << 17;
+/// States of connection tracking, `NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h.
+pub(super) const ESTABLISHED: u32 = 1 << 1;
+pub(super) const NEW: u32 = 1 << 3;
+pub(super) const UNTRACKED: u32 = 1 << 6;
 
-/// A UDP datagram over IPv4, in front of a chain.
+/// A UDP datagram over IPv4 that enters a chain.
 #[derive(Clone, Debug)]
-pub(in crate::preflight) struct Packet {
-    pub(in crate::preflight) source: Host,
-    pub(in crate::preflight) destination: Host,
-    pub(in crate::preflight) source_port: u16,
-    pub(in crate::preflight) destination_port: u16,
-    /// Index and name of the interface that it came in by.
-    pub(in crate::preflight) input: Option<(u32, String)>,
-    /// The same of the one that it leaves by.
-    pub(in crate::preflight) output: Option<(u32, String)>,
-    /// Of connection tracking.
-    pub(in crate::preflight) state: u32,
-    /// No other host has an address in it.
-    pub(in crate::preflight) overlay: Ipv4Net,
+pub(super) struct Packet {
+    pub(super) source: PacketAddress,
+    pub(super) destination: PacketAddress,
+    pub(super) source_port: u16,
+    pub(super) destination_port: u16,
+    /// Index and name of the input interface.
+    pub(super) input: Option<(u32, String)>,
+    /// Index and name of the output interface.
+    pub(super) output: Option<(u32, String)>,
+    /// State of connection tracking.
+    pub(super) ct_state: u32,
+    /// The overlay network, in which no other host has an underlay address.
+    pub(super) overlay: Ipv4Net,
 }
 
+/// An address of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::preflight) enum Host {
-    At(Ipv4Addr),
-    /// One of the other hosts, whose addresses are not known here. A rule for some addresses is taken for one that was made
-    /// for them, unless it does the contrary of what is looked for.
+pub(super) enum PacketAddress {
+    Known(Ipv4Addr),
+    /// The unknown address of another host. A rule for some addresses is assumed to be made for the other hosts, unless it
+    /// would defeat the outcome in question.
     Peer,
 }
 
-/// What is looked for.
+/// The outcome that an evaluation asks about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::preflight) enum Aim {
+pub(super) enum Outcome {
     Accept,
     Drop,
     NoTrack,
     Translate,
 }
 
+/// The likelihood of an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::preflight) enum Judgement {
+pub(super) enum Likelihood {
     Never,
     Maybe,
     Always,
@@ -62,99 +64,113 @@ pub(in crate::preflight) enum Judgement {
 
 /// The rules of one table.
 #[derive(Clone, Debug, Default)]
-pub(in crate::preflight) struct Table {
-    /// The expressions of each rule, by chains.
-    pub(in crate::preflight) chains: BTreeMap<String, Vec<Vec<u8>>>,
-    /// The elements of sets and maps that are part of a rule, sorted by their keys.
-    pub(in crate::preflight) sets: BTreeMap<String, Vec<Element>>,
+pub(super) struct Table {
+    /// The expressions of each rule, by the name of the chain.
+    pub(super) chains: BTreeMap<String, Vec<Vec<u8>>>,
+    /// The elements of anonymous sets and maps, sorted by their keys.
+    pub(super) sets: BTreeMap<String, Vec<Element>>,
 }
 
-/// Whether a base chain with this policy does what is looked for to the packet. A packet that may come to the end of a chain that
-/// accepts by policy is believed to be accepted: most rules in front that cannot be judged are for others (marks, lists of hosts).
-pub(in crate::preflight) fn judge(
-    rules: &Table,
+/// Returns the likelihood that a base chain with this policy has the outcome for the packet.
+///
+/// A packet that may reach the end of a chain that accepts by policy is assumed to be accepted. Most rules that cannot be
+/// evaluated concern other packets (marks, lists of hosts).
+pub(super) fn evaluate(
+    table: &Table,
     chain: &str,
     drops_by_policy: bool,
     packet: &Packet,
-    aim: Aim,
-) -> Judgement {
-    let mut ends = walk(rules, chain, packet, aim, DEPTH, &Cell::new(RULES));
-    let is_accepted_by_policy = ends.passes && !drops_by_policy;
-    ends.drops |= ends.passes && drops_by_policy;
-    ends.accepts |= ends.passes && !drops_by_policy;
-    let (can, cannot) = match aim {
-        Aim::Accept => (ends.accepts, ends.drops && !is_accepted_by_policy),
-        Aim::Drop => (ends.drops, ends.accepts),
-        Aim::NoTrack | Aim::Translate => (ends.acts, ends.accepts || ends.drops),
+    outcome: Outcome,
+) -> Likelihood {
+    let mut results = Evaluation { table, packet, outcome, rules_left: Cell::new(RULES_MAX) }.chain(chain, DEPTH_MAX);
+    let is_accepted_by_policy = results.falls_through && !drops_by_policy;
+    results.drops |= results.falls_through && drops_by_policy;
+    results.accepts |= is_accepted_by_policy;
+    let (can, cannot) = match outcome {
+        Outcome::Accept => (results.accepts, results.drops && !is_accepted_by_policy),
+        Outcome::Drop => (results.drops, results.accepts),
+        Outcome::NoTrack | Outcome::Translate => (results.alters, results.accepts || results.drops),
     };
     match (can, cannot) {
-        (false, _) => Judgement::Never,
-        (true, true) => Judgement::Maybe,
-        (true, false) => Judgement::Always,
+        (false, _) => Likelihood::Never,
+        (true, true) => Likelihood::Maybe,
+        (true, false) => Likelihood::Always,
     }
 }
 
-/// Ends that the way through a chain may have.
+/// The possible results of a chain.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ends {
+struct Results {
     accepts: bool,
     drops: bool,
-    /// A rule tracks not, or translates.
-    acts: bool,
-    /// The rules leave it to whoever called the chain.
-    passes: bool,
+    /// A rule disables connection tracking, or translates an address.
+    alters: bool,
+    /// The packet reaches the end of the chain.
+    falls_through: bool,
 }
 
-fn walk(rules: &Table, chain: &str, packet: &Packet, aim: Aim, depth: u32, left: &Cell<u32>) -> Ends {
-    let anything = Ends { accepts: true, drops: true, acts: true, passes: true };
-    let Some(depth) = depth.checked_sub(1) else { return anything };
-    let mut ends = Ends { passes: true, ..Ends::default() };
-    let mut returns = false;
-    for rule in rules.chains.get(chain).into_iter().flatten() {
-        let Some(fewer) = left.get().checked_sub(1) else { return anything };
-        left.set(fewer);
-        // What cannot be read may be anything.
-        let (truth, action) = judge_rule(rules, rule, packet, aim).unwrap_or((Truth::Maybe, Action::Unknown));
-        if truth == Truth::No {
-            continue;
-        }
-        let mut is_end = true;
-        match action {
-            Action::Accept => ends.accepts = true,
-            Action::Drop => ends.drops = true,
-            Action::NoTrack | Action::Translate => ends.acts = true,
-            Action::Return => returns = true,
-            Action::Pass => is_end = false,
-            Action::Jump(to) => is_end = !ends.join(walk(rules, &to, packet, aim, depth, left)),
-            Action::Goto(to) => returns |= ends.join(walk(rules, &to, packet, aim, depth, left)),
-            Action::Unknown => {
-                ends = anything;
-                is_end = false;
-            }
-        }
-        if is_end && truth == Truth::Yes {
-            ends.passes = false;
-            break;
-        }
-    }
-    ends.passes |= returns;
-    ends
-}
+impl Results {
+    const ANY: Self = Self { accepts: true, drops: true, alters: true, falls_through: true };
 
-impl Ends {
-    /// Takes over those of a chain that was called. Returns whether it may come back.
+    /// Adds the results of a called chain. Returns true if the packet may come back from it.
     fn join(&mut self, called: Self) -> bool {
         self.accepts |= called.accepts;
         self.drops |= called.drops;
-        self.acts |= called.acts;
-        called.passes
+        self.alters |= called.alters;
+        called.falls_through
+    }
+}
+
+/// One evaluation, and the number of rules it may still look at.
+struct Evaluation<'a> {
+    table: &'a Table,
+    packet: &'a Packet,
+    outcome: Outcome,
+    rules_left: Cell<u32>,
+}
+
+impl Evaluation<'_> {
+    fn chain(&self, chain: &str, depth: u32) -> Results {
+        let Some(depth) = depth.checked_sub(1) else { return Results::ANY };
+        let mut results = Results { falls_through: true, ..Results::default() };
+        let mut returns = false;
+        for rule in self.table.chains.get(chain).into_iter().flatten() {
+            let Some(left) = self.rules_left.get().checked_sub(1) else { return Results::ANY };
+            self.rules_left.set(left);
+            // A rule that cannot be parsed may do anything.
+            let (matches, verdict) =
+                evaluate_rule(self.table, rule, self.packet, self.outcome).unwrap_or((Match::Maybe, Verdict::Unknown));
+            if matches == Match::No {
+                continue;
+            }
+            let mut is_end = true;
+            match verdict {
+                Verdict::Accept => results.accepts = true,
+                Verdict::Continue => is_end = false,
+                Verdict::Drop => results.drops = true,
+                Verdict::Goto(to) => returns |= results.join(self.chain(&to, depth)),
+                Verdict::Jump(to) => is_end = !results.join(self.chain(&to, depth)),
+                Verdict::NoTrack | Verdict::Translate => results.alters = true,
+                Verdict::Return => returns = true,
+                Verdict::Unknown => {
+                    results = Results::ANY;
+                    is_end = false;
+                }
+            }
+            if is_end && matches == Match::Yes {
+                results.falls_through = false;
+                break;
+            }
+        }
+        results.falls_through |= returns;
+        results
     }
 }
 
 #[cfg(test)]
 #[expect(clippy::expect_used, reason = "a test may fail by panicking")]
 mod unit {
-    use super::super::expressions::nfta;
+    use super::super::attributes::nfta;
     use super::*;
     use crate::sys::link::message::nla;
 
@@ -167,7 +183,7 @@ mod unit {
         nla(kind, &number.to_be_bytes())
     }
 
-    /// `udp dport 8285 accept`, with the protocol left out.
+    /// `udp dport 8285 accept`, without the comparison of the protocol.
     fn accepts_port() -> Vec<u8> {
         let verdict = nla(nfta::DATA_VERDICT, &big(nfta::VERDICT_CODE, 1));
         [
@@ -180,13 +196,13 @@ mod unit {
 
     fn packet(port: u16) -> Packet {
         Packet {
-            source: Host::Peer,
-            destination: Host::At(Ipv4Addr::new(10, 168, 0, 2)),
+            source: PacketAddress::Peer,
+            destination: PacketAddress::Known(Ipv4Addr::new(10, 168, 0, 2)),
             source_port: 8285,
             destination_port: port,
             input: Some((2, "eth0".into())),
             output: None,
-            state: NEW,
+            ct_state: NEW,
             overlay: "100.96.0.0/16".parse().expect("a network"),
         }
     }
@@ -195,31 +211,34 @@ mod unit {
         Table { chains: [("input".into(), rules)].into(), ..Table::default() }
     }
 
-    fn judged(rule: Vec<u8>, port: u16) -> Judgement {
-        judge(&table([rule].into()), "input", true, &packet(port), Aim::Accept)
+    fn evaluated(rule: Vec<u8>, port: u16) -> Likelihood {
+        evaluate(&table([rule].into()), "input", true, &packet(port), Outcome::Accept)
     }
 
     #[test]
-    fn a_rule_that_is_cut_or_changed_is_judged_without_a_panic_and_never_surely_for_another_port() {
+    fn a_rule_that_is_cut_or_changed_causes_no_panic_and_no_certain_match() {
         let rule = accepts_port();
-        assert_eq!((judged(rule.clone(), 8285), judged(rule.clone(), 8286)), (Judgement::Always, Judgement::Never));
+        assert_eq!(
+            (evaluated(rule.clone(), 8285), evaluated(rule.clone(), 8286)),
+            (Likelihood::Always, Likelihood::Never)
+        );
         for length in 0..rule.len() {
             let cut = rule.get(..length).expect("in range").to_vec();
-            assert_ne!(judged(cut, 8285), Judgement::Always, "{length} of {} bytes", rule.len());
+            assert_ne!(evaluated(cut, 8285), Likelihood::Always, "{length} of {} bytes", rule.len());
         }
         for bit in 0..rule.len() * 8 {
             let mut flipped = rule.clone();
             *flipped.get_mut(bit / 8).expect("in range") ^= 1 << (bit % 8);
-            judged(flipped, 8285);
+            evaluated(flipped, 8285);
         }
     }
 
     #[test]
-    fn chains_that_call_each_other_for_ever_cannot_be_judged() {
+    fn chains_that_call_each_other_without_end_give_maybe() {
         let verdict = nla(nfta::DATA_VERDICT, &[big(1, (-3_i32).cast_unsigned()), nla(2, b"input\0")].concat());
         let jump = expression("immediate", &[big(1, 0), nla(nfta::IMMEDIATE_DATA, &verdict)]);
-        assert_eq!(judged(jump.clone(), 8285), Judgement::Maybe);
+        assert_eq!(evaluated(jump.clone(), 8285), Likelihood::Maybe);
         let many = table(alloc::vec![jump; 100]);
-        assert_eq!(judge(&many, "input", true, &packet(8285), Aim::Accept), Judgement::Maybe);
+        assert_eq!(evaluate(&many, "input", true, &packet(8285), Outcome::Accept), Likelihood::Maybe);
     }
 }

@@ -1,16 +1,12 @@
-//! Forward chains of nftables and of iptables-legacy, made as their programs make them.
+//! Tests of nftables chains that are created through nfnetlink.
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
-use std::os::fd::AsFd;
 
 use netlink_packet_core::NetlinkSerializable;
-use socket2::{Domain, Socket, Type};
 
 use super::*;
-use crate::preflight::Firewall;
 use crate::sys::link::message::{Messages, nla};
-use crate::sys::{TableQuestion, replace_table, table_option};
 
 pub(super) const DROP: u32 = libc::NF_DROP.cast_unsigned();
 const ACCEPT: u32 = libc::NF_ACCEPT.cast_unsigned();
@@ -27,7 +23,7 @@ fn family_byte(family: libc::c_int) -> u8 {
     u8::try_from(family).expect("small")
 }
 
-/// One message; `flags` beside `NLM_F_REQUEST`.
+/// Returns a message with `flags` and `NLM_F_REQUEST`.
 fn message(kind: u16, flags: u16, header: [u8; 4], attributes: &[Vec<u8>]) -> Vec<u8> {
     let attributes = attributes.concat();
     let mut message = u32::try_from(20 + attributes.len()).expect("small").to_ne_bytes().to_vec();
@@ -39,7 +35,7 @@ fn message(kind: u16, flags: u16, header: [u8; 4], attributes: &[Vec<u8>]) -> Ve
     message
 }
 
-/// Changes of nftables are made in batches, or not at all.
+/// Commits a batch of changes. nftables takes changes in batches only.
 fn commit(changes: &[Vec<u8>]) {
     let to_nftables = [0, 0, 0, 10];
     let [begin, end] = BATCH.map(|kind| message(kind, 0, to_nftables, &[]));
@@ -58,7 +54,7 @@ fn commit(changes: &[Vec<u8>]) {
     }
 }
 
-/// A table with a base chain `FORWARD` of the hook `forward`, with as many rules that do nothing.
+/// Creates a table with a base chain `FORWARD` at the hook `forward`, with that many rules without expressions.
 pub(super) fn make_chain(family: libc::c_int, table: &str, policy: u32, rules: usize) {
     let header = [family_byte(family), 0, 0, 0];
     let text = |kind, text: &str| nla(kind, format!("{text}\0").as_bytes());
@@ -90,7 +86,7 @@ fn set_table_flags(family: libc::c_int, table: &str, flags: u32) {
     commit(&[message(of_nftables(libc::NFT_MSG_NEWTABLE), 4, [family_byte(family), 0, 0, 0], &attributes)]);
 }
 
-/// All chains as the kernel writes them.
+/// Returns the messages of all chains.
 pub(super) fn chains() -> Vec<Vec<u8>> {
     #[derive(Clone)]
     struct List;
@@ -110,26 +106,26 @@ pub(super) fn chains() -> Vec<Vec<u8>> {
 }
 
 fn dropped(family: &'static str, table: &str, rules: u32) -> Finding {
-    let firewall = Firewall::Nftables { family, table: table.into(), chain: "FORWARD".into() };
-    Finding::ForwardDropped { firewall, rules, network: network() }
+    let chain = NftablesChain { family, table: table.into(), name: "FORWARD".into() };
+    Finding::ForwardDropped { chain, rules, network: network() }
 }
 
 #[test]
 fn a_chain_of_iptables_nft_that_drops_is_found() {
-    provokes(
+    assert_found(
         |_| make_chain(libc::NFPROTO_IPV4, "filter", DROP, 0),
-        intended(),
+        config(),
         dropped("ip", "filter", 0),
-        &["has no rule", "`iptables -I FORWARD -s 100.96.0.0/16 -j ACCEPT`", "-d 100.96.0.0/16"],
+        &["has no rules", "`iptables -I FORWARD -s 100.96.0.0/16 -j ACCEPT`", "-d 100.96.0.0/16"],
     );
 }
 
 #[test]
 fn a_chain_of_nft_that_drops_is_found_and_its_rules_are_counted() {
     for rules in [1, 3] {
-        provokes(
+        assert_found(
             move |_| make_chain(libc::NFPROTO_INET, "mine", DROP, rules as usize),
-            intended(),
+            config(),
             dropped("inet", "mine", rules),
             &["rules accepts them", "`nft insert rule inet mine FORWARD ip saddr 100.96.0.0/16 accept`", "ip daddr"],
         );
@@ -137,100 +133,14 @@ fn a_chain_of_nft_that_drops_is_found_and_its_rules_are_counted() {
 }
 
 #[test]
-fn chains_that_accept_sleep_or_see_no_ipv4_are_no_matter() {
-    provokes_nothing(|_| make_chain(libc::NFPROTO_INET, "mine", ACCEPT, 1), intended());
-    provokes_nothing(|_| make_chain(libc::NFPROTO_IPV6, "mine", DROP, 0), intended());
+fn chains_that_accept_are_dormant_or_see_no_ipv4_are_no_finding() {
+    assert_nothing_found(|_| make_chain(libc::NFPROTO_INET, "mine", ACCEPT, 1), config());
+    assert_nothing_found(|_| make_chain(libc::NFPROTO_IPV6, "mine", DROP, 0), config());
     in_namespace(|| {
         let _world = World::host();
         make_chain(libc::NFPROTO_IPV4, "mine", DROP, 0);
         make_chain(libc::NFPROTO_INET, "mine", DROP, 0);
         set_table_flags(libc::NFPROTO_INET, "mine", DORMANT);
-        assert_eq!(check(&intended()), [dropped("ip", "mine", 0)], "the other of the same name is dormant");
+        assert_eq!(check(&config()), [dropped("ip", "mine", 0)], "the other of the same name is dormant");
     });
-}
-
-/// Struct `ipt_getinfo` and the entries of the table `filter`, which is made by asking; `None` if this kernel has no
-/// iptables-legacy.
-fn filter_table() -> Option<(Socket, Vec<u8>, Vec<u8>)> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).expect("a socket");
-    let question = |length: usize| {
-        let mut question = b"filter".to_vec();
-        question.resize(length, 0);
-        question
-    };
-    let mut info = question(84);
-    match table_option(socket.as_fd(), TableQuestion::Info, &mut info) {
-        Ok(()) => {}
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::ENOENT)) => return None,
-        Err(error) => panic!("{error}"),
-    }
-    let size = info[80..84].to_vec();
-    let header = if align_of::<u64>() == 8 { 40 } else { 36 };
-    let mut entries = question(header + u32::from_ne_bytes(size[..].try_into().expect("four")) as usize);
-    entries.splice(32..36, size);
-    table_option(socket.as_fd(), TableQuestion::Entries, &mut entries).expect("the entries");
-    Some((socket, info, entries.split_off(header)))
-}
-
-/// Makes the table, if this kernel has it, as any look of iptables-legacy at it does.
-pub(super) fn legacy_table_is_made() -> bool {
-    filter_table().is_some()
-}
-
-/// What iptables-legacy does on `-P FORWARD DROP`, with one more rule in front that accepts all if `rule`. Returns whether there
-/// is such a table in this kernel.
-fn legacy_drops(rule: bool) -> bool {
-    let Some((socket, info, mut entries)) = filter_table() else { return false };
-    let u32_at = |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four"));
-    let old = u32_at(&info, 76);
-    let (forward, output) = (u32_at(&info, 36 + 8), u32_at(&info, 36 + 12));
-    let (length, verdict) = (output - forward, (output - 8) as usize);
-    assert_eq!(i32::from_ne_bytes(entries[verdict..verdict + 4].try_into().expect("four")), -2, "it accepts at first");
-    let accepting = entries[forward as usize..output as usize].to_vec();
-    entries.splice(verdict..verdict + 4, (-1_i32).to_ne_bytes());
-    let added = if rule { length } else { 0 };
-    if rule {
-        entries.splice(forward as usize..forward as usize, accepting);
-    }
-    // Struct ipt_replace: name, hooks, number and size of the entries, offsets of the chains and of their policies, counters.
-    let mut replace = info[..36].to_vec();
-    replace.extend((old + added / length).to_ne_bytes());
-    replace.extend((u32_at(&info, 80) + added).to_ne_bytes());
-    for (field, moved_from) in [(36, 3), (56, 2)] {
-        for hook in 0..5 {
-            let offset = u32_at(&info, field + 4 * hook);
-            let is_moved = hook >= moved_from && offset != u32::MAX;
-            replace.extend((if is_moved { offset + added } else { offset }).to_ne_bytes());
-        }
-    }
-    // The number and the address of the counters are filled in later.
-    replace.extend([0; size_of::<u32>() + size_of::<usize>()]);
-    replace.resize(replace.len().next_multiple_of(align_of::<u64>()), 0);
-    replace.extend(entries);
-    replace_table(socket.as_fd(), &mut replace, old).expect("the table is replaced");
-    true
-}
-
-/// In a kernel without iptables-legacy, nothing of it is found, which is right too.
-#[test]
-fn the_legacy_forward_chain_is_found_when_it_drops() {
-    for (rule, words) in [(false, "has no rule"), (true, "unless one of its 1 rules")] {
-        in_namespace(move || {
-            let _world = World::host();
-            let is_there = legacy_table_is_made();
-            assert_eq!(check(&intended()), [], "a table that accepts");
-            assert_eq!(legacy_drops(rule), is_there);
-            let firewall = Firewall::IptablesLegacy { chain: "FORWARD" };
-            let expected = Finding::ForwardDropped { firewall, rules: rule.into(), network: network() };
-            let found = check(&intended());
-            assert_eq!(found, Vec::from_iter(is_there.then_some(expected)));
-            for finding in found {
-                let text = finding.to_string();
-                assert!(
-                    text.contains(words) && text.contains("`iptables-legacy -I FORWARD -s 100.96.0.0/16"),
-                    "{text}"
-                );
-            }
-        });
-    }
 }

@@ -224,13 +224,6 @@ pub(crate) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Optio
     Ok(entry_for(kernel, address)?.filter(|route| route.kind == RouteType::Local))
 }
 
-/// The interface of which `address` is a broadcast address.
-#[cfg(feature = "preflight")]
-pub(crate) fn broadcast_interface(kernel: &mut Netlink, address: Ipv4Addr) -> Result<Option<u32>, LinkError> {
-    let entry = entry_for(kernel, address.into())?.filter(|route| route.kind == RouteType::Broadcast);
-    Ok(entry.and_then(|route| route.interface))
-}
-
 /// The entry of the tables for `address`, and not the resolved route, which names the loopback interface for every local address.
 fn entry_for(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     let mut request = RouteMessage::default();

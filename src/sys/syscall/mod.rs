@@ -9,8 +9,6 @@ mod control;
 mod message;
 #[cfg(feature = "preflight")]
 mod namespace;
-#[cfg(feature = "preflight")]
-mod netfilter;
 mod socket;
 mod tun;
 
@@ -20,10 +18,6 @@ use std::io;
 pub(super) use self::message::{MESSAGES, Message, Slot, receive_messages, send_messages};
 #[cfg(feature = "preflight")]
 pub(crate) use self::namespace::owning_user_namespace;
-#[cfg(all(test, feature = "preflight"))]
-pub(crate) use self::netfilter::replace_table;
-#[cfg(feature = "preflight")]
-pub(crate) use self::netfilter::{TableQuestion, table_option};
 pub(super) use self::socket::{
     SocketOption, SpecialSocket, bind, path_mtu, raw_option, set_raw_option, set_socket_option, socket, socket_option,
     special_socket,
