@@ -43,15 +43,15 @@ pub enum OpenError {
     },
     /// The process may not open the device node, or may not make or attach to a device.
     #[error(
-        "no permission to {operation} the TUN device {name}: {source}; it needs read and write access to \
-         /dev/net/tun, and CAP_NET_ADMIN in the user namespace that owns this network namespace unless the device was \
-         made for this user: run as root, or grant both"
+        "no permission to {doing} the TUN device {name}: {source}; it needs read and write access to /dev/net/tun, and \
+         CAP_NET_ADMIN in the user namespace that owns this network namespace unless the device was made for this \
+         user: run as root, or grant both"
     )]
     NoPermission {
         /// What was asked for.
         name: String,
         /// What was being done.
-        operation: &'static str,
+        doing: &'static str,
         /// The error number.
         source: io::Error,
     },
@@ -75,8 +75,8 @@ pub enum OpenError {
         /// The error number: ENOTTY if it is something else, EBADFD if nothing is attached.
         source: io::Error,
     },
-    /// The name belongs to an interface of another kind, or to a TUN device that was made for one queue where several
-    /// are asked for, or the other way about.
+    /// The name belongs to an interface of another kind, or to a TUN device that was made for one queue where several are
+    /// asked for, or the other way about.
     #[error(
         "the interface {name} exists, and is not a TUN device made for {} (`ip -d link show {name}` tells what it is); \
          remove it with `ip link delete {name}`, or open one of another name",
@@ -97,12 +97,12 @@ pub enum OpenError {
         have: u16,
     },
     /// The kernel refused for another reason.
-    #[error("could not {operation} the TUN device {name}: {source}; see the kernel's log (`dmesg`)")]
+    #[error("could not {doing} the TUN device {name}: {source}; see the kernel's log (`dmesg`)")]
     Other {
         /// The device.
         name: String,
         /// What was being done.
-        operation: &'static str,
+        doing: &'static str,
         /// The error number.
         source: io::Error,
     },
@@ -113,11 +113,11 @@ impl OpenError {
     pub(super) fn of_node(node: &Path, name: &str, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => {
-                Self::NoPermission { name: name.to_owned(), operation: "open /dev/net/tun for", source }
+                Self::NoPermission { name: name.to_owned(), doing: "open /dev/net/tun for", source }
             }
             // The last two: there is a node, but no driver behind it.
             Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO) => Self::missing(node, source),
-            _ => Self::Other { name: name.to_owned(), operation: "open /dev/net/tun for", source },
+            _ => Self::Other { name: name.to_owned(), doing: "open /dev/net/tun for", source },
         }
     }
 
@@ -126,10 +126,10 @@ impl OpenError {
         let name = name.to_owned();
         match source.raw_os_error() {
             Some(libc::EBUSY) => Self::Busy { name },
-            Some(libc::EACCES | libc::EPERM) => Self::NoPermission { name, operation: "make or attach to", source },
+            Some(libc::EACCES | libc::EPERM) => Self::NoPermission { name, doing: "make or attach to", source },
             // The name is legal, so what does not fit is the interface that has it.
             Some(libc::EINVAL) => Self::WrongKind { name, queues },
-            _ => Self::Other { name, operation: "make or attach to", source },
+            _ => Self::Other { name, doing: "make or attach to", source },
         }
     }
 
@@ -162,9 +162,9 @@ pub enum TunError {
         /// Bytes read, 0 to 9.
         len: usize,
     },
-    /// The kernel refuses this one packet with EINVAL. On sending, it is empty or begins with neither IP version 4 nor
-    /// 6, or its header is one that the kernel does not take: send its segments one by one. On receiving, a header
-    /// cannot tell what the packet is; it is lost.
+    /// The kernel refuses this one packet with EINVAL. On sending, it is empty or begins with neither IP version 4 nor 6, or
+    /// its header is one that the kernel does not take: send its segments one by one. On receiving, a header cannot tell
+    /// what the packet is; it is lost.
     #[error("the kernel refused a packet: {}", io::Error::from_raw_os_error(*.0))]
     Rejected(
         /// The error number.
