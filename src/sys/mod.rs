@@ -23,6 +23,10 @@ mod tun;
 mod udp;
 
 pub use feature::Feature;
+#[cfg(feature = "preflight")]
+pub(crate) use syscall::owning_user_namespace;
+#[cfg(feature = "preflight")]
+pub(crate) use tun::{DEVICE_NODE, checked_name, other_than_node};
 pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};
 pub use udp::{
     BatchError, BindError, PathReports, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, TakeOverError,

@@ -19,7 +19,8 @@ pub use self::config::{TunConfig, TunMeta, TunOffload};
 pub use self::error::{OpenError, TunError};
 use self::open::Opening;
 #[cfg(any(feature = "link", test))]
-pub(super) use self::open::{checked_name, other_than_node};
+#[cfg(feature = "preflight")]
+pub(crate) use self::open::{checked_name, other_than_node};
 use super::feature::{Disabled, Feature, is_missing};
 use super::kernel::{Calls, SystemCalls};
 use super::syscall;
@@ -32,7 +33,7 @@ use crate::offload::{VNET_HEADER_LEN, VnetHeader};
 pub const PACKET_MAX: usize = 65_535;
 
 /// The path of the device node (Documentation/networking/tuntap.rst).
-pub(super) const DEVICE_NODE: &str = "/dev/net/tun";
+pub(crate) const DEVICE_NODE: &str = "/dev/net/tun";
 
 /// `IFF_*` of linux/if_tun.h. `TUNSETIFF` and `TUNGETIFF` pass them as a 16-bit number.
 mod flags {

@@ -2,7 +2,7 @@
 
 use std::process::{Command, ExitStatus, Stdio};
 
-use loden::sys::link::preflight::{Intended, check};
+use loden::preflight::{PreflightConfig, check};
 use serde_json::{Value, json};
 use testbed::{Namespace, RouteEntry, TwoHosts, Vxlan};
 
@@ -85,8 +85,8 @@ fn a_good_host_has_nothing_to_say() {
     }
     assert_eq!(state(&hosts.host_a), before, "it makes nothing");
     let listen = TwoHosts::HOST_A;
-    let intended = Intended::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, listen, "loden0");
-    assert_eq!(hosts.host_a.enter(|| check(&intended)), []);
+    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, listen, "loden0");
+    assert_eq!(hosts.host_a.enter(|| check(&config)), []);
 }
 
 /// What keeps it from working is status 1, what may is status 0.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
-use loden::sys::link::preflight::{Finding, Intended, check};
+use loden::preflight::{Finding, PreflightConfig, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig};
 use loden::sys::{Tun, TunConfig};
 use testbed::probe::{Ping, PingOutcome, ping};
@@ -55,7 +55,7 @@ fn a_user_without_capabilities_starts_a_tunnel_on_a_prepared_device() {
     let mut child = start();
     let ready = child.next_line(10 * SECOND).unwrap_or_else(|error| panic!("{error}: {}", child.stderr()));
     assert!(ready.contains("\"ready\""), "{ready}");
-    assert!(!child.stderr().contains("can neither make"), "the preflight judges what it needs: {}", child.stderr());
+    assert!(!child.stderr().contains("lacks CAP_NET_ADMIN"), "the preflight judges what it needs: {}", child.stderr());
     child.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(child.wait(SECOND).unwrap().expect("an end within a second").success(), "{}", child.stderr());
     assert_eq!(host.addresses("loden0").unwrap(), [Ipv4Net::from(TwoHosts::SUBNET_A.network())], "nothing was removed");
@@ -134,8 +134,8 @@ fn fault_57_a_masqueraded_pod_cannot_take_over_the_port_after_what_the_preflight
     let diverted = received(&pod).expect("the tunnel's datagram arrives in the pod");
     assert_eq!(diverted[12..20], [TwoHosts::POD_B.octets(), TwoHosts::POD_A.octets()].concat());
 
-    let intended = Intended::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
-    let look = || hosts.host_a.enter(|| check(&intended));
+    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let look = || hosts.host_a.enter(|| check(&config));
     let found = look();
     let names: Vec<_> = found.iter().map(Finding::name).collect();
     assert_eq!(names, ["port_tracked", "pods_reach_port"], "{found:#?}");
@@ -170,11 +170,11 @@ fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
         matches!(outcomes[..], [PingOutcome::Reply { .. }])
     };
     assert!(!is_reached());
-    let intended = Intended::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
-    let found = hosts.host_a.enter(|| check(&intended));
+    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let found = hosts.host_a.enter(|| check(&config));
     assert_eq!(found.iter().map(Finding::name).collect::<Vec<_>>(), ["input_dropped"], "{found:#?}");
     mend(&hosts.host_a, &found);
-    assert_eq!(hosts.host_a.enter(|| check(&intended)), []);
+    assert_eq!(hosts.host_a.enter(|| check(&config)), []);
     assert!(is_reached());
 }
 
@@ -189,8 +189,8 @@ fn the_commands_of_the_readme_are_enough_for_the_preflight() {
         nft 'add chain inet filter input { type filter hook input priority 0; policy drop; }'; \
         iptables -t nat -A POSTROUTING -s 100.96.1.0/24 ! -o pod0 -j MASQUERADE",
     );
-    let intended = Intended::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
-    let look = || host.enter(|| check(&intended));
+    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let look = || host.enter(|| check(&config));
     let names = |found: &[Finding]| found.iter().map(Finding::name).collect::<Vec<_>>();
     assert_eq!(names(&look()), ["forward_dropped", "input_dropped", "input_dropped", "port_tracked"]);
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();

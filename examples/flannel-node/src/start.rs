@@ -9,8 +9,8 @@ use ipnet::{IpNet, Ipv4Net};
 use loden::forward::{Forwarder, Overlay};
 use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
 use loden::lease::{Backoff, Host, Reconciler, RenewalTimer};
+use loden::preflight::{PreflightConfig, check};
 use loden::route::RoutePublisher;
-use loden::sys::link::preflight::{Intended, check};
 use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_named, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
@@ -149,8 +149,8 @@ pub(crate) async fn start(
 /// Reports the settings of this host that may keep packets from their destination. The operator may correct them now or
 /// later.
 fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, output: &Output) {
-    let intended = Intended::new(network, subnet, listen.ip(), tun);
-    for finding in check(&Intended { mtu: Some(mtu), port: listen.port(), ..intended }) {
+    let config = PreflightConfig::new(network, subnet, listen.ip(), tun).with_mtu(mtu).with_port(listen.port());
+    for finding in check(&config) {
         let (severity, says) = (finding.severity().name(), finding.to_string());
         output.print(&Event::Finding { finding: finding.name(), severity, says });
     }

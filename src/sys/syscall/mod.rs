@@ -7,10 +7,8 @@
 mod address;
 mod control;
 mod message;
-#[cfg(feature = "link")]
+#[cfg(feature = "preflight")]
 mod namespace;
-#[cfg(feature = "link")]
-mod netfilter;
 mod socket;
 mod tun;
 
@@ -18,12 +16,8 @@ use core::ffi::c_int;
 use std::io;
 
 pub(super) use self::message::{MESSAGES, Message, Slot, receive_messages, send_messages};
-#[cfg(feature = "link")]
-pub(super) use self::namespace::owning_user_namespace;
-#[cfg(all(test, feature = "link"))]
-pub(super) use self::netfilter::replace_table;
-#[cfg(feature = "link")]
-pub(super) use self::netfilter::{TableQuestion, table_option};
+#[cfg(feature = "preflight")]
+pub(crate) use self::namespace::owning_user_namespace;
 pub(super) use self::socket::{
     SocketOption, SpecialSocket, bind, path_mtu, raw_option, set_raw_option, set_socket_option, socket, socket_option,
     special_socket,

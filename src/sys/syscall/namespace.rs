@@ -7,7 +7,7 @@ use super::checked;
 
 /// Returns the user namespace that owns a namespace (`NS_GET_USERNS`). EPERM if it is neither the current one nor below
 /// it.
-pub(in crate::sys) fn owning_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(crate) fn owning_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: the request takes no argument.
     let result = unsafe { libc::ioctl(namespace.as_raw_fd(), libc::NS_GET_USERNS) };
     let fd = checked(result)?;

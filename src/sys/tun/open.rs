@@ -123,7 +123,7 @@ fn form(vnet: bool, queues: usize) -> u16 {
 
 /// Describes a file that is not the TUN device node, whose numbers are the same in every kernel (`TUN_MINOR` in
 /// linux/miscdevice.h). Returns `None` for that node.
-pub(in crate::sys) fn other_than_node(file: &Metadata) -> Option<String> {
+pub(crate) fn other_than_node(file: &Metadata) -> Option<String> {
     let (kind, device) = (file.file_type(), file.rdev());
     let numbers = |kind: &str| format!("the {kind} device {}:{}", libc::major(device), libc::minor(device));
     if kind.is_char_device() {
@@ -136,7 +136,7 @@ pub(in crate::sys) fn other_than_node(file: &Metadata) -> Option<String> {
 }
 
 /// Returns the name in the kernel's form if `dev_valid_name` and `dev_alloc_name` in its net/core/dev.c accept it.
-pub(in crate::sys) fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], OpenError> {
+pub(crate) fn checked_name(name: &str) -> Result<[u8; INTERFACE_NAME], OpenError> {
     let bad = |problem| Err(OpenError::BadName { name: name.to_owned(), problem });
     let mut field = [0; INTERFACE_NAME];
     match field.split_last_mut().and_then(|(_end, room)| room.get_mut(..name.len())) {

@@ -1,6 +1,6 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
-use super::open::name_of;
+use super::open::{checked_name, name_of};
 use super::*;
 use crate::sys::script::{Answer, Call, Script};
 use crate::sys::syscall::{INTERFACE_NAME, InterfaceRequest};

@@ -1,4 +1,5 @@
-//! Against the kernel, each test in a network namespace of its own. They need root; a veth end plays the TUN device.
+//! Tests against the kernel, each in a network namespace of its own. They need root. A veth end stands in for the TUN
+//! device.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
@@ -19,23 +20,22 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
-mod busy;
+pub(crate) mod busy;
 mod configure;
-mod preflight;
 mod watch;
 
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 0);
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 0);
 
-fn network() -> Ipv4Net {
+pub(crate) fn network() -> Ipv4Net {
     "100.96.0.0/16".parse().expect("a network")
 }
 
-fn config(form: AddressForm) -> LinkConfig {
+pub(crate) fn config(form: AddressForm) -> LinkConfig {
     LinkConfig { address: ADDRESS, network: network(), mtu: 1472, form }
 }
 
-/// Runs `test` in a fresh network namespace, which vanishes with the thread and its sockets.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
+/// Runs `test` in a new network namespace, which ends with the thread and its sockets.
+pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces and need root");
         test();
@@ -45,71 +45,70 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// The kernel as the tests see it: changes made by "someone else", and everything read with the packet crate's full
-/// decoder.
-struct World(Netlink);
+/// A socket for changes by "another process". State is read with the full decoder of the packet crate.
+pub(crate) struct World(pub(crate) Netlink);
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut world = Self(Netlink::open().expect("a netlink socket"));
         world.set_up("lo", true);
         world
     }
 
-    fn add_link(&mut self, name: &str) -> u32 {
+    pub(crate) fn add_link(&mut self, name: &str) -> u32 {
         self.add_link_of(name, vec![LinkInfo::Kind(InfoKind::Veth)])
     }
 
-    fn add_link_of(&mut self, name: &str, info: Vec<LinkInfo>) -> u32 {
+    pub(crate) fn add_link_of(&mut self, name: &str, info: Vec<LinkInfo>) -> u32 {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::LinkInfo(info)];
         self.0.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).expect("a link");
         self.state(name).index
     }
 
-    fn delete_link(&mut self, name: &str) {
+    pub(crate) fn delete_link(&mut self, name: &str) {
         let mut message = LinkMessage::default();
         message.header.index = self.state(name).index;
         self.0.change(RouteNetlinkMessage::DelLink(message), 0).expect("the link is deleted");
     }
 
-    fn state(&mut self, name: &str) -> LinkState {
+    pub(crate) fn state(&mut self, name: &str) -> LinkState {
         requests::link_named(&mut self.0, name).expect("the link exists")
     }
 
-    fn set_up(&mut self, name: &str, up: bool) {
+    pub(crate) fn set_up(&mut self, name: &str, up: bool) {
         let index = self.state(name).index;
         requests::set_up(&mut self.0, index, name, up).expect("the link is set");
     }
 
-    fn set_mtu(&mut self, name: &str, mtu: u32) {
+    pub(crate) fn set_mtu(&mut self, name: &str, mtu: u32) {
         let index = self.state(name).index;
         requests::set_mtu(&mut self.0, index, name, mtu).expect("the MTU is set");
     }
 
-    fn add_address(&mut self, name: &str, address: &str) {
+    pub(crate) fn add_address(&mut self, name: &str, address: &str) {
         let index = self.state(name).index;
         let net: Ipv4Net = address.parse().expect("address/length");
         assert!(requests::add_address(&mut self.0, index, name, net.addr(), net.prefix_len()).expect("added"));
     }
 
-    fn remove_address(&mut self, name: &str, address: &str) {
+    pub(crate) fn remove_address(&mut self, name: &str, address: &str) {
         let index = self.state(name).index;
         let net: Ipv4Net = address.parse().expect("address/length");
         requests::remove_address(&mut self.0, index, name, net.addr(), net.prefix_len()).expect("removed");
     }
 
-    fn add_route(&mut self, name: &str) {
+    pub(crate) fn add_route(&mut self, name: &str) {
         let index = self.state(name).index;
-        assert_eq!(requests::add_route(&mut self.0, index, name, network()).expect("added"), Added::Made);
+        assert_eq!(requests::add_route(&mut self.0, index, name, network()).expect("added"), AddOutcome::Added);
     }
 
-    fn remove_route(&mut self, name: &str) {
+    pub(crate) fn remove_route(&mut self, name: &str) {
         let index = self.state(name).index;
         requests::remove_route(&mut self.0, index, name, network()).expect("removed");
     }
 
-    fn change_route(&mut self, kind: RouteType, destination: &str, interface: Option<u32>) {
+    pub(crate) fn change_route(&mut self, kind: RouteType, destination: &str, interface: Option<u32>) {
         let net: Ipv4Net = destination.parse().expect("a network");
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
@@ -128,7 +127,7 @@ impl World {
         self.0.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_APPEND).expect("a route");
     }
 
-    fn change_route_mtu(&mut self, destination: &str, interface: u32, mtu: u32) {
+    pub(crate) fn change_route_mtu(&mut self, destination: &str, interface: u32, mtu: u32) {
         let net: Ipv4Net = destination.parse().expect("a network");
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
@@ -145,21 +144,21 @@ impl World {
         self.0.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE).expect("a route");
     }
 
-    fn addresses(&mut self, index: u32) -> Vec<(u8, Ipv4Addr)> {
+    pub(crate) fn addresses(&mut self, index: u32) -> Vec<(u8, Ipv4Addr)> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
         let read = |message: &message::Message<'_>| {
             let parsed = AddressMessage::parse(message.body).expect("the kernel's message");
-            let held = message::HeldAddress::parse(message.body)?;
+            let held = message::AddressEntry::parse(message.body)?;
             assert_eq!(held.index, parsed.header.index);
             let IpAddr::V4(address) = held.address else { return Ok(None) };
             Ok((held.index == index).then_some((parsed.header.prefix_len, address)))
         };
-        self.0.dump(&RouteNetlinkMessage::GetAddress(request), read).expect("the addresses").seen
+        self.0.dump(&RouteNetlinkMessage::GetAddress(request), read).expect("the addresses").entries
     }
 
-    /// The main table's routes to the overlay network.
-    fn routes(&mut self) -> Vec<RouteMessage> {
+    /// Returns the routes of the main table to the overlay network.
+    pub(crate) fn routes(&mut self) -> Vec<RouteMessage> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
         let read = |message: &message::Message<'_>| {
@@ -169,10 +168,10 @@ impl World {
                 && (parsed.header.table, parsed.header.destination_prefix_length) == (254, 16);
             Ok(matches.then_some(parsed))
         };
-        self.0.dump(&RouteNetlinkMessage::GetRoute(request), read).expect("the routes").seen
+        self.0.dump(&RouteNetlinkMessage::GetRoute(request), read).expect("the routes").entries
     }
 
-    fn is_bare(&mut self, name: &str) -> bool {
+    pub(crate) fn is_bare(&mut self, name: &str) -> bool {
         let index = self.state(name).index;
         self.addresses(index).is_empty() && self.routes().is_empty()
     }

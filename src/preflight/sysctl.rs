@@ -1,4 +1,4 @@
-//! Settings of the kernel under /proc/sys/net, which show those of the calling thread's network namespace.
+//! Findings about sysctls. `/proc/sys/net` shows those of the calling thread's network namespace.
 
 use alloc::format;
 use alloc::string::String;
@@ -6,17 +6,17 @@ use alloc::vec::Vec;
 use std::{fs, io};
 
 use super::host::Host;
-use super::{Finding, Intended};
+use super::{Finding, PreflightConfig};
 
-/// Stands for devices that are made from now on: they begin with its settings.
+/// Initial settings of devices created later.
 const DEFAULT: &str = "default";
-/// A value from which on reverse path filtering is loose (Documentation/networking/ip-sysctl.rst).
+/// The value of `rp_filter` for strict filtering. 0 is off, 2 is loose (Documentation/networking/ip-sysctl.rst).
 const STRICT: i64 = 1;
 
 impl Host {
-    pub(super) fn check_settings(&self, intended: &Intended) -> Vec<Finding> {
-        let device = if self.named(&intended.tun).is_some() { intended.tun.as_str() } else { DEFAULT };
-        let mut pods: Vec<&str> = self.pod_links(intended).map(|link| link.state.name.as_str()).collect();
+    pub(super) fn check_sysctls(&self, config: &PreflightConfig) -> Vec<Finding> {
+        let device = if self.named(&config.tun).is_some() { config.tun.as_str() } else { DEFAULT };
+        let mut pods: Vec<&str> = self.pod_links(config).map(|link| link.state.name.as_str()).collect();
         if pods.is_empty() {
             pods.push(DEFAULT);
         }
@@ -27,8 +27,8 @@ impl Host {
     }
 }
 
-/// Linux asks the interface a packet came in by, and no other and nothing global, whether to forward it (`ip_route_input_slow`
-/// in net/ipv4/route.c). `net.ipv4.ip_forward` writes the same into all of them.
+/// Checks forwarding. Linux reads only the setting of the input interface (`ip_route_input_slow` in net/ipv4/route.c).
+/// Writing `net.ipv4.ip_forward` sets all interfaces.
 fn check_forwarding<'a>(from: impl Iterator<Item = &'a str>, read: &Reads<'_>) -> Vec<Finding> {
     let mut off = Vec::new();
     for interface in unique(from) {
@@ -41,15 +41,15 @@ fn check_forwarding<'a>(from: impl Iterator<Item = &'a str>, read: &Reads<'_>) -
     }
     const GLOBAL: &str = "net.ipv4.ip_forward";
     match read(GLOBAL) {
-        // It is off for all by one setting, and on by one.
+        // One setting turns forwarding on for all interfaces.
         Ok(0) if !off.is_empty() => [Finding::ForwardingOff { setting: GLOBAL.into() }].into(),
         Ok(_) => off.into_iter().map(|setting| Finding::ForwardingOff { setting }).collect(),
         Err(error) => [Finding::unchecked(GLOBAL, &error)].into(),
     }
 }
 
-/// What counts is the larger of the interface's value and that of `all` (`IN_DEV_RPFILTER` in include/linux/inetdevice.h), so that
-/// 2 on the interface is loose whatever `all` says.
+/// Checks reverse path filtering. Linux uses the larger of the values of the interface and of `all` (`IN_DEV_RPFILTER`
+/// in include/linux/inetdevice.h), so 2 on the interface is loose for any value of `all`.
 fn check_reverse_path<'a>(of: impl Iterator<Item = &'a str>, read: &Reads<'_>) -> Vec<Finding> {
     let all = setting("all", "rp_filter");
     let mut findings = Vec::new();
@@ -57,8 +57,8 @@ fn check_reverse_path<'a>(of: impl Iterator<Item = &'a str>, read: &Reads<'_>) -
         let own = setting(interface, "rp_filter");
         match read(&all).and_then(|all| Ok((all, read(&own)?))) {
             Ok((of_all, of_own)) if of_all.max(of_own) == STRICT => {
-                let because = if of_own == STRICT { own.clone() } else { all.clone() };
-                findings.push(Finding::StrictReversePath { interface: interface.into(), because, setting: own });
+                let cause = if of_own == STRICT { own.clone() } else { all.clone() };
+                findings.push(Finding::StrictReversePath { interface: interface.into(), cause, setting: own });
             }
             Ok(_) => {}
             Err(error) => return [Finding::unchecked(own, &error)].into(),
@@ -69,7 +69,7 @@ fn check_reverse_path<'a>(of: impl Iterator<Item = &'a str>, read: &Reads<'_>) -
 
 type Reads<'a> = dyn Fn(&str) -> io::Result<i64> + 'a;
 
-/// A setting of an interface as sysctl(8) takes it: dots in names make it want slashes.
+/// Returns the name of an interface's setting for sysctl(8), with slashes if the interface has a dot in its name.
 fn setting(interface: &str, name: &str) -> String {
     if interface.contains('.') {
         format!("net/ipv4/conf/{interface}/{name}")
@@ -126,7 +126,7 @@ mod unit {
     const ALL: &str = "net.ipv4.ip_forward";
 
     #[test]
-    fn forwarding_is_what_the_interfaces_say_and_mended_by_one_setting_if_that_is_off() {
+    fn forwarding_is_a_setting_of_interfaces_and_the_remedy_one_setting_if_that_is_off() {
         assert_eq!(forwarding(&[(ALL, 1), (POD, 1), (TUN, 1)]), []);
         assert_eq!(forwarding(&[(ALL, 0), (POD, 1), (TUN, 1)]), [], "the kernel does not ask it");
         assert_eq!(forwarding(&[(ALL, 0), (POD, 0), (TUN, 1)]), [off(ALL)]);
@@ -135,7 +135,7 @@ mod unit {
     }
 
     #[test]
-    fn what_cannot_be_read_is_said_once() {
+    fn an_unreadable_setting_is_reported_once() {
         for settings in [&[][..], &[(ALL, 1), (POD, 0)], &[(POD, 0), (TUN, 1)]] {
             let found = forwarding(settings);
             assert!(matches!(found[..], [Finding::Unchecked { .. }]), "{settings:?}: {found:?}");
@@ -157,7 +157,7 @@ mod unit {
             let found = check_reverse_path(["eth0"].into_iter(), &host(&settings));
             let expected = strict_by.map(|because| Finding::StrictReversePath {
                 interface: "eth0".into(),
-                because: because.into(),
+                cause: because.into(),
                 setting: "net.ipv4.conf.eth0.rp_filter".into(),
             });
             assert_eq!(found, Vec::from_iter(expected), "{all} and {own}");

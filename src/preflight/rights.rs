@@ -1,4 +1,4 @@
-//! Whether this process may make a TUN device here at all.
+//! Findings about the rights of this process to create a TUN device.
 
 use alloc::vec::Vec;
 use std::fs::{self, File, OpenOptions};
@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::Finding;
-use crate::sys::syscall;
-use crate::sys::tun::{DEVICE_NODE, other_than_node};
+use crate::sys;
+use crate::sys::{DEVICE_NODE, other_than_node};
 
 /// `CAP_NET_ADMIN` as a bit of `CapEff` (linux/capability.h).
 const NET_ADMIN: u64 = 1 << 12;
@@ -21,7 +21,7 @@ pub(super) fn check() -> Vec<Finding> {
     }
     if let Some(found) = fs::metadata(DEVICE_NODE).ok().as_ref().and_then(other_than_node) {
         findings.push(Finding::NotTunNode { node: DEVICE_NODE, found });
-    // Nothing comes of opening it: a device is made by TUNSETIFF.
+    // Opening the node creates no device. TUNSETIFF does.
     } else if let Err(error) = OpenOptions::new().read(true).write(true).open(DEVICE_NODE) {
         findings.push(match error.raw_os_error() {
             Some(errno) => Finding::TunNode { node: DEVICE_NODE, errno },
@@ -31,28 +31,28 @@ pub(super) fn check() -> Vec<Finding> {
     findings
 }
 
-/// A capability counts in the user namespaces below one's own (capabilities(7)), and root in one beside it has none here.
+/// Returns true if the process has CAP_NET_ADMIN in its network namespace. A capability counts in the user namespace of
+/// the process and in those below it (capabilities(7)).
 fn is_net_admin() -> io::Result<bool> {
     let status = fs::read_to_string("/proc/thread-self/status")?;
     let capabilities = effective(&status)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no CapEff in /proc/thread-self/status"))?;
-    Ok(capabilities & NET_ADMIN != 0 && is_above_namespace()?)
+    Ok(capabilities & NET_ADMIN != 0 && owns_namespace()?)
 }
 
+/// Parses the effective capabilities in `/proc/PID/status`.
 fn effective(status: &str) -> Option<u64> {
     let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(field.trim(), 16).ok()
 }
 
-/// Whether the user namespace that owns the network namespace is our own or one below it: the kernel shows no other
-/// (ioctl_nsfs(2)).
-fn is_above_namespace() -> io::Result<bool> {
+/// Returns true if the user namespace of the process owns the network namespace, or is above its owner. The kernel
+/// returns no other owner (ioctl_nsfs(2)).
+fn owns_namespace() -> io::Result<bool> {
     let namespace = File::open("/proc/thread-self/ns/net")?;
-    match syscall::owning_user_namespace(namespace.as_fd()) {
+    match sys::owning_user_namespace(namespace.as_fd()) {
         Ok(_owner) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(false),
-        // Before Linux 4.9 there was no such question.
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(true),
         Err(error) => Err(error),
     }
 }

@@ -1,4 +1,4 @@
-//! What rtnetlink tells of this host, as far as it matters to the tunnel.
+//! The links, addresses and routes of this host, read through rtnetlink.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -10,49 +10,50 @@ use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::Intended;
+use super::PreflightConfig;
 use crate::sys::link::error::LinkError;
-use crate::sys::link::message::{HeldAddress, LinkState, Message, RouteEntry, link_kind};
+use crate::sys::link::message::{AddressEntry, LinkState, Message, RouteEntry, link_kind};
 use crate::sys::link::netlink::{Listing, Netlink};
-use crate::sys::link::{Underlay, interface_to, requests};
+use crate::sys::link::{Underlay, interface_to};
 
-/// The network namespace of the thread that read it.
+/// The state of the network namespace of the thread that read it.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) links: Vec<Interface>,
     /// All IPv4 and IPv6 addresses.
-    pub(super) addresses: Vec<HeldAddress>,
-    /// The routes of the main table to the overlay network or a part of it, in the kernel's order.
+    pub(super) addresses: Vec<AddressEntry>,
+    /// The routes of the main table to the overlay network or a part of it, in the order of the kernel.
     pub(super) routes: Vec<(Ipv4Net, RouteEntry)>,
-    /// The interface that carries the datagrams, if one has the listen address.
+    /// The interface that carries the datagrams, if any interface has the listen address.
     pub(super) underlay: Option<Underlay>,
-    /// The interface of which the TUN device's address is a broadcast address.
-    pub(super) broadcast_of: Option<u32>,
-    /// Tables of which entries may be missing.
+    /// Tables that changed during every attempt to list them, so entries may be missing.
     pub(super) partial: Vec<&'static str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Interface {
     pub(super) state: LinkState,
-    /// As `ip -d link` tells it; hardware has none.
+    /// The kind as `ip -d link` prints it, or `None` for hardware.
     pub(super) kind: Option<String>,
 }
 
 impl Host {
-    pub(super) fn read(intended: &Intended) -> Result<Self, LinkError> {
+    pub(super) fn read(config: &PreflightConfig) -> Result<Self, LinkError> {
         let mut kernel = Netlink::open()?;
-        let underlay = match interface_to(intended.listen, intended.peers.iter().copied()) {
+        let underlay = match interface_to(config.listen, config.peers.iter().copied()) {
             Ok(underlay) => Some(underlay),
-            Err(LinkError::NotHeld { .. }) => None,
+            Err(LinkError::NoSuchAddress { .. }) => None,
             Err(error) => return Err(error),
         };
-        let broadcast_of = requests::broadcast_interface(&mut kernel, intended.subnet.network())?;
         let (links, addresses) = (links(&mut kernel)?, addresses(&mut kernel)?);
-        let routes = routes(&mut kernel, intended.network)?;
-        let tables = [("the links", links.intact), ("the addresses", addresses.intact), ("the routes", routes.intact)];
-        let partial = tables.into_iter().filter(|(_, intact)| !intact).map(|(table, _)| table).collect();
-        Ok(Self { links: links.seen, addresses: addresses.seen, routes: routes.seen, underlay, broadcast_of, partial })
+        let routes = routes(&mut kernel, config.network)?;
+        let tables = [
+            ("the links", links.consistent),
+            ("the addresses", addresses.consistent),
+            ("the routes", routes.consistent),
+        ];
+        let partial = tables.into_iter().filter(|(_, consistent)| !consistent).map(|(table, _)| table).collect();
+        Ok(Self { links: links.entries, addresses: addresses.entries, routes: routes.entries, underlay, partial })
     }
 
     pub(super) fn named(&self, name: &str) -> Option<&Interface> {
@@ -63,7 +64,7 @@ impl Host {
         self.links.iter().find(|link| link.state.index == index)
     }
 
-    /// The IPv4 addresses of a link, with their prefix lengths.
+    /// Returns the IPv4 addresses of a link, with their prefix lengths.
     pub(super) fn addresses_of(&self, index: u32) -> impl Iterator<Item = Ipv4Net> {
         self.addresses.iter().filter(move |held| held.index == index).filter_map(|held| match held.address {
             IpAddr::V4(address) => Ipv4Net::new(address, held.prefix_len).ok(),
@@ -71,34 +72,35 @@ impl Host {
         })
     }
 
-    /// The network of the interface with the listen address.
+    /// Returns the network of the listen address.
     pub(super) fn underlay_network(&self) -> Option<IpNet> {
         let underlay = self.underlay.as_ref()?;
-        let is_it = |held: &&HeldAddress| held.address == underlay.address;
+        let is_it = |held: &&AddressEntry| held.address == underlay.address;
         let held = self.addresses.iter().find(is_it)?;
         IpNet::new(held.address, held.prefix_len).ok().map(|net| net.trunc())
     }
 
-    /// The links of this host's pods: those with an address of its subnet, but for the tunnel's own device.
-    pub(super) fn pod_links(&self, intended: &Intended) -> impl Iterator<Item = &Interface> {
+    /// Returns the links of this host's pods: the configured bridge and all links with an address of the subnet, except
+    /// TUN devices.
+    pub(super) fn pod_links(&self, config: &PreflightConfig) -> impl Iterator<Item = &Interface> {
         self.links.iter().filter(move |link| {
-            let is_named = intended.bridge.as_ref() == Some(&link.state.name);
+            let is_named = config.bridge.as_ref() == Some(&link.state.name);
             let mut addresses = self.addresses_of(link.state.index);
-            link.state.name != intended.tun
+            link.state.name != config.tun
                 && !link.is_tun()
-                && (is_named || addresses.any(|address| intended.subnet.contains(&address.addr())))
+                && (is_named || addresses.any(|address| config.subnet.contains(&address.addr())))
         })
     }
 
-    /// The longest packet in bytes that passes, if that can be told.
-    pub(super) fn tun_mtu(&self, intended: &Intended) -> Option<u32> {
-        let of_device = || self.named(&intended.tun).map(|link| link.state.mtu);
-        intended.mtu.or_else(of_device).or_else(|| self.underlay.as_ref().map(Underlay::tun_mtu))
+    /// Returns the MTU that the TUN device has or will have in bytes.
+    pub(super) fn tun_mtu(&self, config: &PreflightConfig) -> Option<u32> {
+        let of_device = || self.named(&config.tun).map(|link| link.state.mtu);
+        config.mtu.or_else(of_device).or_else(|| self.underlay.as_ref().map(Underlay::tun_mtu))
     }
 }
 
 impl Interface {
-    /// TAP devices are of this kind too.
+    /// Returns true for TUN and TAP devices, which have the same kind.
     pub(super) fn is_tun(&self) -> bool {
         self.kind.as_deref() == Some("tun")
     }
@@ -117,17 +119,17 @@ fn links(kernel: &mut Netlink) -> Result<Listing<Interface>, LinkError> {
     };
     kernel
         .dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read)
-        .map_err(|failure| LinkError::new(failure, "list the links", "this host"))
+        .map_err(|error| LinkError::new(error, "list the links", "this host"))
 }
 
-fn addresses(kernel: &mut Netlink) -> Result<Listing<HeldAddress>, LinkError> {
+fn addresses(kernel: &mut Netlink) -> Result<Listing<AddressEntry>, LinkError> {
     let read = |message: &Message<'_>| match message.kind {
-        libc::RTM_NEWADDR => HeldAddress::parse(message.body).map(Some),
+        libc::RTM_NEWADDR => AddressEntry::parse(message.body).map(Some),
         _ => Ok(None),
     };
     kernel
         .dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), read)
-        .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))
+        .map_err(|error| LinkError::new(error, "list the addresses", "this host"))
 }
 
 fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Listing<(Ipv4Net, RouteEntry)>, LinkError> {
@@ -146,5 +148,5 @@ fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Listing<(Ipv4Net, Ro
     };
     kernel
         .dump(&RouteNetlinkMessage::GetRoute(request), read)
-        .map_err(|failure| LinkError::new(failure, "list the routes", "this host"))
+        .map_err(|error| LinkError::new(error, "list the routes", "this host"))
 }

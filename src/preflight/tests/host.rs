@@ -1,4 +1,4 @@
-//! Rights, underlay, device and settings; and that looking changes nothing.
+//! Tests of rights, underlay, device and sysctls, and of read-only operation.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -6,9 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use nix::mount::{MsFlags, mount};
 
 use super::*;
-use crate::sys::link::preflight::Severity;
 
-/// Hides what is at a path from the calling thread.
+/// Mounts an empty directory over a path, for the calling thread only.
 fn hide(path: &str) {
     unshare(CloneFlags::CLONE_NEWNS).expect("root");
     let nothing = None::<&str>;
@@ -18,15 +17,15 @@ fn hide(path: &str) {
 
 #[test]
 fn a_missing_node_is_named() {
-    provokes(
+    assert_found(
         |_| hide("/dev/net"),
-        intended(),
+        config(),
         Finding::TunNode { node: "/dev/net/tun", errno: libc::ENOENT },
         &["No such file", "modprobe tun", "--device /dev/net/tun"],
     );
 }
 
-/// Each can be opened, so that only looking closer tells.
+/// Both replacements can be opened, so only their metadata differs.
 #[test]
 fn a_node_of_something_else_is_named() {
     let covered = |with: Option<&'static str>| {
@@ -39,50 +38,50 @@ fn a_node_of_something_else_is_named() {
         }
     };
     let finding = |found: &str| Finding::NotTunNode { node: "/dev/net/tun", found: found.into() };
-    const MENDED: &[&str] = &["/dev/net/tun is ", "`rm /dev/net/tun`", "`mknod /dev/net/tun c 10 200`"];
-    provokes(covered(Some("/dev/null")), intended(), finding("the character device 1:3"), MENDED);
-    provokes(covered(None), intended(), finding("a file"), MENDED);
+    const REMEDY: &[&str] = &["/dev/net/tun is ", "`rm /dev/net/tun`", "`mknod /dev/net/tun c 10 200`"];
+    assert_found(covered(Some("/dev/null")), config(), finding("the character device 1:3"), REMEDY);
+    assert_found(covered(None), config(), finding("a file"), REMEDY);
 }
 
-/// Root in a user namespace beside the one that owns the network has all capabilities and none that count here. Nor does the
-/// kernel show it the firewall, which is said too.
+/// Root in a user namespace that does not own the network namespace has all capabilities, but none in that namespace.
+/// The kernel does not let it list the firewall's rules either.
 #[test]
-fn root_elsewhere_is_no_net_admin() {
+fn root_of_another_user_namespace_is_no_net_admin() {
     in_namespace(|| {
         let _world = World::host();
-        run_child(&["--user", "--map-root-user"], "child_that_is_root_elsewhere");
+        run_child(&["--user", "--map-root-user"], "child_that_is_root_of_another_user_namespace");
     });
 }
 
 #[test]
-#[ignore = "run by root_elsewhere_is_no_net_admin"]
-fn child_that_is_root_elsewhere() {
-    let found = check(&intended());
-    let [Finding::NoNetAdmin, Finding::Unchecked { what, why }] = found.as_slice() else { panic!("{found:#?}") };
-    assert!(what.contains("nftables") && why.contains("CAP_NET_ADMIN"), "{found:?}");
+#[ignore = "run by root_of_another_user_namespace_is_no_net_admin"]
+fn child_that_is_root_of_another_user_namespace() {
+    let found = check(&config());
+    let [Finding::NoNetAdmin, Finding::Unchecked { subject, reason }] = found.as_slice() else { panic!("{found:#?}") };
+    assert!(subject.contains("nftables") && reason.contains("CAP_NET_ADMIN"), "{found:?}");
     assert!(found[0].to_string().contains("setcap cap_net_admin,cap_net_raw+ep"), "{}", found[0]);
 }
 
-/// Nobody in particular: everything that can be read is, and the rest is said.
+/// The preflight of a process without capabilities reports failed readings and continues.
 #[test]
-fn without_any_rights_the_rest_is_checked() {
+fn a_process_without_rights_gets_the_other_findings() {
     in_namespace(|| {
         let _world = World::host();
         set("ip_forward", 0);
-        firewall::legacy_table_is_made();
+        let _ = std::process::Command::new("iptables-legacy").arg("-L").output();
         hide("/dev/net");
         fs::set_permissions("/dev/net", Permissions::from_mode(0o0)).expect("for nobody");
-        run_child(&["--user"], "child_without_any_rights");
+        run_child(&["--user"], "child_that_lacks_all_rights");
     });
 }
 
 #[test]
-#[ignore = "run by without_any_rights_the_rest_is_checked"]
-fn child_without_any_rights() {
-    let found = check(&intended());
+#[ignore = "run by a_process_without_rights_gets_the_other_findings"]
+fn child_that_lacks_all_rights() {
+    let found = check(&config());
     let names: Vec<_> = found.iter().map(Finding::name).collect();
     let mut expected = vec!["no_net_admin", "tun_node", "forwarding_off", "unchecked"];
-    // Unless this kernel has no such tables.
+    // A kernel without iptables-legacy has no such table.
     let is_legacy = tables().contains("filter");
     expected.extend(is_legacy.then_some("unchecked"));
     assert_eq!(names, expected, "{found:#?}");
@@ -91,7 +90,7 @@ fn child_without_any_rights() {
     assert!(!is_legacy || words(4).contains("iptables-legacy"), "{found:#?}");
 }
 
-/// The tables of iptables-legacy; none in a kernel without it.
+/// Returns the names of the tables of iptables-legacy.
 fn tables() -> String {
     fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default()
 }
@@ -113,15 +112,15 @@ fn the_listen_address_has_to_be_held() {
     for address in [[10, 168, 0, 9], [0, 0, 0, 0]] {
         let listen = IpAddr::from(address);
         let expected = Finding::ListenNotHeld { listen };
-        provokes(|_| {}, Intended { listen, ..intended() }, expected, &["ip address add"]);
+        assert_found(|_| {}, PreflightConfig { listen, ..config() }, expected, &["ip address add"]);
     }
 }
 
 #[test]
 fn the_underlay_has_to_be_up() {
-    provokes(
+    assert_found(
         |world| world.set_up("eth0", false),
-        intended(),
+        config(),
         Finding::UnderlayDown { interface: "eth0".into(), listen: LISTEN.into() },
         &["10.168.0.2", "`ip link set dev eth0 up`"],
     );
@@ -135,14 +134,19 @@ fn overlay_and_underlay_have_to_be_apart() {
         interface: "eth0".into(),
         loops,
     };
-    let wide = Intended { network: net("0.0.0.0/1"), ..intended() };
-    provokes(|_| {}, wide, overlap(net("0.0.0.0/1"), "10.168.0.0/24", false), &["overlaps 10.168.0.0/24", "apart"]);
+    let wide = PreflightConfig { network: net("0.0.0.0/1"), ..config() };
+    assert_found(
+        |_| {},
+        wide,
+        overlap(net("0.0.0.0/1"), "10.168.0.0/24", false),
+        &["overlaps 10.168.0.0/24", "does not overlap"],
+    );
     for (address, loops) in [("100.1.0.2/8", false), ("100.96.0.2/8", true), ("100.96.0.2/16", true)] {
         let held = net(address);
-        let listening = Intended { listen: held.addr().into(), ..intended() };
+        let listening = PreflightConfig { listen: held.addr().into(), ..config() };
         let underlay = if held.prefix_len() == 8 { "100.0.0.0/8" } else { "100.96.0.0/16" };
         let add = move |world: &mut World| world.add_address("eth0", address);
-        provokes(add, listening, overlap(network(), underlay, loops), &["100.96.0.0/16 overlaps"]);
+        assert_found(add, listening, overlap(network(), underlay, loops), &["100.96.0.0/16 overlaps"]);
     }
 }
 
@@ -151,18 +155,18 @@ fn the_name_of_the_device_has_to_be_one_and_free_or_a_tuns() {
     for (name, problem) in [("a-name-that-is-too-long", "longer than 15"), ("", "empty"), ("a/b", "slash")] {
         in_namespace(move || {
             let _world = World::host();
-            let found = check(&Intended { tun: name.into(), ..intended() });
+            let found = check(&PreflightConfig { tun: name.into(), ..config() });
             let [finding @ Finding::BadName { .. }] = found.as_slice() else { panic!("{found:#?}") };
             assert!(finding.to_string().contains(problem), "{finding}");
         });
     }
-    let named = |tun: &str| Intended { tun: tun.into(), ..intended() };
+    let named = |tun: &str| PreflightConfig { tun: tun.into(), ..config() };
     let taken = |name: &str, kind: &str| Finding::NotTun { interface: name.into(), kind: Some(kind.into()) };
-    provokes(|_| {}, named("eth0"), taken("eth0", "veth"), &["eth0 exists and is veth"]);
+    assert_found(|_| {}, named("eth0"), taken("eth0", "veth"), &["eth0 exists and is veth"]);
     let vxlan = |world: &mut World| {
         world.add_vxlan("loden0", 7);
     };
-    provokes(vxlan, intended(), taken("loden0", "vxlan"), &["`ip link delete dev loden0`"]);
+    assert_found(vxlan, config(), taken("loden0", "vxlan"), &["`ip link delete dev loden0`"]);
 }
 
 #[test]
@@ -172,17 +176,17 @@ fn the_devices_mtu_has_to_fit_the_underlay() {
         mtu,
         interface: "eth0".into(),
         interface_mtu: 1500,
-        most: 1472,
+        max_mtu: 1472,
     };
-    let given = |mtu| Intended { mtu: Some(mtu), ..intended() };
-    provokes(|_| {}, given(1473), too_large(1473), &["1473", "eth0 with its MTU of 1500", "mtu 1472`"]);
-    provokes_nothing(|_| {}, given(1472));
+    let given = |mtu| PreflightConfig { mtu: Some(mtu), ..config() };
+    assert_found(|_| {}, given(1473), too_large(1473), &["1473", "eth0 with its MTU of 1500", "mtu 1472`"]);
+    assert_nothing_found(|_| {}, given(1472));
     in_namespace(move || {
         let mut world = World::host();
         let _tun = world.open_tun("loden0");
         world.set_mtu("loden0", 9000);
-        assert_eq!(check(&intended()), [too_large(9000)]);
-        assert_eq!(check(&given(1472)), [], "it is going to be given another");
+        assert_eq!(check(&config()), [too_large(9000)]);
+        assert_eq!(check(&given(1472)), [], "the MTU it will get counts");
     });
 }
 
@@ -190,81 +194,90 @@ fn the_devices_mtu_has_to_fit_the_underlay() {
 fn forwarding_has_to_be_on() {
     let off = |setting: &str| Finding::ForwardingOff { setting: setting.into() };
     let global = "net.ipv4.ip_forward";
-    provokes(|_| set("ip_forward", 0), intended(), off(global), &["`sysctl -w net.ipv4.ip_forward=1`"]);
-    // From the pods, and from a device that is not there yet.
+    assert_found(|_| set("ip_forward", 0), config(), off(global), &["`sysctl -w net.ipv4.ip_forward=1`"]);
+    // Pods send by br0. The TUN device does not exist yet and will get the defaults.
     let pods = "net.ipv4.conf.br0.forwarding";
-    provokes(|_| set("conf.br0.forwarding", 0), intended(), off(pods), &["`sysctl -w net.ipv4.conf.br0.forwarding=1`"]);
+    assert_found(
+        |_| set("conf.br0.forwarding", 0),
+        config(),
+        off(pods),
+        &["`sysctl -w net.ipv4.conf.br0.forwarding=1`"],
+    );
     let later = "net.ipv4.conf.default.forwarding";
-    provokes(|_| set("conf.default.forwarding", 0), intended(), off(later), &[]);
-    provokes_nothing(|_| set("conf.eth0.forwarding", 0), intended());
+    assert_found(|_| set("conf.default.forwarding", 0), config(), off(later), &[]);
+    assert_nothing_found(|_| set("conf.eth0.forwarding", 0), config());
     in_namespace(move || {
         let mut world = World::host();
         let _tun = world.open_tun("loden0");
         set("conf.default.forwarding", 0);
-        assert_eq!(check(&intended()), []);
+        assert_eq!(check(&config()), []);
         set("conf.loden0.forwarding", 0);
-        assert_eq!(check(&intended()), [off("net.ipv4.conf.loden0.forwarding")]);
+        assert_eq!(check(&config()), [off("net.ipv4.conf.loden0.forwarding")]);
     });
 }
 
 #[test]
 fn reverse_paths_have_to_be_loose_on_the_underlay_and_the_device() {
-    let strict = |interface: &str, because: &str| Finding::StrictReversePath {
+    let strict = |interface: &str, cause: &str| Finding::StrictReversePath {
         interface: interface.into(),
-        because: format!("net.ipv4.conf.{because}.rp_filter"),
+        cause: format!("net.ipv4.conf.{cause}.rp_filter"),
         setting: format!("net.ipv4.conf.{interface}.rp_filter"),
     };
     const LOOSE: &str = "`sysctl -w net.ipv4.conf.eth0.rp_filter=2`";
-    provokes(|_| set("conf.eth0.rp_filter", 1), intended(), strict("eth0", "eth0"), &["strict on eth0", LOOSE]);
-    provokes(|_| set("conf.default.rp_filter", 1), intended(), strict("default", "default"), &["made from now on"]);
-    provokes_nothing(|_| set("conf.br0.rp_filter", 1), intended());
-    provokes_nothing(|_| set("conf.all.rp_filter", 2), intended());
+    assert_found(|_| set("conf.eth0.rp_filter", 1), config(), strict("eth0", "eth0"), &["strict on eth0", LOOSE]);
+    assert_found(
+        |_| set("conf.default.rp_filter", 1),
+        config(),
+        strict("default", "default"),
+        &["devices created later"],
+    );
+    assert_nothing_found(|_| set("conf.br0.rp_filter", 1), config());
+    assert_nothing_found(|_| set("conf.all.rp_filter", 2), config());
     in_namespace(move || {
         let mut world = World::host();
         let _tun = world.open_tun("loden0");
         set("conf.all.rp_filter", 1);
-        assert_eq!(check(&intended()), [strict("eth0", "all"), strict("loden0", "all")]);
-        // What the finding says mends it.
+        assert_eq!(check(&config()), [strict("eth0", "all"), strict("loden0", "all")]);
+        // The remedy of the findings.
         for interface in ["eth0", "loden0"] {
             set(&format!("conf.{interface}.rp_filter"), 2);
         }
-        assert_eq!(check(&intended()), []);
+        assert_eq!(check(&config()), []);
     });
 }
 
 #[test]
-fn settings_that_cannot_be_read_are_said() {
+fn unreadable_sysctls_are_reported() {
     in_namespace(|| {
         let _world = World::host();
         hide("/proc/sys/net");
-        let found = check(&intended());
-        let what = |finding: &Finding| {
-            let Finding::Unchecked { what, .. } = finding else { panic!("{finding:?}") };
-            what.clone()
+        let found = check(&config());
+        let subject = |finding: &Finding| {
+            let Finding::Unchecked { subject, .. } = finding else { panic!("{finding:?}") };
+            subject.clone()
         };
-        let what: Vec<_> = found.iter().map(what).collect();
-        assert_eq!(what, ["net.ipv4.conf.br0.forwarding", "net.ipv4.conf.eth0.rp_filter"]);
+        let subjects: Vec<_> = found.iter().map(subject).collect();
+        assert_eq!(subjects, ["net.ipv4.conf.br0.forwarding", "net.ipv4.conf.eth0.rp_filter"]);
         assert!(found.iter().all(|finding| finding.severity() == Severity::MayFail), "{found:#?}");
     });
 }
 
-/// The worst first, and each in one of three classes.
 #[test]
-fn findings_come_by_severity() {
+fn findings_are_sorted_by_severity() {
     in_namespace(|| {
         let mut world = World::host();
         world.set_mtu("br0", 1500);
         set("conf.eth0.rp_filter", 1);
         set("ip_forward", 0);
-        let found = check(&intended());
+        let found = check(&config());
         let severities: Vec<_> = found.iter().map(|finding| finding.severity().name()).collect();
         assert_eq!(severities, ["will_fail", "may_fail", "hint"], "{found:#?}");
     });
 }
 
-/// Everything that can be seen of a namespace before is the same after, with much to be found in it.
+/// The visible state of a namespace with many findings is the same before and after.
 #[test]
-fn looking_changes_nothing() {
+fn a_check_changes_nothing() {
     in_namespace(|| {
         let mut world = World::host();
         world.add_vxlan("flannel.1", 1);
@@ -275,36 +288,37 @@ fn looking_changes_nothing() {
         set("ip_forward", 0);
         set("conf.all.rp_filter", 1);
         firewall::make_chain(libc::NFPROTO_INET, "mine", firewall::DROP, 0);
-        let before = Everything::of(&mut world);
-        assert!(before.tables.is_empty(), "a table of iptables-legacy is made by who asks for it: {}", before.tables);
-        let found = check(&Intended { bridge: Some("nowhere0".into()), ..intended() });
+        let before = VisibleState::of(&mut world);
+        assert!(before.tables.is_empty(), "asking for a table of iptables-legacy would create it: {}", before.tables);
+        let found = check(&PreflightConfig { bridge: Some("nowhere0".into()), ..config() });
         assert!(found.len() > 5, "{found:#?}");
-        assert_eq!(Everything::of(&mut world), before);
+        assert_eq!(VisibleState::of(&mut world), before);
     });
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Everything {
+struct VisibleState {
     links: Vec<LinkState>,
     addresses: Vec<Vec<u8>>,
     routes: Vec<Vec<u8>>,
     settings: Vec<(String, String)>,
-    /// Of iptables-legacy.
+    /// Names of the tables of iptables-legacy.
     tables: String,
     chains: Vec<Vec<u8>>,
 }
 
-impl Everything {
+impl VisibleState {
     fn of(world: &mut World) -> Self {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
         let body = |message: &message::Message<'_>| Ok(Some(message.body.to_vec()));
-        let addresses = world.0.dump(&RouteNetlinkMessage::GetAddress(request), body).expect("the addresses").seen;
+        let addresses = world.0.dump(&RouteNetlinkMessage::GetAddress(request), body).expect("the addresses").entries;
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
-        let routes = world.0.dump(&RouteNetlinkMessage::GetRoute(request), body).expect("the routes").seen;
+        let routes = world.0.dump(&RouteNetlinkMessage::GetRoute(request), body).expect("the routes").entries;
         let read = |message: &message::Message<'_>| LinkState::parse(message.body).map(Some);
-        let links = world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links").seen;
+        let links =
+            world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links").entries;
         let mut settings = Vec::new();
         read_all(Path::new("/proc/sys/net/ipv4"), &mut settings);
         assert!(settings.len() > 100, "{}", settings.len());
@@ -320,8 +334,21 @@ fn read_all(directory: &Path, settings: &mut Vec<(String, String)>) {
         if path.is_dir() {
             read_all(&path, settings);
         } else if let Ok(value) = fs::read_to_string(&path) {
-            // Some are written only.
+            // Some settings are write-only.
             settings.push((path.display().to_string(), value));
         }
     }
+}
+
+#[test]
+fn fault_61_a_host_whose_addresses_change_during_every_listing_is_checked() {
+    in_namespace(|| {
+        let mut world = crowded();
+        world.add_link("loden0");
+        while_addresses_change(|| {
+            let found = check(&config());
+            let is_not_tun = |finding: &Finding| matches!(finding, Finding::NotTun { .. });
+            assert!(found.iter().any(is_not_tun), "{found:#?}");
+        });
+    });
 }

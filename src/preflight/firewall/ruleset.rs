@@ -1,5 +1,4 @@
-//! nftables' chains and rules, asked of the kernel (nfnetlink, the kernel's include/uapi/linux/netfilter/nf_tables.h). iptables-nft
-//! keeps its chains there too.
+//! Reading of the chains, rules and sets of nftables through nfnetlink.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -8,64 +7,26 @@ use alloc::vec::Vec;
 use netlink_packet_core::{NetlinkSerializable, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::Firewall;
+use super::NftablesChain;
+use super::attributes::{HEADER, message, nfta, number};
+use super::chains::{self, Likelihood, Outcome, Packet};
 use super::expressions::Element;
-use super::rules::{self, Aim, Judgement, Packet};
 use crate::sys::link::error::{LinkError, MalformedReply};
-use crate::sys::link::message::{Message, attribute, attribute_string, attributes, sized};
-use crate::sys::link::netlink::{Failure, Netlink};
+use crate::sys::link::message::{Message, attribute, attribute_string, attributes};
+use crate::sys::link::netlink::{Netlink, NetlinkError};
 
-/// Message types: the subsystem in the upper byte.
-mod message {
-    const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
-    pub(super) const NEW_TABLE: u16 = NFTABLES | libc::NFT_MSG_NEWTABLE as u16;
-    pub(super) const GET_TABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
-    pub(super) const NEW_CHAIN: u16 = NFTABLES | libc::NFT_MSG_NEWCHAIN as u16;
-    pub(super) const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
-    pub(super) const NEW_RULE: u16 = NFTABLES | libc::NFT_MSG_NEWRULE as u16;
-    pub(super) const GET_RULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
-    pub(super) const NEW_SET: u16 = NFTABLES | libc::NFT_MSG_NEWSET as u16;
-    pub(super) const GET_SET: u16 = NFTABLES | libc::NFT_MSG_GETSET as u16;
-    pub(super) const NEW_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_NEWSETELEM as u16;
-    pub(super) const GET_ELEMENTS: u16 = NFTABLES | libc::NFT_MSG_GETSETELEM as u16;
-}
+/// Largest number of sets whose elements are read. Each set is a request of its own, and the start of a tunnel waits
+/// for the answers. Rules with further sets cannot be evaluated.
+const SETS_MAX: usize = 256;
 
-/// Bytes of struct `nfgenmsg`: family, version, and two that are 0.
-pub(super) const HEADER: usize = 4;
-
-/// `NFTA_TABLE_*`, `NFTA_CHAIN_*`, `NFTA_HOOK_*`, `NFTA_RULE_*`, `NFTA_SET_*`. Numbers are big-endian.
-pub(super) mod nfta {
-    pub(in super::super) const TABLE_NAME: u16 = 1;
-    pub(in super::super) const TABLE_FLAGS: u16 = 2;
-    pub(in super::super) const CHAIN_TABLE: u16 = 1;
-    pub(in super::super) const CHAIN_NAME: u16 = 3;
-    pub(in super::super) const CHAIN_HOOK: u16 = 4;
-    pub(in super::super) const CHAIN_POLICY: u16 = 5;
-    pub(in super::super) const CHAIN_USE: u16 = 6;
-    pub(in super::super) const CHAIN_TYPE: u16 = 7;
-    pub(in super::super) const HOOK_NUMBER: u16 = 1;
-    pub(in super::super) const HOOK_PRIORITY: u16 = 2;
-    pub(in super::super) const SET_TABLE: u16 = 1;
-    pub(in super::super) const SET_NAME: u16 = 2;
-    pub(in super::super) const SET_FLAGS: u16 = 3;
-    pub(in super::super) const SET_ELEMENTS: u16 = 3;
-    pub(in super::super) const RULE_TABLE: u16 = 1;
-    pub(in super::super) const RULE_CHAIN: u16 = 2;
-    pub(in super::super) const RULE_EXPRESSIONS: u16 = 4;
-}
-
-/// Sets of which the elements are read, at most: each is a question of its own, and a tunnel that starts waits. Rules with
-/// others cannot be judged.
-const SETS: usize = 256;
-
-/// `NFT_TABLE_F_DORMANT`: the chains of the table are not in use.
+/// `NFT_TABLE_F_DORMANT`: the kernel does not use the chains of the table.
 const DORMANT: u32 = 1;
 
-/// Asks for all tables, chains, rules or sets, of every family, or for the elements of one set.
+/// A request for all tables, chains, rules or sets of every family, or for the elements of one set.
 #[derive(Clone, Debug)]
 struct List {
     kind: u16,
-    /// All zero are NFPROTO_UNSPEC and NFNETLINK_V0.
+    /// Zeros stand for NFPROTO_UNSPEC and NFNETLINK_V0.
     header: [u8; HEADER],
     attributes: Vec<u8>,
 }
@@ -85,32 +46,32 @@ impl NetlinkSerializable for List {
     }
 }
 
-/// The base chains that see IPv4 packets and are in use, and all rules.
+/// The base chains in use that see IPv4 packets, and all rules.
 #[derive(Debug, Default)]
 pub(super) struct Ruleset {
-    pub(super) bases: Vec<Chain>,
-    tables: BTreeMap<(&'static str, String), rules::Table>,
+    pub(super) bases: Vec<BaseChain>,
+    tables: BTreeMap<(&'static str, String), chains::Table>,
 }
 
 impl Ruleset {
     pub(super) fn read() -> Result<Self, LinkError> {
-        let doing = "list nftables' rules";
+        let operation = "list nftables' rules";
         let mut kernel = match Netlink::connect(NETLINK_NETFILTER) {
             Ok(kernel) => kernel,
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Self::default()),
-            Err(source) => return Err(LinkError::Socket { doing, source }),
+            Err(source) => return Err(LinkError::Socket { operation, source }),
         };
         match Self::list(&mut kernel) {
             Ok(ruleset) => Ok(ruleset),
-            // A kernel without nftables does not know the subsystem (`nfnetlink_rcv_msg` in net/netfilter/nfnetlink.c); one
-            // that has it never says that to a list without conditions.
-            Err(Failure::Refused { errno: libc::EINVAL, .. }) => Ok(Self::default()),
-            Err(failure) => Err(LinkError::new(failure, doing, "this host")),
+            // A kernel without nftables lacks the subsystem (`nfnetlink_rcv_msg` in net/netfilter/nfnetlink.c). A
+            // kernel with nftables does not give this error for a dump without conditions.
+            Err(NetlinkError::Refused { errno: libc::EINVAL, .. }) => Ok(Self::default()),
+            Err(error) => Err(LinkError::new(error, operation, "this host")),
         }
     }
 
-    fn list(kernel: &mut Netlink) -> Result<Self, Failure> {
-        let mut bases = dump(kernel, message::GET_CHAIN, message::NEW_CHAIN, Chain::parse)?;
+    fn list(kernel: &mut Netlink) -> Result<Self, NetlinkError> {
+        let mut bases = dump(kernel, message::GET_CHAIN, message::NEW_CHAIN, BaseChain::parse)?;
         let mut ruleset = Self::default();
         if bases.is_empty() {
             return Ok(ruleset);
@@ -123,7 +84,7 @@ impl Ruleset {
             let table = ruleset.tables.entry((family, table)).or_default();
             table.chains.entry(chain).or_default().push(expressions);
         }
-        for set in dump(kernel, message::GET_SET, message::NEW_SET, Set::parse)?.into_iter().take(SETS) {
+        for set in dump(kernel, message::GET_SET, message::NEW_SET, Set::parse)?.into_iter().take(SETS_MAX) {
             if let Some(table) = ruleset.tables.get_mut(&(set.family, set.table.clone()))
                 && let Some(elements) = set.elements(kernel)?
             {
@@ -133,11 +94,11 @@ impl Ruleset {
         Ok(Self { bases, ..ruleset })
     }
 
-    /// Whether a base chain does what is looked for to the packet.
-    pub(super) fn judge(&self, base: &Chain, packet: &Packet, aim: Aim) -> Judgement {
-        let none = rules::Table::default();
-        let table = self.tables.get(&(base.family, base.table.clone())).unwrap_or(&none);
-        rules::judge(table, &base.name, base.drops, packet, aim)
+    /// Returns the likelihood that a base chain has the outcome for the packet.
+    pub(super) fn evaluate(&self, base: &BaseChain, packet: &Packet, outcome: Outcome) -> Likelihood {
+        let none = chains::Table::default();
+        let table = self.tables.get(&(base.name.family, base.name.table.clone())).unwrap_or(&none);
+        chains::evaluate(table, &base.name.name, base.drops, packet, outcome)
     }
 }
 
@@ -146,28 +107,26 @@ fn dump<T>(
     question: u16,
     answer: u16,
     parse: fn(&[u8]) -> Result<Option<T>, MalformedReply>,
-) -> Result<Vec<T>, Failure> {
+) -> Result<Vec<T>, NetlinkError> {
     let read = |message: &Message<'_>| if message.kind == answer { parse(message.body) } else { Ok(None) };
-    kernel.dump(&List { kind: question, header: [0; HEADER], attributes: Vec::new() }, read)?.whole()
+    kernel.dump(&List { kind: question, header: [0; HEADER], attributes: Vec::new() }, read)?.complete()
 }
 
 /// A base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chain {
-    family: &'static str,
-    table: String,
-    name: String,
+pub(super) struct BaseChain {
+    pub(super) name: NftablesChain,
     /// `NF_INET_*`.
     pub(super) hook: u32,
     pub(super) priority: i32,
     pub(super) is_nat: bool,
-    /// By policy.
+    /// The policy is to drop.
     pub(super) drops: bool,
     pub(super) rules: u32,
 }
 
-impl Chain {
-    /// `None` for one that others jump to, which has no hook.
+impl BaseChain {
+    /// Parses a base chain. Returns `None` for a chain without a hook, which only other chains jump to.
     fn parse(body: &[u8]) -> Result<Option<Self>, MalformedReply> {
         let Some(family) = family(body)? else { return Ok(None) };
         let attributes = attributes(body, HEADER)?;
@@ -176,25 +135,21 @@ impl Chain {
         })?;
         let Some((Some(hook), priority)) = hook else { return Ok(None) };
         let missing = |what| MalformedReply::Missing { what };
+        let table = attribute_string(attributes, nfta::CHAIN_TABLE)?.ok_or(missing("NFTA_CHAIN_TABLE"))?;
+        let name = attribute_string(attributes, nfta::CHAIN_NAME)?.ok_or(missing("NFTA_CHAIN_NAME"))?;
         Ok(Some(Self {
-            family,
-            table: attribute_string(attributes, nfta::CHAIN_TABLE)?.ok_or(missing("NFTA_CHAIN_TABLE"))?,
-            name: attribute_string(attributes, nfta::CHAIN_NAME)?.ok_or(missing("NFTA_CHAIN_NAME"))?,
+            name: NftablesChain { family, table, name },
             hook,
             priority: priority.unwrap_or(0).cast_signed(),
             is_nat: attribute_string(attributes, nfta::CHAIN_TYPE)?.as_deref() == Some("nat"),
             drops: number(attributes, nfta::CHAIN_POLICY)? == Some(libc::NF_DROP.cast_unsigned()),
-            // Nothing can jump to a base chain, so that its users are its rules.
+            // No rule can jump to a base chain, so its use count is the number of its rules.
             rules: number(attributes, nfta::CHAIN_USE)?.ok_or(missing("NFTA_CHAIN_USE"))?,
         }))
     }
 
-    pub(super) fn firewall(&self) -> Firewall {
-        Firewall::Nftables { family: self.family, table: self.table.clone(), chain: self.name.clone() }
-    }
-
     fn is_in(&self, table: &Table) -> bool {
-        (self.family, &self.table) == (table.family, &table.name)
+        (self.name.family, &self.name.table) == (table.family, &table.name)
     }
 }
 
@@ -221,7 +176,7 @@ impl Rule {
     }
 }
 
-/// A set or map that is part of a rule and has no name of its own.
+/// An anonymous set or map, which belongs to a rule.
 struct Set {
     header: [u8; HEADER],
     family: &'static str,
@@ -230,7 +185,7 @@ struct Set {
 }
 
 impl Set {
-    /// `None` for one with a name: it may be large, and changes apart from the rules.
+    /// Parses an anonymous set. Returns `None` for a named set, which may be large and changes apart from the rules.
     fn parse(body: &[u8]) -> Result<Option<Self>, MalformedReply> {
         /// `NFT_SET_ANONYMOUS`.
         const ANONYMOUS: u32 = 1;
@@ -250,14 +205,14 @@ impl Set {
         }))
     }
 
-    /// Its elements, by their keys; `None` if one cannot be judged.
-    fn elements(&self, kernel: &mut Netlink) -> Result<Option<Vec<Element>>, Failure> {
+    /// Reads the elements, sorted by their keys. Returns `None` if an element cannot be evaluated.
+    fn elements(&self, kernel: &mut Netlink) -> Result<Option<Vec<Element>>, NetlinkError> {
         let names = [(nfta::SET_TABLE, &self.table), (nfta::SET_NAME, &self.name)];
-        let attributes = names.iter().flat_map(|(kind, name)| text_attribute(*kind, name)).collect();
-        let question = List { kind: message::GET_ELEMENTS, header: self.header, attributes };
+        let set = names.iter().flat_map(|(kind, name)| text_attribute(*kind, name)).collect();
+        let question = List { kind: message::GET_ELEMENTS, header: self.header, attributes: set };
         let read = |message: &Message<'_>| match message.kind {
             message::NEW_ELEMENTS => {
-                let attributes = attributes_of(message.body)?;
+                let attributes = attributes(message.body, HEADER)?;
                 let elements = attribute(attributes, nfta::SET_ELEMENTS, |list| {
                     let elements = NlasIterator::new(list).map(|element| {
                         let element = element.map_err(|_| MalformedReply::AttributeOverrun { have: list.len() })?;
@@ -269,7 +224,7 @@ impl Set {
             }
             _ => Ok(None),
         };
-        let parts: Option<Vec<_>> = kernel.dump(&question, read)?.whole()?.into_iter().collect();
+        let parts: Option<Vec<_>> = kernel.dump(&question, read)?.complete()?.into_iter().collect();
         Ok(parts.map(|parts| {
             let mut elements = parts.concat();
             Element::sort(&mut elements);
@@ -278,13 +233,9 @@ impl Set {
     }
 }
 
-fn attributes_of(body: &[u8]) -> Result<&[u8], MalformedReply> {
-    attributes(body, HEADER)
-}
-
-/// An attribute with a text and the NUL behind it.
+/// Returns an attribute with a text that ends with NUL.
 fn text_attribute(kind: u16, text: &str) -> Vec<u8> {
-    // Names have at most 255 bytes.
+    // nftables limits names to 255 bytes.
     let length = u16::try_from(text.len()).unwrap_or(0).saturating_add(5);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(text.bytes().take(length.saturating_sub(5).into()));
@@ -299,7 +250,7 @@ struct Table {
     name: String,
 }
 
-/// The table, if its chains are not in use.
+/// Parses a table. Returns `None` for a table that is in use.
 fn dormant_table(body: &[u8]) -> Result<Option<Table>, MalformedReply> {
     let Some(family) = family(body)? else { return Ok(None) };
     let attributes = attributes(body, HEADER)?;
@@ -309,7 +260,7 @@ fn dormant_table(body: &[u8]) -> Result<Option<Table>, MalformedReply> {
     Ok((flags & DORMANT != 0).then_some(Table { family, name }))
 }
 
-/// The family, if its chains see IPv4 packets on their way through this host.
+/// Returns the family if its chains see forwarded IPv4 packets.
 fn family(body: &[u8]) -> Result<Option<&'static str>, MalformedReply> {
     let family = body.first().copied().ok_or(MalformedReply::Header { have: 0, needed: HEADER })?;
     Ok(match i32::from(family) {
@@ -317,10 +268,6 @@ fn family(body: &[u8]) -> Result<Option<&'static str>, MalformedReply> {
         libc::NFPROTO_IPV4 => Some("ip"),
         _ => None,
     })
-}
-
-pub(super) fn number(attributes: &[u8], kind: u16) -> Result<Option<u32>, MalformedReply> {
-    attribute(attributes, kind, |value| sized(value, kind).map(u32::from_be_bytes))
 }
 
 #[cfg(test)]
@@ -333,7 +280,7 @@ mod unit {
         let mut body = [u8::try_from(family).expect("small"), 0, 0, 0].to_vec();
         body.extend(nla(nfta::CHAIN_TABLE, b"filter\0"));
         body.extend(nla(nfta::CHAIN_NAME, b"FORWARD\0"));
-        // With the flag that it is nested.
+        // With NLA_F_NESTED.
         body.extend(nla(nfta::CHAIN_HOOK | 0x8000, &nla(nfta::HOOK_NUMBER, &hook.to_be_bytes())));
         body.extend(nla(nfta::CHAIN_POLICY, &policy.to_be_bytes()));
         body.extend(nla(nfta::CHAIN_USE, &3_u32.to_be_bytes()));
@@ -347,27 +294,25 @@ mod unit {
     fn base_chains_that_see_ipv4_are_found() {
         for family in [libc::NFPROTO_IPV4, libc::NFPROTO_INET] {
             let name = if family == libc::NFPROTO_INET { "inet" } else { "ip" };
-            let found = |drops| Chain {
-                family: name,
-                table: "filter".into(),
-                name: "FORWARD".into(),
+            let found = |drops| BaseChain {
+                name: NftablesChain { family: name, table: "filter".into(), name: "FORWARD".into() },
                 hook: FORWARD,
                 priority: 0,
                 is_nat: false,
                 drops,
                 rules: 3,
             };
-            assert_eq!(Chain::parse(&chain(family, FORWARD, DROP)), Ok(Some(found(true))));
+            assert_eq!(BaseChain::parse(&chain(family, FORWARD, DROP)), Ok(Some(found(true))));
             let accepts = libc::NF_ACCEPT.cast_unsigned();
-            assert_eq!(Chain::parse(&chain(family, FORWARD, accepts)), Ok(Some(found(false))));
+            assert_eq!(BaseChain::parse(&chain(family, FORWARD, accepts)), Ok(Some(found(false))));
         }
         let other_families = [libc::NFPROTO_IPV6, libc::NFPROTO_BRIDGE, libc::NFPROTO_NETDEV];
         let others = other_families.map(|family| chain(family, FORWARD, DROP)).into_iter().chain([
-            // A chain that others jump to.
+            // A chain without a hook.
             [&[2, 0, 0, 0][..], &nla(nfta::CHAIN_TABLE, b"filter\0"), &nla(nfta::CHAIN_NAME, b"DOCKER\0")].concat(),
         ]);
         for other in others {
-            assert_eq!(Chain::parse(&other), Ok(None), "{other:?}");
+            assert_eq!(BaseChain::parse(&other), Ok(None), "{other:?}");
         }
     }
 
@@ -375,7 +320,7 @@ mod unit {
     fn a_chain_cut_anywhere_is_an_error_or_no_chain_and_never_another() {
         let whole = chain(libc::NFPROTO_IPV4, FORWARD, DROP);
         for length in 0..whole.len() {
-            let cut = Chain::parse(whole.get(..length).expect("in range"));
+            let cut = BaseChain::parse(whole.get(..length).expect("in range"));
             assert!(matches!(cut, Err(_) | Ok(None)), "{length} of {} bytes: {cut:?}", whole.len());
         }
     }
@@ -388,7 +333,7 @@ mod unit {
         };
         let dormant = Table { family: "inet", name: "mine".into() };
         assert_eq!(dormant_table(&table(DORMANT)), Ok(Some(dormant)));
-        // Somebody's, and not dormant.
+        // `NFT_TABLE_F_OWNER`.
         assert_eq!(dormant_table(&table(2)), Ok(None));
         assert_eq!(dormant_table(&table(DORMANT)[..3]), Err(MalformedReply::Header { have: 3, needed: HEADER }));
     }

@@ -1,12 +1,29 @@
-//! Every finding, provoked in a namespace that has none before.
+//! Tests that cause each finding in a network namespace without findings.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr};
 use std::fs;
 use std::path::Path;
 
-use netlink_packet_route::link::{InfoData, InfoVxlan};
+use ipnet::Ipv4Net;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sched::{CloneFlags, unshare};
 
 use super::*;
-use crate::sys::link::preflight::{Finding, Intended, KernelRoute, check};
+use crate::sys::link::message::{self, LinkState};
+use crate::sys::link::netlink::Netlink;
+use crate::sys::link::tests::busy::{crowded, while_addresses_change};
+use crate::sys::link::tests::{World, config as link_config, in_namespace, network};
+use crate::sys::link::{AddressForm, Link};
 use crate::sys::{Tun, TunConfig, TunOffload};
 
 mod bridges;
@@ -25,18 +42,18 @@ fn net(text: &str) -> Ipv4Net {
     text.parse().expect("a network")
 }
 
-fn intended() -> Intended {
-    Intended::new(network(), subnet(), LISTEN, "loden0")
+fn config() -> PreflightConfig {
+    PreflightConfig::new(network(), subnet(), LISTEN, "loden0")
 }
 
-/// Writes a setting of the namespace.
+/// Writes a sysctl of the namespace.
 fn set(setting: &str, value: u8) {
     let path = setting.replace('.', "/");
     fs::write(format!("/proc/sys/net/ipv4/{path}"), value.to_string()).expect("the setting exists");
 }
 
 impl World {
-    /// A host with an underlay and a bridge for pods, as it has to be, whatever the machine's settings are.
+    /// Creates a host with an underlay and a bridge for pods, and without findings.
     fn host() -> Self {
         let mut world = Self::new();
         set("ip_forward", 1);
@@ -47,7 +64,7 @@ impl World {
         world.set_up("eth0", true);
         world.add_address("eth0", "10.168.0.2/24");
         world.add_bridge("br0", "100.96.1.1/24");
-        assert_eq!(check(&intended()), []);
+        assert_eq!(check(&config()), []);
         world
     }
 
@@ -63,7 +80,7 @@ impl World {
         self.add_link_of(name, info);
     }
 
-    /// The device of a tunnel, with the right MTU and nothing else.
+    /// Opens a TUN device with the right MTU, without address and route.
     fn open_tun(&mut self, name: &str) -> Tun {
         let tun = Tun::open(&TunConfig { name: name.into(), offload: TunOffload::NONE }).expect("a TUN device");
         self.set_mtu(name, 1472);
@@ -71,17 +88,17 @@ impl World {
     }
 }
 
-/// In a good host, `provoke` is all it takes for exactly this finding, whose words have all of `texts`.
-fn provokes(
-    provoke: impl FnOnce(&mut World) + Send + 'static,
-    intended: Intended,
+/// Asserts that `change` causes exactly this finding on a good host, and that its text contains all of `texts`.
+fn assert_found(
+    change: impl FnOnce(&mut World) + Send + 'static,
+    config: PreflightConfig,
     expected: Finding,
     texts: &'static [&'static str],
 ) {
     in_namespace(move || {
         let mut world = World::host();
-        provoke(&mut world);
-        let found = check(&intended);
+        change(&mut world);
+        let found = check(&config);
         let [finding] = found.as_slice() else { panic!("{found:#?} instead of {expected:#?}") };
         assert_eq!(*finding, expected);
         let words = finding.to_string();
@@ -91,11 +108,11 @@ fn provokes(
     });
 }
 
-/// In a good host, `provoke` is no reason for any finding.
-fn provokes_nothing(provoke: impl FnOnce(&mut World) + Send + 'static, intended: Intended) {
+/// Asserts that `change` causes no finding on a good host.
+fn assert_nothing_found(change: impl FnOnce(&mut World) + Send + 'static, config: PreflightConfig) {
     in_namespace(move || {
         let mut world = World::host();
-        provoke(&mut world);
-        assert_eq!(check(&intended), []);
+        change(&mut world);
+        assert_eq!(check(&config), []);
     });
 }
