@@ -3,10 +3,10 @@
 use etherparse::Ipv4HeaderSlice;
 use loden::wire::ipv4::{HeaderError, Ipv4Packet, Ipv4PacketMut};
 
-use crate::support::model::option_kinds;
-use crate::support::packet::{ones_sum, with_ttl};
+use support::model::option_kinds;
+use support::packet::{ones_sum, with_ttl};
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let mut copy = bytes.to_vec();
     let shared = Ipv4Packet::parse(bytes);
     let exclusive = Ipv4PacketMut::parse(&mut copy);

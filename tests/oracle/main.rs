@@ -5,10 +5,6 @@
 //! seed; `LODEN_ORACLE_SEED` repeats it.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-#[expect(dead_code, reason = "what the tests of the core share is more than is needed here")]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod answer;
 mod as_if;
 mod compare;

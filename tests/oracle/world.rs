@@ -14,9 +14,9 @@ use loden::route::Route;
 
 use crate::excuse::Excuse;
 use crate::router::{Link, Place, Router, Table};
-use crate::support::host::{Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, net, overlay, routes};
-use crate::support::model;
-use crate::support::packet::{Ipv4, address_at};
+use support::host::{Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, net, overlay, routes};
+use support::model;
+use support::packet::{Ipv4, address_at};
 
 /// A pod of host C.
 pub(crate) const POD_C: Ipv4Addr = Ipv4Addr::new(100, 96, 4, 5);
