@@ -46,7 +46,7 @@ pub fn run(bytes: &[u8]) {
     assert_eq!(copy[total..], bytes[total..], "what is behind the packet stays");
 }
 
-/// The first thing wrong with a header by section A, numbers included.
+/// The first thing wrong with a header by the section on headers of `docs/conformance.md`, numbers included.
 fn first_error(bytes: &[u8]) -> Option<HeaderError> {
     let have = bytes.len();
     if have < 20 {

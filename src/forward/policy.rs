@@ -283,7 +283,7 @@ pub enum SourcePort {
     Fixed,
 }
 
-/// Section B of the conformance list: sources and destinations that are dropped in silence, the source looked at first.
+/// The section on addresses of `docs/conformance.md`: sources and destinations that are dropped in silence, the source looked at first.
 #[inline]
 pub(super) fn check_addresses(header: &Ipv4Header, network: &Ipv4Net) -> Result<(), DropReason> {
     let (source, destination) = (header.source(), header.destination());

@@ -1,4 +1,4 @@
-//! Section B and fault 10: addresses that no packet may carry.
+//! Addresses, and fault 10: those that no packet may carry.
 
 use core::net::Ipv4Addr;
 

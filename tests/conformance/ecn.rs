@@ -1,4 +1,4 @@
-//! Section H: ECN on the way in and out, and source ports.
+//! Tunnel: ECN on the way in and out, and source ports.
 
 use std::collections::HashSet;
 

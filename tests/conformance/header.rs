@@ -1,4 +1,4 @@
-//! Section A: what a header must be, in both directions.
+//! Header: what a header must be, in both directions.
 
 use loden::forward::{DropReason, Overlay, SourceRoutes};
 

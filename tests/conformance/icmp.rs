@@ -1,4 +1,4 @@
-//! Section F: what an ICMP error looks like, read by etherparse.
+//! ICMP errors: what an ICMP error looks like, read by etherparse.
 
 use core::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! Section F: when an ICMP error is sent, and when none may be.
+//! ICMP errors: when an ICMP error is sent, and when none may be.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;

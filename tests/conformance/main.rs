@@ -1,4 +1,4 @@
-//! The core against the conformance list (R numbers) and the list of faults, packet by packet, and against a model.
+//! The core against `docs/conformance.md` (R numbers) and `docs/faults.md`, packet by packet, and against a model.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod addresses;

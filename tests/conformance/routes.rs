@@ -1,4 +1,4 @@
-//! Section C through the forwarder. The table itself is held against a naive one in `tests/route_table.rs`.
+//! Routes through the forwarder. The table itself is held against a naive one in `tests/route_table`.
 
 use loden::forward::{RejectReason, ReplyTo};
 use loden::route::Route;

@@ -1,4 +1,4 @@
-//! Section G: what is too long, and what is said about it.
+//! Size: what is too long, and what is said about it.
 
 use loden::forward::{DropReason, Overlay, OverlayError, RejectReason, ReplyTo, TtlPolicy};
 use loden::route::Route;

@@ -1,4 +1,4 @@
-//! Sections D and E: the TTL, the checksum that goes with it, and the policies.
+//! TTL and checksums: the TTL, the checksum that goes with it, and the policies.
 
 use loden::forward::{DropReason, Overlay, RejectReason, ReplyTo, TtlPolicy};
 

@@ -1,4 +1,4 @@
-//! Section H: who may send what to whom, and what would go round in circles.
+//! Tunnel: who may send what to whom, and what would go round in circles.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! The list of faults, where it is about leases.
+//! Rows of `docs/faults.md` that are about leases.
 
 use loden::lease::{Conflict, Lease, LeaseEvent, LeaseId, Reconciler, Refusal};
 use loden::route::RouteError;

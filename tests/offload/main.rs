@@ -1,4 +1,4 @@
-//! Super-packets against a naive model, the list of faults (14 to 23) and the kernel itself.
+//! Super-packets against a naive model, `docs/faults.md` (14 to 23) and the kernel itself.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod coalesce;

@@ -97,7 +97,7 @@ fn run(world: World, fates: &[&str]) {
     }
 }
 
-/// Sections A, B and D.
+/// The sections on headers, addresses and TTL of `docs/conformance.md`.
 const FATES: [&str; 15] = [
     "drop too_short",
     "drop bad_version",

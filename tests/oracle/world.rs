@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    /// And what the conformance list makes of it.
+    /// And what `docs/conformance.md` makes of it.
     pub(crate) fn by_the_list(&self, entry: Place, packet: &[u8]) -> Outcome {
         match entry {
             Place::Tun => model::encapsulate(&self.host, packet),

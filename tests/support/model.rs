@@ -1,4 +1,4 @@
-//! The forwarder once more, straight from the conformance list: slow, allocating, and with a parser of its own.
+//! The forwarder once more, straight from `docs/conformance.md`: slow, allocating, and with a parser of its own.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -171,7 +171,7 @@ fn copied_options(mut options: &[u8]) -> Vec<u8> {
 }
 
 impl<'a> Packet<'a> {
-    /// Sections A and B, in the order at the top of the list.
+    /// Header and addresses, in the order at the top of the list.
     fn check(bytes: &'a [u8], overlay: &Overlay) -> Result<Self, DropReason> {
         if bytes.len() < 20 {
             return Err(DropReason::TooShort);
@@ -247,7 +247,7 @@ impl<'a> Packet<'a> {
         host.overlay().underlay == socket || host.routes.iter().any(|route| route.next_hop == socket)
     }
 
-    /// Section F: the rules for when there is an answer, and the answer.
+    /// ICMP errors: the rules for when there is an answer, and the answer.
     fn reject(&self, host: &Host, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
         let broadcast = |address: Ipv4Addr| {
             let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
