@@ -3,9 +3,6 @@
 //! `cargo bench --bench leases -- sustained 60` has instead as many changes as there can be for 60 seconds, while another
 //! thread forwards packets by the tables of the moment, and checks every verdict (fault 43).
 
-#[path = "../tests/support/churn.rs"]
-mod churn;
-
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,6 +12,7 @@ use criterion::{BatchSize, Criterion, Throughput};
 use ipnet::Ipv4Net;
 use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::RoutePublisher;
+use support::churn;
 
 const SOURCE: SourceId = SourceId(1);
 const UNDERLAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)), 8285);

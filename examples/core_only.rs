@@ -1,5 +1,5 @@
 //! The core with no system under it: two hosts forward between queues, and nothing here is a socket or a device.
-//! `cargo run --example core_only --no-default-features`. Behind [`Packets`] there may as well be a TLS stream.
+//! `cargo run -p loden --example core_only --no-default-features`. Behind [`Packets`] there may as well be a TLS stream.
 
 use std::io::{Write as _, stdout};
 use std::{collections::VecDeque, error::Error, net::SocketAddr};

@@ -46,7 +46,11 @@ fn build(cargo: &OsStr, own: &Path) -> Result<(), Error> {
         _ => "dev".as_ref(),
     };
     let mut build = Command::new(cargo);
-    build.args(["build", "--example", "tunnel", "--profile"]).arg(name).arg("--target-dir").arg(target);
+    build
+        .args(["build", "--package", "loden-tunnel", "--example", "tunnel", "--profile"])
+        .arg(name)
+        .arg("--target-dir")
+        .arg(target);
     build.current_dir(env::var_os("CARGO_MANIFEST_DIR").ok_or("cargo did not say where the package is")?);
     if !build.status()?.success() {
         return Err("cargo cannot build the tunnel".into());

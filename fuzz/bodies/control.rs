@@ -4,7 +4,7 @@ use loden::control::{COMMAND_LEN, Command, CommandError};
 
 const PADDING: usize = 18;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let read = Command::decode(bytes);
     let Ok(mut canonical) = <[u8; COMMAND_LEN]>::try_from(bytes) else {
         return assert_eq!(read, Err(CommandError::Length { have: bytes.len() }));

@@ -1,9 +1,9 @@
 //! Both directions of the forwarder against the model, with settings, routes and packet out of the input.
 
-use crate::support::model;
-use crate::support::scenario::Scenario;
+use support::model;
+use support::scenario::Scenario;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let Some(Scenario { host, from, packet }) = Scenario::decode(bytes) else { return };
     assert_eq!(host.encapsulate(&packet), model::encapsulate(&host, &packet), "out of the TUN: {packet:02x?}");
     let (real, expected) = (host.decapsulate(&packet, from), model::decapsulate(&host, &packet, from));

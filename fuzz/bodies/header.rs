@@ -3,10 +3,10 @@
 use etherparse::Ipv4HeaderSlice;
 use loden::wire::ipv4::{HeaderError, Ipv4Packet, Ipv4PacketMut};
 
-use crate::support::model::option_kinds;
-use crate::support::packet::{ones_sum, with_ttl};
+use support::model::option_kinds;
+use support::packet::{ones_sum, with_ttl};
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let mut copy = bytes.to_vec();
     let shared = Ipv4Packet::parse(bytes);
     let exclusive = Ipv4PacketMut::parse(&mut copy);
@@ -46,7 +46,7 @@ pub(crate) fn run(bytes: &[u8]) {
     assert_eq!(copy[total..], bytes[total..], "what is behind the packet stays");
 }
 
-/// The first thing wrong with a header by section A, numbers included.
+/// The first thing wrong with a header by the section on headers of `docs/conformance.md`, numbers included.
 fn first_error(bytes: &[u8]) -> Option<HeaderError> {
     let have = bytes.len();
     if have < 20 {

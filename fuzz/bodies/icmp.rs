@@ -2,12 +2,12 @@
 
 use loden::forward::Encap;
 
-use crate::support::host::{Host, Outcome};
-use crate::support::icmp::Message;
-use crate::support::packet::ICMP;
-use crate::support::scenario::Scenario;
+use support::host::{Host, Outcome};
+use support::icmp::Message;
+use support::packet::ICMP;
+use support::scenario::Scenario;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let Some(Scenario { host, from, packet }) = Scenario::decode(bytes) else { return };
     for outcome in [host.encapsulate(&packet), host.decapsulate(&packet, from), refused(&host, &packet)] {
         let Some(answer) = outcome.icmp() else { continue };

@@ -9,15 +9,15 @@ use std::collections::HashMap;
 use loden::forward::{IcmpOutcome, Overlay, PathMode, PathMtus, SourcePort};
 use loden::wire::DatagramTooBig;
 
-use crate::support::host::{Host, host_a, host_b, overlay, own, routes};
-use crate::support::packet::{ICMP, UDP, ones_sum, repair_checksum};
+use support::host::{Host, host_a, host_b, overlay, own, routes};
+use support::packet::{ICMP, UDP, ones_sum, repair_checksum};
 
 /// The source ports are chosen by flow.
-pub(crate) const BY_FLOW: u8 = 1;
+pub const BY_FLOW: u8 = 1;
 /// Lengths and checksums are put right, so that mutated reports get past them.
-pub(crate) const REPAIR: u8 = 2;
+pub const REPAIR: u8 = 2;
 
-pub(crate) fn encode<'b>(switches: u8, reports: impl IntoIterator<Item = (u8, &'b [u8])>) -> Vec<u8> {
+pub fn encode<'b>(switches: u8, reports: impl IntoIterator<Item = (u8, &'b [u8])>) -> Vec<u8> {
     let mut bytes = vec![switches];
     for (tens_of_seconds, report) in reports {
         bytes.extend([tens_of_seconds, report.len() as u8]);
@@ -26,7 +26,7 @@ pub(crate) fn encode<'b>(switches: u8, reports: impl IntoIterator<Item = (u8, &'
     bytes
 }
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let [switches, rest @ ..] = bytes else { return };
     let source_port = if switches & BY_FLOW == 0 { SourcePort::Fixed } else { SourcePort::ByFlow };
     let host = Host::new(Overlay { source_port, ..overlay() }, routes());
@@ -60,7 +60,7 @@ fn naive(packet: &[u8]) -> Option<DatagramTooBig> {
     let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
     let header = usize::from(packet.first()? & 15) * 4;
     let total = usize::from(word(2)?);
-    let options_fit = || crate::support::model::option_kinds(&packet[20..header]).is_some();
+    let options_fit = || support::model::option_kinds(&packet[20..header]).is_some();
     let is_ipv4 = packet[0] >> 4 == 4 && header >= 20 && packet.len() >= 20 && (header..=packet.len()).contains(&total);
     if !is_ipv4 || ones_sum(&packet[..header]) != 0xffff || !options_fit() || packet[9] != ICMP {
         return None;
@@ -120,7 +120,7 @@ fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -
     let floor = match report.inner {
         None => 1280,
         Some(header) => {
-            let route = host.naive_route(crate::support::packet::address_at(&header, 16));
+            let route = host.naive_route(support::packet::address_at(&header, 16));
             if header[0] >> 4 != 4 || header[0] & 15 < 5 || route.is_none_or(|route| route.next_hop != destination) {
                 return IcmpOutcome::Foreign;
             }

@@ -1,8 +1,4 @@
 //! See `bodies/lease/value.rs`.
 #![no_main]
-#![allow(dead_code, reason = "each target uses a part of what they share")]
 
-#[path = "../bodies/lease/mod.rs"]
-mod bodies;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::value::run(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::lease::value::run(bytes));

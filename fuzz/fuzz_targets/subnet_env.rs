@@ -1,8 +1,4 @@
 //! See `bodies/lease/subnet_env.rs`.
 #![no_main]
-#![allow(dead_code, reason = "each target uses a part of what they share")]
 
-#[path = "../bodies/lease/mod.rs"]
-mod bodies;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::subnet_env::run(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::lease::subnet_env::run(bytes));

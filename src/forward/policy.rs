@@ -287,7 +287,7 @@ pub enum SourcePort {
     Fixed,
 }
 
-/// Checks section B of the conformance list, the source first. These packets are dropped without an ICMP error.
+/// Checks the section on addresses in `docs/conformance.md`, the source first. These packets are dropped without an ICMP error.
 #[inline]
 pub(super) fn check_addresses(header: &Ipv4Header, network: &Ipv4Net) -> Result<(), DropReason> {
     let (source, destination) = (header.source(), header.destination());

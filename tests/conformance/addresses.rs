@@ -1,13 +1,13 @@
-//! Section B and fault 10: addresses that no packet may carry.
+//! Addresses, and fault 10: those that no packet may carry.
 
 use core::net::Ipv4Addr;
 
 use loden::forward::{DropReason, IcmpSource, Overlay, Transit};
 use loden::route::Route;
 
-use crate::support::host::{Host, Outcome, POD, POD_A, host_a, host_b, net, overlay};
-use crate::support::model;
-use crate::support::packet::{ICMP, Ipv4, icmp};
+use support::host::{Host, Outcome, POD, POD_A, host_a, host_b, net, overlay};
+use support::model;
+use support::packet::{ICMP, Ipv4, icmp};
 
 /// First and last address of each class, and why a packet with such a source and such a destination is dropped.
 const CLASSES: [([u8; 4], [u8; 4], DropReason, DropReason); 5] = {

@@ -2,14 +2,13 @@
 //!
 //! `LODEN_WRITE_SEEDS=1 cargo test --test conformance seeds` writes them anew.
 
-use crate::bodies;
 use crate::path_mtu;
-use crate::seeds::{assert_committed, run_over};
-use crate::support::host::{NOBODY, POD, POD_B, inbound, outbound};
-use crate::support::packet::{
+use support::corpus::{assert_committed, run_over};
+use support::host::{NOBODY, POD, POD_B, inbound, outbound};
+use support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, icmp, pattern, udp,
 };
-use crate::support::scenario::{Scenario, policy};
+use support::scenario::{Scenario, policy};
 
 type Seed = (&'static str, Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! Section H: ECN on the way in and out, and source ports.
+//! Tunnel: ECN on the way in and out, and source ports.
 
 use std::collections::HashSet;
 
@@ -7,8 +7,8 @@ use loden::forward::{
 };
 use loden::wire::Ecn::{self, Ce, Ect0, Ect1, NotEct};
 
-use crate::support::host::{Host, host_a, inbound, outbound, overlay, routes};
-use crate::support::packet::{Ipv4, MF, TCP, ones_sum, repair_checksum, udp};
+use support::host::{Host, host_a, inbound, outbound, overlay, routes};
+use support::packet::{Ipv4, MF, TCP, ones_sum, repair_checksum, udp};
 
 const ALL: [Ecn; 4] = [NotEct, Ect0, Ect1, Ce];
 

@@ -9,9 +9,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::support::fragments::{assert_sound, reassembled};
-use crate::support::host::{Host, Outcome, host_a, outbound, overlay, routes, way};
-use crate::support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, UDP, pattern, with_ttl};
+use support::fragments::{assert_sound, reassembled};
+use support::host::{Host, Outcome, host_a, outbound, overlay, routes, way};
+use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, UDP, pattern, with_ttl};
 
 fn options() -> impl Strategy<Value = Vec<u8>> {
     let security = [130, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9];

@@ -1,9 +1,9 @@
-//! Section A: what a header must be, in both directions.
+//! Header: what a header must be, in both directions.
 
 use loden::forward::{DropReason, Overlay, SourceRoutes};
 
-use crate::support::host::{Host, Outcome, host_a, inbound, outbound, overlay, routes};
-use crate::support::packet::{
+use support::host::{Host, Outcome, host_a, inbound, outbound, overlay, routes};
+use support::packet::{
     DF, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, pattern, repair_checksum,
     with_ttl,
 };

@@ -1,4 +1,4 @@
-//! Section F: what an ICMP error looks like, read by etherparse.
+//! ICMP errors: what an ICMP error looks like, read by etherparse.
 
 use core::net::Ipv4Addr;
 
@@ -6,11 +6,9 @@ use etherparse::Icmpv4Type;
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
 use loden::forward::{Forwarder, IcmpSource, Overlay, OverlayError, RejectReason, ReplyTo, SourceCheck};
 
-use crate::support::host::{
-    CANARY, Host, NOBODY, Outcome, POD, POD_A, host_a, inbound, net, outbound, overlay, own, routes,
-};
-use crate::support::icmp::Message;
-use crate::support::packet::{DF, Ipv4, pattern};
+use support::host::{CANARY, Host, NOBODY, Outcome, POD, POD_A, host_a, inbound, net, outbound, overlay, own, routes};
+use support::icmp::Message;
+use support::packet::{DF, Ipv4, pattern};
 
 /// An offender of each kind, near end and far: no route, expired here, expired there, too long.
 fn offenders(edit: impl Fn(Ipv4) -> Ipv4) -> Vec<(Ipv4, Outcome)> {

@@ -1,4 +1,4 @@
-//! Section F: when an ICMP error is sent, and when none may be.
+//! ICMP errors: when an ICMP error is sent, and when none may be.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -7,9 +7,9 @@ use loden::forward::{IcmpLimiter, Overlay, Rate, RejectReason, SourceCheck};
 use loden::wire::icmpv4::may_answer;
 use loden::wire::ipv4::Ipv4Packet;
 
-use crate::support::host::{Host, NOBODY, Outcome, POD, host_a, inbound, net, outbound, overlay, own, routes};
-use crate::support::icmp::Message;
-use crate::support::packet::{DF, ICMP, Ipv4, MF, TCP, icmp, pattern};
+use support::host::{Host, NOBODY, Outcome, POD, host_a, inbound, net, outbound, overlay, own, routes};
+use support::icmp::Message;
+use support::packet::{DF, ICMP, Ipv4, MF, TCP, icmp, pattern};
 
 /// The three places where an answer may be due, and what each says to this packet.
 fn everywhere(edit: impl Fn(Ipv4) -> Ipv4) -> [Outcome; 4] {
@@ -174,7 +174,7 @@ fn r40_the_broadcast_address_of_a_routed_subnet_is_not_answered() {
         assert_eq!(from.icmp().is_some(), answered, "from {address:?}");
     }
     let of_everyone = Ipv4 { ttl: 1, source: [100, 96, 2, 255].into(), ..inbound() }.bytes();
-    assert_eq!(host.decapsulate(&of_everyone, crate::support::host::host_b()).icmp(), None);
+    assert_eq!(host.decapsulate(&of_everyone, support::host::host_b()).icmp(), None);
 }
 
 /// R40, when the path shows its width only at sending.

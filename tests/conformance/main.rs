@@ -1,14 +1,5 @@
-//! The core against the conformance list (R numbers) and the list of faults, packet by packet, and against a model.
+//! The core against `docs/conformance.md` (R numbers) and `docs/faults.md`, packet by packet, and against a model.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
-
-#[path = "../support/allocations.rs"]
-mod allocations;
-#[path = "../../fuzz/bodies/mod.rs"]
-mod bodies;
-#[path = "../support/corpus.rs"]
-mod seeds;
-#[path = "../support/mod.rs"]
-mod support;
 
 mod addresses;
 mod corpus;
@@ -28,3 +19,8 @@ mod size;
 mod stateful;
 mod ttl;
 mod tunnel;
+
+use support::allocations::Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;

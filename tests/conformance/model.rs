@@ -8,13 +8,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::support::host::{Host, Outcome, net, routes};
-use crate::support::model;
-use crate::support::packet::{
+use support::host::{Host, Outcome, net, routes};
+use support::model;
+use support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, UDP, icmp, pattern,
     repair_checksum, udp,
 };
-use crate::support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
+use support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
 
 /// Addresses that mean something to the overlay, those at the edge of meaning something, and any others.
 fn address() -> impl Strategy<Value = Ipv4Addr> {
@@ -136,12 +136,6 @@ fn host() -> impl Strategy<Value = Host> {
     (overlay, table).prop_map(|((policy, peer_check, mtu, icmp_ttl), table)| {
         Host::new(Overlay { peer_check, icmp_ttl, ..overlay_of(policy, mtu) }, table)
     })
-}
-
-impl core::fmt::Debug for Host {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Host").field("overlay", self.overlay()).field("routes", &self.routes).finish()
-    }
 }
 
 proptest! {

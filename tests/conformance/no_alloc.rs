@@ -7,9 +7,9 @@ use core::time::Duration;
 use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, TooLong, Transit};
 use loden::route::{Route, RouteChange, RoutePublisher};
 
-use crate::allocations::allocations;
-use crate::support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes, way};
-use crate::support::packet::{
+use support::allocations::allocations;
+use support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes, way};
+use support::packet::{
     DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, repair_checksum, udp,
 };
 

@@ -4,8 +4,8 @@ use core::net::SocketAddr;
 
 use loden::forward::{DropReason, Overlay, Transit};
 
-use crate::support::host::{Host, NOBODY, POD_B, host_a, host_b, inbound, outbound, overlay, own};
-use crate::support::packet::{DF, Ipv4, STRICT_SOURCE_ROUTE, pattern, udp};
+use support::host::{Host, NOBODY, POD_B, host_a, host_b, inbound, outbound, overlay, own};
+use support::packet::{DF, Ipv4, STRICT_SOURCE_ROUTE, pattern, udp};
 
 /// One thing wrong with a packet. Two defects can be in one packet if they touch different fields.
 struct Defect {

@@ -6,9 +6,9 @@ use core::time::Duration;
 use loden::forward::{IcmpOutcome, Overlay, PathMode, PathMtus, SourcePort, Transit};
 use loden::wire::DatagramTooBig;
 
-use crate::bodies::path_mtu::{BY_FLOW, REPAIR, encode};
-use crate::support::host::{Host, NOBODY, POD, POD_A, POD_B, host_a, host_b, overlay, own, routes};
-use crate::support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, TCP, UDP, ones_sum, pattern, udp};
+use bodies::path_mtu::{BY_FLOW, REPAIR, encode};
+use support::host::{Host, NOBODY, POD, POD_A, POD_B, host_a, host_b, overlay, own, routes};
+use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, TCP, UDP, ones_sum, pattern, udp};
 
 /// A router on the way.
 const ROUTER: [u8; 4] = [10, 168, 0, 1];
@@ -338,7 +338,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("below-68", one(of(67, own(), host_a()))),
         ("by-flow", encode(BY_FLOW, [(0, of(1300, other_port, host_a()).as_slice())])),
         ("confirmed", several(&[(0, ordinary()), (59, ordinary()), (59, of(1400, own(), host_a())), (2, vec![])])),
-        ("echo", one(Ipv4 { protocol: ICMP, payload: crate::support::packet::icmp(8, 0, b"ping"), ..about() }.bytes())),
+        ("echo", one(Ipv4 { protocol: ICMP, payload: support::packet::icmp(8, 0, b"ping"), ..about() }.bytes())),
         ("empty", vec![]),
         ("exactly-68", one(of(68, own(), host_a()))),
         ("falls-and-rises", several(&[(0, ordinary()), (1, of(1200, own(), host_a())), (60, ordinary())])),

@@ -1,11 +1,11 @@
-//! Section C through the forwarder. The table itself is held against a naive one in `tests/route_table.rs`.
+//! Routes through the forwarder. The table itself is held against a naive one in `tests/route_table`.
 
 use loden::forward::{RejectReason, ReplyTo};
 use loden::route::Route;
 
-use crate::support::host::{Host, NOBODY, Outcome, POD, host_a, host_b, net, outbound, overlay, routes};
-use crate::support::icmp::Message;
-use crate::support::packet::Ipv4;
+use support::host::{Host, NOBODY, Outcome, POD, host_a, host_b, net, outbound, overlay, routes};
+use support::icmp::Message;
+use support::packet::Ipv4;
 
 fn sent_to(host: &Host, destination: [u8; 4]) -> Option<core::net::SocketAddr> {
     match host.encapsulate(&Ipv4::new(POD, destination).bytes()) {

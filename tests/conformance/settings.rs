@@ -3,7 +3,7 @@
 use loden::forward::{Forwarder, Overlay, OverlayError};
 use loden::ipnet::IpNet;
 
-use crate::support::host::{net, overlay, own};
+use support::host::{net, overlay, own};
 
 fn refused(overlay: Overlay) -> OverlayError {
     Forwarder::new(overlay).map(drop).unwrap_err()

@@ -1,12 +1,12 @@
-//! Section G: what is too long, and what is said about it.
+//! Size: what is too long, and what is said about it.
 
 use loden::forward::{DropReason, Overlay, OverlayError, RejectReason, ReplyTo, TtlPolicy};
 use loden::route::Route;
 
-use crate::support::host::{Host, Outcome, POD_A, host_a, inbound, net, outbound, overlay, routes};
-use crate::support::icmp::Message;
-use crate::support::model;
-use crate::support::packet::{DF, Ipv4, MF, pattern, with_ttl};
+use support::host::{Host, Outcome, POD_A, host_a, inbound, net, outbound, overlay, routes};
+use support::icmp::Message;
+use support::model;
+use support::packet::{DF, Ipv4, MF, pattern, with_ttl};
 
 fn of_length(total: usize, fragment: u16) -> Ipv4 {
     Ipv4 { payload: pattern(total - 20), fragment, ..outbound() }

@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use crate::bodies::stateful::script::op;
-use crate::bodies::stateful::{history, run};
-use crate::seeds::{assert_committed, run_over};
-use crate::support::scenario::policy;
+use bodies::stateful::script::op;
+use bodies::stateful::{history, run};
+use support::corpus::{assert_committed, run_over};
+use support::scenario::policy;
 
 type Step = [u8; 5];
 

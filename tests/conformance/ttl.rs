@@ -1,9 +1,9 @@
-//! Sections D and E: the TTL, the checksum that goes with it, and the policies.
+//! TTL and checksums: the TTL, the checksum that goes with it, and the policies.
 
 use loden::forward::{DropReason, Overlay, RejectReason, ReplyTo, TtlPolicy};
 
-use crate::support::host::{Host, Outcome, POD, POD_A, POD_B, host_a, host_b, inbound, outbound, overlay, routes};
-use crate::support::packet::{Ipv4, ones_sum, pattern, with_ttl};
+use support::host::{Host, Outcome, POD, POD_A, POD_B, host_a, host_b, inbound, outbound, overlay, routes};
+use support::packet::{Ipv4, ones_sum, pattern, with_ttl};
 
 #[derive(Debug, PartialEq)]
 enum Fate {

@@ -1,14 +1,14 @@
-//! Section H: who may send what to whom, and what would go round in circles.
+//! Tunnel: who may send what to whom, and what would go round in circles.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use loden::forward::{DropReason, Overlay, PeerCheck, ReplyTo, SourceCheck, Transit};
 use loden::route::Route;
 
-use crate::support::host::{
+use support::host::{
     Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, inbound, net, outbound, overlay, own, routes,
 };
-use crate::support::packet::{Ipv4, TCP, udp};
+use support::packet::{Ipv4, TCP, udp};
 
 fn transit() -> Overlay {
     Overlay { transit: Transit::Allowed, ..overlay() }

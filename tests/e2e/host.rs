@@ -193,7 +193,7 @@ fn the_commands_of_the_readme_are_enough_for_the_preflight() {
     let look = || host.enter(|| check(&config));
     let names = |found: &[Finding]| found.iter().map(Finding::name).collect::<Vec<_>>();
     assert_eq!(names(&look()), ["forward_dropped", "input_dropped", "input_dropped", "port_tracked"]);
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
     let (_, operations) = readme.split_once("## Operations").unwrap();
     // Forwarding, firewall, masquerade.
     for block in operations.split("```sh").skip(1).take(3) {

@@ -2,27 +2,27 @@
 //!
 //! `LODEN_WRITE_SEEDS=1 cargo test --all-features --test lease seeds` writes them anew.
 
-use crate::bodies;
-use crate::seeds::{assert_committed, run_over};
+use bodies::lease;
+use support::corpus::{assert_committed, run_over};
 
 #[test]
 fn lease_key_over_the_corpus() {
-    run_over("lease_key", bodies::key::run);
+    run_over("lease_key", lease::key::run);
 }
 
 #[test]
 fn lease_value_over_the_corpus() {
-    run_over("lease_value", bodies::value::run);
+    run_over("lease_value", lease::value::run);
 }
 
 #[test]
 fn network_config_over_the_corpus() {
-    run_over("network_config", bodies::config::run);
+    run_over("network_config", lease::config::run);
 }
 
 #[test]
 fn subnet_env_over_the_corpus() {
-    run_over("subnet_env", bodies::subnet_env::run);
+    run_over("subnet_env", lease::subnet_env::run);
 }
 
 #[test]

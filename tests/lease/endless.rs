@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use loden::forward::{DirectionCounters, DropReason};
 
-use crate::allocations::bytes_kept;
-use crate::churn::Feeder;
+use support::allocations::bytes_kept;
+use support::churn::Feeder;
 
 /// What is drained and published at once, at most, in leases.
 const BATCH: u32 = 2000;

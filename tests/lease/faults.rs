@@ -1,10 +1,10 @@
-//! The list of faults, where it is about leases.
+//! Rows of `docs/faults.md` that are about leases.
 
 use loden::lease::{Conflict, Lease, LeaseEvent, LeaseId, Reconciler, Refusal};
 use loden::route::RouteError;
 
-use crate::allocations::bytes_kept;
 use crate::{SOURCE, added, at, host, lease, listed, net, ours, routes, set, snapshot};
+use support::allocations::bytes_kept;
 
 /// Fault 45, in one list: every odd lease is reported by name, and the good ones are routed.
 #[test]

@@ -61,10 +61,10 @@ proptest! {
     #[test]
     fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in ".{0,40}") {
         for bytes in [bytes.as_slice(), text.as_bytes()] {
-            crate::bodies::key::run(bytes);
-            crate::bodies::value::run(bytes);
-            crate::bodies::config::run(bytes);
-            crate::bodies::subnet_env::run(bytes);
+            bodies::lease::key::run(bytes);
+            bodies::lease::value::run(bytes);
+            bodies::lease::config::run(bytes);
+            bodies::lease::subnet_env::run(bytes);
         }
     }
 }

@@ -1,22 +1,12 @@
 //! Leases against a full recompute, the mistakes of others by their numbers, flannel's formats, and allocation.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-#[path = "../support/allocations.rs"]
-mod allocations;
-#[path = "../../fuzz/bodies/lease/mod.rs"]
-mod bodies;
-#[path = "../support/churn.rs"]
-mod churn;
-#[path = "../support/corpus.rs"]
-mod seeds;
-
 mod allocate;
 mod corpus;
 mod endless;
 mod faults;
 mod formats;
 mod mistakes;
-mod model;
 mod properties;
 mod renewal_timer;
 mod subnet_file;
@@ -26,6 +16,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{Route, RouteChange};
+use support::allocations::Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 const SOURCE: SourceId = SourceId(0);
 

@@ -9,8 +9,8 @@ use loden::route::{RouteChange, RoutePublisher};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::model::{Expected, Key, Model, recompute, text};
 use crate::{host, net};
+use support::leases::{Expected, Key, Model, recompute, text};
 
 /// Few, and all that can be wrong with one: they meet all the time.
 fn any_lease() -> impl Strategy<Value = Lease> {

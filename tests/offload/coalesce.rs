@@ -3,12 +3,12 @@
 use loden::offload::{Coalesce, Coalesced, Coalescer, PACKETS_MAX};
 use proptest::prelude::*;
 
-use crate::bodies;
-use crate::bodies::coalesce::round_trip;
-use crate::bodies::model::{ACK, CWR, FIN, PSH, RST, SYN, Tcp, URG, complete, timestamp};
-use crate::bodies::script::{Step, odd, steps};
-use crate::support::host::outbound;
-use crate::support::packet::{DF, Ipv4, MF, TCP, pattern, udp};
+use bodies::offload;
+use bodies::offload::coalesce::round_trip;
+use bodies::offload::model::{ACK, CWR, FIN, PSH, RST, SYN, Tcp, URG, complete, timestamp};
+use bodies::offload::script::{Step, odd, steps};
+use support::host::outbound;
+use support::packet::{DF, Ipv4, MF, TCP, pattern, udp};
 
 pub(crate) const BOTH: Coalesce = Coalesce { tcp: true, udp: true };
 
@@ -77,7 +77,7 @@ proptest! {
 
     #[test]
     fn what_is_joined_and_cut_is_what_it_was(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        bodies::coalesce::run(&bytes);
+        offload::coalesce::run(&bytes);
     }
 
     /// Most packets ordinary, so that trains grow long.

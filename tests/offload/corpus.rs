@@ -3,27 +3,27 @@
 //! `LODEN_WRITE_SEEDS=1 cargo test --test offload seeds` writes them anew.
 
 use super::inspect::{tcp_super, udp_super};
-use crate::bodies;
-use crate::bodies::model::{PSH, vnet};
-use crate::bodies::script::odd;
-use crate::bodies::vnet::{REPAIR_CHECKSUM, REPAIR_LENGTH};
-use crate::seeds::{assert_committed, run_over};
+use bodies::offload;
+use bodies::offload::model::{PSH, vnet};
+use bodies::offload::script::odd;
+use bodies::offload::vnet::{REPAIR_CHECKSUM, REPAIR_LENGTH};
+use support::corpus::{assert_committed, run_over};
 
 type Seed = (&'static str, Vec<u8>);
 
 #[test]
 fn vnet_over_the_corpus() {
-    run_over("vnet", bodies::vnet::run);
+    run_over("vnet", offload::vnet::run);
 }
 
 #[test]
 fn segment_over_the_corpus() {
-    run_over("segment", bodies::segment::run);
+    run_over("segment", offload::segment::run);
 }
 
 #[test]
 fn coalesce_over_the_corpus() {
-    run_over("coalesce", bodies::coalesce::run);
+    run_over("coalesce", offload::coalesce::run);
 }
 
 #[test]

@@ -4,11 +4,11 @@ use loden::offload::{OffloadAction, OffloadError, VNET_HEADER_LEN, VnetHeader};
 use loden::wire::transport::TransportError;
 use proptest::prelude::*;
 
-use crate::bodies;
-use crate::bodies::model::{self, Tcp, complete, partial, vnet};
-use crate::bodies::segment::check_segments;
-use crate::support::host::outbound;
-use crate::support::packet::{Ipv4, MF, TCP, UDP, pattern, udp, with_ttl};
+use bodies::offload;
+use bodies::offload::model::{self, Tcp, complete, partial, vnet};
+use bodies::offload::segment::check_segments;
+use support::host::outbound;
+use support::packet::{Ipv4, MF, TCP, UDP, pattern, udp, with_ttl};
 
 /// 3,000 bytes of TCP in a GSO packet.
 pub(crate) fn tcp_super() -> Vec<u8> {
@@ -20,7 +20,7 @@ pub(crate) fn udp_super() -> Vec<u8> {
 }
 
 fn error(vnet: &VnetHeader, packet: &[u8]) -> OffloadError {
-    bodies::vnet::check(vnet, packet);
+    offload::vnet::check(vnet, packet);
     vnet.inspect(packet).unwrap_err()
 }
 
@@ -33,12 +33,12 @@ proptest! {
         header in any::<[u8; VNET_HEADER_LEN]>(),
         packet in prop_oneof![Just(tcp_super()), Just(udp_super()), proptest::collection::vec(any::<u8>(), 0..100)],
     ) {
-        bodies::vnet::check(&VnetHeader::from_bytes(header), &packet);
+        offload::vnet::check(&VnetHeader::from_bytes(header), &packet);
     }
 
     #[test]
     fn the_verdict_on_any_bytes_is_the_model_s(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        bodies::vnet::run(&bytes);
+        offload::vnet::run(&bytes);
     }
 }
 
@@ -51,7 +51,7 @@ fn fault_14_each_byte_of_a_vnet_header() {
             for value in 0..=255 {
                 let mut header = right;
                 header[at] = value;
-                bodies::vnet::check(&VnetHeader::from_bytes(header), &packet);
+                offload::vnet::check(&VnetHeader::from_bytes(header), &packet);
             }
         }
     }
@@ -154,7 +154,7 @@ fn fault_18_a_gso_packet_s_checksum_is_where_its_protocol_has_it() {
 fn fault_18_where_no_checksum_is_due_its_place_is_not_looked_at() {
     for packet in [tcp_super(), udp_super()] {
         let header = VnetHeader { flags: 0, csum_start: 1, csum_offset: 2, ..vnet(&packet, 1000) };
-        bodies::vnet::check(&header, &packet);
+        offload::vnet::check(&header, &packet);
         assert!(matches!(header.inspect(&packet), Ok(OffloadAction::Segment(_))));
     }
 }
@@ -199,7 +199,7 @@ fn fault_20_a_tcp_header_that_does_not_fit() {
         segment[12] = words << 4;
         let packet = Ipv4 { protocol: TCP, payload: segment, ..outbound() }.bytes();
         let header = VnetHeader { flags: 1, gso_type: 1, gso_size: 1, csum_start: 20, csum_offset: 16, hdr_len: 0 };
-        bodies::vnet::check(&header, &packet);
+        offload::vnet::check(&header, &packet);
         let result = header.inspect(&packet);
         let error = OffloadError::Transport(TransportError::BadDataOffset { words, have: len });
         assert_eq!(result.err(), (!fits).then_some(error), "{words} words in {len} bytes");

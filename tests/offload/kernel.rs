@@ -12,10 +12,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::Namespace;
 
 use super::coalesce::{BOTH, tcp_train, udp_train};
-use crate::bodies::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
-use crate::bodies::opinion;
-use crate::support::fragments;
-use crate::support::packet::{DF, Ipv4, MF, ROUTER_ALERT, TCP, UDP, pattern, udp, with_ttl};
+use bodies::offload::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
+use bodies::offload::opinion;
+use support::fragments;
+use support::packet::{DF, Ipv4, MF, ROUTER_ALERT, TCP, UDP, pattern, udp, with_ttl};
 
 /// `VIRTIO_NET_HDR_GSO_UDP_L4` of linux/virtio_net.h.
 const GSO_UDP_L4: u8 = 5;

@@ -5,9 +5,9 @@ use loden::offload::{Coalesced, Coalescer, OffloadAction};
 use super::coalesce::{BOTH, udp_train};
 use super::inspect::{tcp_super, udp_super};
 use super::segment::segments;
-use crate::allocations::allocations;
-use crate::bodies::model::vnet;
-use crate::bodies::script::steps;
+use bodies::offload::model::vnet;
+use bodies::offload::script::steps;
+use support::allocations::allocations;
 
 #[test]
 fn cutting_does_not_allocate() {

@@ -3,9 +3,9 @@
 use loden::offload::{Coalesced, Coalescer};
 
 use super::coalesce::{BOTH, udp_train};
-use crate::bodies::model::complete;
-use crate::support::host::outbound;
-use crate::support::packet::{ICMP, Ipv4, icmp, pattern, udp};
+use bodies::offload::model::complete;
+use support::host::outbound;
+use support::packet::{ICMP, Ipv4, icmp, pattern, udp};
 
 /// Packet `number` of the flow with this source port.
 fn datagram(port: u16, number: u8) -> Vec<u8> {

@@ -3,11 +3,11 @@
 use loden::offload::OffloadAction;
 use proptest::prelude::*;
 
-use crate::bodies;
-use crate::bodies::model::{Tcp, partial, timestamp, vnet};
-use crate::bodies::opinion;
-use crate::support::host::outbound;
-use crate::support::packet::{DF, Ipv4, TCP, pattern, udp};
+use bodies::offload;
+use bodies::offload::model::{Tcp, partial, timestamp, vnet};
+use bodies::offload::opinion;
+use support::host::outbound;
+use support::packet::{DF, Ipv4, TCP, pattern, udp};
 
 /// The packets of a GSO packet.
 pub(crate) fn segments(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
@@ -34,7 +34,7 @@ proptest! {
         seed in proptest::collection::vec(any::<u8>(), 0..64),
     ) {
         let bytes = [&shape[..], &size.to_be_bytes(), &len.to_be_bytes(), &[0], &seed].concat();
-        bodies::segment::run(&bytes);
+        offload::segment::run(&bytes);
     }
 }
 

@@ -2,8 +2,8 @@
 
 use core::net::Ipv4Addr;
 
-use crate::support::icmp::Message;
-use crate::support::packet::{DF, ICMP, Ipv4, ones_sum};
+use support::icmp::Message;
+use support::packet::{DF, ICMP, Ipv4, ones_sum};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {

@@ -10,12 +10,12 @@ use crate::options::CIPSO;
 use crate::reference::Reference;
 use crate::router::Place;
 use crate::shape::Shape;
-use crate::support::fragments::assert_sound;
-use crate::support::host::Outcome;
-use crate::support::icmp::Message;
-use crate::support::model::option_kinds;
-use crate::support::packet::with_ttl;
 use crate::world::World;
+use support::fragments::assert_sound;
+use support::host::Outcome;
+use support::icmp::Message;
+use support::model::option_kinds;
+use support::packet::with_ttl;
 
 /// How often the kernel says to one source that a network is unreachable before it waits: see `SETTINGS` in the router.
 const UNREACHABLE_BURST: u8 = 5;

@@ -8,12 +8,12 @@ use proptest::sample::select;
 use proptest::strategy::Union;
 
 use crate::shape::{Edit, FRESH, Shape};
-use crate::support::packet::{
+use crate::sweeps::Way;
+use crate::world::BROADCASTS;
+use support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, UDP, icmp, pattern,
     udp,
 };
-use crate::sweeps::Way;
-use crate::world::BROADCASTS;
 
 /// Packets that come in this way.
 pub(crate) fn shapes(way: Way) -> impl Strategy<Value = Shape> {

@@ -8,9 +8,9 @@ use crate::known_difference::KnownDifference;
 use crate::options::{Walk, blanked};
 use crate::reference::{Expected, Reference, is_nobodys};
 use crate::router::Place;
-use crate::support::fragments::reassembled;
-use crate::support::packet::{ICMP, MF, repair_checksum, with_ttl};
 use crate::world::World;
+use support::fragments::reassembled;
+use support::packet::{ICMP, MF, repair_checksum, with_ttl};
 
 /// Bytes of the longest error, less the headers in front of the quote.
 const QUOTE_MAX: usize = 576 - 28;

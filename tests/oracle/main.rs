@@ -5,10 +5,6 @@
 //! seed; `LODEN_ORACLE_SEED` repeats it.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-#[expect(dead_code, reason = "what the tests of the core share is more than is needed here")]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod answer;
 mod compare;
 mod generate;
@@ -105,7 +101,7 @@ fn run(world: World, fates: &[&str]) {
     }
 }
 
-/// Sections A, B and D.
+/// The sections on headers, addresses and TTL of `docs/conformance.md`.
 const FATES: [&str; 15] = [
     "drop too_short",
     "drop bad_version",

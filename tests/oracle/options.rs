@@ -3,7 +3,7 @@
 
 use core::net::Ipv4Addr;
 
-use crate::support::packet::address_at;
+use support::packet::address_at;
 
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;

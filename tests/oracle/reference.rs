@@ -10,9 +10,9 @@ use crate::answer::Answer;
 use crate::known_difference::KnownDifference;
 use crate::options::Walk;
 use crate::router::Place;
-use crate::support::host::{Outcome, POD};
-use crate::support::packet::{address_at, repair_checksum};
 use crate::world::{World, place_of};
+use support::host::{Outcome, POD};
+use support::packet::{address_at, repair_checksum};
 
 const TTL: usize = 8;
 const SOURCE: Range<usize> = 12..16;

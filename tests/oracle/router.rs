@@ -9,7 +9,7 @@ use loden::sys::{PACKET_MAX, Tun, TunConfig, TunError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::Namespace;
 
-use crate::support::packet::{Ipv4, udp};
+use support::packet::{Ipv4, udp};
 
 /// For what takes microseconds.
 const SOON: Duration = Duration::from_secs(20);

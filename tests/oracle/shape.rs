@@ -2,7 +2,7 @@
 
 use core::net::Ipv4Addr;
 
-use crate::support::packet::{Ipv4, repair_checksum};
+use support::packet::{Ipv4, repair_checksum};
 
 /// Stands for a source that nothing was heard of yet.
 pub(crate) const FRESH: Ipv4Addr = Ipv4Addr::new(100, 65, 43, 21);

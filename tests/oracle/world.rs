@@ -14,9 +14,9 @@ use loden::route::Route;
 
 use crate::known_difference::KnownDifference;
 use crate::router::{Link, Place, Router, Table};
-use crate::support::host::{Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, net, overlay, routes};
-use crate::support::model;
-use crate::support::packet::{Ipv4, address_at};
+use support::host::{Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, net, overlay, routes};
+use support::model;
+use support::packet::{Ipv4, address_at};
 
 /// A pod of host C.
 pub(crate) const POD_C: Ipv4Addr = Ipv4Addr::new(100, 96, 4, 5);
@@ -157,7 +157,7 @@ impl World {
         }
     }
 
-    /// And what the conformance list makes of it.
+    /// And what `docs/conformance.md` makes of it.
     pub(crate) fn by_the_list(&self, entry: Place, packet: &[u8]) -> Outcome {
         match entry {
             Place::Tun => model::encapsulate(&self.host, packet),

@@ -1,7 +1,5 @@
 //! The route table against a naive one: a list searched from end to end.
 
-#[path = "../support/allocations.rs"]
-mod allocations;
 mod room;
 
 use std::collections::HashMap;
@@ -10,8 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteChange, RouteError, RoutePublisher, RouteTable};
 use proptest::prelude::*;
+use support::allocations::{Counting, bytes_kept};
 
-use allocations::bytes_kept;
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// The oracle: every prefix looked at for every lookup.
 #[derive(Clone, Default)]

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher, RouteTable};
 
-use crate::allocations::bytes_kept;
 use crate::{Naive, assert_same, net, route};
+use support::allocations::bytes_kept;
 
 /// The publisher frees old tables as soon as no reader has them any more; a reader never does.
 #[test]

@@ -10,10 +10,6 @@
 //! It takes a minute, or `LODEN_SOAK_SECONDS`; the seed of the order of the faults is printed, and `LODEN_SOAK_SEED` repeats it.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-#[expect(dead_code, reason = "what the tests of the core share is more than is needed here")]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod answers;
 mod chance;
 mod churn;

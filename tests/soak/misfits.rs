@@ -11,8 +11,8 @@ use testbed::TwoHosts;
 use crate::chance::Chance;
 use crate::lab::{Lab, STRANGERS};
 use crate::side::{SIDES, Side};
-use crate::support::packet::{Ipv4, LOOSE_SOURCE_ROUTE, UDP, udp};
 use crate::tunnel::{Flow, Tally};
+use support::packet::{Ipv4, LOOSE_SOURCE_ROUTE, UDP, udp};
 
 /// An address of the overlay that no host owns.
 pub(crate) const HOLE: [u8; 4] = [100, 96, 200, 7];

@@ -1,14 +1,17 @@
-//! An allocator that counts, thread by thread, for a whole test binary.
+//! An allocator that counts, thread by thread. A test binary that counts makes it the global one:
+//!
+//! ```text
+//! #[global_allocator]
+//! static ALLOCATOR: Counting = Counting;
+//! ```
 #![expect(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts and hands on")]
 
 use core::cell::Cell;
 use core::hint::black_box;
 use std::alloc::{GlobalAlloc, Layout, System};
 
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+#[derive(Debug)]
+pub struct Counting;
 
 std::thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -50,7 +53,8 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Calls to the allocator by this thread while `work` ran, freeing included.
-pub(crate) fn allocations(work: impl FnOnce()) -> u64 {
+pub fn allocations(work: impl FnOnce()) -> u64 {
+    assert_counting();
     let before = ALLOCATIONS.with(Cell::get);
     work();
     ALLOCATIONS.with(Cell::get) - before
@@ -58,11 +62,23 @@ pub(crate) fn allocations(work: impl FnOnce()) -> u64 {
 
 /// Bytes that this thread allocated while `work` ran, less those it freed. What one thread allocates and another frees adds up
 /// over the two.
-pub(crate) fn bytes_kept<T>(work: impl FnOnce() -> T) -> (i64, T) {
+pub fn bytes_kept<T>(work: impl FnOnce() -> T) -> (i64, T) {
+    assert_counting();
     let before = BYTES.with(Cell::get);
     let outcome = work();
     (BYTES.with(Cell::get) - before, outcome)
 }
+
+/// A binary with another allocator would count nothing, and every test of it would pass.
+fn assert_counting() {
+    let before = ALLOCATIONS.with(Cell::get);
+    drop(black_box(Box::new(black_box(1u8))));
+    assert!(ALLOCATIONS.with(Cell::get) > before, "`Counting` is not this binary's global allocator");
+}
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn the_allocator_counts() {

@@ -29,7 +29,7 @@ const HOSTS: u32 = 0xac10_0000;
 const BEAT_HOSTS: u32 = 0xc0a8_0000;
 
 /// The control thread's side: events through a reconciler to a publisher. Leases are known by their subnets' first addresses.
-pub(crate) struct Feeder {
+pub struct Feeder {
     reconciler: Reconciler<u32>,
     publisher: RoutePublisher,
     random: Random,
@@ -41,7 +41,8 @@ pub(crate) struct Feeder {
 
 impl Feeder {
     /// Without leases.
-    pub(crate) fn new() -> Self {
+    #[expect(clippy::new_without_default, reason = "nobody needs a default one")]
+    pub fn new() -> Self {
         let host = Host::new(network(), own_subnet(), OWN);
         Self {
             reconciler: Reconciler::new(host),
@@ -53,7 +54,7 @@ impl Feeder {
         }
     }
 
-    pub(crate) fn observer(&self, seed: u64) -> Observer {
+    pub fn observer(&self, seed: u64) -> Observer {
         let forwarder = Forwarder::new(Overlay::new(network(), own_subnet(), OWN)).expect("an overlay");
         Observer {
             reader: self.publisher.reader(),
@@ -65,7 +66,7 @@ impl Feeder {
     }
 
     /// The list in which all twins are there and no hopper is over. Returns the version that is published then.
-    pub(crate) fn list_all(&mut self) -> u32 {
+    pub fn list_all(&mut self) -> u32 {
         self.version += 1;
         self.is_there.fill(true);
         self.is_over.fill(false);
@@ -77,12 +78,12 @@ impl Feeder {
     }
 
     /// The list with nothing in it.
-    pub(crate) fn list_nothing(&mut self) {
+    pub fn list_nothing(&mut self) {
         self.take([LeaseEvent::Snapshot(Vec::new())]);
     }
 
     /// Events for about so many leases, drained and published at once. Returns the version, and how many events those were.
-    pub(crate) fn change(&mut self, leases: u32) -> (u32, usize) {
+    pub fn change(&mut self, leases: u32) -> (u32, usize) {
         self.version += 1;
         let (mut events, mut other_side) = (vec![added(beat(self.version))], Vec::new());
         for _ in 0..leases.div_ceil(3) {
@@ -111,7 +112,7 @@ impl Feeder {
     }
 
     /// Gives back what readers have let go of since the last table was published.
-    pub(crate) fn sweep(&mut self) {
+    pub fn sweep(&mut self) {
         assert_eq!(self.publisher.apply([]).changed, 0);
     }
 
@@ -130,7 +131,7 @@ impl Feeder {
 const LOOKS_PER_WALK: u32 = 4096;
 
 /// A worker's side: packets, each batch by one table.
-pub(crate) struct Observer {
+pub struct Observer {
     reader: RouteReader,
     forwarder: Forwarder,
     random: Random,
@@ -142,7 +143,7 @@ impl Observer {
     /// Routes a batch of packets, begun after the version `published` was. Every verdict must be one that a whole table can give,
     /// and one not older than that; from time to time those for all leases must be, and be as many as the table has routes.
     /// Returns the table's version; `None` if nothing is in it.
-    pub(crate) fn look(&mut self, published: u32) -> Option<u32> {
+    pub fn look(&mut self, published: u32) -> Option<u32> {
         let Self { reader, forwarder, random, flow, looks } = self;
         let table = reader.load();
         let mut next_hop = |bits| next_hop(bits, forwarder, table, flow);
@@ -167,7 +168,7 @@ impl Observer {
     }
 
     /// Where all the packets went.
-    pub(crate) fn flow(&self) -> &DirectionCounters {
+    pub fn flow(&self) -> &DirectionCounters {
         &self.flow
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 fn directory(target: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "../../fuzz/corpus", target].iter().collect()
 }
 
 /// The contents of a directory's files, but not of the directories in it.
@@ -14,7 +14,7 @@ fn files_in(directory: PathBuf) -> impl Iterator<Item = Vec<u8>> {
 }
 
 /// Runs a body over what a fuzzer found, and over every seed, over each with every byte changed, and over its fronts.
-pub(crate) fn run_over(target: &str, body: fn(&[u8])) {
+pub fn run_over(target: &str, body: fn(&[u8])) {
     let found = files_in(directory(target).join("found")).map(|bytes| body(&bytes)).count();
     assert!(found > 0, "nothing was found by fuzzing {target}");
     let mut seeds = 0;
@@ -35,7 +35,7 @@ pub(crate) fn run_over(target: &str, body: fn(&[u8])) {
 }
 
 /// The committed seeds are these; with `LODEN_WRITE_SEEDS` set they are written first.
-pub(crate) fn assert_committed<B: AsRef<[u8]>>(target: &str, seeds: impl IntoIterator<Item = (&'static str, B)>) {
+pub fn assert_committed<B: AsRef<[u8]>>(target: &str, seeds: impl IntoIterator<Item = (&'static str, B)>) {
     for (name, seed) in seeds {
         let path = directory(target).join(name);
         if std::env::var_os("LODEN_WRITE_SEEDS").is_some() {

@@ -9,7 +9,7 @@ use super::model::option_kinds;
 use super::packet::{MF, repair_checksum};
 
 /// Puts pieces together that come in an order drawn from `order`.
-pub(crate) fn reassembled(offset: u16, pieces: &[Vec<u8>], order: usize) -> Vec<u8> {
+pub fn reassembled(offset: u16, pieces: &[Vec<u8>], order: usize) -> Vec<u8> {
     let mut waiting: Vec<_> = (0..pieces.len()).collect();
     let mut reassembly = Reassembly::new(offset);
     while !waiting.is_empty() {
@@ -20,7 +20,7 @@ pub(crate) fn reassembled(offset: u16, pieces: &[Vec<u8>], order: usize) -> Vec<
 }
 
 /// What holds for every piece by itself, as etherparse reads it.
-pub(crate) fn assert_sound(packet: &[u8], pieces: &[Vec<u8>], mtu: usize) {
+pub fn assert_sound(packet: &[u8], pieces: &[Vec<u8>], mtu: usize) {
     let whole = Ipv4HeaderSlice::from_slice(packet).unwrap();
     for (index, piece) in pieces.iter().enumerate() {
         let is_last = index + 1 == pieces.len();

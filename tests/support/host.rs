@@ -12,38 +12,38 @@ use super::icmp::Message;
 use super::packet::{Ipv4, ones_sum};
 
 /// A pod of ours, and pods of two other hosts.
-pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
-pub(crate) const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
-pub(crate) const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 4);
+pub const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
+pub const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
+pub const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 4);
 /// Inside the overlay network, and nobody's.
-pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(100, 96, 99, 9);
+pub const NOBODY: Ipv4Addr = Ipv4Addr::new(100, 96, 99, 9);
 
 /// A byte that no test packet is made of.
-pub(crate) const CANARY: u8 = 0xfb;
+pub const CANARY: u8 = 0xfb;
 
-pub(crate) fn own() -> SocketAddr {
+pub fn own() -> SocketAddr {
     ([10, 168, 0, 2], 8285).into()
 }
 
 /// Host A, which owns 100.96.2.0/24 but for its last sixteenth.
-pub(crate) fn host_a() -> SocketAddr {
+pub fn host_a() -> SocketAddr {
     ([10, 168, 0, 3], 8285).into()
 }
 
 /// Host B, which owns 100.96.3.0/24 and 100.96.2.240/28; not on flannel's port.
-pub(crate) fn host_b() -> SocketAddr {
+pub fn host_b() -> SocketAddr {
     ([10, 168, 0, 4], 9000).into()
 }
 
-pub(crate) fn net(address: impl Into<Ipv4Addr>, len: u8) -> Ipv4Net {
+pub fn net(address: impl Into<Ipv4Addr>, len: u8) -> Ipv4Net {
     Ipv4Net::new(address.into(), len).unwrap()
 }
 
-pub(crate) fn overlay() -> Overlay {
+pub fn overlay() -> Overlay {
     Overlay::new(net([100, 96, 0, 0], 16), net([100, 96, 1, 0], 24), own())
 }
 
-pub(crate) fn routes() -> Vec<Route> {
+pub fn routes() -> Vec<Route> {
     vec![
         Route::new(net([100, 96, 2, 0], 24), host_a()),
         Route::new(net([100, 96, 3, 0], 24), host_b()),
@@ -52,18 +52,18 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 /// A packet of a pod of ours for one of host A's.
-pub(crate) fn outbound() -> Ipv4 {
+pub fn outbound() -> Ipv4 {
     Ipv4::new(POD, POD_A)
 }
 
 /// A packet of one of host A's pods for one of ours.
-pub(crate) fn inbound() -> Ipv4 {
+pub fn inbound() -> Ipv4 {
     Ipv4::new(POD_A, POD)
 }
 
 /// A verdict with everything that can be seen of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// To a peer, or (`None`) to the TUN.
     Forward {
         to: Option<SocketAddr>,
@@ -84,7 +84,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Why it was not forwarded.
-    pub(crate) fn reason(&self) -> Option<DropReason> {
+    pub fn reason(&self) -> Option<DropReason> {
         match self {
             Self::Forward { .. } | Self::Fragments { .. } => None,
             Self::Reject { reason, .. } => Some((*reason).into()),
@@ -93,7 +93,7 @@ impl Outcome {
     }
 
     /// The ICMP packet that goes with a reject.
-    pub(crate) fn icmp(&self) -> Option<&[u8]> {
+    pub fn icmp(&self) -> Option<&[u8]> {
         match self {
             Self::Reject { answer: Some((_, bytes)), .. } => Some(bytes),
             Self::Reject { answer: None, .. } | Self::Forward { .. } | Self::Fragments { .. } | Self::Drop(_) => None,
@@ -101,20 +101,26 @@ impl Outcome {
     }
 }
 
-pub(crate) struct Host {
-    pub(crate) forwarder: Forwarder,
-    pub(crate) table: RouteTable,
-    pub(crate) routes: Vec<Route>,
+pub struct Host {
+    pub forwarder: Forwarder,
+    pub table: RouteTable,
+    pub routes: Vec<Route>,
+}
+
+impl core::fmt::Debug for Host {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Host").field("overlay", self.overlay()).field("routes", &self.routes).finish()
+    }
 }
 
 impl Host {
-    pub(crate) fn new(overlay: Overlay, routes: Vec<Route>) -> Self {
+    pub fn new(overlay: Overlay, routes: Vec<Route>) -> Self {
         let table = table_of(&routes);
         Self::with_table(overlay, routes, table)
     }
 
     /// With a table that was made of these routes before.
-    pub(crate) fn with_table(overlay: Overlay, routes: Vec<Route>, table: RouteTable) -> Self {
+    pub fn with_table(overlay: Overlay, routes: Vec<Route>, table: RouteTable) -> Self {
         // Of several routes for one subnet the last stands.
         let stands = |(i, route): &(usize, &Route)| {
             let mut later = routes.iter().skip(i + 1);
@@ -124,29 +130,29 @@ impl Host {
         Self { forwarder: Forwarder::new(overlay).unwrap(), table, routes }
     }
 
-    pub(crate) fn ordinary() -> Self {
+    pub fn ordinary() -> Self {
         Self::new(overlay(), routes())
     }
 
     /// With a default route to `next_hop` beside the others.
-    pub(crate) fn with_default_route(overlay: Overlay, next_hop: SocketAddr) -> Self {
+    pub fn with_default_route(overlay: Overlay, next_hop: SocketAddr) -> Self {
         let mut routes = routes();
         routes.push(Route::new(net([0, 0, 0, 0], 0), next_hop));
         Self::new(overlay, routes)
     }
 
-    pub(crate) fn overlay(&self) -> &Overlay {
+    pub fn overlay(&self) -> &Overlay {
         self.forwarder.overlay()
     }
 
     /// The longest match, by looking at every route.
-    pub(crate) fn naive_route(&self, address: Ipv4Addr) -> Option<&Route> {
+    pub fn naive_route(&self, address: Ipv4Addr) -> Option<&Route> {
         let len = |route: &Route| route.subnet.prefix_len();
         self.routes.iter().filter(|route| holds(route.subnet, address)).max_by_key(|route| len(route))
     }
 
     /// What becomes of a packet out of the TUN. Checks on the way what holds for every verdict.
-    pub(crate) fn encapsulate(&self, packet: &[u8]) -> Outcome {
+    pub fn encapsulate(&self, packet: &[u8]) -> Outcome {
         let mut buffer = packet.to_vec();
         let outcome = match self.forwarder.encapsulate(&mut buffer, &self.table) {
             Encap::Send(transmit) => {
@@ -162,7 +168,7 @@ impl Host {
     }
 
     /// What becomes of a packet that was let pass to host A and that the path refused.
-    pub(crate) fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
+    pub fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
         let before = sent.to_vec();
         let outcome = match self.forwarder.refused_as_too_long(sent, way(), mtu, &self.table) {
             TooLong::Fragment(fragments) => fragments_outcome(fragments),
@@ -177,7 +183,7 @@ impl Host {
     }
 
     /// What becomes of a datagram from the underlay, likewise.
-    pub(crate) fn decapsulate(&self, datagram: &[u8], from: SocketAddr) -> Outcome {
+    pub fn decapsulate(&self, datagram: &[u8], from: SocketAddr) -> Outcome {
         let mut buffer = datagram.to_vec();
         let outcome = match self.forwarder.decapsulate(&mut buffer, from, &self.table) {
             Decap::Deliver(bytes) => Outcome::Forward { to: None, bytes: bytes.to_vec() },
@@ -190,17 +196,17 @@ impl Host {
 }
 
 /// The way to host A.
-pub(crate) fn way() -> Way {
+pub fn way() -> Way {
     Way::from(&Transmit::datagram(host_a(), &[]))
 }
 
-pub(crate) fn table_of(routes: &[Route]) -> RouteTable {
+pub fn table_of(routes: &[Route]) -> RouteTable {
     let (table, refused) = RouteTable::try_from_routes(routes.iter().copied());
     assert_eq!(refused, [], "the tests use routes that are taken");
     table
 }
 
-pub(crate) fn holds(subnet: IpNet, address: Ipv4Addr) -> bool {
+pub fn holds(subnet: IpNet, address: Ipv4Addr) -> bool {
     let IpAddr::V4(network) = subnet.addr() else { return false };
     let host_bits = 32 - u32::from(subnet.prefix_len());
     u64::from(network.to_bits()) >> host_bits == u64::from(address.to_bits()) >> host_bits

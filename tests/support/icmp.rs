@@ -6,17 +6,17 @@ use etherparse::{Icmpv4Type, NetSlice, SlicedPacket, TransportSlice};
 
 /// A whole ICMP packet of ours whose lengths and checksums were verified.
 #[derive(Debug)]
-pub(crate) struct Message<'a> {
-    pub(crate) ip: etherparse::Ipv4Header,
-    pub(crate) kind: Icmpv4Type,
+pub struct Message<'a> {
+    pub ip: etherparse::Ipv4Header,
+    pub kind: Icmpv4Type,
     /// Type, code and the four bytes after the checksum, as they stand.
-    pub(crate) type_code: [u8; 2],
-    pub(crate) rest: [u8; 4],
-    pub(crate) quote: &'a [u8],
+    pub type_code: [u8; 2],
+    pub rest: [u8; 4],
+    pub quote: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    pub(crate) fn parse(bytes: &'a [u8]) -> Self {
+    pub fn parse(bytes: &'a [u8]) -> Self {
         let packet = SlicedPacket::from_ip(bytes).unwrap();
         let Some(NetSlice::Ipv4(ip)) = &packet.net else { panic!("not IPv4: {packet:?}") };
         let Some(TransportSlice::Icmpv4(message)) = &packet.transport else { panic!("not ICMP: {packet:?}") };
@@ -34,12 +34,12 @@ impl<'a> Message<'a> {
         }
     }
 
-    pub(crate) fn source(&self) -> Ipv4Addr {
+    pub fn source(&self) -> Ipv4Addr {
         self.ip.source.into()
     }
 
     /// What holds for every error about every offender (R42, R44, R45, R47, R49); `offender` is the packet as it arrived.
-    pub(crate) fn assert_sound(&self, offender: &[u8]) {
+    pub fn assert_sound(&self, offender: &[u8]) {
         let total = usize::from(u16::from_be_bytes([offender[2], offender[3]]));
         let whole = usize::from(self.ip.total_len);
         assert!(whole <= 576, "{whole} bytes");

@@ -1,4 +1,4 @@
-//! The forwarder once more, straight from the conformance list: slow, allocating, and with a parser of its own.
+//! The forwarder once more, straight from `docs/conformance.md`: slow, allocating, and with a parser of its own.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -17,7 +17,7 @@ struct Packet<'a> {
     destination: Ipv4Addr,
 }
 
-pub(crate) fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
+pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
     let overlay = host.overlay();
     let packet = match Packet::check(bytes, overlay) {
         Ok(packet) => packet,
@@ -52,7 +52,7 @@ pub(crate) fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
     Outcome::Forward { to: Some(route.next_hop), bytes: packet.with_ttl(ttl) }
 }
 
-pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
+pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     let overlay = host.overlay();
     let peer = match from.ip() {
         IpAddr::V6(address) => address.to_ipv4_mapped().map_or(from.ip(), IpAddr::V4),
@@ -122,7 +122,7 @@ pub(crate) fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcom
 
 /// R51: where each unit of 8 bytes goes is worked out first, then the packets are made field by field. `None` if there is no
 /// room for 8 bytes, or an offset would not fit its 13 bits.
-pub(crate) fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
+pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
     let (head, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
     let copied = copied_options(&head[20..]);
     let later = 20 + copied.len().next_multiple_of(4);
@@ -171,7 +171,7 @@ fn copied_options(mut options: &[u8]) -> Vec<u8> {
 }
 
 impl<'a> Packet<'a> {
-    /// Sections A and B, in the order at the top of the list.
+    /// Header and addresses, in the order at the top of the list.
     fn check(bytes: &'a [u8], overlay: &Overlay) -> Result<Self, DropReason> {
         if bytes.len() < 20 {
             return Err(DropReason::TooShort);
@@ -247,7 +247,7 @@ impl<'a> Packet<'a> {
         host.overlay().underlay == socket || host.routes.iter().any(|route| route.next_hop == socket)
     }
 
-    /// Section F: the rules for when there is an answer, and the answer.
+    /// ICMP errors: the rules for when there is an answer, and the answer.
     fn reject(&self, host: &Host, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
         let broadcast = |address: Ipv4Addr| {
             let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
@@ -290,7 +290,7 @@ impl<'a> Packet<'a> {
 }
 
 /// The kinds of all options up to the end marker; `None` if one does not fit.
-pub(crate) fn option_kinds(mut options: &[u8]) -> Option<Vec<u8>> {
+pub fn option_kinds(mut options: &[u8]) -> Option<Vec<u8>> {
     let mut kinds = Vec::new();
     while let [kind @ 1..=255, rest @ ..] = options {
         kinds.push(*kind);

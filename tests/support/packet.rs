@@ -2,45 +2,45 @@
 
 use core::net::Ipv4Addr;
 
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 
-pub(crate) const DF: u16 = 0x4000;
-pub(crate) const MF: u16 = 0x2000;
+pub const DF: u16 = 0x4000;
+pub const MF: u16 = 0x2000;
 
-pub(crate) const LOOSE_SOURCE_ROUTE: [u8; 7] = [131, 7, 4, 10, 0, 0, 1];
-pub(crate) const STRICT_SOURCE_ROUTE: [u8; 7] = [137, 7, 4, 10, 0, 0, 1];
-pub(crate) const RECORD_ROUTE: [u8; 7] = [7, 7, 4, 0, 0, 0, 0];
-pub(crate) const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
+pub const LOOSE_SOURCE_ROUTE: [u8; 7] = [131, 7, 4, 10, 0, 0, 1];
+pub const STRICT_SOURCE_ROUTE: [u8; 7] = [137, 7, 4, 10, 0, 0, 1];
+pub const RECORD_ROUTE: [u8; 7] = [7, 7, 4, 0, 0, 0, 0];
+pub const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
 
 /// A packet to be. Lengths and checksum are right unless they are set.
 #[derive(Clone, Debug)]
-pub(crate) struct Ipv4 {
-    pub(crate) version: u8,
-    pub(crate) ihl: Option<u8>,
-    pub(crate) tos: u8,
-    pub(crate) total: Option<u16>,
-    pub(crate) id: u16,
+pub struct Ipv4 {
+    pub version: u8,
+    pub ihl: Option<u8>,
+    pub tos: u8,
+    pub total: Option<u16>,
+    pub id: u16,
     /// The three flags and the fragment offset, as they stand in the header.
-    pub(crate) fragment: u16,
-    pub(crate) ttl: u8,
-    pub(crate) protocol: u8,
-    pub(crate) checksum: Option<u16>,
-    pub(crate) source: Ipv4Addr,
-    pub(crate) destination: Ipv4Addr,
+    pub fragment: u16,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub checksum: Option<u16>,
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
     /// Filled up with zeros (end of options) to a multiple of 4.
-    pub(crate) options: Vec<u8>,
-    pub(crate) payload: Vec<u8>,
+    pub options: Vec<u8>,
+    pub payload: Vec<u8>,
     /// Bytes behind the total length.
-    pub(crate) trailer: Vec<u8>,
+    pub trailer: Vec<u8>,
     /// Only so many of all these bytes are received.
-    pub(crate) cut: Option<usize>,
+    pub cut: Option<usize>,
 }
 
 impl Ipv4 {
     /// A UDP packet between two pods.
-    pub(crate) fn new(source: impl Into<Ipv4Addr>, destination: impl Into<Ipv4Addr>) -> Self {
+    pub fn new(source: impl Into<Ipv4Addr>, destination: impl Into<Ipv4Addr>) -> Self {
         Self {
             version: 4,
             ihl: None,
@@ -60,7 +60,7 @@ impl Ipv4 {
         }
     }
 
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let options = self.options.len().next_multiple_of(4);
         let header = 20 + options;
         let total = self.total.unwrap_or((header + self.payload.len()) as u16).to_be_bytes();
@@ -85,7 +85,7 @@ impl Ipv4 {
 
 /// RFC 1071 by its mathematics: ones' complement addition is addition modulo 65,535 whose zero is written 0xFFFF, except
 /// that nothing at all sums to 0.
-pub(crate) fn ones_sum(bytes: &[u8]) -> u16 {
+pub fn ones_sum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u64::from(pair[0]) * 256 + u64::from(*pair.get(1).unwrap_or(&0));
     match bytes.chunks(2).map(word).sum::<u64>() {
         0 => 0,
@@ -94,7 +94,7 @@ pub(crate) fn ones_sum(bytes: &[u8]) -> u16 {
 }
 
 /// Writes the checksum that a full computation gives, over as many bytes as the header says it has or as there are.
-pub(crate) fn repair_checksum(bytes: &mut [u8]) {
+pub fn repair_checksum(bytes: &mut [u8]) {
     let header = bytes.first().map_or(0, |first| usize::from(first & 15) * 4).clamp(20, 60).min(bytes.len());
     if header < 20 {
         return;
@@ -105,7 +105,7 @@ pub(crate) fn repair_checksum(bytes: &mut [u8]) {
 }
 
 /// What a router makes of a packet: another TTL and, computed in full, the checksum that goes with it.
-pub(crate) fn with_ttl(packet: &[u8], ttl: u8) -> Vec<u8> {
+pub fn with_ttl(packet: &[u8], ttl: u8) -> Vec<u8> {
     let mut packet = packet.to_vec();
     packet[8] = ttl;
     repair_checksum(&mut packet);
@@ -113,11 +113,11 @@ pub(crate) fn with_ttl(packet: &[u8], ttl: u8) -> Vec<u8> {
 }
 
 /// The four bytes there.
-pub(crate) fn address_at(packet: &[u8], at: usize) -> Ipv4Addr {
+pub fn address_at(packet: &[u8], at: usize) -> Ipv4Addr {
     Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
 }
 
-pub(crate) fn udp(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
+pub fn udp(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
     let len = (8 + data.len()) as u16;
     let mut bytes: Vec<u8> = [source, destination, len, 0].iter().flat_map(|word| word.to_be_bytes()).collect();
     bytes.extend(data);
@@ -125,7 +125,7 @@ pub(crate) fn udp(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
 }
 
 /// An ICMP message with a right checksum.
-pub(crate) fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+pub fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind, code, 0, 0, 0, 1, 0, 1];
     bytes.extend(body);
     let checksum = !ones_sum(&bytes);
@@ -134,6 +134,6 @@ pub(crate) fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// `len` bytes that differ from their neighbours.
-pub(crate) fn pattern(len: usize) -> Vec<u8> {
+pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 % 251) as u8).collect()
 }

@@ -13,33 +13,33 @@ use loden::route::{Route, RouteTable};
 use super::host::{Host, host_a, host_b, net, overlay, table_of};
 use super::packet::repair_checksum;
 
-pub(crate) mod policy {
-    pub(crate) const TTL_INGRESS: u8 = 1;
-    pub(crate) const TTL_PRESERVE: u8 = 2;
-    pub(crate) const SOURCE_CHECK_OFF: u8 = 1 << 2;
-    pub(crate) const TRANSIT: u8 = 1 << 3;
-    pub(crate) const SOURCE_ROUTES: u8 = 1 << 4;
-    pub(crate) const ICMP_SOURCE_FIXED: u8 = 1 << 5;
+pub mod policy {
+    pub const TTL_INGRESS: u8 = 1;
+    pub const TTL_PRESERVE: u8 = 2;
+    pub const SOURCE_CHECK_OFF: u8 = 1 << 2;
+    pub const TRANSIT: u8 = 1 << 3;
+    pub const SOURCE_ROUTES: u8 = 1 << 4;
+    pub const ICMP_SOURCE_FIXED: u8 = 1 << 5;
     /// The checksum is put right, so that mutated packets get past R5.
-    pub(crate) const REPAIR_CHECKSUM: u8 = 1 << 6;
+    pub const REPAIR_CHECKSUM: u8 = 1 << 6;
     /// The total length is put right, so that they get past R7.
-    pub(crate) const REPAIR_LENGTH: u8 = 1 << 7;
+    pub const REPAIR_LENGTH: u8 = 1 << 7;
 }
 
-pub(crate) const ICMP_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
+pub const ICMP_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 const MTUS: [u16; 4] = [1472, 68, 576, 65_535];
 const ROUTES_MAX: u8 = 9;
-pub(crate) const PEER_CHECKS: [PeerCheck; 3] = [PeerCheck::Address, PeerCheck::AddressPort, PeerCheck::Off];
+pub const PEER_CHECKS: [PeerCheck; 3] = [PeerCheck::Address, PeerCheck::AddressPort, PeerCheck::Off];
 const ROUTE_MTU: u8 = 0x80;
 
-pub(crate) struct Scenario {
-    pub(crate) host: Host,
-    pub(crate) from: SocketAddr,
-    pub(crate) packet: Vec<u8>,
+pub struct Scenario {
+    pub host: Host,
+    pub from: SocketAddr,
+    pub packet: Vec<u8>,
 }
 
 /// Next hops, none inside the overlay network, as on every host whose underlay is not its own overlay.
-pub(crate) fn next_hops() -> [SocketAddr; 8] {
+pub fn next_hops() -> [SocketAddr; 8] {
     [
         host_a(),
         host_b(),
@@ -53,14 +53,14 @@ pub(crate) fn next_hops() -> [SocketAddr; 8] {
 }
 
 /// Those, from other ports too, one dressed as IPv6, and a stranger.
-pub(crate) fn senders() -> [SocketAddr; 10] {
+pub fn senders() -> [SocketAddr; 10] {
     let [a, b, c, d, e, f, g, h] = next_hops();
     let mapped = SocketAddr::new(IpAddr::V6(Ipv4Addr::new(10, 168, 0, 3).to_ipv6_mapped()), 8285);
     [a, SocketAddr::new(b.ip(), 1), c, d, e, f, g, h, mapped, ([10, 9, 9, 9], 8285).into()]
 }
 
 /// The overlay of a policy byte.
-pub(crate) fn overlay_of(policy: u8, mtu: u16) -> Overlay {
+pub fn overlay_of(policy: u8, mtu: u16) -> Overlay {
     Overlay {
         mtu,
         ttl: match policy & 3 {
@@ -84,7 +84,7 @@ pub(crate) fn overlay_of(policy: u8, mtu: u16) -> Overlay {
 
 impl Scenario {
     /// `None` if the bytes end before the packet begins.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
         let ([policy, choice, count], mut rest) = bytes.split_first_chunk()?;
         let mut routes = Vec::new();
         for _ in 0..count % ROUTES_MAX {
@@ -114,7 +114,7 @@ impl Scenario {
 
     /// The bytes of a scenario of [`host::routes`](super::host::routes) and, if given, a default route to the next hop of
     /// that number.
-    pub(crate) fn encode(policy: u8, mtu: u8, sender: u8, default_route: Option<u8>, packet: &[u8]) -> Vec<u8> {
+    pub fn encode(policy: u8, mtu: u8, sender: u8, default_route: Option<u8>, packet: &[u8]) -> Vec<u8> {
         let mut routes = vec![[100, 96, 2, 0, 24, 0], [100, 96, 3, 0, 24, 1], [100, 96, 2, 240, 28, 1]];
         routes.extend(default_route.map(|hop| [0, 0, 0, 0, 0, hop]));
         let mut bytes = vec![policy, sender << 2 | mtu, routes.len() as u8];

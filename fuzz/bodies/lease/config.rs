@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{field, object};
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let read = NetworkConfig::from_json(bytes);
     if let Err(error) = &read {
         assert!(error.to_string().len() < 2048);

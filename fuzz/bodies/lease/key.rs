@@ -3,7 +3,7 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 use loden::lease::flannel::LeaseKey;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let Ok(text) = core::str::from_utf8(bytes) else { return };
     let read = text.parse::<LeaseKey>().ok();
     assert_eq!(read, expected(text), "of {text:?}");

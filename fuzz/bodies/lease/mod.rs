@@ -1,9 +1,9 @@
 //! flannel's formats: what each target does with its input.
 
-pub(crate) mod config;
-pub(crate) mod key;
-pub(crate) mod subnet_env;
-pub(crate) mod value;
+pub mod config;
+pub mod key;
+pub mod subnet_env;
+pub mod value;
 
 use serde_json::{Map, Value};
 

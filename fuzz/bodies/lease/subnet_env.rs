@@ -2,7 +2,7 @@
 
 use loden::lease::flannel::SubnetEnv;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let Ok(text) = core::str::from_utf8(bytes) else { return };
     let read = text.parse::<SubnetEnv>();
     assert_eq!(format!("# FLANNEL_MTU=1\n\n{text}\nOTHER=1\n=\n").parse(), read);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::{field, object};
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let read = LeaseValue::from_json(bytes).ok();
     if let Some(value) = read {
         assert_eq!(LeaseValue::from_json(value.to_json().as_bytes()), Ok(value));

@@ -7,9 +7,9 @@ use loden::wire::ipv4::Ipv4Packet;
 
 use super::model;
 use super::script::{Step, steps};
-use crate::support::packet::{TCP, UDP};
+use support::packet::{TCP, UDP};
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let Some((what, script)) = bytes.split_first() else { return };
     let what = Coalesce { tcp: what & 1 != 0, udp: what & 2 != 0 };
     round_trip(what, &steps(script));
@@ -17,13 +17,13 @@ pub(crate) fn run(bytes: &[u8]) {
 
 /// A packet that came out, and whether it was joined with others on the way.
 #[derive(Clone, Debug)]
-pub(crate) struct Out {
-    pub(crate) packet: Vec<u8>,
-    pub(crate) joined: bool,
+pub struct Out {
+    pub packet: Vec<u8>,
+    pub joined: bool,
 }
 
 /// Everything that comes out, cut again, flushed at the end.
-pub(crate) fn through(coalescer: &mut Coalescer, steps: &[Step]) -> Vec<Out> {
+pub fn through(coalescer: &mut Coalescer, steps: &[Step]) -> Vec<Out> {
     let mut out = Vec::new();
     let mut deliver = |coalesced: Coalesced<'_>| cut(coalesced, &mut out);
     for step in steps {
@@ -59,7 +59,7 @@ fn cut(coalesced: Coalesced<'_>, out: &mut Vec<Out>) {
     }
 }
 
-pub(crate) fn round_trip(what: Coalesce, steps: &[Step]) {
+pub fn round_trip(what: Coalesce, steps: &[Step]) {
     let mut coalescer = Coalescer::new(what);
     let out = through(&mut coalescer, steps);
     assert_eq!(out.len(), steps.len(), "as many come out as went in");

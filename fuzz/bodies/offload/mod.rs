@@ -1,8 +1,8 @@
 //! What the fuzz targets of GSO packets do with their input. The ordinary tests run the same over the committed seeds.
 
-pub(crate) mod coalesce;
-pub(crate) mod model;
-pub(crate) mod opinion;
-pub(crate) mod script;
-pub(crate) mod segment;
-pub(crate) mod vnet;
+pub mod coalesce;
+pub mod model;
+pub mod opinion;
+pub mod script;
+pub mod segment;
+pub mod vnet;

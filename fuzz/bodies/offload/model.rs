@@ -4,33 +4,33 @@
 use loden::offload::{OffloadError, VnetHeader};
 use loden::wire::transport::TransportError;
 
-use crate::support::packet::{TCP, UDP, ones_sum, repair_checksum};
+use support::packet::{TCP, UDP, ones_sum, repair_checksum};
 
-pub(crate) const FIN: u8 = 1;
-pub(crate) const SYN: u8 = 2;
-pub(crate) const RST: u8 = 4;
-pub(crate) const PSH: u8 = 8;
-pub(crate) const ACK: u8 = 16;
-pub(crate) const URG: u8 = 32;
-pub(crate) const CWR: u8 = 128;
+pub const FIN: u8 = 1;
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const PSH: u8 = 8;
+pub const ACK: u8 = 16;
+pub const URG: u8 = 32;
+pub const CWR: u8 = 128;
 
 /// A TCP segment to be. The checksum is left 0: see [`complete`] and [`partial`].
 #[derive(Clone, Debug)]
-pub(crate) struct Tcp {
-    pub(crate) source: u16,
-    pub(crate) destination: u16,
-    pub(crate) sequence: u32,
-    pub(crate) acknowledgment: u32,
-    pub(crate) flags: u8,
-    pub(crate) window: u16,
-    pub(crate) urgent: u16,
+pub struct Tcp {
+    pub source: u16,
+    pub destination: u16,
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    pub flags: u8,
+    pub window: u16,
+    pub urgent: u16,
     /// A multiple of four bytes.
-    pub(crate) options: Vec<u8>,
-    pub(crate) payload: Vec<u8>,
+    pub options: Vec<u8>,
+    pub payload: Vec<u8>,
 }
 
 impl Tcp {
-    pub(crate) fn new(sequence: u32, payload: Vec<u8>) -> Self {
+    pub fn new(sequence: u32, payload: Vec<u8>) -> Self {
         Self {
             source: 40_000,
             destination: 443,
@@ -44,7 +44,7 @@ impl Tcp {
         }
     }
 
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(self.source.to_be_bytes());
         bytes.extend(self.destination.to_be_bytes());
@@ -61,16 +61,16 @@ impl Tcp {
 }
 
 /// Two no-operations and a timestamp, as Linux lays them out.
-pub(crate) fn timestamp(value: u32, echo: u32) -> Vec<u8> {
+pub fn timestamp(value: u32, echo: u32) -> Vec<u8> {
     [[1, 1, 8, 10].as_slice(), &value.to_be_bytes(), &echo.to_be_bytes()].concat()
 }
 
-pub(crate) fn ip_len(packet: &[u8]) -> usize {
+pub fn ip_len(packet: &[u8]) -> usize {
     usize::from(packet[0] & 15) * 4
 }
 
 /// IP and transport header.
-pub(crate) fn headers_len(packet: &[u8]) -> usize {
+pub fn headers_len(packet: &[u8]) -> usize {
     let ip = ip_len(packet);
     ip + if packet[9] == TCP { usize::from(packet[ip + 12] >> 4) * 4 } else { 8 }
 }
@@ -85,12 +85,12 @@ fn pseudo_header(packet: &[u8]) -> Vec<u8> {
 }
 
 /// Pseudo header and transport: `0xFFFF` if the checksum is right.
-pub(crate) fn transport_sum(packet: &[u8]) -> u16 {
+pub fn transport_sum(packet: &[u8]) -> u16 {
     ones_sum(&[&pseudo_header(packet), &packet[ip_len(packet)..]].concat())
 }
 
 /// Writes the whole transport checksum.
-pub(crate) fn complete(mut packet: Vec<u8>) -> Vec<u8> {
+pub fn complete(mut packet: Vec<u8>) -> Vec<u8> {
     let at = checksum_at(&packet);
     packet[at..at + 2].fill(0);
     let sum = match !transport_sum(&packet) {
@@ -102,7 +102,7 @@ pub(crate) fn complete(mut packet: Vec<u8>) -> Vec<u8> {
 }
 
 /// Writes the pseudo header's sum, as the kernel leaves it.
-pub(crate) fn partial(mut packet: Vec<u8>) -> Vec<u8> {
+pub fn partial(mut packet: Vec<u8>) -> Vec<u8> {
     let at = checksum_at(&packet);
     let sum = ones_sum(&pseudo_header(&packet));
     packet[at..at + 2].copy_from_slice(&sum.to_be_bytes());
@@ -110,7 +110,7 @@ pub(crate) fn partial(mut packet: Vec<u8>) -> Vec<u8> {
 }
 
 /// The vnet header that goes with a partial checksum and, if not 0, segments of this size.
-pub(crate) fn vnet(packet: &[u8], gso_size: u16) -> VnetHeader {
+pub fn vnet(packet: &[u8], gso_size: u16) -> VnetHeader {
     let (ip, at) = (ip_len(packet), checksum_at(packet));
     VnetHeader {
         flags: 1,
@@ -127,7 +127,7 @@ pub(crate) fn vnet(packet: &[u8], gso_size: u16) -> VnetHeader {
 }
 
 /// Segment `index` as `inet_gso_segment`, `tcp_gso_segment` and `__udp_gso_segment` make it, every checksum in full.
-pub(crate) fn segment(packet: &[u8], size: usize, index: usize) -> Vec<u8> {
+pub fn segment(packet: &[u8], size: usize, index: usize) -> Vec<u8> {
     let (ip, headers) = (ip_len(packet), headers_len(packet));
     let payload = &packet[headers..];
     let (start, end) = (index * size, payload.len().min((index + 1) * size));
@@ -154,7 +154,7 @@ pub(crate) fn segment(packet: &[u8], size: usize, index: usize) -> Vec<u8> {
 
 /// What has to be done to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     Nothing,
     Checksum,
     Segments(usize),
@@ -162,7 +162,7 @@ pub(crate) enum Verdict {
 }
 
 /// The verdict on a sound IPv4 packet without trailer: the first condition in the list that holds.
-pub(crate) fn inspect(vnet: &VnetHeader, packet: &[u8]) -> Verdict {
+pub fn inspect(vnet: &VnetHeader, packet: &[u8]) -> Verdict {
     let (flags, gso_type) = (vnet.flags, vnet.gso_type);
     let (header, total, protocol) = (ip_len(packet), packet.len(), packet[9]);
     let transport = &packet[header..];

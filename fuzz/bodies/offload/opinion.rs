@@ -7,7 +7,7 @@ use etherparse::{Ipv4Header, NetSlice, SlicedPacket, TransportSlice};
 /// sequence number and the flags of one end; and that both checksums are right.
 ///
 /// `packet` is the GSO packet, whose transport checksum is not looked at, and `size` what its segments carry at most.
-pub(crate) fn assert_sound(packet: &[u8], size: u16, index: usize, segment: &[u8]) {
+pub fn assert_sound(packet: &[u8], size: u16, index: usize, segment: &[u8]) {
     let (whole, one) = (Parts::of(packet), Parts::of(segment));
     assert_eq!(usize::from(one.ip.total_len), segment.len());
     assert_eq!(Sum16BitWords::new().add_slice(&segment[..one.ip.header_len()]).ones_complement(), 0);

@@ -8,26 +8,26 @@
 use std::collections::HashMap;
 
 use super::model::{ACK, Tcp, complete, timestamp};
-use crate::support::packet::{DF, ICMP, Ipv4, MF, TCP, UDP, pattern, udp};
+use support::packet::{DF, ICMP, Ipv4, MF, TCP, UDP, pattern, udp};
 
-pub(crate) mod odd {
-    pub(crate) const DONT_FRAGMENT: u8 = 1;
-    pub(crate) const OPTIONS: u8 = 2;
+pub mod odd {
+    pub const DONT_FRAGMENT: u8 = 1;
+    pub const OPTIONS: u8 = 2;
     /// A bit of the whole packet flipped.
-    pub(crate) const BROKEN: u8 = 4;
+    pub const BROKEN: u8 = 4;
     /// A gap in sequence numbers and identifications, or near the wrap.
-    pub(crate) const GAP: u8 = 8;
-    pub(crate) const TTL_OR_TOS: u8 = 16;
-    pub(crate) const FRAGMENT: u8 = 32;
+    pub const GAP: u8 = 8;
+    pub const TTL_OR_TOS: u8 = 16;
+    pub const FRAGMENT: u8 = 32;
     /// An ICMP message, IP options, or a UDP datagram without checksum.
-    pub(crate) const OTHER: u8 = 64;
-    pub(crate) const FLUSH: u8 = 128;
+    pub const OTHER: u8 = 64;
+    pub const FLUSH: u8 = 128;
 }
 
 /// A packet, and whether the coalescer is flushed before it.
-pub(crate) struct Step {
-    pub(crate) packet: Vec<u8>,
-    pub(crate) flush: bool,
+pub struct Step {
+    pub packet: Vec<u8>,
+    pub flush: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -37,7 +37,7 @@ struct Flow {
     words: u8,
 }
 
-pub(crate) fn steps(bytes: &[u8]) -> Vec<Step> {
+pub fn steps(bytes: &[u8]) -> Vec<Step> {
     let mut flows: HashMap<u8, Flow> = HashMap::new();
     bytes.as_chunks().0.iter().map(|step| decode(*step, &mut flows)).collect()
 }

@@ -8,11 +8,11 @@ use loden::offload::{GsoPacket, OffloadAction};
 
 use super::model::{self, Tcp};
 use super::opinion;
-use crate::support::packet::{Ipv4, TCP, UDP, pattern, udp, with_ttl};
+use support::packet::{Ipv4, TCP, UDP, pattern, udp, with_ttl};
 
 const FIXED: usize = 16;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let Some((fixed, seed)) = bytes.split_first_chunk::<FIXED>() else { return };
     let [shape, flags, tos, ttl, id0, id1, fragment, s0, s1, s2, s3, g0, g1, l0, l1, _] = *fixed;
     let ip_options = usize::from(shape >> 1 & 7) * 4;
@@ -50,7 +50,7 @@ pub(crate) fn run(bytes: &[u8]) {
 }
 
 /// That the packets are those of the model, also after a hop. With a great many, only those at both ends.
-pub(crate) fn check_segments(many: &GsoPacket, packet: &[u8], total: usize, size: u16) {
+pub fn check_segments(many: &GsoPacket, packet: &[u8], total: usize, size: u16) {
     const AT_EACH_END: usize = 40;
     let segments = many.segments();
     let payload = total - model::headers_len(packet);

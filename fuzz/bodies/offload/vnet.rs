@@ -8,12 +8,12 @@ use loden::wire::ipv4::Ipv4Packet;
 
 use super::model::{self, Verdict};
 use super::segment::check_segments;
-use crate::support::packet::{UDP, ones_sum, repair_checksum};
+use support::packet::{UDP, ones_sum, repair_checksum};
 
-pub(crate) const REPAIR_LENGTH: u8 = 1;
-pub(crate) const REPAIR_CHECKSUM: u8 = 2;
+pub const REPAIR_LENGTH: u8 = 1;
+pub const REPAIR_CHECKSUM: u8 = 2;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let Some((mode, bytes)) = bytes.split_first() else { return };
     let (vnet, packet) = match VnetHeader::split(bytes) {
         Ok((vnet, packet)) => (vnet, packet),
@@ -35,7 +35,7 @@ pub(crate) fn run(bytes: &[u8]) {
 }
 
 /// Everything that has to hold for one header and packet.
-pub(crate) fn check(vnet: &VnetHeader, packet: &[u8]) {
+pub fn check(vnet: &VnetHeader, packet: &[u8]) {
     let work = vnet.inspect(packet);
     let Ok(sound) = Ipv4Packet::parse(packet) else {
         assert_eq!(work, Ok(OffloadAction::Nothing), "the forwarder says what is wrong with {packet:02x?}");

@@ -4,10 +4,8 @@
 //! After every step both have sent and written the same bytes, and have counted every packet alike (R67).
 
 mod account;
-#[path = "../../../tests/lease/model.rs"]
-mod leases;
 mod reference;
-pub(crate) mod script;
+pub mod script;
 mod subject;
 
 use core::net::SocketAddr;
@@ -22,12 +20,12 @@ use self::subject::Subject;
 /// Steps beyond these are not taken: a longer history finds nothing that several short ones do not.
 const STEPS: usize = 200;
 
-pub(crate) fn run(bytes: &[u8]) {
+pub fn run(bytes: &[u8]) {
     let _ = history(bytes);
 }
 
 /// The counters in the end.
-pub(crate) fn history(bytes: &[u8]) -> Option<Counters> {
+pub fn history(bytes: &[u8]) -> Option<Counters> {
     let (overlay, steps) = script::decode(bytes)?;
     let (mut subject, mut reference) = (Subject::new(overlay), Reference::new(overlay));
     let mut now = Duration::from_secs(3600);

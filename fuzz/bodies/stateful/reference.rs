@@ -12,12 +12,12 @@ use loden::wire::DatagramTooBig;
 
 use super::Seen;
 use super::account::{Account, Budget, Error, Paths, inner, plateau_below};
-use super::leases::{self, recompute};
 use super::script::{Mishap, Step, hops};
 use super::subject::Subject;
-use crate::support::host::{Host, Outcome, holds, routes};
-use crate::support::model;
-use crate::support::packet::address_at;
+use support::host::{Host, Outcome, holds, routes};
+use support::leases::{self, recompute};
+use support::model;
+use support::packet::address_at;
 
 pub(crate) struct Reference {
     /// With the routes that this batch goes by.

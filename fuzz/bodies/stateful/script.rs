@@ -1,6 +1,6 @@
 //! Steps out of any bytes.
 //!
-//! Byte 0 is the policy ([`scenario::policy`](crate::support::scenario::policy)), byte 1 the overlay's MTU and peer check. Then steps of five
+//! Byte 0 is the policy ([`scenario::policy`](support::scenario::policy)), byte 1 the overlay's MTU and peer check. Then steps of five
 //! bytes, see [`op`]. Addresses, next hops, subnets, lengths and times are numbers of what is in the lists here, so that histories
 //! meet themselves again.
 
@@ -13,37 +13,37 @@ use loden::lease::{Lease, LeaseEvent, SourceId};
 use loden::route::{Route, RouteChange};
 use loden::wire::DatagramTooBig;
 
-use super::leases::Key;
-use crate::support::host::{NOBODY, POD, POD_A, POD_B, net, own};
-use crate::support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
-use crate::support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
+use support::host::{NOBODY, POD, POD_A, POD_B, net, own};
+use support::leases::Key;
+use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
+use support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
 
 /// The low four bits of a step's first byte.
-pub(crate) mod op {
+pub mod op {
     /// A packet out of the TUN: `source << 4 | destination`, `ttl << 5 | kind << 3 | fragment`, `defect << 4 | length`, and
     /// whether it belongs to the batch of the one before.
-    pub(crate) const OUT: u8 = 0;
+    pub const OUT: u8 = 0;
     /// A datagram from a peer: the same, and who sent it.
-    pub(crate) const IN: u8 = 1;
+    pub const IN: u8 = 1;
     /// A lease, of the source in the upper four bits: key, subnet, next hop, `mtu << 4 | end`.
-    pub(crate) const ADDED: u8 = 2;
+    pub const ADDED: u8 = 2;
     /// A lease that is gone: key.
-    pub(crate) const REMOVED: u8 = 3;
+    pub const REMOVED: u8 = 3;
     /// All leases of a source: how many, the first subnet, the first next hop, `mtu << 4 | end`.
-    pub(crate) const SNAPSHOT: u8 = 4;
-    pub(crate) const SOURCE_LOST: u8 = 5;
+    pub const SNAPSHOT: u8 = 4;
+    pub const SOURCE_LOST: u8 = 5;
     /// What the leases' changes are to the routes comes into force.
-    pub(crate) const PUBLISH: u8 = 6;
+    pub const PUBLISH: u8 = 6;
     /// A route of somebody else's: subnet, next hop, mtu; without it, if the last byte is odd.
-    pub(crate) const ROUTE: u8 = 7;
+    pub const ROUTE: u8 = 7;
     /// Time passes: how long, and whether it goes back.
-    pub(crate) const PASS: u8 = 8;
+    pub const PASS: u8 = 8;
     /// What waits is sent: up to three datagrams go, then that happens, and once more; then all the others go.
-    pub(crate) const FLUSH: u8 = 9;
+    pub const FLUSH: u8 = 9;
     /// A router reports: MTU, source, destination, and which datagram of which it quotes how much.
-    pub(crate) const REPORT: u8 = 10;
+    pub const REPORT: u8 = 10;
     /// All that waits is given up.
-    pub(crate) const STOP: u8 = 11;
+    pub const STOP: u8 = 11;
 }
 
 const STEP: usize = 5;

@@ -13,9 +13,9 @@ use loden::transmit::{Trains, Way};
 
 use super::Seen;
 use super::account::{PER_SOURCE, TOTAL};
-use super::leases::Key;
 use super::script::{Mishap, Step};
-use crate::support::host::routes;
+use support::host::routes;
+use support::leases::Key;
 
 /// Few, so that they are all taken soon.
 const SLOTS: usize = 4;

@@ -2,7 +2,7 @@
 
 use super::{Check, Way};
 use crate::shape::{Edit, Shape};
-use crate::support::packet::{ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, icmp, ones_sum, pattern};
+use support::packet::{ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, icmp, ones_sum, pattern};
 
 pub(super) fn sweep(way: Way, check: Check<'_>) {
     hops(way, check);

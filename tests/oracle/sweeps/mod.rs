@@ -9,9 +9,9 @@ use core::net::Ipv4Addr;
 
 use crate::router::Place;
 use crate::shape::{FRESH, Shape};
-use crate::support::host::{NOBODY, POD, POD_A, POD_B, host_a};
-use crate::support::packet::{DF, Ipv4, pattern, udp};
 use crate::world::POD_C;
+use support::host::{NOBODY, POD, POD_A, POD_B, host_a};
+use support::packet::{DF, Ipv4, pattern, udp};
 
 /// What is done with a packet.
 pub(crate) type Check<'c> = &'c mut dyn FnMut(Shape);

@@ -4,9 +4,9 @@ use core::net::{IpAddr, Ipv4Addr};
 
 use super::{Check, Way};
 use crate::router::Place;
-use crate::support::host::{host_a, host_b, own};
-use crate::support::packet::{ICMP, Ipv4, MF, TCP, UDP, icmp, pattern, udp};
 use crate::world::{BROADCASTS, host_c};
+use support::host::{host_a, host_b, own};
+use support::packet::{ICMP, Ipv4, MF, TCP, UDP, icmp, pattern, udp};
 
 pub(super) fn sweep(way: Way, check: Check<'_>) {
     classes(way, check);

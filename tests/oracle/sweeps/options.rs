@@ -1,9 +1,7 @@
 //! Options: every kind and length, record routes and timestamps filled to any degree, and whole lists of them.
 
 use super::{Check, Way};
-use crate::support::packet::{
-    ICMP, Ipv4, LOOSE_SOURCE_ROUTE, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern,
-};
+use support::packet::{ICMP, Ipv4, LOOSE_SOURCE_ROUTE, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern};
 
 pub(super) fn sweep(way: Way, check: Check<'_>) {
     kinds(way, check);

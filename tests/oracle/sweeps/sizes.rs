@@ -1,7 +1,7 @@
 //! Sizes on both sides of every limit: what fits, what is cut, what an error holds.
 
 use super::{Check, Way, of_length};
-use crate::support::packet::{DF, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT};
+use support::packet::{DF, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT};
 
 pub(super) fn sweep(way: Way, check: Check<'_>) {
     for (destination, mtu) in way.destinations {

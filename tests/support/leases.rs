@@ -8,13 +8,13 @@ use ipnet::IpNet;
 use loden::lease::{Conflict, Host, Lease, LeaseEvent, LeaseId, Refusal, SourceId};
 use loden::route::{Route, RouteError};
 
-pub(crate) type Key = u8;
+pub type Key = u8;
 
 /// What should be routed, and what should be complained about.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Expected {
-    pub(crate) routes: Vec<Route>,
-    pub(crate) conflicts: BTreeSet<String>,
+pub struct Expected {
+    pub routes: Vec<Route>,
+    pub conflicts: BTreeSet<String>,
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -47,12 +47,12 @@ fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
     }
 }
 
-pub(crate) fn text(conflict: &Conflict<Key>) -> String {
+pub fn text(conflict: &Conflict<Key>) -> String {
     format!("{conflict:?}")
 }
 
 /// Everything that follows from these leases.
-pub(crate) fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expected {
+pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expected {
     let mut conflicts = Vec::new();
     let mut routes: BTreeMap<IpNet, Route> = BTreeMap::new();
     let mut disputed = BTreeSet::new();
@@ -88,7 +88,7 @@ pub(crate) fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> 
 
 /// The leases there are, by a naive account of time: every lease has so much left, and it grows less while its source is heard.
 #[derive(Default)]
-pub(crate) struct Model {
+pub struct Model {
     now: Duration,
     sources: BTreeMap<SourceId, Source>,
 }
@@ -100,7 +100,7 @@ struct Source {
 }
 
 impl Model {
-    pub(crate) fn leases(&self) -> BTreeMap<LeaseId<Key>, Lease> {
+    pub fn leases(&self) -> BTreeMap<LeaseId<Key>, Lease> {
         let of = |(source, said): (&SourceId, &Source)| {
             let source = *source;
             let ids = said.leases.iter().map(move |(key, (lease, _))| (LeaseId { source, key: *key }, *lease));
@@ -109,16 +109,16 @@ impl Model {
         self.sources.iter().flat_map(of).collect()
     }
 
-    pub(crate) fn stale_since(&self, source: SourceId) -> Option<Duration> {
+    pub fn stale_since(&self, source: SourceId) -> Option<Duration> {
         self.sources.get(&source)?.stale_since
     }
 
-    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+    pub fn next_deadline(&self) -> Option<Duration> {
         let heard = self.sources.values().filter(|said| said.stale_since.is_none());
         heard.flat_map(|said| said.leases.values()).filter_map(|(_, left)| Some(self.now + (*left)?)).min()
     }
 
-    pub(crate) fn advance(&mut self, now: Duration) {
+    pub fn advance(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.now);
         self.now += passed;
         for said in self.sources.values_mut().filter(|said| said.stale_since.is_none()) {
@@ -129,13 +129,13 @@ impl Model {
     }
 
     /// Ends what has nothing left. Whoever has a source that is lost had it before.
-    pub(crate) fn expire(&mut self) {
+    pub fn expire(&mut self) {
         for said in self.sources.values_mut() {
             said.leases.retain(|_, (_, left)| *left != Some(Duration::ZERO));
         }
     }
 
-    pub(crate) fn handle(&mut self, source: SourceId, event: &LeaseEvent<Key>) {
+    pub fn handle(&mut self, source: SourceId, event: &LeaseEvent<Key>) {
         let now = self.now;
         let said = self.sources.entry(source).or_default();
         let put = |said: &mut Source, key: &Key, lease: &Lease| {

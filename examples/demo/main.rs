@@ -9,13 +9,9 @@ macro_rules! say {
     ($($text:tt)*) => { crate::end::say(format_args!($($text)*)) };
 }
 
-#[path = "demo/counted.rs"]
 mod counted;
-#[path = "demo/end.rs"]
 mod end;
-#[path = "demo/tour.rs"]
 mod tour;
-#[path = "demo/tunnel.rs"]
 mod tunnel;
 
 use std::io::ErrorKind;

@@ -7,25 +7,15 @@
 //! Standard output carries one JSON object per line, everything else goes to standard error. Status 0: stopped as asked;
 //! 1: ended by a fault; 2: never began. With `--check`, 0: nothing keeps it from working; 1: something does.
 
-#[path = "tunnel/args.rs"]
 mod args;
-#[path = "tunnel/check.rs"]
 mod check;
-#[path = "tunnel/control.rs"]
 mod control;
-#[path = "tunnel/links.rs"]
 mod links;
-#[path = "tunnel/output.rs"]
 mod output;
-#[path = "tunnel/report.rs"]
 mod report;
-#[path = "tunnel/routes.rs"]
 mod routes;
-#[path = "tunnel/routes_file.rs"]
 mod routes_file;
-#[path = "tunnel/routing.rs"]
 mod routing;
-#[path = "tunnel/underlay.rs"]
 mod underlay;
 
 use std::net::SocketAddr;

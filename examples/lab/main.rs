@@ -14,27 +14,16 @@
 //!
 //! Nothing that it makes has a name outside, and its programs end with it: nothing stays behind, however it ends.
 
-#[path = "lab/args.rs"]
 mod args;
-#[path = "lab/chart.rs"]
 mod chart;
-#[path = "lab/json.rs"]
 mod json;
-#[path = "lab/measure.rs"]
 mod measure;
-#[path = "lab/null.rs"]
 mod null;
-#[path = "lab/program.rs"]
 mod program;
-#[path = "lab/results.rs"]
 mod results;
-#[path = "lab/table.rs"]
 mod table;
-#[path = "lab/target.rs"]
 mod target;
-#[path = "lab/traffic/mod.rs"]
 mod traffic;
-#[path = "lab/variant.rs"]
 mod variant;
 
 use std::fs;

@@ -1,7 +1,6 @@
 //! The examples, run as a person would run them. They need root.
 #![cfg(target_os = "linux")]
 
-#[path = "examples/static_leases.rs"]
 mod static_leases;
 
 use core::time::Duration;

@@ -1,0 +1,11 @@
+//! The work of each fuzz target with its input. The tests run the same over the committed seeds.
+
+pub mod control;
+pub mod forward;
+pub mod header;
+pub mod icmp;
+#[cfg(feature = "flannel")]
+pub mod lease;
+pub mod offload;
+pub mod path_mtu;
+pub mod stateful;
