@@ -135,7 +135,7 @@ fn assert_accounts(sim: &Sim<u32>, trace: &[Record]) {
                     other => panic!("{other:?}"),
                 };
                 let fates = &mut accounts.entry(*node).or_default().fates;
-                *fates.entry((*direction == Direction::Encap, fate)).or_default() += 1;
+                *fates.entry((*direction == Direction::Outbound, fate)).or_default() += 1;
             }
             Event::Sent { .. } => sent += 1,
             Event::Arrived { .. } => arrived += 1,
