@@ -2,12 +2,14 @@
 //! `cargo run -p loden --example core_only --no-default-features`. Behind [`Packets`] there may as well be a TLS stream.
 
 use std::io::{Write as _, stdout};
-use std::{collections::VecDeque, error::Error, net::SocketAddr};
+use std::{collections::VecDeque, error::Error, net::SocketAddr, time::Duration};
 
 use etherparse::PacketBuilder;
-use loden::forward::{Counters, Decap, DirectionCounters, Encap, Forwarder, Overlay, Reject, ReplyTo};
+use loden::endpoint::{Endpoint, Inbound, Outbound, Reply};
+use loden::forward::{Forwarder, Overlay};
+use loden::offload::VnetHeader;
 use loden::route::{Route, RouteTable};
-use loden::{ipnet::Ipv4Net, wire::icmpv4::ERROR_MAX, wire::ipv4::Ipv4Packet};
+use loden::{ipnet::Ipv4Net, wire::ipv4::Ipv4Packet};
 
 /// Whatever carries whole packets both ways.
 trait Packets {
@@ -29,62 +31,42 @@ impl Packets for Queues {
 
 /// One host. With more than one peer, `Transmit::destination` says which of them a packet is for.
 struct Host<P> {
-    forwarder: Forwarder,
+    endpoint: Endpoint,
     routes: RouteTable,
-    counters: Counters,
     pods: P,
     peer: P,
 }
 
 impl<P: Packets> Host<P> {
-    /// Moves what its pods have sent.
-    fn outbound(&mut self) {
-        let Self { forwarder, routes, counters: Counters { encap: flow, .. }, pods, peer } = self;
+    /// Moves what its pods have sent. `now` is the time since any fixed moment.
+    fn outbound(&mut self, now: Duration) {
+        let Self { endpoint, routes, pods, peer } = self;
+        let mut room = [0; 65_535];
         while let Some(mut packet) = pods.recv() {
-            flow.receive();
-            match forwarder.encapsulate(&mut packet, routes) {
-                Encap::Send(transmit) => {
-                    peer.send(transmit.contents);
-                    flow.forward();
-                }
-                Encap::Fragment(mut fragments) => {
-                    while let Some(transmit) = fragments.cut_next() {
+            match endpoint.handle_outbound(&mut packet, &VnetHeader::default(), routes, now) {
+                Outbound::Send(transmit) => peer.send(transmit.contents),
+                Outbound::SendAll(mut fragments) => {
+                    while let Some(transmit) = fragments.next_into(&mut room) {
                         peer.send(transmit.contents);
                     }
-                    flow.forward();
                 }
-                Encap::Reject(reject) => answer(&reject, flow, pods, peer),
-                Encap::Drop(reason) => flow.discard(reason),
+                Outbound::Reply(Reply { message, .. }) => pods.send(message),
+                Outbound::Drop(_) => {}
             }
         }
     }
 
     /// Moves what its peer, whose underlay address is `from`, has sent.
-    fn inbound(&mut self, from: SocketAddr) {
-        let Self { forwarder, routes, counters: Counters { decap: flow, .. }, pods, peer } = self;
-        while let Some(mut packet) = peer.recv() {
-            flow.receive();
-            match forwarder.decapsulate(&mut packet, from, routes) {
-                Decap::Deliver(packet) => {
-                    pods.send(packet);
-                    flow.forward();
-                }
-                Decap::Reject(reject) => answer(&reject, flow, pods, peer),
-                Decap::Drop(reason) => flow.discard(reason),
+    fn inbound(&mut self, from: SocketAddr, now: Duration) {
+        let Self { endpoint, routes, pods, peer } = self;
+        while let Some(mut datagram) = peer.recv() {
+            match endpoint.handle_inbound(&mut datagram, from, routes, now) {
+                Inbound::Deliver(packet) => pods.send(packet),
+                Inbound::Reply(Reply { message, .. }) => peer.send(message),
+                Inbound::Drop(_) => {}
             }
         }
     }
-}
-
-/// Tells a packet's sender why it goes nowhere. Where strangers may send, ask an `IcmpLimiter` first.
-fn answer(reject: &Reject<'_>, flow: &mut DirectionCounters, pods: &mut impl Packets, peer: &mut impl Packets) {
-    let mut message = [0; ERROR_MAX];
-    match (reject.reply_to(), reject.icmp_error(&mut message)) {
-        (Some(ReplyTo::Tun), Some(message)) => pods.send(message),
-        (Some(ReplyTo::Peer(_)), Some(message)) => peer.send(message),
-        _ => return flow.discard(reject.reason().into()),
-    }
-    flow.answer();
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -95,9 +77,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let sent = [ping([100, 96, 2, 3])?, ping([100, 96, 9, 9])?];
     a.pods.0.extend(sent.clone());
-    a.outbound();
+    a.outbound(Duration::ZERO);
     b.peer.0.append(&mut a.peer.1);
-    b.inbound(host_a);
+    b.inbound(host_a, Duration::ZERO);
 
     for (what, packets) in [("pod a sent", sent.into()), ("pod b received", b.pods.1), ("pod a received", a.pods.1)] {
         for packet in &packets {
@@ -106,7 +88,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             writeln!(stdout(), "{what:<16}  {from} -> {to}  TTL {ttl}  ICMP type {}", packet.payload()[0])?;
         }
     }
-    for (what, flow) in [("host a, outbound", a.counters.encap), ("host b, inbound", b.counters.decap)] {
+    let [of_a, of_b] = [a.endpoint.counters(), b.endpoint.counters()];
+    for (what, flow) in [("host a, outbound", &of_a.encap), ("host b, inbound", &of_b.decap)] {
         writeln!(stdout(), "{what:<16}  {} forwarded, {} answered", flow.forwarded(), flow.answered())?;
     }
     Ok(())
@@ -116,7 +99,7 @@ fn host(subnet: Ipv4Net, own: SocketAddr, peer: Route) -> Result<Host<Queues>, B
     let forwarder = Forwarder::new(Overlay::new(Ipv4Net::new(subnet.addr(), 16)?, subnet, own))?;
     let (routes, refused) = RouteTable::try_from_routes([peer]);
     assert_eq!(refused, []);
-    Ok(Host { forwarder, routes, counters: Counters::default(), pods: Queues::default(), peer: Queues::default() })
+    Ok(Host { endpoint: Endpoint::new(forwarder), routes, pods: Queues::default(), peer: Queues::default() })
 }
 
 fn ping(destination: [u8; 4]) -> Result<Vec<u8>, Box<dyn Error>> {

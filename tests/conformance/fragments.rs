@@ -2,7 +2,7 @@
 
 use etherparse::SlicedPacket;
 use etherparse::defrag::IpDefragPool;
-use loden::forward::{DropReason, Overlay, TooLong};
+use loden::forward::{DropReason, Encap, Overlay};
 use loden::wire::fragment::Fragmenter;
 use loden::wire::ipv4::Ipv4Packet;
 use proptest::collection::vec;
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use support::fragments::{assert_sound, reassembled};
-use support::host::{Host, Outcome, host_a, outbound, overlay, routes, way};
+use support::host::{Host, Outcome, host_a, outbound, overlay, routes};
 use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, UDP, pattern, with_ttl};
 
 fn options() -> impl Strategy<Value = Vec<u8>> {
@@ -151,8 +151,10 @@ fn r52_a_packet_with_df_is_never_fragmented() {
         let packet = Ipv4 { fragment, payload: pattern(1400), ..outbound() }.bytes();
         for mtu in [68, 576, 1300] {
             assert_eq!(Fragmenter::new(Ipv4Packet::parse(&packet).unwrap().header(), mtu), None);
-            let outcome = Host::ordinary().refused_as_too_long(&mut packet.clone(), mtu);
-            assert_eq!(outcome.reason(), Some(DropReason::FragmentationNeeded));
+            let host = Host::ordinary();
+            for outcome in [host.encapsulate_over(&packet, mtu), host.refused_as_too_long(&mut packet.clone(), mtu)] {
+                assert_eq!(outcome.reason(), Some(DropReason::FragmentationNeeded));
+            }
         }
     }
 }
@@ -163,9 +165,10 @@ fn segments_are_cut_like_packets() {
     let host = Host::ordinary();
     let mut many = Ipv4 { payload: pattern(4000), ..outbound() }.bytes();
     let one = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();
-    let (before, expected) = (many.clone(), cut(&one, 600));
-    let verdict = host.forwarder.refused_as_too_long(&mut many, way(), 600, &host.table);
-    let TooLong::Fragment(mut fragments) = verdict else { panic!("{verdict:?}") };
+    let (before, one) = (with_ttl(&many, 63), with_ttl(&one, 63));
+    let expected = cut(&one, 600);
+    let verdict = host.forwarder.encapsulate_within(&mut many, Some(1420), |_| 600, &host.table);
+    let Encap::Fragment(mut fragments) = verdict else { panic!("{verdict:?}") };
     assert_eq!(fragments.packet(), before, "nothing is cut before it is asked for");
     let fresh = fragments.fragmenter();
     assert!(fragments.cut_next().is_some() && fragments.cut_next().is_some());

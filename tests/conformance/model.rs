@@ -179,7 +179,7 @@ fn the_generators_reach_every_verdict() {
         }
     }
     let mut missing = Vec::new();
-    let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::SendBufferFull);
+    let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::PathTooNarrow);
     // These two need more than the bytes of a packet.
     let needs_more = |reason: &&DropReason| matches!(reason, DropReason::EcnNotCapable | DropReason::BadOffload);
     for reason in of_the_forwarder.filter(|reason| !needs_more(reason)) {

@@ -4,11 +4,11 @@ use core::hint::black_box;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
-use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, TooLong, Transit};
+use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, Transit};
 use loden::route::{Route, RouteChange, RoutePublisher};
 
 use support::allocations::allocations;
-use support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes, way};
+use support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes};
 use support::packet::{
     DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, repair_checksum, udp,
 };
@@ -168,7 +168,7 @@ fn no_verdict_allocates() {
         assert!(encap.is_conserved() && decap.is_conserved());
         assert!([encap, decap].iter().all(|flow| flow.forwarded() > 0 && flow.answered() > 0));
         let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
-        let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::SendBufferFull);
+        let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::PathTooNarrow);
         // These two need more than the bytes of a packet.
         let of_bytes =
             of_the_forwarder.filter(|reason| !matches!(reason, DropReason::EcnNotCapable | DropReason::BadOffload));
@@ -188,14 +188,12 @@ fn what_follows_a_refusal_does_not_allocate() {
             let Host { forwarder, table, .. } = &worker.host;
             let Encap::Send(_) = forwarder.encapsulate(&mut refused, table) else { return };
             // Which brings it back to the TTL it began with.
-            let TooLong::Reject(reject) = forwarder.refused_as_too_long(&mut refused, way(), 1300, table) else {
-                return;
-            };
+            let Ok(reject) = forwarder.refused_as_too_long(&mut refused, 1300, table) else { return };
             black_box(answer(&mut worker.limiter, &mut worker.out, worker.now, &reject));
             worker.counters.encap.receive();
             worker.counters.encap.answer();
             buffer.copy_from_slice(&cut);
-            let TooLong::Fragment(mut fragments) = forwarder.refused_as_too_long(&mut buffer, way(), 300, table) else {
+            let Encap::Fragment(mut fragments) = forwarder.encapsulate_within(&mut buffer, None, |_| 300, table) else {
                 return;
             };
             while let Some(transmit) = fragments.cut_next() {

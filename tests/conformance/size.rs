@@ -162,14 +162,38 @@ fn refused_as_too_long_undoes_the_hop_and_answers() {
     }
 }
 
-/// R51, when the path shows its width only at sending: the hop is taken already.
+/// R51, when the path shows its width only at sending: it is too late to fragment what waited. It is dropped under a reason of
+/// its own, and its bytes stay as they are.
 #[test]
-fn refused_as_too_long_keeps_the_hop_of_what_it_fragments() {
+fn refused_as_too_long_drops_what_may_be_fragmented() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
         let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
-        let Outcome::Forward { mut bytes, .. } = host.encapsulate(&of_length(1400, 0).bytes()) else { panic!() };
-        let pieces = model::fragments(&bytes, 1300).unwrap();
-        assert_eq!(host.refused_as_too_long(&mut bytes, 1300), Outcome::Fragments { to: host_a(), pieces });
+        for fragment in [0, MF, 0x8000, 100, MF | 100, 0x1fff] {
+            let packet = of_length(1400, fragment).bytes();
+            let Outcome::Forward { mut bytes, .. } = host.encapsulate(&packet) else { panic!("1400 bytes fit") };
+            let outcome = host.refused_as_too_long(&mut bytes, 1300);
+            assert_eq!(outcome, Outcome::Drop(DropReason::PathTooNarrow), "{fragment:#x}");
+        }
+    }
+}
+
+/// R50 and R51, when the path is known to be narrower than the overlay: the verdict is that of a route which carries so much.
+#[test]
+fn a_path_that_is_known_to_be_narrow_counts_as_a_narrow_route() {
+    for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
+        let overlay = Overlay { ttl: policy, ..overlay() };
+        let host = Host::new(overlay, routes());
+        for path in [68, 576, 1300, 1471, 1472, u16::MAX] {
+            let narrow = routes().into_iter().map(|route| Route { mtu: Some(path), ..route }).collect();
+            let narrow = Host::new(overlay, narrow);
+            for total in [path.min(1472) - 1, path.min(1472), path.min(1472) + 1, 3000] {
+                for (ttl, fragment) in [(64, 0), (64, DF), (1, DF), (0, 0), (2, MF), (2, 0x1fff)] {
+                    let packet = Ipv4 { ttl, ..of_length(total.into(), fragment) }.bytes();
+                    let outcome = host.encapsulate_over(&packet, path);
+                    assert_eq!(outcome, narrow.encapsulate(&packet), "{total} bytes over {path}");
+                }
+            }
+        }
     }
 }
 
@@ -179,8 +203,9 @@ fn refused_as_too_long_keeps_the_hop_of_what_it_fragments() {
 fn a_path_too_narrow_for_a_fragment() {
     let host = Host::ordinary();
     for (options, least) in [(0, 28), (4, 32), (40, 68)] {
-        let sent = Ipv4 { options: vec![1; options], ..of_length(1400, 0) }.bytes();
-        let outcome = |mtu| host.refused_as_too_long(&mut sent.clone(), mtu);
+        let packet = Ipv4 { options: vec![1; options], ..of_length(1400, 0) }.bytes();
+        let sent = with_ttl(&packet, 63);
+        let outcome = |mtu| host.encapsulate_over(&packet, mtu);
         let pieces = model::fragments(&sent, least.into()).unwrap();
         assert_eq!(outcome(least), Outcome::Fragments { to: host_a(), pieces });
         for mtu in [0, 19, 20, least - 1] {

@@ -29,7 +29,7 @@ fn the_committed_seeds_are_these() {
 fn step() -> impl Strategy<Value = Step> {
     let rest = || any::<[u8; 3]>();
     let often = [op::FLUSH, op::FLUSH, op::FLUSH, op::FLUSH, op::PUBLISH, op::ADDED, op::REPORT];
-    let ops = proptest::sample::select((op::IN..op::STOP).chain(often).collect::<Vec<_>>());
+    let ops = proptest::sample::select((op::IN..op::STOP).chain([op::TUN]).chain(often).collect::<Vec<_>>());
     prop_oneof![
         3 => (0u8..3, 2u8..8, any::<u8>(), 0u8..16, any::<u8>())
             .prop_map(|(from, to, kind, length, batch)| [op::OUT, from << 4 | to, kind, length, batch]),
@@ -41,10 +41,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// One of those, or a path that takes nothing for some time.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let mishap = prop_oneof![Just(n::FULL_SOCKET), Just(n::NO_BUFFERS)];
+    let stuck = (mishap, 0u8..3, n::MS_1..=n::S_1).prop_map(|(mishap, go, time)| {
+        let (short, again) = (to_a(n::DF, n::SHORT), flush(0, mishap));
+        vec![short, short, short, flush(go, mishap), pass(time), short, again, pass(time), again]
+    });
+    prop_oneof![20 => step().prop_map(|step| vec![step]), 1 => stuck]
+}
+
 fn script() -> impl Strategy<Value = Vec<u8>> {
     let policy = prop_oneof![2 => Just(0u8), 1 => any::<u8>()];
-    (policy, any::<u8>(), vec(step(), 1..80))
-        .prop_map(|(policy, mtu, steps)| [&[policy, mtu], &steps.concat()[..]].concat())
+    let steps = vec(steps(), 1..80).prop_map(|steps| steps.concat());
+    (policy, any::<u8>(), steps).prop_map(|(policy, mtu, steps)| [&[policy, mtu], &steps.concat()[..]].concat())
 }
 
 proptest! {
@@ -69,17 +79,26 @@ fn the_histories_reach_every_fate() {
         "{total:?}"
     );
     let of_sending = [
+        DropReason::SendBufferFull,
         DropReason::SendNoBuffers,
         DropReason::SendRefused,
+        DropReason::SendUnreachable,
+        DropReason::SendForbidden,
         DropReason::SendFailed,
         DropReason::NotFragmented,
         DropReason::FragmentationNeeded,
+        DropReason::PathTooNarrow,
+        DropReason::StaleRoute,
         DropReason::Stopped,
     ];
     for reason in of_sending {
-        assert!(encap.dropped(reason) > 20, "{reason}: {encap:?}");
+        assert!(encap.dropped(reason) > 10, "{reason}: {encap:?}");
     }
-    assert!(stats.icmp_limited > 50 && stats.path_mtu_lowered > 50 && stats.fragments_made > 200, "{stats:?}");
+    for reason in [DropReason::TunDown, DropReason::TunFailed, DropReason::TunFull] {
+        assert!(decap.dropped(reason) > 3, "{reason}: {decap:?}");
+    }
+    let cut = stats.fragments_made.min(stats.segments_made);
+    assert!(stats.icmp_limited > 50 && stats.path_mtu_lowered > 50 && cut > 200, "{stats:?}");
 }
 
 /// Numbers of what is in the lists of the script.
@@ -114,6 +133,10 @@ mod n {
     pub(crate) const UNEXPLAINED: u8 = 4;
     pub(crate) const TOO_LONG: u8 = OUTER_1000 << 3 | 5;
     pub(crate) const TOO_LONG_68: u8 = 3 << 3 | 5;
+    pub(crate) const UNREACHABLE: u8 = 6;
+    /// To be cut into segments with 480 or 1000 bytes of data.
+    pub(crate) const GSO_480: u8 = 64 | 1;
+    pub(crate) const GSO_1000: u8 = 64 | 3;
 }
 
 const FLUSH: Step = flush(0, n::NOTHING);
@@ -128,6 +151,10 @@ fn to_a(kind: u8, length: u8) -> Step {
 
 fn of_the_same_batch([op, a, b, c, _]: Step) -> Step {
     [op, a, b, c, 1]
+}
+
+fn gso([op, a, b, c, _]: Step, gso: u8) -> Step {
+    [op, a, b, c, gso << 1]
 }
 
 const fn flush(go: u8, mishap: u8) -> Step {
@@ -208,6 +235,23 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             ],
         ),
         (
+            "gso-packets-on-paths-of-any-width",
+            0,
+            vec![
+                gso(full, n::GSO_1000),
+                FLUSH,
+                gso(full, n::GSO_480),
+                flush(3, n::REFUSED),
+                gso(full, n::GSO_1000),
+                flush(0, n::TOO_LONG),
+                gso(pieces, n::GSO_1000),
+                FLUSH,
+                gso(pieces, n::GSO_480),
+                flush(1, n::FULL_SOCKET),
+                gso(full, n::GSO_1000),
+            ],
+        ),
+        (
             "lease-ends-but-not-while-its-source-is-lost",
             0,
             vec![
@@ -249,6 +293,23 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 FLUSH,
             ],
         ),
+        (
+            "path-full-for-too-long",
+            0,
+            vec![
+                short,
+                to_b,
+                flush(0, n::FULL_SOCKET),
+                pass(n::S_1),
+                short,
+                to_b,
+                flush(0, n::FULL_SOCKET),
+                pass(n::S_1),
+                flush(0, n::FULL_SOCKET),
+                FLUSH,
+            ],
+        ),
+        ("path-full-up-to-its-bound", 0, vec![vec![pieces; 6], vec![to_b, gso(full, n::GSO_480), FLUSH]].concat()),
         ("path-narrows-in-a-train", 0, vec![full, pieces, short, flush(0, n::TOO_LONG)]),
         (
             "path-narrows-for-what-cannot-be-fragmented",
@@ -281,11 +342,36 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             0,
             vec![[op::ROUTE, n::A, n::A, n::MTU_576, 0], pieces, pieces, flush(1, n::TOO_LONG_68), FLUSH],
         ),
+        (
+            "route-gone-while-packets-wait",
+            0,
+            vec![short, to_b, flush(0, n::FULL_SOCKET), gone, to_b, pass(n::MS_50), FLUSH],
+        ),
+        (
+            "socket-has-no-memory",
+            0,
+            vec![
+                short,
+                pieces,
+                flush(1, n::NO_BUFFERS),
+                pass(n::MS_1),
+                flush(0, n::NO_BUFFERS),
+                pass(n::MS_50),
+                flush(0, n::NO_BUFFERS),
+                short,
+                flush(0, n::UNREACHABLE),
+            ],
+        ),
         ("socket-full-in-a-train", 0, vec![short, short, short, to_b, flush(1, n::FULL_SOCKET), short, to_b, FLUSH]),
         (
             "socket-refuses",
             0,
             vec![short, short, short, to_b, to_b, flush(1, n::REFUSED), short, short, flush(0, n::NO_BUFFERS), FLUSH],
+        ),
+        (
+            "tun-refuses",
+            0,
+            vec![[op::TUN, 0, 0, 0, 0], from_a(n::DF), [op::TUN, 2, 0, 0, 0], no_route(n::POD), from_a(n::DF)],
         ),
         ("stopped", 0, vec![short, short, pieces, to_b, flush(1, n::FULL_SOCKET), STOP, short, FLUSH]),
     ];

@@ -8,7 +8,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use loden::forward::{Overlay, ReplyTo};
+use loden::forward::{DropReason, Overlay, ReplyTo};
 use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::Route;
 
@@ -175,7 +175,8 @@ impl World {
         outcome
     }
 
-    /// What we make of a packet out of the TUN if its path turns out to be as narrow as it is only when it is to be sent.
+    /// What we make of a packet out of the TUN if its path was found to be as narrow as it is; for one with DF, only when it is
+    /// to be sent.
     pub(crate) fn ours_in_hindsight(&self, packet: &[u8]) -> Outcome {
         let outcome = self.hopeful.encapsulate(packet);
         let Outcome::Forward { to: Some(peer), mut bytes } = outcome else { return outcome };
@@ -183,11 +184,10 @@ impl World {
         if bytes.len() <= mtu.into() {
             return Outcome::Forward { to: Some(peer), bytes };
         }
-        let mut outcome = self.hopeful.refused_as_too_long(&mut bytes, mtu);
-        if let Outcome::Fragments { to, .. } = &mut outcome {
-            *to = peer;
+        match self.hopeful.refused_as_too_long(&mut bytes, mtu) {
+            Outcome::Drop(DropReason::PathTooNarrow) => self.hopeful.encapsulate_over(packet, mtu),
+            outcome => outcome,
         }
-        outcome
     }
 
     /// An address that is nothing special, with the same route or as much without one.

@@ -100,7 +100,8 @@ fn an_answer_that_is_too_long_is_not_sent() {
     sim.check().unwrap();
 }
 
-/// R51: what may be fragmented is, at the node's own link and on a path that is known to be narrow. Fragments are lost one by one.
+/// R51: what may be fragmented is, on a path that is known to be narrow. The packet that finds out that the node's own link is
+/// narrow is dropped: it is too late to fragment it. Fragments are lost one by one.
 #[test]
 fn without_df_it_goes_in_fragments() {
     let (mut sim, [a, b, c]) = mesh::<3>(1);
@@ -111,9 +112,13 @@ fn without_df_it_goes_in_fragments() {
         sim.check().unwrap();
         sim.take_delivered().iter().map(|delivered| (delivered.node, delivered.packet.len())).collect::<Vec<_>>()
     };
+    assert_eq!(send(&mut sim, 1), []);
+    assert_eq!((sim[a].counters().encap.dropped(DropReason::PathTooNarrow), sim.underlay().sent()), (1, 0));
     // 972 bytes leave room for 952 of payload, a multiple of 8.
     assert_eq!(send(&mut sim, 1), [(b, 972), (b, 448)]);
     sim.set_link_profile_from(a, c, LinkProfile { mtu: 600, ..LinkProfile::default() });
+    assert_eq!(send(&mut sim, 2), []);
+    assert_eq!(sim[a].counters().encap.dropped(DropReason::PathTooNarrow), 2, "each path is learned by itself");
     assert_eq!(send(&mut sim, 2), [(c, 448)], "the first of two is lost, and the path known from then on");
     assert_eq!(send(&mut sim, 2), [(c, 572), (c, 572), (c, 296)]);
     let counters = sim[a].counters();

@@ -2,8 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use loden::Transmit;
-use loden::forward::{Decap, DropReason, Encap, Forwarder, Fragments, Overlay, Reject, RejectReason, ReplyTo, TooLong};
+use loden::forward::{Decap, DropReason, Encap, Forwarder, Fragments, Overlay, Reject, RejectReason, ReplyTo};
 use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteTable};
 use loden::transmit::Way;
@@ -153,8 +152,13 @@ impl Host {
 
     /// What becomes of a packet out of the TUN. Checks on the way what holds for every verdict.
     pub fn encapsulate(&self, packet: &[u8]) -> Outcome {
+        self.encapsulate_over(packet, u16::MAX)
+    }
+
+    /// The same over paths that are known to carry only `path` bytes.
+    pub fn encapsulate_over(&self, packet: &[u8], path: u16) -> Outcome {
         let mut buffer = packet.to_vec();
-        let outcome = match self.forwarder.encapsulate(&mut buffer, &self.table) {
+        let outcome = match self.forwarder.encapsulate_within(&mut buffer, None, |_| path, &self.table) {
             Encap::Send(transmit) => {
                 assert_eq!(transmit.segment_size, None, "one packet is one datagram");
                 Outcome::Forward { to: Some(transmit.destination), bytes: transmit.contents.to_vec() }
@@ -167,16 +171,15 @@ impl Host {
         outcome
     }
 
-    /// What becomes of a packet that was let pass to host A and that the path refused.
+    /// What becomes of a packet that was let pass and that the path refused after it had waited.
     pub fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
         let before = sent.to_vec();
-        let outcome = match self.forwarder.refused_as_too_long(sent, way(), mtu, &self.table) {
-            TooLong::Fragment(fragments) => fragments_outcome(fragments),
-            TooLong::Reject(reject) => {
+        let outcome = match self.forwarder.refused_as_too_long(sent, mtu, &self.table) {
+            Ok(reject) => {
                 let offender = reject.offender().as_bytes().to_vec();
                 reject_outcome(&reject, &offender)
             }
-            TooLong::Drop(reason) => Outcome::Drop(reason),
+            Err(reason) => Outcome::Drop(reason),
         };
         assert!(!matches!(outcome, Outcome::Drop(_)) || sent == before, "what is dropped is not touched");
         outcome
@@ -193,11 +196,6 @@ impl Host {
         assert_little_changed(datagram, &buffer, &outcome);
         outcome
     }
-}
-
-/// The way to host A.
-pub fn way() -> Way {
-    Way::from(&Transmit::datagram(host_a(), &[]))
 }
 
 pub fn table_of(routes: &[Route]) -> RouteTable {

@@ -10,6 +10,9 @@ use loden::forward::{DirectionCounters, DropReason, PathMtus, Rate};
 pub(crate) const PER_SOURCE: Rate = Rate { per_second: 10, burst: 3 };
 pub(crate) const TOTAL: Rate = Rate { per_second: 100, burst: 8 };
 
+/// Bytes that may wait for each peer: few, so that it is met.
+pub(crate) const PER_PEER: usize = 7_000;
+
 /// One direction's packets.
 #[derive(Debug, Default)]
 pub(crate) struct Account {

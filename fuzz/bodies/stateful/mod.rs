@@ -11,10 +11,10 @@ mod subject;
 use core::net::SocketAddr;
 use core::time::Duration;
 
-use loden::forward::{Counters, DropReason};
+use loden::forward::{Counters, PathMode};
 
 use self::reference::Reference;
-use self::script::Step;
+use self::script::{Mishap, Step};
 use self::subject::Subject;
 
 /// Steps beyond these are not taken: a longer history finds nothing that several short ones do not.
@@ -35,21 +35,20 @@ pub fn history(bytes: &[u8]) -> Option<Counters> {
         }
         let step = step.at(now);
         subject.take(&step, now);
-        reference.take(&step, &subject.log, now);
+        reference.take(&step, &subject.sink.log, now);
         reference.assert_is(&mut subject, &step, now);
     }
     assert_eq!(reference.held(), 0, "whatever was held has a fate");
-    Some(subject.memory.counters)
+    Some(subject.counters())
 }
 
-/// What became of the datagrams that waited, in order: how far trains have got is theirs, and no list can know it.
+/// What the socket and the TUN were given, in order: how batches are made and whose turn it is, no list can know.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    /// The socket took the next one for this peer.
-    Took(SocketAddr),
-    /// So many for a peer were given up.
-    GivenUp { to: SocketAddr, datagrams: usize, reason: DropReason },
-    /// So many for a peer met a path that is narrower than the longest of them; what the system says to that, in bytes of
-    /// outer packet.
-    Narrow { to: SocketAddr, datagrams: usize, outer: Option<u16> },
+    /// The socket took a datagram, which was sent in this mode.
+    Took { to: SocketAddr, datagram: Vec<u8>, mode: PathMode },
+    /// The socket refused so many datagrams, of these that were left of a batch.
+    Refused { to: SocketAddr, datagrams: Vec<Vec<u8>>, count: usize, mishap: Mishap },
+    /// The TUN was given a packet.
+    Wrote(Vec<u8>),
 }

@@ -2,22 +2,24 @@
 
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use loden::forward::{DropReason, IcmpOutcome, Overlay, RejectReason, ReplyTo, SourcePort, Stats, Transit};
+use loden::engine::{SendFailure, WriteFailure};
+use loden::forward::{DropReason, IcmpOutcome, Overlay, PathMode, RejectReason, ReplyTo, SourcePort, Stats, Transit};
 use loden::ipnet::IpNet;
 use loden::lease;
 use loden::route::{Route, RouteChange};
 use loden::wire::DatagramTooBig;
 
 use super::Seen;
-use super::account::{Account, Budget, Error, Paths, inner, plateau_below};
+use super::account::{Account, Budget, Error, PER_PEER, Paths, inner, plateau_below};
 use super::script::{Mishap, Step, hops};
 use super::subject::Subject;
+use crate::offload::model::{self as segments, complete};
 use support::host::{Host, Outcome, holds, routes};
 use support::leases::{self, recompute};
 use support::model;
-use support::packet::address_at;
+use support::packet::{address_at, with_ttl};
 
 pub(crate) struct Reference {
     /// With the routes that this batch goes by.
@@ -29,6 +31,18 @@ pub(crate) struct Reference {
     waiting: Vec<Waiting>,
     /// Packets of which a datagram was lost, and others wait.
     lost: BTreeSet<u64>,
+    /// Since when paths take nothing.
+    stuck: BTreeMap<SocketAddr, Duration>,
+    /// Paths that are not tried before their moment.
+    paused: BTreeMap<SocketAddr, Duration>,
+    /// Bytes that were put in since the last flush.
+    collected: usize,
+    send_errors: BTreeMap<IpAddr, u64>,
+    /// How the TUN refuses the next packet.
+    tun_fails: Option<WriteFailure>,
+    /// What the TUN was given in this step, and how much of it was seen.
+    given: Vec<Vec<u8>>,
+    given_seen: usize,
     budget: Budget,
     paths: Paths,
     out: Account,
@@ -44,7 +58,7 @@ pub(crate) struct Reference {
 struct Waiting {
     to: SocketAddr,
     datagram: Vec<u8>,
-    /// The packet that came out of the TUN.
+    /// The packet that came out of the TUN, or its segment.
     original: Vec<u8>,
     packet: u64,
     is_last: bool,
@@ -59,6 +73,13 @@ impl Reference {
             leased: Vec::new(),
             waiting: Vec::new(),
             lost: BTreeSet::new(),
+            stuck: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            collected: 0,
+            send_errors: BTreeMap::new(),
+            tun_fails: None,
+            given: Vec::new(),
+            given_seen: 0,
             budget: Budget::default(),
             paths: Paths::default(),
             out: Account::default(),
@@ -73,9 +94,23 @@ impl Reference {
     pub(crate) fn take(&mut self, step: &Step, log: &[Seen], now: Duration) {
         self.sent.clear();
         self.tun.clear();
-        self.now = now;
+        self.given.clear();
+        (self.now, self.given_seen) = (now, 0);
         match step {
-            Step::Out { packet, same_batch } => self.encapsulate(packet, *same_batch),
+            Step::Out { packet, vnet, same_batch } => {
+                if !same_batch {
+                    self.host.routes = self.published.clone();
+                }
+                self.out.received += 1;
+                match vnet {
+                    Some(vnet) => self.encapsulate_gso(packet, vnet.gso_size.into()),
+                    None => self.encapsulate(packet),
+                }
+                // A part of the second-level cache.
+                if self.collected >= 128 << 10 {
+                    self.flush(log);
+                }
+            }
             Step::In { datagram, from } => self.decapsulate(datagram, *from),
             Step::Lease { source, event } => {
                 self.leases.advance(now);
@@ -86,14 +121,13 @@ impl Reference {
                 self.leases.advance(now);
                 self.leases.expire();
             }
-            Step::Route(_) | Step::Pass { .. } | Step::Flush(_) | Step::Report(_) => {}
-            Step::Stop => {
-                (0..self.held()).for_each(|_| self.out.drop(DropReason::Stopped));
-                self.waiting.clear();
-                self.lost.clear();
-            }
+            Step::Flush(_) => self.flush(log),
+            Step::TunFails(failure) => self.tun_fails = Some(*failure),
+            Step::Route(_) | Step::Pass { .. } | Step::Report(_) => {}
+            Step::Stop => self.remove(|_| true, DropReason::Stopped, false),
         }
-        self.follow(log);
+        let seen = log.iter().filter(|seen| matches!(seen, Seen::Wrote(_))).count();
+        assert_eq!(seen, self.given.len(), "the TUN was given {:?}", self.given);
     }
 
     /// Packets of which all datagrams that are left wait.
@@ -110,26 +144,28 @@ impl Reference {
                 let expected = self.change(*change);
                 let applied = subject.applied.take().unwrap();
                 assert_eq!((applied.changed, applied.refused.is_empty()), expected, "{change:?}");
+                self.remove_stale();
             }
             Step::Report(report) => assert_eq!(subject.reported.take(), Some(self.report(report)), "{report:?}"),
-            Step::Flush(mishaps) if !mishaps.iter().any(|(_, mishap)| matches!(mishap, Mishap::Full)) => {
-                assert!(self.waiting.is_empty(), "the socket took all, and {:?} still wait", self.waiting);
-            }
             Step::Out { .. }
             | Step::In { .. }
             | Step::Lease { .. }
             | Step::Pass { .. }
             | Step::Flush(_)
+            | Step::TunFails(_)
             | Step::Stop => {}
         }
-        let memory = &subject.memory;
-        assert_eq!(memory.sent, self.sent, "what was sent, after {step:?}");
-        assert_eq!(memory.tun, self.tun, "what was written, after {step:?}");
-        self.out.assert_is(&memory.counters.encap, self.held());
-        self.back.assert_is(&memory.counters.decap, 0);
-        assert_eq!(memory.counters.stats, self.stats, "after {step:?}");
+        let (engine, sink) = (&subject.engine, &subject.sink);
+        assert_eq!(sink.sent, self.sent, "what was sent, after {step:?}");
+        assert_eq!(sink.tun, self.tun, "what was written, after {step:?}");
+        let counters = engine.counters();
+        self.out.assert_is(&counters.encap, self.held());
+        self.back.assert_is(&counters.decap, 0);
+        assert_eq!(counters.stats, self.stats, "after {step:?}");
+        assert_eq!(engine.endpoint().send_errors().collect::<BTreeMap<_, _>>(), self.send_errors, "after {step:?}");
+        assert_eq!(engine.wake_at(), self.paused.values().min().copied(), "after {step:?}");
         for peer in hops().map(|hop| hop.ip()) {
-            assert_eq!(memory.paths.lookup(peer, now), self.paths.lookup(peer, now), "the path to {peer}");
+            assert_eq!(engine.endpoint().paths().lookup(peer, now), self.paths.lookup(peer, now), "the path to {peer}");
         }
         if matches!(step, Step::Lease { .. } | Step::Publish) {
             self.assert_leases(subject);
@@ -171,6 +207,7 @@ impl Reference {
         let applied = subject.applied.take().unwrap();
         assert_eq!((applied.changed, applied.refused), (changed, vec![]));
         self.leased = routes;
+        self.remove_stale();
     }
 
     /// How many routes changed, and whether the change was taken.
@@ -238,26 +275,21 @@ impl Reference {
         IcmpOutcome::Lowered { peer, mtu }
     }
 
-    fn encapsulate(&mut self, packet: &[u8], same_batch: bool) {
-        if !same_batch {
-            self.host.routes = self.published.clone();
-        }
-        self.out.received += 1;
-        let mut outcome = model::encapsulate(&self.host, packet);
-        if let Some(limit) = self.exceeded(packet, &outcome) {
-            let whole = self.host.routes.clone();
-            let route = self.route(packet);
-            self.host.routes.iter_mut().filter(|known| **known == route).for_each(|known| known.mtu = Some(limit));
-            outcome = model::encapsulate(&self.host, packet);
-            self.host.routes = whole;
-        }
+    /// R70: what waits for a next hop that no route has any more is dropped.
+    fn remove_stale(&mut self) {
+        let published = self.published.clone();
+        let is_gone = |to| published.iter().all(|route| route.next_hop != to);
+        self.remove(is_gone, DropReason::StaleRoute, false);
+    }
+
+    fn encapsulate(&mut self, packet: &[u8]) {
+        let outcome = self.narrowly(|host| model::encapsulate(host, packet));
         self.count_trimmed(packet, &outcome);
         match outcome {
-            Outcome::Forward { to, bytes } => self.wait(packet, to.unwrap(), vec![bytes]),
-            Outcome::Fragments { to, pieces } => {
-                self.stats.fragments_made += pieces.len() as u64;
-                self.wait(packet, to, pieces);
+            Outcome::Forward { to, bytes } => {
+                self.wait(to.unwrap(), vec![(packet.to_vec(), vec![bytes])]);
             }
+            Outcome::Fragments { to, pieces } => self.wait(to, vec![(packet.to_vec(), pieces)]),
             Outcome::Reject { reason, answer } => {
                 let answered = self.answer(packet, answer);
                 settle(&mut self.out, reason, answered);
@@ -266,29 +298,74 @@ impl Reference {
         }
     }
 
-    /// What the path carries, if that is known to be less than what would be sent.
-    fn exceeded(&self, packet: &[u8], outcome: &Outcome) -> Option<u16> {
-        let route = || self.route(packet);
-        let (to, longest) = match outcome {
-            Outcome::Forward { to, bytes } => ((*to)?, bytes.len()),
-            Outcome::Fragments { to, .. } => (*to, route().mtu.unwrap_or(u16::MAX).min(self.host.overlay().mtu).into()),
-            Outcome::Reject { .. } | Outcome::Drop(_) => return None,
-        };
-        self.paths.lookup(to.ip(), self.now).filter(|limit| longest > usize::from(*limit))
-    }
-
-    /// The route of a packet that has one.
-    fn route(&self, packet: &[u8]) -> Route {
-        let destination: [u8; 4] = packet[16..20].try_into().unwrap();
-        *self.host.naive_route(destination.into()).unwrap()
-    }
-
-    fn wait(&mut self, packet: &[u8], to: SocketAddr, datagrams: Vec<Vec<u8>>) {
-        let (number, count) = (self.out.received, datagrams.len());
-        for (index, datagram) in datagrams.into_iter().enumerate() {
-            let original = packet.to_vec();
-            self.waiting.push(Waiting { to, datagram, original, packet: number, is_last: index + 1 == count });
+    /// Each segment is a packet of its own, but they are counted as one, and the answer quotes the whole.
+    fn encapsulate_gso(&mut self, packet: &[u8], size: usize) {
+        let payload = packet.len() - segments::headers_len(packet);
+        if payload <= size {
+            return self.encapsulate(&complete(packet.to_vec()));
         }
+        let wide = |route: &Route| Route { mtu: None, ..*route };
+        let overlay = Overlay { mtu: u16::MAX, ..*self.host.overlay() };
+        let wide = Host::new(overlay, self.host.routes.iter().map(wide).collect());
+        let Outcome::Forward { to: Some(to), bytes } = model::encapsulate(&wide, packet) else {
+            return self.encapsulate(packet);
+        };
+        let mtu = usize::from(self.narrowly(|host| {
+            let route = host.naive_route(address_at(packet, 16)).unwrap();
+            route.mtu.unwrap_or(u16::MAX).min(host.overlay().mtu)
+        }));
+        let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index));
+        let fits = size + segments::headers_len(packet) <= mtu;
+        if !fits && packet[6] & 0x40 != 0 {
+            return self.encapsulate(packet);
+        }
+        let pieces = segments.map(|segment| {
+            let datagram = if bytes[8] == segment[8] { segment.clone() } else { with_ttl(&segment, bytes[8]) };
+            Some((segment, if fits { vec![datagram] } else { model::fragments(&datagram, mtu)? }))
+        });
+        match pieces.collect() {
+            Some(pieces) => {
+                self.wait(to, pieces);
+            }
+            None => self.out.drop(DropReason::NotFragmented),
+        }
+    }
+
+    /// With the routes as narrow as the paths of their next hops are known to be.
+    fn narrowly<T>(&mut self, of: impl FnOnce(&Host) -> T) -> T {
+        let whole = self.host.routes.clone();
+        for route in &mut self.host.routes {
+            // A datagram has 65,507 bytes at most.
+            let path = self.paths.lookup(route.next_hop.ip(), self.now).unwrap_or(u16::MAX).min(65_507);
+            route.mtu = Some(route.mtu.unwrap_or(u16::MAX).min(path));
+        }
+        let result = of(&self.host);
+        self.host.routes = whole;
+        result
+    }
+
+    /// A packet waits, with all datagrams of all its segments, or is dropped because its peer has too much that waits.
+    fn wait(&mut self, to: SocketAddr, segments: Vec<(Vec<u8>, Vec<Vec<u8>>)>) {
+        let waiting = self.waiting.iter().filter(|waiting| waiting.to == to);
+        let mut bytes = waiting.map(|waiting| waiting.datagram.len()).sum::<usize>();
+        let (packet, segmented) = (self.out.received, segments.len() > 1);
+        let mut datagrams = Vec::new();
+        for (original, pieces) in segments {
+            let fragmented = pieces.len() > 1;
+            for (index, datagram) in pieces.into_iter().enumerate() {
+                bytes += datagram.len();
+                if bytes > PER_PEER {
+                    return self.lose_at(to, DropReason::SendBufferFull);
+                }
+                self.stats.segments_made += u64::from(segmented && index == 0);
+                self.stats.fragments_made += u64::from(fragmented);
+                let original = original.clone();
+                datagrams.push(Waiting { to, datagram, original, packet, is_last: false });
+            }
+        }
+        datagrams.last_mut().unwrap().is_last = true;
+        self.collected += datagrams.iter().map(|waiting| waiting.datagram.len()).sum::<usize>();
+        self.waiting.extend(datagrams);
     }
 
     fn decapsulate(&mut self, datagram: &[u8], from: SocketAddr) {
@@ -298,10 +375,12 @@ impl Reference {
         self.host.routes = batch;
         self.count_trimmed(datagram, &outcome);
         match outcome {
-            Outcome::Forward { bytes, .. } => {
-                self.tun.push(bytes);
-                self.back.forwarded += 1;
-            }
+            Outcome::Forward { bytes, .. } => match self.write(bytes) {
+                None => self.back.forwarded += 1,
+                Some(WriteFailure::Down) => self.back.drop(DropReason::TunDown),
+                Some(WriteFailure::Full) => self.back.drop(DropReason::TunFull),
+                Some(WriteFailure::Failed | WriteFailure::Rejected) => self.back.drop(DropReason::TunFailed),
+            },
             Outcome::Reject { reason, answer } => {
                 let answered = self.answer(datagram, answer);
                 settle(&mut self.back, reason, answered);
@@ -336,37 +415,163 @@ impl Reference {
             return false;
         }
         match reply_to {
-            ReplyTo::Tun => self.tun.push(message),
+            ReplyTo::Tun => return self.write(message).is_none(),
             ReplyTo::Peer(peer) => self.sent.push((peer, message)),
             other => panic!("the list knows no {other:?}"),
         }
         true
     }
 
-    /// Does with the datagrams that wait what the subject says became of them.
-    fn follow(&mut self, log: &[Seen]) {
+    fn write(&mut self, packet: Vec<u8>) -> Option<WriteFailure> {
+        self.given.push(packet.clone());
+        let failure = self.tun_fails.take();
+        if failure.is_none() {
+            self.tun.push(packet);
+        }
+        failure
+    }
+
+    /// Does with the datagrams that wait what the socket and the TUN saw of them. Then nothing waits but for paths that take
+    /// nothing.
+    fn flush(&mut self, log: &[Seen]) {
+        self.collected = 0;
+        self.paused.retain(|_, until| *until > self.now);
         for seen in log {
             match seen {
-                Seen::Took(to) => {
-                    let next = self.next(*to);
+                Seen::Took { to, datagram, mode } => {
+                    let fragmented = self.paths.is_fragmented(to.ip(), self.now);
+                    assert_eq!(*mode == PathMode::Fragment, fragmented, "to {to}");
+                    let next = self.reach(*to, datagram);
+                    self.stuck.remove(to);
                     self.sent.push((*to, next.datagram.clone()));
                     self.has_gone(&next);
                 }
-                Seen::GivenUp { to, datagrams, reason } => {
-                    for _ in 0..*datagrams {
-                        let next = self.next(*to);
-                        self.is_lost(&next, Some(*reason));
-                    }
-                }
-                Seen::Narrow { to, datagrams, outer } => self.narrow(*to, *datagrams, *outer),
+                Seen::Refused { to, datagrams, count, mishap } => self.refused(*to, datagrams, *count, *mishap),
+                Seen::Wrote(message) => self.wrote(message),
             }
+        }
+        while let Some(at) = self.waiting.iter().position(|waiting| !self.paused.contains_key(&waiting.to)) {
+            let last = self.waiting.remove(at);
+            self.was_not_sent(&last);
         }
     }
 
-    /// The one that has waited for longest.
-    fn next(&mut self, to: SocketAddr) -> Waiting {
-        let at = self.waiting.iter().position(|waiting| waiting.to == to).unwrap();
-        self.waiting.remove(at)
+    /// The datagram that the socket was given. None that came before it is sent any more.
+    fn reach(&mut self, to: SocketAddr, datagram: &[u8]) -> Waiting {
+        assert!(!self.paused.contains_key(&to), "{to} takes nothing");
+        let is_it = |waiting: &Waiting| waiting.to == to && waiting.datagram == datagram;
+        let at = self.waiting.iter().position(is_it).expect("only what waits is sent");
+        assert!(!self.is_too_long(&self.waiting[at]), "to {to}");
+        self.settle_before(at)
+    }
+
+    fn settle_before(&mut self, at: usize) -> Waiting {
+        let next = self.waiting[at].clone();
+        let before: Vec<_> = self.waiting[..at].iter().filter(|waiting| waiting.to == next.to).cloned().collect();
+        for waiting in before {
+            self.take_out(&waiting);
+            self.was_not_sent(&waiting);
+        }
+        self.take_out(&next);
+        next
+    }
+
+    fn take_out(&mut self, datagram: &Waiting) {
+        let is_it = |waiting: &Waiting| waiting.to == datagram.to && waiting.datagram == datagram.datagram;
+        let at = self.waiting.iter().position(is_it).unwrap();
+        self.waiting.remove(at);
+    }
+
+    fn is_too_long(&self, waiting: &Waiting) -> bool {
+        let limit = self.paths.lookup(waiting.to.ip(), self.now);
+        limit.is_some_and(|limit| waiting.datagram.len() > limit.into())
+    }
+
+    /// There are two reasons for that: its packet is lost already, or its path became too narrow.
+    fn was_not_sent(&mut self, datagram: &Waiting) {
+        if self.lost.contains(&datagram.packet) {
+            return self.is_lost(datagram, None);
+        }
+        assert!(self.is_too_long(datagram), "why not {datagram:?}?");
+        let limit = self.paths.lookup(datagram.to.ip(), self.now).unwrap();
+        self.stuck.remove(&datagram.to);
+        if datagram.datagram[6] & 0x40 != 0 {
+            self.refuse(datagram, limit);
+        } else {
+            self.is_lost(datagram, Some(DropReason::PathTooNarrow));
+        }
+    }
+
+    /// An ICMP error about a datagram that waited.
+    fn wrote(&mut self, message: &[u8]) {
+        self.given_seen += 1;
+        if let Some(given) = self.given.get(self.given_seen - 1) {
+            return assert_eq!(given, message);
+        }
+        let is_about = |waiting: &Waiting| {
+            let quoted = waiting.original.len().min(message.len() - 28);
+            waiting.original[..quoted] == message[28..] && self.is_too_long(waiting)
+        };
+        let at = self.waiting.iter().position(is_about).expect("what is answered waited");
+        let datagram = self.settle_before(at);
+        assert!(!self.lost.contains(&datagram.packet), "one answer is enough");
+        self.was_not_sent(&datagram);
+        assert_eq!(self.given.last().map(Vec::as_slice), Some(message));
+    }
+
+    fn refused(&mut self, to: SocketAddr, datagrams: &[Vec<u8>], count: usize, mishap: Mishap) {
+        let first = self.reach(to, &datagrams[0]);
+        let at = self.waiting.iter().position(|waiting| waiting.to == to);
+        self.waiting.insert(at.unwrap_or(self.waiting.len()), first);
+        let since = self.stuck.get(&to).copied();
+        let waited = self.now.saturating_sub(since.unwrap_or(self.now));
+        let reason = match mishap {
+            Mishap::Full if waited >= Duration::from_secs(1) => {
+                return self.remove(|other| other == to, DropReason::SendBufferFull, true);
+            }
+            Mishap::Full => return self.pause(to, waited),
+            Mishap::NoBuffers if waited < Duration::from_millis(15) => return self.pause(to, waited),
+            Mishap::TooLong(outer) => return self.narrow(to, datagrams, outer),
+            Mishap::Nothing => return,
+            Mishap::NoBuffers => DropReason::SendNoBuffers,
+            Mishap::Refused => DropReason::SendRefused,
+            Mishap::Other(SendFailure::Unreachable) => DropReason::SendUnreachable,
+            Mishap::Other(SendFailure::Forbidden) => DropReason::SendForbidden,
+            Mishap::Other(_) => DropReason::SendFailed,
+        };
+        self.give_up(to, &datagrams[..count], reason);
+    }
+
+    /// It is tried again after as long as it has waited already, but within 4 ms.
+    fn pause(&mut self, to: SocketAddr, waited: Duration) {
+        self.stuck.entry(to).or_insert(self.now);
+        let pause = waited.max(Duration::from_micros(500)).min(Duration::from_millis(4));
+        self.paused.insert(to, self.now + pause);
+    }
+
+    fn give_up(&mut self, to: SocketAddr, datagrams: &[Vec<u8>], reason: DropReason) {
+        for datagram in datagrams {
+            let next = self.reach(to, datagram);
+            self.stuck.remove(&to);
+            self.is_lost(&next, Some(reason));
+        }
+    }
+
+    /// All that waits for some peers is dropped.
+    fn remove(&mut self, is_gone: impl Fn(SocketAddr) -> bool, reason: DropReason, is_error: bool) {
+        let (gone, kept) = core::mem::take(&mut self.waiting).into_iter().partition(|waiting| is_gone(waiting.to));
+        self.waiting = kept;
+        let gone: Vec<Waiting> = gone;
+        for waiting in &gone {
+            if self.lost.insert(waiting.packet) {
+                self.out.drop(reason);
+                *self.send_errors.entry(waiting.to.ip()).or_default() += u64::from(is_error);
+            }
+        }
+        self.lost.retain(|packet| gone.iter().all(|waiting| waiting.packet != *packet));
+        self.send_errors.retain(|_, count| *count > 0);
+        self.stuck.retain(|to, _| !is_gone(*to));
+        self.paused.retain(|to, _| !is_gone(*to));
     }
 
     fn has_gone(&mut self, datagram: &Waiting) {
@@ -377,42 +582,34 @@ impl Reference {
 
     /// With a reason, if it has still to be counted.
     fn is_lost(&mut self, datagram: &Waiting, reason: Option<DropReason>) {
-        if self.lost.insert(datagram.packet) {
-            reason.into_iter().for_each(|reason| self.out.drop(reason));
+        if self.lost.insert(datagram.packet)
+            && let Some(reason) = reason
+        {
+            self.lose_at(datagram.to, reason);
         }
         if datagram.is_last {
             self.lost.remove(&datagram.packet);
         }
     }
 
-    fn narrow(&mut self, to: SocketAddr, datagrams: usize, outer: Option<u16>) {
-        let waiting = self.waiting.iter().filter(|waiting| waiting.to == to).take(datagrams);
-        let longest = waiting.map(|waiting| waiting.datagram.len()).max().unwrap();
+    fn lose_at(&mut self, to: SocketAddr, reason: DropReason) {
+        self.out.drop(reason);
+        *self.send_errors.entry(to.ip()).or_default() += 1;
+    }
+
+    /// The path is too narrow for the longest of these datagrams. What is too long for it is not sent after that.
+    fn narrow(&mut self, to: SocketAddr, datagrams: &[Vec<u8>], outer: Option<u16>) {
+        let longest = datagrams.iter().map(Vec::len).max().unwrap();
         let explains = |mtu: &u16| usize::from(*mtu) < longest;
-        let known = self.paths.lookup(to.ip(), self.now).filter(explains);
-        let mtu = known.or_else(|| {
-            let (headers, least) = if to.is_ipv4() { (28, 552) } else { (48, 1280) };
-            let plateau = || Some(plateau_below(longest + headers).max(least));
-            let inner = |outer| inner(outer, to.ip());
-            let mtu = outer.map(inner).filter(explains).or_else(|| plateau().map(inner).filter(explains))?;
-            self.stats.path_mtu_lowered += u64::from(self.paths.lower(to.ip(), mtu, self.now));
-            Some(mtu)
-        });
-        // Otherwise they are given up, which is said next.
-        let Some(mtu) = mtu else { return };
-        for _ in 0..datagrams {
-            let next = self.next(to);
-            if next.datagram.len() <= usize::from(mtu) {
-                self.sent.push((to, next.datagram.clone()));
-                self.has_gone(&next);
-            } else if next.datagram[6] & 0x40 != 0 {
-                self.refuse(&next, mtu);
-            } else if let Some(pieces) = model::fragments(&next.datagram, mtu.into()) {
-                self.stats.fragments_made += pieces.len() as u64;
-                self.sent.extend(pieces.into_iter().map(|piece| (to, piece)));
-                self.has_gone(&next);
-            } else {
-                self.is_lost(&next, Some(DropReason::NotFragmented));
+        let (headers, least) = if to.is_ipv4() { (28, 552) } else { (48, 1280) };
+        let plateau = plateau_below(longest + headers).max(least);
+        let inner = |outer| inner(outer, to.ip());
+        let mtu = outer.map(inner).filter(explains).or_else(|| Some(inner(plateau)).filter(explains));
+        match mtu {
+            Some(mtu) => self.stats.path_mtu_lowered += u64::from(self.paths.lower(to.ip(), mtu, self.now)),
+            None => {
+                let as_long = datagrams.iter().take_while(|datagram| datagram.len() == longest).count();
+                self.give_up(to, &datagrams[..as_long], DropReason::SendFailed);
             }
         }
     }

@@ -7,21 +7,24 @@
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
+use loden::engine::{SendFailure, WriteFailure};
 use loden::forward::Overlay;
 use loden::ipnet::IpNet;
 use loden::lease::{Lease, LeaseEvent, SourceId};
+use loden::offload::VnetHeader;
 use loden::route::{Route, RouteChange};
 use loden::wire::DatagramTooBig;
 
+use crate::offload::model::{partial, vnet};
 use support::host::{NOBODY, POD, POD_A, POD_B, net, own};
 use support::leases::Key;
-use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, icmp, pattern, udp};
+use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, UDP, icmp, pattern, udp};
 use support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
 
 /// The low four bits of a step's first byte.
 pub mod op {
     /// A packet out of the TUN: `source << 4 | destination`, `ttl << 5 | kind << 3 | fragment`, `defect << 4 | length`, and
-    /// whether it belongs to the batch of the one before.
+    /// `gso << 1`, and whether it belongs to the batch of the one before.
     pub const OUT: u8 = 0;
     /// A datagram from a peer: the same, and who sent it.
     pub const IN: u8 = 1;
@@ -38,12 +41,15 @@ pub mod op {
     pub const ROUTE: u8 = 7;
     /// Time passes: how long, and whether it goes back.
     pub const PASS: u8 = 8;
-    /// What waits is sent: up to three datagrams go, then that happens, and once more; then all the others go.
+    /// What waits is sent: of the first selection up to three datagrams go, then that happens, and once more; then all the
+    /// others go.
     pub const FLUSH: u8 = 9;
     /// A router reports: MTU, source, destination, and which datagram of which it quotes how much.
     pub const REPORT: u8 = 10;
     /// All that waits is given up.
     pub const STOP: u8 = 11;
+    /// The TUN refuses the next packet.
+    pub const TUN: u8 = 12;
 }
 
 const STEP: usize = 5;
@@ -52,12 +58,14 @@ const TTLS: [u8; 8] = [64, 2, 1, 0, 255, 3, 64, 64];
 const LENGTHS: [usize; 16] = [0, 7, 8, 29, 100, 480, 528, 529, 548, 900, 952, 1280, 1400, 1444, 1452, 1453];
 /// In bytes of outer packet.
 const OUTER_MTUS: [u16; 8] = [1500, 0, 67, 68, 576, 1000, 1328, 1499];
+/// Payload bytes in a segment.
+const GSO_SIZES: [u16; 4] = [100, 480, 700, 1000];
 /// In milliseconds.
 const TIMES: [u64; 8] = [1, 10, 50, 100, 1000, 30_000, 599_999, 600_000];
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Out { packet: Vec<u8>, same_batch: bool },
+    Out { packet: Vec<u8>, vnet: Option<VnetHeader>, same_batch: bool },
     In { datagram: Vec<u8>, from: SocketAddr },
     Lease { source: SourceId, event: LeaseEvent<Key> },
     Publish,
@@ -65,22 +73,45 @@ pub(crate) enum Step {
     Pass { time: Duration, back: bool },
     Flush([(usize, Mishap); 2]),
     Report(DatagramTooBig),
+    TunFails(WriteFailure),
     Stop,
 }
 
 /// What a socket can answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mishap {
-    /// It takes the whole train.
+    /// It takes all.
     Nothing,
     /// EAGAIN.
     Full,
-    /// ENOBUFS, too often: the train is given up.
+    /// ENOBUFS.
     NoBuffers,
     /// ECONNREFUSED, of one datagram.
     Refused,
     /// EMSGSIZE; then the system says that the path carries so much.
     TooLong(Option<u16>),
+    /// Any other error.
+    Other(SendFailure),
+}
+
+impl Mishap {
+    pub(crate) fn failure(self) -> Option<SendFailure> {
+        match self {
+            Self::Nothing => None,
+            Self::Full => Some(SendFailure::Full),
+            Self::NoBuffers => Some(SendFailure::NoBuffers),
+            Self::Refused => Some(SendFailure::Refused),
+            Self::TooLong(_) => Some(SendFailure::TooLong),
+            Self::Other(failure) => Some(failure),
+        }
+    }
+
+    pub(crate) fn outer(self) -> Option<u16> {
+        match self {
+            Self::TooLong(outer) => outer,
+            Self::Nothing | Self::Full | Self::NoBuffers | Self::Refused | Self::Other(_) => None,
+        }
+    }
 }
 
 impl Step {
@@ -102,14 +133,20 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Overlay, Vec<Step>)> {
         peer_check: PEER_CHECKS[usize::from(*choice) / MTUS.len() % PEER_CHECKS.len()],
         ..overlay_of(*policy, MTUS[usize::from(*choice) % MTUS.len()])
     };
-    Some((overlay, steps.as_chunks::<STEP>().0.iter().filter_map(|step| decode_step(*step)).collect()))
+    let steps = steps.as_chunks::<STEP>().0.iter().enumerate();
+    Some((overlay, steps.filter_map(|(number, step)| decode_step(number, *step)).collect()))
 }
 
-fn decode_step([first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
+fn decode_step(number: usize, [first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
     let source = SourceId(u16::from(first >> 4) % 3);
+    // No two datagrams of a history are the same: each has at most so many segments.
+    let id = (number as u16).wrapping_mul(300);
     let step = match first & 15 {
-        op::OUT => Step::Out { packet: packet(a, b, c), same_batch: d & 1 != 0 },
-        op::IN => Step::In { datagram: packet(a, b, c), from: pick(&senders(), d) },
+        op::OUT => {
+            let (packet, vnet) = outbound(id, [a, b, c], d >> 1);
+            Step::Out { packet, vnet, same_batch: d & 1 != 0 }
+        }
+        op::IN => Step::In { datagram: packet(id, a, b, c).bytes(), from: pick(&senders(), d) },
         op::ADDED => Step::Lease { source, event: LeaseEvent::Added { key: a % 8, lease: lease(b, c, d) } },
         op::REMOVED => Step::Lease { source, event: LeaseEvent::Removed { key: a % 8 } },
         op::SNAPSHOT => {
@@ -131,18 +168,36 @@ fn decode_step([first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
                 return None;
             };
             let len: u16 = pick(&[1500, 1280, 1000, 552], d >> 1);
-            let mut inner = packet((d >> 3) ^ 2, 0, 0).first_chunk().copied();
+            let mut inner = packet(0x1234, (d >> 3) ^ 2, 0, 0).bytes().first_chunk().copied();
             inner.iter_mut().for_each(|header: &mut [u8; 20]| header[2..4].copy_from_slice(&(len - 28).to_be_bytes()));
             let inner = inner.filter(|_| d & 1 == 0);
             Step::Report(DatagramTooBig { mtu: pick(&OUTER_MTUS, a), source, destination, len, inner })
         }
         op::STOP => Step::Stop,
+        op::TUN => {
+            let failures = [WriteFailure::Down, WriteFailure::Failed, WriteFailure::Full, WriteFailure::Rejected];
+            Step::TunFails(pick(&failures, a))
+        }
         _ => return None,
     };
     Some(step)
 }
 
-fn packet(addresses: u8, kind: u8, shape: u8) -> Vec<u8> {
+/// A packet, or four times as much data to be cut into segments: of UDP that is sound and no fragment.
+fn outbound(id: u16, [addresses, kind, shape]: [u8; 3], gso: u8) -> (Vec<u8>, Option<VnetHeader>) {
+    let one = packet(id, addresses, kind, shape);
+    let is_sound = one.checksum.is_none() && one.trailer.is_empty() && one.cut.is_none();
+    if gso & 64 == 0 || one.protocol != UDP || one.fragment & !DF != 0 || !is_sound {
+        return (one.bytes(), None);
+    }
+    let port = u16::from_be_bytes([one.payload[2], one.payload[3]]);
+    let payload = udp(4000, port, &one.payload[8..].repeat(4));
+    let packet = partial(Ipv4 { payload, ..one }.bytes());
+    let header = vnet(&packet, pick(&GSO_SIZES, gso));
+    (packet, Some(header))
+}
+
+fn packet(id: u16, addresses: u8, kind: u8, shape: u8) -> Ipv4 {
     let pods = addresses_there_are();
     let data = pattern(pick(&LENGTHS, shape));
     let (protocol, payload) = match kind >> 3 & 3 {
@@ -153,16 +208,15 @@ fn packet(addresses: u8, kind: u8, shape: u8) -> Vec<u8> {
     let fragment = [DF, 0, 0, DF, MF, 100, DF | MF, 0x1fff][usize::from(kind & 7)];
     let ttl = pick(&TTLS, kind >> 5);
     let packet =
-        Ipv4 { ttl, fragment, protocol, payload, ..Ipv4::new(pick(&pods, addresses >> 4), pick(&pods, addresses)) };
-    let packet = match shape >> 4 {
+        Ipv4 { id, ttl, fragment, protocol, payload, ..Ipv4::new(pick(&pods, addresses >> 4), pick(&pods, addresses)) };
+    match shape >> 4 {
         1 => Ipv4 { checksum: Some(0xdead), ..packet },
         2 => Ipv4 { trailer: vec![0xee; 9], ..packet },
         3 => Ipv4 { options: RECORD_ROUTE.to_vec(), ..packet },
         4 => Ipv4 { options: STRICT_SOURCE_ROUTE.to_vec(), ..packet },
         5 => Ipv4 { cut: Some(19), ..packet },
         _ => packet,
-    };
-    packet.bytes()
+    }
 }
 
 /// At most eight of them are hosts, so that the limiter never has to forget one.
@@ -234,6 +288,7 @@ fn mishap(number: u8) -> Mishap {
         2 => Mishap::NoBuffers,
         3 => Mishap::Refused,
         4 => Mishap::TooLong(None),
+        6 => Mishap::Other(pick(&[SendFailure::Unreachable, SendFailure::Forbidden, SendFailure::Failed], number >> 3)),
         _ => Mishap::TooLong(Some(pick(&OUTER_MTUS, number >> 3))),
     }
 }

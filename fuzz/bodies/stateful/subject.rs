@@ -1,51 +1,50 @@
-//! The host: what a worker makes of the core's parts, with a socket and a device that are lists.
+//! The host: an engine, with a socket and a TUN that are lists.
 
 use core::net::SocketAddr;
 use core::time::Duration;
+use std::collections::VecDeque;
 
-use loden::forward::{
-    Counters, Decap, DirectionCounters, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome,
-    Overlay, PathMtus, Reject, ReplyTo, SystemPath, TooLong,
-};
+use loden::endpoint::Endpoint;
+use loden::engine::{Engine, Sink, Unsent, WriteFailure};
+use loden::forward::{Counters, DropReason, Forwarder, IcmpLimiter, IcmpOutcome, Overlay, PathMode, SystemPath};
 use loden::lease::{Host, Reconciler};
+use loden::offload::{Coalesce, VnetHeader};
 use loden::route::{Applied, RouteChange, RoutePublisher, RouteReader, RouteTable};
-use loden::transmit::{Trains, Way};
+use loden::transmit::{QueueLimits, Transmit, Way};
+use loden::wire::DatagramTooBig;
 
 use super::Seen;
-use super::account::{PER_SOURCE, TOTAL};
+use super::account::{PER_PEER, PER_SOURCE, TOTAL};
 use super::script::{Mishap, Step};
 use support::host::routes;
 use support::leases::Key;
 
-/// Few, so that they are all taken soon.
-const SLOTS: usize = 4;
+/// All that a history can put in has room in it: how peers share less is the queue's own test.
+const LIMITS: QueueLimits = QueueLimits { per_peer: PER_PEER, total: 64 << 20 };
 
 pub(crate) struct Subject {
-    forwarder: Forwarder,
+    pub(crate) engine: Engine,
     publisher: RoutePublisher,
     pub(crate) reader: RouteReader,
     /// The table that this batch goes by.
     batch: RouteTable,
     pub(crate) reconciler: Reconciler<Key>,
-    trains: Trains,
-    /// Whether a packet was lost of which a part has still to be put in.
-    lost_unfinished: bool,
-    pub(crate) memory: Memory,
-    /// What the last step brought.
-    pub(crate) log: Vec<Seen>,
+    pub(crate) sink: Lists,
     pub(crate) changes: Vec<RouteChange>,
     pub(crate) applied: Option<Applied>,
     pub(crate) reported: Option<IcmpOutcome>,
 }
 
-/// What is remembered of packets, and where they went in this step.
-pub(crate) struct Memory {
-    now: Duration,
-    pub(crate) counters: Counters,
-    limiter: IcmpLimiter,
-    pub(crate) paths: PathMtus,
+/// A socket and a TUN, and what they took in this step.
+#[derive(Default)]
+pub(crate) struct Lists {
+    mishaps: VecDeque<(usize, Mishap)>,
+    /// What the system says of the path that refused a datagram last.
+    outer: Option<u16>,
+    tun_fails: Option<WriteFailure>,
     pub(crate) sent: Vec<(SocketAddr, Vec<u8>)>,
     pub(crate) tun: Vec<Vec<u8>>,
+    pub(crate) log: Vec<Seen>,
 }
 
 impl Subject {
@@ -53,243 +52,105 @@ impl Subject {
         let mut publisher = RoutePublisher::bound_to(overlay.underlay).owning(overlay.subnet);
         assert_eq!(publisher.apply(routes().into_iter().map(RouteChange::Set)).refused, []);
         let mut reader = publisher.reader();
+        let mut endpoint = Endpoint::new(Forwarder::new(overlay).unwrap());
+        endpoint.set_icmp_limiter(IcmpLimiter::new(PER_SOURCE, TOTAL));
         Self {
-            forwarder: Forwarder::new(overlay).unwrap(),
+            engine: Engine::new(endpoint, LIMITS, Coalesce { tcp: false, udp: false }),
             batch: reader.load().clone(),
             publisher,
             reader,
             reconciler: Reconciler::new(Host::new(overlay.network, overlay.subnet, overlay.underlay)),
-            trains: Trains::with_slots(SLOTS),
-            lost_unfinished: false,
-            memory: Memory {
-                now: Duration::ZERO,
-                counters: Counters::default(),
-                limiter: IcmpLimiter::new(PER_SOURCE, TOTAL),
-                paths: PathMtus::default(),
-                sent: Vec::new(),
-                tun: Vec::new(),
-            },
-            log: Vec::new(),
+            sink: Lists::default(),
             changes: Vec::new(),
             applied: None,
             reported: None,
         }
     }
 
+    pub(crate) fn counters(&self) -> Counters {
+        self.engine.counters()
+    }
+
     pub(crate) fn take(&mut self, step: &Step, now: Duration) {
-        self.log.clear();
-        self.memory.sent.clear();
-        self.memory.tun.clear();
-        self.memory.now = now;
+        let Self { engine, sink, reader, .. } = self;
+        sink.log.clear();
+        sink.sent.clear();
+        sink.tun.clear();
         match step {
-            Step::Out { packet, same_batch } => self.encapsulate(packet.clone(), *same_batch),
-            Step::In { datagram, from } => self.decapsulate(datagram.clone(), *from),
+            Step::Out { packet, vnet, same_batch } => {
+                if !same_batch {
+                    self.batch = reader.load().clone();
+                }
+                engine.from_tun(&vnet.unwrap_or_default(), &mut packet.clone(), &self.batch, now, sink);
+            }
+            Step::In { datagram, from } => {
+                engine.from_udp(*from, &mut datagram.clone(), reader.load(), now, sink);
+                engine.flush_inbound(now, sink);
+            }
             Step::Lease { source, event } => self.reconciler.handle_event(*source, event.clone(), now),
             Step::Publish => {
                 self.reconciler.handle_timeout(now);
                 self.changes = self.reconciler.take_changes();
-                self.applied = Some(self.publisher.apply(self.changes.iter().copied()));
+                self.apply(self.changes.clone());
             }
-            Step::Route(change) => self.applied = Some(self.publisher.apply([*change])),
+            Step::Route(change) => self.apply(vec![*change]),
             Step::Pass { .. } => {}
-            Step::Flush(mishaps) => self.flush(mishaps),
+            Step::Flush(mishaps) => {
+                sink.mishaps = mishaps.iter().copied().collect();
+                engine.flush(reader.load(), now, sink);
+                sink.mishaps.clear();
+            }
             Step::Report(report) => {
-                let outcome = self.memory.paths.handle_icmp(report, &self.forwarder, self.reader.load(), now);
-                let is_lower = matches!(outcome, IcmpOutcome::Lowered { .. });
-                self.memory.counters.stats.path_mtu_lowered += u64::from(is_lower);
-                self.reported = Some(outcome);
+                self.reported = Some(engine.endpoint_mut().handle_icmp(report, reader.load(), now));
             }
-            Step::Stop => {
-                self.trains.clear();
-                let flow = &mut self.memory.counters.encap;
-                flow.discard_all(DropReason::Stopped, flow.held());
-            }
+            Step::TunFails(failure) => sink.tun_fails = Some(*failure),
+            Step::Stop => engine.drop_peers(|_| true, DropReason::Stopped),
         }
     }
 
-    fn encapsulate(&mut self, mut packet: Vec<u8>, same_batch: bool) {
-        if !same_batch {
-            self.batch = self.reader.load().clone();
-        }
-        let Self { forwarder, batch, memory, .. } = self;
-        let received = packet.len();
-        memory.counters.encap.receive();
-        let mut verdict = forwarder.encapsulate(&mut packet, batch);
-        if let Some((way, longest)) = datagrams_of(&verdict) {
-            let limit = memory.paths.lookup(way.destination.ip(), memory.now).unwrap_or(u16::MAX);
-            if longest > limit.into() {
-                verdict = forwarder.refused_as_too_long(&mut packet, way, limit, batch).into();
-            }
-        }
-        let (way, datagrams) = match verdict {
-            Encap::Send(transmit) => {
-                memory.count_trimmed(transmit.contents.len(), received);
-                (Way::from(&transmit), vec![transmit.contents.to_vec()])
-            }
-            Encap::Fragment(mut fragments) => {
-                memory.count_trimmed(fragments.packet().len(), received);
-                let mut pieces = Vec::new();
-                while let Some(transmit) = fragments.cut_next() {
-                    memory.counters.stats.fragments_made += 1;
-                    pieces.push(transmit.contents.to_vec());
-                }
-                (fragments.way(), pieces)
-            }
-            Encap::Reject(reject) => {
-                memory.count_trimmed(reject.offender().as_bytes().len(), received);
-                return memory.answer(&reject, |counters| &mut counters.encap);
-            }
-            Encap::Drop(reason) => return memory.counters.encap.discard(reason),
-        };
-        self.lost_unfinished = false;
-        for (index, datagram) in datagrams.iter().enumerate() {
-            if !self.put(way, datagram, index + 1 == datagrams.len()) {
-                let (to, left) = (way.destination, datagrams.len() - index);
-                self.log.push(Seen::GivenUp { to, datagrams: left, reason: DropReason::SendFailed });
-                return;
-            }
-        }
-    }
-
-    /// Makes room for a datagram if there is none. `false` if the packet that it is part of was lost by that.
-    fn put(&mut self, way: Way, datagram: &[u8], is_last: bool) -> bool {
-        if self.trains.push(&way, datagram.len(), is_last).map(|room| room.copy_from_slice(datagram)).is_none() {
-            self.flush(&[]);
-            if self.lost_unfinished {
-                return false;
-            }
-            let room = self.trains.push(&way, datagram.len(), is_last);
-            room.expect("there is room in empty trains").copy_from_slice(datagram);
-        }
-        true
-    }
-
-    fn decapsulate(&mut self, mut datagram: Vec<u8>, from: SocketAddr) {
-        let Self { forwarder, reader, memory, .. } = self;
-        let received = datagram.len();
-        memory.counters.decap.receive();
-        match forwarder.decapsulate(&mut datagram, from, reader.load()) {
-            Decap::Deliver(packet) => {
-                memory.count_trimmed(packet.len(), received);
-                memory.tun.push(packet.to_vec());
-                memory.counters.decap.forward();
-            }
-            Decap::Reject(reject) => {
-                memory.count_trimmed(reject.offender().as_bytes().len(), received);
-                memory.answer(&reject, |counters| &mut counters.decap);
-            }
-            Decap::Drop(reason) => memory.counters.decap.discard(reason),
-        }
-    }
-
-    /// Sends what waits, until the socket is full; when the mishaps are over, all of it.
-    fn flush(&mut self, mishaps: &[(usize, Mishap)]) {
-        let mut mishaps = mishaps.iter();
-        while let Some(way) = self.trains.transmit(0).map(|front| Way::from(&front)) {
-            let known = self.memory.paths.lookup(way.destination.ip(), self.memory.now);
-            if known.is_some_and(|known| self.longest() > known.into()) {
-                self.narrow(way, None);
-                continue;
-            }
-            let left = self.trains.left();
-            let (go, mishap) = mishaps.next().copied().unwrap_or((0, Mishap::Nothing));
-            let go = if matches!(mishap, Mishap::Nothing) { left } else { go };
-            self.go(way.destination, go.min(left));
-            if go >= left {
-                continue;
-            }
-            match mishap {
-                Mishap::Full | Mishap::Nothing => return,
-                Mishap::NoBuffers => self.give_up(way.destination, self.trains.left(), DropReason::SendNoBuffers),
-                Mishap::Refused => self.give_up(way.destination, 1, DropReason::SendRefused),
-                Mishap::TooLong(outer) => self.narrow(way, outer),
-            }
-        }
-    }
-
-    fn longest(&mut self) -> usize {
-        let lengths =
-            (0..self.trains.left()).filter_map(|index| self.trains.datagram_mut(index).map(|bytes| bytes.len()));
-        lengths.max().unwrap_or(0)
-    }
-
-    fn go(&mut self, to: SocketAddr, datagrams: usize) {
-        for _ in 0..datagrams {
-            let datagram = self.trains.datagram_mut(0).expect("one is left").to_vec();
-            self.memory.sent.push((to, datagram));
-            self.log.push(Seen::Took(to));
-            self.memory.counters.encap.forward_all(self.trains.advance(1));
-        }
-    }
-
-    fn give_up(&mut self, to: SocketAddr, datagrams: usize, reason: DropReason) {
-        self.log.push(Seen::GivenUp { to, datagrams, reason });
-        self.give_up_silently(datagrams, reason);
-    }
-
-    fn give_up_silently(&mut self, datagrams: usize, reason: DropReason) {
-        let given_up = self.trains.give_up(datagrams);
-        self.lost_unfinished |= given_up.unfinished;
-        self.memory.counters.encap.discard_all(reason, given_up.packets);
-    }
-
-    /// The path is too narrow for the front train.
-    fn narrow(&mut self, way: Way, outer: Option<u16>) {
-        let (to, left, longest) = (way.destination, self.trains.left(), self.longest());
-        self.log.push(Seen::Narrow { to, datagrams: left, outer });
-        let Memory { paths, counters, now, .. } = &mut self.memory;
-        let system = SystemPath { configured: outer.map(u32::from), ..SystemPath::default() };
-        let EmsgsizeOutcome::Limit(mtu) = paths.handle_emsgsize(to, longest, system, *now, &mut counters.stats) else {
-            return self.give_up(to, left, DropReason::SendFailed);
-        };
-        for _ in 0..left {
-            let Self { forwarder, reader, trains, memory, .. } = self;
-            let datagram = trains.datagram_mut(0).expect("one is left");
-            if datagram.len() <= mtu.into() {
-                memory.sent.push((to, datagram.to_vec()));
-                memory.counters.encap.forward_all(trains.advance(1));
-                continue;
-            }
-            match forwarder.refused_as_too_long(datagram, way, mtu, reader.table()) {
-                TooLong::Fragment(mut fragments) => {
-                    while let Some(transmit) = fragments.cut_next() {
-                        memory.counters.stats.fragments_made += 1;
-                        memory.sent.push((transmit.destination, transmit.contents.to_vec()));
-                    }
-                    memory.counters.encap.forward_all(trains.advance(1));
-                }
-                TooLong::Reject(reject) => {
-                    memory.answer(&reject, |counters| &mut counters.encap);
-                    assert_eq!(trains.give_up(1).packets, 1, "a packet with DF set is one datagram");
-                }
-                TooLong::Drop(reason) => self.give_up_silently(1, reason),
-            }
-        }
+    fn apply(&mut self, changes: Vec<RouteChange>) {
+        self.applied = Some(self.publisher.apply(changes));
+        let table = self.reader.load();
+        self.engine.drop_peers(|next_hop| !table.has_next_hop(next_hop), DropReason::StaleRoute);
     }
 }
 
-impl Memory {
-    fn answer(&mut self, reject: &Reject<'_>, flow: fn(&mut Counters) -> &mut DirectionCounters) {
-        let mut message = [0; loden::wire::icmpv4::ERROR_MAX];
-        let answer = self.limiter.answer(reject, self.now, &mut self.counters.stats, &mut message);
-        flow(&mut self.counters).settle(reject, answer.is_some());
-        match answer {
-            Some((ReplyTo::Tun, message)) => self.tun.push(message.to_vec()),
-            Some((ReplyTo::Peer(peer), message)) => self.sent.push((peer, message.to_vec())),
-            Some((other, _)) => panic!("nobody knows how to reply to {other:?}"),
-            None => {}
+impl Sink for Lists {
+    /// Takes as many datagrams as the script says, and then refuses the next one as it says.
+    fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent> {
+        let (mut go, mishap) = self.mishaps.pop_front().unwrap_or((0, Mishap::Nothing));
+        for (batch, transmit) in batches.iter().enumerate() {
+            let to = transmit.destination;
+            let datagrams: Vec<_> = transmit.segments().map(<[u8]>::to_vec).collect();
+            for (index, datagram) in datagrams.iter().enumerate() {
+                let reason = mishap.failure().filter(|_| go == 0);
+                let Some(reason) = reason else {
+                    go = go.saturating_sub(1);
+                    self.sent.push((to, datagram.clone()));
+                    self.log.push(Seen::Took { to, datagram: datagram.clone(), mode });
+                    continue;
+                };
+                let refused = datagrams[index..].to_vec();
+                let count = if matches!(mishap, Mishap::Refused) { 1 } else { refused.len() };
+                self.outer = mishap.outer();
+                self.log.push(Seen::Refused { to, datagrams: refused, count, mishap });
+                return Err(Unsent { batch, datagram: index, datagrams: count, reason });
+            }
         }
+        Ok(())
     }
 
-    fn count_trimmed(&mut self, len: usize, received: usize) {
-        self.counters.stats.trimmed += u64::from(len < received);
+    fn write(&mut self, header: &VnetHeader, packet: &[u8]) -> Result<(), WriteFailure> {
+        assert_eq!(*header, VnetHeader::default(), "nothing is joined here");
+        self.log.push(Seen::Wrote(packet.to_vec()));
+        if let Some(failure) = self.tun_fails.take() {
+            return Err(failure);
+        }
+        self.tun.push(packet.to_vec());
+        Ok(())
     }
-}
 
-fn datagrams_of(verdict: &Encap<'_>) -> Option<(Way, usize)> {
-    match verdict {
-        Encap::Send(transmit) => Some((Way::from(transmit), transmit.contents.len())),
-        Encap::Fragment(fragments) => Some((fragments.way(), fragments.fragmenter().mtu().into())),
-        Encap::Reject(_) | Encap::Drop(_) => None,
+    fn system_path(&mut self, _: &Way, _: &mut dyn FnMut(&DatagramTooBig)) -> SystemPath {
+        SystemPath { configured: self.outer.map(u32::from), ..SystemPath::default() }
     }
 }
