@@ -50,8 +50,8 @@ pub enum Finding {
     /// The process lacks the right to create or configure a TUN device.
     #[error(
         "this process lacks CAP_NET_ADMIN in the user namespace that owns this network namespace, so it can neither \
-         create nor configure a TUN device; run it as root, or grant the capability and CAP_NET_RAW, which verifies path \
-         MTUs (`setcap cap_net_admin,cap_net_raw+ep PROGRAM`)"
+         create nor configure a TUN device; run it as root, or grant the capability and CAP_NET_RAW, which verifies \
+         path MTUs (`setcap cap_net_admin,cap_net_raw+ep PROGRAM`)"
     )]
     NoNetAdmin,
     /// The device node of TUN devices is missing, or this process may not open it.
@@ -96,10 +96,11 @@ pub enum Finding {
     },
     /// The overlay network and the network of the underlay overlap.
     #[error(
-        "the overlay network {network} overlaps {underlay}, the network of {interface}, which carries the datagrams: {}; \
-         choose an overlay network that does not overlap",
+        "the overlay network {network} overlaps {underlay}, the network of {interface}, which carries the datagrams: \
+         {}; choose an overlay network that does not overlap",
         if *.loops {
-            "the route to the overlay also matches other hosts, so their datagrams loop into the tunnel, or packets bypass it"
+            "the route to the overlay also matches other hosts, so their datagrams loop into the tunnel, or packets \
+             bypass it"
         } else {
             "a host and a pod may have the same address, and only one of them is reachable"
         }
@@ -139,8 +140,8 @@ pub enum Finding {
     /// The MTU of the TUN device exceeds the MTU that the underlay leaves for inner packets.
     #[error(
         "the MTU of the TUN device {tun} is {mtu}, but {interface} with its MTU of {interface_mtu} carries packets of \
-         {max_mtu} bytes; longer packets are rejected, or fragmented if they lack DF; set the device to {max_mtu}, with \
-         `ip link set dev {tun} mtu {max_mtu}` if it exists"
+         {max_mtu} bytes; longer packets are rejected, or fragmented if they lack DF; set the device to {max_mtu}, \
+         with `ip link set dev {tun} mtu {max_mtu}` if it exists"
     )]
     MtuTooLarge {
         /// The TUN device.
@@ -165,10 +166,12 @@ pub enum Finding {
         /// The subnet of this host.
         subnet: Ipv4Net,
     },
-    /// A bridge has an address of the overlay outside this host's subnet, or the configured bridge has none in the subnet.
+    /// A bridge has an address of the overlay outside this host's subnet, or the configured bridge has none in the
+    /// subnet.
     #[error(
-        "the bridge {bridge} has {}, which is not in {subnet}, this host's subnet, so its pods are unreachable; give it that \
-         range, for example with `dockerd --bip`, or remove an obsolete bridge with `ip link delete dev {bridge}`",
+        "the bridge {bridge} has {}, which is not in {subnet}, this host's subnet, so its pods are unreachable; give \
+         it that range, for example with `dockerd --bip`, or remove an obsolete bridge with `ip link delete dev \
+         {bridge}`",
         .address.map_or_else(|| "no IPv4 address".to_string(), |address| address.to_string())
     )]
     BridgeElsewhere {
@@ -181,9 +184,9 @@ pub enum Finding {
     },
     /// The MTU of a bridge exceeds the MTU of the tunnel.
     #[error(
-        "the bridge {bridge} has an MTU of {mtu}, but the tunnel carries packets of {max_mtu} bytes, so every pod has to \
-         discover the path MTU to every destination; set the bridge and its pods to {max_mtu} (`dockerd --mtu {max_mtu}`, or \
-         the CNI plugin's `mtu`)"
+        "the bridge {bridge} has an MTU of {mtu}, but the tunnel carries packets of {max_mtu} bytes, so every pod has \
+         to discover the path MTU to every destination; set the bridge and its pods to {max_mtu} (`dockerd --mtu \
+         {max_mtu}`, or the CNI plugin's `mtu`)"
     )]
     BridgeMtu {
         /// The bridge.
@@ -207,8 +210,8 @@ pub enum Finding {
     },
     /// A route to a part of the overlay network bypasses the TUN device.
     #[error(
-        "packets to {} never reach the tunnel, because of the route `{route}` of a former backend or another program; remove \
-         it with `ip route delete {route}`{}",
+        "packets to {} never reach the tunnel, because of the route `{route}` of a former backend or another program; \
+         remove it with `ip route delete {route}`{}",
         .route.destination,
         match &.route.interface {
             Some(device) if *.vxlan => alloc::format!(", or with its VXLAN device: `ip link delete dev {device}`"),
@@ -265,8 +268,8 @@ pub enum Finding {
             alloc::format!("drops the tunnel's datagrams, because no rule accepts UDP port {port}")
         } else {
             alloc::format!(
-                "may drop the tunnel's datagrams: rules for UDP port {port} accept only established connections, or cannot be \
-                 evaluated"
+                "may drop the tunnel's datagrams: rules for UDP port {port} accept only established connections, or \
+                 cannot be evaluated"
             )
         },
         .chain.accept_port(*.port)
@@ -281,12 +284,11 @@ pub enum Finding {
     },
     /// Pods are masqueraded, and connection tracking includes the tunnel's datagrams.
     #[error(
-        "{chain} {} packets of pods that leave by {interface}, and UDP port {port} is tracked: after one datagram of a pod \
-         from source port {port} to another host, that host accepts it as this host's, and the pod receives the datagrams \
-         that the host sends to this one; exempt the port with `nft add table ip loden`, \
-         `nft 'add chain ip loden prerouting {{ type filter hook prerouting priority -300; }}'`, \
-         `nft add rule ip loden prerouting udp dport {port} notrack`, \
-         `nft 'add chain ip loden output {{ type filter hook output priority -300; }}'` and \
+        "{chain} {} packets of pods that leave by {interface}, and UDP port {port} is tracked: after one datagram of \
+         a pod from source port {port} to another host, that host accepts it as this host's, and the pod receives the \
+         datagrams that the host sends to this one; exempt the port with `nft add table ip loden`, `nft 'add chain ip \
+         loden prerouting {{ type filter hook prerouting priority -300; }}'`, `nft add rule ip loden prerouting udp \
+         dport {port} notrack`, `nft 'add chain ip loden output {{ type filter hook output priority -300; }}'` and \
          `nft add rule ip loden output udp sport {port} notrack`",
         if *.certain { "masquerades" } else { "has rules that may masquerade" },
     )]
@@ -302,9 +304,10 @@ pub enum Finding {
     },
     /// Pods are masqueraded, and no rule keeps them from sending to the tunnels of other hosts.
     #[error(
-        "pods can send datagrams by {interface} to UDP port {port} of other hosts, which may accept them as this host's; \
-         drop them with `nft add table ip loden`, `nft 'add chain ip loden forward {{ type filter hook forward priority 0; }}'` and \
-         `nft add rule ip loden forward ip saddr {subnet} oifname {interface} udp dport {port} drop`"
+        "pods can send datagrams by {interface} to UDP port {port} of other hosts, which may accept them as this \
+         host's; drop them with `nft add table ip loden`, `nft 'add chain ip loden forward {{ type filter hook \
+         forward priority 0; }}'` and `nft add rule ip loden forward ip saddr {subnet} oifname {interface} udp dport \
+         {port} drop`"
     )]
     PodsReachPort {
         /// The interface that carries the tunnel's datagrams.

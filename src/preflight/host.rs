@@ -12,7 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::PreflightConfig;
 use crate::sys::link::error::LinkError;
-use crate::sys::link::message::{HeldAddress, LinkState, Message, RouteEntry, link_kind};
+use crate::sys::link::message::{AddressEntry, LinkState, Message, RouteEntry, link_kind};
 use crate::sys::link::netlink::{Listing, Netlink};
 use crate::sys::link::{Underlay, interface_to};
 
@@ -21,7 +21,7 @@ use crate::sys::link::{Underlay, interface_to};
 pub(super) struct Host {
     pub(super) links: Vec<Interface>,
     /// All IPv4 and IPv6 addresses.
-    pub(super) addresses: Vec<HeldAddress>,
+    pub(super) addresses: Vec<AddressEntry>,
     /// The routes of the main table to the overlay network or a part of it, in the order of the kernel.
     pub(super) routes: Vec<(Ipv4Net, RouteEntry)>,
     /// The interface that carries the datagrams, if any interface has the listen address.
@@ -42,14 +42,18 @@ impl Host {
         let mut kernel = Netlink::open()?;
         let underlay = match interface_to(config.listen, config.peers.iter().copied()) {
             Ok(underlay) => Some(underlay),
-            Err(LinkError::NotHeld { .. }) => None,
+            Err(LinkError::NoSuchAddress { .. }) => None,
             Err(error) => return Err(error),
         };
         let (links, addresses) = (links(&mut kernel)?, addresses(&mut kernel)?);
         let routes = routes(&mut kernel, config.network)?;
-        let tables = [("the links", links.intact), ("the addresses", addresses.intact), ("the routes", routes.intact)];
-        let partial = tables.into_iter().filter(|(_, intact)| !intact).map(|(table, _)| table).collect();
-        Ok(Self { links: links.seen, addresses: addresses.seen, routes: routes.seen, underlay, partial })
+        let tables = [
+            ("the links", links.consistent),
+            ("the addresses", addresses.consistent),
+            ("the routes", routes.consistent),
+        ];
+        let partial = tables.into_iter().filter(|(_, consistent)| !consistent).map(|(table, _)| table).collect();
+        Ok(Self { links: links.entries, addresses: addresses.entries, routes: routes.entries, underlay, partial })
     }
 
     pub(super) fn named(&self, name: &str) -> Option<&Interface> {
@@ -71,7 +75,7 @@ impl Host {
     /// Returns the network of the listen address.
     pub(super) fn underlay_network(&self) -> Option<IpNet> {
         let underlay = self.underlay.as_ref()?;
-        let is_it = |held: &&HeldAddress| held.address == underlay.address;
+        let is_it = |held: &&AddressEntry| held.address == underlay.address;
         let held = self.addresses.iter().find(is_it)?;
         IpNet::new(held.address, held.prefix_len).ok().map(|net| net.trunc())
     }
@@ -118,9 +122,9 @@ fn links(kernel: &mut Netlink) -> Result<Listing<Interface>, LinkError> {
         .map_err(|failure| LinkError::new(failure, "list the links", "this host"))
 }
 
-fn addresses(kernel: &mut Netlink) -> Result<Listing<HeldAddress>, LinkError> {
+fn addresses(kernel: &mut Netlink) -> Result<Listing<AddressEntry>, LinkError> {
     let read = |message: &Message<'_>| match message.kind {
-        libc::RTM_NEWADDR => HeldAddress::parse(message.body).map(Some),
+        libc::RTM_NEWADDR => AddressEntry::parse(message.body).map(Some),
         _ => Ok(None),
     };
     kernel

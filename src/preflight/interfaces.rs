@@ -90,8 +90,8 @@ impl Host {
         findings
     }
 
-    /// Reports a bridge without an address of this host's subnet, if it has an address of the overlay or is the configured
-    /// bridge.
+    /// Reports a bridge without an address of this host's subnet, if it has an address of the overlay or is the
+    /// configured bridge.
     pub(super) fn bridge_elsewhere(&self, link: &Interface, config: &PreflightConfig) -> Option<Finding> {
         let is_named = config.bridge.as_ref() == Some(&link.state.name);
         // The overlap of an underlay that is a bridge is a finding of its own.
@@ -121,9 +121,9 @@ fn overlaps(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other) || other.contains(&one)
 }
 
-/// Returns true if the kernel prefers the route to the overlay for underlay addresses of other hosts. That route wins if
-/// hosts have addresses in the overlay and its prefix is not shorter than that of the underlay. A /32 on the underlay
-/// leaves no connected route, so the route to the overlay wins too.
+/// Returns true if the kernel prefers the route to the overlay for underlay addresses of other hosts. That route wins
+/// if hosts have addresses in the overlay and its prefix is not shorter than that of the underlay. A /32 on the
+/// underlay leaves no connected route, so the route to the overlay wins too.
 fn loops(underlay: Ipv4Net, overlay: Ipv4Net, listen: IpAddr) -> bool {
     let IpAddr::V4(listen) = listen else { return false };
     overlay.contains(&listen) && (underlay.contains(&overlay) || underlay.prefix_len() == 32)

@@ -9,10 +9,11 @@
 //!               └── nfnetlink ──────────────▶ firewall    chains that drop, masquerade
 //! ```
 //!
-//! - **Read-only.** [`check`] creates no device or table, writes no setting and runs no program. The kernel may load the
-//!   module that answers a request.
+//! - **Read-only.** [`check`] creates no device or table, writes no setting and runs no program. The kernel may load
+//!   the module that answers a request.
 //! - **Failures are findings.** A failed reading is reported as [`Finding::Unchecked`].
-//! - **nftables.** Named sets and most extensions of iptables cannot be evaluated. A finding then says that it may apply.
+//! - **nftables.** Named sets and most extensions of iptables cannot be evaluated. A finding then says that it may
+//!   apply.
 //! - **iptables-legacy.** Its rules are not read. Its tables are reported as [`Finding::Unchecked`].
 //! - **Policy routing.** Only the main table is read, without the rules of `ip rule`.
 //! - **Network namespace.** All readings are of the namespace of the calling thread.
@@ -72,10 +73,11 @@ pub struct PreflightConfig {
     pub port: u16,
     /// The name of the TUN device, which need not exist. A pattern such as `loden%d` never exists.
     pub tun: String,
-    /// The MTU that the device will get, in bytes. Default `None`: its current MTU, or the MTU that the underlay leaves.
+    /// The MTU that the device will get, in bytes. Default `None`: its current MTU, or the MTU that the underlay
+    /// leaves.
     pub mtu: Option<u32>,
-    /// Known addresses of other hosts. For a listen address on a loopback or dummy device, the routes to them determine the
-    /// interface that carries the datagrams. Default none: the default route determines it.
+    /// Known addresses of other hosts. For a listen address on a loopback or dummy device, the routes to them determine
+    /// the interface that carries the datagrams. Default none: the default route determines it.
     pub peers: Vec<IpAddr>,
     /// The name of the bridge of the pods. Default `None`: bridges are found by their addresses.
     pub bridge: Option<String>,

@@ -31,8 +31,8 @@ pub(super) fn check() -> Vec<Finding> {
     findings
 }
 
-/// Returns true if the process has CAP_NET_ADMIN in its network namespace. A capability counts in the user namespace of the
-/// process and in those below it (capabilities(7)).
+/// Returns true if the process has CAP_NET_ADMIN in its network namespace. A capability counts in the user namespace of
+/// the process and in those below it (capabilities(7)).
 fn is_net_admin() -> io::Result<bool> {
     let status = fs::read_to_string("/proc/thread-self/status")?;
     let capabilities = effective(&status)
@@ -46,8 +46,8 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(field.trim(), 16).ok()
 }
 
-/// Returns true if the user namespace of the process owns the network namespace, or is above its owner. The kernel returns
-/// no other owner (ioctl_nsfs(2)).
+/// Returns true if the user namespace of the process owns the network namespace, or is above its owner. The kernel
+/// returns no other owner (ioctl_nsfs(2)).
 fn owns_namespace() -> io::Result<bool> {
     let namespace = File::open("/proc/thread-self/ns/net")?;
     match sys::owning_user_namespace(namespace.as_fd()) {

@@ -58,8 +58,8 @@ impl Host {
     pub(super) fn check_routes(&self, config: &PreflightConfig) -> Vec<Finding> {
         let (exact, inside): (Vec<_>, Vec<_>) =
             self.routes.iter().partition(|(destination, _)| *destination == config.network);
-        // The tunnel's route can be added beside routes with a metric or a type of service. The kernel uses the first of
-        // equal routes.
+        // The tunnel's route can be added beside routes with a metric or a type of service. The kernel uses the first
+        // of equal routes.
         let holder = exact.iter().find(|(_, route)| (route.tos, route.priority) == (0, 0));
         let taken =
             holder.filter(|(_, route)| !self.is_ours(route, config) && !self.is_underlay(route, config.network));

@@ -48,8 +48,8 @@ fn check_forwarding<'a>(from: impl Iterator<Item = &'a str>, read: &Reads<'_>) -
     }
 }
 
-/// Checks reverse path filtering. Linux uses the larger of the values of the interface and of `all` (`IN_DEV_RPFILTER` in
-/// include/linux/inetdevice.h), so 2 on the interface is loose for any value of `all`.
+/// Checks reverse path filtering. Linux uses the larger of the values of the interface and of `all` (`IN_DEV_RPFILTER`
+/// in include/linux/inetdevice.h), so 2 on the interface is loose for any value of `all`.
 fn check_reverse_path<'a>(of: impl Iterator<Item = &'a str>, read: &Reads<'_>) -> Vec<Finding> {
     let all = setting("all", "rp_filter");
     let mut findings = Vec::new();

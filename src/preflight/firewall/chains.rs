@@ -40,8 +40,8 @@ pub(super) struct Packet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PacketAddress {
     Known(Ipv4Addr),
-    /// The unknown address of another host. A rule for some addresses is assumed to be made for the other hosts, unless it
-    /// would defeat the outcome in question.
+    /// The unknown address of another host. A rule for some addresses is assumed to be made for the other hosts, unless
+    /// it would defeat the outcome in question.
     Peer,
 }
 
@@ -73,8 +73,8 @@ pub(super) struct Table {
 
 /// Returns the likelihood that a base chain with this policy has the outcome for the packet.
 ///
-/// A packet that may reach the end of a chain that accepts by policy is assumed to be accepted. Most rules that cannot be
-/// evaluated concern other packets (marks, lists of hosts).
+/// A packet that may reach the end of a chain that accepts by policy is assumed to be accepted. Most rules that cannot
+/// be evaluated concern other packets (marks, lists of hosts).
 pub(super) fn evaluate(
     table: &Table,
     chain: &str,

@@ -13,10 +13,10 @@ use super::chains::{self, Likelihood, Outcome, Packet};
 use super::expressions::Element;
 use crate::sys::link::error::{LinkError, MalformedReply};
 use crate::sys::link::message::{Message, attribute, attribute_string, attributes};
-use crate::sys::link::netlink::{Failure, Netlink};
+use crate::sys::link::netlink::{Netlink, NetlinkError};
 
-/// Largest number of sets whose elements are read. Each set is a request of its own, and the start of a tunnel waits for
-/// the answers. Rules with further sets cannot be evaluated.
+/// Largest number of sets whose elements are read. Each set is a request of its own, and the start of a tunnel waits
+/// for the answers. Rules with further sets cannot be evaluated.
 const SETS_MAX: usize = 256;
 
 /// `NFT_TABLE_F_DORMANT`: the kernel does not use the chains of the table.
@@ -55,22 +55,22 @@ pub(super) struct Ruleset {
 
 impl Ruleset {
     pub(super) fn read() -> Result<Self, LinkError> {
-        let doing = "list nftables' rules";
+        let operation = "list nftables' rules";
         let mut kernel = match Netlink::connect(NETLINK_NETFILTER) {
             Ok(kernel) => kernel,
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Self::default()),
-            Err(source) => return Err(LinkError::Socket { doing, source }),
+            Err(source) => return Err(LinkError::Socket { operation, source }),
         };
         match Self::list(&mut kernel) {
             Ok(ruleset) => Ok(ruleset),
-            // A kernel without nftables lacks the subsystem (`nfnetlink_rcv_msg` in net/netfilter/nfnetlink.c). A kernel
-            // with nftables does not give this error for a dump without conditions.
-            Err(Failure::Refused { errno: libc::EINVAL, .. }) => Ok(Self::default()),
-            Err(failure) => Err(LinkError::new(failure, doing, "this host")),
+            // A kernel without nftables lacks the subsystem (`nfnetlink_rcv_msg` in net/netfilter/nfnetlink.c). A
+            // kernel with nftables does not give this error for a dump without conditions.
+            Err(NetlinkError::Refused { errno: libc::EINVAL, .. }) => Ok(Self::default()),
+            Err(failure) => Err(LinkError::new(failure, operation, "this host")),
         }
     }
 
-    fn list(kernel: &mut Netlink) -> Result<Self, Failure> {
+    fn list(kernel: &mut Netlink) -> Result<Self, NetlinkError> {
         let mut bases = dump(kernel, message::GET_CHAIN, message::NEW_CHAIN, BaseChain::parse)?;
         let mut ruleset = Self::default();
         if bases.is_empty() {
@@ -107,9 +107,9 @@ fn dump<T>(
     question: u16,
     answer: u16,
     parse: fn(&[u8]) -> Result<Option<T>, MalformedReply>,
-) -> Result<Vec<T>, Failure> {
+) -> Result<Vec<T>, NetlinkError> {
     let read = |message: &Message<'_>| if message.kind == answer { parse(message.body) } else { Ok(None) };
-    kernel.dump(&List { kind: question, header: [0; HEADER], attributes: Vec::new() }, read)?.whole()
+    kernel.dump(&List { kind: question, header: [0; HEADER], attributes: Vec::new() }, read)?.complete()
 }
 
 /// A base chain.
@@ -206,7 +206,7 @@ impl Set {
     }
 
     /// Reads the elements, sorted by their keys. Returns `None` if an element cannot be evaluated.
-    fn elements(&self, kernel: &mut Netlink) -> Result<Option<Vec<Element>>, Failure> {
+    fn elements(&self, kernel: &mut Netlink) -> Result<Option<Vec<Element>>, NetlinkError> {
         let names = [(nfta::SET_TABLE, &self.table), (nfta::SET_NAME, &self.name)];
         let set = names.iter().flat_map(|(kind, name)| text_attribute(*kind, name)).collect();
         let question = List { kind: message::GET_ELEMENTS, header: self.header, attributes: set };
@@ -224,7 +224,7 @@ impl Set {
             }
             _ => Ok(None),
         };
-        let parts: Option<Vec<_>> = kernel.dump(&question, read)?.whole()?.into_iter().collect();
+        let parts: Option<Vec<_>> = kernel.dump(&question, read)?.complete()?.into_iter().collect();
         Ok(parts.map(|parts| {
             let mut elements = parts.concat();
             Element::sort(&mut elements);

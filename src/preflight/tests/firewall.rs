@@ -102,7 +102,7 @@ pub(super) fn chains() -> Vec<Vec<u8>> {
         }
     }
     let mut kernel = Netlink::connect(NETLINK_NETFILTER).expect("a netlink socket");
-    kernel.dump(&List, |message| Ok(Some(message.body.to_vec()))).expect("the chains").seen
+    kernel.dump(&List, |message| Ok(Some(message.body.to_vec()))).expect("the chains").entries
 }
 
 fn dropped(family: &'static str, table: &str, rules: u32) -> Finding {

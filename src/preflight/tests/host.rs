@@ -43,8 +43,8 @@ fn a_node_of_something_else_is_named() {
     assert_found(covered(None), config(), finding("a file"), REMEDY);
 }
 
-/// Root in a user namespace that does not own the network namespace has all capabilities, but none in that namespace. The
-/// kernel does not let it list the firewall's rules either.
+/// Root in a user namespace that does not own the network namespace has all capabilities, but none in that namespace.
+/// The kernel does not let it list the firewall's rules either.
 #[test]
 fn root_of_another_user_namespace_is_no_net_admin() {
     in_namespace(|| {
@@ -71,13 +71,13 @@ fn a_process_without_rights_gets_the_other_findings() {
         let _ = std::process::Command::new("iptables-legacy").arg("-L").output();
         hide("/dev/net");
         fs::set_permissions("/dev/net", Permissions::from_mode(0o0)).expect("for nobody");
-        run_child(&["--user"], "child_without_rights");
+        run_child(&["--user"], "child_that_lacks_all_rights");
     });
 }
 
 #[test]
 #[ignore = "run by a_process_without_rights_gets_the_other_findings"]
-fn child_without_rights() {
+fn child_that_lacks_all_rights() {
     let found = check(&config());
     let names: Vec<_> = found.iter().map(Finding::name).collect();
     let mut expected = vec!["no_net_admin", "tun_node", "forwarding_off", "unchecked"];
@@ -312,12 +312,13 @@ impl VisibleState {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
         let body = |message: &message::Message<'_>| Ok(Some(message.body.to_vec()));
-        let addresses = world.0.dump(&RouteNetlinkMessage::GetAddress(request), body).expect("the addresses").seen;
+        let addresses = world.0.dump(&RouteNetlinkMessage::GetAddress(request), body).expect("the addresses").entries;
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
-        let routes = world.0.dump(&RouteNetlinkMessage::GetRoute(request), body).expect("the routes").seen;
+        let routes = world.0.dump(&RouteNetlinkMessage::GetRoute(request), body).expect("the routes").entries;
         let read = |message: &message::Message<'_>| LinkState::parse(message.body).map(Some);
-        let links = world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links").seen;
+        let links =
+            world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links").entries;
         let mut settings = Vec::new();
         read_all(Path::new("/proc/sys/net/ipv4"), &mut settings);
         assert!(settings.len() > 100, "{}", settings.len());

@@ -62,7 +62,8 @@ fn the_command_of_the_finding_opens_an_input_chain() {
         ("nft add rule inet t input udp dport vmap '{ 22 : drop, * : accept }'", may),
         // Named sets are not read.
         (
-            "nft 'add set inet t s { type inet_service; elements = { 22, 53 }; }'; nft add rule inet t input udp dport @s accept",
+            "nft 'add set inet t s { type inet_service; elements = { 22, 53 }; }'; nft add rule inet t input udp \
+             dport @s accept",
             may,
         ),
         ("nft add rule inet t input udp dport 8285 limit rate 10/second accept", may),
@@ -116,8 +117,8 @@ fn an_input_chain_that_accepts_the_port_is_no_finding() {
         // The policy accepts.
         "iptables -A INPUT -p tcp --dport 22 -j DROP",
         // Rules of kubelet and fail2ban.
-        "iptables -A INPUT -m mark --mark 0x8000/0x8000 -j DROP; \
-            iptables -A INPUT ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+        "iptables -A INPUT -m mark --mark 0x8000/0x8000 -j DROP; iptables -A INPUT ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m \
+         conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
         "nft add table inet f; nft 'add set inet f bad { type ipv4_addr; }'; \
             nft 'add chain inet f input { type filter hook input priority 0; }'; \
             nft add rule inet f input ip saddr @bad drop",
@@ -154,8 +155,8 @@ fn rules_that_end_a_chain_count_as_its_policy_does() {
     for (rules, expected) in [
         // Rules of firewalld and RHEL.
         (
-            "nft add rule inet t forward ct state established,related accept; nft add rule inet t forward iif lo accept; \
-                nft add rule inet t forward reject with icmpx type admin-prohibited",
+            "nft add rule inet t forward ct state established,related accept; nft add rule inet t forward iif lo \
+             accept; nft add rule inet t forward reject with icmpx type admin-prohibited",
             &["may_fail forward_dropped"][..],
         ),
         ("nft add rule inet t forward iifname '\"loden0\"' drop", &["may_fail forward_dropped"]),
@@ -199,8 +200,8 @@ fn the_commands_of_the_findings_secure_masqueraded_pods() {
         "iptables -t nat -A POSTROUTING -s 100.96.1.0/24 ! -o br0 -j MASQUERADE",
         "iptables -t nat -A POSTROUTING -s 100.96.0.0/16 -d 100.96.0.0/16 -j RETURN; \
             iptables -t nat -A POSTROUTING -s 100.96.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
-        "iptables -t nat -N FLANNEL-POSTRTG; iptables -t nat -A POSTROUTING -m comment --comment flanneld -j FLANNEL-POSTRTG; \
-            iptables -t nat -A FLANNEL-POSTRTG -s 100.96.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+        "iptables -t nat -N FLANNEL-POSTRTG; iptables -t nat -A POSTROUTING -m comment --comment flanneld -j \
+         FLANNEL-POSTRTG; iptables -t nat -A FLANNEL-POSTRTG -s 100.96.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
         "iptables -t nat -A POSTROUTING -o eth0 -j SNAT --to-source 10.168.0.2",
         "nft add table ip n; nft 'add chain ip n post { type nat hook postrouting priority 100; }'; \
             nft add rule ip n post ip saddr 100.96.1.0/24 ip daddr != 100.96.0.0/16 masquerade",

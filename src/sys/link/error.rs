@@ -1,4 +1,4 @@
-//! What can go wrong while a link is set up or watched, and what to do about it.
+//! Errors of link set-up and of the link monitor.
 
 use alloc::string::String;
 use core::net::{IpAddr, Ipv4Addr};
@@ -6,9 +6,9 @@ use std::io;
 
 use ipnet::Ipv4Net;
 
-use super::netlink::Failure;
+use super::netlink::NetlinkError;
 
-/// Why a link could not be set up, watched or taken down.
+/// An error of link set-up, of the link monitor or of a request about the underlay.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -17,40 +17,39 @@ pub enum LinkError {
         "the address {address} is outside the overlay network {network}; use the network address of this host's lease"
     )]
     AddressOutside {
-        /// The address asked for.
+        /// The requested address.
         address: Ipv4Addr,
-        /// The overlay network asked for.
+        /// The requested overlay network.
         network: Ipv4Net,
     },
     /// The kernel's tables changed during every attempt to read them.
-    #[error("the kernel's tables changed during each of {attempts} attempts to {doing}; try again")]
+    #[error("the kernel's tables changed during each of {attempts} attempts to {operation}; try again")]
     Busy {
-        /// What was being done.
-        doing: &'static str,
-        /// How often it was tried.
+        /// The operation that failed.
+        operation: &'static str,
+        /// The number of attempts.
         attempts: u32,
     },
-    /// The kernel's answer could not be understood.
-    #[error("could not {doing}: the kernel's answer is malformed; please report it with the kernel's version")]
+    /// The kernel's reply is malformed.
+    #[error("could not {operation}: the kernel's reply is malformed; report it with the version of the kernel")]
     Malformed {
-        /// What was being done.
-        doing: &'static str,
-        /// What is wrong with the answer.
+        /// The operation that failed.
+        operation: &'static str,
+        /// The defect of the reply.
         source: MalformedReply,
     },
-    /// The device cannot have that MTU.
+    /// The MTU is out of range for the device.
     #[error(
-        "an MTU of {mtu} is out of range for {interface}, which takes {min}..={max}; a TUN device has the underlay's \
-         MTU less 28"
+        "MTU {mtu} is out of range for {interface}, which takes {min}..={max}; use the MTU of the underlay less 28"
     )]
     MtuOutOfRange {
         /// The device.
         interface: String,
-        /// The MTU asked for.
+        /// The requested MTU.
         mtu: u32,
-        /// The smallest it takes.
+        /// The smallest MTU that the device takes.
         min: u32,
-        /// The largest it takes.
+        /// The largest MTU that the device takes.
         max: u32,
     },
     /// The interface has no IPv4 address.
@@ -59,104 +58,104 @@ pub enum LinkError {
         /// The interface.
         interface: String,
     },
-    /// The process may not configure the network.
+    /// The process lacks the right to configure the network.
     #[error(
-        "no permission to {doing} on {interface}: it needs CAP_NET_ADMIN in the user namespace that owns this network \
-         namespace; run as root, or grant the capability"
+        "no permission to {operation} on {interface}: it needs CAP_NET_ADMIN in the user namespace that owns this \
+         network namespace; run as root, or grant the capability"
     )]
     NoPermission {
-        /// What was being done.
-        doing: &'static str,
+        /// The operation that failed.
+        operation: &'static str,
         /// The device.
         interface: String,
     },
-    /// There is no such device, or it is gone.
+    /// The device does not exist, or does not exist any more.
     #[error(
-        "there is no interface {interface} in this network namespace, or none any more; `ip link` lists those there are, \
-         and a TUN device is one while it is open"
+        "there is no interface {interface} in this network namespace; `ip link` lists the interfaces, and a TUN device \
+         exists while it is open"
     )]
     NoSuchInterface {
-        /// The name asked for, or the name the device had.
+        /// The requested name, or the name that the device had.
         interface: String,
     },
-    /// No interface holds the address.
+    /// No interface of this host has the address.
     #[error(
-        "no interface of this host holds {address}; use an address that `ip address` lists in this network namespace, \
-         and not a wildcard"
+        "no interface of this host has the address {address}; use an address that `ip address` lists in this network \
+         namespace, and not a wildcard"
     )]
-    NotHeld {
-        /// The address asked for.
+    NoSuchAddress {
+        /// The requested address.
         address: IpAddr,
     },
-    /// The kernel refused for a reason that has no variant of its own.
+    /// The kernel returned an error without a variant of its own.
     #[error(
-        "the kernel refused to {doing} on {interface}: {source} ({}); check the device with `ip -d link show`",
-        .reason.as_deref().unwrap_or("it gives no reason")
+        "the kernel refused to {operation} on {interface}: {source} ({}); check the device with `ip -d link show`",
+        .reason.as_deref().unwrap_or("without a reason")
     )]
     Refused {
-        /// What was being done.
-        doing: &'static str,
+        /// The operation that failed.
+        operation: &'static str,
         /// The device.
         interface: String,
-        /// The kernel's own words, where it has any.
+        /// The error message of the kernel, if there is one.
         reason: Option<String>,
         /// The error number.
         source: io::Error,
     },
-    /// The overlay network is routed elsewhere, so that no packet would reach the TUN device.
+    /// Another interface has the route to the overlay network, so the TUN device would get no packet.
     #[error(
-        "the route to {network} is taken by {}; remove it (`ip route show exact {network}` lists it: another overlay, \
-         or what a former backend left behind), or choose another overlay network",
+        "the route to {network} is held by {}; remove that route of another overlay or a former backend (`ip route \
+         show exact {network}` lists it), or choose another overlay network",
         .interface.as_deref().unwrap_or("a route without a single interface")
     )]
     RouteTaken {
         /// The overlay network.
         network: Ipv4Net,
-        /// Where the route points to; `None` for a blackhole, a multipath route and the like.
+        /// The interface of the route, or `None` for a blackhole or a multipath route.
         interface: Option<String>,
     },
-    /// Someone set the link down while it was being configured.
-    #[error("{interface} was set down while it was being configured; find out who does that, then try again")]
+    /// Another process set the link down during the configuration.
+    #[error("another process set {interface} down during its configuration; stop that process, then try again")]
     SetDown {
         /// The device.
         interface: String,
     },
     /// The netlink socket failed.
-    #[error("could not {doing}: the netlink socket failed: {source}")]
+    #[error("could not {operation}: the netlink socket failed: {source}")]
     Socket {
-        /// What was being done.
-        doing: &'static str,
-        /// The error of the system call. `WouldBlock` means that the kernel did not answer in time.
+        /// The operation that failed.
+        operation: &'static str,
+        /// The error of the system call. `WouldBlock` means that the kernel did not reply in time.
         source: io::Error,
     },
 }
 
 impl LinkError {
-    pub(crate) fn new(failure: Failure, doing: &'static str, interface: &str) -> Self {
-        match failure {
-            Failure::Interrupted { attempts } => Self::Busy { doing, attempts },
-            Failure::Malformed(source) => Self::Malformed { doing, source },
-            Failure::Refused { errno: libc::EPERM | libc::EACCES, .. } => {
-                Self::NoPermission { doing, interface: interface.into() }
+    pub(crate) fn new(error: NetlinkError, operation: &'static str, interface: &str) -> Self {
+        match error {
+            NetlinkError::Interrupted { attempts } => Self::Busy { operation, attempts },
+            NetlinkError::Malformed(source) => Self::Malformed { operation, source },
+            NetlinkError::Refused { errno: libc::EPERM | libc::EACCES, .. } => {
+                Self::NoPermission { operation, interface: interface.into() }
             }
-            Failure::Refused { errno: libc::ENODEV, .. } => Self::NoSuchInterface { interface: interface.into() },
-            Failure::Refused { errno, reason } => {
+            NetlinkError::Refused { errno: libc::ENODEV, .. } => Self::NoSuchInterface { interface: interface.into() },
+            NetlinkError::Refused { errno, reason } => {
                 let source = io::Error::from_raw_os_error(errno);
-                Self::Refused { doing, interface: interface.into(), reason, source }
+                Self::Refused { operation, interface: interface.into(), reason, source }
             }
-            Failure::Socket(source) => Self::Socket { doing, source },
+            NetlinkError::Socket(source) => Self::Socket { operation, source },
         }
     }
 }
 
-/// What is wrong with an answer of the kernel.
+/// The defect of a reply of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MalformedReply {
-    /// An attribute claims a length that does not fit.
-    #[error("an attribute among the last {have} bytes does not fit into them")]
+    /// The length field of an attribute exceeds the message.
+    #[error("an attribute exceeds the {have} bytes of all attributes")]
     AttributeOverrun {
-        /// Bytes from the first attribute on.
+        /// The bytes of all attributes.
         have: usize,
     },
     /// An attribute has the wrong size.
@@ -164,39 +163,39 @@ pub enum MalformedReply {
     AttributeSize {
         /// The attribute's number.
         attribute: u16,
-        /// Its size in bytes.
+        /// The size in bytes.
         have: usize,
-        /// The size it must have.
+        /// The required size in bytes.
         needed: usize,
     },
     /// The fixed part of a message is cut off.
     #[error("a message body has {have} bytes, less than its fixed part of {needed}")]
     Header {
-        /// Bytes there are.
+        /// The received bytes.
         have: usize,
-        /// Bytes there must be.
+        /// The required bytes.
         needed: usize,
     },
-    /// A message claims more bytes than were received, or fewer than its own header has.
-    #[error("a message claims {claimed} bytes of the {have} that were received")]
+    /// The length field of a message exceeds the received bytes, or is below the size of the header.
+    #[error("the length of a message is {claimed}, of {have} received bytes")]
     Message {
-        /// The length field; 0 if even that is cut off.
+        /// The length field, or 0 if it is cut off.
         claimed: u32,
-        /// Bytes there are.
+        /// The received bytes.
         have: usize,
     },
-    /// The answer lacks what was asked for.
+    /// The reply lacks a message or an attribute.
     #[error("it lacks {what}")]
     Missing {
-        /// What is missing.
+        /// The missing message or attribute.
         what: &'static str,
     },
-    /// The answer did not fit into the receive buffer.
+    /// The reply exceeds the receive buffer.
     #[error("it has {length} bytes, more than the {room} of the receive buffer")]
     Oversized {
-        /// Bytes the kernel sent.
+        /// The length of the reply in bytes.
         length: usize,
-        /// Bytes there was room for.
+        /// The size of the receive buffer in bytes.
         room: usize,
     },
 }

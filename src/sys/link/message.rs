@@ -1,5 +1,7 @@
-//! Reading what the kernel says. Only the fields and attributes that are needed are looked at: a full decoder rejects a
-//! whole message over one attribute that a newer kernel has extended, and would make the monitor blind.
+//! Parsing of rtnetlink messages.
+//!
+//! Only the needed fields and attributes are parsed. A full decoder rejects a whole message for one attribute that a
+//! newer kernel has extended, and the monitor would miss events.
 
 use alloc::string::String;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,7 +15,8 @@ use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteProtocol, RouteT
 use super::error::MalformedReply;
 use super::{MTU_MAX, MTU_MIN};
 
-/// Sizes of the fixed parts: struct `ifinfomsg`, `ifaddrmsg` and `rtmsg` in linux/rtnetlink.h and linux/if_addr.h.
+/// Sizes of the fixed parts of messages: struct `ifinfomsg`, `ifaddrmsg` and `rtmsg` in linux/rtnetlink.h and
+/// linux/if_addr.h.
 pub(crate) mod fixed {
     pub(crate) const LINK: usize = 16;
     pub(crate) const ADDRESS: usize = 8;
@@ -30,7 +33,7 @@ mod ifla {
     pub(crate) const MAX_MTU: u16 = 51;
 }
 
-/// In `RTA_METRICS`, linux/rtnetlink.h.
+/// `RTAX_MTU` in linux/rtnetlink.h, inside of `RTA_METRICS`.
 const RTAX_MTU: u16 = 2;
 /// `IFLA_INFO_KIND` in linux/if_link.h, inside of `IFLA_LINKINFO`.
 const INFO_KIND: u16 = 1;
@@ -44,7 +47,7 @@ pub(crate) struct Message<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// The messages of one datagram. Ends after the first error.
+/// An iterator over the messages of one datagram. It ends after the first error.
 #[derive(Debug)]
 pub(crate) struct Messages<'a> {
     rest: &'a [u8],
@@ -68,7 +71,7 @@ impl<'a> Iterator for Messages<'a> {
             let claimed = array(bytes, 0).map_or(0, u32::from_ne_bytes);
             return Some(Err(MalformedReply::Message { claimed, have: bytes.len() }));
         };
-        // Messages are padded to 4 bytes (NLMSG_ALIGN), the last one need not be.
+        // Messages are padded to 4 bytes (NLMSG_ALIGN). The padding of the last message is optional.
         let length = usize::try_from(buffer.length()).unwrap_or(usize::MAX);
         self.rest = length.checked_next_multiple_of(4).and_then(|next| bytes.get(next..)).unwrap_or_default();
         Some(Ok(Message {
@@ -80,14 +83,14 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// What a link message says.
+/// The content of a link message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LinkState {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) up: bool,
     pub(crate) mtu: u32,
-    /// A loopback or dummy device: it has addresses, and no packet of it reaches another host.
+    /// True for a loopback or dummy device, which has addresses but reaches no other host.
     pub(crate) is_stub: bool,
     min_mtu: u32,
     max_mtu: u32,
@@ -108,26 +111,26 @@ impl LinkState {
         })
     }
 
-    /// The smallest and largest MTU this device can have with IPv4 on it. A device that says 0 has no limit of its own.
+    /// Returns the smallest and largest MTU of the device with IPv4. A reported 0 means no limit of the device.
     pub(crate) fn mtu_range(&self) -> (u32, u32) {
         let max = if self.max_mtu == 0 { MTU_MAX } else { self.max_mtu.min(MTU_MAX) };
         (self.min_mtu.max(MTU_MIN), max)
     }
 }
 
-/// Packets that the device discarded before a program could count them, since it was made.
+/// Counters of packets that the device dropped since its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LinkStats {
-    /// Packets for the program that did not fit into the queue of the TUN device, or came while nobody had it open.
+    /// Packets to the program that did not fit into the queue of the TUN device, or came while no program had it open.
     pub tx_dropped: u64,
-    /// Packets of the program that the kernel discarded after they were sent to the TUN device.
+    /// Packets of the program that the kernel dropped after the program wrote them to the TUN device.
     pub rx_dropped: u64,
 }
 
 impl LinkStats {
     pub(crate) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
-        /// Places in struct `rtnl_link_stats64`.
+        /// Offsets in struct `rtnl_link_stats64`.
         const RX_DROPPED: usize = 6 * 8;
         const TX_DROPPED: usize = 7 * 8;
         let stats = attribute(attributes(body, fixed::LINK)?, ifla::STATS64, |stats| {
@@ -138,32 +141,32 @@ impl LinkStats {
     }
 }
 
-/// The fixed part of a link message, of the link itself: a bridge announces its ports under the same numbers, as
+/// Parses the fixed part of a link message. A bridge announces its ports with the same indexes and the family
 /// `AF_BRIDGE`.
 pub(crate) fn link_header(body: &[u8]) -> Result<LinkHeader, MalformedReply> {
     LinkHeader::parse(body).map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::LINK })
 }
 
-/// The kind of a link in a link message, as `ip -d link` tells it: "tun", "bridge", "vxlan". Hardware has none.
+/// Returns the kind of a link, as `ip -d link` prints it: "tun", "bridge", "vxlan". Hardware has none.
 pub(crate) fn link_kind(body: &[u8]) -> Result<Option<String>, MalformedReply> {
     let kind = attribute(attributes(body, fixed::LINK)?, ifla::LINKINFO, |info| attribute_string(info, INFO_KIND))?;
     Ok(kind.flatten())
 }
 
-/// What an address message says.
+/// The content of an address message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HeldAddress {
+pub(crate) struct AddressEntry {
     pub(crate) index: u32,
     pub(crate) address: IpAddr,
     pub(crate) prefix_len: u8,
 }
 
-impl HeldAddress {
+impl AddressEntry {
     pub(crate) fn parse(body: &[u8]) -> Result<Self, MalformedReply> {
         let header = AddressHeader::parse(body)
             .map_err(|_| MalformedReply::Header { have: body.len(), needed: fixed::ADDRESS })?;
         let attributes = attributes(body, fixed::ADDRESS)?;
-        // On a point-to-point link IFA_ADDRESS is the other end; IPv6 often has no IFA_LOCAL.
+        // On a point-to-point link IFA_ADDRESS is the address of the other end. IPv6 often has no IFA_LOCAL.
         let address = match attribute_address(attributes, libc::IFA_LOCAL, header.family)? {
             Some(local) => Some(local),
             None => attribute_address(attributes, libc::IFA_ADDRESS, header.family)?,
@@ -173,24 +176,24 @@ impl HeldAddress {
     }
 }
 
-/// What a route message says.
+/// The content of a route message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RouteEntry {
-    /// `None` stands for the default route, and for families that are not IP.
+    /// The destination, or `None` for the default route and for families other than IP.
     pub(crate) destination: Option<IpAddr>,
     pub(crate) prefix_len: u8,
     pub(crate) table: u32,
     pub(crate) tos: u8,
     pub(crate) priority: u32,
-    /// `None` for routes without an interface, or with several.
+    /// The interface, or `None` for routes without an interface or with several.
     pub(crate) interface: Option<u32>,
     pub(crate) gateway: Option<IpAddr>,
-    /// The MTU that was configured, not one that was learned; `None`: that of the interface.
+    /// The configured MTU, or `None` if the MTU of the interface applies. A learned MTU does not count.
     pub(crate) mtu: Option<u32>,
     pub(crate) kind: RouteType,
-    /// Made by the kernel itself, as the networks of its addresses are.
+    /// The kernel added the route by itself, as it does for the networks of its addresses.
     pub(crate) connected: bool,
-    /// No route, but what was learned of one destination of it.
+    /// The message is a cached exception of a route for one destination.
     pub(crate) cloned: bool,
 }
 
@@ -215,9 +218,9 @@ impl RouteEntry {
     }
 }
 
-/// `RTAX_MTU`, unless it expires, as what the kernel has learned does.
+/// Returns `RTAX_MTU` if it does not expire. An MTU that the kernel has learned expires.
 fn configured_mtu(attributes: &[u8]) -> Result<Option<u32>, MalformedReply> {
-    /// Place of `rta_expires` in struct `rta_cacheinfo`.
+    /// Offset of `rta_expires` in struct `rta_cacheinfo`.
     const EXPIRES: usize = 8;
     let expires = attribute(attributes, libc::RTA_CACHEINFO, |info| array(info, EXPIRES).map(u32::from_ne_bytes))?;
     if expires.unwrap_or(0) != 0 {
@@ -226,13 +229,13 @@ fn configured_mtu(attributes: &[u8]) -> Result<Option<u32>, MalformedReply> {
     Ok(attribute(attributes, libc::RTA_METRICS, |metrics| attribute_u32(metrics, RTAX_MTU))?.flatten())
 }
 
-/// `N` bytes of `bytes` from `at` on.
+/// Returns `N` bytes of `bytes` at the offset `at`.
 pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], MalformedReply> {
     let cut = MalformedReply::Header { have: bytes.len(), needed: at.saturating_add(N) };
     bytes.get(at..).and_then(|tail| tail.first_chunk()).copied().ok_or(cut)
 }
 
-/// The text of an attribute, up to the first NUL.
+/// Returns the text of an attribute, up to the first NUL.
 pub(crate) fn attribute_string(attributes: &[u8], kind: u16) -> Result<Option<String>, MalformedReply> {
     attribute(attributes, kind, |value| {
         let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -240,7 +243,7 @@ pub(crate) fn attribute_string(attributes: &[u8], kind: u16) -> Result<Option<St
     })
 }
 
-/// What follows the fixed part of a message.
+/// Returns the attributes behind the fixed part of a message.
 pub(crate) fn attributes(body: &[u8], header: usize) -> Result<&[u8], MalformedReply> {
     body.get(header..).ok_or(MalformedReply::Header { have: body.len(), needed: header })
 }
@@ -259,12 +262,12 @@ fn attribute_address(attributes: &[u8], kind: u16, family: AddressFamily) -> Res
     }
 }
 
-/// A value of exactly `N` bytes.
+/// Returns a value of exactly `N` bytes.
 pub(crate) fn sized<const N: usize>(value: &[u8], attribute: u16) -> Result<[u8; N], MalformedReply> {
     value.try_into().map_err(|_| MalformedReply::AttributeSize { attribute, have: value.len(), needed: N })
 }
 
-/// Finds the first attribute `kind` and reads its value.
+/// Finds the first attribute `kind` and parses its value.
 pub(crate) fn attribute<T>(
     attributes: &[u8],
     kind: u16,
@@ -279,7 +282,7 @@ pub(crate) fn attribute<T>(
     Ok(None)
 }
 
-/// An attribute as the kernel writes it.
+/// Returns an attribute as the kernel writes it.
 #[cfg(test)]
 pub(crate) fn nla(kind: u16, value: &[u8]) -> alloc::vec::Vec<u8> {
     let mut attribute = u16::try_from(4 + value.len()).unwrap_or(u16::MAX).to_ne_bytes().to_vec();
@@ -296,7 +299,7 @@ mod unit {
 
     use super::*;
 
-    /// Bytes with a valid netlink header around them.
+    /// Returns a message with a valid netlink header.
     fn framed(kind: u16, body: &[u8]) -> Vec<u8> {
         let mut message = u32::try_from(16 + body.len()).expect("small").to_ne_bytes().to_vec();
         message.extend(kind.to_ne_bytes());
@@ -312,7 +315,7 @@ mod unit {
         body.extend(u32::try_from(libc::IFF_UP).expect("small").to_ne_bytes());
         body.extend([0; 4]);
         body.extend(nla(ifla::IFNAME, b"loden0\0"));
-        // An attribute no decoder knows, with a length none would accept for anything.
+        // An unknown attribute with an unusual length.
         body.extend(nla(999, &[1, 2, 3]));
         body.extend(nla(ifla::MTU, &1472_u32.to_ne_bytes()));
         body
@@ -323,7 +326,7 @@ mod unit {
     }
 
     #[test]
-    fn a_link_message_is_read_past_attributes_that_are_not_known() {
+    fn unknown_attributes_of_a_link_message_are_skipped() {
         assert_eq!(LinkState::parse(&link_body()), Ok(link_state()));
     }
 
@@ -337,7 +340,7 @@ mod unit {
     }
 
     #[test]
-    fn a_flipped_bit_changes_what_it_stands_for_or_is_refused() {
+    fn a_flipped_bit_changes_its_own_field_or_is_an_error() {
         let whole = link_body();
         for bit in 4 * 8..whole.len() * 8 {
             let mut flipped = whole.clone();
@@ -359,7 +362,7 @@ mod unit {
     }
 
     #[test]
-    fn attributes_that_claim_too_little_or_too_much_end_the_reading() {
+    fn attributes_with_a_wrong_length_are_an_error() {
         for claimed in [0_u16, 3, 9, u16::MAX] {
             let mut body = [0; fixed::ROUTE].to_vec();
             body.extend(claimed.to_ne_bytes());
@@ -388,7 +391,7 @@ mod unit {
     fn the_kind_of_a_link_is_inside_an_attribute() {
         let mut body = link_body();
         assert_eq!(link_kind(&body), Ok(None));
-        // With the flag that it is nested, which some kernels set.
+        // Some kernels set NLA_F_NESTED.
         body.extend(nla(ifla::LINKINFO | 0x8000, &[nla(2, &[0; 6]), nla(INFO_KIND, b"bridge\0")].concat()));
         assert_eq!(link_kind(&body), Ok(Some("bridge".into())));
         let stub = [link_body(), nla(ifla::LINKINFO, &nla(INFO_KIND, b"dummy\0"))].concat();
@@ -413,13 +416,13 @@ mod unit {
     }
 
     #[test]
-    fn the_far_end_of_a_point_to_point_address_is_not_ours() {
+    fn the_far_end_of_a_point_to_point_link_is_not_local() {
         let mut body = [2, 32, 0, 0].to_vec();
         body.extend(3_u32.to_ne_bytes());
         body.extend(nla(libc::IFA_ADDRESS, &[10, 0, 0, 2]));
         body.extend(nla(libc::IFA_LOCAL, &[10, 0, 0, 1]));
-        let ours = HeldAddress { index: 3, address: Ipv4Addr::new(10, 0, 0, 1).into(), prefix_len: 32 };
-        assert_eq!(HeldAddress::parse(&body), Ok(ours));
+        let ours = AddressEntry { index: 3, address: Ipv4Addr::new(10, 0, 0, 1).into(), prefix_len: 32 };
+        assert_eq!(AddressEntry::parse(&body), Ok(ours));
     }
 
     #[test]

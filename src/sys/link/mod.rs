@@ -1,4 +1,4 @@
-//! Address, MTU, up and the one overlay route of a TUN device, through rtnetlink.
+//! Link set-up through rtnetlink: MTU, address, state and the overlay route of a TUN device.
 //!
 //! ```text
 //!   LinkMonitor::open("loden0") ──▶ Link::configure ──▶ … packets …            ──▶ Link::remove
@@ -8,28 +8,27 @@
 //!                                     100.96.0.0/16 dev loden0
 //! ```
 //!
-//! - **Why one route.** The whole overlay network goes to the device and the process keeps host ↔ subnet itself, so the
-//!   kernel's table does not change as hosts join and leave. The host's own subnet (its bridge) is more specific and
-//!   wins.
-//! - **Why `/32`.** With the network's prefix length on the address the kernel makes the connected route by itself
-//!   (`fib_add_ifaddr` in `net/ipv4/fib_frontend.c`), with a preferred source, plus a broadcast entry. On older kernels
-//!   the `.0` broadcast entry made the first subnet of the overlay unreachable. [`AddressForm::Network`] offers that
-//!   form too.
-//! - **Why a monitor.** `ip link set loden0 down` drops every route of the device and `up` brings back only those the
-//!   kernel makes itself. Removing the device's last address drops them as well. The kernel announces the link and the
-//!   address, never those routes (`fib_table_flush` sends no message).
-//! - **Why two monitors.** The longest packet is the smaller of what the device takes and of what the underlay's interface
-//!   ([`interface_of`]) leaves. Both may change at any time, and [`Worker::set_mtu`](crate::worker::Worker::set_mtu) is for
-//!   that.
-//! - **Who removes.** [`Link::remove`] takes back what this `Link` made, and nothing else. Dropping a `Link` changes
-//!   nothing in the kernel, so that a persistent device survives a restart; [`Link::configure`] then finds everything
-//!   in place and keeps it.
-//! - **Which namespace.** A [`Link`] and a [`LinkMonitor`] belong to the network namespace of the thread that made
-//!   them, also when that thread moves later: each keeps a socket open in it.
+//! - **One route.** The route to the whole overlay network leads to the device. The process maps subnets to hosts, so
+//!   the kernel's table does not change as hosts join and leave. The route to the host's own subnet (its bridge) has a
+//!   longer prefix and wins.
+//! - **Prefix length `/32`.** For an address with the network's prefix length, the kernel adds the connected route with
+//!   a preferred source, and a broadcast entry (`fib_add_ifaddr` in `net/ipv4/fib_frontend.c`). On older kernels the
+//!   `.0` broadcast entry made the first subnet of the overlay unreachable. [`AddressForm::Network`] selects that form.
+//! - **Link monitor.** `ip link set loden0 down` removes every route of the device. `up` restores only the routes that
+//!   the kernel adds by itself. Removing the last address of the device removes its routes too. The kernel announces
+//!   the link and the address, but not those routes (`fib_table_flush` sends no message).
+//! - **Underlay monitor.** The MTU of the tunnel is the smaller of the device's MTU and of the MTU that the underlay's
+//!   interface ([`interface_of`]) leaves. Both may change at any time.
+//!   [`Worker::set_mtu`](crate::worker::Worker::set_mtu) takes the new value.
+//! - **Removal.** [`Link::remove`] removes the address and route that this `Link` added. Dropping a `Link` changes
+//!   nothing in the kernel, so a persistent device survives a restart. [`Link::configure`] then keeps the existing
+//!   configuration.
+//! - **Network namespace.** A [`Link`] and a [`LinkMonitor`] belong to the network namespace of the thread that created
+//!   them, because each keeps a socket open in it.
 //!
-//! Requests block the calling thread; the kernel answers inside the `send` itself, unless another process holds its
-//! configuration lock. Sources: rtnetlink(7), RFC 3549, the kernel's `net/ipv4/{devinet,fib_frontend,fib_trie}.c` and
-//! `net/core/rtnetlink.c`. What the kernel drops, keeps and announces is held by the tests, on kernel 6.18.
+//! Requests block the calling thread. The kernel answers within `send`, unless another process holds the lock of its
+//! configuration. Sources: rtnetlink(7), RFC 3549, the kernel's `net/ipv4/{devinet,fib_frontend,fib_trie}.c` and
+//! `net/core/rtnetlink.c`. Tests verify the kernel's behaviour on Linux 6.18.
 
 pub(crate) mod error;
 mod filter;
@@ -51,27 +50,26 @@ use self::message::LinkState;
 pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
-use self::requests::Added;
+use self::requests::AddOutcome;
 pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_named, interface_of, interface_to};
 
-/// Smallest MTU an IPv4 interface may have (RFC 791: every link carries 68 bytes); below it Linux switches IPv4 off on
-/// the device.
+/// Smallest MTU of an IPv4 interface in bytes (RFC 791). Linux disables IPv4 on a device with a smaller MTU.
 pub const MTU_MIN: u32 = 68;
-/// Largest MTU a TUN device may have (`MAX_MTU` in the kernel's `drivers/net/tun.c`).
+/// Largest MTU of a TUN device in bytes (`MAX_MTU` in the kernel's `drivers/net/tun.c`).
 pub const MTU_MAX: u32 = 65_535;
 
-/// Which prefix length the TUN device's address carries.
+/// The prefix length of the TUN device's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AddressForm {
-    /// `/32`, as flannel does: the kernel makes no route of its own.
+    /// `/32`, as in flannel. The kernel adds no connected route.
     #[default]
     Host,
-    /// The prefix length of the overlay network: the kernel makes the route, with the address as preferred source.
+    /// The prefix length of the overlay network. The kernel adds the route, with the address as preferred source.
     Network,
 }
 
-/// What a TUN device shall look like.
+/// The configuration of a TUN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkConfig {
     /// The device's own address: the network address of the host's lease, for example `100.96.1.0`. Must be in
@@ -79,9 +77,9 @@ pub struct LinkConfig {
     pub address: Ipv4Addr,
     /// The whole overlay network, for example `100.96.0.0/16`. Host bits are ignored.
     pub network: Ipv4Net,
-    /// Largest inner packet in bytes, [`MTU_MIN`]`..=`[`MTU_MAX`]. [`Underlay::tun_mtu`] tells it.
+    /// Largest inner packet in bytes, [`MTU_MIN`]`..=`[`MTU_MAX`]. [`Underlay::tun_mtu`] returns it.
     pub mtu: u32,
-    /// How the address is written.
+    /// The prefix length of the address.
     pub form: AddressForm,
 }
 
@@ -94,36 +92,37 @@ impl LinkConfig {
     }
 }
 
-/// What [`Link::restore`] found.
+/// The result of [`Link::restore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restored {
-    /// The link is down, so that it can have no routes. [`LinkEvent::Up`] is when to try again.
+    /// The link is down and can have no routes. Try again on [`LinkEvent::Up`].
     LinkDown,
-    /// Address and route are there now; `true` for what had to be put back.
+    /// Address and route exist.
     Complete {
-        /// The address was missing.
+        /// True if the address was missing and was added again.
         address: bool,
-        /// The route, or a local route that the address needs, was missing.
+        /// True if the route, or a local route that the address needs, was missing and was added again.
         route: bool,
     },
 }
 
-/// A configured TUN device. What was made is remembered, so that exactly that can be removed.
+/// A configured TUN device, with a record of the address and route that were added.
 #[derive(Debug)]
 pub struct Link {
     kernel: Netlink,
     interface: String,
     index: u32,
     config: LinkConfig,
-    /// What was there before: if it has to be put back, it is still not ours.
-    found: Made,
-    made: Made,
+    /// The parts that existed before. Restoring them does not make them ours.
+    existing: Parts,
+    /// The parts that were added.
+    added: Parts,
 }
 
-/// What in the kernel is there because of us.
+/// Parts of the configuration in the kernel.
 #[derive(Clone, Copy, Debug, Default)]
-struct Made {
+struct Parts {
     address: bool,
     /// The route that keeps the address from being a broadcast address.
     local: bool,
@@ -131,17 +130,18 @@ struct Made {
 }
 
 impl Link {
-    /// Sets MTU, address, up and the overlay route (scope global, protocol boot, metric 0, no source) of the existing
-    /// device `interface`. An address or route that exists already on this device is kept and not counted as made here. A
-    /// device that is as it has to be needs no privilege.
+    /// Configures the existing device `interface`: MTU, address, state and the overlay route (scope global, protocol
+    /// boot, metric 0, no source). An existing address or route of this device is kept, and [`Link::remove`] keeps it
+    /// too. A device that needs no change needs no privilege.
     ///
-    /// Before Linux 5.14 a bridge that has the subnet's first host address (100.96.1.1/24) makes the device's address
-    /// 100.96.1.0 a broadcast address, and packets to it are lost. A local route in front mends that where it is so.
+    /// Before Linux 5.14, a bridge with the subnet's first host address (100.96.1.1/24) makes the device's address
+    /// 100.96.1.0 a broadcast address, and packets to it are lost. A local route in front of the broadcast entry
+    /// prevents that. It is added where it is needed.
     ///
     /// # Errors
     /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::NoPermission`] (needs
     /// `CAP_NET_ADMIN`), [`LinkError::NoSuchInterface`], [`LinkError::RouteTaken`] if another interface has the route,
-    /// or what else the kernel says. On an error everything is as before, MTU and up included.
+    /// or another error of the kernel. After an error the device has its previous configuration.
     pub fn configure(interface: &str, config: &LinkConfig) -> Result<Self, LinkError> {
         if !config.network.contains(&config.address) {
             return Err(LinkError::AddressOutside { address: config.address, network: config.network });
@@ -152,11 +152,11 @@ impl Link {
         if !(min..=max).contains(&config.mtu) {
             return Err(LinkError::MtuOutOfRange { interface: interface.into(), mtu: config.mtu, min, max });
         }
-        let (interface, index, nothing) = (String::from(interface), before.index, Made::default());
-        let mut link = Self { kernel, interface, index, config: *config, found: nothing, made: nothing };
+        let (interface, index, none) = (String::from(interface), before.index, Parts::default());
+        let mut link = Self { kernel, interface, index, config: *config, existing: none, added: none };
         match link.set_up(&before) {
             Ok(()) => {
-                link.found = Made { address: !link.made.address, local: false, route: !link.made.route };
+                link.existing = Parts { address: !link.added.address, local: false, route: !link.added.route };
                 Ok(link)
             }
             Err(error) => {
@@ -166,25 +166,25 @@ impl Link {
         }
     }
 
-    /// The device's interface index, which names it for as long as it lives, also when it is renamed.
+    /// Returns the index of the device, which stays the same when the device is renamed.
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// The name the device had when it was configured.
+    /// Returns the name that the device had when it was configured.
     #[must_use]
     pub fn interface(&self) -> &str {
         &self.interface
     }
 
-    /// What the device was configured to be.
+    /// Returns the configuration of the device.
     #[must_use]
     pub fn config(&self) -> &LinkConfig {
         &self.config
     }
 
-    /// Reads the device's counters of packets that it discarded. No counter of a worker has these.
+    /// Reads the device's counters of dropped packets. The counters of a worker do not include them.
     ///
     /// # Errors
     /// [`LinkError::NoSuchInterface`] when the device is gone.
@@ -192,30 +192,30 @@ impl Link {
         requests::stats(&mut self.kernel, self.index, &self.interface)
     }
 
-    /// Puts back what is missing of address and route; what was there before [`Link::configure`] does not become ours by
-    /// that. Does not set the link up: whoever set it down meant it. Call it on [`LinkEvent::Up`], [`LinkEvent::AddressRemoved`] and, if wanted,
-    /// [`LinkEvent::RouteRemoved`].
+    /// Adds the address and the route again if they are missing. [`Link::remove`] keeps those that existed before
+    /// [`Link::configure`]. The link is not set up, because somebody set it down on purpose. Call this on
+    /// [`LinkEvent::Up`], [`LinkEvent::AddressRemoved`] and, if wanted, [`LinkEvent::RouteRemoved`].
     ///
     /// # Errors
-    /// As [`Link::configure`]; [`LinkError::NoSuchInterface`] when the device is gone.
+    /// The errors of [`Link::configure`]. [`LinkError::NoSuchInterface`] when the device is gone.
     pub fn restore(&mut self) -> Result<Restored, LinkError> {
         let address = self.add_address()?;
         let local = self.add_local_route()?;
         let route = self.add_route()?;
         Ok(match route {
-            Added::LinkDown => Restored::LinkDown,
-            Added::Made => Restored::Complete { address, route: true },
-            Added::Existed => Restored::Complete { address, route: local },
+            AddOutcome::LinkDown => Restored::LinkDown,
+            AddOutcome::Added => Restored::Complete { address, route: true },
+            AddOutcome::Existed => Restored::Complete { address, route: local },
         })
     }
 
-    /// Removes the route and the address if, and only if, this `Link` made them. What is gone already, or a device that
-    /// is gone, is fine. MTU and up stay.
+    /// Removes the route and the address that this `Link` added. A missing route, address or device is no error. MTU
+    /// and state stay as they are.
     ///
     /// # Errors
-    /// What the kernel says; the address is removed also when the route could not be, and the first error is reported.
+    /// Any error of the kernel. The address is removed even if the route cannot be. The first error is returned.
     pub fn remove(mut self) -> Result<(), LinkError> {
-        self.take_back()
+        self.remove_added()
     }
 
     fn set_up(&mut self, before: &LinkState) -> Result<(), LinkError> {
@@ -228,14 +228,14 @@ impl Link {
         }
         self.add_local_route()?;
         match self.add_route()? {
-            Added::Existed | Added::Made => Ok(()),
-            Added::LinkDown => Err(LinkError::SetDown { interface: self.interface.clone() }),
+            AddOutcome::Existed | AddOutcome::Added => Ok(()),
+            AddOutcome::LinkDown => Err(LinkError::SetDown { interface: self.interface.clone() }),
         }
     }
 
-    /// Brings a half configured device back to what it was. The error that led here is the one to report.
+    /// Restores the previous configuration. Errors are ignored, because the caller returns the error before.
     fn undo(&mut self, before: &LinkState) {
-        let _ = self.take_back();
+        let _ = self.remove_added();
         if !before.up {
             let _ = requests::set_up(&mut self.kernel, self.index, &self.interface, false);
         }
@@ -244,8 +244,8 @@ impl Link {
         }
     }
 
-    fn take_back(&mut self) -> Result<(), LinkError> {
-        let Made { address, local, route } = core::mem::take(&mut self.made);
+    fn remove_added(&mut self) -> Result<(), LinkError> {
+        let Parts { address, local, route } = core::mem::take(&mut self.added);
         let without_route = if route {
             requests::remove_route(&mut self.kernel, self.index, &self.interface, self.config.network)
         } else {
@@ -265,25 +265,25 @@ impl Link {
         without_route.and(without_local).and(without_address)
     }
 
-    /// Whether the address had to be added.
+    /// Adds the address if it is missing. Returns true if it was added.
     fn add_address(&mut self) -> Result<bool, LinkError> {
         let prefix_len = self.config.prefix_len();
         let added =
             requests::add_address(&mut self.kernel, self.index, &self.interface, self.config.address, prefix_len)?;
-        self.made.address |= added && !self.found.address;
+        self.added.address |= added && !self.existing.address;
         Ok(added)
     }
 
-    /// Whether a local route had to be added.
+    /// Adds the local route if it is missing. Returns true if it was added.
     fn add_local_route(&mut self) -> Result<bool, LinkError> {
         let added = requests::add_local_route(&mut self.kernel, self.index, &self.interface, self.config.address)?;
-        self.made.local |= added;
+        self.added.local |= added;
         Ok(added)
     }
 
-    fn add_route(&mut self) -> Result<Added, LinkError> {
+    fn add_route(&mut self) -> Result<AddOutcome, LinkError> {
         let added = requests::add_route(&mut self.kernel, self.index, &self.interface, self.config.network)?;
-        self.made.route |= matches!(added, Added::Made) && !self.found.route;
+        self.added.route |= matches!(added, AddOutcome::Added) && !self.existing.route;
         Ok(added)
     }
 }

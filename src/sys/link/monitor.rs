@@ -1,4 +1,4 @@
-//! Watching one link.
+//! The link monitor.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -14,70 +14,72 @@ use netlink_sys::{Socket, SocketAddr};
 use socket2::SockRef;
 
 use super::error::{LinkError, MalformedReply};
-use super::message::{HeldAddress, LinkState, Message, Messages, RouteEntry, link_header};
+use super::message::{AddressEntry, LinkState, Message, Messages, RouteEntry, link_header};
 use super::netlink::{Netlink, receive};
 use super::{filter, requests};
 
-/// Datagrams looked at in one call, at most.
+/// Largest number of datagrams that one call receives.
 const DATAGRAMS_PER_CALL: usize = 256;
-/// A link message has about 1.5 KiB, and more with every kernel; one that does not fit is replaced by asking.
+/// Size of the receive buffer in bytes. A link message has about 1.5 KiB, and grows with new kernels. A larger message
+/// counts as lost.
 const RECEIVE_BUFFER: usize = 16 * 1024;
 
-/// What happened to the link.
+/// A change of the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LinkEvent {
-    /// It lost this address. If that was its last one, the kernel has dropped its routes without a word:
-    /// [`Link::restore`].
+    /// This address was removed. After the last address the kernel removes the routes too, without an announcement.
+    /// [`Link::restore`] adds both again.
     ///
     /// [`Link::restore`]: super::Link::restore
     AddressRemoved(Ipv4Addr),
-    /// The device is gone, or has moved to another network namespace. Nothing follows.
+    /// The device was deleted or moved to another network namespace. This is the last event.
     Deleted,
-    /// It was set down. The kernel has dropped its routes; reads from the TUN device give `EAGAIN`, writes `EIO`.
+    /// The link was set down. The kernel has removed its routes. Reads from the TUN device return `EAGAIN`, writes
+    /// `EIO`.
     Down,
-    /// The MTU is now this many bytes.
+    /// The MTU changed to this number of bytes.
     MtuChanged(u32),
-    /// A route of the main table through the link, or a local one that the kernel did not make, was removed by someone. Routes that vanish because the link goes down
-    /// or loses its last address are not announced, except that the kernel announces its own ([`AddressForm::Network`])
-    /// when their address is removed.
+    /// A process removed a route of the main table through the link, or a local route that the kernel did not add. The
+    /// kernel does not announce routes that it removes because the link goes down or loses its last address. It does
+    /// announce the connected route of a removed address ([`AddressForm::Network`]).
     ///
     /// [`AddressForm::Network`]: super::AddressForm::Network
     RouteRemoved(Ipv4Net),
-    /// It was set up: [`Link::restore`] puts the overlay route back. After a loss of messages this is reported again
-    /// for a link that is up, because it may have been down in between.
+    /// The link was set up. [`Link::restore`] adds the overlay route again. After a loss of messages this is reported
+    /// again for a link that is up, because it may have been down meanwhile.
     ///
     /// [`Link::restore`]: super::Link::restore
     Up,
 }
 
-/// Watches one link. Poll its descriptor for reading, level-triggered; then call [`LinkMonitor::next_event`] until it
-/// has none.
+/// A monitor of one link. Poll its descriptor for reading, level-triggered, then call [`LinkMonitor::next_event`] until
+/// it returns `None`.
 ///
-/// Open it before [`Link::configure`](super::Link::configure), so that nothing is missed; it then also reports what
-/// `configure` and [`Link::remove`](super::Link::remove) do. The kernel filters for this one link, so that other links
-/// and routes cause no wake-ups.
+/// Open it before [`Link::configure`](super::Link::configure), so that no change is missed. It then also reports the
+/// changes of `configure` and [`Link::remove`](super::Link::remove). A socket filter passes the messages of this link
+/// only, so other links and routes cause no wake-ups.
 #[derive(Debug)]
 pub struct LinkMonitor {
     socket: Socket,
-    /// To ask for the state in the same namespace when messages were lost.
+    /// Reads the state of the link in the same namespace after a loss of messages.
     kernel: Netlink,
     index: u32,
-    /// As of the last event; `None` once the device is gone.
-    known: Option<Known>,
-    /// Messages were lost: those still queued are outdated. They are thrown away, then the kernel is asked.
+    /// The state after the last event, or `None` once the device is gone.
+    state: Option<State>,
+    /// Messages were lost, so those still queued are outdated. They are discarded before the state is read.
     lost: bool,
     pending: VecDeque<LinkEvent>,
     buffer: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct State {
     up: bool,
     mtu: u32,
 }
 
-impl From<&LinkState> for Known {
+impl From<&LinkState> for State {
     fn from(state: &LinkState) -> Self {
         Self { up: state.up, mtu: state.mtu }
     }
@@ -90,67 +92,68 @@ impl AsFd for LinkMonitor {
 }
 
 impl LinkMonitor {
-    /// Begins to watch the device `interface`. Needs no privilege.
+    /// Opens a monitor of the device `interface`. Needs no privilege.
     ///
     /// # Errors
     /// [`LinkError::NoSuchInterface`], [`LinkError::Socket`].
     pub fn open(interface: &str) -> Result<Self, LinkError> {
         let mut kernel = Netlink::open()?;
         let index = requests::link_named(&mut kernel, interface)?.index;
-        let socket = subscribe(index).map_err(|source| LinkError::Socket { doing: "watch an interface", source })?;
-        // Asked only now: from here on, whatever changes is announced.
+        let socket =
+            subscribe(index).map_err(|source| LinkError::Socket { operation: "watch an interface", source })?;
+        // Read after the subscription, so later changes are announced.
         let state = requests::link_at(&mut kernel, index)?;
         Ok(Self {
             socket,
             kernel,
             index,
-            known: Some(Known::from(&state)),
+            state: Some(State::from(&state)),
             lost: false,
             pending: VecDeque::new(),
             buffer: Vec::with_capacity(RECEIVE_BUFFER),
         })
     }
 
-    /// The index of the link that is watched.
+    /// Returns the index of the link.
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// The next event, or `None` when there is none now. Never blocks on the socket and looks at no more than 256
-    /// messages; if that ends a call early, the descriptor is still readable.
+    /// Returns the next event, or `None` if there is none now. Never blocks on the socket and receives at most 256
+    /// datagrams. If that limit ends a call, the descriptor is still readable.
     ///
     /// # Errors
-    /// [`LinkError::Socket`] if the socket fails. A loss of messages is not an error: the kernel is asked what the link
-    /// is now.
+    /// [`LinkError::Socket`] if the socket fails. A loss of messages is not an error: the state of the link is read
+    /// again.
     pub fn next_event(&mut self) -> Result<Option<LinkEvent>, LinkError> {
         for _ in 0..DATAGRAMS_PER_CALL {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(Some(event));
             }
             match receive(&self.socket, &mut self.buffer) {
-                Ok((length, sender)) => self.accept(length, sender),
+                Ok((length, sender)) => self.handle_datagram(length, sender),
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.lost = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.lost => self.resynchronise()?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.lost => self.resynchronize()?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(source) => return Err(LinkError::Socket { doing: "watch an interface", source }),
+                Err(source) => return Err(LinkError::Socket { operation: "watch an interface", source }),
             }
         }
         Ok(self.pending.pop_front())
     }
 
-    fn accept(&mut self, length: usize, sender: SocketAddr) {
-        if sender.port_number() != 0 || self.known.is_none() || self.lost {
+    fn handle_datagram(&mut self, length: usize, sender: SocketAddr) {
+        if sender.port_number() != 0 || self.state.is_none() || self.lost {
             return;
         }
         let buffer = core::mem::take(&mut self.buffer);
-        let understood = length <= buffer.len() && self.digest(&buffer).is_ok();
+        let is_processed = length <= buffer.len() && self.process(&buffer).is_ok();
         self.buffer = buffer;
-        // What cannot be read may have been important.
-        self.lost = !understood;
+        // A malformed message may have announced a change.
+        self.lost = !is_processed;
     }
 
-    fn digest(&mut self, datagram: &[u8]) -> Result<(), MalformedReply> {
+    fn process(&mut self, datagram: &[u8]) -> Result<(), MalformedReply> {
         for message in Messages::new(datagram) {
             let event = self.read(&message?)?;
             self.pending.extend(event);
@@ -158,21 +161,21 @@ impl LinkMonitor {
         Ok(())
     }
 
-    /// Checks again what the filter has checked: messages from before it was set, and systems that have no such
-    /// filters.
+    /// Parses a message. The conditions of the filter are checked again, for messages from before the filter was
+    /// attached and for systems without such filters.
     fn read(&mut self, message: &Message<'_>) -> Result<Option<LinkEvent>, MalformedReply> {
         match message.kind {
             libc::RTM_NEWLINK if self.is_ours(message)? => {
                 let state = LinkState::parse(message.body)?;
-                self.update(Known::from(&state));
+                self.update(State::from(&state));
                 Ok(None)
             }
             libc::RTM_DELLINK if self.is_ours(message)? => {
-                self.known = None;
+                self.state = None;
                 Ok(Some(LinkEvent::Deleted))
             }
             libc::RTM_DELADDR => {
-                let held = HeldAddress::parse(message.body)?;
+                let held = AddressEntry::parse(message.body)?;
                 Ok(match held.address {
                     IpAddr::V4(address) if held.index == self.index => Some(LinkEvent::AddressRemoved(address)),
                     IpAddr::V4(_) | IpAddr::V6(_) => None,
@@ -180,7 +183,7 @@ impl LinkMonitor {
             }
             libc::RTM_DELROUTE => {
                 let route = RouteEntry::parse(message.body)?;
-                // The kernel's own local routes go with their addresses.
+                // The kernel removes its local routes together with their addresses.
                 let is_local = route.table == u32::from(libc::RT_TABLE_LOCAL) && !route.connected;
                 let is_main = route.table == u32::from(RouteHeader::RT_TABLE_MAIN);
                 if route.interface != Some(self.index) || !(is_main || is_local) {
@@ -200,8 +203,8 @@ impl LinkMonitor {
         Ok(header.index == self.index && header.interface_family == AddressFamily::Unspec)
     }
 
-    fn update(&mut self, now: Known) {
-        let Some(before) = self.known.replace(now) else { return };
+    fn update(&mut self, now: State) {
+        let Some(before) = self.state.replace(now) else { return };
         if before.mtu != now.mtu {
             self.pending.push_back(LinkEvent::MtuChanged(now.mtu));
         }
@@ -210,21 +213,21 @@ impl LinkMonitor {
         }
     }
 
-    /// Asks the kernel what the link is now. The queue is empty: what arrives from here on is newer than the loss.
-    fn resynchronise(&mut self) -> Result<(), LinkError> {
-        let Some(before) = self.known else {
+    /// Reads the state of the link. The queue is empty, so later messages are newer than the loss.
+    fn resynchronize(&mut self) -> Result<(), LinkError> {
+        let Some(before) = self.state else {
             self.lost = false;
             return Ok(());
         };
         match requests::link_at(&mut self.kernel, self.index) {
             Ok(state) => {
-                self.update(Known::from(&state));
+                self.update(State::from(&state));
                 if before.up && state.up {
                     self.pending.push_back(LinkEvent::Up);
                 }
             }
             Err(LinkError::NoSuchInterface { .. }) => {
-                self.known = None;
+                self.state = None;
                 self.pending.push_back(LinkEvent::Deleted);
             }
             Err(error) => return Err(error),
@@ -238,7 +241,7 @@ fn subscribe(index: u32) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.set_non_blocking(true)?;
-    // Comfort, not correctness: every message is checked again.
+    // The filter is optional, because every message is checked again.
     let _ = SockRef::from(&socket).attach_filter(&filter::only(index));
     socket.add_membership(libc::RTNLGRP_LINK)?;
     socket.add_membership(libc::RTNLGRP_IPV4_IFADDR)?;

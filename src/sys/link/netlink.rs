@@ -1,4 +1,4 @@
-//! One blocking netlink conversation: a request goes out, its answers come in.
+//! A blocking netlink socket for requests and their replies.
 
 use alloc::string::String;
 use alloc::vec;
@@ -19,54 +19,54 @@ use super::message::{Message, Messages, array, attribute_string};
 
 /// The kernel packs at most 32 KiB into one datagram of a dump (`netlink_dump` in `net/netlink/af_netlink.c`).
 const RECEIVE_BUFFER: usize = 64 * 1024;
-/// The answer is there when `send` returns; the bound is for a kernel that breaks that promise.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How often a dump is begun anew when the table changed meanwhile.
+/// Longest wait for a reply. The kernel has queued the reply when `send` returns, so a timeout is a defect of the
+/// kernel.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest number of attempts at a dump. A dump is repeated if the table changed meanwhile.
 const DUMP_ATTEMPTS: u32 = 8;
 
-/// Places in the body of `NLMSG_ERROR` (struct `nlmsgerr`).
+/// Offsets in the body of `NLMSG_ERROR` (struct `nlmsgerr`).
 mod field {
     use core::ops::Range;
     pub(crate) const CODE: usize = 0;
     pub(crate) const REQUEST_LENGTH: usize = 4;
     pub(crate) const REQUEST_HEADER: Range<usize> = 4..20;
 }
-/// `NLMSGERR_ATTR_MSG` in linux/netlink.h: the reason in words.
+/// `NLMSGERR_ATTR_MSG` in linux/netlink.h, the error message.
 const REASON: u16 = 1;
 
-/// Why a request was not fulfilled.
+/// An error of a netlink request.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum NetlinkError {
     Interrupted { attempts: u32 },
     Malformed(MalformedReply),
     Refused { errno: i32, reason: Option<String> },
     Socket(io::Error),
 }
 
-impl From<MalformedReply> for Failure {
+impl From<MalformedReply> for NetlinkError {
     fn from(problem: MalformedReply) -> Self {
         Self::Malformed(problem)
     }
 }
 
-/// The entries of a table that were asked for.
+/// The entries of a table.
 #[derive(Debug)]
 pub(crate) struct Listing<T> {
-    pub(crate) seen: Vec<T>,
-    /// The table did not change meanwhile. Otherwise an entry may be missing or listed twice.
-    pub(crate) intact: bool,
+    pub(crate) entries: Vec<T>,
+    /// True if the table did not change during the dump. Otherwise an entry may be missing or listed twice.
+    pub(crate) consistent: bool,
 }
 
 impl<T> Listing<T> {
-    /// The entries, if none can be missing.
+    /// Returns the entries if none can be missing.
     #[cfg(any(feature = "preflight", test))]
-    pub(crate) fn whole(self) -> Result<Vec<T>, Failure> {
-        if self.intact { Ok(self.seen) } else { Err(Failure::Interrupted { attempts: DUMP_ATTEMPTS }) }
+    pub(crate) fn complete(self) -> Result<Vec<T>, NetlinkError> {
+        if self.consistent { Ok(self.entries) } else { Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS }) }
     }
 }
 
-/// A socket to a part of the kernel that speaks netlink, mostly rtnetlink, in the network namespace the calling thread was in when
-/// it was opened.
+/// A netlink socket in the network namespace that the calling thread was in when it was opened.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: Socket,
@@ -75,33 +75,33 @@ pub(crate) struct Netlink {
 
 impl Netlink {
     pub(crate) fn open() -> Result<Self, LinkError> {
-        Self::connect(NETLINK_ROUTE).map_err(|source| LinkError::Socket { doing: "open a netlink socket", source })
+        Self::connect(NETLINK_ROUTE).map_err(|source| LinkError::Socket { operation: "open a netlink socket", source })
     }
 
-    /// A socket for a protocol of netlink(7).
+    /// Opens a socket for a protocol of netlink(7).
     pub(crate) fn connect(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind(&SocketAddr::new(0, 0))?;
-        SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
-        // Reasons in words, short error messages, and filters that are honoured. Kernels before 4.20 lack some: all are
-        // comfort.
+        SockRef::from(&socket).set_read_timeout(Some(REPLY_TIMEOUT))?;
+        // Error messages as text, short acknowledgements, and filters of dumps. All are optional, and kernels before
+        // 4.20 lack some.
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Asks for a change and waits for the kernel's yes or no.
-    pub(crate) fn change(&mut self, request: impl NetlinkSerializable, flags: u16) -> Result<(), Failure> {
+    /// Requests a change and waits for the acknowledgement.
+    pub(crate) fn change(&mut self, request: impl NetlinkSerializable, flags: u16) -> Result<(), NetlinkError> {
         self.exchange(request, flags, |_| Ok(())).map(|_intact| ())
     }
 
-    /// Asks for one object.
+    /// Requests one object.
     pub(crate) fn ask<T>(
         &mut self,
         request: impl NetlinkSerializable,
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
-    ) -> Result<Option<T>, Failure> {
+    ) -> Result<Option<T>, NetlinkError> {
         let mut found = None;
         self.exchange(request, 0, |message| {
             if let Some(object) = read(message)? {
@@ -112,27 +112,27 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Asks for a whole table and keeps what `read` picks, in the kernel's order. Begins anew if the table changed
-    /// meanwhile; on a host that changes all the time, the last attempt counts.
+    /// Requests a whole table and returns the entries that `read` selects, in the order of the kernel. Repeats the dump
+    /// if the table changed meanwhile, and returns the last attempt if it changed during each.
     #[cfg(any(feature = "preflight", test))]
     pub(crate) fn dump<T>(
         &mut self,
         request: &(impl NetlinkSerializable + Clone),
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
-    ) -> Result<Listing<T>, Failure> {
-        retried(|| self.list(request.clone(), &read), |listing| listing.intact)
+    ) -> Result<Listing<T>, NetlinkError> {
+        retry(|| self.list(request.clone(), &read), |listing| listing.consistent)
     }
 
-    /// Asks for a table and returns the first entry that `read` picks. One that was seen counts, whatever changed meanwhile.
+    /// Requests a table and returns the first entry that `read` selects. An entry of an interrupted dump is valid too.
     pub(crate) fn first<T>(
         &mut self,
         request: &(impl NetlinkSerializable + Clone),
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
-    ) -> Result<Option<T>, Failure> {
-        let enough = |listing: &Listing<T>| listing.intact || !listing.seen.is_empty();
-        let listing = retried(|| self.list(request.clone(), &read), enough)?;
-        match listing.seen.into_iter().next() {
-            None if !listing.intact => Err(Failure::Interrupted { attempts: DUMP_ATTEMPTS }),
+    ) -> Result<Option<T>, NetlinkError> {
+        let enough = |listing: &Listing<T>| listing.consistent || !listing.entries.is_empty();
+        let listing = retry(|| self.list(request.clone(), &read), enough)?;
+        match listing.entries.into_iter().next() {
+            None if !listing.consistent => Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS }),
             first => Ok(first),
         }
     }
@@ -141,27 +141,28 @@ impl Netlink {
         &mut self,
         request: impl NetlinkSerializable,
         read: impl Fn(&Message<'_>) -> Result<Option<T>, MalformedReply>,
-    ) -> Result<Listing<T>, Failure> {
-        let mut seen = Vec::new();
-        let intact = self.exchange(request, NLM_F_DUMP, |message| {
-            seen.extend(read(message)?);
+    ) -> Result<Listing<T>, NetlinkError> {
+        let mut entries = Vec::new();
+        let consistent = self.exchange(request, NLM_F_DUMP, |message| {
+            entries.extend(read(message)?);
             Ok(())
         })?;
-        Ok(Listing { seen, intact })
+        Ok(Listing { entries, consistent })
     }
 
-    /// Returns whether the answer is a consistent snapshot.
+    /// Sends a request and passes each message of the reply to `each`. Returns true if the reply is a consistent
+    /// snapshot.
     fn exchange(
         &mut self,
         request: impl NetlinkSerializable,
         flags: u16,
         mut each: impl FnMut(&Message<'_>) -> Result<(), MalformedReply>,
-    ) -> Result<bool, Failure> {
-        self.send(request, flags).map_err(Failure::Socket)?;
+    ) -> Result<bool, NetlinkError> {
+        self.send(request, flags).map_err(NetlinkError::Socket)?;
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
-        let mut intact = true;
+        let mut consistent = true;
         loop {
-            let (length, sender) = receive(&self.socket, &mut buffer).map_err(Failure::Socket)?;
+            let (length, sender) = receive(&self.socket, &mut buffer).map_err(NetlinkError::Socket)?;
             if sender.port_number() != 0 {
                 continue;
             }
@@ -173,11 +174,11 @@ impl Netlink {
                 if message.sequence != self.sequence {
                     continue;
                 }
-                intact &= message.flags & NLM_F_DUMP_INTR == 0;
+                consistent &= message.flags & NLM_F_DUMP_INTR == 0;
                 match message.kind {
-                    NLMSG_DONE | NLMSG_ERROR => return verdict(&message).map(|()| intact),
+                    NLMSG_DONE | NLMSG_ERROR => return parse_end(&message).map(|()| consistent),
                     NLMSG_NOOP => {}
-                    NLMSG_OVERRUN => intact = false,
+                    NLMSG_OVERRUN => consistent = false,
                     _ => each(&message)?,
                 }
             }
@@ -197,11 +198,11 @@ impl Netlink {
     }
 }
 
-/// Lists again until a listing is `enough`, a few times.
-fn retried<T>(
-    mut list: impl FnMut() -> Result<Listing<T>, Failure>,
+/// Repeats a dump until the listing is `enough`, at most [`DUMP_ATTEMPTS`] times.
+fn retry<T>(
+    mut list: impl FnMut() -> Result<Listing<T>, NetlinkError>,
     enough: impl Fn(&Listing<T>) -> bool,
-) -> Result<Listing<T>, Failure> {
+) -> Result<Listing<T>, NetlinkError> {
     let mut listing = list()?;
     for _ in 1..DUMP_ATTEMPTS {
         if enough(&listing) {
@@ -212,7 +213,7 @@ fn retried<T>(
     Ok(listing)
 }
 
-/// Receives one datagram into the emptied `buffer`. The length is that of the datagram, which may be more than fitted.
+/// Clears `buffer` and receives one datagram into it. Returns the length of the datagram, which may exceed the buffer.
 pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<(usize, SocketAddr)> {
     loop {
         buffer.clear();
@@ -223,9 +224,9 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<(usiz
     }
 }
 
-/// Reads the message that ends an answer.
-fn verdict(message: &Message<'_>) -> Result<(), Failure> {
-    // A dump of nothing may end with an empty message.
+/// Parses the message that ends a reply.
+fn parse_end(message: &Message<'_>) -> Result<(), NetlinkError> {
+    // A dump without entries may end with an empty message.
     if message.kind == NLMSG_DONE && message.body.is_empty() {
         return Ok(());
     }
@@ -233,10 +234,10 @@ fn verdict(message: &Message<'_>) -> Result<(), Failure> {
     if code >= 0 {
         return Ok(());
     }
-    Err(Failure::Refused { errno: code.saturating_neg(), reason: reason(message) })
+    Err(NetlinkError::Refused { errno: code.saturating_neg(), reason: reason(message) })
 }
 
-/// The kernel's own words, if it has any; a reason that cannot be read is no reason to lose the error number.
+/// Returns the error message of the kernel, if there is one. A malformed error message does not hide the error number.
 fn reason(message: &Message<'_>) -> Option<String> {
     if message.kind != NLMSG_ERROR || message.flags & NLM_F_ACK_TLVS == 0 {
         return None;
@@ -257,8 +258,8 @@ mod unit {
     use super::*;
 
     fn refusal(flags: u16, body: &[u8]) -> (i32, Option<String>) {
-        match verdict(&Message { kind: NLMSG_ERROR, flags, sequence: 1, body }) {
-            Err(Failure::Refused { errno, reason }) => (errno, reason),
+        match parse_end(&Message { kind: NLMSG_ERROR, flags, sequence: 1, body }) {
+            Err(NetlinkError::Refused { errno, reason }) => (errno, reason),
             other => panic!("{other:?}"),
         }
     }
@@ -274,7 +275,7 @@ mod unit {
     }
 
     #[test]
-    fn the_kernels_words_are_found_whether_or_not_it_quotes_the_request() {
+    fn the_error_message_is_found_with_and_without_the_quoted_request() {
         let capped = error_body(-22, 16);
         assert_eq!(refusal(NLM_F_ACK_TLVS | NLM_F_CAPPED, &capped), (22, Some("no way".into())));
         assert_eq!(refusal(NLM_F_ACK_TLVS, &error_body(-22, 33)), (22, Some("no way".into())));
@@ -289,43 +290,43 @@ mod unit {
         }
         for length in 0..4 {
             let body = whole.get(..length).expect("in range");
-            let cut = verdict(&Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, body });
-            assert!(matches!(cut, Err(Failure::Malformed(_))), "{length} bytes: {cut:?}");
+            let cut = parse_end(&Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, body });
+            assert!(matches!(cut, Err(NetlinkError::Malformed(_))), "{length} bytes: {cut:?}");
         }
         let mut hostile = whole;
         hostile.splice(4..8, u32::MAX.to_ne_bytes());
         assert_eq!(refusal(NLM_F_ACK_TLVS, &hostile), (i32::MAX, None));
     }
 
-    /// Lists what the script says, and then panics.
-    fn script(listings: &[(&[u8], bool)]) -> impl FnMut() -> Result<Listing<u8>, Failure> {
+    /// Returns the listings of the script in turn, and then panics.
+    fn script(listings: &[(&[u8], bool)]) -> impl FnMut() -> Result<Listing<u8>, NetlinkError> {
         let mut listings = listings.iter();
         move || {
-            let (seen, intact) = listings.next().expect("asked no more than that");
-            Ok(Listing { seen: seen.to_vec(), intact: *intact })
+            let (entries, consistent) = listings.next().expect("asked no more than that");
+            Ok(Listing { entries: entries.to_vec(), consistent: *consistent })
         }
     }
 
     #[test]
-    fn fault_61_an_interrupted_listing_is_repeated_and_its_last_attempt_counts() {
-        let whole = |listing: &Listing<u8>| listing.intact;
-        let some = |listing: &Listing<u8>| listing.intact || !listing.seen.is_empty();
+    fn fault_61_an_interrupted_listing_is_repeated_and_its_last_attempt_is_used() {
+        let whole = |listing: &Listing<u8>| listing.consistent;
+        let some = |listing: &Listing<u8>| listing.consistent || !listing.entries.is_empty();
         let result = |listings: &[_], enough: fn(&Listing<u8>) -> bool| {
-            let listing = retried(script(listings), enough).expect("a listing");
-            (listing.seen, listing.intact)
+            let listing = retry(script(listings), enough).expect("a listing");
+            (listing.entries, listing.consistent)
         };
         assert_eq!(result(&[(&[1], false), (&[1, 2], true)], whole), (vec![1, 2], true));
-        assert_eq!(result(&[(&[], false), (&[2], false)], some), (vec![2], false), "seen once is enough");
+        assert_eq!(result(&[(&[], false), (&[2], false)], some), (vec![2], false), "one entry is enough");
         let mut busy = [(&[1][..], false); DUMP_ATTEMPTS as usize];
         busy[7] = (&[1, 3], false);
         assert_eq!(result(&busy, whole), (vec![1, 3], false));
-        let refused = retried(|| Err::<Listing<u8>, _>(Failure::Interrupted { attempts: 1 }), whole);
+        let refused = retry(|| Err::<Listing<u8>, _>(NetlinkError::Interrupted { attempts: 1 }), whole);
         assert!(refused.is_err());
     }
 
     #[test]
     fn zero_and_an_empty_end_of_a_dump_are_success() {
-        assert!(verdict(&Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, body: &[0; 20] }).is_ok());
-        assert!(verdict(&Message { kind: NLMSG_DONE, flags: 0, sequence: 1, body: &[] }).is_ok());
+        assert!(parse_end(&Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, body: &[0; 20] }).is_ok());
+        assert!(parse_end(&Message { kind: NLMSG_DONE, flags: 0, sequence: 1, body: &[] }).is_ok());
     }
 }

@@ -1,5 +1,4 @@
-//! The requests this module makes, each with its everyday answers (exists, is gone, is down) told apart from its
-//! errors.
+//! Requests of rtnetlink. Expected results, such as an existing route or a missing device, are values and not errors.
 
 use alloc::string::String;
 use alloc::{format, vec};
@@ -15,26 +14,26 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::{LinkError, MalformedReply};
-use super::message::{HeldAddress, LinkState, LinkStats, Message, RouteEntry};
-use super::netlink::{Failure, Netlink};
-use super::underlay::first_held;
+use super::message::{AddressEntry, LinkState, LinkStats, Message, RouteEntry};
+use super::netlink::{Netlink, NetlinkError};
+use super::underlay::find_address;
 
 /// Longest name of an interface in bytes (`IFNAMSIZ` less the NUL).
 const NAME_MAX: usize = 15;
-/// How often a route that exists, and then does not, is tried again.
+/// Largest number of attempts to add a route that disappears between two requests.
 const ROUTE_ATTEMPTS: u32 = 3;
 const LOCAL_ROUTE: &str = "add a local route of the address, which is a broadcast address of another interface,";
 
-/// What became of a route.
+/// The result of adding a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Added {
+pub(crate) enum AddOutcome {
+    Added,
     Existed,
     LinkDown,
-    Made,
 }
 
 pub(crate) fn link_named(kernel: &mut Netlink, name: &str) -> Result<LinkState, LinkError> {
-    // The kernel ends a name at the first NUL and would find another interface.
+    // The kernel reads a name up to the first NUL and would find another interface.
     if name.is_empty() || name.len() > NAME_MAX || name.contains('\0') {
         return Err(LinkError::NoSuchInterface { interface: name.into() });
     }
@@ -66,7 +65,7 @@ fn ask_link<T>(
     interface: &str,
     parse: fn(&[u8]) -> Result<T, MalformedReply>,
 ) -> Result<T, LinkError> {
-    let doing = "read the state of an interface";
+    let operation = "read the state of an interface";
     let read = |message: &Message<'_>| match message.kind {
         libc::RTM_NEWLINK => parse(message.body).map(Some),
         _ => Ok(None),
@@ -74,7 +73,7 @@ fn ask_link<T>(
     kernel
         .ask(RouteNetlinkMessage::GetLink(request), read)
         .and_then(|found| found.ok_or(MalformedReply::Missing { what: "RTM_NEWLINK" }.into()))
-        .map_err(|failure| LinkError::new(failure, doing, interface))
+        .map_err(|failure| LinkError::new(failure, operation, interface))
 }
 
 pub(crate) fn set_mtu(kernel: &mut Netlink, index: u32, interface: &str, mtu: u32) -> Result<(), LinkError> {
@@ -91,11 +90,13 @@ pub(crate) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool
     request.header.index = index;
     request.header.change_mask = LinkFlags::Up;
     request.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
-    let doing = if up { "set the link up" } else { "set the link down" };
-    kernel.change(RouteNetlinkMessage::SetLink(request), 0).map_err(|failure| LinkError::new(failure, doing, interface))
+    let operation = if up { "set the link up" } else { "set the link down" };
+    kernel
+        .change(RouteNetlinkMessage::SetLink(request), 0)
+        .map_err(|failure| LinkError::new(failure, operation, interface))
 }
 
-/// Whether the address had to be added.
+/// Adds the address if it is missing. Returns true if it was added.
 pub(crate) fn add_address(
     kernel: &mut Netlink,
     index: u32,
@@ -106,9 +107,9 @@ pub(crate) fn add_address(
     let request = RouteNetlinkMessage::NewAddress(address_message(index, address, prefix_len));
     match kernel.change(request, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(true),
-        Err(Failure::Refused { errno: libc::EEXIST, .. }) => Ok(false),
-        // Who may change nothing may use what is there.
-        Err(Failure::Refused { errno: libc::EPERM | libc::EACCES, .. })
+        Err(NetlinkError::Refused { errno: libc::EEXIST, .. }) => Ok(false),
+        // A process without the right to add the address may use the existing one.
+        Err(NetlinkError::Refused { errno: libc::EPERM | libc::EACCES, .. })
             if holds(kernel, index, address, prefix_len)? =>
         {
             Ok(false)
@@ -118,8 +119,8 @@ pub(crate) fn add_address(
 }
 
 fn holds(kernel: &mut Netlink, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<bool, LinkError> {
-    let wanted = HeldAddress { index, address: address.into(), prefix_len };
-    Ok(first_held(kernel, AddressFamily::Inet, index, |held| *held == wanted)?.is_some())
+    let wanted = AddressEntry { index, address: address.into(), prefix_len };
+    Ok(find_address(kernel, AddressFamily::Inet, index, |held| *held == wanted)?.is_some())
 }
 
 pub(crate) fn remove_address(
@@ -130,38 +131,40 @@ pub(crate) fn remove_address(
     prefix_len: u8,
 ) -> Result<(), LinkError> {
     let request = RouteNetlinkMessage::DelAddress(address_message(index, address, prefix_len));
-    gone(kernel.change(request, 0), libc::EADDRNOTAVAIL, "remove the address", interface)
+    ignore_absent(kernel.change(request, 0), libc::EADDRNOTAVAIL, "remove the address", interface)
 }
 
-/// Adds the route, unless the kernel's first choice for `network` leads to this link already.
+/// Adds the route, unless the route that the kernel uses for `network` already leads to this link.
 pub(crate) fn add_route(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
     network: Ipv4Net,
-) -> Result<Added, LinkError> {
-    let doing = "add the overlay route";
+) -> Result<AddOutcome, LinkError> {
+    let operation = "add the overlay route";
     let mut attempt = 1;
     loop {
         let request = RouteNetlinkMessage::NewRoute(route_message(index, network));
         let refusal = match kernel.change(request, NLM_F_CREATE | NLM_F_EXCL) {
-            Ok(()) => return Ok(Added::Made),
-            Err(Failure::Refused { errno: libc::ENETDOWN, .. }) => return Ok(Added::LinkDown),
-            Err(refusal @ Failure::Refused { errno: libc::EEXIST | libc::EPERM | libc::EACCES, .. }) => refusal,
-            Err(failure) => return Err(LinkError::new(failure, doing, interface)),
+            Ok(()) => return Ok(AddOutcome::Added),
+            Err(NetlinkError::Refused { errno: libc::ENETDOWN, .. }) => return Ok(AddOutcome::LinkDown),
+            Err(refusal @ NetlinkError::Refused { errno: libc::EEXIST | libc::EPERM | libc::EACCES, .. }) => refusal,
+            Err(failure) => return Err(LinkError::new(failure, operation, interface)),
         };
-        let holder = first_route(kernel, network).map_err(|failure| LinkError::new(failure, doing, interface))?;
+        let holder = first_route(kernel, network).map_err(|failure| LinkError::new(failure, operation, interface))?;
         match holder {
-            Some(route) if route.interface == Some(index) => return Ok(Added::Existed),
+            Some(route) if route.interface == Some(index) => return Ok(AddOutcome::Existed),
             Some(route) => {
                 let interface = route.interface.map(|other| name_of(kernel, other));
                 return Err(LinkError::RouteTaken { network, interface });
             }
-            // It was there and is not any more.
-            None if attempt < ROUTE_ATTEMPTS && matches!(refusal, Failure::Refused { errno: libc::EEXIST, .. }) => {
+            // The route existed and was removed meanwhile.
+            None if attempt < ROUTE_ATTEMPTS
+                && matches!(refusal, NetlinkError::Refused { errno: libc::EEXIST, .. }) =>
+            {
                 attempt += 1;
             }
-            None => return Err(LinkError::new(refusal, doing, interface)),
+            None => return Err(LinkError::new(refusal, operation, interface)),
         }
     }
 }
@@ -173,12 +176,12 @@ pub(crate) fn remove_route(
     network: Ipv4Net,
 ) -> Result<(), LinkError> {
     let request = RouteNetlinkMessage::DelRoute(route_message(index, network));
-    gone(kernel.change(request, 0), libc::ESRCH, "remove the overlay route", interface)
+    ignore_absent(kernel.change(request, 0), libc::ESRCH, "remove the overlay route", interface)
 }
 
-/// Sees to it that the kernel delivers packets to `address` to this host. A bridge with an address of the same network that
-/// existed first makes it a broadcast address before Linux 5.14; a local route in front of that wins. Returns whether it had to
-/// be added.
+/// Adds a local route to `address` if there is none. Returns true if it was added. Before Linux 5.14, a bridge that had
+/// an address of the same network first makes `address` a broadcast address. A local route in front of the broadcast
+/// entry wins.
 pub(crate) fn add_local_route(
     kernel: &mut Netlink,
     index: u32,
@@ -188,7 +191,7 @@ pub(crate) fn add_local_route(
     if local_route(kernel, address.into())?.is_some() {
         return Ok(false);
     }
-    // Without NLM_F_APPEND it is put in front.
+    // Without NLM_F_APPEND the kernel puts the route in front.
     match kernel.change(RouteNetlinkMessage::NewRoute(local_route_message(index, address)), NLM_F_CREATE) {
         Ok(()) => Ok(true),
         Err(failure) => Err(LinkError::new(failure, LOCAL_ROUTE, interface)),
@@ -202,10 +205,10 @@ pub(crate) fn remove_local_route(
     address: Ipv4Addr,
 ) -> Result<(), LinkError> {
     let request = RouteNetlinkMessage::DelRoute(local_route_message(index, address));
-    gone(kernel.change(request, 0), libc::ESRCH, "remove the local route of the address", interface)
+    ignore_absent(kernel.change(request, 0), libc::ESRCH, "remove the local route of the address", interface)
 }
 
-/// The route that packets from `from` to `to` take, if they can leave.
+/// Returns the route of packets from `from` to `to`, if there is a unicast route.
 pub(crate) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     let mut request = RouteMessage::default();
     request.header.address_family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -214,17 +217,18 @@ pub(crate) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Resu
     request.attributes = vec![RouteAttribute::Destination(to.into()), RouteAttribute::Source(from.into())];
     match kernel.ask(RouteNetlinkMessage::GetRoute(request), read_route) {
         Ok(found) => Ok(found.filter(|route| route.kind == RouteType::Unicast)),
-        Err(Failure::Refused { .. }) => Ok(None),
+        Err(NetlinkError::Refused { .. }) => Ok(None),
         Err(failure) => Err(LinkError::new(failure, "look a route up", "this host")),
     }
 }
 
-/// The route to `address` if it is one of this host's own.
+/// Returns the route to `address` if it is a local address.
 pub(crate) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     Ok(entry_for(kernel, address)?.filter(|route| route.kind == RouteType::Local))
 }
 
-/// The entry of the tables for `address`, and not the resolved route, which names the loopback interface for every local address.
+/// Returns the entry of the tables for `address`. The resolved route would name the loopback interface for every local
+/// address.
 fn entry_for(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     let mut request = RouteMessage::default();
     request.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -233,15 +237,15 @@ fn entry_for(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>
     request.attributes = vec![RouteAttribute::Destination(address.into())];
     match kernel.ask(RouteNetlinkMessage::GetRoute(request), read_route) {
         Ok(found) => Ok(found),
-        // Unreachable, prohibited, blackholed: in any case not local.
-        Err(Failure::Refused { .. }) => Ok(None),
+        // The address is unreachable, prohibited or blackholed, and so not local.
+        Err(NetlinkError::Refused { .. }) => Ok(None),
         Err(failure) => Err(LinkError::new(failure, "look an address up", "this host")),
     }
 }
 
-/// The first route of the main table for exactly `network`, with TOS and metric 0, as the kernel would choose it. A
-/// connected route that the kernel appended behind another interface's exists too, and is not used.
-fn first_route(kernel: &mut Netlink, network: Ipv4Net) -> Result<Option<RouteEntry>, Failure> {
+/// Returns the first route of the main table to exactly `network` with TOS and metric 0, which is the route that the
+/// kernel uses. Further equal routes, such as an appended connected route, are unused.
+fn first_route(kernel: &mut Netlink, network: Ipv4Net) -> Result<Option<RouteEntry>, NetlinkError> {
     let mut request = RouteMessage::default();
     request.header.address_family = AddressFamily::Inet;
     request.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -272,11 +276,16 @@ fn numbered(index: u32) -> String {
     format!("number {index}")
 }
 
-/// A removal has succeeded when the thing, or the whole device, is gone.
-fn gone(result: Result<(), Failure>, absent: i32, doing: &'static str, interface: &str) -> Result<(), LinkError> {
+/// Treats a missing object or device as a successful removal.
+fn ignore_absent(
+    result: Result<(), NetlinkError>,
+    absent: i32,
+    operation: &'static str,
+    interface: &str,
+) -> Result<(), LinkError> {
     match result {
-        Err(Failure::Refused { errno, .. }) if errno == absent || errno == libc::ENODEV => Ok(()),
-        result => result.map_err(|failure| LinkError::new(failure, doing, interface)),
+        Err(NetlinkError::Refused { errno, .. }) if errno == absent || errno == libc::ENODEV => Ok(()),
+        result => result.map_err(|failure| LinkError::new(failure, operation, interface)),
     }
 }
 
@@ -290,7 +299,7 @@ fn address_message(index: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMess
     message
 }
 
-/// The kernel makes one of its own with the address, but behind what is there.
+/// The kernel adds a local route with the address too, but behind existing entries.
 fn local_route_message(index: u32, address: Ipv4Addr) -> RouteMessage {
     let mut message = route_message(index, address.into());
     message.header.table = libc::RT_TABLE_LOCAL;
@@ -307,7 +316,7 @@ fn route_message(index: u32, network: Ipv4Net) -> RouteMessage {
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
-    // The kernel refuses host bits.
+    // The kernel rejects host bits.
     message.attributes =
         vec![RouteAttribute::Destination(RouteAddress::Inet(network.network())), RouteAttribute::Oif(index)];
     message

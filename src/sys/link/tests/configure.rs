@@ -1,4 +1,4 @@
-//! Setting up, putting back, taking back, and asking.
+//! Tests of link set-up, restoration, removal and requests.
 
 use alloc::string::{String, ToString};
 use std::net::UdpSocket;
@@ -39,7 +39,7 @@ fn the_host_form_makes_exactly_flannels_address_and_route_and_takes_them_back() 
 }
 
 #[test]
-fn what_existed_is_kept_by_configure_and_by_remove() {
+fn configure_and_remove_keep_existing_parts() {
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
@@ -76,7 +76,7 @@ fn the_network_form_leaves_the_route_to_the_kernel() {
 }
 
 #[test]
-fn host_bits_and_the_default_route_are_fine() {
+fn host_bits_and_the_default_route_are_accepted() {
     in_namespace(|| {
         let mut world = World::new();
         world.add_link("loden0");
@@ -93,7 +93,7 @@ fn host_bits_and_the_default_route_are_fine() {
     });
 }
 
-/// Everything that can hold the route, before our device gets its turn.
+/// Asserts the error for a route that `take` gave to another holder before.
 fn with_route_taken(take: fn(&mut World), holder: Option<&'static str>, form: AddressForm) {
     in_namespace(move || {
         let mut world = World::new();
@@ -115,7 +115,7 @@ fn with_route_taken(take: fn(&mut World), holder: Option<&'static str>, form: Ad
 }
 
 #[test]
-fn a_route_on_another_interface_is_an_error_and_nothing_is_left_behind() {
+fn a_route_on_another_interface_is_an_error_and_leaves_no_changes() {
     with_route_taken(|world| world.add_route("eth7"), Some("eth7"), AddressForm::Host);
 }
 
@@ -131,7 +131,7 @@ fn a_blackhole_for_the_overlay_is_an_error_without_an_interface() {
 }
 
 #[test]
-fn restore_brings_back_what_the_kernel_dropped() {
+fn restore_adds_what_the_kernel_removed() {
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
@@ -169,7 +169,7 @@ fn a_device_that_is_gone_is_an_error_for_restore_and_none_for_remove() {
 }
 
 #[test]
-fn wrong_arguments_are_named_before_anything_is_touched() {
+fn wrong_arguments_are_errors_before_any_change() {
     in_namespace(|| {
         let mut world = World::new();
         world.add_link("loden0");
@@ -206,7 +206,7 @@ fn without_the_capability_the_error_says_which_one() {
     });
 }
 
-/// Runs an ignored test in a user namespace of its own, which has no say in the network namespace of ours.
+/// Runs an ignored test in a new user namespace, which has no rights in this network namespace.
 fn run_without_the_capability(test: &str) {
     let output = Command::new("unshare")
         .arg("--user")
@@ -254,16 +254,16 @@ fn the_underlay_is_the_interface_with_the_address() {
             ["10.168.0.8", "10.168.0.255", "0.0.0.0", "224.0.0.1", "255.255.255.255", "8.8.8.8", "::", "fd00::1"]
         {
             match ask(foreign) {
-                Err(LinkError::NotHeld { address }) => assert_eq!(address.to_string(), foreign),
+                Err(LinkError::NoSuchAddress { address }) => assert_eq!(address.to_string(), foreign),
                 other => panic!("{foreign}: {other:?}"),
             }
         }
     });
 }
 
-/// As with hosts that announce their address, which is on `lo`, by a routing protocol.
+/// Hosts that announce their address by a routing protocol have it on `lo`.
 #[test]
-fn an_address_on_a_stub_has_the_mtu_of_the_route_to_the_peers() {
+fn an_address_on_a_loopback_device_has_the_mtu_of_the_route_to_the_peers() {
     in_namespace(|| {
         let mut world = World::new();
         for stub in ["10.255.0.1/32", "10.255.0.2/32"] {
@@ -300,7 +300,7 @@ fn an_address_on_a_stub_has_the_mtu_of_the_route_to_the_peers() {
     });
 }
 
-/// As before Linux 5.14: a bridge with the subnet's first host address, here with a route made by hand.
+/// The broadcast entry that a bridge with the subnet's first host address has before Linux 5.14, added by hand.
 #[test]
 fn an_address_that_is_a_broadcast_address_of_a_bridge_is_made_local() {
     in_namespace(|| {
@@ -336,9 +336,9 @@ fn an_address_that_is_a_broadcast_address_of_a_bridge_is_made_local() {
     });
 }
 
-/// A device as an administrator prepares it for a user.
+/// An administrator has configured the device for a user.
 #[test]
-fn without_the_capability_a_prepared_device_is_enough() {
+fn a_configured_device_needs_no_capability() {
     in_namespace(|| {
         let mut world = World::new();
         world.add_link("loden0");
@@ -354,7 +354,7 @@ fn without_the_capability_a_prepared_device_is_enough() {
 }
 
 #[test]
-#[ignore = "run by without_the_capability_a_prepared_device_is_enough"]
+#[ignore = "run by a_configured_device_needs_no_capability"]
 fn child_on_a_prepared_device() {
     let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("nothing has to change");
     assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
@@ -379,7 +379,7 @@ fn an_interface_is_found_by_its_name_with_its_first_address() {
     });
 }
 
-/// The queue has 500 places, and nobody reads (R72).
+/// The queue has room for 500 packets, and no program reads (R72).
 #[test]
 fn r72_packets_that_the_queue_of_the_device_dropped_are_counted() {
     in_namespace(|| {
@@ -399,7 +399,7 @@ fn r72_packets_that_the_queue_of_the_device_dropped_are_counted() {
         }
         assert!(read < 700, "nothing was dropped");
         let dropped = link.stats().expect("counters").tx_dropped - before;
-        // IPv6 router solicitations may be among them.
+        // Some of the packets may be IPv6 router solicitations.
         assert!((700 - read..710 - read).contains(&dropped), "{read} of 700 read and {dropped} dropped");
         drop(tun);
         assert!(matches!(link.stats(), Err(LinkError::NoSuchInterface { .. })));
@@ -407,7 +407,7 @@ fn r72_packets_that_the_queue_of_the_device_dropped_are_counted() {
 }
 
 #[test]
-fn our_decoder_agrees_with_the_full_one_on_every_link() {
+fn the_parser_agrees_with_the_full_decoder_on_every_link() {
     in_namespace(|| {
         let mut world = World::new();
         for number in 0..40 {
@@ -422,7 +422,8 @@ fn our_decoder_agrees_with_the_full_one_on_every_link() {
             assert!(full.attributes.contains(&LinkAttribute::Mtu(ours.mtu)));
             Ok(Some(ours))
         };
-        let links = world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links").seen;
+        let links =
+            world.0.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read).expect("the links").entries;
         assert_eq!(links.len(), 1 + 2 * 40, "lo and both ends of every pair");
     });
 }

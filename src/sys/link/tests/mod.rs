@@ -1,4 +1,5 @@
-//! Against the kernel, each test in a network namespace of its own. They need root; a veth end plays the TUN device.
+//! Tests against the kernel, each in a network namespace of its own. They need root. A veth end stands in for the TUN
+//! device.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
@@ -33,7 +34,7 @@ pub(crate) fn config(form: AddressForm) -> LinkConfig {
     LinkConfig { address: ADDRESS, network: network(), mtu: 1472, form }
 }
 
-/// Runs `test` in a fresh network namespace, which vanishes with the thread and its sockets.
+/// Runs `test` in a new network namespace, which ends with the thread and its sockets.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces and need root");
@@ -44,8 +45,7 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// The kernel as the tests see it: changes made by "someone else", and everything read with the packet crate's full
-/// decoder.
+/// A socket for changes by "another process". State is read with the full decoder of the packet crate.
 pub(crate) struct World(pub(crate) Netlink);
 
 impl World {
@@ -100,7 +100,7 @@ impl World {
 
     pub(crate) fn add_route(&mut self, name: &str) {
         let index = self.state(name).index;
-        assert_eq!(requests::add_route(&mut self.0, index, name, network()).expect("added"), Added::Made);
+        assert_eq!(requests::add_route(&mut self.0, index, name, network()).expect("added"), AddOutcome::Added);
     }
 
     pub(crate) fn remove_route(&mut self, name: &str) {
@@ -149,15 +149,15 @@ impl World {
         request.header.family = AddressFamily::Inet;
         let read = |message: &message::Message<'_>| {
             let parsed = AddressMessage::parse(message.body).expect("the kernel's message");
-            let held = message::HeldAddress::parse(message.body)?;
+            let held = message::AddressEntry::parse(message.body)?;
             assert_eq!(held.index, parsed.header.index);
             let IpAddr::V4(address) = held.address else { return Ok(None) };
             Ok((held.index == index).then_some((parsed.header.prefix_len, address)))
         };
-        self.0.dump(&RouteNetlinkMessage::GetAddress(request), read).expect("the addresses").seen
+        self.0.dump(&RouteNetlinkMessage::GetAddress(request), read).expect("the addresses").entries
     }
 
-    /// The main table's routes to the overlay network.
+    /// Returns the routes of the main table to the overlay network.
     pub(crate) fn routes(&mut self) -> Vec<RouteMessage> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
@@ -168,7 +168,7 @@ impl World {
                 && (parsed.header.table, parsed.header.destination_prefix_length) == (254, 16);
             Ok(matches.then_some(parsed))
         };
-        self.0.dump(&RouteNetlinkMessage::GetRoute(request), read).expect("the routes").seen
+        self.0.dump(&RouteNetlinkMessage::GetRoute(request), read).expect("the routes").entries
     }
 
     pub(crate) fn is_bare(&mut self, name: &str) -> bool {

@@ -1,4 +1,4 @@
-//! The monitor.
+//! Tests of the link monitor.
 
 use core::time::Duration;
 use std::fs::File;
@@ -40,7 +40,7 @@ fn a_link_stays_in_its_namespace_when_the_thread_leaves() {
 }
 
 #[test]
-fn the_monitor_reports_what_happens_to_the_link_in_order() {
+fn the_monitor_reports_changes_in_order() {
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
@@ -52,7 +52,7 @@ fn the_monitor_reports_what_happens_to_the_link_in_order() {
         world.set_up("loden0", true);
         assert_eq!(events(&mut monitor), [LinkEvent::Down, LinkEvent::Up]);
         link.restore().expect("restored");
-        assert_eq!(events(&mut monitor), [], "what restore does is no news");
+        assert_eq!(events(&mut monitor), [], "restore causes no events");
         world.remove_route("loden0");
         assert_eq!(events(&mut monitor), [LinkEvent::RouteRemoved(network())]);
         world.remove_address("loden0", "100.96.1.0/32");
@@ -68,7 +68,7 @@ fn the_monitor_reports_what_happens_to_the_link_in_order() {
 }
 
 #[test]
-fn a_link_that_leaves_the_namespace_is_deleted_as_far_as_we_are_concerned() {
+fn a_link_that_leaves_the_namespace_is_reported_as_deleted() {
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
@@ -90,7 +90,7 @@ fn other_links_and_routes_cause_no_wake_up() {
         world.add_link("loden0");
         let mut monitor = LinkMonitor::open("loden0").expect("watched");
         let _link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
-        // What comes of that may come late on a slow machine.
+        // The resulting events may come late on a slow machine.
         while is_readable(&monitor, Duration::from_millis(500)) {
             events(&mut monitor);
         }
@@ -119,7 +119,7 @@ fn a_wake_up_comes_when_the_link_goes_down() {
     });
 }
 
-/// Changes the link until the monitor's queue, made as small as it gets, has lost messages.
+/// Changes the link until the monitor's queue, of the smallest size, has lost messages.
 fn overrun(world: &mut World, monitor: &LinkMonitor) {
     SockRef::from(monitor).set_recv_buffer_size(1).expect("a small buffer");
     for round in 0..200 {
@@ -129,7 +129,7 @@ fn overrun(world: &mut World, monitor: &LinkMonitor) {
 }
 
 #[test]
-fn after_a_loss_the_events_lead_to_the_state_the_link_is_in() {
+fn events_after_a_loss_match_the_state_of_the_link() {
     for up in [true, false] {
         in_namespace(move || {
             let mut world = World::new();
@@ -157,7 +157,7 @@ fn after_a_loss_the_events_lead_to_the_state_the_link_is_in() {
 }
 
 #[test]
-fn a_deletion_that_is_lost_is_found() {
+fn a_lost_deletion_is_reported() {
     in_namespace(|| {
         let mut world = World::new();
         world.add_link("loden0");
