@@ -21,7 +21,7 @@
 //!   [`wire`] gives bytes names; [`offload`] cuts super-packets and joins packets to them; [`transmit`] collects datagrams into
 //!   trains; [`lease::Reconciler`] turns leases into route changes. It is `no_std` and runs wherever `alloc::sync::Arc` does.
 //! - The **adapters** are thin and Linux only: [`sys::Tun`], [`sys::UdpTransport`], [`sys::link`].
-//!   The feature `preflight` reports findings about the host that keep a tunnel from working.
+//!   The feature `preflight` adds findings about this host that keep a tunnel from working.
 //! - The [`worker`] binds them: one device, one socket, one forwarder. **Your loop** says when a file descriptor is ready.
 //! - The **simulator** (feature `sim`) has any number of hosts made of the core, on a virtual clock and without sockets.
 //!
@@ -66,6 +66,7 @@
 //! | `std` (default) | [`route::RoutePublisher`] | `no_std` with `alloc` |
 //! | `sys` (default, Linux) | [`sys::Tun`], [`sys::UdpTransport`], [`worker`] | no `libc`, `nix` |
 //! | `link` (default, Linux) | [`sys::link`] | no netlink, `socket2` |
+//! | `preflight` (Linux) | `preflight`: findings about firewalls, sysctls, routes and interfaces of this host | no nfnetlink |
 //! | `flannel` | `lease::flannel`: lease keys and values, network config, `subnet.env` | no `serde_json` |
 //! | `sim` | `sim`: any number of hosts on a virtual clock, to test your own tool with | no `bytes` |
 //!

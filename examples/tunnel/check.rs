@@ -1,5 +1,4 @@
-//! What on this host would keep the tunnel from working: `--check` says that and nothing else, and a tunnel says it once as it
-//! starts.
+//! Findings about this host. `--check` prints them and exits, and a tunnel prints them once at its start.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -15,10 +14,10 @@ use crate::args::Args;
 use crate::report::answer;
 use crate::routes::Routes;
 
-/// Says everything that is found. Nothing is opened, made or changed.
+/// Prints all findings. Changes nothing on this host.
 ///
 /// # Errors
-/// If the command line itself is wrong.
+/// An error of the command line.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     Forwarder::new(args.overlay(args.mtu.and_then(|mtu| u16::try_from(mtu).ok())))?;
     Routes::of(args)?.read_file()?;
@@ -37,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     Ok(if will_fail == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Says what is found of a tunnel that is about to start, whatever comes of it.
+/// Prints the findings as warnings before a tunnel starts.
 pub(crate) fn warn(args: &Args) {
     for sentence in sentences(&check(&config(args))) {
         answer(format_args!("{sentence}"));
@@ -50,7 +49,7 @@ fn sentences(findings: &[Finding]) -> impl Iterator<Item = String> {
 
 fn config(args: &Args) -> PreflightConfig {
     let listen = IpAddr::V4(*args.listen.ip());
-    // What the tunnel gives the device, whatever MTU that has now.
+    // The MTU that the tunnel will set, not the current MTU of the device.
     let mtu = args.mtu.or_else(|| interface_to(listen, args.peers()).as_ref().map(Underlay::tun_mtu).ok());
     let mut config = PreflightConfig::new(args.network, args.subnet, listen, &args.tun)
         .with_port(args.listen.port())
@@ -59,7 +58,7 @@ fn config(args: &Args) -> PreflightConfig {
     config
 }
 
-/// In contrast to a running tunnel, which does not wait for whoever reads.
+/// Prints a line and waits for the reader, unlike the output of a running tunnel.
 fn print(line: &serde_json::Value) {
     let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
 }

@@ -1,4 +1,4 @@
-//! The route that one flow takes, and the MTU that is configured for it, asked of the kernel (rtnetlink(7)).
+//! Queries for the MTU of the route of one flow (rtnetlink(7)).
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
@@ -8,38 +8,38 @@ use std::sync::{Mutex, PoisonError};
 
 use super::syscall::{self, SpecialSocket};
 
-/// The fields that the kernel chooses a route by.
+/// The fields that select a route in the kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlowKey {
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
     /// `SO_MARK`, or 0.
     pub(super) mark: u32,
-    /// Index of the interface that the socket is bound to, or 0.
+    /// The index of the interface that the socket is bound to, or 0.
     pub(super) interface: u32,
 }
 
-/// MTUs of a route, in bytes of outer packet.
+/// The MTUs of a route, in bytes of the outer packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RouteMtu {
-    /// The route's own, or its interface's if that is less or there is none.
+    /// The MTU of the route, or the MTU of its interface if that is smaller or the route has none.
     pub(super) configured: u32,
-    /// Another one that the kernel learned from an ICMP error and that expires.
+    /// The MTU that the kernel learned from an ICMP error. It expires.
     pub(super) learned: Option<u32>,
 }
 
 /// A netlink socket in the network namespace that the calling thread was in when it was opened.
 #[derive(Debug)]
-pub(super) struct RouteSocket(Mutex<Exchange>);
+pub(super) struct RouteSocket(Mutex<Connection>);
 
 #[derive(Debug)]
-struct Exchange {
+struct Connection {
     socket: File,
     sequence: u32,
 }
 
-/// Room for an answer about one route or one interface.
-const ANSWER_MAX: usize = 16 << 10;
+/// Size of the buffer for a reply about one route or one interface.
+const REPLY_MAX: usize = 16 << 10;
 
 /// Struct `nlmsghdr` in linux/netlink.h.
 mod header {
@@ -58,7 +58,7 @@ mod rta {
     pub(super) const METRICS: u16 = 8;
     pub(super) const CACHEINFO: u16 = 12;
     pub(super) const MARK: u16 = 16;
-    // Linux 4.17; older kernels, which have no rules by ports, pass over them.
+    // Linux 4.17. Older kernels have no rules by ports and ignore these.
     pub(super) const IP_PROTO: u16 = 27;
     pub(super) const SPORT: u16 = 28;
     pub(super) const DPORT: u16 = 29;
@@ -70,28 +70,29 @@ const METRIC_MTU: u16 = 2;
 const LINK_MTU: u16 = 4;
 /// `rta_expires` in struct `rta_cacheinfo`.
 const EXPIRES: core::ops::Range<usize> = 8..12;
-/// `RTM_F_FIB_MATCH`: the entry of the table, without what was learned.
+/// `RTM_F_FIB_MATCH`: the reply is the entry of the table, without the learned MTU.
 const FIB_MATCH: u32 = 0x2000;
-/// Sizes of struct `rtmsg` and `ifinfomsg`.
+/// Sizes of struct `rtmsg` and struct `ifinfomsg` in bytes.
 const ROUTE_HEADER: usize = 12;
 const LINK_HEADER: usize = 16;
 
 impl RouteSocket {
     pub(super) fn open() -> io::Result<Self> {
         let socket = File::from(syscall::special_socket(SpecialSocket::Route)?);
-        Ok(Self(Mutex::new(Exchange { socket, sequence: 0 })))
+        Ok(Self(Mutex::new(Connection { socket, sequence: 0 })))
     }
 
+    /// Returns the MTUs of the route of a flow.
     pub(super) fn ask(&self, flow: &FlowKey) -> io::Result<RouteMtu> {
-        let mut exchange = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let resolved = exchange.ask(libc::RTM_GETROUTE, &route_request(flow, 0))?;
+        let mut connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let resolved = connection.ask(libc::RTM_GETROUTE, &route_request(flow, 0))?;
         let attributes = resolved.get(ROUTE_HEADER..).unwrap_or_default();
         let expires = attribute(attributes, rta::CACHEINFO).and_then(|info| number(info.get(EXPIRES)?));
         let learned = metric_mtu(attributes).filter(|_| expires.is_some_and(|expires| expires != 0));
         let metric = match learned {
             None => metric_mtu(attributes),
             Some(_) => {
-                let entry = exchange.ask(libc::RTM_GETROUTE, &route_request(flow, FIB_MATCH))?;
+                let entry = connection.ask(libc::RTM_GETROUTE, &route_request(flow, FIB_MATCH))?;
                 metric_mtu(entry.get(ROUTE_HEADER..).unwrap_or_default())
             }
         };
@@ -100,15 +101,15 @@ impl RouteSocket {
         if let Some(index) = request.get_mut(4..8) {
             index.copy_from_slice(&interface.to_ne_bytes());
         }
-        let link = exchange.ask(libc::RTM_GETLINK, &request)?;
+        let link = connection.ask(libc::RTM_GETLINK, &request)?;
         let device = attribute(link.get(LINK_HEADER..).unwrap_or_default(), LINK_MTU).and_then(number);
         let configured = [metric, device].into_iter().flatten().min().ok_or_else(malformed)?;
         Ok(RouteMtu { configured, learned })
     }
 }
 
-impl Exchange {
-    /// Sends a request and returns the body of the answer.
+impl Connection {
+    /// Sends a request and returns the body of the reply.
     fn ask(&mut self, kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
         const REQUEST: u16 = 1;
         self.sequence = self.sequence.wrapping_add(1);
@@ -121,26 +122,27 @@ impl Exchange {
         message.extend(0_u32.to_ne_bytes());
         message.extend(body);
         self.socket.write_all(&message)?;
-        // The answer is there when the call returns. What is left of a request that failed has another number.
-        let mut answer = alloc::vec![0; ANSWER_MAX];
+        // The kernel has queued the reply when the write returns. A reply to an earlier request that failed has another
+        // sequence number.
+        let mut reply = alloc::vec![0; REPLY_MAX];
         loop {
-            let len = self.socket.read(&mut answer)?;
-            if let Some(body) = body_of(answer.get(..len).unwrap_or_default(), self.sequence)? {
+            let len = self.socket.read(&mut reply)?;
+            if let Some(body) = body_of(reply.get(..len).unwrap_or_default(), self.sequence)? {
                 return Ok(body.to_vec());
             }
         }
     }
 }
 
-/// The body of an answer, unless it is to another request.
-fn body_of(answer: &[u8], sequence: u32) -> io::Result<Option<&[u8]>> {
-    let field = |at| number(answer.get(at)?);
+/// Returns the body of a reply, or `None` if it belongs to another request.
+fn body_of(reply: &[u8], sequence: u32) -> io::Result<Option<&[u8]>> {
+    let field = |at| number(reply.get(at)?);
     let len = field(header::LENGTH).ok_or_else(malformed)? as usize;
     if field(header::SEQUENCE) != Some(sequence) {
         return Ok(None);
     }
-    let body = answer.get(header::END..len).ok_or_else(malformed)?;
-    let kind = answer.get(header::KIND).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
+    let body = reply.get(header::END..len).ok_or_else(malformed)?;
+    let kind = reply.get(header::KIND).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
     if kind == Some(libc::NLMSG_ERROR as u16) {
         let code = number(body.get(..4).ok_or_else(malformed)?).ok_or_else(malformed)?;
         return Err(io::Error::from_raw_os_error((code as i32).saturating_neg()));
@@ -191,9 +193,9 @@ fn metric_mtu(attributes: &[u8]) -> Option<u32> {
     attribute(attribute(attributes, rta::METRICS)?, METRIC_MTU).and_then(number).filter(|mtu| *mtu != 0)
 }
 
-/// The first attribute of a kind.
+/// Returns the first attribute of a kind.
 fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    /// `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`, which are no part of the kind.
+    /// `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`, which are not part of the kind.
     const FLAGS: u16 = 0xc000;
     loop {
         let (&[l0, l1, k0, k1], _) = attributes.split_first_chunk()?;
@@ -211,7 +213,7 @@ fn number(bytes: &[u8]) -> Option<u32> {
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about a route lacks a field or is cut off")
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel's reply about a route lacks a field or is cut off")
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ pub enum LinkError {
     },
     /// No interface of this host has the address.
     #[error(
-        "no interface of this host has the address {address}; use an address that `ip address` lists in this network \
+        "no interface of this host holds {address}; use an address that `ip address` lists in this network \
          namespace, and not a wildcard"
     )]
     NoSuchAddress {

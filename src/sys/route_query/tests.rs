@@ -6,7 +6,7 @@ fn flow(destination: impl Into<SocketAddr>) -> FlowKey {
     FlowKey { source, destination: destination.into(), mark: 0, interface: 0 }
 }
 
-/// Runs a test in a namespace of its own, where loopback is up.
+/// Runs a test in a new network namespace, where loopback is up.
 fn in_a_namespace(test: impl FnOnce(&testbed::Namespace) + Send) {
     test(&testbed::Namespace::new().expect("these tests make network namespaces, and need root"));
 }
@@ -27,7 +27,7 @@ fn a_route_has_its_interfaces_mtu_or_its_own() {
             assert_eq!(routes.ask(&flow(([127, 0, 0, 1], 8285))).unwrap(), mtu(65_536));
             let unreachable = routes.ask(&flow(([10, 2, 0, 1], 8285))).unwrap_err();
             assert_eq!(unreachable.raw_os_error(), Some(libc::ENETUNREACH));
-            assert_eq!(ask(2).unwrap(), mtu(1500), "a question that failed spoils none after it");
+            assert_eq!(ask(2).unwrap(), mtu(1500), "a failed query does not affect the next");
             let six = FlowKey { source: (Ipv6Addr::LOCALHOST, 8285).into(), ..flow((Ipv6Addr::LOCALHOST, 8285)) };
             assert_eq!(routes.ask(&six).unwrap(), mtu(65_536));
         });
@@ -49,9 +49,8 @@ fn a_request_is_padded_attributes() {
     assert_eq!(request.len() % 4, 0);
 }
 
-/// No answer, whole or cut, leads astray.
 #[test]
-fn answers_that_are_cut_off_are_errors() {
+fn replies_that_are_cut_off_are_errors() {
     let mut answer = Vec::from(24_u32.to_ne_bytes());
     answer.extend(libc::RTM_NEWROUTE.to_ne_bytes());
     answer.extend([0; 2]);
