@@ -169,10 +169,10 @@ pub enum Finding {
     /// A bridge has an address of the overlay outside this host's subnet, or the configured bridge has none in the
     /// subnet.
     #[error(
-        "the bridge {bridge} has {}, which is not in {subnet}, this host's subnet, so its pods are unreachable; give \
+        "the bridge {bridge} has {} {subnet}, this host's subnet, so its pods are unreachable; give \
          it that range, for example with `dockerd --bip`, or remove an obsolete bridge with `ip link delete dev \
          {bridge}`",
-        .address.map_or_else(|| "no IPv4 address".to_string(), |address| address.to_string())
+        .address.map_or("no IPv4 address in".to_string(), |address| alloc::format!("{address}, which is not in"))
     )]
     BridgeElsewhere {
         /// The bridge.

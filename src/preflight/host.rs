@@ -119,7 +119,7 @@ fn links(kernel: &mut Netlink) -> Result<Listing<Interface>, LinkError> {
     };
     kernel
         .dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), read)
-        .map_err(|failure| LinkError::new(failure, "list the links", "this host"))
+        .map_err(|error| LinkError::new(error, "list the links", "this host"))
 }
 
 fn addresses(kernel: &mut Netlink) -> Result<Listing<AddressEntry>, LinkError> {
@@ -129,7 +129,7 @@ fn addresses(kernel: &mut Netlink) -> Result<Listing<AddressEntry>, LinkError> {
     };
     kernel
         .dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), read)
-        .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))
+        .map_err(|error| LinkError::new(error, "list the addresses", "this host"))
 }
 
 fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Listing<(Ipv4Net, RouteEntry)>, LinkError> {
@@ -148,5 +148,5 @@ fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Listing<(Ipv4Net, Ro
     };
     kernel
         .dump(&RouteNetlinkMessage::GetRoute(request), read)
-        .map_err(|failure| LinkError::new(failure, "list the routes", "this host"))
+        .map_err(|error| LinkError::new(error, "list the routes", "this host"))
 }

@@ -43,7 +43,7 @@ impl Element {
     }
 }
 
-/// The answer to whether an expression or a rule matches a packet.
+/// The match of an expression or a rule with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Match {
     No,
@@ -151,13 +151,16 @@ fn load(
         "ct" if number(data, nfta::CT_SOURCE)?.is_some() => return Ok(None),
         "payload" if number(data, nfta::PAYLOAD_SOURCE)?.is_some() => return Ok(None),
         "meta" => (number(data, nfta::REGISTER)?, packet.meta(key()?.unwrap_or(u32::MAX))),
-        "ct" => (number(data, nfta::REGISTER)?, (key()? == Some(0)).then(|| known(&packet.ct_state.to_ne_bytes()))),
+        "ct" => {
+            let is_state = key()?.map(u32::cast_signed) == Some(libc::NFT_CT_STATE);
+            (number(data, nfta::REGISTER)?, is_state.then(|| known(&packet.ct_state.to_ne_bytes())))
+        }
         "payload" => {
-            let mut place = [0; 3];
-            for (place, kind) in place.iter_mut().zip(nfta::PAYLOAD) {
-                *place = number(data, kind)?.unwrap_or(u32::MAX);
+            let mut location = [0; 3];
+            for (part, kind) in location.iter_mut().zip(nfta::PAYLOAD) {
+                *part = number(data, kind)?.unwrap_or(u32::MAX);
             }
-            (number(data, nfta::REGISTER)?, packet.payload(place))
+            (number(data, nfta::REGISTER)?, packet.payload(location))
         }
         "bitwise" => {
             let [from, to] = nfta::BITWISE;
@@ -199,9 +202,9 @@ impl Value {
 
 impl Packet {
     /// Returns true if no other host can have an address with this prefix.
-    fn excludes_peers(&self, begin: &[u8]) -> bool {
+    fn excludes_peers(&self, prefix: &[u8]) -> bool {
         let mut octets = [0; 4];
-        octets.iter_mut().zip(begin).for_each(|(octet, byte)| *octet = *byte);
+        octets.iter_mut().zip(prefix).for_each(|(octet, byte)| *octet = *byte);
         let address = Ipv4Addr::from(octets);
         address.is_multicast() || self.overlay.contains(&address)
     }
@@ -219,26 +222,26 @@ impl Packet {
         };
         let index =
             |interface: &Option<(u32, String)>| interface.as_ref().map(|(index, _)| known(&index.to_ne_bytes()));
-        match key {
-            // NFT_META_PROTOCOL is the EtherType.
-            1 => Some(known(&[8, 0])),
-            4 => index(&self.input),
-            5 => index(&self.output),
-            6 => name(&self.input),
-            7 => name(&self.output),
-            15 => Some(known(&[libc::NFPROTO_IPV4 as u8])),
-            16 => Some(known(&[libc::IPPROTO_UDP as u8])),
+        match key.cast_signed() {
+            // The EtherType.
+            libc::NFT_META_PROTOCOL => Some(known(&[8, 0])),
+            libc::NFT_META_IIF => index(&self.input),
+            libc::NFT_META_OIF => index(&self.output),
+            libc::NFT_META_IIFNAME => name(&self.input),
+            libc::NFT_META_OIFNAME => name(&self.output),
+            libc::NFT_META_NFPROTO => Some(known(&[libc::NFPROTO_IPV4 as u8])),
+            libc::NFT_META_L4PROTO => Some(known(&[libc::IPPROTO_UDP as u8])),
             _ => None,
         }
     }
 
-    /// Returns the bytes at base, offset and length. Base 1 is the IPv4 header, base 2 the UDP header.
+    /// Returns the bytes at base, offset and length, if they are the protocol, an address or ports.
     fn payload(&self, [base, offset, length]: [u32; 3]) -> Option<Value> {
-        let (whole, offset) = match (base, offset) {
-            (1, 9) => (known(&[libc::IPPROTO_UDP as u8]), 0),
-            (1, 12..16) => (self.source.value(), offset - 12),
-            (1, 16..20) => (self.destination.value(), offset - 16),
-            (2, 0..4) => {
+        let (whole, offset) = match (base.cast_signed(), offset) {
+            (libc::NFT_PAYLOAD_NETWORK_HEADER, 9) => (known(&[libc::IPPROTO_UDP as u8]), 0),
+            (libc::NFT_PAYLOAD_NETWORK_HEADER, 12..16) => (self.source.value(), offset - 12),
+            (libc::NFT_PAYLOAD_NETWORK_HEADER, 16..20) => (self.destination.value(), offset - 16),
+            (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0..4) => {
                 let ports = [self.source_port.to_be_bytes(), self.destination_port.to_be_bytes()].concat();
                 (Value::Known(ports), offset)
             }
@@ -267,12 +270,13 @@ fn compare(
     packet: &Packet,
 ) -> Result<Match, MalformedReply> {
     let value = number(data, nfta::REGISTER)?.and_then(|register| registers.get(&register));
-    let (operation, first) = (number(data, nfta::OPERATION)?.unwrap_or(u32::MAX), data_value(data, nfta::DATA)?);
+    let operation = number(data, nfta::OPERATION)?.unwrap_or(u32::MAX).cast_signed();
+    let first = data_value(data, nfta::DATA)?;
     let value = match value {
         None => return Ok(Match::Maybe),
-        Some(Value::Peer) if packet.excludes_peers(&first) && operation < 2 => {
-            return Ok(if operation == 0 { Match::No } else { Match::Yes });
-        }
+        // `NFT_RANGE_EQ` and `NFT_RANGE_NEQ` have the same numbers.
+        Some(Value::Peer) if packet.excludes_peers(&first) && operation == libc::NFT_CMP_EQ => return Ok(Match::No),
+        Some(Value::Peer) if packet.excludes_peers(&first) && operation == libc::NFT_CMP_NEQ => return Ok(Match::Yes),
         Some(Value::Peer) => return Ok(Match::SomePeers),
         Some(Value::Known(value)) => value,
     };
@@ -281,15 +285,15 @@ fn compare(
     let holds = if name == "range" {
         let Some(last) = against(&data_value(data, nfta::TO_DATA)?) else { return Ok(Match::Maybe) };
         let is_inside = order != Ordering::Less && last != Ordering::Greater;
-        is_inside == (operation == 0)
+        is_inside == (operation == libc::NFT_RANGE_EQ)
     } else {
         match operation {
-            0 => order == Ordering::Equal,
-            1 => order != Ordering::Equal,
-            2 => order == Ordering::Less,
-            3 => order != Ordering::Greater,
-            4 => order == Ordering::Greater,
-            5 => order != Ordering::Less,
+            libc::NFT_CMP_EQ => order == Ordering::Equal,
+            libc::NFT_CMP_NEQ => order != Ordering::Equal,
+            libc::NFT_CMP_LT => order == Ordering::Less,
+            libc::NFT_CMP_LTE => order != Ordering::Greater,
+            libc::NFT_CMP_GT => order == Ordering::Greater,
+            libc::NFT_CMP_GTE => order != Ordering::Less,
             _ => return Ok(Match::Maybe),
         }
     };
@@ -334,12 +338,12 @@ fn parse_verdict(data: &[u8]) -> Result<Option<Verdict>, MalformedReply> {
     attribute(data, nfta::DATA_VERDICT, |verdict| {
         let chain = attribute_string(verdict, nfta::VERDICT_CHAIN)?;
         Ok(match (number(verdict, nfta::VERDICT_CODE)?.map(u32::cast_signed), chain) {
-            (Some(0), _) => Verdict::Drop,
-            (Some(1), _) => Verdict::Accept,
-            (Some(-1), _) => Verdict::Continue,
-            (Some(-3), Some(chain)) => Verdict::Jump(chain),
-            (Some(-4), Some(chain)) => Verdict::Goto(chain),
-            (Some(-5), _) => Verdict::Return,
+            (Some(libc::NF_ACCEPT), _) => Verdict::Accept,
+            (Some(libc::NFT_CONTINUE), _) => Verdict::Continue,
+            (Some(libc::NF_DROP), _) => Verdict::Drop,
+            (Some(libc::NFT_GOTO), Some(chain)) => Verdict::Goto(chain),
+            (Some(libc::NFT_JUMP), Some(chain)) => Verdict::Jump(chain),
+            (Some(libc::NFT_RETURN), _) => Verdict::Return,
             _ => Verdict::Unknown,
         })
     })

@@ -66,7 +66,7 @@ impl Ruleset {
             // A kernel without nftables lacks the subsystem (`nfnetlink_rcv_msg` in net/netfilter/nfnetlink.c). A
             // kernel with nftables does not give this error for a dump without conditions.
             Err(NetlinkError::Refused { errno: libc::EINVAL, .. }) => Ok(Self::default()),
-            Err(failure) => Err(LinkError::new(failure, operation, "this host")),
+            Err(error) => Err(LinkError::new(error, operation, "this host")),
         }
     }
 

@@ -73,7 +73,7 @@ fn ask_link<T>(
     kernel
         .ask(RouteNetlinkMessage::GetLink(request), read)
         .and_then(|found| found.ok_or(MalformedReply::Missing { what: "RTM_NEWLINK" }.into()))
-        .map_err(|failure| LinkError::new(failure, operation, interface))
+        .map_err(|error| LinkError::new(error, operation, interface))
 }
 
 pub(crate) fn set_mtu(kernel: &mut Netlink, index: u32, interface: &str, mtu: u32) -> Result<(), LinkError> {
@@ -82,7 +82,7 @@ pub(crate) fn set_mtu(kernel: &mut Netlink, index: u32, interface: &str, mtu: u3
     request.attributes = vec![LinkAttribute::Mtu(mtu)];
     kernel
         .change(RouteNetlinkMessage::SetLink(request), 0)
-        .map_err(|failure| LinkError::new(failure, "set the MTU", interface))
+        .map_err(|error| LinkError::new(error, "set the MTU", interface))
 }
 
 pub(crate) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool) -> Result<(), LinkError> {
@@ -91,9 +91,7 @@ pub(crate) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool
     request.header.change_mask = LinkFlags::Up;
     request.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
     let operation = if up { "set the link up" } else { "set the link down" };
-    kernel
-        .change(RouteNetlinkMessage::SetLink(request), 0)
-        .map_err(|failure| LinkError::new(failure, operation, interface))
+    kernel.change(RouteNetlinkMessage::SetLink(request), 0).map_err(|error| LinkError::new(error, operation, interface))
 }
 
 /// Adds the address if it is missing. Returns true if it was added.
@@ -114,7 +112,7 @@ pub(crate) fn add_address(
         {
             Ok(false)
         }
-        Err(failure) => Err(LinkError::new(failure, "add the address", interface)),
+        Err(error) => Err(LinkError::new(error, "add the address", interface)),
     }
 }
 
@@ -149,9 +147,9 @@ pub(crate) fn add_route(
             Ok(()) => return Ok(AddOutcome::Added),
             Err(NetlinkError::Refused { errno: libc::ENETDOWN, .. }) => return Ok(AddOutcome::LinkDown),
             Err(refusal @ NetlinkError::Refused { errno: libc::EEXIST | libc::EPERM | libc::EACCES, .. }) => refusal,
-            Err(failure) => return Err(LinkError::new(failure, operation, interface)),
+            Err(error) => return Err(LinkError::new(error, operation, interface)),
         };
-        let holder = first_route(kernel, network).map_err(|failure| LinkError::new(failure, operation, interface))?;
+        let holder = first_route(kernel, network).map_err(|error| LinkError::new(error, operation, interface))?;
         match holder {
             Some(route) if route.interface == Some(index) => return Ok(AddOutcome::Existed),
             Some(route) => {
@@ -194,7 +192,7 @@ pub(crate) fn add_local_route(
     // Without NLM_F_APPEND the kernel puts the route in front.
     match kernel.change(RouteNetlinkMessage::NewRoute(local_route_message(index, address)), NLM_F_CREATE) {
         Ok(()) => Ok(true),
-        Err(failure) => Err(LinkError::new(failure, LOCAL_ROUTE, interface)),
+        Err(error) => Err(LinkError::new(error, LOCAL_ROUTE, interface)),
     }
 }
 
@@ -218,7 +216,7 @@ pub(crate) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Resu
     match kernel.ask(RouteNetlinkMessage::GetRoute(request), read_route) {
         Ok(found) => Ok(found.filter(|route| route.kind == RouteType::Unicast)),
         Err(NetlinkError::Refused { .. }) => Ok(None),
-        Err(failure) => Err(LinkError::new(failure, "look a route up", "this host")),
+        Err(error) => Err(LinkError::new(error, "look a route up", "this host")),
     }
 }
 
@@ -239,7 +237,7 @@ fn entry_for(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>
         Ok(found) => Ok(found),
         // The address is unreachable, prohibited or blackholed, and so not local.
         Err(NetlinkError::Refused { .. }) => Ok(None),
-        Err(failure) => Err(LinkError::new(failure, "look an address up", "this host")),
+        Err(error) => Err(LinkError::new(error, "look an address up", "this host")),
     }
 }
 
@@ -285,7 +283,7 @@ fn ignore_absent(
 ) -> Result<(), LinkError> {
     match result {
         Err(NetlinkError::Refused { errno, .. }) if errno == absent || errno == libc::ENODEV => Ok(()),
-        result => result.map_err(|failure| LinkError::new(failure, operation, interface)),
+        result => result.map_err(|error| LinkError::new(error, operation, interface)),
     }
 }
 

@@ -148,7 +148,7 @@ pub(crate) fn find_address(
     };
     kernel
         .first(&RouteNetlinkMessage::GetAddress(request), read)
-        .map_err(|failure| LinkError::new(failure, "list the addresses", "this host"))
+        .map_err(|error| LinkError::new(error, "list the addresses", "this host"))
 }
 
 #[cfg(test)]
