@@ -110,7 +110,7 @@ impl Tun {
             return Err(OpenError::WrongFlags { name, have });
         }
         if let Err(source) = set_non_blocking(&fd) {
-            return Err(OpenError::Other { name, doing: "set O_NONBLOCK on", source });
+            return Err(OpenError::Other { name, operation: "set O_NONBLOCK on", source });
         }
         let vnet = have & flags::VNET_HDR != 0;
         let offload = if vnet { offload } else { TunOffload::NONE };
@@ -119,7 +119,7 @@ impl Tun {
         match tun.has_packet_information() {
             Ok(false) => Ok(tun),
             Ok(true) => Err(OpenError::WrongFlags { name: tun.name, have: have & !flags::NO_PI }),
-            Err(source) => Err(OpenError::Other { name: tun.name, doing: "find out the packet format of", source }),
+            Err(source) => Err(OpenError::Other { name: tun.name, operation: "find out the packet format of", source }),
         }
     }
 
@@ -213,7 +213,7 @@ impl Tun {
                 self.offload = offload;
                 Ok(self)
             }
-            Err((doing, source)) => Err(OpenError::Other { name: self.name, doing, source }),
+            Err((operation, source)) => Err(OpenError::Other { name: self.name, operation, source }),
         }
     }
 
