@@ -134,7 +134,7 @@ impl RouteReader {
     }
 
     /// Takes over the newest table, and returns whether one was published since the last call. Packets that were routed by an
-    /// older table and wait may have a next hop that is gone then ([`Trains::give_up_where`](crate::transmit::Trains::give_up_where)).
+    /// older table and wait may have a next hop that is gone then ([`SendQueue::drop_peers`](crate::transmit::SendQueue::drop_peers)).
     #[inline]
     pub fn update(&mut self) -> bool {
         let is_newer = self.shared.generation.load(Ordering::Acquire) != self.generation;
