@@ -1,4 +1,4 @@
-//! What was being done, put in front of why the kernel refused.
+//! Context for kernel errors: the attempted operation.
 
 use std::io;
 
