@@ -106,7 +106,7 @@ mod tests {
     use std::net::UdpSocket;
 
     #[test]
-    fn sending_to_one_address_is_forbidden() {
+    fn packets_to_one_address_are_dropped() {
         let here = Namespace::new().expect("namespace");
         here.forbid_sending([127, 0, 0, 2].into()).expect("a rule");
         here.enter(|| {

@@ -365,11 +365,11 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_watch_ends_with_the_process_that_started_it() {
+    fn a_program_that_does_not_watch_ends_with_its_parent() {
         const ROLE: &str = "LODEN_TESTBED_STARTER";
         let again = |role| {
             let mut command = Command::new(env::current_exe().expect("own path"));
-            let own = "process::tests::a_program_that_does_not_watch_ends_with_the_process_that_started_it";
+            let own = "process::tests::a_program_that_does_not_watch_ends_with_its_parent";
             command.args(["--exact", own, "--nocapture"]).env(ROLE, role);
             command
         };
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn its_consumption_is_measured() {
+    fn processor_time_and_memory_are_measured() {
         let child = shell("i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo done; sleep 0.01; exec sleep 60");
         child.next_line(Duration::from_secs(60)).expect("a line");
         assert!(child.cpu_time().expect("CPU time") >= Duration::from_millis(20));

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_path_is_that_of_one_neighbour() {
+    fn a_path_mtu_applies_to_one_neighbour() {
         let (here, there) = (Namespace::new().expect("namespace"), Namespace::new().expect("namespace"));
         here.connect("eth0", &there, "eth0").expect("veth");
         here.add_address("eth0", net("10.0.0.2/24")).expect("address");

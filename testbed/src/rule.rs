@@ -89,7 +89,7 @@ mod tests {
 
     /// A router with routes to both hosts that then has none for packets from one of them.
     #[test]
-    fn what_comes_in_by_a_link_has_a_table_of_its_own() {
+    fn packets_received_on_a_link_use_their_own_table() {
         let [near, router, far] = [(); 3].map(|()| Namespace::new().expect("namespace"));
         router.sysctl("net/ipv4/ip_forward", "1").expect("sysctl");
         for (host, link, address, own) in [(&near, "near0", NEAR, [10, 0, 1, 1]), (&far, "far0", FAR, [10, 0, 2, 1])] {

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pods_reach_each_other_once_the_hosts_know_the_way() {
+    fn the_pods_reach_each_other_once_the_hosts_have_routes() {
         let hosts = TwoHosts::new().expect("topology");
         hosts.host_a.add_route_via(TwoHosts::SUBNET_B, TwoHosts::HOST_B).expect("route");
         hosts.host_b.add_route_via(TwoHosts::SUBNET_A, TwoHosts::HOST_A).expect("route");
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(one(&hosts.pod_a, TwoHosts::POD_B, longer), PingOutcome::TooLong);
     }
     #[test]
-    fn a_narrow_middle_is_found_out_from_both_ends() {
+    fn both_ends_discover_a_smaller_mtu_in_the_middle() {
         let hosts = TwoHosts::with_narrow_middle(1400).expect("topology");
         for (from, to) in [(&hosts.host_a, TwoHosts::HOST_B), (&hosts.host_b, TwoHosts::HOST_A)] {
             assert_eq!(from.link_mtu(TwoHosts::UPLINK).expect("MTU"), Some(1500));

@@ -53,7 +53,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_at_its_time() {
+    async fn a_wait_ends_on_time() {
         let start = Instant::now();
         sleep_until(23 * HOUR, || start.elapsed()).await;
         assert_eq!(start.elapsed(), 23 * HOUR);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_that_slept_past_it_is_a_minute_late_at_most() {
+    async fn a_suspended_host_wakes_at_most_a_minute_late() {
         let start = Instant::now();
         let slept = 20 * HOUR;
         // The host is suspended for most of a day, four hours after the start.

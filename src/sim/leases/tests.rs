@@ -85,7 +85,7 @@ proptest! {
 
     /// A node's routes equal those of its own reconciler, for all leases and at all times.
     #[test]
-    fn every_node_sees_what_it_would_see_alone(
+    fn every_node_has_the_routes_of_its_own_reconciler(
         steps in vec((any_event(), 0u64..4, 0usize..5), 1..40),
     ) {
         let mut leases = Leases::new(network());
@@ -118,7 +118,7 @@ proptest! {
 
     /// Fixed routes are independent of all leases, before and after.
     #[test]
-    fn fixed_routes_stand(
+    fn leases_do_not_change_fixed_routes(
         before in vec(any_event(), 0..10),
         changes in vec(any_change(), 0..8),
         after in vec(any_event(), 0..10),
@@ -145,7 +145,7 @@ proptest! {
 
     /// A node without leases keeps its routes, and catches up later.
     #[test]
-    fn one_that_hears_again_has_missed_nothing(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
+    fn a_node_that_receives_leases_again_catches_up(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
         let mut leases = Leases::new(network());
         let mut nodes = [hosts()[0]; 2].map(NodeRoutes::new);
         for event in before {

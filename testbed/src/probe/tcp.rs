@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn other_content_is_found_out() {
+    fn other_content_is_detected() {
         let (_, received) = run(Amount::Bytes(1000), [9, 10]);
         assert_eq!(received.expect_err("content differs").kind(), io::ErrorKind::InvalidData);
     }
