@@ -192,7 +192,8 @@ impl<K: Ord + Clone> Reconciler<K> {
         self.counters
     }
 
-    /// Both lists are traversed in key order, so an unchanged lease costs one comparison.
+    /// Replaces all leases of a source. Both lists are traversed in key order, so an unchanged lease costs one
+    /// comparison.
     fn replace_all(&mut self, source: SourceId, mut leases: Vec<(K, Lease)>) {
         self.counters.snapshots += 1;
         let Some(said) = self.sources.get(&source) else { return };

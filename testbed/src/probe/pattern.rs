@@ -45,7 +45,7 @@ impl Pattern {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014): a full period from any seed, zero included.
+/// Returns the next number of SplitMix64 (Steele, Lea and Flood 2014), which has a full period from any seed.
 fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;
