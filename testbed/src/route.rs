@@ -100,8 +100,8 @@ impl Namespace {
             .context(|| format!("cannot make {destination} unreachable"))
     }
 
-    /// Reduces the MTU of the path to a neighbour: it adds a host route with its own MTU in bytes, as for a tunnel with
-    /// a smaller MTU.
+    /// Reduces the MTU of the path to a neighbour, as for a tunnel with a smaller MTU. It adds a host route with its
+    /// own MTU in bytes.
     ///
     /// # Errors
     /// `AlreadyExists` if there is a route for this neighbour; otherwise the kernel's error.
