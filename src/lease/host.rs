@@ -22,7 +22,7 @@ pub struct Host {
 
 /// The relation of a single lease to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Relation {
     /// It gets a route, unless another lease for its subnet precedes it.
     Contender,
     /// It is this host's own lease.
@@ -43,9 +43,9 @@ impl Host {
     }
 
     /// Judges a lease. Both must be normalised.
-    pub(super) fn judge(&self, lease: &Lease) -> Standing {
+    pub(super) fn judge(&self, lease: &Lease) -> Relation {
         if lease.subnet == self.subnet && lease.next_hop == self.underlay {
-            return Standing::Own;
+            return Relation::Own;
         }
         let refusal = if self.subnet.contains(&lease.subnet) && lease.next_hop != self.underlay {
             Refusal::OwnSubnet { own: self.subnet }
@@ -58,8 +58,8 @@ impl Host {
         } else if self.network.contains(&lease.next_hop.ip()) {
             Refusal::NextHopInOverlay { network: self.network }
         } else {
-            return Standing::Contender;
+            return Relation::Contender;
         };
-        Standing::Refused(refusal)
+        Relation::Refused(refusal)
     }
 }

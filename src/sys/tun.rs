@@ -238,8 +238,8 @@ impl Tun {
         Ok(())
     }
 
-    /// Without a virtio-net header, a GSO packet would look too long, and a packet with an incomplete checksum would
-    /// look damaged. All offloads must be off then.
+    /// Sets the offloads and returns the granted ones. Without a virtio-net header all must be off: a GSO packet would look
+    /// too long, and a packet with an incomplete checksum would look damaged.
     fn set_offload(&self) -> Result<TunOffload, (&'static str, io::Error)> {
         let set = |offload: TunOffload| syscall::set_offload(self.file.as_fd(), offload.mask()).map(|()| offload);
         let wish = self.offload;

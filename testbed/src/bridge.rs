@@ -1,4 +1,4 @@
-//! Bridges, as container runtimes and switches have them.
+//! Bridges, as container runtimes and switches use them.
 
 use crate::Namespace;
 use crate::error::Context;
@@ -7,20 +7,20 @@ use rtnetlink::{LinkBridge, LinkUnspec};
 use std::io;
 
 impl Namespace {
-    /// Makes a bridge without ports and brings it up.
+    /// Creates a bridge without ports and sets it up.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken; otherwise what the kernel refused.
+    /// `AlreadyExists` if the name is in use; otherwise the kernel's error.
     pub fn add_bridge(&self, name: &str) -> io::Result<()> {
         let bridge = LinkBridge::new(name).up().build();
         self.netlink(async |handle| Ok(handle.link().add(bridge).execute().await?))
             .context(|| format!("cannot make the bridge {name}"))
     }
 
-    /// Makes a link a port of a bridge.
+    /// Creates a link a port of a bridge.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link or bridge among it.
+    /// The kernel's error, for example for an unknown link or bridge.
     pub fn add_port(&self, bridge: &str, link: &str) -> io::Result<()> {
         self.netlink(async |handle| {
             let controller = index_of(&handle, bridge).await?;

@@ -1,4 +1,4 @@
-//! System calls of a running process that fail, by strace(1).
+//! Failing system calls of a running process, by strace(1).
 
 use core::time::Duration;
 use std::io;
@@ -11,18 +11,18 @@ use crate::{Child, Namespace};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// strace(1) at work on a process, until this is dropped.
+/// A strace(1) that is attached to a process until this is dropped.
 pub struct Injection {
     strace: Child,
     trace: tempfile::NamedTempFile,
 }
 
 impl Injection {
-    /// Fails system calls of a process and all its threads from now on. Each fault names calls and says how they fail, in the
-    /// words of strace's `--inject`; one call is in one fault only.
+    /// Makes system calls of a process and all its threads fail from now on. Each fault names calls and their failure
+    /// in the syntax of strace's `--inject`. One call may be in one fault only.
     ///
     /// # Errors
-    /// Where there is no strace, it may not trace the process, or it does not know the words.
+    /// strace is missing, may not trace the process, or does not accept the syntax.
     pub fn begin(namespace: &Namespace, process: u32, faults: &[(&str, &str)]) -> io::Result<Self> {
         let trace = tempfile::NamedTempFile::new()?;
         let mut command = Command::new("strace");
@@ -46,18 +46,18 @@ impl Injection {
         }
     }
 
-    /// The calls that it has seen so far.
+    /// Returns the calls so far.
     ///
     /// # Errors
-    /// Where what it writes cannot be read.
+    /// The output of strace is unreadable.
     pub fn trace(&self) -> io::Result<String> {
         std::fs::read_to_string(self.trace.path())
     }
 
-    /// Leaves the process alone again. Returns how many calls have failed.
+    /// Detaches from the process. Returns the number of failed calls.
     ///
     /// # Errors
-    /// Where strace does not end.
+    /// strace does not end.
     pub fn end(mut self) -> io::Result<usize> {
         self.strace.signal(Signal::SIGTERM)?;
         self.strace.wait(SOON)?.ok_or_else(|| io::Error::other("strace does not end"))?;

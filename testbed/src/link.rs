@@ -1,4 +1,4 @@
-//! Links: veth pairs between namespaces, and what can be set on any link.
+//! Links: veth pairs between namespaces, and the settings of any link.
 
 use crate::Namespace;
 use crate::error::Context;
@@ -12,39 +12,39 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::Instant;
 
-/// How long a veth pair may take until both ends carry packets.
+/// The time limit until both ends of a veth pair carry packets.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Namespace {
-    /// Lays a veth pair, `name` here and `peer_name` in `peer`, and returns when both ends carry packets.
+    /// Creates a veth pair, `name` here and `peer_name` in `peer`, and returns when both ends carry packets.
     ///
     /// # Errors
-    /// `AlreadyExists` when either name is taken; `TimedOut` when the pair does not come up; otherwise what the kernel
-    /// refused.
+    /// `AlreadyExists` if either name is in use; `TimedOut` if the pair does not carry packets; otherwise the
+    /// kernel's error.
     pub fn connect(&self, name: &str, peer: &Self, peer_name: &str) -> io::Result<()> {
         let far_end = LinkUnspec::new_with_name(peer_name).setns_by_fd(peer.as_fd().as_raw_fd()).build();
         let pair = LinkVeth::new(name, peer_name).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end))).build();
         self.netlink(async |handle| Ok(handle.link().add(pair).execute().await?))
             .context(|| format!("cannot make the veth pair {name} and {peer_name}"))?;
-        // Not together with the creation: drivers/net/veth.c opens an end only once it knows its peer.
+        // The ends are set up after the creation: drivers/net/veth.c opens an end only once it knows its peer.
         self.set_up(name)?;
         peer.set_up(peer_name)?;
         self.wait_for_carrier(name)?;
         peer.wait_for_carrier(peer_name)
     }
 
-    /// Brings a link up.
+    /// Sets a link up.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn set_up(&self, link: &str) -> io::Result<()> {
         self.change(LinkUnspec::new_with_name(link).up()).context(|| format!("cannot bring {link} up"))
     }
 
-    /// Takes a link down; the kernel drops the routes through it.
+    /// Sets a link down. The kernel drops the routes through it.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn set_down(&self, link: &str) -> io::Result<()> {
         self.change(LinkUnspec::new_with_name(link).down()).context(|| format!("cannot take {link} down"))
     }
@@ -52,26 +52,26 @@ impl Namespace {
     /// Sets the MTU of a link, in bytes.
     ///
     /// # Errors
-    /// `InvalidInput` when the device does not support the size; otherwise what the kernel refused.
+    /// `InvalidInput` if the device does not support the size; otherwise the kernel's error.
     pub fn set_mtu(&self, link: &str, mtu: u32) -> io::Result<()> {
         self.change(LinkUnspec::new_with_name(link).mtu(mtu))
             .context(|| format!("cannot set the MTU of {link} to {mtu}"))
     }
 
-    /// Sets how many packets a link may hold: for a TUN device those that nobody has read yet.
+    /// Sets the queue length of a link in packets. For a TUN device it limits the unread packets.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn set_queue_len(&self, link: &str, packets: u32) -> io::Result<()> {
         let len = LinkAttribute::TxQueueLen(packets);
         self.change(LinkUnspec::new_with_name(link).append_extra_attribute(len))
             .context(|| format!("cannot set the queue of {link} to {packets} packets"))
     }
 
-    /// Sets the longest GSO packet, in bytes, that the kernel makes for a link.
+    /// Sets the largest GSO packet that the kernel makes for a link, in bytes.
     ///
     /// # Errors
-    /// `InvalidInput` when the device does not support the size; otherwise what the kernel refused.
+    /// `InvalidInput` if the device does not support the size; otherwise the kernel's error.
     pub fn set_gso_max_size(&self, link: &str, bytes: u32) -> io::Result<()> {
         let size = LinkAttribute::GsoMaxSize(bytes);
         self.change(LinkUnspec::new_with_name(link).append_extra_attribute(size))
@@ -81,7 +81,7 @@ impl Namespace {
     /// Deletes a link, and the other end of a veth pair with it.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn delete_link(&self, link: &str) -> io::Result<()> {
         self.netlink(async |handle| {
             let index = index_of(&handle, link).await?;
@@ -90,10 +90,10 @@ impl Namespace {
         .context(|| format!("cannot delete {link}"))
     }
 
-    /// The MTU of a link in bytes, or `None` when there is no such link.
+    /// Returns the MTU of a link in bytes, or `None` if there is no such link.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn link_mtu(&self, link: &str) -> io::Result<Option<u32>> {
         let message = self.find_link(link)?;
         Ok(message.and_then(|message| {
@@ -102,10 +102,10 @@ impl Namespace {
         }))
     }
 
-    /// The names of all links, in the order of their indices.
+    /// Returns the names of all links, in the order of their indices.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn links(&self) -> io::Result<Vec<String>> {
         let links = self.netlink(async |handle| all_links(&handle).await).context(|| "cannot list the links".into())?;
         Ok(links.into_iter().map(|(_, name)| name).collect())
@@ -127,8 +127,8 @@ impl Namespace {
         .context(|| format!("cannot look {link} up"))
     }
 
-    /// A link that was just brought up drops packets until the kernel's link watcher has seen its carrier
-    /// (net/core/link_watch.c).
+    /// Waits until a link carries packets. A link that was just set up drops packets until the kernel's link watcher
+    /// has seen its carrier (net/core/link_watch.c).
     fn wait_for_carrier(&self, link: &str) -> io::Result<()> {
         let start = Instant::now();
         while start.elapsed() < CARRIER_PATIENCE {
@@ -142,14 +142,14 @@ impl Namespace {
     }
 }
 
-/// The kernel's number for a link.
+/// Returns the interface index of a link.
 pub(crate) async fn index_of(handle: &Handle, link: &str) -> Result<u32, NetlinkError> {
     let message = handle.link().get().match_name(link).execute().try_next().await?;
     let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no link {link}"));
     Ok(message.ok_or_else(missing)?.header.index)
 }
 
-/// Number and name of every link.
+/// Returns index and name of every link.
 pub(crate) async fn all_links(handle: &Handle) -> Result<Vec<(u32, String)>, NetlinkError> {
     let mut links = Vec::new();
     let mut messages = core::pin::pin!(handle.link().get().execute());

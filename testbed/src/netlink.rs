@@ -1,11 +1,11 @@
-//! One rtnetlink conversation inside a namespace.
+//! An rtnetlink connection inside a namespace.
 
 use crate::Namespace;
 use rtnetlink::{Error, Handle};
 use std::io;
 
 impl Namespace {
-    /// Runs `job` inside with a netlink handle of its own and blocks until it is done.
+    /// Runs `job` with a netlink handle inside the namespace, and blocks until it is done.
     pub(crate) fn netlink<T: Send>(
         &self,
         job: impl AsyncFnOnce(Handle) -> Result<T, NetlinkError> + Send,
@@ -21,11 +21,11 @@ impl Namespace {
     }
 }
 
-/// So that `?` takes both what the kernel answers and what we conclude from it.
+/// An error that `?` converts from both the kernel's answers and our conclusions.
 pub(crate) struct NetlinkError(io::Error);
 
 impl NetlinkError {
-    /// Whether the kernel knows no link of that name.
+    /// Returns true if the kernel has no link of that name.
     pub(crate) fn is_no_such_device(&self) -> bool {
         self.0.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32)
     }

@@ -1,4 +1,4 @@
-//! Routing tables beside the main one, for what comes in by a certain link.
+//! Routing rules and tables other than the main one.
 
 use crate::Namespace;
 use crate::error::Context;
@@ -12,15 +12,15 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RulePortRange};
 use std::io;
 
-/// Before the main table's, which is 32766.
+/// Lower than 32766, the priority of the main table.
 const TABLE_PRIORITY: u32 = 100;
 
 impl Namespace {
-    /// Routes what comes in by `link` by the table of this number, 1 to 252, and by no other but the kernel's own of local
-    /// addresses. For what the table has no route for the network is unreachable.
+    /// Routes packets received on `link` by the table with this number, 1 to 252. No other table applies, except the
+    /// kernel's own of local addresses. Destinations without a route in the table are unreachable.
     ///
     /// # Errors
-    /// `AlreadyExists` when this was said of the link before; otherwise what the kernel refused.
+    /// `AlreadyExists` if the link already has such a rule; otherwise the kernel's error.
     pub fn route_input(&self, link: &str, table: u8) -> io::Result<()> {
         self.netlink(async |handle| {
             let rule = || handle.rule().add().v4().input_interface(link);
@@ -31,10 +31,10 @@ impl Namespace {
         .context(|| format!("cannot route what comes in by {link} by table {table}"))
     }
 
-    /// Routes what is sent over UDP from a port of this range, 65,534 at most, by the table of this number, 1 to 252.
+    /// Routes UDP packets from a port of this range, 65,534 at most, by the table with this number, 1 to 252.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn route_udp_from(&self, ports: RangeInclusive<u16>, table: u8) -> io::Result<()> {
         self.netlink(async |handle| {
             let rule = handle.rule().add().v4().priority(TABLE_PRIORITY).action(RuleAction::ToTable);
@@ -48,10 +48,10 @@ impl Namespace {
         .context(|| format!("cannot route UDP by table {table}"))
     }
 
-    /// Adds a route to a neighbour on a link, with an MTU of its own, to a table other than the main one.
+    /// Adds a route to a neighbour on a link with its own MTU, to a table other than the main one.
     ///
     /// # Errors
-    /// `AlreadyExists` when the table has one for this neighbour; otherwise what the kernel refused.
+    /// `AlreadyExists` if the table has one for this neighbour; otherwise the kernel's error.
     pub fn narrow_path_in_table(&self, table: u8, neighbour: Ipv4Addr, link: &str, mtu: u32) -> io::Result<()> {
         self.netlink(async |handle| {
             let index = index_of(&handle, link).await?;
@@ -64,10 +64,10 @@ impl Namespace {
         .context(|| format!("cannot add a route to {neighbour} of {mtu} bytes to table {table}"))
     }
 
-    /// Adds a route to a table other than the main one, to a destination that is on a link.
+    /// Adds a route to a destination on a link, to a table other than the main one.
     ///
     /// # Errors
-    /// `AlreadyExists` when the table has one for this destination; otherwise what the kernel refused.
+    /// `AlreadyExists` if the table has one for this destination; otherwise the kernel's error.
     pub fn add_route_to_table(&self, table: u8, destination: Ipv4Net, link: &str) -> io::Result<()> {
         self.netlink(async |handle| {
             let index = index_of(&handle, link).await?;
@@ -87,9 +87,9 @@ mod tests {
     const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
     const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
-    /// A router that has a way to both hosts, and then none for what the one sends.
+    /// A router with routes to both hosts that then has none for packets from one of them.
     #[test]
-    fn what_comes_in_by_a_link_has_a_table_of_its_own() {
+    fn packets_received_on_a_link_use_their_own_table() {
         let [near, router, far] = [(); 3].map(|()| Namespace::new().expect("namespace"));
         router.sysctl("net/ipv4/ip_forward", "1").expect("sysctl");
         for (host, link, address, own) in [(&near, "near0", NEAR, [10, 0, 1, 1]), (&far, "far0", FAR, [10, 0, 2, 1])] {

@@ -17,10 +17,10 @@ use std::time::Instant;
 
 use super::support::{SOON, in_a_child, with_tun, worker};
 
-/// How often the loop must have been interrupted, and how many packets must have gone there and back.
+/// The minimum number of interruptions, and the number of packets in each direction.
 const INTERRUPTIONS: u64 = 300;
 const PACKETS: u32 = 5000;
-/// How many may be on their way, so that no queue is full.
+/// The limit of packets in flight, so that no queue is full.
 const WINDOW: u32 = 64;
 const LIMIT: Duration = Duration::from_secs(60);
 

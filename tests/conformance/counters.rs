@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use loden::forward::{Counters, DirectionCounters, DropReason, Stats};
 use proptest::prelude::*;
 
-/// What a caller does about packets: it receives some, and later gives one of those it holds a fate.
+/// A step of a caller: it receives packets, and later gives a held packet its outcome.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Receive,

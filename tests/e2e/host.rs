@@ -97,7 +97,7 @@ fn bound(namespace: &Namespace, port: u16) -> UdpSocket {
     socket
 }
 
-/// What a socket receives within a second.
+/// Returns a datagram that a socket receives within a second.
 fn received(socket: &UdpSocket) -> Option<Vec<u8>> {
     let mut buffer = [0; 2048];
     socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())

@@ -84,7 +84,7 @@ fn main() {
     report(&mut delays);
 }
 
-/// The time in milliseconds; negative if the packet came first.
+/// Returns the time in milliseconds, which is negative if the packet came first.
 fn one_move(
     operator: &mut Operator,
     places: [Ipv4Addr; 2],
