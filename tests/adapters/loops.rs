@@ -43,6 +43,8 @@ fn with_worker(test: impl FnOnce(Worker, &UdpSocket) + Send) {
     with_tun(TunOffload::ALL, |_, tun| {
         let peer = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 8285)).expect("bound");
         let address = peer.local_addr().expect("an address");
+        // So that a test that fails ends.
+        peer.set_read_timeout(Some(SOON)).expect("timeout");
         let udp = UdpTransport::bind(([127, 0, 0, 1], 8285).into(), &UdpConfig::default()).expect("bound");
         let worker = worker(tun, udp, address);
         let pod = UdpSocket::bind((Ipv4Addr::new(100, 96, 1, 1), 4000)).expect("bound");
@@ -75,7 +77,7 @@ fn the_future_is_cancel_safe() {
             assert_packets_pass(pod, PACKETS);
             done.store(true, Ordering::Relaxed);
             let cancelled = forwarding.join().expect("no panic");
-            assert!(cancelled > 100, "{cancelled}");
+            assert!(cancelled > 20, "{cancelled}");
         });
         let counters = worker.counters();
         for flow in [&counters.encap, &counters.decap] {
