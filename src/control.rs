@@ -142,7 +142,7 @@ mod tests {
         }
 
         #[test]
-        fn a_command_of_a_route_is_that_change(command in command()) {
+        fn a_route_command_is_the_same_route_change(command in command()) {
             let expected = match command {
                 Command::SetRoute { subnet, next_hop } => Some(RouteChange::Set(Route::new(subnet, next_hop))),
                 Command::DeleteRoute { subnet } => Some(RouteChange::Delete(subnet.into())),

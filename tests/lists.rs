@@ -273,7 +273,7 @@ fn every_row_has_tests_that_cite_it() {
 }
 
 #[test]
-fn what_is_not_built_has_no_test() {
+fn rows_that_are_not_built_have_no_test() {
     let mut tests = BTreeMap::<Number, Vec<String>>::new();
     for file in all_sources() {
         for test in tests_in(&read(&file)) {

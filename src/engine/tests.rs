@@ -214,7 +214,7 @@ impl Default for Stage {
 }
 
 #[test]
-fn r69_a_path_that_takes_nothing_costs_no_other_peer() {
+fn r69_a_blocked_path_does_not_affect_other_peers() {
     let mut stage = Stage::new(QueueLimits { per_peer: 10_000, ..QueueLimits::default() });
     let slow: Vec<u8> = (2..10).collect();
     stage.sink.refuses = slow.iter().map(|number| (host(*number), SendFailure::Full)).collect();
@@ -242,7 +242,7 @@ fn r69_a_path_that_takes_nothing_costs_no_other_peer() {
 }
 
 #[test]
-fn a_path_is_tried_again_after_as_long_as_it_has_taken_nothing_within_bounds() {
+fn a_blocked_path_is_retried_at_doubling_and_bounded_intervals() {
     let mut stage = Stage::default();
     stage.sink.refuses.insert(host(2), SendFailure::Full);
     stage.give_all(2, 0, 2);
@@ -265,7 +265,7 @@ fn a_path_is_tried_again_after_as_long_as_it_has_taken_nothing_within_bounds() {
 }
 
 #[test]
-fn what_goes_through_starts_the_second_again_for_this_peer_alone() {
+fn a_sent_datagram_restarts_the_limit_of_its_peer_alone() {
     let mut stage = Stage::default();
     stage.give_all(2, 0, 1);
     stage.give_all(3, 0, 1);
@@ -282,7 +282,7 @@ fn what_goes_through_starts_the_second_again_for_this_peer_alone() {
 }
 
 #[test]
-fn r70_what_waits_for_a_next_hop_that_is_gone_is_dropped_under_its_own_reason() {
+fn r70_packets_queued_for_a_removed_next_hop_have_their_own_drop_reason() {
     let mut stage = Stage::default();
     stage.sink.refuses = [2, 3].map(|number| (host(number), SendFailure::Full)).into();
     stage.give_all(2, 0, 5);
@@ -311,7 +311,7 @@ fn a_closed_socket_loses_nothing() {
 }
 
 #[test]
-fn a_refusal_is_counted_as_what_it_is() {
+fn each_refusal_has_its_drop_reason() {
     let reasons = [
         (SendFailure::Failed, DropReason::SendFailed),
         (SendFailure::Forbidden, DropReason::SendForbidden),
@@ -330,7 +330,7 @@ fn a_refusal_is_counted_as_what_it_is() {
 }
 
 #[test]
-fn a_kernel_without_memory_is_asked_again_for_15_ms() {
+fn a_send_without_kernel_memory_is_retried_for_15_ms() {
     let mut stage = Stage::default();
     stage.sink.refuses.insert(host(2), SendFailure::NoBuffers);
     [0, 2, 4].into_iter().for_each(|number| stage.give_all(2, number, 1));
@@ -343,7 +343,7 @@ fn a_kernel_without_memory_is_asked_again_for_15_ms() {
 
 /// A packet is queued whole or not at all: its first datagrams are not sent without the last ones.
 #[test]
-fn a_packet_that_finds_no_room_leaves_nothing_behind() {
+fn a_packet_without_room_is_not_queued_in_part() {
     let mut stage = Stage::new(QueueLimits { per_peer: 5000, ..QueueLimits::default() });
     stage.give_with(&gso(1000), &packet(POD, pod_of(2), 1, true, 3000));
     stage.give_with(&gso(1000), &packet(POD, pod_of(2), 11, true, 3000));
@@ -409,7 +409,7 @@ fn a_gso_packet_that_turns_out_too_long_is_answered_once() {
 }
 
 #[test]
-fn a_system_that_believes_a_stranger_is_overruled() {
+fn a_forged_path_mtu_of_the_system_is_overruled() {
     let mut stage = Stage::default();
     stage.sink.system = SystemPath { configured: Some(1500), learned: Some(628), has_reports: true };
     stage.sink.longest.insert(host(2), 600);
@@ -440,7 +440,7 @@ fn a_system_that_believes_a_stranger_is_overruled() {
 }
 
 #[test]
-fn an_answer_that_is_not_given_is_counted_as_its_reason() {
+fn an_icmp_error_that_is_not_sent_is_counted_with_its_reason() {
     let mut stage = Stage::default();
     stage.sink.tun_fails.push_back(WriteFailure::Full);
     let nowhere = packet(POD, [100, 96, 99, 9].into(), 1, true, 100);
@@ -466,7 +466,7 @@ fn an_answer_that_is_not_given_is_counted_as_its_reason() {
 }
 
 #[test]
-fn a_packet_that_the_tun_does_not_take_is_counted_as_its_reason() {
+fn a_packet_that_the_tun_refuses_is_counted_with_its_reason() {
     let mut stage = Stage::default();
     let failures = [
         (WriteFailure::Down, DropReason::TunDown),

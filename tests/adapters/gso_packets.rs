@@ -88,7 +88,7 @@ fn stream(offload: TunOffload) -> TunMeta {
 }
 
 #[test]
-fn a_tcp_stream_comes_in_gso_packets_and_goes_as_such() {
+fn a_tcp_stream_passes_as_gso_packets() {
     let longest = stream(TunOffload::ALL);
     assert!(longest.len > 4 * MTU, "{longest:?}");
     assert_eq!((longest.header.gso_type, longest.header.flags), (GSO_TCPV4, NEEDS_CSUM));
@@ -107,7 +107,7 @@ fn without_offloads_no_packet_exceeds_the_mtu() {
 }
 
 #[test]
-fn a_train_of_udp_comes_in_one_packet_and_goes_as_such() {
+fn a_udp_gso_batch_passes_as_one_gso_packet() {
     two_ends(TunOffload::ALL, |left, left_tun, right, right_tun| {
         if !left_tun.offload().uso {
             println!("skipped: this kernel's TUN devices have no UDP GSO packets (Linux 6.2 has)");

@@ -96,7 +96,7 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
 }
 
 #[test]
-fn whatever_is_offloaded_the_same_datagrams_arrive() {
+fn the_same_datagrams_arrive_with_every_offload() {
     let here = namespace();
     pass_everything(&here, "127.0.0.1:0", &here, "127.0.0.1:0");
     if can_have("[::1]:0") {
@@ -110,7 +110,7 @@ fn whatever_is_offloaded_the_same_datagrams_arrive() {
 }
 
 #[test]
-fn fault_25_a_train_that_does_not_fit_is_an_error_of_its_own() {
+fn fault_25_a_gro_batch_that_does_not_fit_is_an_error_of_its_own() {
     if !arrives_whole() {
         return;
     }
@@ -182,7 +182,7 @@ fn fault_31_32_an_error_in_a_batch_is_of_one_transmit() {
 }
 
 #[test]
-fn fault_29_a_train_too_long_for_the_path_keeps_its_trains() {
+fn fault_29_a_gso_batch_too_long_for_the_path_disables_no_batches() {
     let (left, right) = (namespace(), namespace());
     left.connect("eth0", &right, "eth0").expect("veth");
     left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");

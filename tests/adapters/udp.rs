@@ -232,7 +232,7 @@ fn fault_27_a_full_send_buffer_is_waited_for() {
 }
 
 #[test]
-fn what_cannot_be_bound_is_told_with_the_reason() {
+fn a_failed_bind_names_the_reason() {
     namespace().enter(|| {
         let bind = |address: &str| UdpTransport::bind(address.parse().expect("an address"), &UdpConfig::default());
         let first = bind("127.0.0.1:8285").expect("free");

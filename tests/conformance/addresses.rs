@@ -45,7 +45,7 @@ fn addresses() -> impl Iterator<Item = Ipv4Addr> {
 
 /// R14, R18, R19, R62: each source, both ways. What is not in a class goes on.
 #[test]
-fn r14_fault_10_sources_that_are_no_host_are_dropped_in_silence() {
+fn r14_fault_10_invalid_sources_are_dropped_without_an_icmp_error() {
     let host = open();
     for source in addresses() {
         let expected = naive(source, |(source, _)| *source);
@@ -67,7 +67,7 @@ fn r14_fault_10_sources_that_are_no_host_are_dropped_in_silence() {
 
 /// R15, R17, R18, R19: each destination, both ways.
 #[test]
-fn r15_fault_10_destinations_that_are_no_host_are_dropped_in_silence() {
+fn r15_fault_10_invalid_destinations_are_dropped_without_an_icmp_error() {
     let host = open();
     for destination in addresses() {
         let expected = naive(destination, |(_, destination)| *destination);
@@ -87,7 +87,7 @@ fn r15_fault_10_destinations_that_are_no_host_are_dropped_in_silence() {
 
 /// R14 and R16: with a route and without, both ways, also when its TTL expires; never a net-unreachable.
 #[test]
-fn r16_fault_10_the_broadcast_address_is_dropped_in_silence() {
+fn r16_fault_10_the_broadcast_address_is_dropped_without_an_icmp_error() {
     for host in [open(), Host::ordinary()] {
         for ttl in [0, 1, 64] {
             let to_all = Ipv4 { ttl, ..Ipv4::new(POD, Ipv4Addr::BROADCAST) };

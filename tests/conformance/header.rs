@@ -91,7 +91,7 @@ fn r6_a_total_length_below_the_header() {
 }
 
 #[test]
-fn r7_a_total_length_beyond_what_was_received_is_dropped_in_silence() {
+fn r7_a_total_length_beyond_the_received_bytes_is_dropped_without_an_icmp_error() {
     let have = outbound().bytes().len() as u16;
     for total in [have + 1, have + 8, 1500, u16::MAX] {
         assert_dropped(&format!("{total} of {have}"), DropReason::Truncated, |packet| Ipv4 {

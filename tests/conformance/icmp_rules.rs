@@ -203,7 +203,7 @@ fn r40_a_network_of_one_or_two_has_no_broadcast() {
 
 /// R40: a source that is no single host never gets as far as a reject.
 #[test]
-fn r40_r41_what_failed_a_check_has_no_answer() {
+fn r40_r41_a_packet_that_failed_a_check_has_no_icmp_error() {
     for source in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4], [240, 0, 0, 1]] {
         for outcome in everywhere(|packet| Ipv4 { source: source.into(), ..packet }) {
             assert!(matches!(outcome, Outcome::Drop(_)), "from {source:?}: {outcome:?}");

@@ -178,7 +178,7 @@ fn no_verdict_allocates() {
 }
 
 #[test]
-fn what_follows_a_refusal_does_not_allocate() {
+fn handling_a_refusal_does_not_allocate() {
     let mut worker = Worker::new(overlay());
     let mut refused = Ipv4 { payload: pattern(1452), fragment: DF, ..outbound() }.bytes();
     let cut = Ipv4 { payload: pattern(1452), ..outbound() }.bytes();

@@ -165,7 +165,7 @@ fn refused_as_too_long_undoes_the_hop_and_answers() {
 /// R51, when the path shows its width only at sending: it is too late to fragment what waited. It is dropped under a reason of
 /// its own, and its bytes stay as they are.
 #[test]
-fn refused_as_too_long_drops_what_may_be_fragmented() {
+fn refused_as_too_long_drops_packets_without_df() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
         let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
         for fragment in [0, MF, 0x8000, 100, MF | 100, 0x1fff] {

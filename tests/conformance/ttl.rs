@@ -110,7 +110,7 @@ fn r32_a_checksum_that_comes_to_zero_is_written_as_zero() {
 }
 
 #[test]
-fn r33_the_other_zero_verifies_and_is_not_passed_on() {
+fn r33_a_checksum_of_ffff_verifies_and_is_not_passed_on() {
     let packet = Ipv4 { checksum: Some(0xffff), ..with_checksum(0) };
     let bytes = packet.bytes();
     assert_eq!(ones_sum(&bytes[..20]), 0xffff, "it verifies");

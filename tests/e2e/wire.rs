@@ -56,7 +56,7 @@ const POD_A: [u8; 4] = [100, 96, 1, 2];
 const POD_B: [u8; 4] = [100, 96, 2, 3];
 
 #[test]
-fn what_leaves_is_the_packet_and_nothing_else() {
+fn the_sent_datagram_is_exactly_the_packet() {
     let peer = Peer::start(&[]);
     let socket = bind(&peer.hosts.pod_a, TwoHosts::POD_A, 9);
     socket.send_to(b"flannel", (TwoHosts::POD_B, 7)).unwrap();
@@ -72,7 +72,7 @@ fn what_leaves_is_the_packet_and_nothing_else() {
 }
 
 #[test]
-fn fault_12_what_arrives_is_delivered_from_any_port_of_a_known_host() {
+fn fault_12_datagrams_from_any_port_of_a_known_host_are_delivered() {
     let peer = Peer::start(&[]);
     let pod = peer.pod_socket();
     let other_port = bind(&peer.hosts.host_b, TwoHosts::HOST_B, 50_000);
@@ -100,7 +100,7 @@ fn a_trailer_is_cut_off_and_counted() {
 
 /// R64, R65, R66, faults 1, 2, 10, 11, 12, 13: each is dropped in silence, with exactly its own counter.
 #[test]
-fn fault_1_2_10_11_what_may_not_come_in_is_dropped_and_counted() {
+fn fault_1_2_10_11_invalid_inbound_packets_are_dropped_and_counted() {
     let mut peer = Peer::start(&["--stats", "0.05"]);
     let stranger = bind(&peer.hosts.host_b, Ipv4Addr::UNSPECIFIED, 0);
     peer.hosts.host_b.add_address(TwoHosts::UPLINK, "10.168.0.77/24".parse().unwrap()).unwrap();

@@ -77,7 +77,7 @@ fn r20_next_hops_that_no_table_takes_are_refused_by_name() {
 
 /// A lease that came and went between two calls leaves no change behind, and no memory of it.
 #[test]
-fn fault_43_what_came_and_went_leaves_nothing() {
+fn fault_43_removed_routes_leave_no_memory() {
     let mut reconciler = listed([lease("100.96.2.0/24", 3)]);
     let mut churn = |rounds: core::ops::Range<u64>| {
         for round in rounds {

@@ -76,13 +76,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn what_is_joined_and_cut_is_what_it_was(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn gso_packets_are_cut_into_the_original_packets(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         offload::coalesce::run(&bytes);
     }
 
     /// Most packets ordinary, so that trains grow long.
     #[test]
-    fn what_is_joined_and_cut_is_what_it_was_in_long_trains(
+    fn long_gso_packets_are_cut_into_the_original_packets(
         script in proptest::collection::vec(
             (
                 prop_oneof![6 => Just(4u8), 3 => 0u8..8, 1 => any::<u8>()],
@@ -107,7 +107,7 @@ fn a_stream_is_one_write() {
 }
 
 #[test]
-fn only_what_may_be_is_joined() {
+fn only_packets_that_may_be_joined_are_joined() {
     let (tcp, udp) = (tcp_train(3, 100, 9, |_| ()), udp_train(3, 100, 9, |_| ()));
     let neither = Coalesce { tcp: false, udp: false };
     assert_eq!(writes_of(Coalesce { tcp: true, ..neither }, &udp), [1; 3]);
@@ -191,7 +191,7 @@ fn fault_23_syn_rst_and_urg_go_alone() {
 }
 
 #[test]
-fn fault_23_psh_and_fin_end_a_train_and_cwr_begins_one() {
+fn fault_23_psh_and_fin_end_a_gso_packet_and_cwr_begins_one() {
     for flag in [PSH, FIN, PSH | FIN] {
         assert_eq!(second_tcp(|(_, tcp)| tcp.flags |= flag), [2, 1]);
         assert_eq!(writes(&tcp_train(3, 100, 0, |(_, tcp)| tcp.flags |= flag)), [1, 2]);
@@ -249,7 +249,7 @@ fn tcp_segments_below_eight_bytes_are_not_joined() {
 
 /// Bytes behind the total length, or too few: the caller's mistake, which must not get into a GSO packet.
 #[test]
-fn what_is_not_as_long_as_it_says_is_not_joined() {
+fn packets_of_another_length_than_their_headers_say_are_not_joined() {
     assert_eq!(second_udp(|ip| ip.trailer = vec![0; 4]), [1; 3]);
     assert_eq!(second_udp(|ip| ip.total = Some(1000)), [1; 3]);
     assert_eq!(second_tcp(|(ip, _)| ip.trailer = vec![0; 4]), [1; 3]);

@@ -263,7 +263,7 @@ fn a_checksum_is_completed_as_the_kernel_completes_it() {
 
 /// The kernel takes what was joined, and cuts it into the packets that it was joined from.
 #[test]
-fn what_was_joined_is_cut_by_the_kernel_into_what_it_was() {
+fn the_kernel_cuts_gso_packets_into_the_original_packets() {
     on_a_router(|router| {
         let shorter_udp = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(7));
         let trains = [

@@ -56,7 +56,7 @@ fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
 
 /// A complete train does not wait for a flush.
 #[test]
-fn a_train_that_nothing_can_follow_is_delivered_at_once() {
+fn a_full_gso_packet_is_delivered_at_once() {
     let mut coalescer = Coalescer::new(BOTH);
     let mut deliveries = Vec::new();
     for packet in udp_train(64, 50, 999, |_| ()) {
@@ -91,7 +91,7 @@ fn what_passes_by_and_what_does_not() {
 
 /// A packet that is not joined is delivered byte for byte, even an invalid one.
 #[test]
-fn what_is_broken_passes_as_it_is() {
+fn invalid_packets_pass_unchanged() {
     let mut coalescer = Coalescer::new(BOTH);
     let sound = datagram(1, 0);
     for len in 0..sound.len() {

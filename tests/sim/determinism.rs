@@ -74,7 +74,7 @@ fn the_trace_of_a_seed_is_this_one() {
 
 /// A condition that is changed leaves what the others bring about as it was.
 #[test]
-fn without_the_loss_the_others_arrive_when_they_did() {
+fn packets_arrive_at_the_same_times_with_and_without_loss() {
     let arrivals = |trace: Vec<Record>| -> Vec<Record> {
         trace.into_iter().filter(|record| matches!(record.event, Event::Arrived { .. })).collect()
     };

@@ -47,7 +47,7 @@ fn a_router_in_the_middle_says_so_after_a_while() {
 
 /// Several are lost before the first message is back; a node that was stopped meanwhile has learned nothing.
 #[test]
-fn who_is_not_there_is_not_told() {
+fn an_absent_host_gets_no_packet() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     sim.set_link_profile_from(a, b, LinkProfile { latency: ms(10), mtu: 1000, ..LinkProfile::default() });
     sim.send(a, packet_of(1400, 0, 1));

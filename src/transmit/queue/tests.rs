@@ -66,7 +66,7 @@ fn a_batch_is_bounded_in_datagrams_and_bytes() {
 }
 
 #[test]
-fn a_mark_that_differs_begins_a_batch_and_does_not_overtake() {
+fn a_different_ecn_field_begins_a_batch_in_order() {
     let mut queue = small();
     let marked = Way { ecn: Ecn::Ce, ..way(3, 0) };
     for way in [way(3, 0), marked, way(3, 0)] {
@@ -111,7 +111,7 @@ fn peers_are_served_in_turn() {
 }
 
 #[test]
-fn a_peer_that_is_blocked_is_passed_over_until_its_moment() {
+fn a_blocked_peer_is_skipped_until_its_retry() {
     let mut queue = small();
     assert!(put(&mut queue, &way(3, 0), &[100], 0) && put(&mut queue, &way(4, 0), &[200], 0));
     assert_eq!(queue.select(), 2);
@@ -166,7 +166,7 @@ fn blocked_peers_leave_room_for_others() {
 
 /// With one chunk for each peer, the blocked peer loses all its packets and has no chunk left.
 #[test]
-fn a_peer_that_is_blocked_with_its_only_chunk_gives_that_up() {
+fn a_blocked_peer_gives_up_its_only_chunk() {
     let mut queue = small();
     for peer in 0..=CHUNKS_RESERVED as u8 + 4 {
         assert!(put(&mut queue, &way(peer, 0), &[100], 0));
@@ -177,7 +177,7 @@ fn a_peer_that_is_blocked_with_its_only_chunk_gives_that_up() {
 }
 
 #[test]
-fn what_waits_for_a_peer_that_is_gone_is_dropped_and_reported() {
+fn packets_of_a_removed_peer_are_dropped_and_reported() {
     let mut queue = small();
     for (peer, packets) in [(3, 2), (4, 70), (5, 1)] {
         (0..packets).for_each(|_| assert!(put(&mut queue, &way(peer, 0), &[1400], 0)));

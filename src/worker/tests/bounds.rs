@@ -23,7 +23,7 @@ fn fault_31_send_errors_are_counted_for_the_first_peers() {
 
 /// Fault 30: GSO packets are disabled after refusals in a row, not after as many in total.
 #[test]
-fn fault_30_a_gso_packet_that_is_taken_makes_up_for_refusals() {
+fn fault_30_an_accepted_gso_packet_resets_the_refusals() {
     let mut stage = Stage::new();
     for round in 0..20_u16 {
         let train = (0..4).map(|at| tcp(POD_A, POD, 4 * round + at, 1000 * u32::from(4 * round + at), 1000));

@@ -57,7 +57,7 @@ fn fault_48_a_gso_packet_does_not_stretch_a_call() {
 
 /// Collected datagrams are sent at 128 KiB, and not only when the device is empty.
 #[test]
-fn what_is_collected_is_bounded() {
+fn collected_bytes_are_bounded() {
     const COLLECTED: usize = 128 << 10;
     let mut stage = Stage::new();
     (0..400).for_each(|number| stage.give(&udp(POD, POD_A, number, Df::Set, 1372)));

@@ -71,7 +71,7 @@ fn fault_36_a_deleted_device_is_one_typed_error() {
 
 /// Packets that are queued at the end are counted as stopped.
 #[test]
-fn fault_36_what_is_held_when_the_device_goes_is_accounted_for() {
+fn fault_36_packets_held_when_the_device_ends_are_counted() {
     let mut stage = Stage::new();
     (1..=3).for_each(|number| stage.give(&udp(POD, POD_A, number, Df::Set, 100)));
     stage.fail(Call::Send, [libc::EAGAIN]);

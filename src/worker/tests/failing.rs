@@ -58,7 +58,7 @@ fn cases() -> [(Call, c_int, Failure); 9] {
 }
 
 #[test]
-fn fault_54_a_call_that_fails_every_time_backs_off_is_said_once_and_ends_typed() {
+fn fault_54_a_call_that_always_fails_backs_off_is_reported_once_and_ends_the_worker() {
     for (call, errno, failure) in cases() {
         let mut stage = failing(call, errno);
         let (end, _) = run(&mut stage, SECOND, MILLISECOND);
@@ -87,7 +87,7 @@ fn fault_54_a_call_that_fails_every_time_backs_off_is_said_once_and_ends_typed()
 
 /// Any success restarts the time limit, and ends the pauses at once.
 #[test]
-fn fault_54_progress_resets_it() {
+fn fault_54_a_success_resets_the_limit() {
     for (call, errno, _) in cases() {
         let mut stage = failing(call, errno);
         for _ in 0..5 {
@@ -146,7 +146,7 @@ fn fault_54_the_loop_does_not_spin() {
 /// A firewall that drops all outbound packets does not end the worker, and no packet is queued because of it (fault 31,
 /// R61).
 #[test]
-fn r61_fault_54_errors_that_may_be_a_peers_end_nothing() {
+fn r61_fault_54_errors_that_a_peer_may_cause_do_not_end_the_worker() {
     for (errno, said) in [
         (libc::EPERM, Some(SendErrorKind::Forbidden)),
         (libc::EAFNOSUPPORT, Some(SendErrorKind::Other(libc::EAFNOSUPPORT))),

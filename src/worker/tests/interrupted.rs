@@ -48,7 +48,7 @@ fn outcome(offload: TunOffload, call: Call, answers: Vec<Answer>) -> Outcome {
 }
 
 #[test]
-fn fault_26_wherever_a_call_is_interrupted_nothing_is_lost_and_nothing_goes_twice() {
+fn fault_26_interrupted_calls_lose_and_duplicate_no_packet() {
     for offload in [TunOffload::ALL, TunOffload::NONE] {
         for (call, part) in
             [(Call::Read, Answer::All), (Call::Write, Answer::All), (Call::Send, PART), (Call::Receive, PART)]

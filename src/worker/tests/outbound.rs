@@ -24,7 +24,7 @@ fn fault_26_an_interrupted_call_is_made_again() {
 
 /// A blocked peer's packets are queued, and dropped after a second. Other peers and the device continue.
 #[test]
-fn fault_27_a_path_that_takes_no_more_costs_its_own_packets_alone() {
+fn fault_27_a_blocked_path_loses_only_its_own_packets() {
     let mut stage = Stage::new();
     five(&stage);
     stage.script.then(Call::Send, [Answer::AtMost(1), Answer::Error(libc::EAGAIN)]);
@@ -83,7 +83,7 @@ fn fault_27_r69_the_backlog_of_a_peer_is_bounded() {
 
 /// ENOBUFS is retried a few times, and others are sent meanwhile.
 #[test]
-fn fault_28_no_buffers_is_waited_for_and_given_up() {
+fn fault_28_no_buffers_is_retried_and_then_dropped() {
     for errno in [libc::ENOBUFS, libc::ENOMEM] {
         let mut stage = Stage::new();
         five(&stage);
@@ -166,7 +166,7 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
 
 /// If the kernel does not know the path MTU, ICMP errors name the next plateau. Packets that fit it are sent.
 #[test]
-fn fault_29_35_53_a_path_that_cannot_be_asked_for_goes_down_the_plateaus() {
+fn fault_29_35_53_an_unknown_path_mtu_is_lowered_by_plateaus() {
     for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
         let mut stage = Stage::new();
         stage.script.narrow(host_a().ip(), 1300, train_errno);
@@ -187,7 +187,7 @@ fn fault_29_35_53_a_path_that_cannot_be_asked_for_goes_down_the_plateaus() {
 
 /// The same batch is sent again at once, datagram by datagram. GSO batches are then disabled for A and not for B.
 #[test]
-fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
+fn fault_30_a_refused_gso_batch_is_sent_unbatched_to_that_peer_alone() {
     for errno in [libc::EIO, libc::EINVAL] {
         let mut stage = Stage::new();
         stage.script.refuse_trains(host_a().ip(), errno);
@@ -208,7 +208,7 @@ fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
 
 /// One error disables GSO batches for a minute. Repeated errors double the time, up to an hour.
 #[test]
-fn fault_55_trains_are_tried_again() {
+fn fault_55_gso_batches_are_enabled_again() {
     let minute = Duration::from_secs(60);
     let mut stage = Stage::new();
     let trains = |stage: &mut Stage| {
@@ -245,7 +245,7 @@ fn fault_55_trains_are_tried_again() {
 
 /// A call that ends with an error counts it, too: here the device is deleted after the reads.
 #[test]
-fn fault_30_36_a_refused_train_is_counted_at_the_end_of_the_device_too() {
+fn fault_30_36_a_refused_gso_batch_is_counted_when_the_device_ends() {
     let mut stage = Stage::new();
     stage.script.refuse_trains(host_a().ip(), libc::EIO);
     five(&stage);
@@ -257,7 +257,7 @@ fn fault_30_36_a_refused_train_is_counted_at_the_end_of_the_device_too() {
 
 /// If the single datagrams fail too, the GSO batch was not the reason.
 #[test]
-fn fault_30_what_fails_one_by_one_too_is_counted_and_switches_nothing_off() {
+fn fault_30_datagrams_that_fail_singly_too_are_counted_and_disable_nothing() {
     for errno in [libc::EIO, libc::EINVAL] {
         let mut stage = Stage::new();
         five(&stage);
@@ -275,7 +275,7 @@ fn fault_30_what_fails_one_by_one_too_is_counted_and_switches_nothing_off() {
 
 /// Each error has its own counter and names its peer. All other packets are sent.
 #[test]
-fn fault_31_what_a_peer_cannot_be_sent_is_counted_with_its_peer() {
+fn fault_31_unsent_packets_are_counted_with_their_peer() {
     for (errno, reason) in [
         (libc::ECONNREFUSED, DropReason::SendRefused),
         (libc::EHOSTUNREACH, DropReason::SendUnreachable),
@@ -367,7 +367,7 @@ fn fault_2_the_longest_packet_out_of_the_device() {
 
 /// Each is dropped with its counter, and the packets before and after it are forwarded.
 #[test]
-fn fault_16_18_19_20_21_a_super_packet_that_cannot_be_is_counted_alone() {
+fn fault_16_18_19_20_21_an_invalid_gso_packet_is_dropped_alone() {
     let (of_udp, of_tcp) = (udp(POD, POD_A, 7, Df::Set, 3000), tcp(POD, POD_A, 7, 1, 3000));
     let mut fragment = of_udp.clone();
     fragment[6] |= 0x20;

@@ -204,7 +204,7 @@ proptest! {
     /// At every step every packet is in exactly one counter. At the end, forwarded packets were sent with every byte,
     /// once and in order. Answered packets have their ICMP error, and none is queued.
     #[test]
-    fn r67_whatever_the_system_calls_answer_every_packet_is_accounted_for(play in play()) {
+    fn r67_every_packet_is_counted_for_any_answers_of_the_system_calls(play in play()) {
         let mut stage = play.set();
         let (mut gone, mut newest, mut told) = (Gone::default(), BTreeMap::<SocketAddr, u16>::new(), [0, 0]);
         let mut delivered = Vec::new();

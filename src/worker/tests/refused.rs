@@ -4,7 +4,7 @@ use super::*;
 
 /// A GSO packet is one packet. Its last segment would fit and is not sent.
 #[test]
-fn fault_29_nothing_is_sent_of_a_gso_packet_whose_sender_is_told() {
+fn fault_29_no_segment_of_an_answered_gso_packet_is_sent() {
     for batched in [true, false] {
         let mut stage = Stage::new();
         if !batched {
@@ -40,7 +40,7 @@ fn r40_broadcasts_of_routed_subnets_are_not_answered_either() {
 
 /// A lower limit of the worker keeps the learned path MTU. Any other limit removes it.
 #[test]
-fn fault_38_what_was_learned_of_a_path_is_kept_when_the_limit_is_lowered_alone() {
+fn fault_38_a_learned_path_mtu_is_kept_only_when_the_limit_is_lowered() {
     let mut stage = Stage::new();
     stage.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
     let sends_and_mtu = |stage: &mut Stage| {

@@ -42,7 +42,7 @@ fn r64_a_peer_behind_nat_is_named_once() {
 
 /// Invalid packets, inner sources without a route and known peers are not reported.
 #[test]
-fn r64_others_are_no_strangers() {
+fn r64_invalid_and_known_senders_are_not_reported() {
     let mut stage = Stage::new();
     let mut broken = udp(POD_A, POD, 1, Df::Set, 10);
     broken[10] ^= 1;
