@@ -1,4 +1,4 @@
-//! Joining: the round trip, and every rule of fault 23 by itself.
+//! Coalescing: the round trip, and every rule of fault 23 by itself.
 
 use loden::offload::{Coalesce, Coalesced, Coalescer, PACKETS_MAX};
 use proptest::prelude::*;
@@ -30,10 +30,10 @@ fn writes(packets: &[Vec<u8>]) -> Vec<usize> {
     writes_of(BOTH, packets)
 }
 
-/// The IP packet and the TCP segment in it, to be edited apart.
+/// The IP packet and its TCP segment, each of which can be edited.
 pub(crate) type Parts = (Ipv4, Tcp);
 
-/// A stream of `count` packets of `len` bytes, the one at `at` edited.
+/// Returns a stream of `count` packets of `len` bytes, with the one at `at` edited.
 pub(crate) fn tcp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut Parts)) -> Vec<Vec<u8>> {
     let mut sequence = 5000;
     let packet = |index: usize| {
@@ -50,7 +50,7 @@ pub(crate) fn tcp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut 
     (0..count).map(packet).collect()
 }
 
-/// Likewise of datagrams.
+/// Returns the same of datagrams.
 pub(crate) fn udp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut Ipv4)) -> Vec<Vec<u8>> {
     let packet = |index: usize| {
         let id = 0xffff_u16.wrapping_add(index as u16);
@@ -80,7 +80,7 @@ proptest! {
         offload::coalesce::run(&bytes);
     }
 
-    /// Most packets ordinary, so that trains grow long.
+    /// Most packets are ordinary, so that GSO packets grow long.
     #[test]
     fn long_gso_packets_are_cut_into_the_original_packets(
         script in proptest::collection::vec(
@@ -115,7 +115,7 @@ fn only_packets_that_may_be_joined_are_joined() {
     assert_eq!(writes_of(neither, &[tcp, udp].concat()), [1; 6]);
 }
 
-/// Every byte of a packet is covered by one checksum or the other, so that wherever a bit is wrong the packet goes alone.
+/// A checksum covers every byte of a packet, so that a packet with any wrong bit is not joined.
 #[test]
 fn fault_23_a_bad_checksum_is_not_joined() {
     for train in [tcp_train(3, 100, 9, |_| ()), udp_train(3, 100, 9, |_| ())] {
@@ -173,7 +173,7 @@ fn fault_23_syn_rst_and_urg_go_alone() {
     for flag in [SYN, RST, URG] {
         assert_eq!(second_tcp(|(_, tcp)| tcp.flags |= flag), [1; 3]);
     }
-    // Also if all have them.
+    // The same if all packets have them.
     let all = |edit: fn(&mut Tcp)| {
         let packets = (0..3).map(|i| {
             let mut tcp = Tcp::new(5000 + i * 100, pattern(100));
@@ -239,7 +239,7 @@ fn fault_23_no_more_than_65_535_bytes() {
     assert_eq!(writes(&udp_train(2, 65_507, 9, |_| ())), [1, 1]);
 }
 
-/// Newer kernels cut TCP into segments of 8 bytes at least, and lose what is no longer.
+/// Newer kernels cut TCP into segments of at least 8 bytes, and lose shorter ones.
 #[test]
 fn tcp_segments_below_eight_bytes_are_not_joined() {
     assert_eq!(writes(&tcp_train(3, 7, 999, |_| ())), [1, 1, 1]);
@@ -247,7 +247,7 @@ fn tcp_segments_below_eight_bytes_are_not_joined() {
     assert_eq!(writes(&udp_train(3, 1, 999, |_| ())), [3]);
 }
 
-/// Bytes behind the total length, or too few: the caller's mistake, which must not get into a GSO packet.
+/// Bytes behind the total length, or too few, are an error of the caller, and must not get into a GSO packet.
 #[test]
 fn packets_of_another_length_than_their_headers_say_are_not_joined() {
     assert_eq!(second_udp(|ip| ip.trailer = vec![0; 4]), [1; 3]);
@@ -262,7 +262,7 @@ fn a_datagram_without_checksum_goes_alone() {
     assert_eq!(writes(&train), [1; 3]);
 }
 
-/// RFC 6864: with DF set the identification means nothing. Many senders write 0 in all packets.
+/// With DF set the identification has no meaning (RFC 6864). Many senders write 0 in all packets.
 #[test]
 fn with_df_identifications_may_be_anything() {
     let train = |id: fn(u16) -> u16| {
@@ -274,7 +274,7 @@ fn with_df_identifications_may_be_anything() {
     assert_eq!(train(|i| i), [4]);
 }
 
-/// A checksum of the other zero, which a segment would not be given.
+/// A checksum of the other zero would not be restored in a segment.
 #[test]
 fn a_checksum_that_would_come_back_otherwise_is_not_joined() {
     let data = |rest: &[u8]| [rest, &pattern(98)].concat();
@@ -291,7 +291,7 @@ fn a_checksum_that_would_come_back_otherwise_is_not_joined() {
     assert_eq!(writes(&train(second)), [1; 3]);
 }
 
-/// As above, in the IP header, where a packet whose sum is all ones may carry either zero.
+/// As above, in the IP header. A packet whose sum is all ones may have either zero.
 #[test]
 fn an_ip_checksum_that_would_come_back_otherwise_is_not_joined() {
     let train = |low: [u8; 2]| udp_train_to([100, 96, low[0], low[1]]);
@@ -307,7 +307,7 @@ fn udp_train_to(destination: [u8; 4]) -> [Vec<u8>; 3] {
     [1, 2, 3].map(|id| complete(Ipv4 { id, destination: destination.into(), ..outbound() }.bytes()))
 }
 
-/// No checksum, in a datagram that sums to all ones without one: as if it had a right checksum of 0.
+/// A datagram without checksum whose sum is all ones looks as if it had a right checksum of 0.
 #[test]
 fn a_datagram_without_checksum_goes_alone_even_if_it_adds_up() {
     let data = |rest: &[u8]| [rest, &pattern(98)].concat();

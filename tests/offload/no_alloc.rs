@@ -1,4 +1,4 @@
-//! Nothing on the way of a packet allocates.
+//! Segmentation and coalescing do not allocate.
 
 use loden::offload::{Coalesced, Coalescer, OffloadAction};
 
@@ -29,7 +29,7 @@ fn cutting_does_not_allocate() {
     }
 }
 
-/// With everything that may come: trains, more flows than there is room for, and what is odd.
+/// The input has GSO packets, more flows than the coalescer holds, and odd packets.
 #[test]
 fn joining_does_not_allocate_after_the_constructor() {
     let mut packets =

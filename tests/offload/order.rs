@@ -7,7 +7,7 @@ use bodies::offload::model::complete;
 use support::host::outbound;
 use support::packet::{ICMP, Ipv4, icmp, pattern, udp};
 
-/// Packet `number` of the flow with this source port.
+/// Returns packet `number` of the flow with this source port.
 fn datagram(port: u16, number: u8) -> Vec<u8> {
     let payload = udp(port, 53, &[number; 50]);
     complete(Ipv4 { id: number.into(), payload, ..outbound() }.bytes())
@@ -46,7 +46,7 @@ fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
     }
     coalescer.push(&datagram(16, 0), &mut flows(&mut deliveries));
     assert_eq!(deliveries, [(0, 2)]);
-    // The first flow again takes the place of the second.
+    // The first flow replaces the second.
     coalescer.push(&datagram(0, 2), &mut flows(&mut deliveries));
     assert_eq!(deliveries, [(0, 2), (1, 2)]);
     coalescer.flush(&mut flows(&mut deliveries));
@@ -54,7 +54,7 @@ fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
     assert_eq!(deliveries[2..], expected);
 }
 
-/// A complete train does not wait for a flush.
+/// A full GSO packet does not wait for a flush.
 #[test]
 fn a_full_gso_packet_is_delivered_at_once() {
     let mut coalescer = Coalescer::new(BOTH);
@@ -71,7 +71,7 @@ fn a_full_gso_packet_is_delivered_at_once() {
     coalescer.flush(&mut |_| panic!("nothing is left"));
 }
 
-/// Other protocols have no order with anything; a fragment has one with every flow between its hosts.
+/// Packets of other protocols have no order with others. A fragment has one with every flow between its hosts.
 #[test]
 fn what_passes_by_and_what_does_not() {
     let mut coalescer = Coalescer::new(BOTH);
