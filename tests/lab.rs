@@ -136,7 +136,7 @@ fn its_programs_end_with_it() {
 }
 
 #[test]
-fn wrong_arguments_are_told() {
+fn wrong_arguments_are_reported() {
     let directory = tempfile::tempdir().expect("a directory");
     for (args, complaint) in [
         (&["--seconds", "0"][..], "0.05"),

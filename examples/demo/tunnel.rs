@@ -58,7 +58,8 @@ impl Tunnel {
     }
 }
 
-/// The kernel removes a TUN device with its last file descriptor, and address and routes with the device.
+/// Checks that the TUN devices are gone: the kernel removes a device, with address and routes, with its last file
+/// descriptor.
 pub(crate) fn check_removed(hosts: &TwoHosts) -> Result<(), End> {
     for host in [&hosts.host_a, &hosts.host_b] {
         let links = host.links().map_err(End::failed("after the tunnels were stopped"))?;

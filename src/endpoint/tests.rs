@@ -19,7 +19,7 @@ fn endpoint() -> (Endpoint, RouteTable) {
     (Endpoint::new(Forwarder::new(overlay).unwrap()), routes)
 }
 
-/// Without DF.
+/// Returns a UDP packet without DF.
 fn packet(from: [u8; 4], to: [u8; 4], data: usize) -> Vec<u8> {
     let mut header = etherparse::Ipv4Header::new(0, 64, etherparse::IpNumber::UDP, from, to).unwrap();
     header.dont_fragment = false;

@@ -81,7 +81,7 @@ struct State {
     /// True if the last packet and the last message repeat for ever.
     endless: bool,
     /// GSO batches to these addresses fail with this error number.
-    no_trains: BTreeMap<IpAddr, c_int>,
+    no_gso_batches: BTreeMap<IpAddr, c_int>,
     /// The path MTUs to these addresses, in bytes of outer packet, and the error number of a GSO batch of longer
     /// datagrams.
     paths: BTreeMap<IpAddr, (u32, c_int)>,
@@ -126,13 +126,13 @@ impl Script {
     }
 
     pub(crate) fn refuse_trains(&self, to: IpAddr, errno: c_int) {
-        self.state().no_trains.insert(to, errno);
+        self.state().no_gso_batches.insert(to, errno);
     }
 
     /// Sets the path MTU to an address, in bytes of outer packet. A longer datagram fails with EMSGSIZE. A GSO batch of
-    /// such datagrams fails with `train_errno`.
-    pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, train_errno: c_int) {
-        self.state().paths.insert(to, (mtu, train_errno));
+    /// such datagrams fails with `batch_errno`.
+    pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, batch_errno: c_int) {
+        self.state().paths.insert(to, (mtu, batch_errno));
     }
 
     /// Makes `sendmmsg` and `recvmmsg` fail.
@@ -240,12 +240,12 @@ impl State {
         if let Some(errno) = self.no_marks.filter(|_| message.ecn != Ecn::NotEct) {
             return Some(errno);
         }
-        if let (Some(_), Some(errno)) = (message.segment, self.no_trains.get(&peer)) {
+        if let (Some(_), Some(errno)) = (message.segment, self.no_gso_batches.get(&peer)) {
             return Some(*errno);
         }
-        let (mtu, of_train) = *self.paths.get(&peer)?;
+        let (mtu, of_batch) = *self.paths.get(&peer)?;
         let longest = message.segment.map_or(message.payload.len(), usize::from);
-        let errno = if message.segment.is_some() { of_train } else { libc::EMSGSIZE };
+        let errno = if message.segment.is_some() { of_batch } else { libc::EMSGSIZE };
         (longest + OUTER_HEADERS > mtu as usize).then_some(errno)
     }
 

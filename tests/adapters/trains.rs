@@ -86,7 +86,9 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
             let (datagrams, longest) = receive(&to, bytes, if many { 32 } else { 1 });
             assert!(datagrams == expected, "{offload:?} many={many}: {} datagrams", datagrams.len());
             match offload {
-                UdpOffload { gso: true, gro: true } if arrives_whole() => assert!(longest > 1472, "it arrived as a GRO batch"),
+                UdpOffload { gso: true, gro: true } if arrives_whole() => {
+                    assert!(longest > 1472, "it arrived as a GRO batch")
+                }
                 UdpOffload { gro: false, .. } => assert!(longest <= 1472, "nothing was coalesced"),
                 UdpOffload { .. } => {}
             }

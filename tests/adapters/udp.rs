@@ -77,7 +77,7 @@ fn fault_25_a_datagram_that_does_not_fit_is_never_returned_cut() {
     });
 }
 
-/// `left` and `right` with a router between them whose second link carries 1280 bytes.
+/// Returns `left` and `right` with a router between them whose second link carries 1280 bytes.
 fn narrow_path() -> (Namespace, Namespace, Namespace) {
     let (left, router, right) = (namespace(), namespace(), namespace());
     left.connect("eth0", &router, "eth0").expect("veth");
@@ -169,7 +169,7 @@ fn r54_a_report_is_received_and_the_modes_overrule_the_kernel() {
 }
 
 #[test]
-fn fault_33_a_dead_peer_harms_nobody() {
+fn fault_33_a_dead_peer_affects_no_other_peer() {
     namespace().enter(|| {
         let (healthy, address) = peer("127.0.0.1:0");
         let dead = peer("127.0.0.1:0").1;

@@ -110,7 +110,7 @@ fn the_demo_shows_all_it_promises() {
 }
 
 #[test]
-fn the_demo_is_gone_at_once_after_ctrl_c() {
+fn the_demo_ends_at_once_after_ctrl_c() {
     for reached in ["pod a", "1. Ping", "2. TCP"] {
         let mut child = Child::spawn(&here(), example("demo")).expect("spawned");
         while !child.next_line(SOON).expect("a line").contains(reached) {}
@@ -122,7 +122,7 @@ fn the_demo_is_gone_at_once_after_ctrl_c() {
 }
 
 #[test]
-fn the_demo_ends_quietly_when_nobody_reads_on() {
+fn the_demo_ends_quietly_when_its_output_is_closed() {
     let mut child = example("demo").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
     let mut line = String::new();
     // The pipe is closed with the reader, behind the first line.
@@ -136,7 +136,7 @@ fn the_demo_ends_quietly_when_nobody_reads_on() {
 /// Without a TUN device the demo ends, for root and for others. Another user may already lack the right to make
 /// namespaces.
 #[test]
-fn the_demo_says_what_it_needs() {
+fn the_demo_names_missing_requirements() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     // A copy that any user may run, because the build directory may be private.
@@ -173,7 +173,7 @@ fn without_tun(program: &mut Command) -> std::process::Output {
 }
 
 #[test]
-fn a_loop_says_how_it_is_called() {
+fn a_loop_prints_its_usage() {
     let without_port = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"];
     for (name, wrong) in [
         ("poll_loop", [&ON_A[..4], &without_port]),

@@ -131,7 +131,7 @@ fn a_thousand_leases_are_one_route_of_the_kernel() {
 
 /// Fault 37, in the loop of that example.
 #[test]
-fn the_node_of_static_leases_bears_that_its_device_goes_down() {
+fn static_leases_survives_a_device_that_goes_down() {
     let hosts = hosts();
     let file = LeaseFile::new("100.96.1.0/24 10.168.0.2\n100.96.2.0/24 10.168.0.3\n");
     let _a = start(&hosts.host_a, "static_leases", &file.on_a());

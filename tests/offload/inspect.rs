@@ -232,7 +232,7 @@ fn fault_21_a_fragment_is_no_gso_packet() {
 
 /// The forwarder reports the errors of a packet.
 #[test]
-fn a_packet_that_is_none_needs_nothing() {
+fn invalid_packets_need_no_action() {
     let mut broken = tcp_super();
     broken[10] ^= 1;
     let ipv6 = Ipv4 { version: 6, payload: pattern(60), ..outbound() }.bytes();

@@ -11,7 +11,7 @@ use loden::wire::ipv4::Ipv4Packet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::Namespace;
 
-use super::coalesce::{BOTH, tcp_train, udp_train};
+use super::coalesce::{BOTH, tcp_packets, udp_packets};
 use bodies::offload::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
 use bodies::offload::opinion;
 use support::fragments;
@@ -266,31 +266,31 @@ fn a_checksum_is_completed_as_the_kernel_completes_it() {
 fn the_kernel_cuts_gso_packets_into_the_original_packets() {
     on_a_router(|router| {
         let shorter_udp = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(7));
-        let trains = [
-            tcp_train(45, 1420, 44, |(_, tcp)| (tcp.flags, tcp.payload) = (ACK | PSH, pattern(33))),
-            tcp_train(5, 100, 0, |(_, tcp)| tcp.flags |= CWR),
-            tcp_train(2, 8, 1, |(_, tcp)| tcp.flags |= FIN),
-            udp_train(64, 64, 99, |_| ()),
-            udp_train(20, 1400, 19, shorter_udp),
+        let inputs = [
+            tcp_packets(45, 1420, 44, |(_, tcp)| (tcp.flags, tcp.payload) = (ACK | PSH, pattern(33))),
+            tcp_packets(5, 100, 0, |(_, tcp)| tcp.flags |= CWR),
+            tcp_packets(2, 8, 1, |(_, tcp)| tcp.flags |= FIN),
+            udp_packets(64, 64, 99, |_| ()),
+            udp_packets(20, 1400, 19, shorter_udp),
         ];
-        for train in trains {
-            if train[0][9] == UDP && !router.takes_udp() {
+        for packets in inputs {
+            if packets[0][9] == UDP && !router.takes_udp() {
                 continue;
             }
             let mut coalescer = Coalescer::new(BOTH);
             let mut writes = 0;
             let mut deliver = |coalesced: Coalesced<'_>| {
-                assert_eq!(coalesced.packets, train.len());
+                assert_eq!(coalesced.packets, packets.len());
                 router.with_offload.send_with(&coalesced.header, coalesced.packet).unwrap();
                 writes += 1;
             };
-            for packet in &train {
+            for packet in &packets {
                 coalescer.push(packet, &mut deliver);
             }
             coalescer.flush(&mut deliver);
             assert_eq!(writes, 1);
-            let expected: Vec<_> = train.iter().map(|packet| with_ttl(packet, packet[8] - 1)).collect();
-            assert_eq!(router.forwarded(train.len()), expected);
+            let expected: Vec<_> = packets.iter().map(|packet| with_ttl(packet, packet[8] - 1)).collect();
+            assert_eq!(router.forwarded(packets.len()), expected);
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use loden::offload::{Coalesced, Coalescer, OffloadAction};
 
-use super::coalesce::{BOTH, udp_train};
+use super::coalesce::{BOTH, udp_packets};
 use super::inspect::{tcp_super, udp_super};
 use super::segment::segments;
 use bodies::offload::model::vnet;
@@ -33,7 +33,7 @@ fn cutting_does_not_allocate() {
 #[test]
 fn joining_does_not_allocate_after_the_constructor() {
     let mut packets =
-        [segments(&tcp_super(), 100), segments(&udp_super(), 100), udp_train(100, 64, 999, |_| ())].concat();
+        [segments(&tcp_super(), 100), segments(&udp_super(), 100), udp_packets(100, 64, 999, |_| ())].concat();
     packets.extend(
         steps(&(0..4000u32).map(|i| (i * i / 8) as u8).collect::<Vec<_>>()).into_iter().map(|step| step.packet),
     );

@@ -2,7 +2,7 @@
 
 use loden::offload::{Coalesced, Coalescer};
 
-use super::coalesce::{BOTH, udp_train};
+use super::coalesce::{BOTH, udp_packets};
 use bodies::offload::model::complete;
 use support::host::outbound;
 use support::packet::{ICMP, Ipv4, icmp, pattern, udp};
@@ -13,7 +13,7 @@ fn datagram(port: u16, number: u8) -> Vec<u8> {
     complete(Ipv4 { id: number.into(), payload, ..outbound() }.bytes())
 }
 
-/// The source port and the number of packets of each delivery.
+/// Records the source port and the number of packets of each delivery.
 fn flows(deliveries: &mut Vec<(u16, usize)>) -> impl FnMut(Coalesced<'_>) {
     |coalesced| {
         let port = u16::from_be_bytes([coalesced.packet[20], coalesced.packet[21]]);
@@ -59,12 +59,12 @@ fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
 fn a_full_gso_packet_is_delivered_at_once() {
     let mut coalescer = Coalescer::new(BOTH);
     let mut deliveries = Vec::new();
-    for packet in udp_train(64, 50, 999, |_| ()) {
+    for packet in udp_packets(64, 50, 999, |_| ()) {
         coalescer.push(&packet, &mut flows(&mut deliveries));
     }
     assert_eq!(deliveries, [(4000, 64)]);
     let short = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(49));
-    for packet in udp_train(3, 50, 2, short) {
+    for packet in udp_packets(3, 50, 2, short) {
         coalescer.push(&packet, &mut flows(&mut deliveries));
     }
     assert_eq!(deliveries, [(4000, 64), (4000, 3)]);
@@ -73,7 +73,7 @@ fn a_full_gso_packet_is_delivered_at_once() {
 
 /// Packets of other protocols have no order with others. A fragment has one with every flow between its hosts.
 #[test]
-fn what_passes_by_and_what_does_not() {
+fn other_protocols_overtake_and_fragments_do_not() {
     let mut coalescer = Coalescer::new(BOTH);
     let mut lengths = Vec::new();
     let ping = Ipv4 { protocol: ICMP, payload: icmp(8, 0, b"ping"), ..outbound() }.bytes();

@@ -30,7 +30,7 @@ pub(crate) fn shapes(way: Way) -> impl Strategy<Value = Shape> {
     prop_oneof![12 => sound, 6 => damaged, 2 => lying]
 }
 
-/// A header length, a total length and a number of bytes received that are not the packet's.
+/// Returns a header length, a total length and a number of received bytes other than the packet's.
 fn lengths() -> impl Strategy<Value = (Option<u8>, Option<u16>, Option<usize>)> {
     let ihl = prop_oneof![3 => Just(None), 1 => (0u8..16).prop_map(Some)];
     let total = prop_oneof![1 => Just(None), 2 => (0u16..100).prop_map(Some), 1 => any::<u16>().prop_map(Some)];

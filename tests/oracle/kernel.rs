@@ -44,7 +44,7 @@ impl Passage<'_> {
         (emissions, known_differences)
     }
 
-    /// A forwarded packet, with the kernel's changes of its options.
+    /// Returns a forwarded packet, with the kernel's changes of its options.
     fn walked(
         &self,
         mut packet: Vec<u8>,

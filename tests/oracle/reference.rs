@@ -78,7 +78,7 @@ struct Attempt<'w> {
     packet: Vec<u8>,
     /// The tunnel's sockets have other addresses.
     elsewhere: bool,
-    /// The packet is neither for this host nor for any other.
+    /// The packet is for no host, so that it leaves by the unused link.
     nowhere: bool,
     /// The position at which the kernel found an error in the options, which have been removed from the packet.
     problem: Option<u8>,

@@ -166,7 +166,8 @@ impl World {
         }
     }
 
-    /// Returns the forwarder's outcome for a packet from the TUN without the tunnel's own addresses.
+    /// Returns the forwarder's outcome for a packet from the TUN with the underlay at other addresses, so that none is
+    /// the tunnel's own.
     pub(crate) fn ours_elsewhere(&self, packet: &[u8]) -> Outcome {
         let mut outcome = self.elsewhere.encapsulate(packet);
         if let Outcome::Forward { to: Some(to), .. } | Outcome::Fragments { to, .. } = &mut outcome {

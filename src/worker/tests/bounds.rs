@@ -26,8 +26,8 @@ fn fault_31_send_errors_are_counted_for_the_first_peers() {
 fn fault_30_an_accepted_gso_packet_resets_the_refusals() {
     let mut stage = Stage::new();
     for round in 0..20_u16 {
-        let train = (0..4).map(|at| tcp(POD_A, POD, 4 * round + at, 1000 * u32::from(4 * round + at), 1000));
-        stage.arrive(host_a(), &train.collect::<Vec<_>>());
+        let packets = (0..4).map(|at| tcp(POD_A, POD, 4 * round + at, 1000 * u32::from(4 * round + at), 1000));
+        stage.arrive(host_a(), &packets.collect::<Vec<_>>());
         let (writes, refused) = (stage.script.count(Call::Write), round % 8 < 7);
         if refused {
             stage.fail(Call::Write, [libc::EINVAL]);

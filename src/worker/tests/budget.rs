@@ -37,8 +37,8 @@ fn fault_48_49_a_call_ends_within_its_budget_and_each_direction_has_its_own() {
 fn fault_48_a_gso_packet_does_not_stretch_a_call() {
     let mut stage = Stage::new();
     const SEGMENTS: u64 = 60;
-    let super_packet = udp(POD, POD_A, 1, Df::Set, 60_000);
-    stage.give_with(gso(&super_packet, 1000), &super_packet);
+    let gso_packet = udp(POD, POD_A, 1, Df::Set, 60_000);
+    stage.give_with(gso(&gso_packet, 1000), &gso_packet);
     stage.arrive(host_b(), &(1..=64).map(|number| udp(POD_B, POD, number, Df::Set, 100)).collect::<Vec<_>>());
     stage.script.never_end();
     for budget in [1, 10, 256] {

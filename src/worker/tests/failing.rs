@@ -42,7 +42,7 @@ fn run(stage: &mut Stage, lasts: Duration, step: Duration) -> (Option<WorkerErro
     unreachable!()
 }
 
-/// Each call, the error number of each attempt, and the reported failure.
+/// Returns calls with the error number of each attempt, and the reported failure.
 fn cases() -> [(Call, c_int, Failure); 9] {
     [
         (Call::Receive, libc::ENOSYS, Failure::Receive(RecvError::Other(libc::ENOSYS))),
@@ -127,9 +127,9 @@ fn fault_54_the_loop_does_not_spin() {
         let quiet = if call == Call::Read { Call::Receive } else { Call::Read };
         stage.script.then(quiet, core::iter::repeat_n(Answer::Error(libc::EAGAIN), 100_000));
         let _ = if call == Call::Read { stage.out().unwrap() } else { stage.back().unwrap() };
-        let interest = stage.next();
-        assert_eq!((interest.tun, interest.udp), (call != Call::Read, call == Call::Read));
-        assert_eq!(interest.wake_at, Some(stage.now + 25 * MILLISECOND));
+        let next = stage.next();
+        assert_eq!((next.tun, next.udp), (call != Call::Read, call == Call::Read));
+        assert_eq!(next.wake_at, Some(stage.now + 25 * MILLISECOND));
         let (read, received) = (stage.script.count(Call::Read), stage.script.count(Call::Receive));
         stage.now += 24 * MILLISECOND;
         let outcome = if call == Call::Read { stage.out() } else { stage.back() };

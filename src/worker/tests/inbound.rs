@@ -102,11 +102,11 @@ fn fault_27_28_37_a_write_that_fails_costs_its_packet() {
 /// packets are disabled.
 #[test]
 fn fault_28_30_a_gso_packet_that_fails_is_counted_as_its_packets() {
-    let train = |first: u16| -> Vec<Vec<u8>> {
+    let packets = |first: u16| -> Vec<Vec<u8>> {
         (0..4).map(|at| tcp(POD_A, POD, first + at, 1000 * u32::from(first + at), 1000)).collect()
     };
     let mut stage = Stage::new();
-    stage.arrive(host_a(), &train(1));
+    stage.arrive(host_a(), &packets(1));
     stage.fail(Call::Write, [libc::ENOBUFS]);
     assert_eq!(stage.back(), Ok(Progress::Drained));
     assert_eq!(Stage::lost(stage.decap()), Some((DropReason::TunFull, 4)));
@@ -115,7 +115,7 @@ fn fault_28_30_a_gso_packet_that_fails_is_counted_as_its_packets() {
     stage.script.refuse_gso_packets(libc::EINVAL);
     for round in 0..10 {
         let writes = stage.script.count(Call::Write);
-        stage.arrive(host_a(), &train(1 + 4 * round));
+        stage.arrive(host_a(), &packets(1 + 4 * round));
         assert_eq!(stage.back(), Ok(Progress::Drained));
         assert_eq!(numbers(&stage.take_delivered()).len(), 4);
         let tried = u64::from(round.min(8));
@@ -134,7 +134,7 @@ fn fault_28_30_a_gso_packet_that_fails_is_counted_as_its_packets() {
             stage.script.accept_gso_packets();
         }
         let before = stage.script.count(Call::Write);
-        stage.arrive(host_a(), &train(1 + 4 * number));
+        stage.arrive(host_a(), &packets(1 + 4 * number));
         assert_eq!(stage.back(), Ok(Progress::Drained));
         assert_eq!(stage.take_delivered().len(), 4);
         assert_eq!(stage.script.count(Call::Write) - before, writes, "packet {number}");
@@ -148,7 +148,7 @@ fn fault_28_30_a_gso_packet_that_fails_is_counted_as_its_packets() {
             stage.now += minute;
         }
         let before = stage.script.count(Call::Write);
-        stage.arrive(host_a(), &train(1 + 4 * number));
+        stage.arrive(host_a(), &packets(1 + 4 * number));
         assert_eq!(stage.back(), Ok(Progress::Drained));
         assert_eq!(stage.script.count(Call::Write) - before, writes, "packet {number}");
     }

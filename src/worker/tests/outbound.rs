@@ -30,9 +30,9 @@ fn fault_27_a_blocked_path_loses_only_its_own_packets() {
     stage.script.then(Call::Send, [Answer::AtMost(1), Answer::Error(libc::EAGAIN)]);
     assert_eq!(stage.out(), Ok(Progress::Drained));
     assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3, 2), "A's batch was sent, B's was not");
-    let interest = stage.next();
-    assert!(interest.tun);
-    assert_eq!(interest.wake_at, Some(stage.now + Duration::from_micros(500)));
+    let next = stage.next();
+    assert!(next.tun);
+    assert_eq!(next.wake_at, Some(stage.now + Duration::from_micros(500)));
 
     // It is too early to retry B. New packets to A are sent.
     for number in 6..100 {
@@ -122,9 +122,9 @@ fn fault_28_no_buffers_is_retried_and_then_dropped() {
 /// EINVAL.
 #[test]
 fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
-    for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
+    for batch_errno in [libc::EMSGSIZE, libc::EINVAL] {
         let mut stage = Stage::new();
-        stage.script.narrow(host_a().ip(), 1300, train_errno);
+        stage.script.narrow(host_a().ip(), 1300, batch_errno);
         let packets = [
             (POD_A, Df::Set, 1372),
             (POD_A, Df::Set, 1372),
@@ -167,9 +167,9 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
 /// If the kernel does not know the path MTU, ICMP errors name the next plateau. Packets that fit it are sent.
 #[test]
 fn fault_29_35_53_an_unknown_path_mtu_is_lowered_by_plateaus() {
-    for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
+    for batch_errno in [libc::EMSGSIZE, libc::EINVAL] {
         let mut stage = Stage::new();
-        stage.script.narrow(host_a().ip(), 1300, train_errno);
+        stage.script.narrow(host_a().ip(), 1300, batch_errno);
         stage.fail(Call::Route, [libc::EMFILE; 8]);
         stage.fail(Call::PathMtu, [libc::EMFILE; 8]);
         for (number, payload) in [(1, 1372), (2, 1372), (3, 900)] {
@@ -193,8 +193,8 @@ fn fault_30_a_refused_gso_batch_is_sent_unbatched_to_that_peer_alone() {
         stage.script.refuse_trains(host_a().ip(), errno);
         for round in 0..2 {
             five(&stage);
-            let super_packet = udp(POD, POD_A, 10, Df::Set, 4000);
-            stage.give_with(gso(&super_packet, 1000), &super_packet);
+            let gso_packet = udp(POD, POD_A, 10, Df::Set, 4000);
+            stage.give_with(gso(&gso_packet, 1000), &gso_packet);
             assert_eq!(stage.out(), Ok(Progress::Drained));
             let sent = stage.script.take_sends().concat();
             let lengths =
@@ -211,30 +211,30 @@ fn fault_30_a_refused_gso_batch_is_sent_unbatched_to_that_peer_alone() {
 fn fault_55_gso_batches_are_enabled_again() {
     let minute = Duration::from_secs(60);
     let mut stage = Stage::new();
-    let trains = |stage: &mut Stage| {
+    let is_batched = |stage: &mut Stage| {
         five(stage);
         assert_eq!(stage.out(), Ok(Progress::Drained));
         let sent = stage.script.take_sends().concat();
         let to_a = sent.iter().filter(|sent| sent.to == host_a()).map(|sent| sent.datagrams.len()).collect::<Vec<_>>();
         to_a == [3]
     };
-    assert!(trains(&mut stage));
+    assert!(is_batched(&mut stage));
     stage.fail(Call::Send, [libc::EIO]);
-    assert!(!trains(&mut stage));
+    assert!(!is_batched(&mut stage));
     stage.now += minute - MILLISECOND;
-    assert!(!trains(&mut stage), "not yet");
+    assert!(!is_batched(&mut stage), "not yet");
     stage.now += MILLISECOND;
     // A call without packets notices that the time is over.
     assert_eq!(stage.out(), Ok(Progress::Drained));
-    assert!(trains(&mut stage), "after a minute");
+    assert!(is_batched(&mut stage), "after a minute");
     stage.now += 60 * minute;
 
     stage.script.refuse_trains(host_a().ip(), libc::EIO);
     for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
         let fallbacks = stage.worker.counters().stats.gso_fallbacks;
-        assert!(!trains(&mut stage));
+        assert!(!is_batched(&mut stage));
         for _ in 0..minutes {
-            assert!(!trains(&mut stage));
+            assert!(!is_batched(&mut stage));
             assert_eq!(stage.worker.counters().stats.gso_fallbacks, fallbacks + 1, "{minutes} minutes");
             stage.now += minute;
         }

@@ -84,7 +84,7 @@ struct Play {
     later: (usize, u32, bool),
     /// The turn before which the route to host A is removed.
     removed: usize,
-    no_trains: bool,
+    no_gso_batches: bool,
     no_gso_packets: bool,
     of_tun: TunOffload,
     budget: u32,
@@ -107,14 +107,14 @@ fn play() -> impl Strategy<Value = Play> {
     let of_tun = proptest::sample::select(vec![TunOffload::ALL, TunOffload::NONE]);
     let budget = proptest::sample::select(vec![1, 10, 256]);
     (packets, answers, mtu(), turns, any::<bool>(), any::<bool>(), of_tun, budget).prop_map(
-        |((out, back), answers, mtu, (later, removed), no_trains, no_gso_packets, of_tun, budget)| Play {
+        |((out, back), answers, mtu, (later, removed), no_gso_batches, no_gso_packets, of_tun, budget)| Play {
             out,
             back,
             answers,
             mtu,
             later,
             removed,
-            no_trains,
+            no_gso_batches,
             no_gso_packets,
             of_tun,
             budget,
@@ -126,7 +126,7 @@ impl Play {
     fn set(&self) -> Stage {
         let stage = Stage::with(self.of_tun, UdpOffload::ALL);
         stage.script.narrow(host_a().ip(), self.mtu, libc::EINVAL);
-        if self.no_trains {
+        if self.no_gso_batches {
             stage.script.refuse_trains(host_a().ip(), libc::EIO);
         }
         if self.no_gso_packets {
