@@ -10,7 +10,7 @@ use core::ffi::c_int;
 use core::num::NonZeroUsize;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -139,6 +139,13 @@ impl Tun {
     #[must_use]
     pub fn offload(&self) -> TunOffload {
         self.offload
+    }
+
+    /// Returns true if the device was opened with `IFF_VNET_HDR`: every packet that is read from or written to its file
+    /// descriptor then has a [`VnetHeader`] of 10 bytes in front. [`recv`](Self::recv) and [`send`](Self::send) take care of it.
+    #[must_use]
+    pub fn has_vnet_header(&self) -> bool {
+        self.vnet
     }
 
     /// Returns the requested features that the kernel lacks or did not grant.
@@ -274,6 +281,12 @@ impl Tun {
                 },
             }
         }
+    }
+}
+
+impl AsRawFd for Tun {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 

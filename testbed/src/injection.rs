@@ -1,11 +1,13 @@
 //! Failing system calls of a running process, by strace(1).
 
 use core::time::Duration;
-use std::io;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
+use std::{env, fs, io};
 
 use nix::sys::signal::Signal;
+use nix::unistd::mkstemp;
 
 use crate::{Child, Namespace};
 
@@ -14,7 +16,24 @@ const SOON: Duration = Duration::from_secs(5);
 /// A strace(1) that is attached to a process until this is dropped.
 pub struct Injection {
     strace: Child,
-    trace: tempfile::NamedTempFile,
+    trace: TraceFile,
+}
+
+/// A temporary file that is removed on drop.
+struct TraceFile(PathBuf);
+
+impl TraceFile {
+    fn new() -> io::Result<Self> {
+        let (_descriptor, path) = mkstemp(&env::temp_dir().join("loden-strace-XXXXXX"))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for TraceFile {
+    fn drop(&mut self) {
+        // Nobody misses a file that is gone already.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 impl Injection {
@@ -24,9 +43,9 @@ impl Injection {
     /// # Errors
     /// strace is missing, may not trace the process, or does not accept the syntax.
     pub fn begin(namespace: &Namespace, process: u32, faults: &[(&str, &str)]) -> io::Result<Self> {
-        let trace = tempfile::NamedTempFile::new()?;
+        let trace = TraceFile::new()?;
         let mut command = Command::new("strace");
-        command.args(["-f", "-p", &process.to_string(), "-o"]).arg(trace.path());
+        command.args(["-f", "-p", &process.to_string(), "-o"]).arg(&trace.0);
         let calls: Vec<&str> = faults.iter().map(|(calls, _)| *calls).collect();
         command.args(["-e", &format!("trace={}", calls.join(","))]);
         for (calls, how) in faults {
@@ -51,7 +70,7 @@ impl Injection {
     /// # Errors
     /// The output of strace is unreadable.
     pub fn trace(&self) -> io::Result<String> {
-        std::fs::read_to_string(self.trace.path())
+        fs::read_to_string(&self.trace.0)
     }
 
     /// Detaches from the process. Returns the number of failed calls.

@@ -2,11 +2,13 @@
 
 use crate::Namespace;
 use crate::error::Context;
-use crate::netlink::NetlinkError;
+use crate::netlink::Netlink;
 use core::time::Duration;
-use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+};
+use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
@@ -22,9 +24,10 @@ impl Namespace {
     /// `AlreadyExists` if either name is in use; `TimedOut` if the pair does not carry packets; otherwise the
     /// kernel's error.
     pub fn connect(&self, name: &str, peer: &Self, peer_name: &str) -> io::Result<()> {
-        let far_end = LinkUnspec::new_with_name(peer_name).setns_by_fd(peer.as_fd().as_raw_fd()).build();
-        let pair = LinkVeth::new(name, peer_name).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end))).build();
-        self.netlink(async |handle| Ok(handle.link().add(pair).execute().await?))
+        let mut far_end = named(peer_name);
+        far_end.attributes.push(LinkAttribute::NetNsFd(peer.as_fd().as_raw_fd()));
+        let pair = new_link(name, InfoKind::Veth, Some(InfoData::Veth(InfoVeth::Peer(far_end))));
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewLink(pair)))
             .context(|| format!("cannot make the veth pair {name} and {peer_name}"))?;
         // The ends are set up after the creation: drivers/net/veth.c opens an end only once it knows its peer.
         self.set_up(name)?;
@@ -38,7 +41,7 @@ impl Namespace {
     /// # Errors
     /// The kernel's error, for example for an unknown link.
     pub fn set_up(&self, link: &str) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_name(link).up()).context(|| format!("cannot bring {link} up"))
+        self.change(up(named(link))).context(|| format!("cannot bring {link} up"))
     }
 
     /// Sets a link down. The kernel drops the routes through it.
@@ -46,7 +49,9 @@ impl Namespace {
     /// # Errors
     /// The kernel's error, for example for an unknown link.
     pub fn set_down(&self, link: &str) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_name(link).down()).context(|| format!("cannot take {link} down"))
+        let mut down = named(link);
+        down.header.change_mask = LinkFlags::Up;
+        self.change(down).context(|| format!("cannot take {link} down"))
     }
 
     /// Sets the MTU of a link, in bytes.
@@ -54,8 +59,7 @@ impl Namespace {
     /// # Errors
     /// `InvalidInput` if the device does not support the size; otherwise the kernel's error.
     pub fn set_mtu(&self, link: &str, mtu: u32) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_name(link).mtu(mtu))
-            .context(|| format!("cannot set the MTU of {link} to {mtu}"))
+        self.set(link, LinkAttribute::Mtu(mtu)).context(|| format!("cannot set the MTU of {link} to {mtu}"))
     }
 
     /// Sets the queue length of a link in packets. For a TUN device it limits the unread packets.
@@ -63,8 +67,7 @@ impl Namespace {
     /// # Errors
     /// The kernel's error, for example for an unknown link.
     pub fn set_queue_len(&self, link: &str, packets: u32) -> io::Result<()> {
-        let len = LinkAttribute::TxQueueLen(packets);
-        self.change(LinkUnspec::new_with_name(link).append_extra_attribute(len))
+        self.set(link, LinkAttribute::TxQueueLen(packets))
             .context(|| format!("cannot set the queue of {link} to {packets} packets"))
     }
 
@@ -73,8 +76,7 @@ impl Namespace {
     /// # Errors
     /// `InvalidInput` if the device does not support the size; otherwise the kernel's error.
     pub fn set_gso_max_size(&self, link: &str, bytes: u32) -> io::Result<()> {
-        let size = LinkAttribute::GsoMaxSize(bytes);
-        self.change(LinkUnspec::new_with_name(link).append_extra_attribute(size))
+        self.set(link, LinkAttribute::GsoMaxSize(bytes))
             .context(|| format!("cannot set the longest GSO packet of {link} to {bytes} bytes"))
     }
 
@@ -83,9 +85,10 @@ impl Namespace {
     /// # Errors
     /// The kernel's error, for example for an unknown link.
     pub fn delete_link(&self, link: &str) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            Ok(handle.link().del(index).execute().await?)
+        self.netlink(|kernel| {
+            let mut message = LinkMessage::default();
+            message.header.index = index_of(kernel, link)?;
+            kernel.change(RouteNetlinkMessage::DelLink(message))
         })
         .context(|| format!("cannot delete {link}"))
     }
@@ -107,22 +110,24 @@ impl Namespace {
     /// # Errors
     /// The kernel's error.
     pub fn links(&self) -> io::Result<Vec<String>> {
-        let links = self.netlink(async |handle| all_links(&handle).await).context(|| "cannot list the links".into())?;
+        let links = self.netlink(all_links).context(|| "cannot list the links".into())?;
         Ok(links.into_iter().map(|(_, name)| name).collect())
     }
 
-    fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
-        let message = link.build();
-        self.netlink(async |handle| Ok(handle.link().change(message).execute().await?))
+    fn set(&self, link: &str, attribute: LinkAttribute) -> io::Result<()> {
+        let mut message = named(link);
+        message.attributes.push(attribute);
+        self.change(message)
+    }
+
+    fn change(&self, link: LinkMessage) -> io::Result<()> {
+        self.netlink(|kernel| kernel.change(RouteNetlinkMessage::NewLink(link)))
     }
 
     fn find_link(&self, link: &str) -> io::Result<Option<LinkMessage>> {
-        self.netlink(async |handle| match handle.link().get().match_name(link).execute().try_next().await {
-            Ok(message) => Ok(message),
-            Err(error) => {
-                let error = NetlinkError::from(error);
-                if error.is_no_such_device() { Ok(None) } else { Err(error) }
-            }
+        self.netlink(|kernel| match link_named(kernel, link) {
+            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
+            found => found,
         })
         .context(|| format!("cannot look {link} up"))
     }
@@ -142,18 +147,44 @@ impl Namespace {
     }
 }
 
+/// Returns a message about the link of this name.
+pub(crate) fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+/// Returns a message that creates a link.
+pub(crate) fn new_link(name: &str, kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
+    let mut message = named(name);
+    let info = [LinkInfo::Kind(kind)].into_iter().chain(data.map(LinkInfo::Data));
+    message.attributes.push(LinkAttribute::LinkInfo(info.collect()));
+    message
+}
+
+/// Adds to a message that the link is set up.
+pub(crate) fn up(mut message: LinkMessage) -> LinkMessage {
+    message.header.flags |= LinkFlags::Up;
+    message.header.change_mask |= LinkFlags::Up;
+    message
+}
+
+fn link_named(kernel: &mut Netlink, link: &str) -> io::Result<Option<LinkMessage>> {
+    let answer = kernel.get(RouteNetlinkMessage::GetLink(named(link)))?;
+    Ok(answer.and_then(|answer| if let RouteNetlinkMessage::NewLink(message) = answer { Some(message) } else { None }))
+}
+
 /// Returns the interface index of a link.
-pub(crate) async fn index_of(handle: &Handle, link: &str) -> Result<u32, NetlinkError> {
-    let message = handle.link().get().match_name(link).execute().try_next().await?;
+pub(crate) fn index_of(kernel: &mut Netlink, link: &str) -> io::Result<u32> {
     let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no link {link}"));
-    Ok(message.ok_or_else(missing)?.header.index)
+    Ok(link_named(kernel, link)?.ok_or_else(missing)?.header.index)
 }
 
 /// Returns index and name of every link.
-pub(crate) async fn all_links(handle: &Handle) -> Result<Vec<(u32, String)>, NetlinkError> {
+pub(crate) fn all_links(kernel: &mut Netlink) -> io::Result<Vec<(u32, String)>> {
     let mut links = Vec::new();
-    let mut messages = core::pin::pin!(handle.link().get().execute());
-    while let Some(message) = messages.try_next().await? {
+    for message in kernel.list(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+        let RouteNetlinkMessage::NewLink(message) = message else { continue };
         let index = message.header.index;
         links.extend(message.attributes.into_iter().find_map(|attribute| {
             if let LinkAttribute::IfName(name) = attribute { Some((index, name)) } else { None }

@@ -4,13 +4,13 @@ use crate::Namespace;
 use crate::error::Context;
 use crate::link::{all_links, index_of};
 use core::net::{IpAddr, Ipv4Addr};
-use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
 
 /// A route of the main table.
@@ -36,9 +36,18 @@ impl Namespace {
     /// # Errors
     /// `AlreadyExists` if the link has it; otherwise the kernel's error.
     pub fn add_address(&self, link: &str, address: Ipv4Net) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            Ok(handle.address().add(index, address.addr().into(), address.prefix_len()).execute().await?)
+        self.netlink(|kernel| {
+            let mut message = AddressMessage::default();
+            message.header.family = AddressFamily::Inet;
+            message.header.index = index_of(kernel, link)?;
+            message.header.prefix_len = address.prefix_len();
+            let [local, own] =
+                [AddressAttribute::Local, AddressAttribute::Address].map(|kind| kind(address.addr().into()));
+            message.attributes = vec![own, local];
+            if address.prefix_len() < 31 {
+                message.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
+            }
+            kernel.add(RouteNetlinkMessage::NewAddress(message))
         })
         .context(|| format!("cannot add {address} to {link}"))
     }
@@ -48,11 +57,14 @@ impl Namespace {
     /// # Errors
     /// The kernel's error, for example for an unknown link.
     pub fn addresses(&self, link: &str) -> io::Result<Vec<Ipv4Net>> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
+        self.netlink(|kernel| {
+            let index = index_of(kernel, link)?;
             let mut addresses = Vec::new();
-            let mut messages = core::pin::pin!(handle.address().get().set_link_index_filter(index).execute());
-            while let Some(message) = messages.try_next().await? {
+            for message in kernel.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+                let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+                if message.header.index != index {
+                    continue;
+                }
                 let local = message.attributes.iter().find_map(|attribute| {
                     if let AddressAttribute::Local(IpAddr::V4(address)) = attribute { Some(*address) } else { None }
                 });
@@ -68,14 +80,13 @@ impl Namespace {
     /// # Errors
     /// `AlreadyExists` if there is one for this destination; otherwise the kernel's error.
     pub fn add_route(&self, destination: Ipv4Net, via: Option<Ipv4Addr>, link: &str) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            let route = route_to(destination).output_interface(index);
-            let route = match via {
-                Some(gateway) => route.gateway(gateway),
-                None => route.scope(RouteScope::Link),
-            };
-            Ok(handle.route().add(route.build()).execute().await?)
+        self.netlink(|kernel| {
+            let mut route = route_through(destination, index_of(kernel, link)?);
+            match via {
+                Some(gateway) => route.attributes.push(RouteAttribute::Gateway(gateway.into())),
+                None => route.header.scope = RouteScope::Link,
+            }
+            kernel.add(RouteNetlinkMessage::NewRoute(route))
         })
         .context(|| format!("cannot add a route to {destination} through {link}"))
     }
@@ -85,8 +96,9 @@ impl Namespace {
     /// # Errors
     /// `AlreadyExists` if there is one for this destination; otherwise the kernel's error.
     pub fn add_route_via(&self, destination: Ipv4Net, gateway: Ipv4Addr) -> io::Result<()> {
-        let route = route_to(destination).gateway(gateway).build();
-        self.netlink(async |handle| Ok(handle.route().add(route).execute().await?))
+        let mut route = route_to(destination);
+        route.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewRoute(route)))
             .context(|| format!("cannot add a route to {destination} via {gateway}"))
     }
 
@@ -95,8 +107,9 @@ impl Namespace {
     /// # Errors
     /// `AlreadyExists` if there is one for this destination; otherwise the kernel's error.
     pub fn add_unreachable_route(&self, destination: Ipv4Net) -> io::Result<()> {
-        let route = route_to(destination).kind(RouteType::Unreachable).build();
-        self.netlink(async |handle| Ok(handle.route().add(route).execute().await?))
+        let mut route = route_to(destination);
+        route.header.kind = RouteType::Unreachable;
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewRoute(route)))
             .context(|| format!("cannot make {destination} unreachable"))
     }
 
@@ -106,12 +119,11 @@ impl Namespace {
     /// # Errors
     /// `AlreadyExists` if there is a route for this neighbour; otherwise the kernel's error.
     pub fn narrow_path(&self, neighbour: Ipv4Addr, link: &str, mtu: u32) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            let route = route_to(neighbour.into()).output_interface(index).scope(RouteScope::Link);
-            let mut route = route.build();
+        self.netlink(|kernel| {
+            let mut route = route_through(neighbour.into(), index_of(kernel, link)?);
+            route.header.scope = RouteScope::Link;
             route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
-            Ok(handle.route().add(route).execute().await?)
+            kernel.add(RouteNetlinkMessage::NewRoute(route))
         })
         .context(|| format!("cannot narrow the path to {neighbour} to {mtu} bytes"))
     }
@@ -121,10 +133,11 @@ impl Namespace {
     /// # Errors
     /// The kernel's error, for example `ESRCH` for an unknown route.
     pub fn delete_route(&self, destination: Ipv4Net) -> io::Result<()> {
-        let mut route = route_to(destination).scope(RouteScope::NoWhere).build();
+        let mut route = route_to(destination);
+        route.header.scope = RouteScope::NoWhere;
         // In a deletion, "unspecified" and RT_SCOPE_NOWHERE match anything (fib_table_delete in net/ipv4/fib_trie.c).
         route.header.protocol = Default::default();
-        self.netlink(async |handle| Ok(handle.route().del(route).execute().await?))
+        self.netlink(|kernel| kernel.change(RouteNetlinkMessage::DelRoute(route)))
             .context(|| format!("cannot delete the route to {destination}"))
     }
 
@@ -141,13 +154,14 @@ impl Namespace {
     /// # Errors
     /// The kernel's error.
     pub fn routes(&self) -> io::Result<Vec<RouteEntry>> {
-        self.netlink(async |handle| {
-            let links = all_links(&handle).await?;
+        self.netlink(|kernel| {
+            let links = all_links(kernel)?;
             let mut routes = Vec::new();
-            let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-            let mut messages = core::pin::pin!(handle.route().get(request).execute());
-            while let Some(message) = messages.try_next().await? {
-                // A dump also contains the learned path MTUs as cloned routes.
+            let mut request = RouteMessage::default();
+            request.header.address_family = AddressFamily::Inet;
+            for message in kernel.list(RouteNetlinkMessage::GetRoute(request))? {
+                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+                // A dump also contains the path MTUs that the kernel learnt, as cloned routes.
                 let learnt = message.header.flags.contains(RouteFlags::Cloned);
                 if message.header.table == RouteHeader::RT_TABLE_MAIN && !learnt {
                     routes.push(entry(&message, &links)?);
@@ -159,8 +173,24 @@ impl Namespace {
     }
 }
 
-pub(crate) fn route_to(destination: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
-    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination.network(), destination.prefix_len())
+/// Returns a route of the main table without a next hop.
+fn route_to(destination: Ipv4Net) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet;
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.scope = RouteScope::Universe;
+    route.header.kind = RouteType::Unicast;
+    route.header.destination_prefix_length = destination.prefix_len();
+    route.attributes.push(RouteAttribute::Destination(destination.network().into()));
+    route
+}
+
+/// Returns a route through the link with this index.
+pub(crate) fn route_through(destination: Ipv4Net, link: u32) -> RouteMessage {
+    let mut route = route_to(destination);
+    route.attributes.push(RouteAttribute::Oif(link));
+    route
 }
 
 fn entry(message: &RouteMessage, links: &[(u32, String)]) -> io::Result<RouteEntry> {

@@ -2,9 +2,10 @@
 
 use crate::Namespace;
 use crate::error::Context;
-use crate::link::index_of;
+use crate::link::{index_of, new_link, up};
 use core::net::Ipv4Addr;
-use rtnetlink::LinkVxlan;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan};
 use std::io;
 
 /// IANA's port for VXLAN (RFC 7348 section 5).
@@ -29,12 +30,18 @@ impl Namespace {
     /// # Errors
     /// `AlreadyExists` if the name is in use; otherwise the kernel's error, for example for an unknown underlay.
     pub fn add_vxlan(&self, name: &str, vxlan: Vxlan<'_>) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let underlay = index_of(&handle, vxlan.underlay).await?;
-            let device = LinkVxlan::new(name, vxlan.vni).dev(underlay).local(vxlan.local).remote(vxlan.remote);
-            // There is one remote end, so the device needs no learning.
-            let device = device.port(PORT).learning(false).up().build();
-            Ok(handle.link().add(device).execute().await?)
+        self.netlink(|kernel| {
+            let data = vec![
+                InfoVxlan::Id(vxlan.vni),
+                InfoVxlan::Link(index_of(kernel, vxlan.underlay)?),
+                InfoVxlan::Local(vxlan.local),
+                InfoVxlan::Group(vxlan.remote),
+                InfoVxlan::Port(PORT),
+                // There is one remote end, so the device needs no learning.
+                InfoVxlan::Learning(false),
+            ];
+            let device = new_link(name, InfoKind::Vxlan, Some(InfoData::Vxlan(data)));
+            kernel.add(RouteNetlinkMessage::NewLink(up(device)))
         })
         .context(|| format!("cannot make the VXLAN device {name}"))
     }

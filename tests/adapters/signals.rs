@@ -47,7 +47,7 @@ fn run(worker: &mut Worker, stop: &AtomicBool) {
 }
 
 /// Sends each inner packet back to its sender, until an empty datagram arrives.
-fn send_back(peer: &UdpSocket) {
+pub(crate) fn send_back(peer: &UdpSocket) {
     let mut packet = [0; 2048];
     loop {
         let (len, from) = peer.recv_from(&mut packet).expect("another");

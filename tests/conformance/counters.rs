@@ -195,6 +195,15 @@ fn reasons_have_names_of_their_own() {
     }
 }
 
+#[test]
+fn debug_output_names_the_reasons() {
+    let mut counters = DirectionCounters::default();
+    counters.receive();
+    counters.discard(DropReason::NoRoute);
+    let text = "DirectionCounters { received: 1, forwarded: 0, answered: 0, held: 0, no_route: 1 }";
+    assert_eq!(format!("{counters:?}"), text);
+}
+
 /// Converts `Ipv6NotCarried` to `ipv6_not_carried`.
 fn snake_case(camel: &str) -> String {
     let mut snake = String::new();

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench may fail by panicking")]
 #![expect(dead_code, reason = "the fixtures of the tests have more than is used here")]
 
+// The tests and this benchmark are two programs of one package, which has no library.
 #[path = "../tests/cluster/etcd.rs"]
 mod etcd;
 #[path = "../tests/cluster/hosts.rs"]
