@@ -2,21 +2,22 @@
 //!
 //! It has no loop of its own: call [`run`], or wait for its file descriptors in a loop of yours.
 //!
-//! 1. Call [`Worker::handle`] with the file descriptors that are ready. It does a limited amount of work and never blocks.
-//! 2. Wait for what [`Next`] names: the TUN device, the UDP socket, a moment. Wait for nothing else, because it may be ready
-//!    all the time.
+//! 1. Call [`Worker::handle`] with the file descriptors that are ready. It does a limited amount of work and never
+//!    blocks.
+//! 2. Wait for the events that [`Next`] names: the TUN device, the UDP socket, or a time. Do not wait for others, because
+//!    they may be ready all the time.
 //! 3. Go to 1. After an error drop the worker: the device or the socket is gone.
 //!
-//! With `poll`, leave a file descriptor out of the set while [`Next`] does not name it: `poll` reports errors in any case. With
-//! an edge-triggered interface such as tokio's, wait for errors as well as for readability: a deleted TUN device is not readable.
-//! Consume the readiness of a file descriptor only if [`Next`] names it.
+//! With `poll`, leave out a file descriptor that [`Next`] does not name, because `poll` reports errors in any case. With an
+//! edge-triggered interface such as tokio's, wait for errors as well as for readability: a deleted TUN device is not
+//! readable. Consume the readiness of a file descriptor only if [`Next`] names it.
 //!
 //! Other threads use a [`Handle`].
 //!
-//! # Errors that last
-//! A system call that fails is repeated at once a few times, and then 40 times a second. [`Next`] names the moment of the next
-//! attempt. After 10 s without a success the worker ends with [`WorkerError::CallFails`]. Features that the kernel lacks are
-//! disabled. [`Handle::take_notices`] returns both, once each, in sentences for a log.
+//! # Lasting errors
+//! A system call that fails is retried at once a few times, and then 40 times a second. [`Next`] names the time of the
+//! next attempt. After 10 s without a success the worker ends with [`WorkerError::CallFails`]. Features that the kernel
+//! lacks are disabled. [`Handle::take_notices`] reports failing calls and missing features in sentences for a log.
 
 mod error;
 mod failing;
@@ -70,7 +71,7 @@ const REPORTS_EVERY: Duration = Duration::from_secs(1);
 /// The interval while some path is narrow: the kernel's refusals may have been overruled for it.
 const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 
-/// Moves packets between one TUN device and one UDP socket.
+/// A host of the overlay with one TUN device and one UDP socket.
 ///
 /// Memory: up to 8 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for GSO packets to the TUN, and three
 /// packets. Only memory that was used is resident. Its [`Endpoint`]'s tables and a share in the route table are extra.

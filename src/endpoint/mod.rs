@@ -288,8 +288,8 @@ impl Endpoint {
         }
     }
 
-    /// Learns from a refusal of `len` bytes of inner packet as too long for the path (EMSGSIZE). `system` is the path
-    /// MTU as the system knows it: see [`PathMtus::handle_emsgsize`].
+    /// Learns from a refusal of `len` bytes of inner packet as too long for the path (EMSGSIZE). `system` has the MTUs
+    /// that the system knows for the path: see [`PathMtus::handle_emsgsize`].
     #[cold]
     pub fn handle_emsgsize(&mut self, way: &Way, len: usize, system: SystemPath, now: Duration) -> EmsgsizeOutcome {
         self.paths.handle_emsgsize(way.destination, len, system, now, &mut self.counters.stats)

@@ -24,7 +24,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(60);
 /// The longest time. After as long without refusals, the next time is [`FIRST_WAIT`] again.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// Writes packets to the TUN, as GSO packets where possible.
+/// A writer to the TUN, which coalesces packets where possible.
 #[derive(Debug)]
 pub(super) struct Writer {
     /// `None` if every packet is written by itself.

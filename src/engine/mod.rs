@@ -32,8 +32,8 @@ pub trait Sink {
     /// If the TUN does not accept it.
     fn write(&mut self, header: &VnetHeader, packet: &[u8]) -> Result<(), WriteFailure>;
 
-    /// Returns the system's path MTU to a peer that refused a datagram with [`SendFailure::TooLong`], and passes on the
-    /// reports of routers that arrived until now.
+    /// Returns the MTUs that the system has for the path to a peer, after a refusal with [`SendFailure::TooLong`].
+    /// Passes on the reports of routers that arrived until now.
     fn system_path(&mut self, way: &Way, report: &mut dyn FnMut(&DatagramTooBig)) -> SystemPath {
         let _ = (way, report);
         SystemPath::default()
@@ -87,7 +87,8 @@ pub enum WriteFailure {
     Rejected,
 }
 
-/// Moves packets between a TUN and a socket that the caller reads from and a [`Sink`] writes to.
+/// A host of the overlay that moves packets between a TUN and a socket. The caller reads from them, and a [`Sink`]
+/// writes to them.
 ///
 /// 1. Read from the TUN: [`from_tun`](Self::from_tun). Read from the socket: [`from_udp`](Self::from_udp).
 /// 2. When nothing more can be read, or after a bounded number of packets: [`flush`](Self::flush).

@@ -30,8 +30,8 @@ const CHUNKS_RESERVED: usize = 16;
 pub struct QueueLimits {
     /// Bytes for each peer. Default 1 MiB.
     pub per_peer: usize,
-    /// Bytes for all peers together, in steps of 64 KiB and at least 2 MiB. Default 8 MiB. Only what was in use once is
-    /// resident.
+    /// Bytes for all peers together, in steps of 64 KiB and at least 2 MiB. Default 8 MiB. Only memory that was used
+    /// once is resident.
     pub total: usize,
 }
 
@@ -88,7 +88,7 @@ struct Peer {
     bytes: usize,
     /// The next peer in the same bucket.
     next: u16,
-    /// Present while the peer is blocked.
+    /// The first block since its last sent datagram, and the retry.
     blocked: Option<Blocked>,
     /// The next batch to select: a chunk, and the number of a batch in it.
     cursor: (u16, usize),
@@ -324,7 +324,8 @@ impl SendQueue {
         Some(Lost { destination, packets })
     }
 
-    /// Returns the time since which the peer of the first batch of the selection is blocked.
+    /// Returns the time of the first block of the peer of the first batch of the selection, if none of its datagrams
+    /// was sent since.
     #[must_use]
     pub fn blocked_since(&self) -> Option<Duration> {
         let peer = self.peer(self.first_selected()?)?;

@@ -31,7 +31,7 @@ enum Flood {
 
 /// Floods the tunnel on host A from its pod, from its peer or from both during an action.
 fn under_flood<T>(hosts: &TwoHosts, flood: Flood, act: impl FnOnce() -> T) -> T {
-    /// Ends the floods also if the action panics, because the scope waits for them.
+    /// A guard that ends the floods also if the action panics, because the scope waits for them.
     struct Ends<'a>(&'a AtomicBool);
     impl Drop for Ends<'_> {
         fn drop(&mut self) {

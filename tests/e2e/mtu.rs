@@ -123,7 +123,7 @@ fn fault_38_mtus_are_raised_and_lowered_and_nothing_is_cut() {
     tunnels.b.stop();
 }
 
-/// Ends the stream also if the test panics, because the scope waits for it.
+/// A guard that ends the stream also if the test panics, because the scope waits for it.
 struct Stops<'a>(&'a AtomicBool);
 
 impl Drop for Stops<'_> {

@@ -110,10 +110,11 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// Returns the program that starts a tunnel without `CAP_NET_RAW`.
+/// The arguments that start a tunnel without `CAP_NET_RAW`.
 const WITHOUT_RAW: [&str; 4] = ["--bounding-set", "-net_raw", "--inh-caps", "-net_raw"];
 
-/// Sends a stream through such a router: what the pod's kernel was told then, and the last line of host A's tunnel.
+/// Sends a stream through such a router. Returns the MTU that the pod's kernel learned, and the last line of host A's
+/// tunnel.
 fn stream_through(kind: Kind, privileges: &[&str], more: &[&str]) -> (u32, Value) {
     let hosts = TwoHosts::through_a_router().expect("two hosts and a router");
     let _router = Router::start(&hosts.routers[0], kind);

@@ -142,7 +142,8 @@ fn static_leases_survives_a_device_that_goes_down() {
     assert!((0..100).any(|_| reaches(&hosts)), "the overlay's route is back");
 }
 
-/// Fault 56: a million bad lines, a FIFO, and a million leases while it ends. No packet waits, and few lines are printed.
+/// Fault 56: a million bad lines, a FIFO, and a million leases while it ends. No packet waits, and few lines are
+/// printed.
 #[test]
 fn fault_56_a_long_file_of_leases_delays_no_packet() {
     const BOTH: &str = "100.96.1.0/24 10.168.0.2\n100.96.2.0/24 10.168.0.3\n";

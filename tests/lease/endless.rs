@@ -89,7 +89,7 @@ struct Watched {
 /// Changes the leases while another thread observes the tables. Both know the published version and the number of
 /// observed tables.
 fn watch(feeder: &mut Feeder, act: impl FnOnce(&mut Feeder, &AtomicU32, &AtomicU32)) -> Watched {
-    /// Ends the wait for the observer also after its panic.
+    /// A guard that ends the wait for the observer also after its panic.
     struct Ends<'a>(&'a AtomicU32);
     impl Drop for Ends<'_> {
         fn drop(&mut self) {

@@ -113,7 +113,7 @@ fn perform(sim: &mut Sim<u32>, nodes: &[NodeId], act: Act) {
     }
 }
 
-/// Returns the events of a node in the trace.
+/// The events of a node in the trace.
 #[derive(Default)]
 struct Account {
     read: u64,

@@ -17,9 +17,9 @@ pub(crate) const SIDES: [Side; 2] = [Side::A, Side::B];
 pub(crate) struct Place {
     pub(crate) host: Ipv4Addr,
     pub(crate) pod: Ipv4Addr,
-    /// Receives packets without DF that are longer than the path MTU.
+    /// The receiver of packets without DF that are longer than the path MTU.
     pub(crate) fragments: Ipv4Addr,
-    /// Sends packets that are dropped.
+    /// The sender of packets that are dropped.
     pub(crate) misfits: Ipv4Addr,
     pub(crate) subnet: &'static str,
 }

@@ -200,7 +200,7 @@ enum Step {
         len: usize,
         last: usize,
     },
-    /// Sends some batches, then some datagrams of the next one, and then does this.
+    /// A send of some batches, then of some datagrams of the next one, and then this event.
     Send {
         batches: usize,
         datagrams: usize,
