@@ -1,5 +1,5 @@
-//! The core with no system under it: two hosts forward between queues, and nothing here is a socket or a device.
-//! `cargo run -p loden --example core_only --no-default-features`. Behind [`Packets`] there may as well be a TLS stream.
+//! The core without a system: two hosts forward between queues. `cargo run -p loden --example core_only
+//! --no-default-features`. A TLS stream could implement [`Packets`] as well.
 
 use std::io::{Write as _, stdout};
 use std::{collections::VecDeque, error::Error, net::SocketAddr, time::Duration};
@@ -11,13 +11,13 @@ use loden::offload::VnetHeader;
 use loden::route::{Route, RouteTable};
 use loden::{ipnet::Ipv4Net, wire::ipv4::Ipv4Packet};
 
-/// Whatever carries whole packets both ways.
+/// A carrier of whole packets in both directions.
 trait Packets {
     fn recv(&mut self) -> Option<Vec<u8>>;
     fn send(&mut self, packet: &[u8]);
 }
 
-/// What came, and what goes.
+/// Received packets, and packets to send.
 type Queues = (VecDeque<Vec<u8>>, VecDeque<Vec<u8>>);
 
 impl Packets for Queues {
@@ -29,7 +29,7 @@ impl Packets for Queues {
     }
 }
 
-/// One host. With more than one peer, `Transmit::destination` says which of them a packet is for.
+/// One host. With more than one peer, `Transmit::destination` names the peer of a datagram.
 struct Host<P> {
     endpoint: Endpoint,
     routes: RouteTable,
@@ -38,7 +38,7 @@ struct Host<P> {
 }
 
 impl<P: Packets> Host<P> {
-    /// Moves what its pods have sent. `now` is the time since any fixed moment.
+    /// Moves its pods' packets to the peer. `now` is the time since any fixed moment.
     fn outbound(&mut self, now: Duration) {
         let Self { endpoint, routes, pods, peer } = self;
         let mut room = [0; 65_535];
@@ -56,7 +56,7 @@ impl<P: Packets> Host<P> {
         }
     }
 
-    /// Moves what its peer, whose underlay address is `from`, has sent.
+    /// Moves the packets of its peer, whose underlay address is `from`, to the pods.
     fn inbound(&mut self, from: SocketAddr, now: Duration) {
         let Self { endpoint, routes, pods, peer } = self;
         while let Some(mut datagram) = peer.recv() {

@@ -51,9 +51,10 @@ fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
     writeln!(io::stdout(), "ready {}", worker.tun_name())?;
     let mut ready = Ready::default();
     loop {
-        // 1. Let the worker move the packets that are there.
+        // 1. Call the worker, which moves the packets that are ready.
         let next = worker.handle(ready, Budget::default(), Instant::now())?;
-        // 2. Wait for what it names. What it does not name has to be left out: poll reports errors whether asked or not.
+        // 2. Wait for the events that it names. A file descriptor that it does not name is left out, because poll
+        // reports errors in any case.
         let signals = signals.as_fd();
         let tun = if next.tun { worker.tun() } else { signals };
         let udp = if next.udp { worker.udp() } else { signals };

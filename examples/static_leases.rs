@@ -1,6 +1,6 @@
-//! A node without etcd: its leases are the lines of a file, which a thread follows while packets flow. `read` is the whole
-//! source: any other makes events of its news as well. Run it as root on every host, with the same file there; that has a line
-//! for each of them, `SUBNET ADDR[:PORT]`, and comments behind `#`. Which is this host's own is recognised.
+//! A node without etcd. Its leases are the lines of a file, which a thread follows while packets flow. `read` is the
+//! whole source; another source makes events of its own changes. Run it as root on every host, with the same file. The
+//! file has a line for each host, `SUBNET ADDR[:PORT]`, and comments after `#`. A host recognises its own line.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, SocketAddrV4};
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Prints a line, unless nobody reads: neither leases nor the end wait for a reader.
+/// Prints a line, unless standard output is full or closed: neither leases nor the end wait for a reader.
 fn print(mut to: impl Write + AsFd, line: &str) {
     if poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) != Ok(0) {
         let _ = to.write_all(format!("{line}\n").as_bytes());
@@ -47,10 +47,10 @@ fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, &Path)> {
     Some((subnet.parse().ok()?, network.parse().ok()?, own.parse().ok()?, file.as_ref()))
 }
 
-/// What a line says is also what its lease is known by, so that its place in the file does not matter.
+/// The content of a line is also the key of its lease, so that its place in the file does not matter.
 type Line = (IpNet, SocketAddr);
 
-/// Reads the file, and adds what is wrong with it to the complaints.
+/// Reads the file, and adds its errors to the complaints.
 fn read(file: &Path, port: u16, complaints: &mut Complaints) -> LeaseEvent<Line> {
     let text = match fs::metadata(file) {
         Ok(found) if !found.is_file() => Err(io::Error::other("this is no regular file")),
@@ -98,9 +98,9 @@ fn parse_line(words: &[&str], port: u16) -> Option<Line> {
     Some((subnet.parse().ok()?, host.ok()?))
 }
 
-/// Follows the file: it becomes an event, the event changes of routes, and those the table that the next packets find.
+/// Follows the file. It becomes an event, the event becomes route changes, and those become the next table.
 ///
-/// This has a thread of its own, because packets wait neither for a long file nor for a table to be made.
+/// It has a thread of its own, so that packets wait neither for a long file nor for a new table.
 fn follow(file: &Path, watch: &Inotify, host: Host, port: u16, mut routes: RoutePublisher) -> Result<(), AnyError> {
     let mut reconciler = Reconciler::new(host);
     loop {
@@ -127,7 +127,8 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block()?;
     let signals = SignalFd::new(&signals)?;
-    // The directory is watched, because a file that is replaced is another file. Being half written is no news.
+    // The directory is watched, because a replaced file is another file. A file that is still being written is not
+    // read.
     let watch = Inotify::init(InitFlags::IN_CLOEXEC)?;
     let directory = file.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let news = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
@@ -160,7 +161,7 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
         }
         if device {
             while monitor.next_event()?.is_some() {}
-            // Whatever it was, the overlay's route is there again. A device that is gone is the worker's to tell.
+            // After any change the overlay's route is restored. The worker reports a deleted device.
             match link.restore() {
                 Err(LinkError::NoSuchInterface { .. }) | Ok(_) => {}
                 Err(error) => return Err(error.into()),

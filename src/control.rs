@@ -1,4 +1,4 @@
-//! flannel's control commands: the 20 bytes that `flanneld` sends to its proxy, as C lays `struct command` out.
+//! flannel's control commands: 20 bytes from `flanneld` to its proxy, in the C layout of `struct command`.
 //!
 //! ```text
 //!  0        4        8        12       16    18    20
@@ -42,23 +42,23 @@ pub enum Command {
     Stop,
 }
 
-/// Why a message is no command. It changes nothing.
+/// The reason why a message is not a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError {
-    /// Too short or too long.
+    /// The message is too short or too long.
     #[error("a control message has {COMMAND_LEN} bytes, not {have}")]
     Length {
         /// Bytes received.
         have: usize,
     },
-    /// Not within 0 to 32.
+    /// The prefix length is not within 0 to 32.
     #[error("a prefix length of {len} is not within 0 to 32")]
     PrefixLength {
         /// The length received.
         len: i32,
     },
-    /// None of the three that flannel knows.
+    /// The command is none of flannel's three.
     #[error("command {command} is none of 1 (set route), 2 (delete route) and 3 (stop)")]
     Unknown {
         /// The number received.
@@ -67,10 +67,10 @@ pub enum CommandError {
 }
 
 impl Command {
-    /// Reads one message.
+    /// Decodes one message.
     ///
     /// # Errors
-    /// If it has the wrong length, is of an unknown kind, or names no prefix.
+    /// If the message has the wrong length, an unknown command or an invalid prefix length.
     pub fn decode(message: &[u8]) -> Result<Self, CommandError> {
         let have = message.len();
         let Ok(message) = <[u8; COMMAND_LEN]>::try_from(message) else { return Err(CommandError::Length { have }) };
@@ -91,7 +91,7 @@ impl Command {
         }
     }
 
-    /// Writes one message. Fields that the command has no use for are zero.
+    /// Encodes one message. Fields that the command does not use are zero.
     #[must_use]
     pub fn encode(&self) -> [u8; COMMAND_LEN] {
         const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
@@ -108,7 +108,7 @@ impl Command {
         [c0, c1, c2, c3, d0, d1, d2, d3, l0, l1, l2, l3, n0, n1, n2, n3, p0, p1, 0, 0]
     }
 
-    /// The change to the routes, unless the command is another one.
+    /// Returns the command's change of routes, if it is one.
     #[must_use]
     pub fn route_change(&self) -> Option<RouteChange> {
         match *self {
@@ -142,7 +142,7 @@ mod tests {
         }
 
         #[test]
-        fn a_command_of_a_route_is_that_change(command in command()) {
+        fn a_route_command_is_the_same_route_change(command in command()) {
             let expected = match command {
                 Command::SetRoute { subnet, next_hop } => Some(RouteChange::Set(Route::new(subnet, next_hop))),
                 Command::DeleteRoute { subnet } => Some(RouteChange::Delete(subnet.into())),
@@ -158,7 +158,8 @@ mod tests {
         }
     }
 
-    /// As a C compiler lays it out on a little-endian machine, the port above 32,767 that C keeps in a signed number.
+    /// The layout of a C compiler on a little-endian machine. The port is above 32,767, which C keeps in a signed
+    /// number.
     #[test]
     #[cfg(target_endian = "little")]
     fn the_layout_is_that_of_c() {
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_wrong_value() {
         let message = |command: i32, len: i32| {
             let mut message = Command::Stop.encode();
             message[..4].copy_from_slice(&command.to_ne_bytes());

@@ -2,21 +2,22 @@
 //!
 //! It has no loop of its own: call [`run`], or wait for its file descriptors in a loop of yours.
 //!
-//! 1. Call [`Worker::handle`] with the file descriptors that are ready. It does a limited amount of work and never blocks.
-//! 2. Wait for what [`Next`] names: the TUN device, the UDP socket, a moment. Wait for nothing else, because it may be ready
-//!    all the time.
+//! 1. Call [`Worker::handle`] with the file descriptors that are ready. It does a limited amount of work and never
+//!    blocks.
+//! 2. Wait for the events that [`Next`] names: the TUN device, the UDP socket, or a time. Do not wait for others, because
+//!    they may be ready all the time.
 //! 3. Go to 1. After an error drop the worker: the device or the socket is gone.
 //!
-//! With `poll`, leave a file descriptor out of the set while [`Next`] does not name it: `poll` reports errors in any case. With
-//! an edge-triggered interface such as tokio's, wait for errors as well as for readability: a deleted TUN device is not readable.
-//! Consume the readiness of a file descriptor only if [`Next`] names it.
+//! With `poll`, leave out a file descriptor that [`Next`] does not name, because `poll` reports errors in any case. With an
+//! edge-triggered interface such as tokio's, wait for errors as well as for readability: a deleted TUN device is not
+//! readable. Consume the readiness of a file descriptor only if [`Next`] names it.
 //!
 //! Other threads use a [`Handle`].
 //!
-//! # Errors that last
-//! A system call that fails is repeated at once a few times, and then 40 times a second. [`Next`] names the moment of the next
-//! attempt. After 10 s without a success the worker ends with [`WorkerError::CallFails`]. Features that the kernel lacks are
-//! disabled. [`Handle::take_notices`] returns both, once each, in sentences for a log.
+//! # Lasting errors
+//! A system call that fails is retried at once a few times, and then 40 times a second. [`Next`] names the time of the
+//! next attempt. After 10 s without a success the worker ends with [`WorkerError::CallFails`]. Features that the kernel
+//! lacks are disabled. [`Handle::take_notices`] reports failing calls and missing features in sentences for a log.
 
 mod error;
 mod failing;
@@ -63,18 +64,18 @@ use crate::transmit::QueueLimits;
 /// Messages that one system call receives, each a datagram or a GRO batch: 1 MiB of buffers.
 const MESSAGES: usize = 16;
 
-/// The interval in which reports of routers are read while no path is known to be narrow. The kernel received them too, and
-/// refuses the next packet that is too long. Then they are read at once.
+/// The interval in which reports of routers are read while no path is known to be narrow. The kernel receives them too,
+/// and refuses the next packet that is too long. The worker then reads them at once.
 const REPORTS_EVERY: Duration = Duration::from_secs(1);
 
 /// The interval while some path is narrow: the kernel's refusals may have been overruled for it.
 const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 
-/// Moves packets between one TUN device and one UDP socket.
+/// A host of the overlay with one TUN device and one UDP socket.
 ///
-/// Memory: up to 8 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for GSO packets to the TUN and three packets, of
-/// which only what was used is resident; the tables of its [`Endpoint`], and a share in the route table. No call allocates for a
-/// packet that is forwarded.
+/// Memory: up to 8 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for GSO packets to the TUN, and three
+/// packets. Only memory that was used is resident. Its [`Endpoint`]'s tables and a share in the route table are extra.
+/// No call allocates for a packet that is forwarded.
 #[derive(Debug)]
 pub struct Worker {
     tun: Tun,
@@ -90,7 +91,7 @@ pub struct Worker {
     left: Ready,
     /// The moment at which reports of routers are to be read.
     reports_due: Option<Instant>,
-    /// The error that ended the worker. A file descriptor that was closed may be somebody else's by now.
+    /// The error that ended the worker. The number of a closed file descriptor may belong to another file by now.
     ended: Option<WorkerError>,
 }
 
@@ -137,8 +138,8 @@ impl Worker {
         worker
     }
 
-    /// Returns the same worker without batches: each packet is read, decided on and written by itself. For comparisons, and to
-    /// find faults.
+    /// Returns the same worker without batches: each packet is read, decided on and written by itself. Use it for
+    /// comparisons and to find faults.
     #[must_use]
     pub fn unbatched(mut self) -> Self {
         self.engine = self.engine.unbatched();
@@ -146,14 +147,14 @@ impl Worker {
         self
     }
 
-    /// Moves packets from the file descriptors that are ready, and sends what waited long enough. Returns the events to wait for
-    /// before the next call.
+    /// Moves packets from the file descriptors that are ready, and sends packets whose retry is due. Returns the events
+    /// to wait for before the next call.
     ///
-    /// The first call may name none that is ready. Each direction has the budget for itself. Changes of routes and through a
-    /// [`Handle`] take effect at the beginning of a call.
+    /// The first call may pass [`Ready::default`]. Each direction has a budget of its own. Changes of routes and
+    /// changes through a [`Handle`] take effect at the beginning of a call.
     ///
     /// # Errors
-    /// If the device or the socket is gone, or if a call has failed for 10 s. Later calls return the same error.
+    /// If the device or the socket is gone, or if a system call has failed for 10 s. Later calls return the same error.
     pub fn handle(&mut self, ready: Ready, budget: Budget, now: Instant) -> Result<Next, WorkerError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());
@@ -194,7 +195,7 @@ impl Worker {
         }
     }
 
-    /// Takes over what changed outside since the last call.
+    /// Applies changes of routes and settings, and reports of routers, since the last call.
     fn begin(&mut self, clock: Duration, now: Instant) {
         let Self { engine, routes, udp, membership, .. } = self;
         if routes.update() {
@@ -245,7 +246,7 @@ impl Worker {
         Ok(true)
     }
 
-    /// Receives datagrams, and writes all that it has received. Returns true if more may be left.
+    /// Receives datagrams, and writes all received packets. Returns true if more may be left.
     fn receive(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<bool, WorkerError> {
         let Self { tun, udp, engine, routes, failing, strangers, ended, messages, .. } = self;
         let mut left = budget.count() as usize;
@@ -287,7 +288,7 @@ impl Worker {
     }
 
     fn next(&self, now: Instant) -> Next {
-        // A call that fails has a moment of its own.
+        // A call that fails has a retry time of its own.
         let at = |is_left: bool, retry_at: Option<Instant>| is_left.then(|| retry_at.unwrap_or(now));
         let read_at = at(self.left.tun, self.failing.read_at());
         let receive_at = at(self.left.udp, self.failing.receive_at());
@@ -299,7 +300,7 @@ impl Worker {
         }
     }
 
-    /// Tells the group's handles where packets went, and what an operator should know.
+    /// Publishes counters and notices to the group's handles.
     fn publish(&mut self) {
         let disabled = self.tun.disabled().chain(self.udp.disabled());
         self.membership.publish(&self.engine, disabled, &mut self.failing, &mut self.strangers);
@@ -309,7 +310,7 @@ impl Worker {
         self.engine.drop_peers(|_| true, DropReason::Stopped);
     }
 
-    /// Drops the packets that wait, closes device and socket, and returns the final counters.
+    /// Drops the queued packets, closes device and socket, and returns the final counters.
     pub fn stop(mut self) -> Counters {
         self.drop_waiting();
         self.publish();
@@ -340,7 +341,7 @@ impl Worker {
         self.tun.as_fd()
     }
 
-    /// Returns the TUN device's name. If somebody renamed the device, it is the former name.
+    /// Returns the TUN device's name. If the device was renamed, this is the former name.
     #[must_use]
     pub fn tun_name(&self) -> &str {
         self.tun.name()

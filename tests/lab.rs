@@ -1,4 +1,4 @@
-//! The lab, run as a person would run it, only shorter. It needs root.
+//! Short runs of the lab's program. They need root.
 #![cfg(target_os = "linux")]
 
 use core::time::Duration;
@@ -15,30 +15,30 @@ use testbed::{Child, Namespace};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// The lab that cargo built in the profile of this test, which is `target/<profile>/deps/lab-…`.
+/// Returns the lab that cargo built in the profile of this test, which is `target/<profile>/deps/lab-…`.
 fn lab(out: &Path, args: &[&str]) -> Command {
     let own = env::current_exe().expect("a test knows its own path");
     let profile = own.ancestors().nth(2).expect("cargo puts tests into target/<profile>/deps");
     let program: PathBuf = [profile, "examples".as_ref(), "lab".as_ref()].iter().collect();
     assert!(program.exists(), "{} is missing; build it with `cargo build --examples`", program.display());
     let mut command = Command::new(program);
-    // With cargo's name in the environment the lab would build the tunnel again, for the features of the default.
+    // With `CARGO` in the environment the lab would build the tunnel again, with the default features.
     command.env_remove("CARGO").arg("--out").arg(out).args(args);
     command
 }
 
-/// The ids of the programs that a process started.
+/// Returns the ids of the programs that a process started.
 fn children_of(process: u32) -> Vec<u32> {
     let mut children = Vec::new();
     for task in fs::read_dir(format!("/proc/{process}/task")).expect("a running process").flatten() {
-        // A thread may end while we read.
+        // A thread may end during the read.
         let ids = fs::read_to_string(task.path().join("children")).unwrap_or_default();
         children.extend(ids.split_ascii_whitespace().map(|id| id.parse::<u32>().expect("a process id")));
     }
     children
 }
 
-/// Also of one that nobody has waited for yet.
+/// Returns true if a process has ended, reaped or not.
 fn has_ended(process: u32) -> bool {
     fs::read_to_string(format!("/proc/{process}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
@@ -122,7 +122,7 @@ fn its_programs_end_with_it() {
         let command = lab(directory.path(), &["--seconds", "60", "--only", &format!("{variant},tcp1")]);
         let mut lab = Child::spawn(&Namespace::current().expect("current"), command).expect("spawned");
         let mut programs = Vec::new();
-        // Both ends, be it before they have begun or after.
+        // Both ends, before or after they have started.
         let started = within(SOON, || {
             programs = children_of(lab.id());
             programs.len() == 2
@@ -136,7 +136,7 @@ fn its_programs_end_with_it() {
 }
 
 #[test]
-fn wrong_arguments_are_told() {
+fn wrong_arguments_are_reported() {
     let directory = tempfile::tempdir().expect("a directory");
     for (args, complaint) in [
         (&["--seconds", "0"][..], "0.05"),

@@ -26,7 +26,7 @@ enum Number {
     Rule(String),
 }
 
-/// A line of a list's table.
+/// A row of a list's table.
 #[derive(Debug)]
 struct Row {
     number: Number,
@@ -34,7 +34,7 @@ struct Row {
     tests: Vec<(String, String)>,
 }
 
-/// A test that runs without being asked for.
+/// A test that is not ignored.
 #[derive(Debug, Eq, PartialEq)]
 struct Test {
     name: String,
@@ -56,7 +56,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Rows of the document's tables. `number` reads the first cell.
+/// Returns the rows of the document's tables. `number` parses the first cell.
 fn rows(document: &str, number: fn(&str) -> Option<Number>) -> Vec<Row> {
     let mut rows = Vec::new();
     for line in read(&root().join(document)).lines() {
@@ -83,7 +83,7 @@ fn faults() -> Vec<Row> {
     rows("docs/faults.md", |cell| cell.parse().ok().map(Number::Fault))
 }
 
-/// `R12`, `V7` or `R63a`.
+/// Parses `R12`, `V7` or `R63a`.
 fn rule(word: &str) -> Option<String> {
     let digits = word.strip_prefix(['R', 'V'])?;
     let digits = digits.strip_suffix('a').unwrap_or(digits);
@@ -91,7 +91,7 @@ fn rule(word: &str) -> Option<String> {
     (is_number && !digits.starts_with('0')).then(|| word.to_owned())
 }
 
-/// `R27` and `R31` give R28 to R30.
+/// Returns the numbers between two: R28 to R30 for `R27` and `R31`.
 fn rules_between(first: &str, last: &str) -> Vec<Number> {
     let (list, first) = first.split_at(1);
     let bounds = (first.parse::<usize>(), last[1..].parse::<usize>());
@@ -99,7 +99,7 @@ fn rules_between(first: &str, last: &str) -> Vec<Number> {
     (first + 1..last).map(|number| Number::Rule(format!("{list}{number}"))).collect()
 }
 
-/// The numbers at the front of a test's name: `r26_r70_fault_46_…`, `r27_to_r31_…`, `fault_31_32_…`.
+/// Returns the numbers at the front of a test's name: `r26_r70_fault_46_…`, `r27_to_r31_…`, `fault_31_32_…`.
 fn named(name: &str) -> BTreeSet<Number> {
     let mut numbers = BTreeSet::new();
     let mut words = name.split('_').peekable();
@@ -127,7 +127,7 @@ fn named(name: &str) -> BTreeSet<Number> {
     numbers
 }
 
-/// The numbers in a text: `R1 and R3`, `R14 to R16`, `fault 5`, `Faults 1, 2 and 24 to 42`.
+/// Returns the numbers in a text: `R1 and R3`, `R14 to R16`, `fault 5`, `Faults 1, 2 and 24 to 42`.
 fn cited(text: &str) -> BTreeSet<Number> {
     let mut numbers = BTreeSet::new();
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -151,7 +151,7 @@ fn cited(text: &str) -> BTreeSet<Number> {
     numbers
 }
 
-/// The list of numbers that these words begin with.
+/// Returns the list of numbers at the front of these words.
 fn faults_after(words: &[&str]) -> BTreeSet<Number> {
     let mut numbers = BTreeSet::new();
     let (mut last, mut is_range) = (0, false);
@@ -173,7 +173,7 @@ fn faults_after(words: &[&str]) -> BTreeSet<Number> {
     numbers
 }
 
-/// The tests in a source file, without those that only run when asked for.
+/// Returns the tests in a source file, without ignored ones.
 fn tests_in(source: &str) -> Vec<Test> {
     let mut tests = Vec::new();
     let (mut is_test, mut is_ignored, mut comment) = (false, false, String::new());
@@ -199,11 +199,11 @@ fn tests_in(source: &str) -> Vec<Test> {
     tests
 }
 
-/// The comments of a source file. One that spans lines is one text.
+/// Returns the comments of a source file. A comment that spans lines is one text.
 fn comments_in(source: &str) -> Vec<String> {
     let mut comments = vec![String::new()];
     for line in source.lines().map(str::trim) {
-        // Two slashes in a string are no comment; an address of the web is the only such here.
+        // Two slashes in a string are not a comment. The only such strings here are URLs.
         match line.find("//").filter(|at| !line[..*at].ends_with(':')) {
             Some(at) => {
                 if at > 0 {
@@ -218,7 +218,7 @@ fn comments_in(source: &str) -> Vec<String> {
     comments
 }
 
-/// All Rust files in a directory of the repository.
+/// Collects all Rust files in a directory of the repository.
 fn sources(directory: &Path, files: &mut Vec<PathBuf>) {
     let entries = fs::read_dir(directory).expect("a directory of the repository");
     for path in entries.map(|entry| entry.expect("an entry").path()) {
@@ -236,7 +236,7 @@ fn sources(directory: &Path, files: &mut Vec<PathBuf>) {
 fn all_sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
     DIRECTORIES.iter().for_each(|directory| sources(&root().join(directory), &mut files));
-    // This file's own examples cite nothing.
+    // The examples in this file are not citations.
     files.retain(|file| !file.ends_with("tests/lists.rs"));
     files
 }
@@ -273,7 +273,7 @@ fn every_row_has_tests_that_cite_it() {
 }
 
 #[test]
-fn what_is_not_built_has_no_test() {
+fn rows_that_are_not_built_have_no_test() {
     let mut tests = BTreeMap::<Number, Vec<String>>::new();
     for file in all_sources() {
         for test in tests_in(&read(&file)) {

@@ -1,11 +1,12 @@
-//! What the tunnels of host a and host b counted, as a table.
+//! The counters of the tunnels of host a and host b, as a table.
 
 use loden::forward::{Counters, DirectionCounters, DropReason};
 
 use crate::end::End;
 
-/// The ICMP errors of the tour: two of host a's on the way out, for a TTL of 2 and for the hole, and one of host b's on
-/// the way in, for a TTL of 3. They show that the tunnels answered, and not a kernel that has the same address.
+/// The ICMP errors of the tour. Host a sends two on the way out: for a TTL of 2 and for the address without a route.
+/// Host b sends one on the way in, for a TTL of 3. They show that the tunnels answered, and not a kernel that has the
+/// same address.
 const ANSWERED: [u64; 4] = [2, 0, 0, 1];
 
 pub(crate) fn show(a: &Counters, b: &Counters) -> Result<(), End> {

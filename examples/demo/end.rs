@@ -1,4 +1,4 @@
-//! How the demo ends, and what it says until then.
+//! The end of the demo: its errors, its exit status and Ctrl-C.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -9,35 +9,35 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// How long a step may go on after Ctrl-C before the process ends without it.
+/// The time that a step may take after Ctrl-C before the process exits.
 const GRACE: Duration = Duration::from_millis(800);
-/// What a shell reports for a program that died of SIGINT, and of SIGPIPE.
+/// A shell's exit status for a program that died of SIGINT, and of SIGPIPE.
 const INTERRUPTED: u8 = 130;
 const UNREAD: u8 = 141;
 
 static INTERRUPT: AtomicBool = AtomicBool::new(false);
 
-/// Why the demo ended early.
+/// The reason of an early end.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// Something was not as it should be.
+    /// A step failed, or a result was wrong.
     Failed(String),
     /// Ctrl-C.
     Interrupted,
-    /// This process may not do what the demo needs.
+    /// This process lacks a right that the demo needs.
     NotPermitted(String),
-    /// Nobody reads on: `demo | head`.
+    /// Standard output is closed: `demo | head`.
     Unread,
 }
 
 impl End {
-    /// Puts in front of an error what was being done.
+    /// Prefixes an error with the attempted step.
     pub(crate) fn failed<E: fmt::Display>(doing: impl fmt::Display) -> impl FnOnce(E) -> Self {
         move |error| Self::Failed(format!("{doing}: {error}"))
     }
 }
 
-/// Prints one line. Not `println!`, which panics when nobody reads on.
+/// Prints one line. `println!` would panic if standard output is closed.
 pub(crate) fn say(line: fmt::Arguments<'_>) -> Result<(), End> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(End::Unread),
@@ -45,10 +45,10 @@ pub(crate) fn say(line: fmt::Arguments<'_>) -> Result<(), End> {
     }
 }
 
-/// Makes Ctrl-C a thing to ask for between two steps; a step that takes too long after it is not waited for.
+/// Makes Ctrl-C a flag that is checked between two steps. A step that takes too long after it is aborted.
 pub(crate) fn watch_for_interrupt() -> io::Result<()> {
     let interrupt = SigSet::from(Signal::SIGINT);
-    // Threads that are made from here on inherit it, so that the signal is left for the one that waits for it.
+    // Later threads inherit the mask, so that only the waiting thread gets the signal.
     interrupt.thread_block()?;
     let watch = move || {
         if interrupt.wait().is_ok() {
@@ -64,7 +64,7 @@ pub(crate) fn check_interrupt() -> Result<(), End> {
     if INTERRUPT.load(Ordering::Relaxed) { Err(End::Interrupted) } else { Ok(()) }
 }
 
-/// Says why it ended early, and the process's status.
+/// Prints the reason of an early end, and returns the exit status.
 pub(crate) fn exit_code(ended: Result<(), End>) -> ExitCode {
     let (why, status) = match ended {
         Ok(()) => return ExitCode::SUCCESS,
@@ -73,7 +73,7 @@ pub(crate) fn exit_code(ended: Result<(), End>) -> ExitCode {
         Err(End::NotPermitted(why)) => (why, 2),
         Err(End::Interrupted) => ("interrupted; everything was removed".to_owned(), INTERRUPTED),
     };
-    // Whoever closed standard error does not want to know.
+    // A closed standard error is not an error.
     let _ = writeln!(io::stderr(), "demo: {why}");
     ExitCode::from(status)
 }

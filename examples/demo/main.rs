@@ -1,10 +1,10 @@
 //! Two hosts with a pod each and a tunnel between them, all on this machine: `cargo run --release --example demo`.
 //!
-//! It needs root, or a system on which users may make user namespaces. Everything lives in network namespaces without a
-//! name: nothing outside them changes, and nothing stays behind, however it ends. Status 0: all was as it should be; 1:
-//! something was not; 2: this process may not make namespaces or TUN devices; 130: Ctrl-C; 141: nobody read on.
+//! It needs root, or a system on which users may make user namespaces. Everything lives in unnamed network namespaces:
+//! nothing outside them changes, and the kernel removes them after any end. Status 0: all results were right; 1: a step
+//! failed; 2: this process may not make namespaces or TUN devices; 130: Ctrl-C; 141: standard output was closed.
 
-/// Prints one line, and gives the demo an end if that is not possible.
+/// Prints one line. An error ends the demo.
 macro_rules! say {
     ($($text:tt)*) => { crate::end::say(format_args!($($text)*)) };
 }
@@ -34,7 +34,7 @@ const PICTURE: &str = "
 ";
 
 fn main() -> ExitCode {
-    // The first call, because it may enter a user namespace, and only a process of one thread may do that.
+    // The first call, because it may enter a user namespace, which needs a process with one thread.
     let ended = match testbed::ensure_privileges() {
         Ok(()) => demo(),
         Err(error) => Err(End::NotPermitted(error.to_string())),
@@ -53,9 +53,9 @@ fn demo() -> Result<(), End> {
     let far = Tunnel::start(&hosts.host_b, &tunnel::HOST_B, &tunnel::HOST_A)?;
     say!("Four network namespaces and two tunnels are up. A tunnel is a TUN device, a UDP socket and a poll loop.")?;
     let toured = tour::take(&hosts);
-    // Whatever the tour met: the threads end first, then the namespaces they are in.
+    // After any result of the tour, the threads end first, then the namespaces they are in.
     let (near, far) = (near.stop(), far.stop());
-    // A tunnel that broke is the cause of what the tour met.
+    // A failed tunnel is the cause of the tour's error.
     let (near, far) = (near?, far?);
     toured?;
     counted::show(&near, &far)?;

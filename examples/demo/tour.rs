@@ -1,4 +1,4 @@
-//! What a person would try first, each step checked.
+//! A tour of the tunnel: ping, TCP, traceroute and ICMP errors. Each step is checked.
 
 use core::fmt::Display;
 use core::net::Ipv4Addr;
@@ -11,11 +11,11 @@ use testbed::probe::{Amount, Ping, PingOutcome, Transfer, ping, tcp_send, tcp_si
 
 use crate::end::{End, check_interrupt};
 
-/// Of the 64 a reply sets out with: the kernel and the tunnel of either host take one each.
+/// A reply starts with 64. The kernel and the tunnel of each host subtract one.
 const TTL_LEFT: u8 = 60;
-/// flannel's, which is ours: the network address of the host's subnet.
+/// The TUN address, as flannel chooses it: the network address of the host's subnet.
 const TUN_B: Ipv4Addr = TwoHosts::SUBNET_B.addr();
-/// Inside the overlay network, and nobody's.
+/// An address inside the overlay network without a route.
 const HOLE: Ipv4Addr = Ipv4Addr::new(100, 96, 9, 9);
 /// ICMP types (RFC 792).
 const UNREACHABLE: u8 = 3;
@@ -48,7 +48,7 @@ fn round_trips(hosts: &TwoHosts) -> Result<(), End> {
     say!("   They set out with TTL 64: two kernels and two tunnels are on the way, and each is a router hop.")
 }
 
-/// In short streams, so that Ctrl-C need not wait for a long one.
+/// Sends short streams, so that Ctrl-C need not wait for a long one.
 fn transfer(hosts: &TwoHosts) -> Result<(), End> {
     const STREAMS: u64 = 8;
     const LENGTH: Duration = Duration::from_millis(250);
@@ -78,7 +78,7 @@ fn stream(hosts: &TwoHosts, amount: Amount, seed: u64) -> io::Result<Transfer> {
     Ok(sent)
 }
 
-/// What `traceroute` does.
+/// Pings with growing TTLs, as `traceroute` does.
 fn trace(hosts: &TwoHosts) -> Result<(), End> {
     let hops = [
         (1, TwoHosts::GATEWAY_A, "the kernel of host a"),
@@ -109,7 +109,8 @@ fn hole(hosts: &TwoHosts) -> Result<(), End> {
     say!("   net unreachable  {HOLE}  the tunnel of host a, again in the destination's name")
 }
 
-/// Whether somebody answered with an error of this type and code 0: net unreachable, or time exceeded in transit.
+/// Returns whether `wanted` answered with an error of this type and code 0: net unreachable, or time exceeded in
+/// transit.
 fn is_error(outcome: PingOutcome, wanted: Ipv4Addr, wanted_kind: u8) -> bool {
     matches!(outcome, PingOutcome::Error { from, kind, code: 0, .. } if (from, kind) == (wanted, wanted_kind))
 }

@@ -15,11 +15,11 @@ use testbed::{Namespace, TwoHosts};
 
 use crate::end::End;
 
-/// flannel's.
+/// flannel's port.
 const PORT: u16 = 8285;
 const DEVICE: &str = "loden0";
 
-/// What a tunnel has to know of a host.
+/// The addresses of a tunnel's host.
 pub(crate) struct Host {
     name: &'static str,
     underlay: Ipv4Addr,
@@ -29,7 +29,7 @@ pub(crate) struct Host {
 pub(crate) const HOST_A: Host = Host { name: "host a", underlay: TwoHosts::HOST_A, subnet: TwoHosts::SUBNET_A };
 pub(crate) const HOST_B: Host = Host { name: "host b", underlay: TwoHosts::HOST_B, subnet: TwoHosts::SUBNET_B };
 
-/// A running tunnel. Dropped, it ends too, but nobody waits for it.
+/// A running tunnel. Dropping it stops the tunnel without waiting for it.
 pub(crate) struct Tunnel {
     name: &'static str,
     /// The loop ends when this end of the pipe is closed.
@@ -49,7 +49,7 @@ impl Tunnel {
         Ok(Self { name, stop, thread })
     }
 
-    /// Ends the loop, which closes the socket and the TUN device, and returns what was counted.
+    /// Stops the loop, which closes the socket and the TUN device, and returns the counters.
     pub(crate) fn stop(self) -> Result<Counters, End> {
         let Self { name, stop, thread } = self;
         drop(stop);
@@ -58,7 +58,8 @@ impl Tunnel {
     }
 }
 
-/// The kernel removes a TUN device with its last file descriptor, and address and routes with the device.
+/// Checks that the TUN devices are gone: the kernel removes a device, with address and routes, with its last file
+/// descriptor.
 pub(crate) fn check_removed(hosts: &TwoHosts) -> Result<(), End> {
     for host in [&hosts.host_a, &hosts.host_b] {
         let links = host.links().map_err(End::failed("after the tunnels were stopped"))?;
@@ -78,7 +79,7 @@ fn open(own: &Host, peer: &Host) -> Result<Worker, AnyError> {
     let udp = UdpTransport::bind(underlay, &UdpConfig::default())?;
     let address = forwarder.tun_address();
     Link::configure(tun.name(), &LinkConfig { address, network: TwoHosts::OVERLAY, mtu, form: AddressForm::Host })?;
-    // Kept, the publisher could change the routes of the running tunnel; this one's never change.
+    // A caller that kept the publisher could change the routes of the running tunnel.
     let mut routes = RoutePublisher::bound_to(underlay);
     let applied = routes.apply([RouteChange::Set(Route::new(peer.subnet, (peer.underlay, PORT)))]);
     match applied.refused.first() {

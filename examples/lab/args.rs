@@ -16,24 +16,23 @@ use crate::variant::Variant;
 #[derive(Parser)]
 #[command(name = "lab", max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
-    /// How long one measurement lasts
+    /// Duration of one measurement
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
     pub(crate) seconds: Duration,
-    /// How often everything is measured; the median counts
+    /// Number of rounds, each with every measurement; the result is their median
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,
-    /// Only these variants and measurements, separated by commas; all variants if none is named, and all measurements
-    /// if none is
+    /// Variants and measurements to run, separated by commas [default: all variants and all measurements]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<Name>,
-    /// Where lab.json and lab.svg go
+    /// Directory for lab.json and lab.svg
     #[arg(long, value_name = "DIR", default_value = "target/lab")]
     pub(crate) out: PathBuf,
     #[command(subcommand)]
     pub(crate) role: Option<Role>,
 }
 
-/// What the lab is when it is its own child.
+/// The role of the lab as its own child process.
 #[derive(Clone, Subcommand)]
 pub(crate) enum Role {
     /// Forwards packets without work
@@ -45,7 +44,7 @@ pub(crate) enum Role {
 }
 
 impl Args {
-    /// What to measure in every round, in order.
+    /// Returns the measurements of every round, in order.
     pub(crate) fn plan(&self) -> Vec<(Variant, Vec<Measurement>)> {
         let variants = self.chosen(Variant::ALL, |name| match name {
             Name::Variant(variant) => Some(variant),

@@ -15,11 +15,11 @@ const PANEL_HEAD: usize = 44;
 const PANEL_FOOT: usize = 22;
 const ROW: usize = 20;
 const BAR: usize = 14;
-/// Left of the bars, for the names; right of the longest, for its value.
+/// The space left of the bars for the names, and right of the longest for its value.
 const NAMES: usize = 158;
 const VALUES: usize = 62;
 
-/// A picture does not know the page it is in; browsers tell it what the reader prefers.
+/// The colours follow the reader's preference, which browsers report.
 const STYLE: &str = "
 text { font: 12px system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328 }
 .title { font-weight: 600; font-size: 13px } .note, .value { fill: #59636e }

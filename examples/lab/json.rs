@@ -1,4 +1,4 @@
-//! The results for another program.
+//! The results as JSON.
 
 use std::fs;
 use std::thread;

@@ -1,18 +1,17 @@
-//! What the tunnel costs, beside the kernel's own ways: `cargo run --release --example lab`.
+//! Measurements of the tunnel beside the kernel's own ways: `cargo run --release --example lab`.
 //!
-//! It needs root, or a system on which users may make user namespaces, and nothing else. Two hosts with a pod each are made
-//! in network namespaces for every variant and every round, joined by veth pairs; traffic goes from pod to pod:
+//! It needs root, or a system on which users may make user namespaces. For every variant and every round it creates two
+//! hosts with a pod each in network namespaces, joined by veth pairs. Traffic goes from pod to pod:
 //!
 //! ```text
 //!   pod a ── host a ── tunnel ~~~ tunnel ── host b ── pod b
 //! ```
 //!
-//! The variants take turns, so that a machine that is slower for a while is slower for all of them. A table goes to
-//! standard output, progress to standard error, every single measurement and a chart into files. Status 0: measured,
-//! whatever the result; 1: something failed; 2: wrong arguments, or this process may not make namespaces or TUN devices;
-//! 130: Ctrl-C.
+//! The variants alternate, so that a slow phase of the machine affects all of them. Standard output gets a table,
+//! standard error the progress. All measurements and a chart go into files. Status 0: measured, with any result; 1:
+//! something failed; 2: wrong arguments, or this process may not make namespaces or TUN devices; 130: Ctrl-C.
 //!
-//! Nothing that it makes has a name outside, and its programs end with it: nothing stays behind, however it ends.
+//! Its namespaces have no names and its programs end with it, so that the kernel removes everything after any end.
 
 mod args;
 mod chart;
@@ -43,7 +42,7 @@ use variant::{Running, Variant};
 
 type Error = Box<dyn std::error::Error>;
 
-/// What a shell reports for a program that died of SIGINT.
+/// A shell's exit status for a program that died of SIGINT.
 const INTERRUPTED: i32 = 130;
 
 fn main() -> ExitCode {
@@ -51,7 +50,7 @@ fn main() -> ExitCode {
     if let Some(role) = args.role {
         return play(role);
     }
-    // Before there is a second thread, because it may enter a user namespace.
+    // Called before there is a second thread, because it may enter a user namespace.
     if let Err(error) = testbed::ensure_privileges() {
         say(&format!("lab: {error}"));
         return ExitCode::from(2);
@@ -65,7 +64,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The lab as the program of one of its own children.
+/// Runs the lab as one of its own child processes.
 fn play(role: Role) -> ExitCode {
     let error = match role {
         Role::NullEnd(end) => null::run(end),
@@ -87,7 +86,7 @@ fn lab(args: &Args) -> Result<(), Error> {
     // The tunnel is built with the default signal mask: Ctrl-C ends cargo too.
     let tunnel = if plan.iter().any(|(variant, _)| variant.is_tunnel()) { Some(Tunnel::find()?) } else { None };
     end_on_signals()?;
-    // Now, rather than when everything has been measured.
+    // Created before the measurements, so that an error is reported early.
     fs::create_dir_all(&args.out).map_err(|error| format!("cannot make {}: {error}", args.out.display()))?;
     if cfg!(debug_assertions) {
         say("This is a debug build, whose numbers mean little: cargo run --release --example lab");
@@ -108,7 +107,7 @@ fn lab(args: &Args) -> Result<(), Error> {
     write(&json, json::of(&results))?;
     write(&svg, chart::of(&results))?;
     match io::stdout().write_all(table::of(&results).as_bytes()) {
-        // Nobody reads on: `lab | head`.
+        // Standard output is closed: `lab | head`.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
         written => written?,
     }
@@ -116,7 +115,7 @@ fn lab(args: &Args) -> Result<(), Error> {
     Ok(())
 }
 
-/// One round of one variant, from nothing to nothing.
+/// Runs one round of one variant, in new namespaces.
 fn measure_variant(
     variant: Variant,
     measurements: &[Measurement],
@@ -141,11 +140,11 @@ fn measure_variant(
     Ok(())
 }
 
-/// Ctrl-C at any moment: there is nothing to undo that the kernel would not undo.
+/// Exits at Ctrl-C. The kernel removes everything.
 fn end_on_signals() -> io::Result<()> {
     let mut signals = SigSet::empty();
     signals.extend([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
-    // Threads that are made from here on inherit it, so that the signal is left for the one that waits for it.
+    // Later threads inherit the mask, so that only the waiting thread gets the signal.
     signals.thread_block()?;
     let watch = move || {
         if signals.wait().is_ok() {
@@ -156,12 +155,12 @@ fn end_on_signals() -> io::Result<()> {
     thread::Builder::new().name("signals".into()).spawn(watch).map(drop)
 }
 
-/// Progress and complaints. Whoever closed standard error does not want to know.
+/// Prints progress and errors. A closed standard error is not an error.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// In the unit of the lab's figures.
+/// Returns a number in the unit of the lab's figures.
 fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }

@@ -1,4 +1,4 @@
-//! What is measured of a variant.
+//! The measurements of a variant.
 
 use core::fmt;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use crate::traffic::{rtt, tcp, udp};
 use crate::variant::{Running, Variant};
 use crate::{Error, micros};
 
-/// Packets per second offered in the sweep, in ascending order; the last is as much as the generator can.
+/// Packets per second of the sweep, in ascending order. The last one is the generator's maximum.
 pub(crate) const SWEEP: [Load; 5] =
     [Load::Offered(50_000), Load::Offered(100_000), Load::Offered(200_000), Load::Offered(400_000), Load::Unlimited];
 
-/// One measurement, or some that belong together.
+/// One measurement, or a group of related ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Measurement {
     Tcp1,
@@ -27,7 +27,7 @@ pub(crate) enum Measurement {
 type Figures = Vec<(Metric, f64)>;
 
 impl Measurement {
-    /// In the order in which they are made.
+    /// All measurements, in their order.
     pub(crate) const ALL: &[Self] = &[Self::Tcp1, Self::Tcp4, Self::Udp64, Self::Udp1400, Self::Rtt, Self::Sweep];
 
     pub(crate) fn name(self) -> &'static str {
@@ -111,7 +111,7 @@ fn udp_figures(payload: u16, load: Load, counts: Counts) -> Figures {
 
 fn round_trips(running: &Running, window: Duration) -> Result<Figures, Error> {
     let times = rtt::run(running.hosts(), window)?;
-    // The smallest time that this share of all is not longer than.
+    // The smallest time that at least this share of all does not exceed.
     let percentile = |share: usize| micros(times[(times.len() * share).div_ceil(100) - 1]);
     Ok(vec![(Metric::RttMedian, percentile(50)), (Metric::RttP99, percentile(99))])
 }

@@ -1,8 +1,8 @@
-//! The null forwarder: the same four copies of every byte as any tunnel in user space, and no work.
+//! The null forwarder: the same four copies of every byte as any tunnel in user space, and no other work.
 //!
-//! A GSO packet goes out as it was read, its virtio-net header in front, as one train of datagrams cut without a look at
-//! it; at the other end the train comes in whole and is written as it is. So this is the limit, and no tunnel: segments that
-//! are no packets mean nothing to anybody else, and one that is lost takes its train along.
+//! A GSO packet is sent as it was read, with its virtio-net header in front, as one GSO batch. The other end receives
+//! the batch whole and writes it unchanged. This is the limit and not a tunnel: its datagrams are not packets, and a
+//! lost one loses its batch.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,13 +22,13 @@ use testbed::TwoHosts;
 
 use crate::{Error, say};
 
-/// Not the tunnel's.
+/// Another port than the tunnel's.
 const PORT: u16 = 8286;
-/// What a datagram carries on a link of 1,500 bytes; of the last in a train, less.
+/// The payload of a datagram on a link of 1,500 bytes. The last of a batch may have less.
 const SEGMENT: NonZeroUsize = NonZeroUsize::new(1472).expect("not zero");
-/// A packet that is no GSO packet fits into one datagram.
+/// The MTU of the TUN: a packet that is not a GSO packet fits into one datagram.
 const TUN_MTU: u32 = SEGMENT.get() as u32 - VNET_HEADER_LEN as u32;
-/// The longest GSO packet that fits into one train, which is a UDP datagram to the kernel until it is cut.
+/// The longest GSO packet that fits into one GSO batch, which is one UDP datagram until the kernel cuts it.
 pub(crate) const GSO_MAX_SIZE: u32 = 65_000;
 
 /// One end.
@@ -36,17 +36,17 @@ pub(crate) const GSO_MAX_SIZE: u32 = 65_000;
 pub(crate) struct NullEnd {
     pub(crate) own: Ipv4Addr,
     pub(crate) peer: Ipv4Addr,
-    /// Of the TUN device.
+    /// The address of the TUN device.
     pub(crate) tun: Ipv4Addr,
 }
 
-/// Runs until it fails or the lab ends.
+/// Forwards until it fails or the lab ends.
 pub(crate) fn run(end: NullEnd) -> Error {
     testbed::exit_with_parent();
     match open(end) {
         Ok((tun, udp)) => {
             println!("ready");
-            // A thread for each direction. One that serves both was measured to be no faster.
+            // Each direction has a thread. One thread for both was measured to be no faster.
             thread::scope(|scope| {
                 scope.spawn(|| fail(outbound(&tun, &udp, (end.peer, PORT).into())));
                 fail(inbound(&udp, &tun))
@@ -89,7 +89,7 @@ fn send(udp: &UdpTransport, transmit: &Transmit<'_>) -> Result<(), Error> {
             return Err(error.into());
         }
         if error.kind != SendErrorKind::WouldBlock {
-            // Less than the whole train is of no use.
+            // A part of a batch is of no use.
             return Ok(());
         }
         wait(udp, PollFlags::POLLOUT)?;
@@ -123,7 +123,7 @@ fn wait(fd: &impl AsFd, until: PollFlags) -> Result<(), Error> {
     }
 }
 
-/// Ends the process, the other direction with it.
+/// Ends the process, and with it the other direction.
 fn fail(ended: Result<Infallible, Error>) -> ! {
     let Err(error) = ended;
     say(&format!("null forwarder: {error}"));

@@ -1,4 +1,4 @@
-//! The tunnel's program: the example of that name, built in the profile of the lab.
+//! The program of the tunnel: the example `tunnel`, built in the lab's profile.
 
 use std::env;
 use std::ffi::OsStr;
@@ -15,7 +15,8 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Has cargo build it if cargo runs the lab, so that it is never an old one; otherwise takes the one beside the lab.
+    /// Builds the tunnel with cargo if cargo runs the lab, so that it is up to date. Otherwise returns the program
+    /// beside the lab.
     pub(crate) fn find() -> Result<Self, Error> {
         let own = env::current_exe()?;
         let program = own.with_file_name("tunnel");
@@ -29,7 +30,7 @@ impl Tunnel {
         Ok(Self { program, own })
     }
 
-    /// How to run it, so that it ends with the lab.
+    /// Returns a command that runs it and ends it with the lab.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.own);
         command.arg("with-parent").arg("--").arg(&self.program);

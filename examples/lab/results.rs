@@ -1,4 +1,4 @@
-//! Everything that was measured.
+//! The results of all measurements.
 
 use core::fmt;
 use std::collections::BTreeMap;
@@ -9,11 +9,11 @@ use crate::variant::Variant;
 /// A figure of a variant. Its `Display` is its name in lab.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Metric {
-    /// Gbit/s of content, all streams together.
+    /// The rate of all streams together in Gbit/s of content.
     TcpRate {
         streams: u8,
     },
-    /// Seconds of processor time that both ends' programs take for a GB of content.
+    /// Seconds of processor time of both ends' programs for a GB of content.
     TcpCpu {
         streams: u8,
     },
@@ -29,16 +29,16 @@ pub(crate) enum Metric {
     PeakMemory,
 }
 
-/// How much is sent.
+/// The offered load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Load {
-    /// Half of what was received at overload.
+    /// Half of the packets received at overload.
     Half,
-    /// As much as the generator can.
+    /// The generator's maximum.
     Overload,
     /// In the sweep: this many packets per second.
     Offered(u32),
-    /// In the sweep: as much as the generator can.
+    /// In the sweep: the generator's maximum.
     Unlimited,
 }
 
@@ -52,12 +52,12 @@ pub(crate) enum UdpFigure {
 }
 
 impl Metric {
-    /// The 64-byte packets that were received at a load.
+    /// Returns the figure of received 64-byte packets at a load.
     pub(crate) const fn received64(load: Load) -> Self {
         Self::Udp { payload: 64, load, figure: UdpFigure::Received }
     }
 
-    /// Whether it is worth a word while the lab runs.
+    /// Returns whether the figure is part of the progress output.
     pub(crate) fn is_leading(&self) -> bool {
         match self {
             Self::Udp { figure, .. } => *figure == UdpFigure::Received,
@@ -130,26 +130,26 @@ impl Results {
         self.values.get(&(variant, metric)).and_then(|values| median(values))
     }
 
-    /// How one variant's median stands to another's.
+    /// Returns the ratio of one variant's median to another's.
     pub(crate) fn ratio(&self, variant: Variant, to: Variant, metric: Metric) -> Option<f64> {
         let (value, to) = (self.median(variant, metric)?, self.median(to, metric)?);
         (to > 0.0).then(|| value / to)
     }
 
-    /// The variants of which anything was measured, in the order of the table.
+    /// Returns the measured variants, in the order of the table.
     pub(crate) fn variants(&self) -> impl Iterator<Item = Variant> {
         let measured = |variant: &Variant| self.values.keys().any(|(of, _)| of == variant);
         Variant::ALL.iter().copied().filter(measured)
     }
 
-    /// The figures of a variant: one value per round.
+    /// Returns the figures of a variant: one value per round.
     pub(crate) fn of(&self, variant: Variant) -> impl Iterator<Item = (Metric, &[f64])> {
         let all = self.values.iter().filter(move |((of, _), _)| *of == variant);
         all.map(|((_, metric), values)| (*metric, values.as_slice()))
     }
 }
 
-/// Of an even number the mean of the two in the middle.
+/// Returns the median; of an even number, the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
@@ -158,12 +158,12 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     Some((lower + upper) / 2.0)
 }
 
-/// A value with its unit.
+/// Returns a value with its unit.
 pub(crate) fn told((metric, value): &(Metric, f64)) -> String {
     format!("{} {}", number(*value), metric.unit())
 }
 
-/// With three digits or more.
+/// Returns a number with three digits or more.
 pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         small if small < 9.995 => 2,

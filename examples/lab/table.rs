@@ -7,11 +7,11 @@ use crate::results::{Load, Metric, Results, UdpFigure, number};
 use crate::target::{self, Target};
 use crate::variant::Variant;
 
-/// What the ratios are to.
+/// The variant to which ratios are given.
 const BASES: [(Variant, &str); 3] =
     [(Variant::Plain, "× all off"), (Variant::Vxlan, "× VXLAN"), (Variant::Null, "× null")];
 
-/// What is shown together. The ratios are those of the column numbered so.
+/// The metrics of one part of the table, and the column that the ratios are of.
 struct Block {
     title: &'static str,
     columns: Vec<(&'static str, Metric)>,

@@ -1,4 +1,4 @@
-//! What the tunnel is meant to reach.
+//! The targets of the tunnel.
 
 use core::fmt;
 
@@ -6,7 +6,7 @@ use crate::measure::SWEEP;
 use crate::results::{Load, Metric, Results};
 use crate::variant::Variant;
 
-/// One aim, and what was measured.
+/// One target, and its measured value.
 pub(crate) struct Target {
     pub(crate) what: &'static str,
     pub(crate) bound: Bound,
@@ -37,7 +37,7 @@ impl fmt::Display for Bound {
     }
 }
 
-/// All that this run can tell of.
+/// Returns the targets that this run measured.
 pub(crate) fn all(results: &Results) -> Vec<Target> {
     use Bound::{AtLeast, AtMost};
     let tcp = Metric::TcpRate { streams: 1 };
@@ -58,7 +58,7 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     targets.into_iter().filter_map(|(what, bound, got)| Some(Target { what, bound, got: got? })).collect()
 }
 
-/// Whether more load makes less arrive (livelock): 1 if not.
+/// Returns the ratio that shows livelock (more load, fewer received packets): 1 without it.
 fn at_highest_load(results: &Results) -> Option<f64> {
     let received = |load: &Load| results.median(Variant::Tunnel, Metric::received64(*load));
     let best = SWEEP.iter().filter_map(received).fold(0.0, f64::max);

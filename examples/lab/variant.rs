@@ -1,4 +1,4 @@
-//! The ways from pod to pod.
+//! The measured ways from pod to pod.
 
 use core::fmt;
 use std::env;
@@ -15,10 +15,10 @@ use crate::Error;
 use crate::null::GSO_MAX_SIZE;
 use crate::program::Tunnel;
 
-/// How long a program may take to start, and a way to be open from end to end.
+/// The timeout of a program's start, and of the first packet from end to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What carries the packets between the hosts.
+/// A way of packets between the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Variant {
     Tunnel,
@@ -33,7 +33,7 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    /// In the order of the table.
+    /// All variants, in the order of the table.
     pub(crate) const ALL: &[Self] = &[
         Self::Tunnel,
         Self::NoTunTso,
@@ -81,7 +81,7 @@ impl Variant {
         }
     }
 
-    /// What the tunnel is told of its offloads.
+    /// Returns the tunnel's arguments for its offloads.
     fn offload_args(self) -> &'static [&'static str] {
         match self {
             Self::NoTunTso => &["--offload", "tun-uso,udp-gso,udp-gro"],
@@ -100,14 +100,14 @@ impl fmt::Display for Variant {
     }
 }
 
-/// Two hosts and their pods, with a way between them that carries packets.
+/// Two hosts and their pods, with a working way between them.
 pub(crate) struct Running {
-    // Before the hosts: programs end before the namespaces they are in.
+    // Before `hosts`, because programs must end before their namespaces.
     programs: Vec<Child>,
     hosts: TwoHosts,
 }
 
-/// What one end has to know.
+/// The addresses of one end.
 struct End<'a> {
     host: &'a Namespace,
     pod: &'a Namespace,
@@ -118,12 +118,12 @@ struct End<'a> {
 }
 
 impl Running {
-    /// Sets it up. `tunnel` is needed for those that are a tunnel's.
+    /// Sets up a variant. The variants of a tunnel need `tunnel`.
     pub(crate) fn start(variant: Variant, tunnel: Option<&Tunnel>) -> Result<Self, Error> {
         let hosts = TwoHosts::new()?;
         let mut programs = Vec::new();
         for (number, end) in (1..).zip(ends(&hosts)) {
-            // Otherwise every new device has something to say to its link, while we measure.
+            // IPv6 would send packets of its own on every new device during the measurements.
             end.host.disable_ipv6()?;
             match variant {
                 Variant::HostGw => end.host.add_route_via(end.peer_subnet, end.peer)?,
@@ -149,20 +149,20 @@ impl Running {
         &self.hosts
     }
 
-    /// What both ends took of the processors until now; `None` if the kernel does it all.
+    /// Returns the processor time of both ends so far; `None` if the kernel does all work.
     pub(crate) fn cpu_time(&self) -> io::Result<Option<Duration>> {
         let times = self.programs.iter().map(Child::cpu_time);
         times.reduce(|sum, time| Ok(sum? + time?)).transpose()
     }
 
-    /// The most memory that one end ever had, in MiB; `None` if the kernel does it all.
+    /// Returns the peak memory of one end in MiB; `None` if the kernel does all work.
     pub(crate) fn peak_memory(&self) -> io::Result<Option<f64>> {
         let peaks = self.programs.iter().map(Child::peak_rss_kib);
         let peak = peaks.reduce(|most, peak| Ok(most?.max(peak?))).transpose()?;
         Ok(peak.map(|kib| kib as f64 / 1024.0))
     }
 
-    /// What the programs said on standard error, for the report of a failure.
+    /// Returns the programs' standard error, for the report of a failure.
     pub(crate) fn complaints(&self) -> String {
         self.programs
             .iter()

@@ -41,60 +41,60 @@ pub(crate) struct Args {
     /// MTU of the TUN device [default: that of the interface to the peers, less 28]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(MTU_MIN)..=i64::from(MTU_MAX)))]
     pub(crate) mtu: Option<u32>,
-    /// Which ends of the tunnel take one off the TTL: both as flannel does, the sending one, or neither
+    /// Ends of the tunnel that decrement the TTL: both as flannel does, the sending one, or neither
     #[arg(long, value_name = "POLICY", default_value = "both")]
     pub(crate) ttl: Ttl,
-    /// Source address of ICMP errors to our own pods [default: the address that could not be reached]
+    /// Source address of ICMP errors to the own pods [default: the address that could not be reached]
     #[arg(long, value_name = "ADDR")]
     pub(crate) icmp_source: Option<Ipv4Addr>,
-    /// Check of a datagram's sender: it has the address of a peer, address and port, or (for peers behind NAT) any
+    /// Check of a datagram's sender: the address of a peer, address and port, or (for peers behind NAT) none
     #[arg(long, value_name = "CHECK", default_value = "address")]
     pub(crate) peer_check: PeerCheckArg,
     /// Let a known peer send from any inner address; unknown senders stay refused
     #[arg(long)]
     pub(crate) no_source_check: bool,
-    /// Deliver packets from peers that are not for our own subnet
+    /// Deliver packets from peers that are not for the own subnet
     #[arg(long)]
     pub(crate) transit: bool,
     /// Queues of the TUN device, each with a socket and a thread
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) queues: u16,
-    /// UDP source ports over which the flows to one peer are spread; 0: all leave from the listen port
+    /// UDP source ports for the flows to one peer; 0: all use the listen port
     #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub(crate) source_ports: u16,
     /// Offloads to use, of tun-tso, tun-uso, udp-gso and udp-gro; the kernel may have fewer [default: all]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', conflicts_with = "no_offload")]
     pub(crate) offload: Option<Vec<OffloadArg>>,
-    /// Use none, and move one packet with each system call
+    /// Use no offloads, and move one packet with each system call
     #[arg(long)]
     pub(crate) no_offload: bool,
-    /// Copy the ECN field of packets to the outer header; all peers must heed it there, which flannel does not
+    /// Copy the ECN field of packets to the outer header; all peers must read it there, which flannel does not
     #[arg(long)]
     pub(crate) ecn_copy: bool,
     /// Ignore congestion marks on outer headers, as flannel does
     #[arg(long, conflicts_with = "ecn_copy")]
     pub(crate) ecn_ignore: bool,
-    /// Only say what on this host would keep the tunnel from working, and change nothing; status 1 if something does
+    /// Only print findings that keep the tunnel from working on this host, and change nothing; status 1 if there is one
     #[arg(long)]
     pub(crate) check: bool,
-    /// Bridge of the pods, to be checked too [default: those with addresses of the overlay]
+    /// Bridge of the pods, which is checked too [default: those with addresses of the overlay]
     #[arg(long, value_name = "NAME")]
     pub(crate) bridge: Option<String>,
-    /// Print the counters every so many seconds
+    /// Interval in seconds for printing the counters
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) stats: Option<Duration>,
-    /// Take flannel's commands (set route, delete route, stop) on this Unix socket
+    /// Unix socket for flannel's commands (set route, delete route, stop)
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 }
 
 impl Args {
-    /// The hosts that the routes of the command line lead to.
+    /// Returns the next hops of the command line's routes.
     pub(crate) fn peers(&self) -> Vec<IpAddr> {
         self.route.iter().map(|route| IpAddr::V4(*route.next_hop.or_port(0).ip())).collect()
     }
 
-    /// The settings of the forwarder, for packets of so many bytes or flannel's usual ones.
+    /// Returns the forwarder's settings, for this MTU or flannel's default.
     pub(crate) fn overlay(&self, mtu: Option<u16>) -> Overlay {
         let overlay = Overlay::new(self.network, self.subnet, self.listen);
         Overlay {
@@ -166,7 +166,7 @@ impl From<Ttl> for TtlPolicy {
     }
 }
 
-/// A subnet and its owner, whose port may be left to the default.
+/// A subnet and its owner, whose port may have the default.
 #[derive(Clone, Copy)]
 pub(crate) struct RouteArg {
     pub(crate) subnet: Ipv4Net,

@@ -17,24 +17,24 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::report::say;
 
-/// How long no client is accepted after there was no file descriptor for one: the listener stays readable all the while.
+/// The pause of accepting after a lack of file descriptors, because the listener stays readable.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Clients at once: each costs a look whenever one has something.
+/// The most clients at once. Every event checks each of them.
 const CLIENTS: usize = 256;
 
-/// A listening socket, its clients, and what they got wrong.
+/// A listening socket, its clients, and their invalid messages.
 pub(crate) struct Control {
     listener: Socket,
     clients: Vec<Socket>,
     accept_after: Option<Instant>,
     path: PathBuf,
     inode: u64,
-    /// Messages that were no command.
+    /// Messages that were not a command.
     pub(crate) malformed: u64,
 }
 
-/// One look at a client.
+/// The result of a receive from a client.
 enum Received {
     Message(Result<Command, CommandError>),
     Nothing,
@@ -42,7 +42,7 @@ enum Received {
 }
 
 impl Control {
-    /// Makes the socket, for its owner alone. One that nobody listens on any more is replaced.
+    /// Creates the socket, for its owner alone. A socket without a listener is replaced.
     pub(crate) fn open(path: &Path) -> Result<Self, String> {
         Self::try_open(path).map_err(|error| format!("--control {}: {error}", path.display()))
     }
@@ -54,7 +54,7 @@ impl Control {
         }
         let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
         listener.set_nonblocking(true)?;
-        // By the mask and not by chmod afterwards: there is no moment in which others could connect.
+        // The mask is set before, because with a later chmod others could connect in between.
         let mask = umask(Mode::from_bits_truncate(0o177));
         let bound = listener.bind(&address);
         umask(mask);
@@ -72,17 +72,17 @@ impl Control {
         listener.into_iter().chain(&self.clients).map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN))
     }
 
-    /// When to look for clients again, after there was no file descriptor for one.
+    /// Returns the time of the next accept, after a lack of file descriptors.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         self.accept_after
     }
 
-    /// New clients, and their and the old ones' commands, in turn, up to the budget.
+    /// Accepts new clients, and returns the commands of all clients in turn, up to the budget.
     pub(crate) fn take(&mut self, budget: Budget) -> Vec<Command> {
         self.accept(budget);
         let (mut commands, mut gone) = (Vec::new(), Vec::new());
         let mut left = budget.count();
-        // Those that may have more: who has nothing is asked once, however much the others have.
+        // Clients that may have more. A client without messages is read once, however many the others have.
         let mut busy: Vec<_> = (0..self.clients.len()).collect();
         while !busy.is_empty() && left > 0 {
             busy.retain(|number| {
@@ -109,7 +109,7 @@ impl Control {
         for number in gone.into_iter().rev() {
             self.clients.remove(number);
         }
-        // Who was served last is served last again, unless the budget ended before everybody's turn came.
+        // The order is kept, unless the budget ended before everybody's turn.
         if !self.clients.is_empty() && left == 0 {
             self.clients.rotate_left(1);
         }
@@ -121,14 +121,14 @@ impl Control {
         for _ in 0..budget.count() {
             match self.listener.accept().and_then(|(client, _)| adopt(client)) {
                 Ok(client) if self.clients.len() < CLIENTS => self.clients.push(client),
-                // Dropped, hence closed.
+                // Dropping a client closes it.
                 Ok(_) => {
                     say("clients", format_args!("control: no more than {CLIENTS} clients at once; one is sent away"))
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(error) => {
-                    // Once, and not again at every try until one succeeds.
+                    // Reported once, until an accept succeeds.
                     if !paused {
                         say("clients", format_args!("control: no client can be accepted for the moment: {error}"));
                     }
@@ -140,13 +140,13 @@ impl Control {
     }
 }
 
-/// Makes way for a new socket, unless what is there is no socket or somebody listens on it.
+/// Removes an old socket, unless the path is not a socket or somebody listens on it.
 fn remove_stale(path: &Path, found: &fs::Metadata, address: &SockAddr) -> io::Result<()> {
     if !found.file_type().is_socket() {
         return Err(io::Error::other("this exists and is no socket; choose another path"));
     }
     let probe = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    // A listener whose queue is full would keep us waiting.
+    // A blocking connect would wait for a listener whose queue is full.
     probe.set_nonblocking(true)?;
     match probe.connect(address) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
@@ -163,7 +163,7 @@ fn adopt(client: Socket) -> io::Result<Socket> {
 fn receive(client: &Socket) -> Received {
     let mut message = [0; 64];
     let mut buffers = [IoSliceMut::new(&mut message)];
-    // Credentials come with every message, also with an empty one, but not with the end of the connection.
+    // Every message has credentials, even an empty one. The end of the connection has none.
     let mut space = nix::cmsg_space!(UnixCredentials);
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
     let (len, is_message) = match recvmsg::<UnixAddr>(client.as_raw_fd(), &mut buffers, Some(&mut space), flags) {
@@ -174,14 +174,14 @@ fn receive(client: &Socket) -> Received {
     match message.get(..len) {
         Some([]) if !is_message => Received::Gone,
         Some(message) => Received::Message(Command::decode(message)),
-        // `MSG_TRUNC` gives the length that it had, not the length there was room for.
+        // `MSG_TRUNC` returns the message's length, not the buffer's.
         None => Received::Message(Err(CommandError::Length { have: len })),
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // Only if it is still ours: somebody may have put theirs in its place.
+        // Removed only if it is still this socket: another process may have replaced it.
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);
         }

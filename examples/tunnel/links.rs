@@ -1,4 +1,4 @@
-//! The links the tunnel lives on: its TUN device, kept as it has to be, and how long a packet may be on the way through both.
+//! The tunnel's links: its TUN device with its settings, and the limit of packets through TUN and underlay.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -15,16 +15,16 @@ pub(crate) struct Links {
     link: Link,
     tun_mtu: u32,
     underlay: Underlay,
-    /// What a persistent device had counted before.
+    /// The counters of a persistent device before the start.
     stats_before: LinkStats,
 }
 
-/// How long a packet may be, and why.
+/// The longest packet, and the MTUs that limit it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limit {
     pub(crate) tun_mtu: u32,
     pub(crate) underlay_mtu: u32,
-    /// The longest packet in bytes: the smaller of the TUN's MTU and of what the underlay's leaves.
+    /// The longest packet in bytes: the smaller of the TUN's MTU and the underlay's MTU less headers.
     pub(crate) packet: u16,
 }
 
@@ -36,7 +36,7 @@ impl Limit {
 }
 
 impl Links {
-    /// Makes the TUN device what it has to be, and begins to watch it.
+    /// Configures the TUN device, and begins to watch it.
     pub(crate) fn configure(name: &str, config: &LinkConfig, underlay: Underlay) -> Result<Self, Error> {
         let monitor = LinkMonitor::open(name)?;
         let mut link = Link::configure(name, config)?;
@@ -48,23 +48,23 @@ impl Links {
         Limit::new(self.tun_mtu, &self.underlay)
     }
 
-    /// To wait for: readable when something happened to a link.
+    /// Returns the file descriptors that are readable after an event of a link.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         core::iter::once(self.monitor.as_fd()).chain(self.underlay.fd())
     }
 
-    /// When to take events at the latest.
+    /// Returns the latest time for the next `take_events`.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         self.underlay.retry_at()
     }
 
-    /// Sees to what happened. Returns whether packets may have to be shorter now, or may be longer.
+    /// Handles events of the links. Returns whether the longest packet may have changed.
     pub(crate) fn take_events(&mut self) -> Result<bool, Error> {
         let of_underlay = self.underlay.take_events()?;
         Ok(self.take_events_of_tun()? || of_underlay)
     }
 
-    /// Packets that the device dropped before the tunnel could count them; none once it is gone.
+    /// Returns the packets that the device dropped before the tunnel could count them; none once it is gone.
     pub(crate) fn stats(&mut self) -> LinkStats {
         let mut stats = self.link.stats().unwrap_or(self.stats_before);
         stats.tx_dropped = stats.tx_dropped.saturating_sub(self.stats_before.tx_dropped);
@@ -72,7 +72,7 @@ impl Links {
         stats
     }
 
-    /// Takes back what was made.
+    /// Removes the settings.
     pub(crate) fn remove(self) -> Result<(), Error> {
         Ok(self.link.remove()?)
     }
@@ -80,7 +80,7 @@ impl Links {
     fn take_events_of_tun(&mut self) -> Result<bool, Error> {
         let mut events = Vec::new();
         while let Some(event) = self.monitor.next_event()? {
-            // It goes down and loses its route first, and nothing is to be put back then.
+            // A device that is deleted goes down and loses its route first. Nothing is restored then.
             if matches!(event, LinkEvent::Deleted) {
                 return Err(deleted(self.link.interface()));
             }
@@ -100,7 +100,7 @@ impl Links {
                 LinkEvent::Deleted | _ => {}
             }
         }
-        // Once, however many events say so.
+        // Once for any number of events.
         if restore {
             self.restore();
         }

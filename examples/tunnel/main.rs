@@ -4,8 +4,8 @@
 //! tunnel --subnet 100.96.1.0/24 --network 100.96.0.0/16 --listen 10.168.0.2 --route 100.96.2.0/24=10.168.0.3
 //! ```
 //!
-//! Standard output carries one JSON object per line, everything else goes to standard error. Status 0: stopped as asked;
-//! 1: ended by a fault; 2: never began. With `--check`, 0: nothing keeps it from working; 1: something does.
+//! Standard output has one JSON object per line, standard error everything else. Status 0: stopped on request; 1: ended
+//! by an error; 2: did not start. With `--check`, 0: nothing keeps it from working; 1: a finding does.
 
 mod args;
 mod check;
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 /// Runs a tunnel to its end.
 ///
 /// # Errors
-/// If it never began.
+/// If it did not start.
 fn run(args: &Args) -> Result<ExitCode, Error> {
     let Some(mut tunnel) = Tunnel::open(args)? else { return Ok(ExitCode::SUCCESS) };
     let outcome = tunnel.run();
@@ -79,7 +79,7 @@ struct Tunnel {
     signals: SignalFd,
     workers: Handle,
     running: Option<Running>,
-    /// Readable when a worker has something for whoever runs the tunnel.
+    /// Readable when a worker has a notice.
     news: Arc<EventFd>,
     links: Links,
     routing: Routing,
@@ -87,7 +87,7 @@ struct Tunnel {
     report: Report,
 }
 
-/// Whether the loop goes on.
+/// The loop's decision after an event.
 #[derive(PartialEq, Eq)]
 enum Next {
     GoOn,
@@ -95,9 +95,9 @@ enum Next {
 }
 
 impl Tunnel {
-    /// Returns nothing if a signal asks for the end before the beginning.
+    /// Returns `None` if a signal asks for the end during the start.
     fn open(args: &Args) -> Result<Option<Self>, Error> {
-        // First of all, so that no signal finds the process half set up.
+        // The first step, so that no signal ends a half-configured process.
         let mut caught = SigSet::empty();
         for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
             caught.add(signal);
@@ -105,7 +105,7 @@ impl Tunnel {
         caught.thread_block()?;
         let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
 
-        // Each client of the control socket takes a file descriptor.
+        // Each client of the control socket needs a file descriptor.
         if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
             let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
         }
@@ -114,7 +114,7 @@ impl Tunnel {
         let mtu = args.mtu.unwrap_or(underlay.tun_mtu());
         let forwarder = Forwarder::new(args.overlay(Some(Limit::new(mtu, &underlay).packet)))?;
         let routing = Routing::start(Routes::of(args)?)?;
-        // A long file takes its time, and a signal does not wait for that.
+        // A signal must not wait for a long file.
         while !routing.has_read(Duration::from_millis(20))? {
             if take_signals(&signals, &routing)? == Next::Stop {
                 return Ok(None);
@@ -124,7 +124,7 @@ impl Tunnel {
 
         let control = args.control.as_deref().map(Control::open).transpose()?;
         let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);
-        // Before the sockets: of several, each would take its share of the datagrams from a tunnel that runs already.
+        // Before the sockets: with several, each would take a share of the datagrams of a tunnel that runs already.
         let config = TunConfig { name: args.tun.clone(), offload: args.tun_offload() };
         let tuns = Tun::open_queues(&config, queues)?;
         let config = UdpConfig { offload: args.udp_offload(), flow_ports: args.source_ports, ..UdpConfig::default() };
@@ -164,7 +164,7 @@ impl Tunnel {
                 match self.links.take_events() {
                     Ok(true) => self.apply_limit(),
                     Ok(false) => {}
-                    // The workers know best why the device is gone.
+                    // The workers' error is more precise than the monitor's.
                     Err(error) => return self.stop().and(Err(error)),
                 }
             }
@@ -182,9 +182,9 @@ impl Tunnel {
         }
     }
 
-    /// Waits until there is something to do.
+    /// Waits for the next event.
     fn wait(&self) -> Result<Ready, Error> {
-        // While many changes wait to be applied, their senders wait too.
+        // While many changes are queued, the clients wait.
         let has_room = self.routing.has_room();
         let control = self.control.as_ref().filter(|_| has_room);
         let room_at = (!has_room).then(|| Instant::now() + Duration::from_millis(10));
@@ -220,14 +220,14 @@ impl Tunnel {
     fn take_commands(&mut self, budget: Budget) -> Next {
         let Some(control) = &mut self.control else { return Next::GoOn };
         let commands = control.take(budget);
-        // What was asked for before the stop still counts.
+        // Commands before the stop still apply.
         let stop = commands.iter().position(|command| *command == Command::Stop);
         let before = commands.iter().take(stop.unwrap_or(commands.len()));
         self.routing.change(before.filter_map(Command::route_change).collect());
         if stop.is_some() { Next::Stop } else { Next::GoOn }
     }
 
-    /// Tells all workers how long a packet may be now, also if that is as before: the links may have been narrower meanwhile.
+    /// Sets the longest packet of all workers, even if it is unchanged: the links may have been narrower meanwhile.
     fn apply_limit(&mut self) {
         let limit = self.links.limit();
         match self.workers.set_mtu(limit.packet) {
@@ -236,7 +236,7 @@ impl Tunnel {
         }
     }
 
-    /// Removes what was made, and says the last word.
+    /// Removes the settings, and prints the last line.
     fn close(mut self) -> Result<(), Error> {
         // The device ends with the workers.
         let device = self.links.stats();
@@ -265,7 +265,7 @@ fn take_signals(signals: &SignalFd, routing: &Routing) -> Result<Next, Error> {
     Ok(Next::GoOn)
 }
 
-/// What [`Tunnel::wait`] found.
+/// The events that [`Tunnel::wait`] found.
 struct Ready {
     signals: bool,
     news: bool,
@@ -279,7 +279,7 @@ fn deleted(name: &str) -> Error {
     format!("the TUN device {name} was deleted; start the tunnel again").into()
 }
 
-/// A worker's end in the words of who started a tunnel: the worker's own are for who wrote one.
+/// Returns a worker's error in the terms of the command line. The worker's own text is for programmers.
 fn explained(error: Error) -> Error {
     match error.downcast_ref() {
         Some(WorkerError::LinkDeleted { name }) => deleted(name),
@@ -287,14 +287,14 @@ fn explained(error: Error) -> Error {
     }
 }
 
-/// The offloads that the kernel granted, by their names on the command line.
+/// Returns the offloads that the kernel granted, by their names on the command line.
 fn offloads(tun: &Tun, udp: &UdpTransport) -> Vec<&'static str> {
     let (tun, udp) = (tun.offload(), udp.offload());
     let granted = [("tun-tso", tun.tso), ("tun-uso", tun.uso), ("udp-gso", udp.gso), ("udp-gro", udp.gro)];
     granted.into_iter().filter(|(_, granted)| *granted).map(|(name, _)| name).collect()
 }
 
-/// Rounded up, so that the loop does not wake just before the moment and find nothing to do.
+/// Returns the time until a moment, rounded up so that the loop does not wake before it.
 fn milliseconds_until(at: Instant) -> PollTimeout {
     let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
     PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)

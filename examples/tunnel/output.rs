@@ -1,7 +1,7 @@
-//! Lines for whoever runs the program. A thread writes them, so that a pipe that nobody reads blocks no other thread; and messages
-//! are rate limited by cause, so that a cause that repeats for ever does not fill the log.
+//! Output lines of a program. A thread writes them, so that a pipe without a reader blocks no other thread. Messages
+//! are rate limited by cause, so that a repeated cause does not fill the log.
 //!
-//! The file needs the standard library alone: another program can include it as it is.
+//! The file needs only the standard library, so that another program can include it.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,11 +11,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Lines that wait for a reader. With more the oldest are dropped.
+/// The most queued lines. With more, the oldest are dropped.
 const QUEUE: usize = 256;
 
-/// The messages of one cause that are written in one window of time. Each window in which there were more makes the next one twice
-/// as long.
+/// The messages of one cause that are written in one window of time. After a window with more, the next one is twice as
+/// long.
 #[derive(Clone, Copy)]
 pub(crate) struct RateLimit {
     pub(crate) messages: u32,
@@ -28,20 +28,20 @@ impl RateLimit {
         Self { messages: 20, shortest: Duration::from_secs(10), longest: Duration::from_secs(600) };
 }
 
-/// A file descriptor and the lines on their way to it.
+/// A file descriptor and its queued lines.
 pub(crate) struct Output {
     state: Mutex<State>,
     changed: Condvar,
     rate: RateLimit,
-    /// The words for lines that are missing.
+    /// The texts for missing lines.
     missing: fn(Missing) -> String,
 }
 
-/// Lines that are not written, and why.
+/// Counts of missing lines, by reason.
 pub(crate) enum Missing {
     /// The rate limit of a cause.
     LeftOut { cause: &'static str, lines: u64 },
-    /// Nobody read the lines before them.
+    /// The queue was full, because nobody read.
     Unread { lines: u64 },
 }
 
@@ -71,13 +71,13 @@ impl Output {
         Ok(output)
     }
 
-    /// Queues a line that somebody asked for. It is dropped only if nobody reads.
+    /// Queues a requested line. It is dropped only if nobody reads.
     pub(crate) fn answer(&self, line: String) {
         self.lock().push(line);
         self.changed.notify_all();
     }
 
-    /// Queues a message, or counts it when its cause has had too many of late.
+    /// Queues a message, or counts it if its cause had too many recently.
     pub(crate) fn say(&self, cause: &'static str, message: impl FnOnce() -> String) {
         let mut state = self.lock();
         let (now, rate) = (Instant::now(), self.rate);
@@ -104,11 +104,11 @@ impl Output {
                 return;
             }
         }
-        // Also for the first that is left out: the thread says so at the end of the window.
+        // Also for the first suppressed message, because the thread reports it at the end of the window.
         self.changed.notify_all();
     }
 
-    /// Waits until all lines are written, or somebody should read who does not.
+    /// Waits until all lines are written, or until nobody reads for too long.
     pub(crate) fn flush(&self, within: Duration) {
         let deadline = Instant::now() + within;
         let mut state = self.lock();
@@ -143,7 +143,7 @@ impl Output {
         }
     }
 
-    /// Waits for a line, or for the end of a window that left something out.
+    /// Waits for a line, or for the end of a window with suppressed messages.
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let ends = state.causes.iter().filter(|cause| cause.left_out > 0).map(|cause| cause.until);
         match ends.min() {
@@ -155,7 +155,7 @@ impl Output {
         }
     }
 
-    /// Ends the windows that are over and left something out; without a time, all that left something out.
+    /// Ends the windows that are over and have suppressed messages; without a time, all with suppressed messages.
     fn end_windows(&self, state: &mut State, now: Option<Instant>) {
         for at in 0..state.causes.len() {
             let Cause { left_out, until, .. } = state.causes[at];
@@ -165,7 +165,7 @@ impl Output {
         }
     }
 
-    /// Begins the next window of a cause, and queues a line if something was left out of the last one.
+    /// Begins the next window of a cause, and queues a line if the last one had suppressed messages.
     fn end_window(&self, state: &mut State, at: usize, now: Instant) {
         let Cause { name, left_out, window, .. } = state.causes[at];
         let window = if left_out > 0 { (window * 2).min(self.rate.longest) } else { self.rate.shortest };
@@ -190,7 +190,7 @@ impl State {
     }
 }
 
-/// Writes all of a line, unless there is nobody to read it.
+/// Writes a whole line, unless the reader is gone.
 fn write_line(file: &mut File, line: &str) {
     let line = format!("{line}\n");
     let mut rest = line.as_bytes();
@@ -198,7 +198,7 @@ fn write_line(file: &mut File, line: &str) {
         match file.write(rest) {
             Ok(written) => rest = rest.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Somebody who shares it made it non-blocking.
+            // Another process that shares the file made it non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(10)),
             Err(_) => return,
         }

@@ -1,4 +1,4 @@
-//! What the tunnel says: JSON lines on standard output, sentences on standard error.
+//! The tunnel's output: JSON lines on standard output, sentences on standard error.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,7 +20,7 @@ use crate::routing::Routing;
 /// Peers named in a line: those with most errors.
 const MOST_PEERS: usize = 16;
 
-/// When the counters are due, if they are at all.
+/// The times of printing the counters.
 pub(crate) struct Report {
     interval: Option<Duration>,
     due: Option<Instant>,
@@ -38,13 +38,13 @@ impl Report {
         self.due
     }
 
-    /// Whether the counters are due; if so, sets the next time.
+    /// Returns whether the counters are due, and sets the next time if so.
     pub(crate) fn is_due(&mut self, now: Instant) -> bool {
         let (Some(interval), Some(due)) = (self.interval, self.due) else { return false };
         if now < due {
             return false;
         }
-        // After a pause the missed times are not made up for.
+        // Missed times are skipped.
         let next = due + interval;
         self.due = Some(if next > now { next } else { now + interval });
         true
@@ -55,7 +55,7 @@ impl Report {
         print(&json!({ "event": "ready", "tun": tun, "listen": listen, "mtu": mtu, "offload": offloads }));
     }
 
-    /// How long a packet may be from now on, if that is news.
+    /// Prints the longest packet, if it changed.
     pub(crate) fn limit(&mut self, limit: Limit) {
         if self.limit.replace(limit) == Some(limit) {
             return;
@@ -137,14 +137,14 @@ fn print(line: &Value) {
     }
 }
 
-/// Says a sentence to whoever runs the tunnel, at most so often for each cause.
+/// Prints a sentence on standard error, at a limited rate for each cause.
 pub(crate) fn say(cause: &'static str, sentence: fmt::Arguments<'_>) {
     if let Some(stderr) = &*STDERR {
         stderr.say(cause, || sentence.to_string());
     }
 }
 
-/// Says what the workers have noticed: features that the kernel lacks, calls that fail, and senders that may be behind NAT.
+/// Prints the workers' notices: features that the kernel lacks, calls that fail, and senders that may be behind NAT.
 pub(crate) fn say_notices(workers: &Handle) {
     for notice in workers.take_notices() {
         say("system calls", format_args!("{notice}"));
@@ -164,7 +164,7 @@ pub(crate) fn say_notices(workers: &Handle) {
     }
 }
 
-/// Whether no queue has noticed a thing before, as far as is remembered.
+/// Returns whether a notice is new for all queues, as far as is remembered.
 fn is_new(thing: &str) -> bool {
     static KNOWN: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
     const MOST: usize = 64;
@@ -179,14 +179,14 @@ fn is_new(thing: &str) -> bool {
     true
 }
 
-/// Says a sentence that somebody asked for, or the last one.
+/// Prints a requested sentence, or the last one.
 pub(crate) fn answer(sentence: fmt::Arguments<'_>) {
     if let Some(stderr) = &*STDERR {
         stderr.answer(sentence.to_string());
     }
 }
 
-/// Waits until everything is written, but not for a reader who does not read.
+/// Waits until everything is written, but not for a reader that does not read.
 pub(crate) fn flush() {
     const WITHIN: Duration = Duration::from_millis(300);
     for output in [&*STDOUT, &*STDERR].into_iter().flatten() {

@@ -26,14 +26,14 @@ enum Origin {
     File,
 }
 
-/// A good line of the file.
+/// A valid line of the file.
 struct Line {
     number: usize,
     route: Route,
 }
 
 impl Routes {
-    /// Takes the routes of the command line; one that cannot be a route is a mistake of whoever wrote it.
+    /// Sets the routes of the command line. An invalid one is an error.
     pub(crate) fn of(args: &Args) -> Result<Self, String> {
         let (listen, file) = (SocketAddr::V4(args.listen), args.routes_file.clone());
         let publisher = RoutePublisher::bound_to(listen).owning(args.subnet);
@@ -57,7 +57,7 @@ impl Routes {
         self.publisher.table().len()
     }
 
-    /// Takes the routes of the file for the first time. Bad lines are reported; a file that cannot be read is an error.
+    /// Sets the routes of the file for the first time. Bad lines are reported; a file that cannot be read is an error.
     pub(crate) fn read_file(&mut self) -> Result<(), String> {
         let Some(file) = self.file.clone() else { return Ok(()) };
         let text = read(&file).map_err(|error| format!("--routes-file {}: {error}", file.display()))?;
@@ -65,7 +65,7 @@ impl Routes {
         Ok(())
     }
 
-    /// Replaces the routes that came from the file, and nothing else. If it cannot be read they stay.
+    /// Replaces the routes of the file, and no others. If it cannot be read they stay.
     pub(crate) fn read_file_again(&mut self) {
         let Some(file) = self.file.clone() else {
             return answer(format_args!("SIGHUP: there is no --routes-file to read again"));
@@ -81,8 +81,8 @@ impl Routes {
         }
     }
 
-    /// Applies what came over the control socket, later changes over earlier ones and over all other origins. Returns how
-    /// many routes were refused.
+    /// Applies the changes of the control socket. Later changes replace earlier ones and all other origins. Returns the
+    /// number of refused routes.
     pub(crate) fn set_from_control(&mut self, changes: &[RouteChange]) -> usize {
         let applied = self.publisher.apply(changes.iter().copied());
         for refused in &applied.refused {
@@ -101,7 +101,7 @@ impl Routes {
         applied.refused.len()
     }
 
-    /// Returns how many lines were bad.
+    /// Returns the number of bad lines.
     fn replace_from_file(&mut self, text: &str, mut bad: BadLines<'_>) -> usize {
         let lines = self.good_lines(text, &mut bad);
         let of_file = |(subnet, origin): (&IpNet, &Origin)| (*origin == Origin::File).then_some(*subnet);
@@ -109,13 +109,13 @@ impl Routes {
         let deletes =
             before.iter().filter(|subnet| !lines.contains_key(subnet)).map(|subnet| RouteChange::Delete(*subnet));
         let sets = lines.values().map(|line| RouteChange::Set(line.route));
-        // One batch, hence one table: no packet sees a state between the old file and the new one.
+        // One batch makes one table: no packet sees a state between the old file and the new one.
         let applied = self.publisher.apply(deletes.chain(sets));
         for subnet in before {
             self.origins.remove(&subnet);
         }
         self.origins.extend(lines.keys().map(|subnet| (*subnet, Origin::File)));
-        // A line that is no good any more takes the route with it that it once was.
+        // A line that became invalid removes its former route.
         let refused = applied.refused.iter().map(|refused| refused.route.subnet);
         let _ = self.publisher.apply(refused.clone().map(RouteChange::Delete));
         for subnet in refused {
@@ -131,7 +131,7 @@ impl Routes {
         bad.finish()
     }
 
-    /// The lines that are routes and are the file's to set; the others are reported.
+    /// Returns the lines that are routes of the file; the others are reported.
     fn good_lines(&self, text: &str, bad: &mut BadLines<'_>) -> HashMap<IpNet, Line> {
         let mut lines = HashMap::<IpNet, Line>::new();
         for (number, line) in (1..).zip(text.lines()) {

@@ -13,9 +13,9 @@ use crate::report::say;
 /// About ten million lines.
 const LONGEST: u64 = 256 << 20;
 
-/// Reads a file of lines. Bytes that are no text spoil their line alone.
+/// Reads a file of lines. Bytes that are not text make only their line invalid.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
-    // Opened without waiting for the writer of a FIFO, which would be for ever.
+    // Opened non-blocking, because a FIFO without a writer would block for ever.
     let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
     check(&file)?;
     let mut bytes = Vec::new();
@@ -35,7 +35,7 @@ fn check(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// The bad lines of one reading: the first few are named, the others counted.
+/// The bad lines of one reading. The first few are named, the others counted.
 pub(crate) struct BadLines<'a> {
     file: &'a Path,
     count: usize,
@@ -59,7 +59,7 @@ impl<'a> BadLines<'a> {
         }
     }
 
-    /// Says how many were not named. Returns how many there were.
+    /// Prints the number of bad lines that were not named. Returns the number of all.
     pub(crate) fn finish(self) -> usize {
         let more = self.count.saturating_sub(Self::NAMED);
         if more > 0 {

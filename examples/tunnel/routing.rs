@@ -1,4 +1,4 @@
-//! A thread that keeps the routes: packets wait neither for a long file to be read nor for a large table to be made.
+//! A thread that keeps the routes, so that packets wait neither for a long file nor for a large table.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,9 +23,9 @@ pub(crate) struct Routing {
 struct Shared {
     routes: AtomicUsize,
     refused: AtomicUsize,
-    /// Batches of changes that were not applied yet.
+    /// Batches of changes that are not applied yet.
     batches: AtomicUsize,
-    /// The file is going to be read again; further requests are the same request.
+    /// The file will be read again. Further requests are the same request.
     will_read: AtomicBool,
 }
 
@@ -36,7 +36,7 @@ enum Ask {
 }
 
 impl Routing {
-    /// Batches of changes that may wait, after which the clients of the control socket do.
+    /// The most queued batches of changes. With more, the clients of the control socket wait.
     const BATCHES: usize = 16;
 
     /// Starts with the routes of the command line. The thread reads the file first.
@@ -56,7 +56,7 @@ impl Routing {
                         state.batches.fetch_sub(1, Ordering::Relaxed);
                     }
                     Ask::ReadFileAgain => {
-                        // Before the reading: a request that comes while it is under way is for another one.
+                        // Before the reading, because a request during it asks for another one.
                         state.will_read.store(false, Ordering::Relaxed);
                         routes.read_file_again();
                     }
@@ -68,7 +68,7 @@ impl Routing {
         Ok(Self { asks, reader, shared, first_reading })
     }
 
-    /// Waits for the first reading of the file, for so long. Returns whether it is over.
+    /// Waits this long for the first reading of the file. Returns whether it is over.
     pub(crate) fn has_read(&self, within: Duration) -> Result<bool, Error> {
         match self.first_reading.recv_timeout(within) {
             Ok(outcome) => Ok(outcome.map(|()| true)?),
@@ -85,7 +85,7 @@ impl Routing {
         self.shared.routes.load(Ordering::Relaxed)
     }
 
-    /// How many routes of the control socket were refused.
+    /// Returns the number of refused routes of the control socket.
     pub(crate) fn refused(&self) -> usize {
         self.shared.refused.load(Ordering::Relaxed)
     }
@@ -96,7 +96,7 @@ impl Routing {
         }
     }
 
-    /// Whether more changes may come.
+    /// Returns whether more changes can be queued.
     pub(crate) fn has_room(&self) -> bool {
         self.shared.batches.load(Ordering::Relaxed) < Self::BATCHES
     }

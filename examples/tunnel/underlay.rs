@@ -1,4 +1,4 @@
-//! The interface that carries the tunnel's datagrams. It may go and come back; the tunnel goes on.
+//! The interface that carries the tunnel's datagrams. It may be removed and added again while the tunnel runs.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,13 +9,13 @@ use loden::sys::link::{self, LinkEvent, LinkMonitor, interface_to};
 use crate::Error;
 use crate::report::say;
 
-/// How often to look for an interface with the listen address while none has it.
+/// The interval of looking for an interface with the listen address while there is none.
 const RETRY: Duration = Duration::from_secs(1);
-/// In messages.
+/// The cause of its messages.
 const CAUSE: &str = "the underlay's interface";
 
 pub(crate) struct Underlay {
-    /// As it was when it was last there.
+    /// Its last known state.
     interface: link::Underlay,
     /// Next hops of the command line: their routes tell the interface if the address is on `lo`.
     peers: Vec<IpAddr>,
@@ -35,7 +35,7 @@ impl Underlay {
     pub(crate) fn watch(listen: IpAddr, peers: Vec<IpAddr>) -> Result<Self, Error> {
         let ask = || interface_to(listen, peers.iter().copied());
         let monitor = LinkMonitor::open(&ask()?.name)?;
-        // Asked once more: from here on, whatever changes is announced.
+        // Asked again after the monitor was opened, so that no change is missed.
         Ok(Self { interface: ask()?, peers, watch: Watch::On(monitor) })
     }
 
@@ -43,7 +43,7 @@ impl Underlay {
         self.interface.mtu
     }
 
-    /// What is left of it for a packet.
+    /// Returns the longest inner packet that it carries.
     pub(crate) fn tun_mtu(&self) -> u32 {
         self.interface.tun_mtu()
     }
@@ -62,7 +62,7 @@ impl Underlay {
         }
     }
 
-    /// Says what happened. Returns whether it may carry less or more than before.
+    /// Handles and reports events. Returns whether its MTU may have changed.
     pub(crate) fn take_events(&mut self) -> Result<bool, Error> {
         let link::Underlay { name, address, mtu, .. } = &mut self.interface;
         let monitor = match &mut self.watch {
@@ -81,11 +81,11 @@ impl Underlay {
             match event {
                 LinkEvent::MtuChanged(now) => {
                     changed = true;
-                    // The route to the peers may have a smaller one of its own.
+                    // The route to the peers may have a smaller MTU of its own.
                     *mtu = interface_to(*address, self.peers.iter().copied()).map_or(now, |found| found.mtu);
                 }
                 LinkEvent::Down => say(CAUSE, format_args!("{name} is down: nothing leaves or arrives until it is up")),
-                // Said too when changes were missed, of the MTU maybe.
+                // Also reported after missed events, which may have changed the MTU.
                 LinkEvent::Up => {
                     changed = true;
                     say(CAUSE, format_args!("{name} is up"));

@@ -1,4 +1,5 @@
-//! Control messages: what C's `struct command` says, read field by field, and written back but for what its kind has no use for.
+//! Control messages against C's `struct command`, read field by field. Encoding restores the fields that the command
+//! uses.
 
 use loden::control::{COMMAND_LEN, Command, CommandError};
 
@@ -12,7 +13,7 @@ pub fn run(bytes: &[u8]) {
     let int = |at: usize| i32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
     let octets = |at: usize| <[u8; 4]>::try_from(&bytes[at..at + 4]).unwrap();
     let (kind, len) = (int(0), int(8));
-    // Behind this there is nothing of the kind's own.
+    // The bytes after this offset are not used by this command.
     let end = match kind {
         1 => PADDING,
         2 => 12,

@@ -1,4 +1,4 @@
-//! Both directions of the forwarder against the model, with settings, routes and packet out of the input.
+//! Both directions of the forwarder against the model. Settings, routes and packet come from the input.
 
 use support::model;
 use support::scenario::Scenario;

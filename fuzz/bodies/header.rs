@@ -1,4 +1,4 @@
-//! The header view: what it refuses and why, and what its accessors say, against two other parsers.
+//! The header view against two other parsers: its errors, and the values of its accessors.
 
 use etherparse::Ipv4HeaderSlice;
 use loden::wire::ipv4::{HeaderError, Ipv4Packet, Ipv4PacketMut};
@@ -46,7 +46,7 @@ pub fn run(bytes: &[u8]) {
     assert_eq!(copy[total..], bytes[total..], "what is behind the packet stays");
 }
 
-/// The first thing wrong with a header by the section on headers of `docs/conformance.md`, numbers included.
+/// Returns the first error of a header by the section on headers of `docs/conformance.md`, numbers included.
 fn first_error(bytes: &[u8]) -> Option<HeaderError> {
     let have = bytes.len();
     if have < 20 {
@@ -72,12 +72,12 @@ fn first_error(bytes: &[u8]) -> Option<HeaderError> {
     Some(HeaderError::BadOption { at, header })
 }
 
-/// Where the first option that does not fit begins; the end of the header if all fit.
+/// Returns the offset of the first option that does not fit, or the end of the header if all fit.
 fn bad_option_at(header: &[u8]) -> usize {
     let fits = |end: usize| option_kinds(&header[20..end]).is_some();
     match option_kinds(&header[20..]) {
         Some(_) => header.len(),
-        // The longest front that is a whole number of options ends where the bad one begins.
+        // The longest prefix of whole options ends where the bad one begins.
         None => (20..header.len()).rev().find(|end| fits(*end)).unwrap_or(20),
     }
 }

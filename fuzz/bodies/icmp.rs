@@ -1,4 +1,4 @@
-//! ICMP errors: whatever the offender, an answer is sound, is never an answer to an error, and does not cause another.
+//! ICMP errors: for any offender, an error is valid, never answers an error, and causes no other.
 
 use loden::forward::Encap;
 
@@ -14,14 +14,14 @@ pub fn run(bytes: &[u8]) {
         let message = Message::parse(answer);
         message.assert_sound(&packet);
         assert!(may_be_answered(&packet), "R36 to R40: {packet:02x?}");
-        // Our own error, should it come by again where nothing is routed, is an error about which there is none.
+        // An ICMP error that arrives where nothing is routed is not answered.
         let nowhere = Host::new(*host.overlay(), Vec::new());
         assert_eq!(nowhere.encapsulate(answer).icmp(), None, "R36");
     }
 }
 
-/// The packet after it was sent and the path refused it. (Not one with a checksum of 0xFFFF: that is a 0 once it has been
-/// counted down and up again, which is the same number.)
+/// Returns the outcome of a sent packet that the path refuses. A checksum of 0xFFFF is left out: after the TTL is
+/// restored it is 0, which is the same number.
 fn refused(host: &Host, packet: &[u8]) -> Outcome {
     let mut buffer = packet.to_vec();
     let Encap::Send(transmit) = host.forwarder.encapsulate(&mut buffer, &host.table) else {

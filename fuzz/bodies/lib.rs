@@ -1,4 +1,4 @@
-//! The work of each fuzz target with its input. The tests run the same over the committed seeds.
+//! The bodies of the fuzz targets. The tests run them over the committed seeds.
 
 pub mod control;
 pub mod forward;

@@ -1,6 +1,6 @@
-//! What routers report, one after the other: who is believed, and what is then known of each path.
+//! A sequence of routers' reports: the accepted ones, and the path MTU after each.
 //!
-//! Byte 0 has switches, then come reports: ten seconds each that pass before it, its length, its bytes.
+//! Byte 0 has switches. Each report then has the time before it in steps of ten seconds, its length and its bytes.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
@@ -12,9 +12,9 @@ use loden::wire::DatagramTooBig;
 use support::host::{Host, host_a, host_b, overlay, own, routes};
 use support::packet::{ICMP, UDP, ones_sum, repair_checksum};
 
-/// The source ports are chosen by flow.
+/// A switch: source ports by flow.
 pub const BY_FLOW: u8 = 1;
-/// Lengths and checksums are put right, so that mutated reports get past them.
+/// A switch: repairs lengths and checksums, so that mutated reports pass their checks.
 pub const REPAIR: u8 = 2;
 
 pub fn encode<'b>(switches: u8, reports: impl IntoIterator<Item = (u8, &'b [u8])>) -> Vec<u8> {
@@ -55,7 +55,7 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// RFC 792 by the places of its fields.
+/// Parses a report by the field offsets of RFC 792.
 fn naive(packet: &[u8]) -> Option<DatagramTooBig> {
     let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
     let header = usize::from(packet.first()? & 15) * 4;
@@ -85,7 +85,7 @@ fn naive(packet: &[u8]) -> Option<DatagramTooBig> {
     Some(DatagramTooBig { mtu, source: at(12, ports), destination: at(16, ports + 2), len, inner })
 }
 
-/// What is known of a path, since when.
+/// A learned path MTU, and its time.
 #[derive(Clone, Copy)]
 struct Path {
     mtu: u16,
@@ -99,7 +99,7 @@ fn in_force(known: &Known, peer: IpAddr, now: u64) -> Option<Path> {
     known.get(&peer).filter(|path| now - path.learned < 600).copied()
 }
 
-/// R54, sentence by sentence, in bytes of outer packet.
+/// Returns the outcome of a report by the sentences of R54, in bytes of outer packet.
 fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -> IcmpOutcome {
     let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
     let any_port = host.overlay().source_port == SourcePort::ByFlow;

@@ -1,4 +1,4 @@
-//! The datagrams that one packet is sent as.
+//! The datagrams of one packet.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -8,10 +8,11 @@ use crate::offload::GsoPacket;
 use crate::transmit::{Transmit, Way};
 use crate::wire::fragment::Fragmenter;
 
-/// Segments of a GSO packet, or fragments of a packet or of segments. All of them are one packet to count: if one is not sent,
-/// the packet is lost.
+/// Segments of a GSO packet, or fragments of a packet or of segments. They count as one packet. If one of them is not
+/// sent, the packet is lost.
 ///
-/// Ask for the length of the next datagram, and write it to where it is wanted; or let [`next_into`](Self::next_into) do both.
+/// [`next_len`](Self::next_len) returns the length of the next datagram, and [`write_next`](Self::write_next) writes
+/// it. [`next_into`](Self::next_into) does both.
 #[derive(Debug)]
 #[must_use = "datagrams that are not sent are a lost packet"]
 pub struct Datagrams<'p, 'e> {
@@ -27,7 +28,7 @@ enum Pieces<'p, 'e> {
     SegmentFragments(SegmentFragments<'p, 'e>),
 }
 
-/// Segments, each written to where it is cut into fragments.
+/// Segments, each of which is written to a buffer and cut into fragments there.
 #[derive(Debug)]
 struct SegmentFragments<'p, 'e> {
     packet: &'p [u8],
@@ -39,7 +40,7 @@ struct SegmentFragments<'p, 'e> {
     is_cut: bool,
 }
 
-/// Room for one segment, made when it is needed first.
+/// Buffer for one segment, allocated at its first use.
 #[derive(Debug, Default)]
 pub(super) struct Scratch(Box<[u8]>);
 
@@ -80,14 +81,14 @@ impl<'p, 'e> Datagrams<'p, 'e> {
         Self { way, pieces, stats }
     }
 
-    /// Destination, ECN field and flow of all of them.
+    /// Returns destination, ECN field and flow of all of them.
     #[must_use]
     #[inline]
     pub fn way(&self) -> &Way {
         &self.way
     }
 
-    /// Bytes of the next datagram. `None` after the last one.
+    /// Returns the length of the next datagram in bytes. `None` after the last one.
     #[must_use]
     #[inline]
     pub fn next_len(&mut self) -> Option<usize> {
@@ -101,8 +102,8 @@ impl<'p, 'e> Datagrams<'p, 'e> {
         }
     }
 
-    /// Writes the next datagram to `out`, which is as long as [`next_len`](Self::next_len) says. Nothing is written, and the
-    /// datagram is lost, if `out` has another length.
+    /// Writes the next datagram to `out`, whose length must be that of [`next_len`](Self::next_len). If `out` has
+    /// another length, nothing is written and the datagram is lost.
     #[inline]
     pub fn write_next(&mut self, out: &mut [u8]) {
         match &mut self.pieces {
@@ -126,8 +127,8 @@ impl<'p, 'e> Datagrams<'p, 'e> {
         }
     }
 
-    /// Writes the next datagram to the front of `out`, which should have 65,535 bytes. `None` after the last one, or if it does
-    /// not fit.
+    /// Writes the next datagram to the front of `out`, which should have 65,535 bytes. `None` after the last one, or if
+    /// it does not fit.
     pub fn next_into<'o>(&mut self, out: &'o mut [u8]) -> Option<Transmit<'o>> {
         let len = self.next_len()?;
         let room = out.get_mut(..len)?;
@@ -144,7 +145,7 @@ impl SegmentFragments<'_, '_> {
             self.is_cut = self.fragmenter.advance(self.scratch);
             if !self.is_cut {
                 let len = self.gso.len_of(self.segments);
-                // After the last one there are none of any length.
+                // After the last datagram, no length is left.
                 let segment = self.scratch.get_mut(..len).filter(|segment| !segment.is_empty())?;
                 self.gso.write_segment(self.packet, self.segments, segment);
                 self.fragmenter = self.fragmenter.for_segment(len as u16);

@@ -1,4 +1,4 @@
-//! One host of the overlay without its system calls: the decisions, and all that is remembered and counted around them.
+//! One host of the overlay without system calls: its decisions, and the state and counters around them.
 
 mod datagrams;
 #[cfg(test)]
@@ -21,20 +21,20 @@ use crate::transmit::{BATCH_BYTES_MAX, Transmit, Way};
 use crate::wire::DatagramTooBig;
 use crate::wire::icmpv4::ERROR_MAX;
 
-/// Peers whose send errors are counted one by one; those of later ones are not.
+/// Peers for which send errors are counted separately. Later peers have only the sum.
 const PEERS_COUNTED: usize = 1024;
 
-/// A host of the overlay: a [`Forwarder`], and what it remembers from packet to packet.
+/// A host of the overlay: a [`Forwarder`], and the state that it keeps between packets.
 ///
-/// It has no I/O. Give it each packet and each datagram, with the route table and the time, and carry out the action that it
-/// returns. It counts every packet when it decides on it. If an action fails, tell it:
+/// It has no I/O. Pass it each packet and each datagram, with the route table and the time, and carry out the action
+/// that it returns. It counts every packet when it decides on it. If an action fails, report that:
 /// [`handle_send_error`](Self::handle_send_error), [`handle_write_error`](Self::handle_write_error) and
-/// [`handle_reply_error`](Self::handle_reply_error) take the packet from where it was counted to where it ended.
+/// [`handle_reply_error`](Self::handle_reply_error) move the packet from its first counter to that of its drop reason.
 ///
 /// `now` is the time since any fixed moment, the same for all calls.
 ///
-/// Memory: 1,024 learned path MTUs, 1,024 counters of send errors and the tables of the limiter. Nothing is allocated for a
-/// packet that is forwarded.
+/// Memory: 1,024 learned path MTUs, 1,024 counters of send errors and the tables of the limiter. No call allocates for
+/// a packet that is forwarded.
 #[derive(Debug)]
 pub struct Endpoint {
     forwarder: Forwarder,
@@ -46,14 +46,14 @@ pub struct Endpoint {
     scratch: datagrams::Scratch,
 }
 
-/// Packets that could not be sent, of all peers and of each.
+/// Packets that could not be sent: the sum, and the count of each peer.
 #[derive(Debug, Default)]
 struct SendErrors {
     count: u64,
     peers: BTreeMap<IpAddr, u64>,
 }
 
-/// The action for a packet from the TUN. Exhaustive on purpose: an action that a caller does not know is a packet lost.
+/// The action for a packet from the TUN. Exhaustive on purpose: a caller that misses an action loses packets.
 #[derive(Debug)]
 #[must_use = "a packet whose action is not carried out is lost"]
 pub enum Outbound<'p, 'e> {
@@ -100,7 +100,7 @@ pub enum Direction {
 }
 
 impl Endpoint {
-    /// An endpoint with empty counters.
+    /// Returns an endpoint with empty counters.
     #[must_use]
     pub fn new(forwarder: Forwarder) -> Self {
         Self {
@@ -114,29 +114,29 @@ impl Endpoint {
         }
     }
 
-    /// Sets the limits on ICMP errors. It starts with those of [`IcmpLimiter::default`].
+    /// Sets the limits on ICMP errors. The initial ones are those of [`IcmpLimiter::default`].
     pub fn set_icmp_limiter(&mut self, limiter: impl AllowIcmp + 'static) {
         self.limiter = Box::new(limiter);
     }
 
-    /// The forwarder.
+    /// Returns the forwarder.
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
         &self.forwarder
     }
 
-    /// Where every packet went.
+    /// Returns the counters of all packets.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// The counters, to count what happened outside: failed reads, say.
+    /// Returns the counters, to count events outside the endpoint such as failed reads.
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.counters
     }
 
-    /// Packets that could not be sent to each peer, for the first 1,024 peers that had any.
+    /// Returns the number of packets that could not be sent to each peer, for the first 1,024 peers that had any.
     pub fn send_errors(&self) -> impl Iterator<Item = (IpAddr, u64)> {
         self.send_errors.peers.iter().map(|(peer, count)| (*peer, *count))
     }
@@ -147,24 +147,24 @@ impl Endpoint {
         self.send_errors.count
     }
 
-    /// The path MTUs that were learned.
+    /// Returns the learned path MTUs.
     #[must_use]
     pub fn paths(&self) -> &PathMtus {
         &self.paths
     }
 
-    /// Takes over path MTUs that others learned: see [`PathMtus::merge`].
+    /// Takes over path MTUs that other endpoints learned: see [`PathMtus::merge`].
     pub fn merge_paths(&mut self, paths: &PathMtus) {
         self.paths.merge(paths);
     }
 
-    /// Forgets all but its counters, as after a restart.
+    /// Resets all state but the counters, as a restart does.
     pub fn forget(&mut self) {
         (self.limiter, self.paths) = (Box::new(IcmpLimiter::default()), PathMtus::default());
     }
 
-    /// From now on the underlay carries inner packets of at most `mtu` bytes. Unless the limit becomes lower, the path MTUs that
-    /// were learned are forgotten: the narrow link may have been our own.
+    /// Sets the length in bytes of the longest inner packet that the underlay carries. Unless the limit becomes lower,
+    /// learned path MTUs are forgotten, because the narrow link may have been this host's interface.
     ///
     /// # Errors
     /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
@@ -177,7 +177,8 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Decides on a packet from the TUN. `header` tells what the kernel left to be done ([`VnetHeader::default`]: nothing).
+    /// Decides on a packet from the TUN. `header` describes the offloads that the kernel requests
+    /// ([`VnetHeader::default`]: none).
     #[inline]
     pub fn handle_outbound<'p, 'e>(
         &'e mut self,
@@ -233,7 +234,7 @@ impl Endpoint {
         }
     }
 
-    /// Decides on a datagram from the underlay. `outer` may be its sender alone.
+    /// Decides on a datagram from the underlay. `outer` may be its sender's address alone.
     #[inline]
     pub fn handle_inbound<'p, 'e>(
         &'e mut self,
@@ -265,20 +266,20 @@ impl Endpoint {
         }
     }
 
-    /// Packets that were to be sent to `peer` were not, for this reason.
+    /// Records that packets could not be sent to `peer`, for this reason.
     #[cold]
     pub fn handle_send_error(&mut self, peer: IpAddr, reason: DropReason, packets: u64) {
         self.counters.encap.lose_forwarded(reason, packets);
         self.send_errors.add(peer, packets);
     }
 
-    /// Packets that were to be written to the TUN were not, for this reason.
+    /// Records that packets could not be written to the TUN, for this reason.
     #[cold]
     pub fn handle_write_error(&mut self, reason: DropReason, packets: u64) {
         self.counters.decap.lose_forwarded(reason, packets);
     }
 
-    /// An ICMP error could not be written or sent.
+    /// Records that an ICMP error could not be written or sent.
     #[cold]
     pub fn handle_reply_error(&mut self, direction: Direction, to: ReplyTo, reason: RejectReason) {
         flow(&mut self.counters, direction).lose_answer(reason.into());
@@ -287,15 +288,15 @@ impl Endpoint {
         }
     }
 
-    /// The system refused `len` bytes of inner packet as too long for the path (EMSGSIZE), of which it knows `system`: see
-    /// [`PathMtus::handle_emsgsize`].
+    /// Learns from a refusal of `len` bytes of inner packet as too long for the path (EMSGSIZE). `system` has the MTUs
+    /// that the system knows for the path: see [`PathMtus::handle_emsgsize`].
     #[cold]
     pub fn handle_emsgsize(&mut self, way: &Way, len: usize, system: SystemPath, now: Duration) -> EmsgsizeOutcome {
         self.paths.handle_emsgsize(way.destination, len, system, now, &mut self.counters.stats)
     }
 
-    /// A datagram that waited turned out to be longer than the `mtu` bytes that its path carries. It ends its packet: the sender
-    /// is told if DF is set, and otherwise the packet is dropped, because it is too late to fragment it.
+    /// Ends the packet of a queued datagram that is longer than the `mtu` bytes of its path. If DF is set, its sender
+    /// gets an ICMP error. Otherwise the packet is dropped, because queued packets are no longer fragmented.
     #[cold]
     pub fn handle_too_long(
         &mut self,
@@ -320,7 +321,7 @@ impl Endpoint {
         }
     }
 
-    /// A router reported that a datagram was too big: see [`PathMtus::handle_icmp`].
+    /// Learns from a router's report that a datagram was too big: see [`PathMtus::handle_icmp`].
     #[cold]
     pub fn handle_icmp(&mut self, report: &DatagramTooBig, routes: &RouteTable, now: Duration) -> IcmpOutcome {
         let outcome = self.paths.handle_icmp(report, &self.forwarder, routes, now);
@@ -329,14 +330,14 @@ impl Endpoint {
         outcome
     }
 
-    /// How to send to a peer.
+    /// Returns the path mode for datagrams to a peer.
     #[must_use]
     #[inline]
     pub fn path_mode(&self, peer: IpAddr, now: Duration) -> PathMode {
         if self.paths.is_empty() { PathMode::System } else { self.paths.mode(peer, now) }
     }
 
-    /// The longest datagram in bytes that is known to reach a peer.
+    /// Returns the length in bytes of the longest datagram that is known to reach a peer.
     #[must_use]
     #[inline]
     pub fn path_limit(&self, peer: IpAddr, now: Duration) -> u16 {
@@ -344,7 +345,7 @@ impl Endpoint {
     }
 }
 
-/// The longest datagram in bytes.
+/// The length of the longest datagram in bytes.
 const LONGEST: u16 = BATCH_BYTES_MAX as u16;
 
 #[cold]

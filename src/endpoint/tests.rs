@@ -19,7 +19,7 @@ fn endpoint() -> (Endpoint, RouteTable) {
     (Endpoint::new(Forwarder::new(overlay).unwrap()), routes)
 }
 
-/// Without DF.
+/// Returns a UDP packet without DF.
 fn packet(from: [u8; 4], to: [u8; 4], data: usize) -> Vec<u8> {
     let mut header = etherparse::Ipv4Header::new(0, 64, etherparse::IpNumber::UDP, from, to).unwrap();
     header.dont_fragment = false;
@@ -69,7 +69,7 @@ fn an_action_that_failed_moves_its_packet_to_another_counter() {
 }
 
 #[test]
-fn a_path_that_is_learned_counts_from_the_next_packet_on() {
+fn a_learned_path_mtu_applies_from_the_next_packet() {
     let (mut endpoint, routes) = endpoint();
     let way = Way { destination: peer(), ecn: crate::wire::Ecn::NotEct, flow: 0 };
     let system = SystemPath { configured: Some(628), ..SystemPath::default() };
@@ -90,7 +90,7 @@ fn a_path_that_is_learned_counts_from_the_next_packet_on() {
 }
 
 #[test]
-fn a_datagram_that_is_given_other_room_is_not_written() {
+fn a_datagram_is_not_written_to_a_buffer_of_another_length() {
     let (mut endpoint, routes) = endpoint();
     let mut packet = packet(OUT[0], OUT[1], 2000);
     let outbound = endpoint.handle_outbound(&mut packet, &VnetHeader::default(), &routes, NOW);

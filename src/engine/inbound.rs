@@ -1,4 +1,4 @@
-//! From the peers to the TUN.
+//! The direction from the peers to the TUN.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -15,22 +15,22 @@ use crate::transmit::Transmit;
 /// Bytes of the longest packet.
 const PACKET_MAX: usize = 65_535;
 
-/// GSO packets of a protocol refused in a row, with their segments accepted, after which no more are tried for a while: some
-/// kernels never take them.
+/// Refusals of GSO packets in a row, with their segments accepted, after which GSO packets of this protocol are
+/// disabled for a while. Some kernels never accept them.
 const REFUSALS: u32 = 8;
 
-/// How long no more are tried at first. It doubles each time, up to an hour.
+/// The first time for which they are disabled. It doubles each time, up to an hour.
 const FIRST_WAIT: Duration = Duration::from_secs(60);
-/// The longest wait, and the time without refusals after which the wait is the first one again.
+/// The longest time. After as long without refusals, the next time is [`FIRST_WAIT`] again.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// Writes to the TUN, as GSO packets where that helps.
+/// A writer to the TUN, which coalesces packets where possible.
 #[derive(Debug)]
 pub(super) struct Writer {
-    /// `None`: every packet is written by itself.
+    /// `None` if every packet is written by itself.
     pub(super) coalescer: Option<Coalescer>,
     granted: Coalesce,
-    /// For a GSO packet that has to be taken apart again.
+    /// A buffer for a segment of a refused GSO packet.
     scratch: Box<[u8]>,
     refusals: Refusals,
 }
@@ -40,17 +40,18 @@ pub(super) struct Writer {
 struct Refusals {
     tcp: u32,
     udp: u32,
-    /// How long none are tried the next time.
+    /// The time for which they are disabled after the next refusals.
     wait: Duration,
     retry_at: Option<Duration>,
-    /// Since when they are tried again.
+    /// The time since which they are enabled again.
     again_since: Option<Duration>,
 }
 
 impl Engine {
-    /// Takes a datagram from the underlay. It is written with [`flush_inbound`](Self::flush_inbound), or before.
+    /// Takes a datagram from the underlay. Its packet is written with [`flush_inbound`](Self::flush_inbound), or
+    /// before.
     ///
-    /// Returns the reason if it was dropped and nobody was told.
+    /// Returns the reason if it was dropped without an ICMP error.
     #[inline]
     pub fn from_udp(
         &mut self,
@@ -89,7 +90,7 @@ impl Engine {
         None
     }
 
-    /// Writes what waits for more packets of its flow.
+    /// Writes the packets that are collected for coalescing.
     #[inline]
     pub fn flush_inbound(&mut self, now: Duration, sink: &mut impl Sink) {
         let Self { endpoint, writer, .. } = self;
@@ -121,7 +122,7 @@ impl Refusals {
         if header.gso_type == vnet_gso::UDP_L4 { &mut self.udp } else { &mut self.tcp }
     }
 
-    /// One more that is refused is enough to stop again.
+    /// Enables GSO packets again. One further refusal disables them.
     #[cold]
     fn try_again(&mut self, now: Duration) {
         let left = |refused: u32| refused.min(REFUSALS - 1);
@@ -130,7 +131,8 @@ impl Refusals {
     }
 }
 
-/// Sends an ICMP error. On a path that refuses it, it may be fragmented: it is short, and too rare to ask what the path carries.
+/// Sends an ICMP error. On a path that refuses it, the kernel may fragment it. It is too short and too rare for
+/// path-MTU discovery.
 #[cold]
 fn send_reply(message: &Transmit<'_>, sink: &mut impl Sink) -> Result<(), Unsent> {
     match sink.send(slice::from_ref(message), PathMode::System) {
@@ -139,7 +141,7 @@ fn send_reply(message: &Transmit<'_>, sink: &mut impl Sink) -> Result<(), Unsent
     }
 }
 
-/// Writes packets, and tells the endpoint what was not written.
+/// A writer of packets that reports failures to the endpoint.
 struct Out<'a, S> {
     endpoint: &'a mut Endpoint,
     sink: &'a mut S,
@@ -164,7 +166,7 @@ impl<S: Sink> Out<'_, S> {
         }
     }
 
-    /// Some kernels refuse GSO packets that they should take.
+    /// Writes the segments of a GSO packet that the kernel refused. Some kernels refuse valid ones.
     #[cold]
     fn write_segments(&mut self, packets: &Coalesced<'_>) {
         self.endpoint.counters_mut().stats.tun_fallbacks += 1;

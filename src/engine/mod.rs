@@ -1,6 +1,7 @@
-//! A host between a TUN and a socket, without either: the [`Endpoint`] with its [`SendQueue`] and its [`Coalescer`].
+//! A host of the overlay without I/O: the [`Endpoint`] with its [`SendQueue`] and its [`Coalescer`].
 //!
-//! Whoever has a ring, a stack or a test in place of the adapters implements [`Sink`], and gives an [`Engine`] what comes in.
+//! A caller with a ring, a network stack or a test in place of the adapters implements [`Sink`] and passes packets to
+//! an [`Engine`].
 
 mod inbound;
 mod outbound;
@@ -17,22 +18,22 @@ use crate::offload::{Coalesce, Coalescer, VnetHeader};
 use crate::transmit::{Lost, QueueLimits, SendQueue, Transmit, Way};
 use crate::wire::DatagramTooBig;
 
-/// The way out of an [`Engine`].
+/// The output of an [`Engine`]: a UDP socket and a TUN.
 pub trait Sink {
     /// Sends the datagrams of several batches, in order.
     ///
     /// # Errors
-    /// At the first datagram that is not sent. Those before it are sent, those behind it are not tried.
+    /// At the first datagram that is not sent. Those before it were sent; those behind it were not tried.
     fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent>;
 
     /// Writes one packet, or one GSO packet, to the TUN.
     ///
     /// # Errors
-    /// If the TUN does not take it.
+    /// If the TUN does not accept it.
     fn write(&mut self, header: &VnetHeader, packet: &[u8]) -> Result<(), WriteFailure>;
 
-    /// Returns what the system knows of the path to a peer that refused a datagram as [`SendFailure::TooLong`], and passes the
-    /// reports of routers on that came in until now.
+    /// Returns the MTUs that the system has for the path to a peer, after a refusal with [`SendFailure::TooLong`].
+    /// Passes on the reports of routers that arrived until now.
     fn system_path(&mut self, way: &Way, report: &mut dyn FnMut(&DatagramTooBig)) -> SystemPath {
         let _ = (way, report);
         SystemPath::default()
@@ -46,7 +47,7 @@ pub struct Unsent {
     pub batch: usize,
     /// Its number in the batch, from 0.
     pub datagram: usize,
-    /// Datagrams that were refused with it: a GSO batch is refused as a whole.
+    /// Datagrams that were refused with it. A GSO batch is refused as a whole.
     pub datagrams: usize,
     /// The reason.
     pub reason: SendFailure,
@@ -55,19 +56,19 @@ pub struct Unsent {
 /// The reason why a datagram was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendFailure {
-    /// The socket is closed. What waits keeps waiting.
+    /// The socket is closed. Queued packets stay in the queue.
     Closed,
     /// Another error.
     Failed,
-    /// This host forbids it.
+    /// This host forbids sending it (EPERM, EACCES).
     Forbidden,
-    /// The path to this peer takes no more for the moment. Others are tried.
+    /// The socket accepts no more for this peer at the moment. Other peers are tried.
     Full,
-    /// The kernel has no memory for the moment.
+    /// The kernel has no memory at the moment.
     NoBuffers,
     /// The peer's host refused an earlier datagram.
     Refused,
-    /// It is longer than the path carries.
+    /// The datagram is longer than the path MTU.
     TooLong,
     /// The peer cannot be reached.
     Unreachable,
@@ -80,32 +81,33 @@ pub enum WriteFailure {
     Down,
     /// Another error, or the TUN is gone.
     Failed,
-    /// The TUN takes no more for the moment.
+    /// The TUN accepts no more at the moment.
     Full,
     /// The TUN refuses this packet. If it is a GSO packet, its segments are tried.
     Rejected,
 }
 
-/// Moves packets between a TUN and a socket that somebody else reads from, and that a [`Sink`] writes to.
+/// A host of the overlay that moves packets between a TUN and a socket. The caller reads from them, and a [`Sink`]
+/// writes to them.
 ///
 /// 1. Read from the TUN: [`from_tun`](Self::from_tun). Read from the socket: [`from_udp`](Self::from_udp).
-/// 2. When nothing more is there, or after a bounded number of packets: [`flush`](Self::flush).
-/// 3. Wait, until [`wake_at`](Self::wake_at) at most, and flush then.
+/// 2. When nothing more can be read, or after a bounded number of packets: [`flush`](Self::flush).
+/// 3. Wait until [`wake_at`](Self::wake_at) at most, then flush.
 ///
-/// No path of a peer costs another peer its packets: what a path does not take waits in a queue of its own, which is bounded.
+/// A slow path does not delay the packets of other peers. Each peer has a bounded queue of its own.
 #[derive(Debug)]
 pub struct Engine {
     endpoint: Endpoint,
     queue: SendQueue,
-    /// Bytes that were put into the queue since it was flushed.
+    /// Bytes that were queued since the last flush.
     collected: usize,
-    /// Whether packets wait for each other.
+    /// True if packets are collected into batches.
     batched: bool,
     writer: Writer,
 }
 
 impl Engine {
-    /// An engine whose TUN takes GSO packets of these kinds.
+    /// Returns an engine whose TUN accepts GSO packets of these kinds.
     #[must_use]
     pub fn new(endpoint: Endpoint, limits: QueueLimits, coalesce: Coalesce) -> Self {
         let coalescer = (coalesce.tcp || coalesce.udp).then(|| Coalescer::new(coalesce));
@@ -113,7 +115,8 @@ impl Engine {
         Self { endpoint, queue: SendQueue::new(limits), collected: 0, batched: true, writer }
     }
 
-    /// The same engine, but each packet is sent and written by itself: to compare, and to find faults.
+    /// Returns the same engine without batches: each packet is sent and written by itself. Use it for comparisons and
+    /// to find faults.
     #[must_use]
     pub fn unbatched(mut self) -> Self {
         self.batched = false;
@@ -121,18 +124,18 @@ impl Engine {
         self
     }
 
-    /// The endpoint.
+    /// Returns the endpoint.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// The endpoint, to count what happened outside, and to tell it what routers report.
+    /// Returns the endpoint, to count events outside the engine and to pass on reports of routers.
     pub fn endpoint_mut(&mut self) -> &mut Endpoint {
         &mut self.endpoint
     }
 
-    /// Where every packet went, or waits.
+    /// Returns the counters of all packets, queued ones included.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
@@ -140,13 +143,13 @@ impl Engine {
         counters
     }
 
-    /// Writes the counters to where they are published.
+    /// Writes the counters to `counters`.
     pub fn counters_into(&self, counters: &mut Counters) {
         counters.clone_from(self.endpoint.counters());
         counters.encap.hold_all(self.queue.packets());
     }
 
-    /// See [`Endpoint::set_mtu`].
+    /// Sets the path MTU of the underlay: see [`Endpoint::set_mtu`].
     ///
     /// # Errors
     /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
@@ -154,13 +157,13 @@ impl Engine {
         self.endpoint.set_mtu(mtu)
     }
 
-    /// When to flush at the latest, if anything waits.
+    /// Returns the time of the next flush, if packets are queued.
     #[must_use]
     pub fn wake_at(&self) -> Option<Duration> {
         self.queue.retry_at()
     }
 
-    /// Drops what waits for next hops that `is_gone` names, for this reason.
+    /// Drops the packets queued for next hops for which `is_gone` returns true, with this reason.
     #[cold]
     pub fn drop_peers(&mut self, is_gone: impl Fn(core::net::SocketAddr) -> bool, reason: DropReason) {
         let Self { endpoint, queue, .. } = self;
@@ -200,7 +203,7 @@ impl WriteFailure {
     }
 }
 
-/// The peer of a batch.
+/// Returns the peer of a batch.
 fn peer_of(batch: &Transmit<'_>) -> IpAddr {
     batch.destination.ip()
 }

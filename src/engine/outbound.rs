@@ -1,4 +1,4 @@
-//! From the TUN to the peers.
+//! The direction from the TUN to the peers.
 
 use core::time::Duration;
 
@@ -9,22 +9,23 @@ use crate::offload::VnetHeader;
 use crate::route::RouteTable;
 use crate::transmit::{SELECTED_MAX, Transmit, Way};
 
-/// Bytes that are collected before they are sent: a part of what the second-level cache holds.
+/// Bytes that are collected before they are sent. They fit in a part of the second-level cache.
 const BYTES_COLLECTED: usize = 128 << 10;
 
-/// The first pause of a path that takes no more. It doubles up to the longest one while nothing gets through.
+/// The first pause after a peer's datagrams are refused with EAGAIN. It doubles up to the longest one while nothing is
+/// sent.
 const PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
-/// How long a path may take nothing before what waits for it is dropped.
+/// The time after which the packets of a blocked peer are dropped.
 const TAKES_NOTHING: Duration = Duration::from_secs(1);
 
-/// The same for a kernel that has no memory.
+/// The same for a kernel without memory (ENOBUFS, ENOMEM).
 const NO_BUFFERS: Duration = Duration::from_millis(15);
 
 impl Engine {
-    /// Takes a packet from the TUN, and returns how many datagrams it became, at least 1. It is sent with [`flush`](Self::flush),
-    /// or before when much has been collected.
+    /// Takes a packet from the TUN, and returns the number of datagrams that it became, at least 1. They are sent with
+    /// [`flush`](Self::flush), or before if much has been collected.
     #[inline]
     pub fn from_tun(
         &mut self,
@@ -87,7 +88,7 @@ impl Engine {
         count.max(1)
     }
 
-    /// Sends all that the paths take.
+    /// Sends all datagrams that the socket accepts.
     #[inline]
     pub fn flush(&mut self, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
         self.collected = 0;
@@ -102,7 +103,8 @@ impl Engine {
         }
     }
 
-    /// Sends as many of the selected batches as go at once. A batch that is longer than its path is known to carry is not tried.
+    /// Sends as many of the selected batches as one call can. A batch that is longer than its known path MTU is not
+    /// tried.
     #[inline]
     fn send_selected(&mut self, now: Duration, sink: &mut impl Sink) -> Result<(), Unsent> {
         let Self { endpoint, queue, .. } = self;
@@ -127,7 +129,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes what went before a failure as sent.
+    /// Marks the datagrams before a failure as sent.
     fn lose_sent(&mut self, unsent: &Unsent) {
         self.queue.sent(unsent.batch);
         self.queue.advance(unsent.datagram);
@@ -161,13 +163,13 @@ impl Engine {
     }
 
     fn block(&mut self, now: Duration, since: Option<Duration>) {
-        // Twice as long as it has been blocked already, within bounds.
+        // The pause is as long as the peer has been blocked already, so that the total doubles.
         let pause = since.map_or(PAUSE, |since| now.saturating_sub(since)).clamp(PAUSE, LONGEST_PAUSE);
         let lost = self.queue.block(now, now + pause);
         self.lose(lost, DropReason::SendBufferFull);
     }
 
-    /// A path took nothing for too long: all that waits for it is dropped.
+    /// Drops all packets of a peer that has been blocked for too long.
     fn drop_blocked(&mut self, peer: Option<core::net::SocketAddr>) {
         let Self { endpoint, queue, .. } = self;
         queue.drop_peers(
@@ -176,7 +178,7 @@ impl Engine {
         );
     }
 
-    /// The first batch has datagrams that are longer than the path to their peer carries.
+    /// Handles a first batch with datagrams that are longer than the path MTU.
     #[cold]
     fn handle_too_long(&mut self, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
         let Self { endpoint, queue, .. } = self;
@@ -193,7 +195,7 @@ impl Engine {
             match endpoint.handle_emsgsize(&way, longest, system, now) {
                 EmsgsizeOutcome::Limit(mtu) => mtu,
                 EmsgsizeOutcome::Retry => return,
-                // There is nothing to tell the senders. A last datagram that is shorter may fit.
+                // No path MTU is known that an ICMP error could name. A shorter last datagram may fit.
                 EmsgsizeOutcome::Unexplained => {
                     let lost = queue.lose(as_long.max(1));
                     return self.lose(lost, DropReason::SendFailed);
@@ -201,7 +203,7 @@ impl Engine {
             }
         };
         for _ in 0..count {
-            // The rest of a packet whose sender was told would be of no use to anybody.
+            // The rest of a packet whose sender got an ICMP error is of no use to the receiver.
             let is_lost = queue.next_is_lost();
             let Some(datagram) = queue.datagram_mut().filter(|datagram| is_lost || datagram.len() > mtu.into()) else {
                 return;
@@ -212,7 +214,7 @@ impl Engine {
                     endpoint.handle_reply_error(Direction::Outbound, to, reason);
                 }
             }
-            // Counted above.
+            // Counted by `handle_too_long`.
             queue.lose(1);
         }
     }

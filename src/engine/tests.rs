@@ -1,4 +1,4 @@
-//! An engine over a socket and a TUN that are lists.
+//! An engine over a socket and a TUN that record their packets in lists.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec;
@@ -17,7 +17,7 @@ mod random;
 const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Host number so and so, which owns 100.96.so.0/24.
+/// Returns the address of host `number`, which owns 100.96.`number`.0/24.
 fn host(number: u8) -> SocketAddr {
     ([10, 168, 0, number], 8285).into()
 }
@@ -26,7 +26,7 @@ fn pod_of(host: u8) -> Ipv4Addr {
     [100, 96, host, 2].into()
 }
 
-/// A UDP packet with so much data, whose identification is its number.
+/// Returns a UDP packet with `data` bytes of payload, whose identification is `number`.
 fn packet(from: Ipv4Addr, to: Ipv4Addr, number: u16, dont_fragment: bool, data: usize) -> Vec<u8> {
     let mut header = Ipv4Header::new(8 + data as u16, 64, IpNumber::UDP, from.octets(), to.octets()).unwrap();
     (header.identification, header.dont_fragment) = (number, dont_fragment);
@@ -63,12 +63,12 @@ fn header(packet: &[u8]) -> Ipv4Header {
     Ipv4Header::from_slice(packet).unwrap().0
 }
 
-/// A socket and a TUN. The socket refuses the datagrams to some peers, all of them or those that are too long.
+/// A socket and a TUN. The socket refuses all datagrams to some peers, and to others only those that are too long.
 #[derive(Default)]
 struct Lists {
     refuses: BTreeMap<SocketAddr, SendFailure>,
     longest: BTreeMap<SocketAddr, usize>,
-    /// So many datagrams of each call are taken.
+    /// The most datagrams of a call that are accepted.
     most: Option<usize>,
     system: SystemPath,
     tun_fails: VecDeque<WriteFailure>,
@@ -162,7 +162,7 @@ impl Stage {
         self.give_with(&VnetHeader::default(), packet);
     }
 
-    /// Packets number `first` and following of a pod of ours for one of a host's.
+    /// Passes `count` packets from a local pod to a pod of `host`, numbered from `first` on.
     fn give_all(&mut self, host: u8, first: u16, count: u16) {
         (first..first + count).for_each(|number| self.give(&packet(POD, pod_of(host), number, true, 100)));
     }
@@ -214,7 +214,7 @@ impl Default for Stage {
 }
 
 #[test]
-fn r69_a_path_that_takes_nothing_costs_no_other_peer() {
+fn r69_a_blocked_path_does_not_affect_other_peers() {
     let mut stage = Stage::new(QueueLimits { per_peer: 10_000, ..QueueLimits::default() });
     let slow: Vec<u8> = (2..10).collect();
     stage.sink.refuses = slow.iter().map(|number| (host(*number), SendFailure::Full)).collect();
@@ -226,7 +226,7 @@ fn r69_a_path_that_takes_nothing_costs_no_other_peer() {
         assert_eq!(sent.iter().map(|datagram| number(datagram)).collect::<Vec<_>>(), [round]);
         assert_eq!(stage.sink.sent, []);
     }
-    // 128 bytes each: 78 fit, the newest are dropped.
+    // Of 128 bytes each, 78 fit. The newest are dropped.
     let encap = stage.encap();
     assert_eq!((encap.forwarded(), encap.held()), (200, 8 * 78));
     assert_eq!(Stage::drops(&encap), [(DropReason::SendBufferFull, 8 * 322)]);
@@ -242,7 +242,7 @@ fn r69_a_path_that_takes_nothing_costs_no_other_peer() {
 }
 
 #[test]
-fn a_path_is_tried_again_after_as_long_as_it_has_taken_nothing_within_bounds() {
+fn a_blocked_path_is_retried_at_doubling_and_bounded_intervals() {
     let mut stage = Stage::default();
     stage.sink.refuses.insert(host(2), SendFailure::Full);
     stage.give_all(2, 0, 2);
@@ -252,7 +252,7 @@ fn a_path_is_tried_again_after_as_long_as_it_has_taken_nothing_within_bounds() {
     while stage.encap().held() > 0 {
         let calls = stage.sink.calls;
         stage.flush();
-        assert_eq!(stage.sink.calls, calls, "before its moment");
+        assert_eq!(stage.sink.calls, calls, "retried too early");
         let wake_at = stage.engine.wake_at().unwrap();
         pauses.push((wake_at - stage.now).as_micros());
         stage.now = wake_at;
@@ -265,7 +265,7 @@ fn a_path_is_tried_again_after_as_long_as_it_has_taken_nothing_within_bounds() {
 }
 
 #[test]
-fn what_goes_through_starts_the_second_again_for_this_peer_alone() {
+fn a_sent_datagram_restarts_the_limit_of_its_peer_alone() {
     let mut stage = Stage::default();
     stage.give_all(2, 0, 1);
     stage.give_all(3, 0, 1);
@@ -282,7 +282,7 @@ fn what_goes_through_starts_the_second_again_for_this_peer_alone() {
 }
 
 #[test]
-fn r70_what_waits_for_a_next_hop_that_is_gone_is_dropped_under_its_own_reason() {
+fn r70_packets_queued_for_a_removed_next_hop_have_their_own_drop_reason() {
     let mut stage = Stage::default();
     stage.sink.refuses = [2, 3].map(|number| (host(number), SendFailure::Full)).into();
     stage.give_all(2, 0, 5);
@@ -292,7 +292,7 @@ fn r70_what_waits_for_a_next_hop_that_is_gone_is_dropped_under_its_own_reason() 
     stage.engine.drop_peers(|next_hop| next_hop == host(2), DropReason::StaleRoute);
     stage.assert_conserved();
     assert_eq!(Stage::drops(&stage.encap()), [(DropReason::StaleRoute, 6)]);
-    assert_eq!((stage.encap().held(), stage.send_errors()), (2, vec![]), "no error of the peer");
+    assert_eq!((stage.encap().held(), stage.send_errors()), (2, vec![]), "no send error of the peer");
     stage.sink.refuses.clear();
     stage.pass(MILLISECOND);
     assert_eq!((stage.sink.to(host(2)), stage.sink.to(host(3)).len()), (vec![], 2));
@@ -311,7 +311,7 @@ fn a_closed_socket_loses_nothing() {
 }
 
 #[test]
-fn a_refusal_is_counted_as_what_it_is() {
+fn each_refusal_has_its_drop_reason() {
     let reasons = [
         (SendFailure::Failed, DropReason::SendFailed),
         (SendFailure::Forbidden, DropReason::SendForbidden),
@@ -330,7 +330,7 @@ fn a_refusal_is_counted_as_what_it_is() {
 }
 
 #[test]
-fn a_kernel_without_memory_is_asked_again_for_15_ms() {
+fn a_send_without_kernel_memory_is_retried_for_15_ms() {
     let mut stage = Stage::default();
     stage.sink.refuses.insert(host(2), SendFailure::NoBuffers);
     [0, 2, 4].into_iter().for_each(|number| stage.give_all(2, number, 1));
@@ -341,9 +341,9 @@ fn a_kernel_without_memory_is_asked_again_for_15_ms() {
     assert_eq!(Stage::drops(&stage.encap()), [(DropReason::SendNoBuffers, 3)]);
 }
 
-/// The packet is put in whole or not at all: its first datagrams do not go without the last ones.
+/// A packet is queued whole or not at all: its first datagrams are not sent without the last ones.
 #[test]
-fn a_packet_that_finds_no_room_leaves_nothing_behind() {
+fn a_packet_without_room_is_not_queued_in_part() {
     let mut stage = Stage::new(QueueLimits { per_peer: 5000, ..QueueLimits::default() });
     stage.give_with(&gso(1000), &packet(POD, pod_of(2), 1, true, 3000));
     stage.give_with(&gso(1000), &packet(POD, pod_of(2), 11, true, 3000));
@@ -357,8 +357,8 @@ fn a_packet_that_finds_no_room_leaves_nothing_behind() {
     assert_eq!((stage.encap().held(), stage.encap().forwarded()), (0, 2));
 }
 
-/// R51: on a path of 600 bytes, known before the packet came, segments of 1028 bytes leave in fragments, and the counters say
-/// so. Each segment can be put together again.
+/// R51: on a path of 600 bytes that is known before the packet arrives, segments of 1028 bytes are fragmented and
+/// counted as such. Each segment can be reassembled.
 #[test]
 fn a_gso_packet_without_df_is_cut_into_fragments_on_a_narrow_path() {
     let mut stage = Stage::default();
@@ -386,12 +386,12 @@ fn a_gso_packet_without_df_is_cut_into_fragments_on_a_narrow_path() {
     }
     let stats = stage.engine.counters().stats;
     assert_eq!((stats.segments_made, stats.fragments_made, sent.len()), (3, 4, 5));
-    // The one with DF was answered, as a whole.
+    // The packet with DF got one ICMP error.
     assert_eq!((stage.encap().forwarded(), stage.encap().answered()), (1, 1));
     assert_eq!(stage.sink.written.len(), 1);
 }
 
-/// A GSO packet with DF that waited: the first segment is answered, and the others are of no use to anybody.
+/// Of a queued GSO packet with DF, the first segment gets an ICMP error. The others are dropped.
 #[test]
 fn a_gso_packet_that_turns_out_too_long_is_answered_once() {
     let mut stage = Stage::default();
@@ -404,18 +404,18 @@ fn a_gso_packet_that_turns_out_too_long_is_answered_once() {
     assert_eq!(sent, [20]);
     let [(_, message)] = &stage.sink.written[..] else { panic!("{:?}", stage.sink.written) };
     assert_eq!((message[20..22].to_vec(), message[26..28].to_vec()), (vec![3, 4], 600u16.to_be_bytes().to_vec()));
-    assert_eq!(header(&message[28..]).time_to_live, 64, "as its sender knows it");
+    assert_eq!(header(&message[28..]).time_to_live, 64, "the quoted TTL is the sender's");
     assert_eq!((stage.encap().answered(), stage.encap().forwarded(), stage.encap().held()), (1, 1, 0));
 }
 
 #[test]
-fn a_system_that_believes_a_stranger_is_overruled() {
+fn a_forged_path_mtu_of_the_system_is_overruled() {
     let mut stage = Stage::default();
     stage.sink.system = SystemPath { configured: Some(1500), learned: Some(628), has_reports: true };
     stage.sink.longest.insert(host(2), 600);
     stage.give(&packet(POD, pod_of(2), 1, true, 1000));
     let Stage { engine, routes, sink, now } = &mut stage;
-    // The system lets it pass in the other mode.
+    // The system sends it in the other mode.
     struct Probing<'s>(&'s mut Lists);
     impl Sink for Probing<'_> {
         fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent> {
@@ -440,7 +440,7 @@ fn a_system_that_believes_a_stranger_is_overruled() {
 }
 
 #[test]
-fn an_answer_that_is_not_given_is_counted_as_its_reason() {
+fn an_icmp_error_that_is_not_sent_is_counted_with_its_reason() {
     let mut stage = Stage::default();
     stage.sink.tun_fails.push_back(WriteFailure::Full);
     let nowhere = packet(POD, [100, 96, 99, 9].into(), 1, true, 100);
@@ -457,7 +457,7 @@ fn an_answer_that_is_not_given_is_counted_as_its_reason() {
     stage.arrive(2, &last_hop);
     let modes: Vec<_> = stage.sink.sent.iter().map(|(to, mode, _)| (*to, *mode)).collect();
     assert_eq!((modes, stage.decap().answered()), (vec![(host(2), PathMode::Fragment)], 1));
-    // One that waited, and whose path turned out too narrow.
+    // A queued packet whose path MTU became lower.
     stage.sink.tun_fails.push_back(WriteFailure::Down);
     stage.sink.system.configured = Some(100);
     stage.give(&packet(POD, pod_of(2), 5, true, 100));
@@ -466,7 +466,7 @@ fn an_answer_that_is_not_given_is_counted_as_its_reason() {
 }
 
 #[test]
-fn a_packet_that_the_tun_does_not_take_is_counted_as_its_reason() {
+fn a_packet_that_the_tun_refuses_is_counted_with_its_reason() {
     let mut stage = Stage::default();
     let failures = [
         (WriteFailure::Down, DropReason::TunDown),
@@ -484,7 +484,7 @@ fn a_packet_that_the_tun_does_not_take_is_counted_as_its_reason() {
     assert_eq!((stage.decap().forwarded(), stage.decap().received()), (0, 4));
 }
 
-/// A TUN that takes no GSO packets gets their segments, and after some of them no more GSO packets for a minute.
+/// A TUN that refuses GSO packets gets their segments. After several refusals, GSO packets are disabled for a minute.
 #[test]
 fn a_tun_that_refuses_gso_packets_gets_segments() {
     let mut stage = Stage::default();

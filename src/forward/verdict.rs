@@ -1,4 +1,4 @@
-//! What becomes of a packet.
+//! The verdicts on packets, and the reasons of drops.
 
 use core::net::{Ipv4Addr, SocketAddr};
 
@@ -9,17 +9,17 @@ use crate::wire::ipv4::{HeaderError, Ipv4Packet};
 
 /// The verdict on a packet that came out of the TUN.
 ///
-/// Exhaustive on purpose: a fate that a caller does not know of is a packet lost.
+/// Exhaustive on purpose: a caller that misses a verdict loses packets.
 #[derive(Debug)]
 #[must_use = "a packet whose verdict is ignored is lost without being counted"]
 pub enum Encap<'p> {
-    /// Goes to a peer; its TTL is one less where the policy says so.
+    /// Sent to a peer. Its TTL is one less where the policy requires it.
     Send(Transmit<'p>),
-    /// Likewise, but in fragments, because it is longer than the path carries and DF is clear.
+    /// Sent to a peer in fragments, because it is longer than the path MTU and DF is clear.
     Fragment(Fragments<'p>),
-    /// Goes nowhere, and its sender may be told why.
+    /// Dropped. Its sender may get an ICMP error.
     Reject(Reject<'p>),
-    /// Goes nowhere, in silence.
+    /// Dropped without an ICMP error.
     Drop(DropReason),
 }
 
@@ -27,20 +27,20 @@ pub enum Encap<'p> {
 #[derive(Debug)]
 #[must_use = "a packet whose verdict is ignored is lost without being counted"]
 pub enum Decap<'p> {
-    /// Goes to the TUN: exactly these bytes.
+    /// Delivered to the TUN: exactly these bytes.
     Deliver(&'p mut [u8]),
-    /// Goes nowhere, and its sender may be told why.
+    /// Dropped. Its sender may get an ICMP error.
     Reject(Reject<'p>),
-    /// Goes nowhere, in silence.
+    /// Dropped without an ICMP error.
     Drop(DropReason),
 }
 
-/// A packet that goes nowhere for a reason its sender should know. It is unchanged, as it arrived.
+/// A packet that is dropped for a reason that its sender should know. Its bytes are unchanged.
 #[derive(Debug)]
 pub struct Reject<'p> {
     pub(super) offender: Ipv4Packet<'p>,
     pub(super) reason: RejectReason,
-    /// Where the answer comes from and goes to; `None` if there may be none.
+    /// Source, TTL and destination of the ICMP error; `None` if the RFCs bar one.
     pub(super) answer: Option<Answer>,
 }
 
@@ -51,37 +51,38 @@ pub(super) struct Answer {
     pub(super) reply_to: ReplyTo,
 }
 
-/// Where an ICMP error is to be written or sent.
+/// The output for an ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplyTo {
-    /// Back through the tunnel, to the host that owns the offender's source.
+    /// Through the tunnel, to the host that owns the offender's source.
     Peer(SocketAddr),
-    /// To our own TUN.
+    /// To this host's TUN.
     Tun,
 }
 
 impl<'p> Reject<'p> {
-    /// The packet, as it arrived.
+    /// Returns the packet, as it arrived.
     #[must_use]
     pub fn offender(&self) -> &Ipv4Packet<'p> {
         &self.offender
     }
 
-    /// Why it goes nowhere.
+    /// Returns the reason of the drop.
     #[must_use]
     pub fn reason(&self) -> RejectReason {
         self.reason
     }
 
-    /// Where the answer is to go; `None` if RFC 1812 4.3.2.7 bars one. Ask the [`IcmpLimiter`](super::IcmpLimiter) only if
-    /// there is one.
+    /// Returns the output for the ICMP error; `None` if RFC 1812 4.3.2.7 bars one. Ask the
+    /// [`IcmpLimiter`](super::IcmpLimiter) only if it is not `None`.
     #[must_use]
     pub fn reply_to(&self) -> Option<ReplyTo> {
         self.answer.map(|answer| answer.reply_to)
     }
 
-    /// Writes the ICMP error for the sender into `out` and returns the whole packet; `None` if there may be none.
+    /// Writes the ICMP error for the sender into `out` and returns the whole packet; `None` if RFC 1812
+    /// 4.3.2.7 bars one.
     #[must_use]
     pub fn icmp_error<'o>(&self, out: &'o mut [u8; ERROR_MAX]) -> Option<&'o [u8]> {
         let Answer { source, ttl, .. } = self.answer?;
@@ -89,15 +90,15 @@ impl<'p> Reject<'p> {
     }
 }
 
-/// Why a packet goes nowhere, where its sender may be told.
+/// A reason to drop a packet for which its sender may get an ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RejectReason {
-    /// No route holds its destination.
+    /// No route contains its destination.
     NetUnreachable,
     /// Too long for the path, and DF is set.
     FragmentationNeeded {
-        /// The longest packet that would pass, in bytes.
+        /// The path MTU in bytes.
         mtu: u16,
     },
     /// Its TTL would become 0 here.
@@ -114,7 +115,7 @@ impl RejectReason {
     }
 }
 
-/// The reason to count when no answer is sent, be it barred, limited or lost.
+/// The reason to count when no ICMP error is sent: it is barred, over the limit or lost.
 impl From<RejectReason> for DropReason {
     fn from(reason: RejectReason) -> Self {
         match reason {
@@ -127,7 +128,7 @@ impl From<RejectReason> for DropReason {
 
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
-        /// Why a packet was dropped. Every dropped packet has exactly one.
+        /// The reason of a drop. Every dropped packet has exactly one.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum DropReason {
@@ -138,7 +139,7 @@ macro_rules! drop_reasons {
             /// All reasons, in the order of the checks.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The name in metrics: lower case with underscores, and it never changes.
+            /// Returns the name in metrics: lower case with underscores. It never changes.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -156,15 +157,15 @@ drop_reasons! {
     TooShort = "too_short",
     /// IP version neither 4 nor 6.
     BadVersion = "bad_version",
-    /// IPv6, which is not carried. The kernel itself sends some into every fresh TUN.
+    /// IPv6, which is not carried. The kernel itself sends some into every new TUN.
     Ipv6NotCarried = "ipv6_not_carried",
     /// IHL below 5.
     BadHeaderLength = "bad_header_length",
-    /// The header is longer than what was received.
+    /// The header is longer than the received bytes.
     HeaderTruncated = "header_truncated",
-    /// The total length is less than the header's.
+    /// The total length is less than the header's length.
     BadTotalLength = "bad_total_length",
-    /// The total length is more than was received.
+    /// The total length is more than the received bytes.
     Truncated = "truncated",
     /// The header checksum is wrong.
     BadChecksum = "bad_checksum",
@@ -172,7 +173,7 @@ drop_reasons! {
     BadOption = "bad_option",
     /// A loose or strict source route.
     SourceRoute = "source_route",
-    /// A source that is no host: 0/8, 127/8, 224/4, 240/4.
+    /// A source that cannot be a host: 0/8, 127/8, 224/4, 240/4.
     MartianSource = "martian_source",
     /// Source or destination in 169.254/16, which routers do not forward (RFC 3927 7).
     LinkLocal = "link_local",
@@ -182,51 +183,51 @@ drop_reasons! {
     MartianDestination = "martian_destination",
     /// A destination in 224/4.
     MulticastDestination = "multicast_destination",
-    /// The inner source is not routed to the peer that sent it; or, without a peer check, it has no route.
+    /// The inner source is not routed to the sending peer. Without a peer check: it has no route.
     SpoofedSource = "spoofed_source",
     /// From a peer and not for our own subnet, or straight back to where it came from.
     ForeignDestination = "foreign_destination",
-    /// No route, and the sender was not told.
+    /// No route, and no ICMP error was sent.
     NoRoute = "no_route",
-    /// It would go round in circles: for the underlay address of its own next hop, or for our own socket.
+    /// A routing loop: its destination is the underlay address of its own next hop, or this host's own socket.
     Loop = "loop",
     /// It arrived with TTL 0.
     TtlZero = "ttl_zero",
-    /// The other end met congestion, and its sender does not take part in ECN: a drop is what tells it (RFC 6040 4.2).
+    /// The underlay marked congestion, and the inner packet is not ECN-capable: only a drop signals it (RFC 6040 4.2).
     EcnNotCapable = "ecn_not_capable",
     /// The kernel asked for a segmentation or a checksum that the packet does not allow.
     BadOffload = "bad_offload",
-    /// Its TTL ran out here, and the sender was not told.
+    /// Its TTL ran out here, and no ICMP error was sent.
     TimeExceeded = "time_exceeded",
-    /// Too long for the path with DF set, and the sender was not told.
+    /// Longer than the path MTU with DF set, and no ICMP error was sent.
     FragmentationNeeded = "fragmentation_needed",
-    /// Too long for the path with DF clear, and it cannot be fragmented: the path has no room for its header and 8 bytes, or it
-    /// is a fragment that reaches past the longest packet there is.
+    /// Longer than the path MTU with DF clear, and it cannot be fragmented. The path has no room for its header and 8 bytes,
+    /// or the packet is a fragment that ends past the longest possible packet.
     NotFragmented = "not_fragmented",
-    /// Its path turned out to be too narrow while it waited, with DF clear: later packets are fragmented before they wait.
+    /// Queued with DF clear when its path MTU turned out to be lower. Later packets are fragmented before they are queued.
     PathTooNarrow = "path_too_narrow",
-    /// The socket took nothing for longer than packets are held.
+    /// The send queue of its peer was full, or the socket accepted nothing for this peer for too long.
     SendBufferFull = "send_buffer_full",
-    /// The kernel had no memory for the datagram, or the socket of its source port no room, several times over (ENOBUFS,
+    /// The kernel had no memory for the datagram, or its source port's socket had no room, several times in a row (ENOBUFS,
     /// ENOMEM).
     SendNoBuffers = "send_no_buffers",
     /// The peer's host refused it (ECONNREFUSED).
     SendRefused = "send_refused",
-    /// The underlay has no way to the peer (EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN).
+    /// The underlay has no route to the peer (EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN).
     SendUnreachable = "send_unreachable",
-    /// A firewall or a missing right forbids it (EPERM, EACCES).
+    /// A firewall or a missing right forbids sending (EPERM, EACCES).
     SendForbidden = "send_forbidden",
     /// Sending failed with any other error.
     SendFailed = "send_failed",
     /// The TUN is down (EIO).
     TunDown = "tun_down",
-    /// The TUN took nothing at this moment (EAGAIN, ENOBUFS, ENOMEM).
+    /// The TUN accepted nothing at this moment (EAGAIN, ENOBUFS, ENOMEM).
     TunFull = "tun_full",
     /// The TUN refused the packet with any other error.
     TunFailed = "tun_failed",
-    /// The route to its next hop was removed while it waited.
+    /// The route to its next hop was removed while it was queued.
     StaleRoute = "stale_route",
-    /// The worker was taken down while it still held the packet.
+    /// The worker stopped while the packet was queued.
     Stopped = "stopped",
 }
 

@@ -1,4 +1,4 @@
-//! One host: an endpoint, one packet at a time.
+//! One simulated host: an endpoint that handles one packet at a time.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -19,10 +19,10 @@ use crate::offload::VnetHeader;
 use crate::transmit::Way;
 use crate::wire::{DatagramTooBig, Ecn};
 
-/// A node's own link, unless it is set.
+/// The default MTU of a node's link.
 const LINK_MTU: u16 = 1500;
 
-/// A node of a [`Sim`](super::Sim): its place among them, from 0.
+/// The number of a node in a [`Sim`](super::Sim), from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(super) usize);
 
@@ -32,7 +32,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A simulated host, to be looked at.
+/// A simulated host.
 #[derive(Debug)]
 pub struct Node {
     endpoint: Endpoint,
@@ -43,36 +43,36 @@ pub struct Node {
     pub(super) seen: Seen,
 }
 
-/// What became of a packet at a node.
+/// The fate of a packet at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fate {
-    /// It went on: to a peer, or to the TUN.
+    /// The packet was sent to a peer, or written to the TUN.
     Forwarded,
-    /// It went nowhere, and its sender was told.
+    /// The packet was dropped, and its sender got an ICMP error.
     Answered(RejectReason),
-    /// It went nowhere, in silence.
+    /// The packet was dropped without an ICMP error.
     Dropped(DropReason),
 }
 
-/// What leaves a node.
+/// A packet that leaves a node.
 #[derive(Debug)]
 pub(super) enum Output {
     Tun(Bytes),
     Underlay { to: SocketAddr, ecn: Ecn, payload: Bytes },
 }
 
-/// What crossed a node's borders, counted outside of it.
+/// Packets in and out of a node, counted outside of its endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
-    /// Packets its TUN took while it was up.
+    /// Packets that its TUN accepted while the node was up.
     pub(super) from_tun: u64,
-    /// Packets that nobody took.
+    /// Packets for the TUN while the node was down.
     pub(super) refused: u64,
     pub(super) to_tun: u64,
     pub(super) from_underlay: u64,
     pub(super) to_underlay: u64,
-    /// Packets that went to the underlay in pieces.
+    /// Packets that went to the underlay as fragments.
     pub(super) fragmented: u64,
 }
 
@@ -88,13 +88,13 @@ impl Node {
         }
     }
 
-    /// The settings of its forwarder.
+    /// Returns the settings of its forwarder.
     #[must_use]
     pub fn overlay(&self) -> &Overlay {
         self.endpoint.forwarder().overlay()
     }
 
-    /// Where every packet went, over all its lives.
+    /// Returns the counters of all packets. A restart keeps them.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         self.endpoint.counters()
@@ -105,25 +105,25 @@ impl Node {
         self.endpoint.counters_mut()
     }
 
-    /// Whether it runs.
+    /// Returns whether the node runs.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.is_up
     }
 
-    /// Packets for its TUN that nobody took, because it did not run. They are in no counter of its own.
+    /// Returns the number of packets for its TUN while it did not run. Its own counters do not include them.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.seen.refused
     }
 
-    /// What it has learned of the path to a peer, in bytes of inner packet. `now` is the simulation's.
+    /// Returns the learned path MTU to a peer, in bytes of inner packet. `now` is the simulation's time.
     #[must_use]
     pub fn path_mtu(&self, peer: IpAddr, now: Duration) -> Option<u16> {
         self.endpoint.paths().lookup(peer, now)
     }
 
-    /// Starts it anew: all is forgotten but what is counted.
+    /// Restarts the node. It keeps only its counters.
     pub(super) fn restart(&mut self) {
         self.endpoint.forget();
         self.is_up = true;
@@ -133,8 +133,8 @@ impl Node {
         self.link_mtu = mtu;
     }
 
-    /// A router on the way reports that a datagram of this node was too long, in bytes of outer packet, and quotes all of it.
-    /// Only reports of IPv4 routers are played.
+    /// Handles a router's report that a datagram of this node was too long. `mtu` is in bytes of outer packet. The
+    /// report quotes the whole datagram. Only IPv4 routers are simulated.
     pub(super) fn fragmentation_needed(&mut self, datagram: &Datagram, mtu: u16, now: Duration) -> bool {
         let SocketAddr::V4(destination) = datagram.to else { return false };
         let SocketAddr::V4(source) = SocketAddr::new(datagram.from.ip().to_canonical(), datagram.from.port()) else {
@@ -147,7 +147,7 @@ impl Node {
         matches!(outcome, IcmpOutcome::Lowered { .. })
     }
 
-    /// A packet out of the TUN.
+    /// Handles a packet from the TUN.
     pub(super) fn encapsulate(&mut self, mut packet: BytesMut, now: Duration, out: &mut Vec<Output>) -> Fate {
         let Self { endpoint, routes, link_mtu, .. } = self;
         let (way, mut datagrams) = match endpoint.handle_outbound(&mut packet, &NOTHING_LEFT, routes.table(), now) {
@@ -164,7 +164,7 @@ impl Node {
             Outbound::Reply(reply) => return Self::write(reply, out),
             Outbound::Drop(reason) => return Fate::Dropped(reason),
         };
-        // Its own link refuses at once (EMSGSIZE).
+        // The node's link refuses it at once, as EMSGSIZE does.
         let link = PathMtus::inner((*link_mtu).into(), way.destination.ip());
         if let Some(longest) = datagrams.iter_mut().max_by_key(|datagram| datagram.len())
             && longest.len() > link.into()
@@ -185,7 +185,7 @@ impl Node {
         Fate::Forwarded
     }
 
-    /// A datagram from the underlay.
+    /// Handles a datagram from the underlay.
     pub(super) fn decapsulate(
         &mut self,
         mut datagram: BytesMut,
@@ -219,6 +219,6 @@ impl Node {
     }
 }
 
-/// A packet that the kernel has completed.
+/// The header of a packet that needs no offload.
 const NOTHING_LEFT: VnetHeader =
     VnetHeader { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };

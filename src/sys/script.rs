@@ -1,4 +1,4 @@
-//! A kernel that does as it is told: what stands in for the system calls in tests of the adapters and of the worker.
+//! A scripted kernel in place of the system calls, for tests of the adapters and of the worker.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -18,11 +18,11 @@ use super::syscall::{MESSAGES, Message, Slot};
 use crate::offload::VNET_HEADER_LEN;
 use crate::wire::Ecn;
 
-/// What the adapters of these tests are made with: the kernel, unless they are given a script.
+/// The system calls of an adapter under test: those of the kernel, or of a script.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Calls(Option<Script>);
 
-/// Which system call, whatever its variant.
+/// A kind of system call, with all its variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Call {
     Open,
@@ -35,14 +35,14 @@ pub(crate) enum Call {
     Write,
 }
 
-/// What a call does.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// All it is asked for, as far as the script's other rules let it.
+    /// The call does all that it is asked for, within the script's other rules.
     All,
-    /// The same for so many messages at most.
+    /// The same for at most this many messages.
     AtMost(usize),
-    /// Nothing; it fails with that error number.
+    /// The call fails with this error number.
     Error(c_int),
 }
 
@@ -51,23 +51,23 @@ pub(crate) enum Answer {
 pub(crate) struct Arrival {
     pub(crate) from: SocketAddr,
     pub(crate) bytes: Vec<u8>,
-    /// What the kernel says of the size of segments.
+    /// The segment size that the kernel reports.
     pub(crate) segment: Option<c_int>,
-    /// `MSG_*`. `MSG_TRUNC` comes of itself when the bytes do not fit.
+    /// `MSG_*`. The script adds `MSG_TRUNC` when the bytes do not fit.
     pub(crate) flags: c_int,
 }
 
 /// A message that the socket took.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sent {
-    /// By which descriptor.
+    /// The descriptor of the sending socket.
     pub(crate) socket: RawFd,
     pub(crate) to: SocketAddr,
     pub(crate) datagrams: Vec<Vec<u8>>,
     pub(crate) ecn: Ecn,
 }
 
-/// The script, and what was done by it. Clones are the same one.
+/// A script, and a record of the calls. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Script(Arc<Mutex<State>>);
 
@@ -75,37 +75,38 @@ pub(crate) struct Script(Arc<Mutex<State>>);
 struct State {
     answers: BTreeMap<Call, VecDeque<Answer>>,
     calls: BTreeMap<Call, usize>,
-    /// What reads of the device give, with its header if there is one.
+    /// The packets that reads of the device return, with its header if there is one.
     packets: VecDeque<Vec<u8>>,
     arrivals: VecDeque<Arrival>,
-    /// Whether the last of either is never used up.
+    /// True if the last packet and the last message repeat for ever.
     endless: bool,
-    /// Trains to these fail with that error number.
-    no_trains: BTreeMap<IpAddr, c_int>,
-    /// What the paths to these carry, in bytes of outer packet, and what a train of longer datagrams is told.
+    /// GSO batches to these addresses fail with this error number.
+    no_gso_batches: BTreeMap<IpAddr, c_int>,
+    /// The path MTUs to these addresses, in bytes of outer packet, and the error number of a GSO batch of longer
+    /// datagrams.
     paths: BTreeMap<IpAddr, (u32, c_int)>,
-    /// What sending or receiving several messages fails with, and messages with an ECN field.
+    /// The errors of calls for several messages, and of messages with an ECN field.
     no_batches: Option<c_int>,
     no_marks: Option<c_int>,
-    /// What writes of GSO packets fail with.
+    /// The error of writes of GSO packets.
     no_gso_packets: Option<c_int>,
-    /// The messages that each call took.
+    /// The messages that each call accepted.
     sent: Vec<Vec<Sent>>,
     written: Vec<Vec<u8>>,
 }
 
 impl Script {
-    /// What the next calls of that kind do, after those that were said already. Without a word a call does all.
+    /// Adds the answers of the next calls of this kind. A call without an answer does all that it is asked for.
     pub(crate) fn then(&self, call: Call, answers: impl IntoIterator<Item = Answer>) {
         self.state().answers.entry(call).or_default().extend(answers);
     }
 
-    /// The next calls of that kind do all they are asked for, whatever was said.
+    /// Removes the answers of the next calls of this kind.
     pub(crate) fn forget(&self, call: Call) {
         self.state().answers.remove(&call);
     }
 
-    /// The next packet out of the device, with its header if there is one.
+    /// Adds a packet for reads of the device, with its header if there is one.
     pub(crate) fn give_packet(&self, bytes: &[u8]) {
         self.state().packets.push_back(bytes.to_vec());
     }
@@ -114,32 +115,32 @@ impl Script {
         self.state().arrivals.push_back(arrival);
     }
 
-    /// A single datagram.
+    /// Adds a message of a single datagram.
     pub(crate) fn give_datagram(&self, from: SocketAddr, bytes: &[u8]) {
         self.give_message(Arrival { from, bytes: bytes.to_vec(), segment: None, flags: 0 });
     }
 
-    /// From now on the last packet and the last message that were given come for ever.
+    /// Repeats the last packet and the last message for ever.
     pub(crate) fn never_end(&self) {
         self.state().endless = true;
     }
 
     pub(crate) fn refuse_trains(&self, to: IpAddr, errno: c_int) {
-        self.state().no_trains.insert(to, errno);
+        self.state().no_gso_batches.insert(to, errno);
     }
 
-    /// From now on the path carries outer packets of so many bytes. A longer datagram fails with EMSGSIZE, a train of such with
-    /// what is said.
-    pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, train_errno: c_int) {
-        self.state().paths.insert(to, (mtu, train_errno));
+    /// Sets the path MTU to an address, in bytes of outer packet. A longer datagram fails with EMSGSIZE. A GSO batch of
+    /// such datagrams fails with `batch_errno`.
+    pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, batch_errno: c_int) {
+        self.state().paths.insert(to, (mtu, batch_errno));
     }
 
-    /// The kernel has neither `sendmmsg` nor `recvmmsg`.
+    /// Makes `sendmmsg` and `recvmmsg` fail.
     pub(crate) fn refuse_batches(&self, errno: c_int) {
         self.state().no_batches = Some(errno);
     }
 
-    /// The kernel takes no `IP_TOS` control messages.
+    /// Makes messages with an `IP_TOS` control message fail.
     pub(crate) fn refuse_marks(&self, errno: c_int) {
         self.state().no_marks = Some(errno);
     }
@@ -152,34 +153,34 @@ impl Script {
         self.state().no_gso_packets = None;
     }
 
-    /// How many calls of that kind there were, whatever became of them.
+    /// Returns the number of calls of this kind, failed ones included.
     pub(crate) fn count(&self, call: Call) -> usize {
         self.state().calls.get(&call).copied().unwrap_or_default()
     }
 
-    /// Whether all packets and messages were taken.
+    /// Returns whether all packets and messages were taken.
     pub(crate) fn is_given(&self) -> bool {
         let state = self.state();
         state.packets.is_empty() && state.arrivals.is_empty()
     }
 
-    /// The same, and all answers too.
+    /// Returns whether all packets, messages and answers were taken.
     pub(crate) fn is_over(&self) -> bool {
         self.is_given() && self.state().answers.values().all(VecDeque::is_empty)
     }
 
-    /// The messages that each call took since it was asked last.
+    /// Returns the messages that each call accepted since the last call of this function.
     pub(crate) fn take_sends(&self) -> Vec<Vec<Sent>> {
         core::mem::take(&mut self.state().sent)
     }
 
-    /// All datagrams that were taken since it was asked last, in order.
+    /// Returns all datagrams that were accepted since the last call of this function, in order.
     pub(crate) fn take_datagrams(&self) -> Vec<(SocketAddr, Vec<u8>)> {
         let messages = self.take_sends().into_iter().flatten();
         messages.flat_map(|sent| sent.datagrams.into_iter().map(move |datagram| (sent.to, datagram))).collect()
     }
 
-    /// All that was written since it was asked last, with its header if the device has one.
+    /// Returns all writes since the last call of this function, with the header if the device has one.
     pub(crate) fn take_written(&self) -> Vec<Vec<u8>> {
         core::mem::take(&mut self.state().written)
     }
@@ -196,7 +197,7 @@ impl From<&Script> for Calls {
 }
 
 impl State {
-    /// The next answer of that kind; an error is returned as one.
+    /// Returns the next answer of this kind. An answer that is an error is returned as `Err`.
     fn answer(&mut self, call: Call) -> io::Result<Answer> {
         *self.calls.entry(call).or_default() += 1;
         match self.answers.get_mut(&call).and_then(VecDeque::pop_front).unwrap_or(Answer::All) {
@@ -239,12 +240,12 @@ impl State {
         if let Some(errno) = self.no_marks.filter(|_| message.ecn != Ecn::NotEct) {
             return Some(errno);
         }
-        if let (Some(_), Some(errno)) = (message.segment, self.no_trains.get(&peer)) {
+        if let (Some(_), Some(errno)) = (message.segment, self.no_gso_batches.get(&peer)) {
             return Some(*errno);
         }
-        let (mtu, of_train) = *self.paths.get(&peer)?;
+        let (mtu, of_batch) = *self.paths.get(&peer)?;
         let longest = message.segment.map_or(message.payload.len(), usize::from);
-        let errno = if message.segment.is_some() { of_train } else { libc::EMSGSIZE };
+        let errno = if message.segment.is_some() { of_batch } else { libc::EMSGSIZE };
         (longest + OUTER_HEADERS > mtu as usize).then_some(errno)
     }
 
@@ -277,7 +278,7 @@ impl State {
             part[..now.len()].copy_from_slice(now);
             left = later;
         }
-        // What does not fit is cut, and nothing said.
+        // A packet that does not fit is cut without an error.
         Ok(packet.len() - left.len())
     }
 
@@ -291,22 +292,22 @@ impl State {
     }
 }
 
-/// IPv4 and UDP.
+/// The headers of IPv4 and UDP.
 const OUTER_HEADERS: usize = 28;
 
-/// The next in line, which stays there if the line has no end.
+/// Takes the next item. The last one stays if the script never ends.
 fn next<T: Clone>(line: &mut VecDeque<T>, endless: bool) -> Option<T> {
     if endless && line.len() == 1 { line.front().cloned() } else { line.pop_front() }
 }
 
-/// What no message may be, whatever the kernel would say to it.
+/// Asserts the rules that every message must follow, whatever the kernel accepts.
 fn assert_sound(message: &Message<'_>) {
     let segments = message.segment.map_or(1, |size| message.payload.len().div_ceil(usize::from(size)));
     assert_eq!(message.segment.is_some(), segments > 1, "no UDP_SEGMENT for a single datagram");
     assert!(segments == 1 || message.payload.len() <= 65_507);
-    // Linux 4.18 counts the headers in.
+    // Linux 4.18 includes the headers in its limit.
     let room = message.segment.map_or(usize::MAX, |size| usize::from(size) * 64);
-    assert!(message.payload.len() + OUTER_HEADERS <= room, "a train that an old kernel refuses");
+    assert!(message.payload.len() + OUTER_HEADERS <= room, "an old kernel refuses this GSO batch");
 }
 
 impl Sent {
@@ -349,7 +350,7 @@ impl SystemCalls for Calls {
         match &self.0 {
             None => Kernel.receive::<N>(socket, slots, buffers),
             Some(script) => {
-                assert!(slots.len() <= N, "what does not fit into one call is not asked of it");
+                assert!(slots.len() <= N, "one call has at most {N} messages");
                 script.state().receive(slots, buffers)
             }
         }

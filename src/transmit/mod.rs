@@ -8,21 +8,22 @@ use core::num::NonZeroUsize;
 pub use self::queue::{Lost, PendingPacket, QueueLimits, SELECTED_MAX, SendQueue};
 use crate::wire::Ecn;
 
-/// Datagrams in a GSO batch: one less than `UDP_MAX_SEGMENTS` of the kernel's linux/udp.h before 6.9. Linux 4.18, 4.19 and some
-/// 5.x refuse that many, because they compare the length with all headers to it.
+/// Datagrams in a GSO batch: one less than `UDP_MAX_SEGMENTS` of the kernel's linux/udp.h before 6.9. Linux 4.18, 4.19
+/// and some 5.x refuse that many, because they include all headers in the comparison.
 pub const SEGMENTS_MAX: usize = 63;
 
-/// Bytes in a GSO batch: what a UDP datagram over IPv4 carries, since the kernel builds one of all before it cuts it.
+/// Bytes in a GSO batch: the payload of one UDP datagram over IPv4, because the kernel builds one datagram before it
+/// segments it.
 pub const BATCH_BYTES_MAX: usize = 65_507;
 
-/// The destination of a datagram, and how it is sent: datagrams that differ in this do not travel in one batch.
+/// The metadata of a datagram. Datagrams of one batch have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     /// Underlay address and port.
     pub destination: SocketAddr,
     /// The ECN field of the outer packet.
     pub ecn: Ecn,
-    /// See [`Transmit::flow`].
+    /// The flow's number: see [`Transmit::flow`].
     pub flow: u16,
 }
 
@@ -33,10 +34,10 @@ impl From<&Transmit<'_>> for Way {
     }
 }
 
-/// One datagram, or a train of equally long ones, to one peer.
+/// One datagram, or a GSO batch of equally long ones, to one peer.
 ///
-/// Batching is a field and not a second interface: with a `segment_size` the contents are as many datagrams of that many
-/// bytes as fit, and a shorter last one. How they get onto the wire, in one system call or in many, is the transport's affair.
+/// Batching is a field and not a second interface. With a `segment_size`, the contents are datagrams of that many bytes
+/// each, of which the last may be shorter. The transport decides on the number of system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a packet that is not sent is lost without being counted"]
 pub struct Transmit<'a> {
@@ -48,24 +49,24 @@ pub struct Transmit<'a> {
     pub segment_size: Option<NonZeroUsize>,
     /// The ECN field of the outer packets.
     pub ecn: Ecn,
-    /// Chooses among the transport's source ports, taken modulo their number (R60); one flow has one number.
+    /// The number of the datagram's flow. It selects one of the transport's source ports, modulo their count (R60).
     pub flow: u16,
 }
 
 impl<'a> Transmit<'a> {
-    /// One datagram.
+    /// Returns a transmit of one datagram.
     pub fn datagram(destination: SocketAddr, contents: &'a [u8]) -> Self {
         Self { destination, contents, segment_size: None, ecn: Ecn::NotEct, flow: 0 }
     }
 
-    /// Bytes of the longest datagram.
+    /// Returns the length of the longest datagram in bytes.
     #[must_use]
     #[inline]
     pub fn longest(&self) -> usize {
         self.segment_size.map_or(self.contents.len(), |size| size.get().min(self.contents.len()))
     }
 
-    /// The datagrams, in order. There is always at least one, if only an empty one.
+    /// Returns the datagrams, in order. At least one exists, though it may be empty.
     pub fn segments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let size = self.segment_size.map_or(self.contents.len().max(1), NonZeroUsize::get);
         let empty = self.contents.is_empty().then_some(self.contents);
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_train_is_cut_into_equal_datagrams_and_a_rest() {
+    fn a_gso_batch_is_cut_into_equal_datagrams_and_a_rest() {
         assert_eq!(lengths(&[0; 2500], Some(1000)), [1000, 1000, 500]);
         assert_eq!(lengths(&[0; 2000], Some(1000)), [1000, 1000]);
         assert_eq!(lengths(&[0; 10], Some(1000)), [10]);

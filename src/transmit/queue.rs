@@ -1,4 +1,4 @@
-//! Datagrams that wait for the socket: a queue for each peer, served in turn.
+//! The send queue: datagrams that wait for the socket, with one queue for each peer.
 
 mod chunk;
 
@@ -10,28 +10,28 @@ use core::time::Duration;
 use self::chunk::{CHUNK_LEN, Chunk, Mark};
 use super::{BATCH_BYTES_MAX, Transmit, Way};
 
-/// The index of nothing.
+/// The index of no chunk and no peer.
 const NONE: u16 = u16::MAX;
 
-/// Lists that peers are found by.
+/// Buckets of the hash table of peers.
 const BUCKETS: usize = 256;
 
-/// Batches that are selected at once.
+/// The most batches in one selection.
 pub const SELECTED_MAX: usize = 8;
 
-/// Bytes that one peer sends before it is another one's turn: one full batch, so that each turn sends something.
+/// Bytes that one peer sends before the next one's turn: one full batch, so that each turn sends something.
 const QUANTUM: usize = CHUNK_LEN;
 
-/// Chunks that a peer which takes nothing never keeps from the others.
+/// Chunks that blocked peers always leave to the others.
 const CHUNKS_RESERVED: usize = 16;
 
-/// How much may wait.
+/// The limits of a send queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLimits {
     /// Bytes for each peer. Default 1 MiB.
     pub per_peer: usize,
-    /// Bytes for all peers together, in steps of 64 KiB and at least 2 MiB. Default 8 MiB. Only what was in use once is
-    /// resident.
+    /// Bytes for all peers together, in steps of 64 KiB and at least 2 MiB. Default 8 MiB. Only memory that was used
+    /// once is resident.
     pub total: usize,
 }
 
@@ -49,16 +49,16 @@ impl Default for QueueLimits {
 ///  10.168.0.5   │ 100 │                           ready
 /// ```
 ///
-/// - Peers are served in turn, each at most 64 KiB at a time (the idea of deficit round robin, Shreedhar and Varghese 1995).
-///   A peer whose path takes nothing is passed over.
-/// - A peer that has [`QueueLimits::per_peer`] bytes takes no more. What all peers may have is limited, too: a peer that is
-///   blocked gives up its newest packets rather than the last room of the others.
-/// - The datagrams of a peer and flow leave in the order in which they came. A batch ends with the first datagram that is
+/// - Peers are served in turn, each with at most 64 KiB (the idea of deficit round robin, Shreedhar and Varghese 1995).
+///   Blocked peers are skipped.
+/// - A peer with [`QueueLimits::per_peer`] queued bytes accepts no more. The bytes of all peers are limited, too. A
+///   blocked peer loses its newest packets before it takes the last room from others.
+/// - The datagrams of a peer and flow leave in their order of arrival. A batch ends with the first datagram that is
 ///   shorter than the others, or when it is full.
-/// - A packet may be several datagrams. They are put in together or not at all. The packet is sent when all of them are, and
-///   lost when any of them is; either is reported exactly once.
+/// - A packet may be several datagrams. They are queued together or not at all. The packet is sent when all of them
+///   are, and lost when any of them is. Either is reported exactly once.
 ///
-/// Peers for which nothing waits take no room and no time.
+/// Peers without queued datagrams use no memory and no time.
 #[derive(Debug)]
 pub struct SendQueue {
     limits: QueueLimits,
@@ -68,7 +68,7 @@ pub struct SendQueue {
     peers: Vec<Peer>,
     free_peers: Vec<u16>,
     buckets: [u16; BUCKETS],
-    /// The peer that a datagram was put in for last.
+    /// The peer of the newest datagram.
     newest: u16,
     ready: VecDeque<u16>,
     blocked: Vec<u16>,
@@ -86,15 +86,15 @@ struct Peer {
     tail: u16,
     chunks: usize,
     bytes: usize,
-    /// The next peer in the same list.
+    /// The next peer in the same bucket.
     next: u16,
-    /// Since when its path takes nothing.
+    /// The first block since its last sent datagram, and the retry.
     blocked: Option<Blocked>,
     /// The next batch to select: a chunk, and the number of a batch in it.
     cursor: (u16, usize),
 }
 
-/// A batch that is sent next.
+/// A batch of the selection.
 #[derive(Clone, Copy, Debug)]
 struct Selected {
     peer: u16,
@@ -108,7 +108,7 @@ struct Blocked {
     retry_at: Duration,
 }
 
-/// Packets of a peer that will not be sent.
+/// Packets of a peer that are lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// The peer.
@@ -118,7 +118,7 @@ pub struct Lost {
 }
 
 impl SendQueue {
-    /// An empty queue.
+    /// Returns an empty queue.
     #[must_use]
     pub fn new(limits: QueueLimits) -> Self {
         let chunks_max = (limits.total / CHUNK_LEN).clamp(2 * CHUNKS_RESERVED, NONE.into());
@@ -127,7 +127,7 @@ impl SendQueue {
             chunks: Vec::with_capacity(chunks_max),
             free_chunks: Vec::with_capacity(chunks_max),
             chunks_max,
-            // Each of them has a chunk at least.
+            // Each peer has at least one chunk.
             peers: Vec::with_capacity(chunks_max),
             free_peers: Vec::with_capacity(chunks_max),
             buckets: [NONE; BUCKETS],
@@ -141,27 +141,27 @@ impl SendQueue {
         }
     }
 
-    /// Whether nothing waits.
+    /// Returns whether no datagram is queued.
     #[must_use]
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.ready.is_empty() && self.blocked.is_empty()
     }
 
-    /// Packets that wait, without those that are lost already.
+    /// Returns the number of queued packets, without lost ones.
     #[must_use]
     pub fn packets(&self) -> u64 {
         self.packets
     }
 
-    /// Bytes that wait.
+    /// Returns the number of queued bytes.
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Begins to put in a packet: see [`PendingPacket`].
+    /// Begins to add a packet: see [`PendingPacket`].
     #[inline]
     pub fn begin(&mut self, way: &Way) -> PendingPacket<'_> {
         let peer = self.find(way.destination);
@@ -170,8 +170,8 @@ impl SendQueue {
         PendingPacket { way: *way, peer: peer.unwrap_or(NONE), chunk, first: chunk, mark, bytes: 0, queue: self }
     }
 
-    /// Selects what to send next, in turn among the peers whose path takes something. Returns how many batches: none if nothing
-    /// can be sent. A former selection is forgotten.
+    /// Selects the batches to send next, in turn among the peers that are not blocked. Returns their number, which is 0
+    /// if nothing can be sent. It replaces the former selection.
     #[inline]
     pub fn select(&mut self) -> usize {
         self.selected_len = 0;
@@ -214,7 +214,7 @@ impl SendQueue {
         }
     }
 
-    /// The batch number `index` of the selection.
+    /// Returns batch number `index` of the selection.
     #[must_use]
     #[inline]
     pub fn batch(&self, index: usize) -> Option<Transmit<'_>> {
@@ -230,7 +230,8 @@ impl SendQueue {
         })
     }
 
-    /// Takes the first `batches` of the selection as sent, whole. Returns how many packets have been sent with that.
+    /// Marks the first `batches` of the selection as sent, whole. Returns the number of packets that are completely
+    /// sent now.
     #[inline]
     pub fn sent(&mut self, batches: usize) -> u64 {
         let mut packets = 0;
@@ -239,7 +240,7 @@ impl SendQueue {
             let peer_of = |index: usize| selected.get(index).map_or(NONE, |selected: &Selected| selected.peer);
             let (peer, next) = (peer_of(index), peer_of(index + 1));
             packets += self.advance_peer(peer, usize::MAX);
-            // Its turn is over: the others come first.
+            // The peer's turn is over, so it goes to the end.
             if next != peer && self.ready.front() == Some(&peer) {
                 self.ready.rotate_left(1);
             }
@@ -249,24 +250,25 @@ impl SendQueue {
         packets
     }
 
-    /// Takes the next `datagrams` of the first batch of the selection as sent. Returns how many packets have been sent with that.
+    /// Marks the next `datagrams` of the first batch of the selection as sent. Returns the number of packets that are
+    /// completely sent now.
     pub fn advance(&mut self, datagrams: usize) -> u64 {
         self.first_selected().map_or(0, |peer| self.advance_peer(peer, datagrams))
     }
 
-    /// The next datagram of the first batch of the selection.
+    /// Returns the next datagram of the first batch of the selection.
     pub fn datagram_mut(&mut self) -> Option<&mut [u8]> {
         let peer = self.first_selected()?;
         let head = self.peer(peer)?.head;
         self.chunk_mut(head)?.datagram_mut()
     }
 
-    /// Selects the first batch of the selection alone, after a part of it was sent.
+    /// Selects only the first batch of the selection, after a part of it was sent.
     pub fn select_first_again(&mut self) {
         self.selected_len = self.selected_len.min(1);
     }
 
-    /// Whether the packet of the next datagram of the first batch is lost already.
+    /// Returns whether the packet of the next datagram of the first batch is lost already.
     #[must_use]
     pub fn next_is_lost(&self) -> bool {
         let head = self.first_selected().and_then(|peer| self.peer(peer)).map_or(NONE, |peer| peer.head);
@@ -283,15 +285,15 @@ impl SendQueue {
         false
     }
 
-    /// Whether little room is left: what can be sent should be.
+    /// Returns whether little room is left, so that the caller should flush.
     #[must_use]
     #[inline]
     pub fn is_short(&self) -> bool {
         self.free() < CHUNKS_RESERVED / 2
     }
 
-    /// Takes the next `datagrams` of the first batch of the selection as lost, and with them every packet that they are part
-    /// of.
+    /// Removes the next `datagrams` of the first batch of the selection. Marks every packet that they are part of as
+    /// lost.
     pub fn lose(&mut self, datagrams: usize) -> Option<Lost> {
         let at = self.first_selected()?;
         let Peer { destination, head, .. } = *self.peer(at)?;
@@ -304,9 +306,8 @@ impl SendQueue {
         Some(Lost { destination, packets })
     }
 
-    /// Takes the peer of the first batch of the selection as blocked: its path takes nothing until `retry_at`. Nothing of it is
-    /// selected before that moment, or before [`unblock_all`](Self::unblock_all). If there is little room left it loses its
-    /// newest packets.
+    /// Marks the peer of the first batch of the selection as blocked. It is not selected before `retry_at` or
+    /// [`unblock_all`](Self::unblock_all). If little room is left, it loses its newest packets.
     pub fn block(&mut self, now: Duration, retry_at: Duration) -> Option<Lost> {
         let at = self.first_selected()?;
         let peer = self.peer_mut(at)?;
@@ -323,20 +324,21 @@ impl SendQueue {
         Some(Lost { destination, packets })
     }
 
-    /// Since when the path of the peer of the first batch of the selection takes nothing, if it was blocked before.
+    /// Returns the time of the first block of the peer of the first batch of the selection, if none of its datagrams
+    /// was sent since.
     #[must_use]
     pub fn blocked_since(&self) -> Option<Duration> {
         let peer = self.peer(self.first_selected()?)?;
         peer.blocked.map(|blocked| blocked.since)
     }
 
-    /// When to select again at the latest, if nothing tells that a path takes more.
+    /// Returns the time of the next retry of a blocked peer.
     #[must_use]
     pub fn retry_at(&self) -> Option<Duration> {
         self.blocked.iter().filter_map(|at| Some(self.peer(*at)?.blocked?.retry_at)).min()
     }
 
-    /// Lets the blocked peers be selected whose moment has come.
+    /// Unblocks the peers whose retry is due.
     #[inline]
     pub fn unblock(&mut self, now: Duration) {
         if !self.blocked.is_empty() {
@@ -344,12 +346,12 @@ impl SendQueue {
         }
     }
 
-    /// Lets all blocked peers be selected.
+    /// Unblocks all peers.
     pub fn unblock_all(&mut self) {
         self.unblock_if(|_| true);
     }
 
-    /// Drops all that waits for the peers that `is_gone` names, and reports it peer by peer.
+    /// Drops all datagrams of the peers for which `is_gone` returns true, and reports the lost packets of each.
     pub fn drop_peers(&mut self, is_gone: impl Fn(SocketAddr) -> bool, mut report: impl FnMut(Lost)) {
         self.selected_len = 0;
         for index in (0..self.peers.len()).rev() {
@@ -397,7 +399,7 @@ impl SendQueue {
         packets
     }
 
-    /// The packet behind the next `datagrams` of a chunk is lost. Whether it was not lost before.
+    /// Marks the packet behind the next `datagrams` of a chunk as lost. Returns whether it was not lost before.
     fn lose_rest_of_packet(&mut self, head: u16, datagrams: usize) -> bool {
         let (mut at, mut skip) = (head, datagrams);
         let Some(flow) = self.chunk(head).map(|chunk| chunk.flow) else { return false };
@@ -424,7 +426,7 @@ impl SendQueue {
         });
     }
 
-    /// Drops the last chunk of a peer, and the peer with its only one. Returns the packets that are lost with it.
+    /// Drops the last chunk of a peer, and the peer if it has no other. Returns the number of lost packets.
     fn drop_newest_chunk(&mut self, at: u16) -> u64 {
         let Some(Peer { head, tail, .. }) = self.peer(at).copied() else { return 0 };
         let Some(chunk) = self.chunk(tail) else { return 0 };
@@ -432,7 +434,7 @@ impl SendQueue {
         self.packets -= packets;
         self.bytes -= bytes;
         self.unlink_tail(at, bytes);
-        // What began before it is lost and ends where it is cut off now.
+        // A packet that began in an earlier chunk is lost. It ends at the cut now.
         if head != tail
             && let Some(peer) = self.peer(at)
             && let former = self.newest_chunk_of(peer, flow)
@@ -443,7 +445,7 @@ impl SendQueue {
         packets
     }
 
-    /// Frees the last chunk of a peer, and removes the peer with its only one.
+    /// Frees the last chunk of a peer, and removes the peer if it has no other.
     fn unlink_tail(&mut self, at: u16, bytes: usize) {
         let Some(Peer { head, tail, .. }) = self.peer(at).copied() else { return };
         let mut before = head;
@@ -465,17 +467,17 @@ impl SendQueue {
         }
     }
 
-    /// Chunks that could be had.
+    /// Returns the number of chunks that are free or can be allocated.
     #[inline]
     fn free(&self) -> usize {
         self.free_chunks.len() + (self.chunks_max - self.chunks.len())
     }
 
-    /// Appends an empty chunk to the queue of a peer, which is made if there is none.
+    /// Appends an empty chunk to the queue of a peer, which is created if it is new.
     fn grow(&mut self, peer: u16, way: &Way) -> Option<(u16, u16)> {
         let free = self.free();
         let (blocked, chunks) = self.peer(peer).map_or((false, 0), |peer| (peer.blocked.is_some(), peer.chunks));
-        // The more is in use, the less a blocked peer may have (dynamic thresholds, Choudhury and Hahne 1998).
+        // A blocked peer's share shrinks as use grows (dynamic thresholds, Choudhury and Hahne 1998).
         if free == 0 || (blocked && chunks >= free.saturating_sub(CHUNKS_RESERVED)) {
             return None;
         }
@@ -574,7 +576,7 @@ impl SendQueue {
         self.peer(peer).map_or(NONE, |peer| self.newest_chunk_of(peer, flow))
     }
 
-    /// The newest chunk of a peer and flow: the only one that may be extended.
+    /// Returns the newest chunk of a peer and flow: the only one that may be extended.
     #[inline]
     fn newest_chunk_of(&self, peer: &Peer, flow: u16) -> u16 {
         if self.chunk(peer.tail).is_some_and(|chunk| chunk.flow == flow) {
@@ -611,27 +613,27 @@ impl SendQueue {
     }
 }
 
-/// A packet that is being put into a [`SendQueue`], datagram by datagram.
+/// A packet that is added to a [`SendQueue`], datagram by datagram.
 ///
-/// [`commit`](Self::commit) puts it in. If it is dropped before, the queue is as it was.
+/// [`commit`](Self::commit) adds it. Dropping it before restores the queue.
 #[derive(Debug)]
-#[must_use = "a packet that is not committed is not put in"]
+#[must_use = "a packet that is not committed is not queued"]
 pub struct PendingPacket<'q> {
     queue: &'q mut SendQueue,
     way: Way,
     peer: u16,
-    /// The chunk to put the next datagram into.
+    /// The chunk for the next datagram.
     chunk: u16,
-    /// The chunk that there was before, and how far it was filled.
+    /// The newest chunk before this packet, and its mark.
     first: u16,
     mark: Option<Mark>,
     bytes: usize,
 }
 
 impl PendingPacket<'_> {
-    /// Makes room for the next datagram, of `len` bytes, all of which the caller writes.
+    /// Reserves `len` bytes for the next datagram, all of which the caller writes.
     ///
-    /// `None` if the peer or all peers together have as much as they may, or above
+    /// Returns `None` if the peer's limit or the limit of all peers is reached, or if `len` is above
     /// [`BATCH_BYTES_MAX`](super::BATCH_BYTES_MAX).
     #[inline]
     pub fn datagram(&mut self, len: usize) -> Option<&mut [u8]> {
@@ -648,7 +650,7 @@ impl PendingPacket<'_> {
         Some(room)
     }
 
-    /// Puts the packet in, with all its datagrams.
+    /// Adds the packet, with all its datagrams.
     #[inline]
     pub fn commit(self) {
         let mut packet = core::mem::ManuallyDrop::new(self);
@@ -680,7 +682,7 @@ impl Drop for PendingPacket<'_> {
     }
 }
 
-/// Multiplying by a large odd number carries every bit up, and the upper bits are the well mixed ones.
+/// Returns the bucket of an address. Multiplication by a large odd number mixes the upper bits well.
 #[inline]
 fn bucket_of(destination: SocketAddr) -> usize {
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;

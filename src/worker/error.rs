@@ -11,13 +11,13 @@ use crate::sys::Feature;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Notice {
-    /// The kernel or a sandbox lacks features, and the worker goes on without them.
-    #[error("this kernel, or the sandbox around this process, lacks {}; it goes on without", listed(.0))]
+    /// The kernel or a sandbox lacks features. The worker does not use them.
+    #[error("this kernel, or the sandbox around this process, lacks {}; disabled", listed(.0))]
     Disabled(
-        /// Those that no notice named before.
+        /// The features that no earlier notice named.
         Vec<Feature>,
     ),
-    /// A system call fails every time. At most once a minute for each kind of call.
+    /// A system call fails every time. Reported at most once a minute for each kind of call.
     #[error("{0}")]
     Failing(Failure),
 }
@@ -31,12 +31,12 @@ fn listed(features: &[Feature]) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
-    /// A system call failed every time for so long that it is not going to work: a sandbox forbids it, for example.
+    /// A system call failed every time for too long. A sandbox that forbids it is one cause.
     #[error("{failure}, for {seconds} s; see whether a sandbox such as seccomp forbids the system call")]
     CallFails {
-        /// Which call, and its last error.
+        /// The call, and its last error.
         failure: Failure,
-        /// For how many seconds.
+        /// The time in seconds for which it failed.
         seconds: u64,
     },
     /// Somebody deleted the TUN device.
@@ -45,13 +45,13 @@ pub enum WorkerError {
         /// Its name.
         name: String,
     },
-    /// The UDP socket's file descriptor is closed: a mistake in this process.
+    /// The UDP socket's file descriptor was closed by other code in this process.
     #[error("the UDP socket {local} is closed: something in this process closed a file descriptor that is not its own")]
     SocketClosed {
         /// The address it was bound to.
         local: SocketAddr,
     },
-    /// The loop itself failed: a system call other than those that move packets.
+    /// A system call of the loop failed, other than those that move packets.
     #[error("{call} failed: {}", std::io::Error::from_raw_os_error(*errno))]
     System {
         /// The name of the system call.
@@ -59,7 +59,7 @@ pub enum WorkerError {
         /// Its error number.
         errno: i32,
     },
-    /// The TUN's file descriptor is closed: a mistake in this process.
+    /// The TUN's file descriptor was closed by other code in this process.
     #[error("the TUN device {name} is closed: something in this process closed a file descriptor that is not its own")]
     TunClosed {
         /// Its name.

@@ -1,4 +1,4 @@
-//! System calls that fail every time: when to try them again, when to say so, and when to end.
+//! System calls that fail every time: retries, notices and the end of the worker.
 
 use core::time::Duration;
 use std::time::Instant;
@@ -6,16 +6,17 @@ use std::time::Instant;
 use super::WorkerError;
 use crate::sys::{RecvError, SendErrorKind, TunError};
 
-/// Failures in a row after which a call is not tried again at once.
+/// Failures in a row after which a call is not retried at once.
 const AT_ONCE: u32 = 8;
 
-/// How long such a call then waits for its next attempt: 40 attempts a second, each of which is two system calls at most.
+/// The pause before the next attempt of such a call. It gives 40 attempts a second, each of which is at most two system
+/// calls.
 pub(super) const PAUSE: Duration = Duration::from_millis(25);
 
-/// How long a call may fail every time before the worker ends.
+/// The time for which a call may fail every time before the worker ends.
 const LASTS: Duration = Duration::from_secs(10);
 
-/// How long nothing more is said about a call after a notice.
+/// The shortest time between two notices about a call.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// A system call that failed several times in a row, and the error of the last time.
@@ -28,8 +29,8 @@ pub enum Failure {
     /// Receiving from the UDP socket.
     #[error("receiving from the UDP socket fails every time: {0}")]
     Receive(RecvError),
-    /// Sending to any peer. It ends the worker only if the system call is missing (ENOSYS): everything else may be due to the
-    /// peers, to routes or to a firewall, and is counted for each peer.
+    /// Sending to any peer. It ends the worker only if the system call is missing (ENOSYS). Other errors may be due to
+    /// peers, routes or a firewall, and are counted for each peer.
     #[error("sending fails every time: {0}")]
     Send(SendErrorKind),
     /// Writing a packet to the TUN device, which is up.
@@ -37,7 +38,7 @@ pub enum Failure {
     Write(TunError),
 }
 
-/// Each kind of call, and how it does.
+/// The failures of each kind of call.
 #[derive(Debug, Default)]
 pub(super) struct Failing {
     read: Streak,
@@ -50,16 +51,16 @@ pub(super) struct Failing {
 #[derive(Debug, Default)]
 struct Streak {
     failures: u32,
-    /// When the first of them was.
+    /// The time of the first of them.
     since: Option<Instant>,
-    /// The next attempt is not made before.
+    /// The earliest time of the next attempt.
     retry_at: Option<Instant>,
     said_at: Option<Instant>,
     notice: Option<Failure>,
 }
 
 impl Failure {
-    /// Whether it can end a worker.
+    /// Returns whether this failure can end a worker.
     fn is_final(self) -> bool {
         match self {
             Self::Read(_) | Self::Receive(_) | Self::Write(_) => true,
@@ -72,7 +73,7 @@ impl Failing {
     /// Notes a failure. Returns whether the call has to wait for its next attempt.
     ///
     /// # Errors
-    /// If it has lasted too long.
+    /// If the call has failed for too long.
     #[cold]
     pub(super) fn fails(&mut self, failure: Failure, now: Instant) -> Result<bool, WorkerError> {
         let streak = match failure {
@@ -84,7 +85,7 @@ impl Failing {
         streak.add(failure, now)
     }
 
-    /// Permits the attempts whose time has come.
+    /// Permits the attempts that are due.
     #[inline]
     pub(super) fn wake(&mut self, now: Instant) {
         for streak in [&mut self.read, &mut self.receive, &mut self.send, &mut self.write] {
@@ -94,47 +95,47 @@ impl Failing {
         }
     }
 
-    /// When the TUN may be read again, if not now.
+    /// Returns the time of the next read of the TUN, if a retry waits.
     pub(super) fn read_at(&self) -> Option<Instant> {
         self.read.retry_at
     }
 
-    /// When the socket may be received from again, if not now. What is received goes to the TUN, so that a TUN that takes nothing
-    /// is a reason to wait too.
+    /// Returns the time of the next receive from the socket, if a retry waits. Received packets go to the TUN, so that
+    /// a failing write delays it too.
     pub(super) fn receive_at(&self) -> Option<Instant> {
         self.receive.retry_at.max(self.write.retry_at)
     }
 
-    /// When anything may be sent again, if not now.
+    /// Returns the time of the next send, if a retry waits.
     pub(super) fn send_at(&self) -> Option<Instant> {
         self.send.retry_at
     }
 
-    /// Reading works, even if there is nothing to read.
+    /// Notes that reading works, even if there is nothing to read.
     #[inline]
     pub(super) fn read_works(&mut self) {
         self.read.end();
     }
 
-    /// Receiving works, even if there is nothing to receive.
+    /// Notes that receiving works, even if there is nothing to receive.
     #[inline]
     pub(super) fn receive_works(&mut self) {
         self.receive.end();
     }
 
-    /// Something was sent.
+    /// Notes that a send succeeded.
     #[inline]
     pub(super) fn send_works(&mut self) {
         self.send.end();
     }
 
-    /// Something was written.
+    /// Notes that a write succeeded.
     #[inline]
     pub(super) fn write_works(&mut self) {
         self.write.end();
     }
 
-    /// What was found since the last time.
+    /// Returns the failures to report since the last call.
     pub(super) fn take(&mut self) -> impl Iterator<Item = Failure> {
         [&mut self.read, &mut self.receive, &mut self.send, &mut self.write]
             .into_iter()

@@ -1,4 +1,4 @@
-//! Workers that belong together, and the handle by which other threads reach them.
+//! Groups of workers, and the handle by which other threads reach them.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -23,23 +23,23 @@ use crate::sys::Feature;
 /// The longest time for which a busy worker does not publish its counters.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
-/// Failures that one worker keeps for an operator.
+/// Failures that one worker keeps until a handle takes them.
 const FAILURES_MAX: usize = 16;
 
-/// A handle of running workers, for other threads: of one worker, or of all in a [group](super::Worker::group).
+/// A handle of running workers for other threads: of one worker, or of all in a [group](super::Worker::group).
 ///
-/// Routes have a handle of their own, the [`RoutePublisher`](crate::route::RoutePublisher). Nothing here costs a worker anything
-/// per packet.
+/// Routes have a handle of their own, the [`RoutePublisher`](crate::route::RoutePublisher). A handle costs a worker
+/// nothing per packet.
 #[derive(Clone, Debug)]
 pub struct Handle(Arc<Group>);
 
-/// What the workers of a group share.
+/// State that the workers of a group share.
 #[derive(Debug)]
 struct Group {
     /// The beginning of the group's clock: the first call of a worker.
     started: OnceLock<Instant>,
     limiter: Mutex<IcmpLimiter>,
-    /// Knows the MTU that was set last.
+    /// Holds the MTU that was set last.
     forwarder: Mutex<Forwarder>,
     mtu_version: AtomicU64,
     paths: Mutex<PathMtus>,
@@ -50,7 +50,7 @@ struct Group {
     listener: Mutex<Listener>,
 }
 
-/// The function to call when there is something for an operator.
+/// The function to call when there is a new notice or stranger.
 #[derive(Default)]
 struct Listener(Option<Box<dyn Fn() + Send>>);
 
@@ -60,7 +60,7 @@ impl Debug for Listener {
     }
 }
 
-/// What one worker published last.
+/// The values that one worker published last.
 #[derive(Debug, Default)]
 struct Report {
     counters: Counters,
@@ -84,7 +84,7 @@ pub(super) struct Membership {
     send_errors: u64,
 }
 
-/// The limiter of a group, which is locked only when an ICMP error is about to be sent.
+/// The limiter of a group. It is locked only when an ICMP error is about to be sent.
 #[derive(Debug)]
 pub(super) struct GroupLimiter(Handle);
 
@@ -128,14 +128,16 @@ impl Handle {
         }
     }
 
-    /// Sets the length in bytes of the longest inner packet that the underlay carries: the smaller of what its interface carries
-    /// (`link::Underlay::tun_mtu`) and of the TUN device's MTU. `link::LinkMonitor` tells when either changes.
+    /// Sets the length in bytes of the longest inner packet that the underlay carries. It is the smaller of what the
+    /// underlay's interface carries (`link::Underlay::tun_mtu`) and the TUN device's MTU. `link::LinkMonitor` tells
+    /// when either changes.
     ///
-    /// - It holds for the next packet that is read. The senders of longer ones are told the new number.
-    /// - Packets that wait for the socket leave as they are, unless the interface refuses them.
-    /// - Unless the limit becomes lower, the path MTUs that were learned are forgotten: it may have been our own interface that
-    ///   was narrow. Those of paths that are narrow further on are learned again with one packet each.
-    /// - Packets from peers have no limit: the TUN gets what the underlay carried.
+    /// - It applies from the next packet that is read. The senders of longer packets get the new number in an ICMP
+    ///   error.
+    /// - Queued packets are sent as they are, unless the interface refuses them.
+    /// - Unless the limit becomes lower, learned path MTUs are forgotten, because the narrow link may have been this
+    ///   host's interface. A path with another narrow link is learned again with one packet.
+    /// - Packets from peers have no limit: every packet that the underlay carried is written to the TUN.
     ///
     /// # Errors
     /// [`OverlayError::Mtu`] below 68 bytes. Nothing changes then.
@@ -155,8 +157,8 @@ impl Handle {
         *lock(&self.0.limiter) = limiter;
     }
 
-    /// Returns the counters of the group: those of each worker at the end of a recent call. A busy worker publishes them ten
-    /// times a second, another one after each call.
+    /// Returns the counters of the group: those of each worker at the end of a recent call. A busy worker publishes
+    /// them ten times a second. An idle worker publishes them after each call.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
@@ -164,8 +166,8 @@ impl Handle {
         sum
     }
 
-    /// Returns the number of packets that could not be sent to each peer, for the first 1,024 peers of each worker that had any.
-    /// Sorted by peer.
+    /// Returns the number of packets that could not be sent to each peer, sorted by peer. Each worker counts them for
+    /// the first 1,024 peers that had any.
     #[must_use]
     pub fn send_errors(&self) -> Vec<(IpAddr, u64)> {
         let mut sums: Vec<(IpAddr, u64)> = Vec::new();
@@ -181,14 +183,14 @@ impl Handle {
     }
 
     /// Sets a function that the workers call when [`take_notices`](Self::take_notices) or
-    /// [`take_strangers`](Self::take_strangers) has something new. It runs on a worker's thread: let it only wake another one,
-    /// through an `eventfd` or a channel. It replaces the function that was set before.
+    /// [`take_strangers`](Self::take_strangers) has something new. It replaces the function that was set before. It
+    /// runs on a worker's thread. It should only wake another thread, through an `eventfd` or a channel.
     pub fn set_listener(&self, listener: impl Fn() + Send + 'static) {
         *lock(&self.0.listener) = Listener(Some(Box::new(listener)));
     }
 
-    /// Returns what an operator should know of since the last call: features that the kernel lacks, once each, and system calls
-    /// that fail every time, of each worker once a minute at most.
+    /// Returns the notices since the last call. A feature that the kernel lacks is named once. A system call that fails
+    /// every time is named at most once a minute for each worker.
     #[must_use]
     pub fn take_notices(&self) -> Vec<Notice> {
         let (mut disabled, mut failures) = (Vec::new(), Vec::new());
@@ -207,12 +209,12 @@ impl Handle {
         disabled.into_iter().chain(failures.into_iter().map(Notice::Failing)).collect()
     }
 
-    /// Returns the strangers that were met since the last call: senders of datagrams that were dropped as
-    /// [`DropReason::UnknownPeer`](crate::forward::DropReason::UnknownPeer) and whose inner source belongs to a peer's subnet.
-    /// Most likely they are peers behind NAT, of which an operator should know.
+    /// Returns the strangers found since the last call: senders of datagrams that were dropped as
+    /// [`DropReason::UnknownPeer`](crate::forward::DropReason::UnknownPeer) and whose inner source belongs to a peer's
+    /// subnet. Most likely they are peers behind NAT.
     ///
-    /// Each worker reports each pair of sender and peer once. Memory is bounded: it remembers the last 64 pairs. At most 100
-    /// such datagrams a second are looked at, so that a flood of them costs next to nothing.
+    /// Each worker reports each pair of sender and peer once. It remembers the last 64 pairs. It examines at most 100
+    /// such datagrams a second, so that a flood of them costs little.
     #[must_use]
     pub fn take_strangers(&self) -> Vec<Stranger> {
         let reports = lock(&self.0.reports);
@@ -235,7 +237,7 @@ impl Membership {
         self.group.0.started.get().map_or_else(Instant::now, |started| *started + clock)
     }
 
-    /// Takes over what others of the group learned, and passes on what this worker learned.
+    /// Takes over path MTUs that others of the group learned, and publishes those that this worker learned.
     #[inline]
     pub(super) fn take_over(&mut self, endpoint: &mut Endpoint) {
         let group = &self.group.0;
@@ -254,7 +256,7 @@ impl Membership {
         if mtu_version != self.mtu_version {
             self.mtu_version = mtu_version;
             let mtu = lock(&group.forwarder).overlay().mtu;
-            // The group has checked it.
+            // `Handle::set_mtu` has checked it.
             let _ = endpoint.set_mtu(mtu);
         }
         let mut paths = lock(&group.paths);
@@ -289,7 +291,7 @@ impl Membership {
         report.disabled.clear();
         report.disabled.extend(disabled);
         report.failures.extend(failing.take());
-        // Perhaps nobody ever asks for them: the newest are kept.
+        // A program may never take them, so only the newest are kept.
         let surplus = report.failures.len().saturating_sub(FAILURES_MAX);
         report.failures.drain(..surplus);
         let has_failures = report.failures.len() != before.1;

@@ -1,4 +1,4 @@
-//! The adapters as the engine's way out, and what their errors mean for the worker.
+//! The adapters as the engine's sink, and the effect of their errors on the worker.
 
 use alloc::string::String;
 use std::time::Instant;
@@ -40,7 +40,7 @@ impl Io<'_> {
         WorkerError::SocketClosed { local: self.udp.local_addr() }
     }
 
-    /// Notes a failure that may be that of every call of its kind.
+    /// Notes a failure that every call of its kind may have.
     #[cold]
     fn fails(&mut self, failure: Failure) {
         if let Err(end) = self.failing.fails(failure, self.now) {

@@ -16,11 +16,11 @@ use super::error::system;
 use super::{Budget, Ready, Worker, WorkerError};
 use crate::forward::Counters;
 
-/// Runs workers until `stop` is readable or closed, and returns their counters, added up. The first worker runs on this thread,
-/// each other one on a thread of its own.
+/// Runs workers until `stop` is readable or closed, and returns the sum of their counters. The first worker runs on
+/// this thread, each other one on a thread of its own.
 ///
-/// `stop` may be a `signalfd`, an `eventfd` or the reading end of a pipe. Nothing is read from it. To reach the workers from
-/// other threads meanwhile, take a [`Handle`](super::Handle) first with [`Worker::remote`].
+/// `stop` may be a `signalfd`, an `eventfd` or the reading end of a pipe. Nothing is read from it. To reach the workers
+/// from other threads, take a [`Handle`](super::Handle) with [`Worker::remote`] before the call.
 ///
 /// # Errors
 /// The error of the first worker that ended by itself. It ends the others too.
@@ -66,21 +66,21 @@ pub fn run(workers: impl IntoIterator<Item = Worker>, stop: impl AsFd) -> Result
 
 /// Workers that [`run`] on threads of their own.
 ///
-/// Its file descriptor is readable once they have ended, so that a loop that waits for other things can wait for their end too.
-/// A `Running` that is dropped stops them.
+/// Its file descriptor is readable once they have ended. A loop that waits for other events can wait for it too.
+/// Dropping a `Running` stops its workers.
 #[derive(Debug)]
 pub struct Running {
-    /// The workers stop when it is closed.
+    /// The workers stop when this end is closed.
     stop: Option<PipeWriter>,
     ended: PipeReader,
     thread: Option<JoinHandle<Result<Counters, WorkerError>>>,
 }
 
 impl Running {
-    /// Starts the workers. Take a [`Handle`](super::Handle) of them before.
+    /// Starts the workers. Take a [`Handle`](super::Handle) of them before the call.
     ///
     /// # Errors
-    /// [`WorkerError::System`] if there can be no more threads or file descriptors.
+    /// [`WorkerError::System`] if no thread or file descriptor can be created.
     pub fn start(workers: impl IntoIterator<Item = Worker>) -> Result<Self, WorkerError> {
         let pipe = || io::pipe().map_err(|error| system("pipe", &error));
         let ((stopped, stop), (ended, end)) = (pipe()?, pipe()?);
@@ -97,7 +97,7 @@ impl Running {
     /// Stops the workers, within one budget of packets, and returns their counters.
     ///
     /// # Errors
-    /// The error of a worker that had ended by itself.
+    /// The error of a worker that ended by itself.
     pub fn stop(mut self) -> Result<Counters, WorkerError> {
         self.join()
     }
@@ -127,7 +127,7 @@ fn run_one(mut worker: Worker, stops: [BorrowedFd<'_>; 2]) -> Result<Counters, W
     let mut ready = Ready::default();
     loop {
         let next = worker.handle(ready, Budget::default(), Instant::now())?;
-        // What is not waited for is left out: `poll` reports a deleted device whether asked or not.
+        // A file descriptor that `next` does not name is left out, because `poll` reports a deleted device in any case.
         let [stop, ended] = stops;
         let tun = if next.tun { worker.tun() } else { stop };
         let udp = if next.udp { worker.udp() } else { stop };

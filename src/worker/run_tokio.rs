@@ -33,7 +33,7 @@ pub async fn run_tokio(worker: &mut Worker, stop: impl Future<Output = ()>) -> R
         let next = worker.handle(ready, Budget::default(), now)?;
         ready = Ready::default();
         if next.wake_at.is_some_and(|at| at <= now) {
-            // Other tasks, and `stop`, get their turn.
+            // Other tasks, and `stop`, run in between.
             let is_stopped = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_ready())).await;
             if is_stopped {
                 return Ok(());
@@ -46,7 +46,8 @@ pub async fn run_tokio(worker: &mut Worker, stop: impl Future<Output = ()>) -> R
             biased;
             () = &mut stop => return Ok(()),
             guard = tun.ready(READABLE), if next.tun => {
-                // It was drained when this readiness was consumed: what came since is an event of its own.
+                // The file descriptor was drained when this readiness was consumed. Packets that arrived since then are
+                // a new event.
                 guard.map_err(|error| system("epoll_wait", &error))?.clear_ready();
                 ready.tun = true;
             }

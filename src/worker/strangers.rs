@@ -1,4 +1,5 @@
-//! Senders that no route leads to, although their packets come from a subnet that has a route: peers behind NAT, most likely.
+//! Senders that no route names as next hop, although their inner source has a route. Most likely they are peers behind
+//! NAT.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -11,8 +12,8 @@ use crate::wire::ipv4::Ipv4Packet;
 
 /// A sender whose datagrams are dropped as those of an unknown peer, and the peer that it claims to be.
 ///
-/// Either the peer is behind NAT, so that its datagrams come from another address than the one that routes lead to, or
-/// somebody forges them: [`PeerCheck::Off`](crate::forward::PeerCheck::Off) accepts both.
+/// Either the peer is behind NAT and its datagrams come from another address than the route's next hop, or somebody
+/// forges them. [`PeerCheck::Off`](crate::forward::PeerCheck::Off) accepts both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stranger {
@@ -24,24 +25,25 @@ pub struct Stranger {
     pub next_hop: SocketAddr,
 }
 
-/// The strangers seen last. A flood of datagrams from unknown senders costs [`Strangers::PER_SECOND`] looks a second.
+/// The strangers seen last. In a flood of datagrams from unknown senders, [`Strangers::PER_SECOND`] of them are parsed
+/// per second.
 #[derive(Debug, Default)]
 pub(super) struct Strangers {
     /// The newest last.
     known: VecDeque<Stranger>,
-    /// How many of the newest have not been taken yet.
+    /// Number of the newest that were not taken yet.
     fresh: usize,
     looks: u32,
     looks_until: Option<Instant>,
 }
 
 impl Strangers {
-    /// Pairs of sender and peer that are remembered, each of which is told once.
+    /// Pairs of sender and peer that are remembered. Each is reported once.
     pub(super) const MAX: usize = 64;
-    /// Datagrams of unknown senders whose inner header is parsed.
+    /// Datagrams of unknown senders that are parsed per second.
     pub(super) const PER_SECOND: u32 = 100;
 
-    /// Looks at a datagram that was dropped as one of an unknown peer.
+    /// Examines a datagram that was dropped as one of an unknown peer.
     #[cold]
     pub(super) fn look(&mut self, datagram: &[u8], from: SocketAddr, routes: &RouteTable, now: Instant) {
         if self.looks_until.is_none_or(|until| now >= until) {
@@ -54,7 +56,7 @@ impl Strangers {
         let Ok(packet) = Ipv4Packet::parse(datagram) else { return };
         let source = packet.header().source();
         let Some(next_hop) = routes.lookup_v4(source).map(|hop| hop.address) else { return };
-        // NAT may choose another port for each flow: that is no other stranger.
+        // NAT may choose another port for each flow. The stranger is the same.
         let is_known = |known: &Stranger| known.from.ip() == from.ip() && known.next_hop == next_hop;
         if self.known.iter().any(is_known) {
             return;
@@ -66,7 +68,7 @@ impl Strangers {
         self.fresh = (self.fresh + 1).min(Self::MAX);
     }
 
-    /// Returns those that were not returned before, oldest first.
+    /// Returns the strangers that were not returned before, oldest first.
     pub(super) fn take(&mut self) -> Vec<Stranger> {
         let fresh = core::mem::take(&mut self.fresh);
         self.known.iter().skip(self.known.len() - fresh).copied().collect()

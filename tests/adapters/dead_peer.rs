@@ -38,9 +38,9 @@ fn run(worker: &mut Worker, stop: &AtomicBool) {
     }
 }
 
-/// Every packet to the healthy peer arrives, once and in order, and no packet is lost that is not the dead peer's. With our own
-/// options Linux reports nothing of the dead one; with `IP_RECVERR`, which a socket of ours never has, it reports each error to
-/// the next call, whoever that call is for.
+/// Every packet to the healthy peer arrives, once and in order, and only packets to the dead peer are lost. With
+/// loden's socket options Linux reports nothing of the dead peer. With `IP_RECVERR`, which loden never sets, it reports
+/// each error to the next call for any peer.
 #[test]
 fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
     for receive_errors in [false, true] {
@@ -71,7 +71,7 @@ fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
                 Forwarder::new(Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), own)).expect("valid");
             let mut worker = Worker::new(tun, udp, forwarder, routes.reader());
             if receive_errors {
-                // One packet a call: the error that a call leaves behind meets the next one, and that is a send.
+                // One packet per call, so that the next call that meets the error is a send.
                 worker = worker.unbatched();
             }
 
@@ -81,7 +81,7 @@ fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
                 let (worker, stop) = (&mut worker, &stop);
                 scope.spawn(move || run(worker, stop));
                 let mut arrived = Vec::new();
-                // Nothing is waited for any more once something is missing.
+                // After a loss there is no further waiting.
                 let mut receive = || {
                     let mut packet = [0; 64];
                     if arrived.last() != Some(&None) {
@@ -117,7 +117,7 @@ fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
                 assert_eq!((lost, blamed), (0, vec![]));
             }
             let told = unreachables() - before;
-            // A train is answered once.
+            // The peer's host answers a GSO batch once.
             let least = if receive_errors { HEALTHY * FLOOD / 2 } else { 100 };
             assert!(told >= least.into(), "{told} answers of the dead peer's host");
         });

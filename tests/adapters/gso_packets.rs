@@ -19,7 +19,7 @@ const GSO_UDP_L4: u8 = 5;
 
 const MTU: usize = 1500;
 
-/// Two namespaces, 100.96.1.1 and 100.96.2.1, each with a TUN device that the test moves the packets between.
+/// Creates two namespaces, 100.96.1.1 and 100.96.2.1, each with a TUN device. The test moves the packets between them.
 fn two_ends(offload: TunOffload, test: impl FnOnce(&Namespace, &Tun, &Namespace, &Tun)) {
     let ends = ["100.96.1.1/16", "100.96.2.1/16"].map(|address| {
         let namespace = namespace();
@@ -33,7 +33,7 @@ fn two_ends(offload: TunOffload, test: impl FnOnce(&Namespace, &Tun, &Namespace,
     test(left, left_tun, right, right_tun);
 }
 
-/// Moves what is there from one device to the other as it is, and tells what it was.
+/// Moves a packet from one device to the other unchanged. Returns its metadata.
 fn pump(from: &Tun, to: &Tun, buffer: &mut [u8]) -> Option<TunMeta> {
     match from.recv(buffer) {
         Ok(meta) => {
@@ -45,7 +45,7 @@ fn pump(from: &Tun, to: &Tun, buffer: &mut [u8]) -> Option<TunMeta> {
     }
 }
 
-/// A TCP stream in one direction; what was the longest packet of it, and its header.
+/// Sends a TCP stream in one direction. Returns the metadata of its longest packet.
 fn stream(offload: TunOffload) -> TunMeta {
     const BYTES: usize = 4 << 20;
     let mut longest = TunMeta { len: 0, header: VnetHeader::default() };
@@ -88,7 +88,7 @@ fn stream(offload: TunOffload) -> TunMeta {
 }
 
 #[test]
-fn a_tcp_stream_comes_in_gso_packets_and_goes_as_such() {
+fn a_tcp_stream_passes_as_gso_packets() {
     let longest = stream(TunOffload::ALL);
     assert!(longest.len > 4 * MTU, "{longest:?}");
     assert_eq!((longest.header.gso_type, longest.header.flags), (GSO_TCPV4, NEEDS_CSUM));
@@ -107,7 +107,7 @@ fn without_offloads_no_packet_exceeds_the_mtu() {
 }
 
 #[test]
-fn a_train_of_udp_comes_in_one_packet_and_goes_as_such() {
+fn a_udp_gso_batch_passes_as_one_gso_packet() {
     two_ends(TunOffload::ALL, |left, left_tun, right, right_tun| {
         if !left_tun.offload().uso {
             println!("skipped: this kernel's TUN devices have no UDP GSO packets (Linux 6.2 has)");
@@ -157,7 +157,7 @@ fn a_bare_packet_passes_through_a_device_with_offloads() {
     });
 }
 
-/// The offloads, and whether there is a header, are the device's and outlive the process.
+/// The offloads and the presence of a header belong to the device and outlive the process.
 #[test]
 fn fault_40_offloads_are_set_anew_on_a_persistent_device() {
     with_tun(TunOffload::ALL, |_, tun| {
@@ -174,7 +174,7 @@ fn fault_40_offloads_are_set_anew_on_a_persistent_device() {
             assert_eq!(attached.offload(), granted(offload));
             let mut buffer = [0; 64];
             let mut meta = Err(TunError::WouldBlock);
-            // The kernel drops what is sent before it has noticed that there is somebody at the device.
+            // The kernel drops packets until it has noticed the attached process.
             assert!(within(SOON, || {
                 socket.send_to(b"out", "100.96.2.3:5000").expect("sent");
                 meta = attached.recv(&mut buffer);
@@ -206,7 +206,7 @@ fn several_queues_are_one_device() {
                 assert_eq!((queue.name(), queue.created(), queue.offload()), ("loden0", true, granted(offload)));
                 assert_eq!(queue.recv(&mut [0; 64]), Err(TunError::WouldBlock));
             }
-            // Somebody holds it, so that it is not ours to take, and it is not of one queue either.
+            // Another descriptor holds it, so that it is busy. A device of one queue has another kind.
             assert!(matches!(Tun::open_queues(&named("loden0"), many(2)), Err(OpenError::Busy { .. })));
             assert!(matches!(Tun::open(&named("loden0")), Err(OpenError::WrongKind { queues: 1, .. })));
             assert_eq!(
@@ -270,7 +270,7 @@ fn fault_40_a_persistent_device_of_several_queues_is_attached_to() {
             let queues = Tun::open_queues(&config, many(2)).expect("opened");
             assert!(queues.iter().all(|queue| queue.offload() == granted(offload) && queue.created() == (number == 0)));
             queues[0].set_persistent(true).expect("persistent");
-            // Whoever holds a queue decides on the header.
+            // The holder of a queue determines the header.
             let other = if offload == TunOffload::ALL { TunOffload::NONE } else { TunOffload::ALL };
             let error = Tun::open_queues(&TunConfig { name: "loden0".into(), offload: other }, many(2));
             assert!(matches!(error, Err(OpenError::Busy { .. })), "{error:?}");

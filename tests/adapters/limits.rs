@@ -23,7 +23,7 @@ fn fault_35_nothing_is_left_half_open_without_descriptors() {
     in_a_child("limits::child_with_few_descriptors");
 }
 
-/// With room for one more descriptor each time, so that whichever is opened is once the first that cannot be.
+/// Opens a device and sockets with one more free descriptor each time, so that each of them fails once as the first.
 #[test]
 #[ignore = "run by fault_35_nothing_is_left_half_open_without_descriptors"]
 fn child_with_few_descriptors() {
@@ -34,7 +34,7 @@ fn child_with_few_descriptors() {
     namespace.enter(|| {
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
         let limit = |descriptors| setrlimit(Resource::RLIMIT_NOFILE, descriptors, most).expect("a limit");
-        // The limit is on the numbers: those that are free below the highest are taken first.
+        // The limit is on the numbers, and the lowest free ones are used first.
         let file = || fs::File::open("/dev/null").expect("opened");
         let is_within = |file: &fs::File| file.as_raw_fd() as usize + 1 < open_descriptors();
         let _taken: Vec<_> = iter::repeat_with(file).take_while(is_within).collect();
@@ -65,7 +65,7 @@ fn child_with_few_descriptors() {
             drop(sockets);
             assert_eq!(open_descriptors(), before, "with room for {room}");
         }
-        // Three UDP sockets, two of flows, and before the last UDP socket four that there may be.
+        // Three UDP sockets, two of flows, and four attempts before the last UDP socket.
         assert_eq!((no_device, no_sockets), (3, 9), "each of them was the first that could not be opened");
     });
 }
@@ -107,7 +107,7 @@ fn child_that_drops() {
             assert!(within(Duration::from_millis(100), || namespace.link_mtu("loden0").expect("asked").is_none()));
             UdpTransport::bind(own, &UdpConfig::default()).expect("nobody has the port");
         }
-        // One that was there before us stays, and one that was deleted meanwhile is closed all the same.
+        // A device that existed before stays. A deleted one is closed nevertheless.
         Tun::open(&TunConfig::default()).expect("a device").set_persistent(true).expect("persistent");
         drop(Tun::open(&TunConfig { name: "loden0".into(), ..TunConfig::default() }).expect("the same"));
         assert!(namespace.link_mtu("loden0").expect("asked").is_some());

@@ -21,7 +21,7 @@ use super::support::{SOON, namespace, with_tun, within, worker};
 const PACKETS: u32 = 2000;
 const WINDOW: u32 = 16;
 
-/// Sends numbered packets from a pod to a peer that sends them back, and asserts that each comes back once, in order.
+/// Sends numbered packets from a pod to a peer that returns them. Asserts that each returns once, in order.
 fn assert_packets_pass(pod: &UdpSocket, count: u32) {
     pod.set_read_timeout(Some(SOON)).expect("timeout");
     let receive = |number: u32| {
@@ -38,7 +38,7 @@ fn assert_packets_pass(pod: &UdpSocket, count: u32) {
     (count - WINDOW..count).for_each(receive);
 }
 
-/// A peer at 127.0.0.2, a worker, and a pod's socket, for as long as a test takes.
+/// Runs a test with a peer at 127.0.0.2, a worker, and a pod's socket.
 fn with_worker(test: impl FnOnce(Worker, &UdpSocket) + Send) {
     with_tun(TunOffload::ALL, |_, tun| {
         let peer = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 8285)).expect("bound");
@@ -56,7 +56,7 @@ fn with_worker(test: impl FnOnce(Worker, &UdpSocket) + Send) {
     });
 }
 
-/// A future that is dropped and made anew again and again loses no packet and sends none twice.
+/// A future that is dropped and created again, repeatedly, loses no packet and sends none twice.
 #[test]
 fn the_future_is_cancel_safe() {
     with_worker(|mut worker, pod| {
@@ -68,7 +68,7 @@ fn the_future_is_cancel_safe() {
                 let mut cancelled = 0;
                 while !done.load(Ordering::Relaxed) {
                     let forwarding = run_tokio(worker, pending());
-                    // Not even its first wait is safe from being dropped.
+                    // Even the first wait may be dropped.
                     let wait = Duration::from_micros(cancelled % 500);
                     cancelled += u64::from(runtime.block_on(async { timeout(wait, forwarding).await }).is_err());
                 }
@@ -86,7 +86,7 @@ fn the_future_is_cancel_safe() {
     });
 }
 
-/// `run` ends when its file descriptor is readable or closed, and returns what was counted.
+/// `run` ends when its file descriptor is readable or closed, and returns the counters.
 #[test]
 fn a_loop_runs_until_it_is_told_to_stop() {
     with_worker(|worker, pod| {

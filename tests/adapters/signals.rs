@@ -31,7 +31,7 @@ extern "C" fn count_signal(_signal: i32) {
     SIGNALS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The loop of the worker's documentation. It counts how often its wait was interrupted.
+/// Runs the loop of the worker's documentation. It counts the interruptions of its wait.
 fn run(worker: &mut Worker, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let mut fds = [worker.udp(), worker.tun()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -46,7 +46,7 @@ fn run(worker: &mut Worker, stop: &AtomicBool) {
     }
 }
 
-/// Sends each inner packet back to where it came from, until it gets an empty datagram.
+/// Sends each inner packet back to its sender, until an empty datagram arrives.
 pub(crate) fn send_back(peer: &UdpSocket) {
     let mut packet = [0; 2048];
     loop {
@@ -66,8 +66,8 @@ fn fault_26_a_loop_that_signals_interrupt_loses_nothing_and_sends_nothing_twice(
     in_a_child("signals::child_under_signals");
 }
 
-/// Linux interrupts only calls that wait, and of this loop that is poll(2). `worker::tests::interrupted` interrupts every call
-/// that moves packets.
+/// Linux interrupts only calls that wait, which is poll(2) in this loop. `worker::tests::interrupted` interrupts every
+/// call that moves packets.
 #[test]
 #[ignore = "run by fault_26_a_loop_that_signals_interrupt_loses_nothing_and_sends_nothing_twice"]
 fn child_under_signals() {
@@ -86,12 +86,12 @@ fn child_under_signals() {
         let (mut sent, mut received, started) = (0_u32, Vec::new(), Instant::now());
         thread::scope(|scope| {
             let (stop, worker, peer) = (&stop, &mut worker, &peer);
-            // musl's is a pointer, which no thread may hand to another.
+            // With musl it is a pointer, which is not `Send`.
             let (is, id) = channel::<usize>();
             let looping = scope.spawn(move || {
                 is.send(pthread_self() as usize).expect("asked for");
                 run(worker, stop);
-                // Alive until nobody sends it signals any more.
+                // The thread lives until no more signals are sent.
                 thread::park();
             });
             let target = id.recv().expect("told");
@@ -117,7 +117,7 @@ fn child_under_signals() {
                 }
             }
             (0..WINDOW).for_each(|_| take());
-            // A packet that went twice would be behind the others.
+            // A duplicate would arrive behind the others.
             pod.set_nonblocking(true).expect("set");
             thread::sleep(Duration::from_millis(20));
             take();

@@ -1,4 +1,4 @@
-//! Namespaces, devices and sockets to test with.
+//! Namespaces, devices and sockets of the tests.
 
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -47,7 +47,8 @@ pub(crate) fn within(limit: Duration, mut comes_about: impl FnMut() -> bool) -> 
     }
 }
 
-/// A namespace with a TUN device that is up, has 100.96.1.1/16 and no IPv6, so that nothing comes out of it unasked.
+/// Runs a test in a namespace with a TUN device that is up, has 100.96.1.1/16 and no IPv6, so that its kernel sends no
+/// packets of its own.
 pub(crate) fn with_tun(offload: TunOffload, test: impl FnOnce(&Namespace, Tun) + Send) {
     let namespace = namespace();
     namespace.disable_ipv6().expect("sysctl");
@@ -70,7 +71,7 @@ pub(crate) fn peer(address: &str) -> (UdpSocket, SocketAddr) {
     (socket, address)
 }
 
-/// A worker for 100.96.1.0/24 whose route to 100.96.2.0/24 leads to `peer`.
+/// Returns a worker for 100.96.1.0/24 whose route to 100.96.2.0/24 leads to `peer`.
 pub(crate) fn worker(tun: Tun, udp: UdpTransport, peer: SocketAddr) -> Worker {
     let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
     let mut routes = RoutePublisher::bound_to(udp.local_addr());

@@ -1,4 +1,4 @@
-//! Trains of datagrams, many messages in one system call, ports of flows, ECN.
+//! GSO and GRO batches, many messages in one system call, source ports of flows, and ECN.
 
 use super::support::{SOON, can_have, namespace, peer, transport, within};
 use core::net::SocketAddr;
@@ -35,7 +35,7 @@ fn train(destination: SocketAddr, contents: &[u8], size: usize) -> Transmit<'_> 
     Transmit { segment_size: NonZeroUsize::new(size), ..Transmit::datagram(destination, contents) }
 }
 
-/// Everything that arrives until it is as much as expected, as datagrams, and the longest message.
+/// Returns the datagrams that arrive until all expected bytes are there, and the length of the longest message.
 fn receive(to: &UdpTransport, bytes: usize, messages: usize) -> (Vec<Vec<u8>>, usize) {
     let mut batch = RecvBatch::new(messages);
     let (mut datagrams, mut longest, mut have) = (Vec::new(), 0, 0);
@@ -63,7 +63,7 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
             let from = sender.enter(|| bind(from, with(offload)));
             assert_eq!((from.offload(), to.offload()), (offload, offload));
             let destination = to.local_addr();
-            // Until the neighbour has answered, the kernel keeps about 90 packets for it and drops the others.
+            // The kernel queues about 90 packets for a neighbour until it has answered, and drops the others.
             from.send(&Transmit::datagram(destination, b"first")).expect("sent");
             assert_eq!(receive(&to, 5, 1).0, [b"first"]);
             let transmits = [
@@ -86,7 +86,9 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
             let (datagrams, longest) = receive(&to, bytes, if many { 32 } else { 1 });
             assert!(datagrams == expected, "{offload:?} many={many}: {} datagrams", datagrams.len());
             match offload {
-                UdpOffload { gso: true, gro: true } if arrives_whole() => assert!(longest > 1472, "it came as a train"),
+                UdpOffload { gso: true, gro: true } if arrives_whole() => {
+                    assert!(longest > 1472, "it arrived as a GRO batch")
+                }
                 UdpOffload { gro: false, .. } => assert!(longest <= 1472, "nothing was coalesced"),
                 UdpOffload { .. } => {}
             }
@@ -96,7 +98,7 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
 }
 
 #[test]
-fn whatever_is_offloaded_the_same_datagrams_arrive() {
+fn the_same_datagrams_arrive_with_every_offload() {
     let here = namespace();
     pass_everything(&here, "127.0.0.1:0", &here, "127.0.0.1:0");
     if can_have("[::1]:0") {
@@ -110,7 +112,7 @@ fn whatever_is_offloaded_the_same_datagrams_arrive() {
 }
 
 #[test]
-fn fault_25_a_train_that_does_not_fit_is_an_error_of_its_own() {
+fn fault_25_a_gro_batch_that_does_not_fit_is_an_error_of_its_own() {
     if !arrives_whole() {
         return;
     }
@@ -182,7 +184,7 @@ fn fault_31_32_an_error_in_a_batch_is_of_one_transmit() {
 }
 
 #[test]
-fn fault_29_a_train_too_long_for_the_path_keeps_its_trains() {
+fn fault_29_a_gso_batch_too_long_for_the_path_disables_no_batches() {
     let (left, right) = (namespace(), namespace());
     left.connect("eth0", &right, "eth0").expect("veth");
     left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");
@@ -205,7 +207,7 @@ fn fault_27_a_full_buffer_in_the_middle_of_a_batch() {
     left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");
     left.enter(|| {
         let config = UdpConfig { send_buffer: Some(0), ..UdpConfig::default() };
-        // Nobody answers ARP, so that packets wait for as long as that takes.
+        // Nobody answers ARP, so that packets stay queued.
         let contents = vec![0; 64 * 1400];
         let destination = "10.1.0.2:8285".parse().expect("an address");
         let transmits = vec![train(destination, &contents, 1400); 8];
@@ -214,7 +216,7 @@ fn fault_27_a_full_buffer_in_the_middle_of_a_batch() {
             let error = from.send_batch(&transmits, 0).expect_err("full");
             assert_eq!(error.kind, SendErrorKind::WouldBlock);
             assert!(error.transmit * 64 + error.segment > 0, "{error:?}");
-            // Of the socket of a flow the caller cannot wait for.
+            // The caller cannot wait for the socket of a flow.
             let from = bind("10.1.0.1:0", UdpConfig { offload, flow_ports: 1, ..config });
             assert_eq!(from.send_batch(&transmits, 0).expect_err("full").kind, SendErrorKind::NoBuffers);
         }
@@ -247,7 +249,7 @@ fn r60_a_flow_keeps_its_port_whichever_queue_sends_it() {
                             assert_eq!((length, *ports.entry(flow % 4).or_insert(from)), (100, from));
                         }
                     }
-                    // Its refusals must not cost anybody else a packet.
+                    // Its refusals must not lose packets of others.
                     let nobody = (0..4).map(|flow| Transmit { flow, ..Transmit::datagram(dead, b"anyone?") });
                     queue.send_batch(&nobody.collect::<Vec<_>>(), 0).expect("sent");
                 }

@@ -20,7 +20,7 @@ fn a_pattern_finds_a_free_name_and_a_name_is_kept() {
 }
 
 #[test]
-fn fault_39_41_the_second_to_open_a_device_is_told_that_it_is_busy() {
+fn fault_39_41_the_second_opener_of_a_device_gets_busy() {
     namespace().enter(|| {
         let first = Tun::open(&named("loden7")).expect("first");
         let error = Tun::open(&named("loden7")).expect_err("busy");

@@ -23,7 +23,7 @@ fn a_datagram_is_its_payload_and_nothing_else() {
             let (peer, address) = peer(there);
             let mut buffer = vec![0; PACKET_MAX];
             assert_eq!(transport.recv(&mut buffer), Err(RecvError::WouldBlock));
-            // Of the 65,536 bytes loopback carries, IPv6 has 48 of headers. IPv4 can describe no more than 65,535.
+            // Loopback carries 65,536 bytes, of which IPv6 uses 48 for headers. IPv4 has at most 65,535.
             let largest = vec![7; if address.is_ipv4() { 65_507 } else { 65_488 }];
             for payload in [&b""[..], b"x", &largest] {
                 transport.send(&Transmit::datagram(address, payload)).expect("sent");
@@ -77,7 +77,7 @@ fn fault_25_a_datagram_that_does_not_fit_is_never_returned_cut() {
     });
 }
 
-/// `left` and `right` with a router between them whose second link carries 1280 bytes.
+/// Returns `left` and `right` with a router between them whose second link carries 1280 bytes.
 fn narrow_path() -> (Namespace, Namespace, Namespace) {
     let (left, router, right) = (namespace(), namespace(), namespace());
     left.connect("eth0", &router, "eth0").expect("veth");
@@ -105,7 +105,7 @@ fn fault_29_nothing_is_fragmented_and_the_path_tells_what_fits() {
         let too_long = Err(SendError { segment: 0, kind: SendErrorKind::TooLong });
         assert_eq!(transport.path_mtu(destination).expect("MTU"), 1500);
         assert_eq!(send(1473), too_long, "by the interface");
-        // The router drops it because of DF, and says so.
+        // The router drops it because of DF, and reports that.
         send(1472).expect("sent");
         assert!(within(SOON, || transport.path_mtu(destination).expect("MTU") == 1280));
         assert_eq!(send(1472), too_long);
@@ -169,11 +169,11 @@ fn r54_a_report_is_received_and_the_modes_overrule_the_kernel() {
 }
 
 #[test]
-fn fault_33_a_dead_peer_harms_nobody() {
+fn fault_33_a_dead_peer_affects_no_other_peer() {
     namespace().enter(|| {
         let (healthy, address) = peer("127.0.0.1:0");
         let dead = peer("127.0.0.1:0").1;
-        // Connected to the dead one, so that the kernel has an error pending after each packet.
+        // Connected to the dead peer, so that the kernel has an error pending after each packet.
         let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
         let same = socket.try_clone().expect("a descriptor");
         let taken_over = UdpTransport::from_socket(socket, UdpOffload::ALL).expect("taken over");
@@ -220,7 +220,7 @@ fn fault_27_a_full_send_buffer_is_waited_for() {
     left.enter(|| {
         let config = UdpConfig { send_buffer: Some(0), ..UdpConfig::default() };
         let transport = UdpTransport::bind("10.1.0.1:0".parse().expect("an address"), &config).expect("bound");
-        // Nobody answers ARP, so that packets wait for as long as that takes.
+        // Nobody answers ARP, so that packets stay queued.
         let contents = vec![0; 64 * 1400];
         let destination = "10.1.0.2:8285".parse().expect("an address");
         let train = Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
@@ -232,7 +232,7 @@ fn fault_27_a_full_send_buffer_is_waited_for() {
 }
 
 #[test]
-fn what_cannot_be_bound_is_told_with_the_reason() {
+fn a_failed_bind_names_the_reason() {
     namespace().enter(|| {
         let bind = |address: &str| UdpTransport::bind(address.parse().expect("an address"), &UdpConfig::default());
         let first = bind("127.0.0.1:8285").expect("free");

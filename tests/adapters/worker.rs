@@ -1,4 +1,4 @@
-//! A worker on a real device that goes away: it says so once, and a loop that heeds that costs next to nothing.
+//! A worker on a real device that is deleted: it returns one error, and its loop then uses almost no processor time.
 
 use core::net::{Ipv4Addr, SocketAddr};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -13,31 +13,32 @@ use std::time::Instant;
 
 use super::support::{namespace, with_tun, worker};
 
-/// How long is measured after the end, and how much processor time may be used meanwhile: 1 %.
+/// The time of measurement after the end, and the permitted processor time in it: 1 %.
 const MEASURED: Duration = Duration::from_secs(2);
 const PERMITTED: Duration = Duration::from_millis(20);
 
-/// How long the end may be in coming: with packets held, as long as these are.
+/// The longest time until the end.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Processor time of the calling thread.
+/// Returns the processor time of the calling thread.
 fn processor_time() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("the usage of this thread");
     let times = [usage.user_time(), usage.system_time()];
     times.iter().map(|time| Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000)).sum()
 }
 
-/// What a loop saw of its worker's end, and what it cost.
+/// The errors of a loop's worker, and the cost of the loop after them.
 #[derive(Debug)]
 struct End {
     errors: Vec<WorkerError>,
     /// Processor time in [`MEASURED`] from the first error on.
     cost: Duration,
-    /// Whether packets were held at any time.
+    /// True if packets were held at any time.
     held: bool,
 }
 
-/// The loop of the worker's documentation, which goes on after the worker has ended, as one does that has more to wait for.
+/// Runs the loop of the worker's documentation. It continues after the worker has ended, as a loop with other events
+/// does.
 fn run(mut worker: Worker) -> End {
     let (mut errors, mut held) = (Vec::new(), false);
     let (started, mut since) = (Instant::now(), None);
@@ -69,7 +70,7 @@ fn run(mut worker: Worker) -> End {
     }
 }
 
-/// Deletes the device under a flood both ways, which goes on until the loop has ended.
+/// Deletes the device under a flood in both directions, which continues until the loop has ended.
 fn deleted_under_flood(tun: Tun, own: SocketAddr, peer: SocketAddr, config: &UdpConfig, delete: impl FnOnce()) -> End {
     let worker = worker(tun, UdpTransport::bind(own, config).expect("bound"), peer);
     let pod = UdpSocket::bind((Ipv4Addr::new(100, 96, 1, 1), 0)).expect("bound");
@@ -80,7 +81,7 @@ fn deleted_under_flood(tun: Tun, own: SocketAddr, peer: SocketAddr, config: &Udp
             let done = &done;
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
-                    // The route goes with the device.
+                    // The route is deleted with the device.
                     let _ = socket.send_to(&[0x45; 100], to);
                     thread::sleep(Duration::from_micros(100));
                 }
@@ -95,26 +96,25 @@ fn deleted_under_flood(tun: Tun, own: SocketAddr, peer: SocketAddr, config: &Udp
     })
 }
 
-fn assert_told_once_and_idle(end: &End) {
+fn assert_reported_once_and_idle(end: &End) {
     assert_eq!(end.errors, [WorkerError::LinkDeleted { name: "loden0".into() }]);
     assert!(end.cost < PERMITTED, "{:?} of processor time in {MEASURED:?} after the end", end.cost);
 }
 
 #[test]
-fn fault_36_a_loop_whose_device_was_deleted_is_told_once_and_idles() {
+fn fault_36_a_deleted_device_is_reported_once_and_the_loop_idles() {
     with_tun(TunOffload::ALL, |namespace, tun| {
         let (own, peer) = (([127, 0, 0, 1], 8285).into(), ([127, 0, 0, 2], 8285).into());
         let delete = || namespace.delete_link("loden0").expect("deleted");
         let end = deleted_under_flood(tun, own, peer, &UdpConfig::default(), delete);
-        assert_told_once_and_idle(&end);
+        assert_reported_once_and_idle(&end);
         assert!(!end.held);
     });
 }
 
-/// While packets wait for the socket, the device is not waited for: it would be ready for ever. Nobody answers ARP for the peer,
-/// so that they wait for as long as that takes, or until they are given up.
+/// Packets are held at the end of the device. Nobody answers ARP for the peer, so that they are queued.
 #[test]
-fn fault_27_36_a_device_deleted_while_packets_are_held_is_told_of_afterwards() {
+fn fault_27_36_a_device_deleted_while_packets_are_held_is_reported() {
     with_tun(TunOffload::ALL, |near, tun| {
         let far = namespace();
         near.connect("eth0", &far, "eth0").expect("veth");
@@ -122,7 +122,7 @@ fn fault_27_36_a_device_deleted_while_packets_are_held_is_told_of_afterwards() {
         let (own, peer) = (([10, 1, 0, 1], 8285).into(), ([10, 1, 0, 2], 8285).into());
         let config = UdpConfig { send_buffer: Some(0), ..UdpConfig::default() };
         let end = deleted_under_flood(tun, own, peer, &config, || near.delete_link("loden0").expect("deleted"));
-        assert_told_once_and_idle(&end);
+        assert_reported_once_and_idle(&end);
         assert!(end.held);
     });
 }

@@ -1,4 +1,4 @@
-//! Addresses, and fault 10: those that no packet may carry.
+//! Addresses, and the invalid ones of fault 10.
 
 use core::net::Ipv4Addr;
 
@@ -9,7 +9,7 @@ use support::host::{Host, Outcome, POD, POD_A, host_a, host_b, net, overlay};
 use support::model;
 use support::packet::{ICMP, Ipv4, icmp};
 
-/// First and last address of each class, and why a packet with such a source and such a destination is dropped.
+/// The first and last address of each class, and the drop reasons of such a source and such a destination.
 const CLASSES: [([u8; 4], [u8; 4], DropReason, DropReason); 5] = {
     use DropReason::{LinkLocal, MartianDestination, MartianSource, MulticastDestination};
     [
@@ -22,7 +22,7 @@ const CLASSES: [([u8; 4], [u8; 4], DropReason, DropReason); 5] = {
     ]
 };
 
-/// A host on which every address is routed: to B, except A's own; and to which B may send anything for anyone.
+/// Returns a host that routes every address: to B, except A's own. B may send anything for anyone.
 fn open() -> Host {
     Host::with_default_route(Overlay { transit: Transit::Allowed, ..overlay() }, host_b())
 }
@@ -32,7 +32,7 @@ fn naive(address: Ipv4Addr, of: fn(&(DropReason, DropReason)) -> DropReason) -> 
     holding.map(|(_, _, source, destination)| of(&(*source, *destination)))
 }
 
-/// Every class's edges, their neighbours outside, and an address of every /16.
+/// Returns the edges of every class, their neighbours outside, and an address of every /16.
 fn addresses() -> impl Iterator<Item = Ipv4Addr> {
     let edges = CLASSES.iter().flat_map(|(first, last, ..)| [*first, *last]).map(Ipv4Addr::from);
     let around = edges.flat_map(|edge| {
@@ -43,9 +43,9 @@ fn addresses() -> impl Iterator<Item = Ipv4Addr> {
     around.chain(everywhere).filter(|address| *address != Ipv4Addr::BROADCAST)
 }
 
-/// R14, R18, R19, R62: each source, both ways. What is not in a class goes on.
+/// R14, R18, R19, R62: each source, in both directions. Sources outside the classes are forwarded.
 #[test]
-fn r14_fault_10_sources_that_are_no_host_are_dropped_in_silence() {
+fn r14_fault_10_invalid_sources_are_dropped_without_an_icmp_error() {
     let host = open();
     for source in addresses() {
         let expected = naive(source, |(source, _)| *source);
@@ -55,7 +55,7 @@ fn r14_fault_10_sources_that_are_no_host_are_dropped_in_silence() {
             Some(reason) => assert_eq!([out, back], [Outcome::Drop(reason), Outcome::Drop(reason)], "{source}"),
             None => {
                 assert_eq!(out.reason(), None, "{source}");
-                // The source check comes after; it knows no class.
+                // The source check is later, and does not depend on classes.
                 let owned_by_b = host.naive_route(source).is_some_and(|route| route.next_hop == host_b());
                 let ours = source.octets()[..3] == [100, 96, 1];
                 let spoofed = (!owned_by_b || ours).then_some(DropReason::SpoofedSource);
@@ -65,9 +65,9 @@ fn r14_fault_10_sources_that_are_no_host_are_dropped_in_silence() {
     }
 }
 
-/// R15, R17, R18, R19: each destination, both ways.
+/// R15, R17, R18, R19: each destination, in both directions.
 #[test]
-fn r15_fault_10_destinations_that_are_no_host_are_dropped_in_silence() {
+fn r15_fault_10_invalid_destinations_are_dropped_without_an_icmp_error() {
     let host = open();
     for destination in addresses() {
         let expected = naive(destination, |(_, destination)| *destination);
@@ -77,7 +77,7 @@ fn r15_fault_10_destinations_that_are_no_host_are_dropped_in_silence() {
             Some(reason) => assert_eq!([out, back], [Outcome::Drop(reason), Outcome::Drop(reason)], "{destination}"),
             None => {
                 assert_eq!(out.reason(), None, "{destination}");
-                // Transit does not lead back to where a packet came from (fault 13).
+                // Transit does not send a packet back to its sender (fault 13).
                 let back_to_a = host.naive_route(destination).is_some_and(|route| route.next_hop == host_a());
                 assert_eq!(back.reason(), back_to_a.then_some(DropReason::ForeignDestination), "{destination}");
             }
@@ -85,9 +85,10 @@ fn r15_fault_10_destinations_that_are_no_host_are_dropped_in_silence() {
     }
 }
 
-/// R14 and R16: with a route and without, both ways, also when its TTL expires; never a net-unreachable.
+/// R14 and R16: with and without a route, in both directions, also when the TTL expires. There is never a net
+/// unreachable.
 #[test]
-fn r16_fault_10_the_broadcast_address_is_dropped_in_silence() {
+fn r16_fault_10_the_broadcast_address_is_dropped_without_an_icmp_error() {
     for host in [open(), Host::ordinary()] {
         for ttl in [0, 1, 64] {
             let to_all = Ipv4 { ttl, ..Ipv4::new(POD, Ipv4Addr::BROADCAST) };
@@ -117,7 +118,7 @@ fn r17_a_group_gets_no_time_exceeded_and_no_unreachable() {
     }
 }
 
-/// R19: the documentation networks are as good as any.
+/// R19: the documentation networks are ordinary.
 #[test]
 fn r19_documentation_networks_are_forwarded() {
     let host = open();
@@ -129,8 +130,8 @@ fn r19_documentation_networks_are_forwarded() {
     }
 }
 
-/// R71: a network inside 240/4 or 169.254/16 makes its own addresses ordinary, both ways and for errors about them; what is
-/// beside it in these ranges stays special, and 255.255.255.255 stays the broadcast address.
+/// R71: a network inside 240/4 or 169.254/16 makes its own addresses ordinary, in both directions and for errors about
+/// them. Other addresses of these ranges stay special, and 255.255.255.255 stays the broadcast address.
 #[test]
 fn r71_a_network_that_linux_carries_makes_its_own_addresses_ordinary() {
     for [network, ours, theirs, special] in [
@@ -171,7 +172,7 @@ fn r71_a_network_that_linux_carries_makes_its_own_addresses_ordinary() {
     }
 }
 
-/// R71: the setting names a single host of such a network, too, and no other special address.
+/// R71: the ICMP source may be a single host of such a network too, and no other special address.
 #[test]
 fn r71_an_icmp_source_in_the_network_is_a_host() {
     let settings = Overlay::new(net([240, 96, 0, 0], 16), net([240, 96, 1, 0], 24), overlay().underlay);

@@ -52,7 +52,7 @@ fn the_committed_seeds_are_these() {
     }
 }
 
-/// Commands as they are on a little-endian machine, where most of them are meant.
+/// Returns commands in little-endian byte order, which most machines have.
 fn control_seeds() -> Vec<Seed> {
     let command = |kind: i32, subnet: [u8; 4], len: i32, next_hop: [u8; 4], port: u16| {
         let numbers = [kind.to_le_bytes(), subnet, len.to_le_bytes(), next_hop].concat();
@@ -89,7 +89,7 @@ fn control_seeds() -> Vec<Seed> {
     ]
 }
 
-/// The packets that every target begins with; what they are for is in their names.
+/// Returns the first packets of every target. Their names describe them.
 fn header_seeds() -> Vec<Seed> {
     let packets = [
         ("all-header", Ipv4 { payload: vec![], ..outbound() }),
@@ -180,7 +180,7 @@ fn forward_seeds() -> Vec<Seed> {
     ]
 }
 
-/// Offenders, all with an answer due but for what their name says.
+/// Returns offenders. Each gets an ICMP error unless its name says otherwise.
 fn icmp_seeds() -> Vec<Seed> {
     let lost = || Ipv4 { destination: NOBODY, ..outbound() };
     let offender = |packet: Ipv4| Scenario::encode(0, 0, 0, None, &packet.bytes());

@@ -1,18 +1,18 @@
-//! R67: every packet is in exactly one place, at every step; and the names of the reasons.
+//! R67: every packet is in exactly one counter at every step. The names of the reasons.
 
 use std::collections::HashSet;
 
 use loden::forward::{Counters, DirectionCounters, DropReason, Stats};
 use proptest::prelude::*;
 
-/// A step of a caller: it receives packets, and later gives a held packet its outcome.
+/// A step of a caller: it receives packets, or gives a held packet its outcome.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Receive,
     Forward,
     Answer,
     Discard(DropReason),
-    /// So many at once.
+    /// The number of packets of a step.
     ForwardAll(u64),
     DiscardAll(DropReason, u64),
 }
@@ -29,7 +29,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The oracle: a list of fates, one for every packet that came in and is not held.
+/// The oracle: a list of fates, one for every received packet that is not held.
 #[derive(Clone, Default)]
 struct Ledger {
     held: u64,
@@ -38,7 +38,7 @@ struct Ledger {
     dropped: Vec<DropReason>,
 }
 
-/// Takes a step in both, unless there are too few packets to take it with.
+/// Applies a step to both, unless there are too few packets for it.
 fn take(step: Step, flow: &mut DirectionCounters, ledger: &mut Ledger) {
     if let Step::Receive = step {
         flow.receive();
@@ -103,7 +103,7 @@ proptest! {
         }
     }
 
-    /// Workers' counters add up to what one worker would have counted.
+    /// The sum of workers' counters equals the counters of one worker with all packets.
     #[test]
     fn r67_sums_are_conserved(workers in proptest::collection::vec(proptest::collection::vec(step(), 0..40), 0..5)) {
         let (mut sum, mut encap, mut decap) = (Counters::default(), Ledger::default(), Ledger::default());
@@ -132,9 +132,9 @@ proptest! {
     }
 }
 
-/// Every number of its own: one that was forgotten, or added to another, would be seen.
+/// Each number is different, so that a missing or misplaced one shows.
 #[test]
-fn stats_are_summed_and_named_one_by_one() {
+fn each_stat_is_summed_and_named() {
     let times = |factor: u64| {
         let mut stats = Stats::default();
         stats.trimmed = factor;
@@ -165,7 +165,7 @@ fn stats_are_summed_and_named_one_by_one() {
     assert!(sum.named().eq(names.into_iter().zip((11..).step_by(11))), "{sum:?}");
 }
 
-/// The law can be broken, so the check can fail: a fate for a packet that never came in.
+/// A fate for a packet that was not received breaks the invariant, so the check can fail.
 #[test]
 fn r67_a_fate_without_a_packet_is_noticed() {
     let mut flow = DirectionCounters::default();
@@ -173,8 +173,8 @@ fn r67_a_fate_without_a_packet_is_noticed() {
     assert!(!flow.is_conserved());
 }
 
-/// `ALL` is complete: every value that there is, at its own place. That none is missing follows from the match below, which
-/// the compiler holds complete in the macro that makes both; here it is that the last discriminant is the last place.
+/// `ALL` is complete and in order. The macro that makes both ensures that no value is missing. This test ensures that
+/// the last discriminant is the last index.
 #[test]
 fn reasons_are_numbered_in_the_order_of_the_list() {
     for (i, reason) in DropReason::ALL.iter().enumerate() {
@@ -204,7 +204,7 @@ fn debug_output_names_the_reasons() {
     assert_eq!(format!("{counters:?}"), text);
 }
 
-/// `Ipv6NotCarried` → `ipv6_not_carried`.
+/// Converts `Ipv6NotCarried` to `ipv6_not_carried`.
 fn snake_case(camel: &str) -> String {
     let mut snake = String::new();
     for letter in camel.chars() {

@@ -1,4 +1,4 @@
-//! Tunnel: ECN on the way in and out, and source ports.
+//! The tunnel's ECN in both directions, and its source ports.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use support::packet::{Ipv4, MF, TCP, ones_sum, repair_checksum, udp};
 
 const ALL: [Ecn; 4] = [NotEct, Ect0, Ect1, Ce];
 
-/// The type of service byte of a packet with a DSCP that must not change.
+/// Returns the type of service byte of a packet, with a DSCP that must not change.
 fn tos(ecn: Ecn) -> u8 {
     0xb8 | ecn.bits()
 }
@@ -31,7 +31,7 @@ fn decapsulated(host: &Host, inner: Ecn, outer: Ecn) -> Result<Vec<u8>, DropReas
     verdict
 }
 
-/// R57: figure 4 of RFC 6040, cell by cell, in its order of rows and columns; and every other byte as it was.
+/// R57: figure 4 of RFC 6040, cell by cell, in its order of rows and columns. Every other byte is unchanged.
 #[test]
 fn r57_every_cell_of_the_figure() {
     let figure = [
@@ -56,7 +56,7 @@ fn r57_every_cell_of_the_figure() {
     }
 }
 
-/// Not even a checksum of 0xFFFF, which verifies and which a rewrite would make 0 (R33).
+/// A checksum of 0xFFFF stays, too. It verifies, and a rewrite would make it 0 (R33).
 #[test]
 fn r57_a_mark_that_stays_the_same_touches_nothing() {
     let host = Host::new(Overlay { ttl: TtlPolicy::Ingress, ..overlay() }, routes());
@@ -106,7 +106,7 @@ fn flow(host: &Host, packet: &Ipv4) -> u16 {
     transmit.flow
 }
 
-/// R60: one flow, one number, whatever else differs; and flows differ, so that they spread.
+/// R60: a flow has one number, whatever else differs. Different flows have different numbers, so that they spread.
 #[test]
 fn r60_a_flow_has_one_number() {
     let host = Host::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() }, routes());
@@ -125,7 +125,7 @@ fn r60_a_flow_has_one_number() {
     assert_eq!(protocols.len(), 2);
 }
 
-/// Whatever flows have to tell them apart does so, each bit of it, but by chance (one pair of 65,536).
+/// Each bit of a flow's fields changes its number, except by chance (one pair of 65,536).
 #[test]
 fn r60_every_bit_of_a_flow_counts() {
     let host =
@@ -149,7 +149,7 @@ fn r60_every_bit_of_a_flow_counts() {
     }
 }
 
-/// Only the first fragment has ports; the others must not overtake it.
+/// Only the first fragment has ports. The others must not overtake it.
 #[test]
 fn r60_fragments_of_a_packet_stay_together() {
     let host = Host::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() }, routes());
@@ -158,7 +158,7 @@ fn r60_fragments_of_a_packet_stay_together() {
     assert_eq!(flow(&host, &first), flow(&host, &second));
 }
 
-/// The fragments that we make go the way of their packet, each of them.
+/// Each fragment that loden makes has the metadata of its packet.
 #[test]
 fn r56_r60_fragments_of_ours_have_the_packets_mark_and_flow() {
     let settings = Overlay { source_port: SourcePort::ByFlow, ecn_ingress: EcnIngress::Normal, ..overlay() };

@@ -1,4 +1,4 @@
-//! R51 by its consequences: whatever is cut can be put together again, by a list of holes and by etherparse.
+//! R51: fragments can be reassembled, by a list of holes and by etherparse.
 
 use etherparse::SlicedPacket;
 use etherparse::defrag::IpDefragPool;
@@ -21,7 +21,7 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![1 => Just(vec![]), 1 => list.prop_filter("at most 40 bytes", |list| list.len() <= 40)]
 }
 
-/// A packet that may be fragmented, itself a fragment or not.
+/// Returns a packet without DF, which may itself be a fragment.
 fn packet() -> impl Strategy<Value = Ipv4> {
     let fragment = prop_oneof![2 => Just(0u16), 1 => Just(MF), 1 => Just(0x8000), 2 => (0u16..5000, any::<bool>())
         .prop_map(|(offset, more)| offset | if more { MF } else { 0 })];
@@ -39,7 +39,7 @@ fn packet() -> impl Strategy<Value = Ipv4> {
     })
 }
 
-/// All pieces, made one after the other in a copy of the packet.
+/// Returns all fragments, made one after the other in a copy of the packet.
 fn cut(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     let mut buffer = packet.to_vec();
     let mut fragmenter = Fragmenter::new(Ipv4Packet::parse(packet).unwrap().header(), mtu).unwrap();
@@ -56,7 +56,7 @@ fn cut(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
-    /// R51: what comes out is the packet with one hop less, whatever the order it arrives in.
+    /// R51: the reassembled packet is the original with one hop less, for any order of arrival.
     #[test]
     fn r51_reassembles_to_the_original(packet in packet(), mtu in 68u16..=1500, order: usize) {
         let host = Host::new(Overlay { mtu, ..overlay() }, routes());
@@ -74,7 +74,7 @@ proptest! {
         }
     }
 
-    /// The same with somebody else's reassembly, for what is no fragment yet.
+    /// The same with etherparse's reassembly, for packets that are not fragments.
     #[test]
     fn r51_etherparse_puts_it_together(packet in packet(), mtu in 68u16..=1500) {
         let bytes = Ipv4 { fragment: 0, ..packet }.bytes();
@@ -92,7 +92,7 @@ proptest! {
         prop_assert_eq!(whole.unwrap().payload, payload);
     }
 
-    /// The path becomes narrower while a packet is on its way: what has gone has gone, and the rest is cut to fit.
+    /// The path becomes narrower between two fragments. The sent ones stay, and the rest is cut to fit.
     #[test]
     fn a_path_that_narrows_in_the_middle(packet in packet(), mtus in vec(68u16..=1500, 1..5), steps in vec(0usize..4, 0..40)) {
         let bytes = packet.bytes();
@@ -111,7 +111,8 @@ proptest! {
         prop_assert_eq!(reassembled(packet.fragment & 0x1fff, &pieces, 0), bytes);
     }
 
-    /// Fragments of fragments are those of the packet: the offsets add up, and only the last of the last has nothing behind it.
+    /// Fragments of fragments are fragments of the packet: the offsets add up, and only the very last has no more
+    /// fragments behind it.
     #[test]
     fn fragments_of_fragments_add_up(packet in packet(), wide in 200u16..=1500, narrow in 68u16..200) {
         let bytes = packet.bytes();
@@ -131,7 +132,7 @@ fn r51_the_example_of_rfc_791() {
     assert!(pieces.iter().all(|piece| piece[4..6] == [0, 111] && piece[8..10] == [123, TCP]));
 }
 
-/// RFC 791 3.1: what has the copy bit is in all fragments, what has not in the first; filled up with the end of options.
+/// RFC 791 3.1: options with the copy bit are in all fragments, others in the first, padded with the end of options.
 #[test]
 fn r51_options_with_the_copy_bit_alone_are_copied() {
     let options = [&[1], RECORD_ROUTE.as_slice(), &ROUTER_ALERT, &[0x9e, 3, 7], &[1, 68, 4, 5, 0]].concat();
@@ -144,7 +145,7 @@ fn r51_options_with_the_copy_bit_alone_are_copied() {
     assert_eq!(reassembled(0, &pieces, 0), packet);
 }
 
-/// R52: with DF there are no fragments, at whatever point its path turns out too narrow.
+/// R52: with DF there are no fragments, at any point where the path turns out too narrow.
 #[test]
 fn r52_a_packet_with_df_is_never_fragmented() {
     for fragment in [DF, DF | MF, DF | 100] {
@@ -159,7 +160,7 @@ fn r52_a_packet_with_df_is_never_fragmented() {
     }
 }
 
-/// A segment of a GSO packet is cut as a packet of its own.
+/// A segment of a GSO packet is fragmented like a packet.
 #[test]
 fn segments_are_cut_like_packets() {
     let host = Host::ordinary();
@@ -182,7 +183,7 @@ fn segments_are_cut_like_packets() {
     }
 }
 
-/// Bytes that are not what a fragmenter was made for are not cut; nothing panics and the walk ends.
+/// Bytes of another packet than the fragmenter's are not cut. Nothing panics, and the walk ends.
 #[test]
 fn other_bytes_than_its_packet_end_the_walk() {
     let packet = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();

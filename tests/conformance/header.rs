@@ -1,4 +1,4 @@
-//! Header: what a header must be, in both directions.
+//! Header: the conditions of a header, in both directions.
 
 use loden::forward::{DropReason, Overlay, SourceRoutes};
 
@@ -19,7 +19,7 @@ fn assert_dropped(what: &str, reason: DropReason, edit: impl Fn(Ipv4) -> Ipv4) {
     }
 }
 
-/// On both ways it is forwarded with one hop less and otherwise as it was.
+/// Asserts that it is forwarded in both directions with one hop less and otherwise unchanged.
 fn assert_forwarded(host: &Host, what: &str, edit: impl Fn(Ipv4) -> Ipv4) {
     let [out, back] = both_ways(host, &edit);
     let goes_on = |packet: Ipv4| with_ttl(&Ipv4 { trailer: Vec::new(), ..packet.clone() }.bytes(), packet.ttl - 1);
@@ -91,7 +91,7 @@ fn r6_a_total_length_below_the_header() {
 }
 
 #[test]
-fn r7_a_total_length_beyond_what_was_received_is_dropped_in_silence() {
+fn r7_a_total_length_beyond_the_received_bytes_is_dropped_without_an_icmp_error() {
     let have = outbound().bytes().len() as u16;
     for total in [have + 1, have + 8, 1500, u16::MAX] {
         assert_dropped(&format!("{total} of {have}"), DropReason::Truncated, |packet| Ipv4 {
@@ -125,7 +125,7 @@ fn r9_a_packet_that_is_all_header_is_forwarded() {
     assert_forwarded(&host, "60 bytes", options);
 }
 
-/// R10, and fault 5 beside it: no combination of TOS, flags and offset changes what becomes of a packet.
+/// R10 and fault 5: no combination of TOS, flags and offset changes the verdict.
 #[test]
 fn r10_fault_5_reserved_bits_pass_unchanged() {
     let host = Host::ordinary();
@@ -174,7 +174,7 @@ fn r12_source_routes_are_dropped_unless_allowed() {
     assert_forwarded(&Host::ordinary(), "a source route's number as data of another option", data);
 }
 
-/// R13 and fault 4, with every kind of option in every place.
+/// R13 and fault 4, with every kind of option at every position.
 #[test]
 fn r13_fault_4_option_lengths_that_do_not_fit() {
     let host = Host::ordinary();
@@ -194,7 +194,7 @@ fn r13_fault_4_option_lengths_that_do_not_fit() {
     }
 }
 
-/// Fault 3: the reason is what the flipped bit stands for, and the checksum where it stands for no other check.
+/// Fault 3: the reason is that of the flipped field, or the checksum if no other check has the field.
 #[test]
 fn fault_3_every_flip_of_a_single_bit_is_noticed() {
     let host = Host::ordinary();
@@ -222,7 +222,7 @@ fn fault_3_every_flip_of_a_single_bit_is_noticed() {
     }
 }
 
-/// Fault 2: as long as a datagram can be, and as long as a TUN packet can be.
+/// Fault 2: the longest datagram and the longest TUN packet.
 #[test]
 fn fault_2_the_longest_packets_are_read_in_full() {
     let wide = Host::new(Overlay { mtu: u16::MAX, ..overlay() }, routes());

@@ -1,4 +1,4 @@
-//! ICMP errors: what an ICMP error looks like, read by etherparse.
+//! ICMP errors: their contents, read by etherparse.
 
 use core::net::Ipv4Addr;
 
@@ -10,7 +10,8 @@ use support::host::{CANARY, Host, NOBODY, Outcome, POD, POD_A, host_a, inbound, 
 use support::icmp::Message;
 use support::packet::{DF, Ipv4, pattern};
 
-/// An offender of each kind, near end and far: no route, expired here, expired there, too long.
+/// Returns an offender of each kind, at the sending and at the remote host: no route, expired here, expired there, too
+/// long.
 fn offenders(edit: impl Fn(Ipv4) -> Ipv4) -> Vec<(Ipv4, Outcome)> {
     let host = Host::ordinary();
     let lost = edit(Ipv4 { destination: NOBODY, ..outbound() });
@@ -29,8 +30,8 @@ fn offenders(edit: impl Fn(Ipv4) -> Ipv4) -> Vec<(Ipv4, Outcome)> {
     all
 }
 
-/// R42, R44, R45, R47, R49 by [`Message::assert_sound`], for offenders of every length up to well past 576 bytes: odd ones,
-/// empty ones, quotes that just fit and quotes that just do not.
+/// R42, R44, R45, R47, R49 by [`Message::assert_sound`], for offenders of every length up to well past 576 bytes: odd
+/// and empty ones, and quotes at the limit.
 #[test]
 fn r45_r47_offenders_of_every_length() {
     for len in 0..700 {
@@ -43,7 +44,7 @@ fn r45_r47_offenders_of_every_length() {
     }
 }
 
-/// R46 and R45: the options are quoted and never cut, up to the longest header.
+/// R46 and R45: options are quoted completely, up to the longest header.
 #[test]
 fn r46_headers_of_every_length_are_answered() {
     for words in 5..=15usize {
@@ -71,7 +72,7 @@ fn r44_precedence_6_and_the_offenders_delay_throughput_reliability() {
     }
 }
 
-/// R23, R28, R30, R50: each reason has its type, code and four bytes, and nothing else is ever sent (R49).
+/// R23, R28, R30, R50: each reason has its type, code and four bytes. No other message is sent (R49).
 #[test]
 fn each_reason_has_its_message() {
     let long = |packet| Ipv4 { payload: pattern(100), ..packet };
@@ -96,9 +97,10 @@ fn each_reason_has_its_message() {
     }
 }
 
-/// R42: near, the offender's destination or the address that is configured; far, the TUN's, whatever is configured.
+/// R42: the source at the sending host is the offender's destination or the configured address. At the remote host it
+/// is the TUN's.
 #[test]
-fn r42_whose_address_an_error_carries() {
+fn r42_the_source_address_of_an_error() {
     let fixed = Ipv4Addr::new(192, 0, 2, 77);
     for (icmp_source, expected) in [(IcmpSource::OffenderDestination, NOBODY), (IcmpSource::Fixed(fixed), fixed)] {
         let host = Host::new(Overlay { icmp_source, ..overlay() }, routes());
@@ -115,7 +117,7 @@ fn r42_whose_address_an_error_carries() {
     }
 }
 
-/// R42's last words, R43, R50: settings that lead to an answer nobody can take are refused, and named.
+/// R42, R43, R50: settings that lead to an unusable ICMP error are refused with their name.
 #[test]
 fn r42_r43_r50_senseless_settings_are_refused() {
     for address in [[0, 0, 0, 0], [224, 0, 0, 1], [239, 1, 2, 3], [255, 255, 255, 255]] {
@@ -130,8 +132,8 @@ fn r42_r43_r50_senseless_settings_are_refused() {
     assert!(Forwarder::new(Overlay { mtu: 68, icmp_ttl: 1, ..overlay() }).is_ok());
 }
 
-/// R42 at the far end: a subnet whose network address is 0.0.0.0 makes no TUN address to answer from. It is refused, or there
-/// is no answer.
+/// R42 at the remote host: a subnet whose network address is 0.0.0.0 has no TUN address as source. It is refused, or
+/// there is no ICMP error.
 #[test]
 fn r42_never_from_the_unspecified_address() {
     let overlay =
@@ -143,7 +145,7 @@ fn r42_never_from_the_unspecified_address() {
     }
 }
 
-/// R43: 64, or what is configured; never the offender's.
+/// R43: 64 or the configured TTL, and never the offender's.
 #[test]
 fn r43_the_ttl_of_an_error_is_its_own() {
     for ttl in [1, 2, 63, 255] {
@@ -161,7 +163,7 @@ fn r43_the_ttl_of_an_error_is_its_own() {
     }
 }
 
-/// R47: the errors of one host cannot be mixed up as fragments of one packet.
+/// R47: the errors of one host are never reassembled as fragments of one packet.
 #[test]
 fn r47_errors_are_not_fragmented() {
     for (_, outcome) in offenders(|packet| Ipv4 { id: 0x4321, ..packet }) {
@@ -171,7 +173,7 @@ fn r47_errors_are_not_fragmented() {
     }
 }
 
-/// Fault 9: neither what is behind the packet in a receive buffer nor what was in the buffer for the answer gets out.
+/// Fault 9: no bytes behind the packet in a receive buffer, and no earlier bytes of the buffer for the error, are sent.
 #[test]
 fn fault_9_no_stale_byte_in_an_answer() {
     let host = Host::ordinary();
@@ -190,7 +192,7 @@ fn fault_9_no_stale_byte_in_an_answer() {
                 for outcome in outcomes {
                     let message = outcome.icmp().unwrap();
                     assert_eq!(message.len(), 28 + len);
-                    // Checksums may be any number; all other bytes are known not to be the canary.
+                    // Checksums may be any number. All other bytes are known not to be the canary.
                     let known = message.iter().enumerate().filter(|(at, _)| ![10, 11, 22, 23, 38, 39].contains(at));
                     assert!(known.clone().all(|(_, byte)| *byte != CANARY), "a stale byte in {message:02x?}");
                 }

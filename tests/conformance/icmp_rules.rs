@@ -1,4 +1,4 @@
-//! ICMP errors: when an ICMP error is sent, and when none may be.
+//! ICMP errors: the conditions for sending one.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -11,7 +11,7 @@ use support::host::{Host, NOBODY, Outcome, POD, host_a, inbound, net, outbound, 
 use support::icmp::Message;
 use support::packet::{DF, ICMP, Ipv4, MF, TCP, icmp, pattern};
 
-/// The three places where an answer may be due, and what each says to this packet.
+/// Returns the outcomes at the three places that may send an ICMP error about this packet.
 fn everywhere(edit: impl Fn(Ipv4) -> Ipv4) -> [Outcome; 4] {
     let host = Host::ordinary();
     let narrow = Host::new(Overlay { mtu: 68, ..overlay() }, routes());
@@ -27,7 +27,8 @@ fn everywhere(edit: impl Fn(Ipv4) -> Ipv4) -> [Outcome; 4] {
     ]
 }
 
-/// Returns true if there is an answer, which is the same in all places. Every packet is rejected, answered or not.
+/// Returns true if there is an ICMP error, which is the same at all places. Every packet is rejected, with or without
+/// an error.
 fn is_answered(what: &str, edit: impl Fn(Ipv4) -> Ipv4) -> bool {
     let outcomes = everywhere(edit);
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Reject { .. })), "{what}: {outcomes:?}");
@@ -36,7 +37,7 @@ fn is_answered(what: &str, edit: impl Fn(Ipv4) -> Ipv4) -> bool {
     answered
 }
 
-/// R36, R37, fault 7: every type there is. Queries and their replies are answered; errors and unknown types are not.
+/// R36, R37, fault 7: every type. Queries and their replies get an error. Errors and unknown types get none.
 #[test]
 fn r36_r37_fault_7_only_known_icmp_queries_are_answered() {
     for kind in 0..=255u8 {
@@ -67,7 +68,7 @@ fn r37_an_echo_request_without_a_route_is_answered() {
     assert_eq!(message.type_code, [3, 0]);
 }
 
-/// R38: the type itself is what must be there; the narrow path is left out, since its offender is long.
+/// R38: only the type itself must be present. The narrow path is left out, because its offender is long.
 #[test]
 fn r38_an_icmp_packet_too_short_for_its_type_is_not_answered() {
     for (len, answered) in [(0, false), (1, true), (4, true)] {
@@ -78,7 +79,7 @@ fn r38_an_icmp_packet_too_short_for_its_type_is_not_answered() {
             assert_eq!(outcome.icmp().is_some(), answered, "{len} bytes of ICMP");
         }
     }
-    // A type behind the total length is not received.
+    // A type behind the total length does not count.
     let trailer = Ipv4 { protocol: ICMP, payload: vec![], trailer: vec![8; 8], destination: NOBODY, ..outbound() };
     assert_eq!(Host::ordinary().encapsulate(&trailer.bytes()).icmp(), None);
 }
@@ -95,7 +96,7 @@ fn r39_the_first_fragment_is_answered_and_later_ones_are_not() {
     assert!(!is_answered("what looks like an echo request in a later fragment", echo));
 }
 
-/// R39 to R41 for callers who ask themselves: one host to one host, in whatever way it is not.
+/// R39 to R41 as a separate check: only packets from one host to one host get an error.
 #[test]
 fn only_what_one_host_sent_to_one_may_be_answered() {
     let may = |packet: Ipv4| {
@@ -112,7 +113,7 @@ fn only_what_one_host_sent_to_one_may_be_answered() {
     }
 }
 
-/// R40: the broadcast addresses of the overlay network and of our own subnet, as destination and as source.
+/// R40: the broadcast addresses of the overlay network and of the own subnet, as destination and as source.
 #[test]
 fn r40_broadcasts_are_not_answered() {
     let reject = |host: &Host, packet: Ipv4| match host.encapsulate(&packet.bytes()) {
@@ -138,7 +139,7 @@ fn r40_broadcasts_are_not_answered() {
             assert_eq!(reject(&host, from), answered, "from {address:?}");
         }
     }
-    // At the far end, for the whole of our subnet.
+    // At the remote host, for its whole subnet.
     let expiring = |last| Ipv4 { ttl: 1, destination: [100, 96, 1, last].into(), ..inbound() }.bytes();
     assert_eq!(Host::ordinary().decapsulate(&expiring(255), host_a()).icmp(), None);
     assert!(Host::ordinary().decapsulate(&expiring(254), host_a()).icmp().is_some());
@@ -147,7 +148,7 @@ fn r40_broadcasts_are_not_answered() {
     assert_eq!(Host::with_default_route(unchecked, host_a()).decapsulate(&from_all, host_a()).icmp(), None);
 }
 
-/// R40: the broadcast address of the routed subnet that holds an address, of the longest one alone; both ends.
+/// R40: the broadcast address of the longest routed subnet that holds an address, at both ends.
 #[test]
 fn r40_the_broadcast_address_of_a_routed_subnet_is_not_answered() {
     let mut all = routes();
@@ -177,9 +178,9 @@ fn r40_the_broadcast_address_of_a_routed_subnet_is_not_answered() {
     assert_eq!(host.decapsulate(&of_everyone, support::host::host_b()).icmp(), None);
 }
 
-/// R40, when the path shows its width only at sending.
+/// R40, when the path MTU becomes known only at sending.
 #[test]
-fn r40_a_path_that_refuses_is_no_reason_to_answer_broadcasts() {
+fn r40_broadcasts_that_a_path_refuses_are_not_answered() {
     let host = Host::ordinary();
     for (address, answered) in [([100, 96, 2, 255], false), ([100, 96, 3, 255], false), ([100, 96, 2, 239], true)] {
         let packet = Ipv4 { fragment: DF, payload: pattern(1400), ..Ipv4::new(POD, address) };
@@ -201,9 +202,9 @@ fn r40_a_network_of_one_or_two_has_no_broadcast() {
     }
 }
 
-/// R40: a source that is no single host never gets as far as a reject.
+/// R40: a source that is not a single host never leads to a reject.
 #[test]
-fn r40_r41_what_failed_a_check_has_no_answer() {
+fn r40_r41_a_packet_that_failed_a_check_has_no_icmp_error() {
     for source in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4], [240, 0, 0, 1]] {
         for outcome in everywhere(|packet| Ipv4 { source: source.into(), ..packet }) {
             assert!(matches!(outcome, Outcome::Drop(_)), "from {source:?}: {outcome:?}");
@@ -214,7 +215,7 @@ fn r40_r41_what_failed_a_check_has_no_answer() {
     }
 }
 
-/// R48 and fault 8, as a worker would do it: a million unroutable packets from one pod in a second, then one from another.
+/// R48 and fault 8, as in a worker: a million unroutable packets from one pod in a second, then one from another.
 #[test]
 fn r48_fault_8_a_flood_is_answered_at_the_limit() {
     let host = Host::ordinary();
@@ -241,7 +242,7 @@ fn r48_fault_8_a_flood_is_answered_at_the_limit() {
     assert_eq!(answered + limited, 1_000_000);
 }
 
-/// R48: unroutable packets use up what their source may be told, and it is told all the same that a packet is too long.
+/// R48: unroutable packets use up the limit of their source, which still gets "fragmentation needed".
 #[test]
 fn r48_fragmentation_needed_is_said_after_any_number_of_other_errors() {
     let (host, mut limiter) = (Host::ordinary(), IcmpLimiter::default());

@@ -16,7 +16,7 @@ use support::packet::{
 };
 use support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
 
-/// Addresses that mean something to the overlay, those at the edge of meaning something, and any others.
+/// Returns addresses with a meaning for the overlay, their neighbours, and any others.
 fn address() -> impl Strategy<Value = Ipv4Addr> {
     let ours = select(vec![0, 1, 2, 254, 255]).prop_map(|last| Ipv4Addr::new(100, 96, 1, last));
     let theirs = (2u8..5, any::<u8>()).prop_map(|(subnet, last)| Ipv4Addr::new(100, 96, subnet, last));
@@ -61,7 +61,7 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
         vec![1; 40],
         vec![0; 4],
     ]);
-    // Some of which belong into every fragment, and some do not.
+    // Some are copied into every fragment, and some are not.
     let kinds = select(vec![
         RECORD_ROUTE.to_vec(),
         ROUTER_ALERT.to_vec(),
@@ -75,7 +75,7 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![6 => Just(Vec::new()), 3 => lists, 3 => sound, 1 => vec(any::<u8>(), 0..=40)]
 }
 
-/// Mostly sound ones.
+/// Returns mostly valid packets.
 fn packet() -> impl Strategy<Value = Ipv4> {
     let ttl = prop_oneof![4 => Just(64u8), 3 => Just(1), 1 => Just(0), 1 => Just(2), 1 => any::<u8>()];
     let fragment =
@@ -89,7 +89,7 @@ fn packet() -> impl Strategy<Value = Ipv4> {
     })
 }
 
-/// Sound ones, and those with a few bytes changed, with the checksum put right again or not, or cut.
+/// Returns valid packets, truncated ones, and ones with changed bytes, with or without a repaired checksum.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let mutations = vec((0usize..64, any::<u8>()), 1..4);
     let cut = prop_oneof![5 => Just(None), 1 => (0usize..80).prop_map(Some)];
@@ -142,21 +142,21 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(800))]
 
     #[test]
-    fn encapsulate_is_the_models(host in host(), packets in vec(bytes(), 1..32)) {
+    fn encapsulate_equals_the_model(host in host(), packets in vec(bytes(), 1..32)) {
         for bytes in packets {
             prop_assert_eq!(host.encapsulate(&bytes), model::encapsulate(&host, &bytes), "{:02x?}", bytes);
         }
     }
 
     #[test]
-    fn decapsulate_is_the_models(host in host(), from in select(senders().to_vec()), packets in vec(bytes(), 1..32)) {
+    fn decapsulate_equals_the_model(host in host(), from in select(senders().to_vec()), packets in vec(bytes(), 1..32)) {
         for bytes in packets {
             prop_assert_eq!(host.decapsulate(&bytes, from), model::decapsulate(&host, &bytes, from), "{:02x?}", bytes);
         }
     }
 }
 
-/// The generators reach what they are there for: every verdict and reason that a packet alone can bring about.
+/// The generators reach every verdict and reason that a packet alone can cause.
 #[test]
 fn the_generators_reach_every_verdict() {
     use loden::forward::DropReason;

@@ -87,13 +87,13 @@ impl Worker {
     }
 }
 
-/// Writes the answer every time; whether it may be sent is for the limiter to say.
+/// Writes every ICMP error, limited or not.
 fn answer(limiter: &mut IcmpLimiter, out: &mut [u8; 576], now: Duration, reject: &Reject<'_>) -> bool {
     let written = black_box(reject.icmp_error(out)).is_some();
     written && limiter.allow(reject, now)
 }
 
-/// One packet for every verdict and, as far as one packet can, for every reason.
+/// Returns a packet for every verdict and for every reason that one packet can cause.
 fn packets() -> Vec<Ipv4> {
     let mut packets = Vec::new();
     for base in [outbound(), inbound()] {
@@ -161,7 +161,7 @@ fn no_verdict_allocates() {
             }
         });
         assert_eq!(calls, 0);
-        // That the calls were of every kind, or nothing was shown.
+        // The calls must have been of every kind.
         let Counters { encap, decap, stats, .. } = &worker.counters;
         assert_eq!(encap.received(), u64::from(ROUNDS) * originals.len() as u64);
         assert!(stats.fragments_made > u64::from(ROUNDS) * 40, "65,000 bytes are many fragments");
@@ -178,7 +178,7 @@ fn no_verdict_allocates() {
 }
 
 #[test]
-fn what_follows_a_refusal_does_not_allocate() {
+fn handling_a_refusal_does_not_allocate() {
     let mut worker = Worker::new(overlay());
     let mut refused = Ipv4 { payload: pattern(1452), fragment: DF, ..outbound() }.bytes();
     let cut = Ipv4 { payload: pattern(1452), ..outbound() }.bytes();
@@ -187,7 +187,7 @@ fn what_follows_a_refusal_does_not_allocate() {
         for _ in 0..10_000 {
             let Host { forwarder, table, .. } = &worker.host;
             let Encap::Send(_) = forwarder.encapsulate(&mut refused, table) else { return };
-            // Which brings it back to the TTL it began with.
+            // The packet has its first TTL again.
             let Ok(reject) = forwarder.refused_as_too_long(&mut refused, 1300, table) else { return };
             black_box(answer(&mut worker.limiter, &mut worker.out, worker.now, &reject));
             worker.counters.encap.receive();
@@ -206,7 +206,7 @@ fn what_follows_a_refusal_does_not_allocate() {
     assert_eq!((calls, encap.answered(), stats.fragments_made), (0, 10_000, 60_000));
 }
 
-/// The limiter's table has a fixed size: any number of sources, with a place or without.
+/// The limiter's table has a fixed size for any number of sources.
 #[test]
 fn the_limiter_does_not_allocate() {
     let (host, mut limiter) = (Host::ordinary(), IcmpLimiter::default());
@@ -226,7 +226,7 @@ fn the_limiter_does_not_allocate() {
     assert!((1000..100_000).contains(&allowed), "{allowed} were allowed, so both ways were taken");
 }
 
-/// The steady state: a batch that begins with the table the last one had. The first batch after a change may pay for it.
+/// The steady state: a batch uses the table of the previous one. The first batch after a change may allocate.
 #[test]
 fn load_does_not_allocate_while_nothing_is_published() {
     let mut publisher = RoutePublisher::new();

@@ -1,4 +1,4 @@
-//! The order at the top of the list: of two defects the first check's gives the reason.
+//! The order of checks: of two defects, the earlier check gives the reason.
 
 use core::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use loden::forward::{DropReason, Overlay, Transit};
 use support::host::{Host, NOBODY, POD_B, host_a, host_b, inbound, outbound, overlay, own};
 use support::packet::{DF, Ipv4, STRICT_SOURCE_ROUTE, pattern, udp};
 
-/// One thing wrong with a packet. Two defects can be in one packet if they touch different fields.
+/// A defect of a packet. Two defects can be in one packet if they are in different fields.
 struct Defect {
     reason: DropReason,
     touches: &'static [&'static str],
@@ -18,7 +18,7 @@ const fn defect(reason: DropReason, touches: &'static [&'static str], make: fn(&
     Defect { reason, touches, make }
 }
 
-/// Header and addresses, which both directions begin with. The option checks come last of the header's.
+/// The first checks of both directions: header and addresses. The option checks are the last of the header's.
 const SHARED: [Defect; 14] = [
     defect(DropReason::TooShort, &["cut"], |p| p.cut = Some(19)),
     defect(DropReason::BadVersion, &["version"], |p| p.version = 5),
@@ -41,7 +41,7 @@ const SHARED: [Defect; 14] = [
 const TTL_0: Defect = defect(DropReason::TtlZero, &["ttl"], |p| p.ttl = 0);
 const TTL_1: Defect = defect(DropReason::TimeExceeded, &["ttl"], |p| p.ttl = 1);
 
-/// Every pair of them that fits into one packet, in both orders of making.
+/// Asserts the order for every pair that fits into one packet, applied in both orders.
 fn assert_order(defects: &[&Defect], base: impl Fn() -> Ipv4, reason_of: impl Fn(&[u8]) -> Option<DropReason>) {
     for (i, first) in defects.iter().enumerate() {
         let mut alone = base();
@@ -75,7 +75,7 @@ fn out_of_the_tun_header_addresses_route_ttl_size() {
     assert_order(&defects, outbound, |packet| host.encapsulate(packet).reason());
 }
 
-/// The same with our own policy, a loop, in the place of the route.
+/// The same with a loop in the place of the route.
 #[test]
 fn out_of_the_tun_policy_before_ttl_and_size() {
     let own_part = [
@@ -93,7 +93,7 @@ fn out_of_the_tun_policy_before_ttl_and_size() {
     let defects: Vec<_> = SHARED.iter().chain(&own_part).collect();
     assert_order(&defects[..SHARED.len() + 3], outbound, |packet| host.encapsulate(packet).reason());
     let by_itself: Vec<_> = own_part.iter().collect();
-    // Made in this order, since the one replaces the payload that the other lengthens.
+    // Applied in this order, because one replaces the payload that the other lengthens.
     for second in &own_part[1..] {
         let mut packet = outbound();
         (own_part[0].make)(&mut packet);
@@ -103,7 +103,7 @@ fn out_of_the_tun_policy_before_ttl_and_size() {
     assert_order(&by_itself[1..], outbound, |packet| host.encapsulate(packet).reason());
 }
 
-/// Our own socket without a route to it: the route is looked for first.
+/// The route is checked before a loop to the own socket.
 #[test]
 fn out_of_the_tun_route_before_policy() {
     let looping = Ipv4 { payload: udp(4000, 8285, b""), ..Ipv4::new([100, 96, 1, 2], [10, 168, 0, 2]) };
@@ -135,7 +135,7 @@ fn from_the_underlay_header_addresses_source_destination_ttl() {
     assert_order(&defects, inbound, |packet| transit.decapsulate(packet, host_a()).reason());
 }
 
-/// R64: a stranger's datagram is not even looked at.
+/// R64: a stranger's datagram is not parsed.
 #[test]
 fn from_the_underlay_the_peer_before_everything() {
     let (host, stranger) = (Host::ordinary(), SocketAddr::from(([10, 168, 0, 9], 8285)));

@@ -1,4 +1,4 @@
-//! R54: which ICMP errors about our own datagrams are believed, and for how long.
+//! R54: the ICMP errors about loden's datagrams that are accepted, and their lifetime.
 
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
@@ -18,7 +18,7 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
     address
 }
 
-/// A datagram of the tunnel, as it was on the wire: with a packet of ours for a pod of that host.
+/// Returns a datagram of the tunnel as on the wire, with a packet of a local pod for a pod of that host.
 fn datagram(from: SocketAddr, to: SocketAddr) -> Ipv4 {
     with_inner(from, to, &inner(to))
 }
@@ -42,10 +42,10 @@ fn report(mtu: u16, about: &Ipv4, quoted: usize) -> Ipv4 {
     Ipv4 { protocol: ICMP, payload: message, ..Ipv4::new(ROUTER, about.source) }
 }
 
-/// The least that a router quotes: RFC 792.
+/// The shortest quote of a router: RFC 792.
 const LEAST: usize = 28;
 
-/// With the header of the packet inside, as RFC 1812 wants it.
+/// A quote with the header of the inner packet, as RFC 1812 requires.
 const MORE: usize = 548;
 
 fn parsed(mtu: u16, about: &Ipv4, quoted: usize) -> DatagramTooBig {
@@ -83,7 +83,7 @@ fn lowered(peer: SocketAddr, mtu: u16) -> IcmpOutcome {
     IcmpOutcome::Lowered { peer: peer.ip(), mtu }
 }
 
-/// Quotes of every length from the 8 bytes of UDP header on, with options too.
+/// Quotes of every length from the 8 bytes of UDP header on, also with options.
 #[test]
 fn r54_a_report_says_who_sent_to_whom() {
     for options in [vec![], RECORD_ROUTE.to_vec(), vec![1; 40]] {
@@ -111,7 +111,7 @@ fn r54_the_report_may_have_options_and_a_trailer() {
 }
 
 #[test]
-fn r54_anything_else_says_nothing() {
+fn r54_other_messages_change_nothing() {
     let about = datagram(own(), host_a());
     let sound = report(1300, &about, 100);
     let with = |edit: &dyn Fn(&mut Vec<u8>)| {
@@ -147,9 +147,9 @@ fn r54_anything_else_says_nothing() {
     }
 }
 
-/// From our own address and port, to a next hop and its port: everything else is nobody's datagram.
+/// Only datagrams from the own address and port to a next hop and its port count.
 #[test]
-fn r54_only_a_datagram_of_ours_counts() {
+fn r54_only_a_quoted_datagram_of_the_tunnel_counts() {
     let mut paths = Paths::new(overlay());
     let at = |address: SocketAddr, port| SocketAddr::new(address.ip(), port);
     let elsewhere = |last| SocketAddr::from((Ipv4Addr::new(10, 168, 0, last), 8285));
@@ -174,7 +174,7 @@ fn r54_only_a_datagram_of_ours_counts() {
     assert_eq!(by_flow.handle(&too_big(1300, elsewhere(9), host_a()), 1), IcmpOutcome::Foreign);
 }
 
-/// Never raised, never below the floor, and up again after ten minutes.
+/// A path MTU is never raised by a report and never below the minimum. It is forgotten after ten minutes.
 #[test]
 fn r54_a_value_only_falls_to_the_floor_and_holds_for_ten_minutes() {
     let mut paths = Paths::new(overlay());
@@ -193,7 +193,7 @@ fn r54_a_value_only_falls_to_the_floor_and_holds_for_ten_minutes() {
     assert_eq!(paths.handle(&too_big(1400, own(), host_a()), 1299), lowered(host_a(), 1372));
 }
 
-/// Fault 52: a router reports a datagram that is longer than what it carries, and none that we would not send.
+/// Fault 52: a real report is about a datagram that is longer than its MTU, and that loden would send.
 #[test]
 fn fault_52_a_datagram_that_was_not_too_big_is_ignored() {
     let mut paths = Paths::new(overlay());
@@ -213,7 +213,7 @@ fn fault_52_a_datagram_that_was_not_too_big_is_ignored() {
     assert!(paths.paths.is_empty());
 }
 
-/// A quote of an inner packet that we would not send there is no quote of ours.
+/// A quote of an inner packet that loden would not send to that peer is not accepted.
 #[test]
 fn r54_the_inner_packet_is_routed_to_that_peer() {
     let mut paths = Paths::new(overlay());
@@ -230,7 +230,7 @@ fn r54_the_inner_packet_is_routed_to_that_peer() {
     assert!(paths.paths.is_empty());
 }
 
-/// 1280 bytes at most, as long as it takes nothing but addresses and ports to make such a report.
+/// A report with only addresses and ports lowers a path to 1280 bytes at most.
 #[test]
 fn r54_without_a_proven_inner_header_no_lower_than_1280() {
     let sent = datagram(own(), host_a());
@@ -249,7 +249,7 @@ fn r54_without_a_proven_inner_header_no_lower_than_1280() {
     }
     let mut paths = Paths::new(overlay());
     assert_eq!(paths.handle(&parsed(1400, &sent, LEAST), 1), lowered(host_a(), 1372), "above 1280 as it says");
-    // The header proves it, whoever the source is when others' packets pass through here, or when it is the host itself.
+    // The inner header proves it, also with transit from another source or from the host itself.
     let own_host = Ipv4 { source: *v4(own()).ip(), ..inner(host_a()) };
     for (inner, transit) in [(stranger, Transit::Allowed), (own_host, Transit::Refused)] {
         let mut paths = Paths::new(Overlay { transit, ..overlay() });
@@ -258,7 +258,8 @@ fn r54_without_a_proven_inner_header_no_lower_than_1280() {
     }
 }
 
-/// A kernel that got a GSO batch whole quotes the length of the batch. The first datagram in it is as long as its inner header says.
+/// A kernel that received a whole GSO batch quotes the length of the batch. The inner header has the length of the
+/// first datagram.
 #[test]
 fn r54_a_report_may_quote_a_whole_gso_batch() {
     let batch = |inner_len: usize, len, mtu| {
@@ -271,7 +272,7 @@ fn r54_a_report_may_quote_a_whole_gso_batch() {
         (1428, u16::MAX, 100, lowered(host_a(), 524)),
         (1400, 28 + 1400 + 72, 1000, lowered(host_a(), 972)),
         (1472, 28 + 2 * 1472, 0, lowered(host_a(), 1464)),
-        // None of its datagrams is longer than the MTU, or all are longer than ours.
+        // None of its datagrams is longer than the MTU, or all are longer than the overlay's.
         (1272, 28 + 2 * 1272, 1300, IcmpOutcome::Implausible),
         (1473, 28 + 2 * 1473, 1300, IcmpOutcome::Implausible),
     ] {
@@ -280,9 +281,10 @@ fn r54_a_report_may_quote_a_whole_gso_batch() {
     }
 }
 
-/// A path that goes on refusing what unverified reports may lower it to is sent to without DF, and is no black hole.
+/// A path that still refuses datagrams at the minimum of unverified reports is sent to without DF. It is not a black
+/// hole.
 #[test]
-fn r54_where_such_reports_go_on_df_is_not_set() {
+fn r54_df_is_clear_if_such_reports_continue() {
     let mut paths = Paths::new(overlay());
     let of_len = |inner_len: usize, quoted| {
         let inner = Ipv4 { payload: pattern(inner_len - 20), ..inner(host_a()) };
@@ -298,14 +300,14 @@ fn r54_where_such_reports_go_on_df_is_not_set() {
     assert_eq!(paths.mode(host_b(), 4), PathMode::System, "the others have");
     let end = 602;
     assert_eq!((paths.known(host_a(), end), paths.mode(host_a(), end)), (None, PathMode::System));
-    // The same below the floor of those that are verified.
+    // The same below the minimum of verified reports.
     assert_eq!(paths.handle(&of_len(1472, MORE), 700), lowered(host_a(), 972));
     let tiny = |mtu| DatagramTooBig { mtu, ..of_len(524, MORE) };
     assert_eq!(paths.handle(&tiny(300), 701), lowered(host_a(), 524));
     assert_eq!(paths.handle(&tiny(300), 702), IcmpOutcome::Fragmented { peer });
 }
 
-/// Routers older than RFC 1191 report 0: the next plateau of its section 7.1 below the length that they quote.
+/// Routers older than RFC 1191 report 0. It gives the next plateau of its section 7.1 below the quoted length.
 #[test]
 fn r54_a_report_without_a_number_goes_down_the_plateaus() {
     for (inner_len, mtu) in [(1472, 1492), (1465, 1492), (1464, 1006), (979, 1006), (978, 552), (525, 552)] {
@@ -318,7 +320,7 @@ fn r54_a_report_without_a_number_goes_down_the_plateaus() {
     assert_eq!(paths.handle(&parsed(0, &datagram(own(), host_a()), LEAST), 1), lowered(host_a(), 1464));
 }
 
-/// The seeds of the fuzz target.
+/// Returns the seeds of the fuzz target.
 pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let of = |mtu, from, to| report(mtu, &datagram(from, to), 48).bytes();
     let short = |mtu| report(mtu, &datagram(own(), host_a()), LEAST).bytes();

@@ -1,4 +1,4 @@
-//! Routes through the forwarder. The table itself is held against a naive one in `tests/route_table`.
+//! Routes through the forwarder. `tests/route_table` compares the table itself with a naive one.
 
 use loden::forward::{RejectReason, ReplyTo};
 use loden::route::Route;
@@ -15,7 +15,7 @@ fn sent_to(host: &Host, destination: [u8; 4]) -> Option<core::net::SocketAddr> {
     }
 }
 
-/// R21, with the example of the list, and the subnet of one host inside another's.
+/// R21, with the list's example, and the subnet of one host inside another's.
 #[test]
 fn r21_the_longest_prefix_wins() {
     let outer = Route::new(net([10, 1, 0, 0], 16), host_a());
@@ -31,7 +31,7 @@ fn r21_the_longest_prefix_wins() {
 }
 
 #[test]
-fn r22_the_default_route_takes_what_nothing_longer_does() {
+fn r22_the_default_route_matches_the_remaining_addresses() {
     let host = Host::with_default_route(overlay(), host_b());
     assert_eq!(sent_to(&host, [8, 8, 8, 8]), Some(host_b()));
     assert_eq!(sent_to(&host, NOBODY.octets()), Some(host_b()));
@@ -40,7 +40,7 @@ fn r22_the_default_route_takes_what_nothing_longer_does() {
     assert_eq!(sent_to(&Host::new(overlay(), vec![everything]), [1, 0, 0, 0]), Some(host_a()));
 }
 
-/// R23 and R24: no route is said before anything about the TTL or the length, and nothing is said twice.
+/// R23 and R24: a missing route is reported before TTL and length, and once.
 #[test]
 fn r23_r24_no_route_is_net_unreachable_whatever_the_ttl() {
     for host in [Host::ordinary(), Host::new(overlay(), Vec::new())] {

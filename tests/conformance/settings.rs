@@ -1,4 +1,4 @@
-//! Settings that no forwarder can work with, one wrong field at a time.
+//! Invalid settings of a forwarder, one wrong field at a time.
 
 use loden::forward::{Forwarder, Overlay, OverlayError};
 use loden::ipnet::IpNet;
@@ -34,7 +34,7 @@ fn the_subnet_is_inside_the_network() {
     assert_eq!(refused(Overlay { subnet, ..overlay() }), OverlayError::SubnetUnspecified { subnet });
 }
 
-/// R71: a subnet that no packet could be for. A network is as good as the subnet in it.
+/// R71: a subnet without valid addresses is refused, and a network with a valid subnet is accepted.
 #[test]
 fn r71_networks_that_are_not_carried_are_refused() {
     for (network, subnet, range) in [

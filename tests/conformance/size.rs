@@ -1,4 +1,4 @@
-//! Size: what is too long, and what is said about it.
+//! Size: packets that are too long, and their ICMP errors.
 
 use loden::forward::{DropReason, Overlay, OverlayError, RejectReason, ReplyTo, TtlPolicy};
 use loden::route::Route;
@@ -12,7 +12,7 @@ fn of_length(total: usize, fragment: u16) -> Ipv4 {
     Ipv4 { payload: pattern(total - 20), fragment, ..outbound() }
 }
 
-/// Hosts whose path to A carries so many bytes, by the overlay's MTU, the route's, or the smaller of both.
+/// Returns hosts with the path MTU to A: set by the overlay, by the route, or as the smaller of both.
 fn hosts() -> Vec<(Host, u16)> {
     let host = |mtu, route_mtu| {
         let route = Route { mtu: route_mtu, ..Route::new(net([100, 96, 2, 0], 24), host_a()) };
@@ -29,7 +29,7 @@ fn hosts() -> Vec<(Host, u16)> {
     ]
 }
 
-/// R50: one byte decides; the number is in the low half of the four bytes, the high half is 0.
+/// R50: one byte decides. The MTU is in the low half of the four bytes, and the high half is 0.
 #[test]
 fn r50_too_long_with_df_is_answered_with_the_path_mtu() {
     for (host, mtu) in hosts() {
@@ -48,9 +48,10 @@ fn r50_too_long_with_df_is_answered_with_the_path_mtu() {
     }
 }
 
-/// Fault 38: after a change of the limit every verdict is that of a host which always had it, and what is no limit changes none.
+/// Fault 38: after a change of the limit every verdict is that of a host with this limit from the start. An invalid
+/// limit changes nothing.
 #[test]
-fn fault_38_a_new_limit_is_as_if_it_had_always_been() {
+fn fault_38_a_new_limit_equals_the_same_initial_limit() {
     const LIMITS: [u16; 5] = [68, 576, 1472, 8972, u16::MAX];
     let with = |mtu| Host::new(Overlay { mtu, ..overlay() }, routes());
     for before in LIMITS {
@@ -74,14 +75,14 @@ fn fault_38_a_new_limit_is_as_if_it_had_always_been() {
     }
 }
 
-/// The TTL is looked at before the size, and what counts is the total length, not what lies behind it.
+/// The TTL is checked before the size. Only the total length counts, and not a trailer.
 #[test]
 fn r50_trailers_do_not_count() {
     let packet = Ipv4 { trailer: vec![0xee; 2000], ..of_length(1472, DF) };
     assert_eq!(Host::ordinary().encapsulate(&packet.bytes()).reason(), None);
 }
 
-/// R51: one byte decides here too, and the fragment fields of the packet do not.
+/// R51: one byte decides here too. The fragment fields of the packet do not.
 #[test]
 fn r51_too_long_without_df_goes_in_fragments() {
     for (host, mtu) in hosts() {
@@ -99,8 +100,8 @@ fn r51_too_long_without_df_goes_in_fragments() {
     }
 }
 
-/// Fault 5 with R51: what reaches past the longest packet there is would need an offset that does not exist. As far as there is
-/// one it is fragmented; it is never made to look like another part of the packet.
+/// Fault 5 with R51: a fragment past the longest packet would need an offset that does not exist. It is fragmented as
+/// far as offsets exist, and never appears as another part of the packet.
 #[test]
 fn fault_5_a_fragment_past_the_end_is_not_fragmented() {
     let host = Host::ordinary();
@@ -116,7 +117,7 @@ fn fault_5_a_fragment_past_the_end_is_not_fragmented() {
     }
 }
 
-/// R52 and R53, fault 5: DF and the fragment fields of what fits go through as they are, both ways.
+/// R52 and R53, fault 5: DF and the fragment fields of packets that fit are unchanged, in both directions.
 #[test]
 fn r52_r53_fault_5_fragments_and_df_pass_as_they_are() {
     let host = Host::ordinary();
@@ -130,7 +131,7 @@ fn r52_r53_fault_5_fragments_and_df_pass_as_they_are() {
     }
 }
 
-/// R63a: what the underlay carried goes to the TUN, whatever our own MTU.
+/// R63a: a packet that the underlay carried is delivered, whatever the own MTU is.
 #[test]
 fn r63a_longer_than_our_mtu_is_delivered() {
     for total in [1473, 9000, 65_507] {
@@ -142,8 +143,8 @@ fn r63a_longer_than_our_mtu_is_delivered() {
     }
 }
 
-/// R45 and R50, when the path shows its width only at sending: the sender is told about the packet it sent, under every
-/// policy and for every TTL that can have left.
+/// R45 and R50, when the path MTU becomes known only at sending. The ICMP error quotes the packet as it was received,
+/// under every policy and for every TTL.
 #[test]
 fn refused_as_too_long_undoes_the_hop_and_answers() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
@@ -162,10 +163,10 @@ fn refused_as_too_long_undoes_the_hop_and_answers() {
     }
 }
 
-/// R51, when the path shows its width only at sending: it is too late to fragment what waited. It is dropped under a reason of
-/// its own, and its bytes stay as they are.
+/// R51, when the path MTU becomes known only at sending: a queued packet is no longer fragmented. It is dropped under
+/// its own reason, and its bytes are unchanged.
 #[test]
-fn refused_as_too_long_drops_what_may_be_fragmented() {
+fn refused_as_too_long_drops_packets_without_df() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
         let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
         for fragment in [0, MF, 0x8000, 100, MF | 100, 0x1fff] {
@@ -177,7 +178,8 @@ fn refused_as_too_long_drops_what_may_be_fragmented() {
     }
 }
 
-/// R50 and R51, when the path is known to be narrower than the overlay: the verdict is that of a route which carries so much.
+/// R50 and R51, when the path MTU is known to be lower than the overlay's: the verdict is that of a route with this
+/// MTU.
 #[test]
 fn a_path_that_is_known_to_be_narrow_counts_as_a_narrow_route() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
@@ -197,8 +199,8 @@ fn a_path_that_is_known_to_be_narrow_counts_as_a_narrow_route() {
     }
 }
 
-/// A path narrower than any that IPv4 has, as a link of 68 bytes leaves it to what is inside: as long as a header and 8 bytes
-/// fit there are fragments, and then a reason.
+/// A path MTU below IPv4's minimum, as inside a link of 68 bytes: packets are fragmented if a header and 8 bytes fit,
+/// and otherwise dropped with a reason.
 #[test]
 fn a_path_too_narrow_for_a_fragment() {
     let host = Host::ordinary();

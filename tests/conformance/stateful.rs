@@ -1,4 +1,4 @@
-//! Histories of a whole host against a host of lists: those of the corpus, and random ones.
+//! Histories of a whole host against a reference of lists: those of the corpus, and random ones.
 //!
 //! `LODEN_WRITE_SEEDS=1 cargo test --test conformance seeds` writes those of the corpus anew.
 
@@ -25,7 +25,7 @@ fn the_committed_seeds_are_these() {
     assert_committed("stateful", seeds());
 }
 
-/// Mostly packets that could go somewhere, and all the rest.
+/// Returns mostly packets that can be forwarded, and all other steps.
 fn step() -> impl Strategy<Value = Step> {
     let rest = || any::<[u8; 3]>();
     let often = [op::FLUSH, op::FLUSH, op::FLUSH, op::FLUSH, op::PUBLISH, op::ADDED, op::REPORT];
@@ -41,7 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One of those, or a path that takes nothing for some time.
+/// Returns such a step, or a path that is blocked for some time.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let mishap = prop_oneof![Just(n::FULL_SOCKET), Just(n::NO_BUFFERS)];
     let stuck = (mishap, 0u8..3, n::MS_1..=n::S_1).prop_map(|(mishap, go, time)| {
@@ -66,7 +66,7 @@ proptest! {
     }
 }
 
-/// The histories are such that everything happens in them.
+/// The histories reach every fate.
 #[test]
 fn the_histories_reach_every_fate() {
     let (mut runner, mut total) = (TestRunner::deterministic(), Counters::default());
@@ -101,14 +101,14 @@ fn the_histories_reach_every_fate() {
     assert!(stats.icmp_limited > 50 && stats.path_mtu_lowered > 50 && cut > 200, "{stats:?}");
 }
 
-/// Numbers of what is in the lists of the script.
+/// Indices of the lists of the script.
 mod n {
     pub(crate) const POD: u8 = 0;
     pub(crate) const OTHER_POD: u8 = 1;
     pub(crate) const POD_A: u8 = 2;
     pub(crate) const POD_B: u8 = 4;
     pub(crate) const NOBODY: u8 = 5;
-    /// Host A as next hop, as sender, and its subnet; and B likewise.
+    /// Host A as next hop, as sender, and its subnet; host B likewise.
     pub(crate) const A: u8 = 0;
     pub(crate) const B: u8 = 1;
     pub(crate) const DF: u8 = 0;
@@ -134,7 +134,7 @@ mod n {
     pub(crate) const TOO_LONG: u8 = OUTER_1000 << 3 | 5;
     pub(crate) const TOO_LONG_68: u8 = 3 << 3 | 5;
     pub(crate) const UNREACHABLE: u8 = 6;
-    /// To be cut into segments with 480 or 1000 bytes of data.
+    /// GSO packets with segments of 480 or 1000 bytes of data.
     pub(crate) const GSO_480: u8 = 64 | 1;
     pub(crate) const GSO_1000: u8 = 64 | 3;
 }
@@ -310,7 +310,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             ],
         ),
         ("path-full-up-to-its-bound", 0, [[pieces; 6].as_slice(), &[to_b, gso(full, n::GSO_480), FLUSH]].concat()),
-        ("path-narrows-in-a-train", 0, vec![full, pieces, short, flush(0, n::TOO_LONG)]),
+        ("path-narrows-in-a-batch", 0, vec![full, pieces, short, flush(0, n::TOO_LONG)]),
         (
             "path-narrows-for-what-cannot-be-fragmented",
             0,
@@ -333,7 +333,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             vec![[op::REPORT, n::OUTER_1000, 2, n::A, 0], [op::REPORT, 2, 0, n::A, 0], full, FLUSH],
         ),
         (
-            "pieces-fill-the-trains",
+            "fragments-fill-the-batches",
             0,
             vec![tight, pieces, to_b, pieces, to_b, pieces, flush(2, n::FULL_SOCKET), flush(1, n::REFUSED), FLUSH],
         ),
@@ -362,7 +362,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 flush(0, n::UNREACHABLE),
             ],
         ),
-        ("socket-full-in-a-train", 0, vec![short, short, short, to_b, flush(1, n::FULL_SOCKET), short, to_b, FLUSH]),
+        ("socket-full-in-a-batch", 0, vec![short, short, short, to_b, flush(1, n::FULL_SOCKET), short, to_b, FLUSH]),
         (
             "socket-refuses",
             0,

@@ -1,4 +1,4 @@
-//! TTL and checksums: the TTL, the checksum that goes with it, and the policies.
+//! The TTL, its policies, and the header checksum.
 
 use loden::forward::{DropReason, Overlay, RejectReason, ReplyTo, TtlPolicy};
 
@@ -22,7 +22,7 @@ fn fate(outcome: &Outcome) -> Fate {
     }
 }
 
-/// R27 to R31: every TTL, both ways, under every policy. That nothing else changes is checked for every verdict.
+/// R27 to R31: every TTL, in both directions, under every policy. The helper asserts that nothing else changes.
 #[test]
 fn r27_to_r31_every_ttl_under_every_policy() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
@@ -48,7 +48,7 @@ fn r27_to_r31_every_ttl_under_every_policy() {
     }
 }
 
-/// R30: back through the tunnel, to where the inner source is routed, from our TUN's address.
+/// R30: the error goes back through the tunnel, to the next hop of the inner source, from the TUN's address.
 #[test]
 fn r30_the_far_end_answers_through_the_tunnel() {
     let host = Host::ordinary();
@@ -61,14 +61,14 @@ fn r30_the_far_end_answers_through_the_tunnel() {
         assert_eq!(message[12..16], [100, 96, 1, 0], "from our TUN's address");
         assert_eq!(message[28..], offender);
     }
-    // From another port of the owner's: the answer goes to the port that the routes have.
+    // From another port of the owner. The error goes to the route's port.
     let offender = Ipv4 { ttl: 1, ..inbound() }.bytes();
     let outcome = host.decapsulate(&offender, (host_a().ip(), 53_000).into());
     let Outcome::Reject { answer: Some((reply_to, _)), .. } = outcome else { panic!("{outcome:?}") };
     assert_eq!(reply_to, ReplyTo::Peer(host_a()));
 }
 
-/// The peer's own address is a legal source (R65), but no route leads there: nowhere to send an answer.
+/// The peer's own address is a valid source (R65) without a route, so that there is no ICMP error.
 #[test]
 fn r30_no_answer_without_a_route_back() {
     let offender = Ipv4 { ttl: 1, ..Ipv4::new([10, 168, 0, 3], POD) }.bytes();
@@ -76,7 +76,7 @@ fn r30_no_answer_without_a_route_back() {
     assert_eq!(Host::ordinary().decapsulate(&offender, host_a()), expected);
 }
 
-/// R32: through all checksums, by way of the ID, each with a full recompute beside it.
+/// R32: all checksums, by variation of the ID, each compared with a full recompute.
 #[test]
 fn r32_every_checksum_equals_a_full_recompute() {
     let host = Host::ordinary();
@@ -92,7 +92,7 @@ fn r32_every_checksum_equals_a_full_recompute() {
     assert!(seen[..0xffff].iter().all(|seen| *seen), "the IDs led through every checksum there is");
 }
 
-/// A packet of ours whose checksum is `checksum`.
+/// Returns a packet of a local pod whose checksum is `checksum`.
 fn with_checksum(checksum: u16) -> Ipv4 {
     let found = (0..=0xffff).map(|id| Ipv4 { id, ..outbound() }).find(|packet| {
         let bytes = packet.bytes();
@@ -110,7 +110,7 @@ fn r32_a_checksum_that_comes_to_zero_is_written_as_zero() {
 }
 
 #[test]
-fn r33_the_other_zero_verifies_and_is_not_passed_on() {
+fn r33_a_checksum_of_ffff_verifies_and_is_not_passed_on() {
     let packet = Ipv4 { checksum: Some(0xffff), ..with_checksum(0) };
     let bytes = packet.bytes();
     assert_eq!(ones_sum(&bytes[..20]), 0xffff, "it verifies");
@@ -119,7 +119,7 @@ fn r33_the_other_zero_verifies_and_is_not_passed_on() {
 }
 
 #[test]
-fn r34_whatever_is_behind_the_header_stays() {
+fn r34_the_payload_is_unchanged() {
     for len in [0, 1, 2, 7, 8, 1451, 1452] {
         let payload = pattern(len);
         for packet in [Ipv4 { payload: payload.clone(), ..outbound() }, Ipv4 { payload: payload.clone(), ..inbound() }]

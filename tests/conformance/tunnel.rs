@@ -1,4 +1,4 @@
-//! Tunnel: who may send what to whom, and what would go round in circles.
+//! The tunnel's checks of senders, sources and destinations, and its loops.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,7 +18,7 @@ fn decap_reason(host: &Host, from: SocketAddr, packet: &Ipv4) -> Option<DropReas
     host.decapsulate(&packet.bytes(), from).reason()
 }
 
-/// R62: any packet for the underlay address of its own next hop, whatever it carries.
+/// R62: any packet for the underlay address of its own next hop, with any payload.
 #[test]
 fn r62_the_next_hops_own_address_is_not_tunnelled() {
     let host = Host::with_default_route(overlay(), host_a());
@@ -28,12 +28,12 @@ fn r62_the_next_hops_own_address_is_not_tunnelled() {
         let to_neighbour = Ipv4 { destination: [10, 168, 0, 5].into(), ..to_a };
         assert_eq!(host.encapsulate(&to_neighbour.bytes()).reason(), None, "its neighbour is");
     }
-    // B's address is routed to A: only B's socket is a loop, not the host.
+    // B's address is routed to A, so that only B's socket is a loop.
     let to_b = Ipv4 { payload: udp(1, 22, b""), ..Ipv4::new(POD, [10, 168, 0, 4]) };
     assert_eq!(host.encapsulate(&to_b.bytes()).reason(), None);
 }
 
-/// Fault 6, both ways: to our own socket and to another host's; to any other port of theirs it goes on.
+/// Fault 6, in both directions: packets to the own socket and to another host's. To other ports they are forwarded.
 #[test]
 fn fault_6_a_datagram_of_the_tunnel_inside_the_tunnel() {
     let host = Host::with_default_route(transit(), host_a());
@@ -50,7 +50,7 @@ fn fault_6_a_datagram_of_the_tunnel_inside_the_tunnel() {
         let tunnelled = Ipv4 { payload: udp(4000, socket.port(), b"a packet"), ..Ipv4::new(POD, address) };
         let not_udp = Ipv4 { protocol: TCP, ..tunnelled.clone() };
         assert_eq!(host.encapsulate(&not_udp.bytes()).reason(), None, "another protocol");
-        // A later fragment has no ports. What stands in their place means nothing.
+        // A later fragment has no ports. The bytes in their place have no meaning.
         let later = Ipv4 { fragment: 1, ..tunnelled.clone() };
         assert_eq!(host.encapsulate(&later.bytes()).reason(), None, "a later fragment");
         let first = Ipv4 { fragment: 0x2000, ..tunnelled.clone() };
@@ -62,7 +62,7 @@ fn fault_6_a_datagram_of_the_tunnel_inside_the_tunnel() {
     }
 }
 
-/// R64 and fault 12: the address counts, not the port, and an IPv4 address dressed as IPv6 is the same.
+/// R64 and fault 12: the address counts and not the port. An IPv4-mapped IPv6 address is the same.
 #[test]
 fn r64_fault_12_only_known_peers_and_from_any_port() {
     let host = Host::ordinary();
@@ -93,7 +93,7 @@ fn r64_a_peer_with_an_ipv6_address() {
     assert_eq!(decap_reason(&host, host_a(), &inbound()), Some(DropReason::UnknownPeer));
 }
 
-/// R68: with `AddressPort` the sender's port has to be the next hop's too, and the inner source's route has to lead there.
+/// R68: with `AddressPort` the sender's port must be the next hop's too, and the inner source's route must lead there.
 #[test]
 fn r68_address_port_tells_the_tunnel_from_others_on_its_host() {
     let neighbour = SocketAddr::new(host_a().ip(), 9000);
@@ -134,8 +134,8 @@ fn r68_address_port_of_a_peer_with_a_link_local_address() {
     assert_eq!(decap_reason(&host, scoped(8286, 2), &inbound()), Some(DropReason::UnknownPeer));
 }
 
-/// R68: with `Off` the inner source's route has to do. Our own subnet stays ours (fault 11), and the far end's answer goes to
-/// the next hop, not to the sender.
+/// R68: with `Off` only the inner source's route counts. The own subnet stays protected (fault 11). The remote host's
+/// ICMP error goes to the next hop, not to the sender.
 #[test]
 fn r68_off_accepts_any_sender_whose_inner_source_has_a_route() {
     let host = Host::new(Overlay { peer_check: PeerCheck::Off, ..overlay() }, routes());
@@ -162,7 +162,8 @@ fn r68_off_accepts_any_sender_whose_inner_source_has_a_route() {
     }
 }
 
-/// R66 and fault 13 with R68: two peers behind one address are two, and one behind NAT is who its source is routed to.
+/// R66 and fault 13 with R68: two peers behind one address are different. A peer behind NAT is identified by its
+/// source's route.
 #[test]
 fn r68_fault_13_a_packet_does_not_go_back_to_the_peer_it_came_from() {
     let neighbour = SocketAddr::new(host_a().ip(), 9000);
@@ -184,7 +185,7 @@ fn r68_fault_13_a_packet_does_not_go_back_to_the_peer_it_came_from() {
     }
 }
 
-/// R65, with B's /28 inside A's /24: each sends from its own part alone.
+/// R65, with B's /28 inside A's /24: each sends from its own part only.
 #[test]
 fn r65_a_source_belongs_to_the_peer_its_route_leads_to() {
     let host = Host::ordinary();
@@ -206,7 +207,7 @@ fn r65_a_source_belongs_to_the_peer_its_route_leads_to() {
     }
 }
 
-/// R65's setting: any known peer, from anywhere; strangers stay strangers.
+/// Without the source check of R65 a known peer may send from any source. Strangers stay refused.
 #[test]
 fn r65_without_the_check_any_peer_may_send_from_anywhere() {
     let host = Host::new(Overlay { source_check: SourceCheck::Off, ..overlay() }, routes());
@@ -217,7 +218,7 @@ fn r65_without_the_check_any_peer_may_send_from_anywhere() {
     assert_eq!(decap_reason(&host, stranger, &inbound()), Some(DropReason::UnknownPeer));
 }
 
-/// Fault 11: also when a wider route leads to the very peer it comes from.
+/// Fault 11: also when a wider route leads to the sending peer.
 #[test]
 fn fault_11_an_address_of_our_own_as_source_from_outside() {
     let mut wide = routes();
@@ -230,7 +231,7 @@ fn fault_11_an_address_of_our_own_as_source_from_outside() {
     }
 }
 
-/// R66: every address of our subnet, and nothing beside it.
+/// R66: every address of the own subnet, and no other.
 #[test]
 fn r66_only_our_own_subnet_is_delivered_to() {
     let host = Host::ordinary();
@@ -244,7 +245,7 @@ fn r66_only_our_own_subnet_is_delivered_to() {
     }
 }
 
-/// R66 with transit, and fault 13: anywhere but straight back.
+/// R66 with transit, and fault 13: any next hop but the sender.
 #[test]
 fn r66_fault_13_transit_goes_anywhere_but_back() {
     let host = Host::new(transit(), routes());
@@ -268,7 +269,7 @@ fn r66_fault_13_transit_goes_anywhere_but_back() {
     assert_eq!(decap_reason(&to_next_hop, host_a(), &packet), Some(DropReason::Loop), "R62");
 }
 
-/// Our own packets are nobody's to check: there is no source check on the way in.
+/// There is no source check for packets from the TUN.
 #[test]
 fn sources_out_of_the_tun_are_not_checked() {
     for source in [POD, POD_A, NOBODY, [8, 8, 8, 8].into()] {
@@ -276,7 +277,7 @@ fn sources_out_of_the_tun_are_not_checked() {
     }
 }
 
-/// Fault 6 once more, for the host whose underlay address lies in the overlay network.
+/// Fault 6 for a host whose underlay address is in the overlay network.
 #[test]
 fn fault_6_a_next_hop_inside_the_overlay_network() {
     let inside = SocketAddr::from(([100, 96, 200, 7], 8285));

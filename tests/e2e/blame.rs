@@ -13,13 +13,14 @@ const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 22);
 const NO_ROUTE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 23);
 const NO_NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 24);
 
-/// Every packet to a peer that the firewall forbids (`EPERM`), that a route makes unreachable (`EHOSTUNREACH`) or that no route
-/// leads to (`ENETUNREACH`) is counted with that peer and with its reason. Linux reports neither a neighbour that does not
-/// answer nor a closed port to a socket that is not connected, so nobody is blamed for these. The peer between them gets all
-/// of its packets.
+/// Every packet to a peer that the firewall forbids (`EPERM`), that a route makes unreachable (`EHOSTUNREACH`) or that
+/// has no route (`ENETUNREACH`) is counted with that peer and reason. Linux reports neither a silent neighbour nor a
+/// closed port to an unconnected socket, so these cause no error of a peer. The peer between them gets all of its
+/// packets.
 #[test]
 fn r61_fault_31_each_error_is_counted_with_its_own_peer_and_reason() {
-    /// Rounds, and how many packets each peer gets in a round: to a peer's pods in a row, so that they go in one batch.
+    /// The rounds, and each peer's packets in a round. Packets to one peer's pods are consecutive, so that they share a
+    /// batch.
     const ROUNDS: u32 = 10;
     let hosts = quiet_hosts();
     hosts.host_a.forbid_sending(FORBIDDEN).unwrap();

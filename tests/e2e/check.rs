@@ -1,4 +1,4 @@
-//! `tunnel --check`: what is found on a host, for people, for scripts and for whoever reads the status; and nothing is touched.
+//! `tunnel --check`: findings on a host as text, as JSON and as exit status, without any change.
 
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -10,7 +10,7 @@ use crate::support::{Tunnel, program};
 
 const HOST: [&str; 6] = ["--subnet", "100.96.1.0/24", "--network", "100.96.0.0/16", "--listen", "10.168.0.2"];
 
-/// Two hosts as they have to be, whatever the machine's own settings are.
+/// Returns two hosts with all required settings, independent of the machine's.
 fn hosts() -> TwoHosts {
     let hosts = TwoHosts::new().unwrap();
     for host in [&hosts.host_a, &hosts.host_b] {
@@ -43,7 +43,7 @@ impl Checked {
         Self::with(namespace, Command::new(program("tunnel")), more)
     }
 
-    /// Severity and name of each finding.
+    /// Returns severity and name of each finding.
     fn found(&self) -> Vec<(String, String)> {
         let (last, findings) = self.lines.split_last().expect("a last line");
         assert_eq!(last["event"], "checked");
@@ -69,7 +69,7 @@ impl Checked {
     }
 }
 
-/// Links, addresses and routes of a host.
+/// Returns links, addresses and routes of a host.
 fn state(host: &Namespace) -> (Vec<String>, Vec<ipnet::Ipv4Net>, Vec<RouteEntry>) {
     let links = host.links().unwrap();
     let addresses = links.iter().flat_map(|link| host.addresses(link).unwrap()).collect();
@@ -97,7 +97,7 @@ fn the_status_is_the_answer() {
     host.sysctl("net/ipv4/conf/eth0/rp_filter", "1").unwrap();
     Checked::on(host, &["--mtu", "9000"])
         .assert(0, &[("may_fail", "mtu_too_large"), ("may_fail", "strict_reverse_path")]);
-    // As after a change from host-gw, and from VXLAN.
+    // The leftovers of host-gw and of VXLAN.
     host.add_route_via(TwoHosts::SUBNET_B, TwoHosts::HOST_B).unwrap();
     let vxlan = Vxlan { vni: 1, underlay: TwoHosts::UPLINK, local: TwoHosts::HOST_A, remote: TwoHosts::HOST_B };
     host.add_vxlan("flannel.1", vxlan).unwrap();
@@ -117,7 +117,7 @@ fn the_status_is_the_answer() {
     assert_eq!(state(host), before, "it changes nothing");
 }
 
-/// It does what it can for anybody, and says what it could not.
+/// Without rights it checks what it can, and reports the rest.
 #[test]
 fn it_needs_no_rights() {
     let hosts = hosts();
@@ -131,7 +131,7 @@ fn it_needs_no_rights() {
     assert!(checked.said.contains("nftables could not be checked: no permission"), "{}", checked.said);
 }
 
-/// A mistake on the command line is one with `--check` too.
+/// An error of the command line is also one with `--check`.
 #[test]
 fn wrong_arguments_are_no_finding() {
     let hosts = hosts();
@@ -146,7 +146,7 @@ fn wrong_arguments_are_no_finding() {
     }
 }
 
-/// A tunnel that starts says the same, once, and starts; while it runs, a check of it finds nothing new.
+/// A starting tunnel prints the same findings once, and starts. A check of a running tunnel finds nothing new.
 #[test]
 fn a_tunnel_warns_as_it_starts() {
     let hosts = hosts();
@@ -157,7 +157,7 @@ fn a_tunnel_warns_as_it_starts() {
     Checked::on(&hosts.host_a, &["--tun", "loden7"]).assert(1, &[("will_fail", "stale_route")]);
     hosts.host_a.delete_route(TwoHosts::SUBNET_B).unwrap();
     Checked::on(&hosts.host_a, &["--tun", "loden7"]).assert(0, &[]);
-    // Another one would not get the overlay's route.
+    // A second tunnel would not get the overlay's route.
     Checked::on(&hosts.host_a, &["--tun", "loden8"]).assert(1, &[("will_fail", "route_taken")]);
     tunnel.stop();
     assert_eq!(tunnel.child.stderr().lines().count(), 1, "said once: {}", tunnel.child.stderr());

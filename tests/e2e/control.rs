@@ -1,4 +1,4 @@
-//! The control socket: flannel's own commands, from any number of clients, also in the middle of a flood.
+//! The control socket: flannel's commands from any number of clients, also during a flood.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ struct Controlled {
 }
 
 impl Controlled {
-    /// Host A without any route of its own.
+    /// Returns host A without a route.
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control");
@@ -77,7 +77,7 @@ fn routes_are_set_and_deleted_and_it_stops() {
     one.send(&set("100.96.2.0/24", "10.168.0.3:8285")).unwrap();
     at.wait_for("a route", |event| event["routes"] == 1);
     assert!(at.reaches());
-    // Another client changes what the first one set; the first one leaves; host bits do not matter.
+    // Another client changes the first one's route. The first one disconnects. Host bits do not matter.
     two.send(&set("100.96.2.77/24", "10.168.0.3:9")).unwrap();
     drop(one);
     wait_until("the other port to be used", || !at.reaches());
@@ -105,7 +105,7 @@ fn malformed_messages_change_nothing() {
     for message in [&[][..], &good[..1], &good[..19], &long, &[1; 4096], &unknown, &bad_len] {
         client.send(message).unwrap();
     }
-    // Refused routes are counted apart: they are commands, but no routes.
+    // Refused routes are counted separately: they are commands, but not valid routes.
     for next_hop in ["0.0.0.0:8285", "224.0.0.1:8285", "10.168.0.3:0", "10.168.0.2:8285"] {
         client.send(&set("100.96.2.0/24", next_hop)).unwrap();
     }
@@ -114,12 +114,12 @@ fn malformed_messages_change_nothing() {
         event["anomalies"]["control_malformed"] == 7 && event["anomalies"]["control_refused"] == 5
     });
     assert!(at.reaches(), "the route still stands");
-    // No replies, ever.
+    // There are no replies.
     client.set_nonblocking(true).unwrap();
     assert!(client.recv(&mut [core::mem::MaybeUninit::uninit(); 8]).is_err());
 }
 
-/// Fault 48: a route set and a stop asked for in the middle of a flood.
+/// Fault 48: a route and a stop are applied during a flood.
 #[test]
 fn fault_48_commands_are_taken_under_flood() {
     let mut at = Controlled::start();
@@ -146,8 +146,8 @@ fn fault_48_commands_are_taken_under_flood() {
     assert!(status.unwrap().expect("an end within a second").success());
 }
 
-/// Fault 50: of what others get wrong, as often as they like, a few sentences a second are said and the rest is counted; of
-/// packets, however bad, none. The tunnel's own lines come when they are due.
+/// Fault 50: invalid commands cause a few messages a second, and the rest is counted. Invalid packets cause none. The
+/// tunnel's own lines are on time.
 #[test]
 fn fault_50_a_flood_of_mistakes_is_not_a_flood_of_sentences() {
     let mut at = Controlled::start();
@@ -171,14 +171,14 @@ fn fault_50_a_flood_of_mistakes_is_not_a_flood_of_sentences() {
     let seconds = start.elapsed().as_secs() as usize + 1;
     let said = at.tunnel.child.stderr();
     let lines: Vec<_> = said.lines().skip(said_before).collect();
-    // Two kinds, ten of each a second, and one line that says how many were left out.
+    // Two kinds, ten of each a second, and one line with the number of suppressed ones.
     assert!(lines.len() <= 2 * 11 * (seconds + 1), "{} lines in {seconds} seconds: {lines:?}", lines.len());
     assert!(lines.iter().all(|line| line.contains("control: ") || line.contains("left out")), "{lines:?}");
     assert!(lines.iter().any(|line| line.contains("left out")) && sent > 1000, "{sent} of each: {lines:?}");
     assert!(last["decap"]["in"].as_u64() > Some(1000) && last["encap"]["in"].as_u64() > Some(1000), "{last}");
 }
 
-/// Many clients, each with many commands at once: all of them count, the last one last.
+/// Many clients with many commands at once: all are applied, the last one last.
 #[test]
 fn many_clients_are_served() {
     let at = Controlled::start();

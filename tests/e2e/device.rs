@@ -1,4 +1,4 @@
-//! Why there is no device, in words; and a persistent one whose tunnel was killed.
+//! Error messages about a missing device, and a persistent device whose tunnel was killed.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use crate::support::{SECOND, Tunnel, program, wait_until};
 
 const ARGS: [&str; 6] = ["--subnet", "100.96.1.0/24", "--network", "100.96.0.0/16", "--listen", "10.168.0.2"];
 
-/// The last word of a tunnel that never begins, started by another program if need be.
+/// Returns the error of a tunnel that does not start, run by another program if needed.
 fn refusal(host: &Namespace, starter: &[&str], tun: &str) -> String {
     let tunnel = program("tunnel");
     let words = [starter, &[tunnel.to_str().unwrap()], &ARGS, &["--tun", tun]].concat();
@@ -28,7 +28,7 @@ fn refusal(host: &Namespace, starter: &[&str], tun: &str) -> String {
     last.unwrap()
 }
 
-/// Each in its own words, with what was wrong and what to do. The error types are the adapters' to test.
+/// Each cause has its own message, with the error and a remedy. The adapters' tests cover the error types.
 #[test]
 fn fault_39_each_reason_for_no_device_says_what_to_do() {
     let hosts = TwoHosts::new().unwrap();
@@ -50,8 +50,8 @@ fn fault_39_each_reason_for_no_device_says_what_to_do() {
     assert!(said.windows(2).all(|pair| pair[0] != pair[1]));
 }
 
-/// Killed again and again, and started with other offloads each time, which are the device's and outlive the process: what a
-/// former one left behind spoils no packet. Its address and route are taken over, and put back if they are gone.
+/// The tunnel is killed and started with other offloads, repeatedly. The offloads belong to the device and outlive the
+/// process. A former setting affects no packet. Its address and route are kept, or restored if they are gone.
 #[test]
 fn fault_40_a_killed_tunnel_is_started_again_on_its_device() {
     let hosts = TwoHosts::new().unwrap();

@@ -1,4 +1,4 @@
-//! Faults 52 and 53: reports that no router sent, and routes that only our own port takes.
+//! Faults 52 and 53: forged reports, and routes that apply to the tunnel's port alone.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +12,11 @@ use testbed::{Namespace, TwoHosts};
 use crate::routers::checksum;
 use crate::support::{SECOND, Tunnel, Tunnels, wait_until};
 
-/// A datagram that host A may have sent, as far as it is quoted.
+/// The quote of a datagram that host A may have sent.
 struct Quote {
     len: u16,
     port: u16,
-    /// Destination of the packet inside; without one nothing is quoted of it.
+    /// Destination of the inner packet; `None` if nothing of it is quoted.
     inner: Option<Ipv4Addr>,
 }
 
@@ -92,7 +92,7 @@ fn lowered(event: &Value) -> u64 {
     event["anomalies"]["path_mtu_lowered"].as_u64().expect("a number")
 }
 
-/// The kernel believes every one of them; the tunnel none, and its packets stay as long as they were.
+/// The kernel accepts every report. The tunnel accepts none, and its packets keep their length.
 #[test]
 fn fault_52_forged_reports_lower_nothing() {
     let pod = Some(TwoHosts::POD_B);
@@ -122,7 +122,7 @@ fn fault_52_forged_reports_lower_nothing() {
     }
 }
 
-/// A datagram from a port that is not ours concerns a socket of somebody else's; the kernel takes it for the whole path.
+/// A datagram from another port belongs to another socket. The kernel applies it to the whole path.
 #[test]
 fn fault_52_a_report_about_another_socket_lowers_nothing() {
     let mut tunnels = Tunnels::start();
@@ -140,7 +140,8 @@ fn fault_52_a_report_about_another_socket_lowers_nothing() {
     tunnels.b.stop();
 }
 
-/// A sender that knows addresses, ports and lengths lowers a path to 1280 bytes at most, as long as it quotes no inner header.
+/// A sender that knows addresses, ports and lengths lowers a path to 1280 bytes at most, unless it quotes an inner
+/// header.
 #[test]
 fn r54_plausible_reports_without_an_inner_header_stop_at_1280() {
     let mut tunnels = Tunnels::start();
@@ -152,7 +153,7 @@ fn r54_plausible_reports_without_an_inner_header_stop_at_1280() {
     tunnels.b.stop();
 }
 
-/// Fault 53: a rule by our port leads to a route that is narrower than the one a throw-away socket is told of.
+/// Fault 53: a rule for the tunnel's port selects a narrower route than the one of a temporary socket.
 #[test]
 fn fault_53_a_route_by_source_port_is_found() {
     const TABLE: u8 = 100;
@@ -170,7 +171,7 @@ fn fault_53_a_route_by_source_port_is_found() {
     }
 }
 
-/// The MTU that is configured for a route holds while the kernel believes in a narrower one.
+/// The configured MTU of a route applies while the kernel has learned a lower one.
 #[test]
 fn fault_52_53_a_forged_report_hides_no_configured_mtu() {
     let hosts = TwoHosts::new().expect("two hosts");

@@ -1,4 +1,4 @@
-//! Hosts that are prepared otherwise than usual.
+//! Hosts with unusual settings.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -13,7 +13,8 @@ use testbed::{Child, Namespace, TwoHosts, tied_to_its_parent};
 
 use crate::support::{SECOND, Tunnel, program};
 
-/// An address that a routing protocol announces is on `lo`, whose MTU of 65,536 says nothing of the way to the peers.
+/// An address that a routing protocol announces is on `lo`, whose MTU of 65,536 does not apply to the path to the
+/// peers.
 #[test]
 fn a_listen_address_on_lo_has_the_mtu_of_the_route_to_the_peers() {
     let hosts = TwoHosts::with_underlay_mtu(1400).unwrap();
@@ -26,8 +27,9 @@ fn a_listen_address_on_lo_has_the_mtu_of_the_route_to_the_peers() {
     tunnel.stop();
 }
 
-/// A user who may not configure the network, with a persistent device that an administrator has prepared: nothing is set
-/// that is as it has to be. In a user namespace, where no node can be made, it is root without any capability.
+/// A user without the right to configure the network, with a persistent device that an administrator has prepared.
+/// Settings that are right already are not set. In a user namespace, where no node can be created, it is root without
+/// any capability.
 #[test]
 fn a_user_without_capabilities_starts_a_tunnel_on_a_prepared_device() {
     const AS_USER: &str = "\
@@ -66,7 +68,7 @@ fn a_user_without_capabilities_starts_a_tunnel_on_a_prepared_device() {
     assert!(child.stderr().contains("no permission to set the MTU on loden0"), "{}", child.stderr());
 }
 
-/// The commands that the preflight names, run by a shell.
+/// Runs the commands that the preflight names in a shell.
 fn mend(host: &Namespace, findings: &[Finding]) {
     for finding in findings {
         let words = finding.to_string();
@@ -82,7 +84,7 @@ fn shell(host: &Namespace, command: &str) {
     assert!(output.status.success(), "{command}: {said}; `tests/run` installs nft");
 }
 
-/// Two hosts with nothing for the preflight to find on host A, whatever the machine's settings are.
+/// Returns two hosts without preflight findings on host A, independent of the machine's settings.
 fn quiet_hosts() -> TwoHosts {
     let hosts = TwoHosts::new().unwrap();
     for interface in ["all", "default", TwoHosts::UPLINK, TwoHosts::POD_LINK] {
@@ -103,8 +105,8 @@ fn received(socket: &UdpSocket) -> Option<Vec<u8>> {
     socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())
 }
 
-/// A pod that is masqueraded, and sends from the tunnel's port before the tunnel does, has the entry of connection tracking:
-/// it gets what the other host sends to its host, and that host takes its datagrams for its host's.
+/// A masqueraded pod that sends from the tunnel's port before the tunnel does gets the entry of connection tracking. It
+/// then receives the other host's datagrams to its host, and that host takes the pod's datagrams for its host's.
 #[test]
 fn fault_57_a_masqueraded_pod_cannot_take_over_the_port_after_what_the_preflight_says() {
     let hosts = quiet_hosts();
@@ -153,7 +155,7 @@ fn fault_57_a_masqueraded_pod_cannot_take_over_the_port_after_what_the_preflight
     drop((tunnel_a, tunnel_b));
 }
 
-/// An INPUT chain that drops lets answers pass, and not the first datagram of another host.
+/// An INPUT chain that drops accepts answers, but not the first datagram of another host.
 #[test]
 fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
     let hosts = quiet_hosts();
@@ -178,7 +180,7 @@ fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
     assert!(is_reached());
 }
 
-/// The commands of `docs/operations.md` are for a host like this one.
+/// The commands of `docs/operations.md` fit a host like this one.
 #[test]
 fn the_commands_for_operations_are_enough_for_the_preflight() {
     let hosts = quiet_hosts();

@@ -1,4 +1,4 @@
-//! ICMP errors as the sender's own socket sees them: that they arrive on Linux is the point.
+//! ICMP errors as the sender's socket gets them from Linux.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -11,15 +11,15 @@ use testbed::probe::{Fragmentation, Ping, PingOutcome, path_mtu, ping};
 
 use crate::support::{SECOND, Tunnels, dropped};
 
-/// An address of the overlay that no host owns.
+/// An address of the overlay without an owner.
 const HOLE: Ipv4Addr = Ipv4Addr::new(100, 96, 9, 9);
 
 fn ttl(ttl: u8) -> Ping {
     Ping { ttl: Some(ttl), ..Ping::default() }
 }
 
-/// R23 and R42: a connected UDP socket is told ENETUNREACH, in the pod and on the host itself. (Linux tells of a net that is
-/// unreachable only those who asked for it, as `IP_RECVERR` does; it calls it a soft error.)
+/// R23 and R42: a connected UDP socket gets ENETUNREACH, in the pod and on the host itself. Linux reports an
+/// unreachable net only with `IP_RECVERR`, because it is a soft error.
 #[test]
 fn r23_net_unreachable_reaches_the_senders_socket() {
     let mut tunnels = Tunnels::start();
@@ -36,7 +36,7 @@ fn r23_net_unreachable_reaches_the_senders_socket() {
 }
 
 #[test]
-fn r37_a_ping_into_a_hole_is_answered() {
+fn r37_a_ping_without_a_route_is_answered() {
     let tunnels = Tunnels::start();
     let outcome = tunnels.hosts.pod_a.enter(|| ping(HOLE, Ping::default())).unwrap();
     assert!(matches!(outcome[..], [PingOutcome::Error { from: HOLE, kind: 3, code: 0, .. }]), "{outcome:?}");
@@ -54,7 +54,7 @@ fn a_configured_source_is_used() {
     );
 }
 
-/// R28 and R30: each hop of the path answers in its turn, the far tunnel under its TUN address.
+/// R28 and R30: each hop of the path answers in turn, the remote tunnel from its TUN address.
 #[test]
 fn r28_every_hop_answers_when_the_ttl_runs_out() {
     let tunnels = Tunnels::start();
@@ -66,13 +66,13 @@ fn r28_every_hop_answers_when_the_ttl_runs_out() {
     assert_eq!(by(step(1)), TwoHosts::GATEWAY_A, "the kernel of host A");
     assert_eq!(by(step(2)), TwoHosts::POD_B, "the near tunnel, in the name of the destination");
     assert_eq!(by(step(3)), Ipv4Addr::new(100, 96, 2, 0), "the far tunnel");
-    // The kernel behind the tunnel answers from the address it would send to the pod with: that of the TUN.
+    // The kernel behind the tunnel answers from its address towards the pod: that of the TUN.
     assert_eq!(by(step(4)), Ipv4Addr::new(100, 96, 2, 0), "the kernel of host B");
     assert!(matches!(step(5), PingOutcome::Reply { from: TwoHosts::POD_B, .. }));
 }
 
-/// R50, R51, R52 and fault 29: with the TUN's MTU above what the underlay carries, DF set is told 1472, and the sender's kernel
-/// heeds it; DF clear arrives in fragments.
+/// R50, R51, R52 and fault 29, with a TUN MTU above the underlay's: with DF the sender gets an MTU of 1472, and its
+/// kernel applies it. Without DF packets arrive in fragments.
 #[test]
 fn r50_fault_29_fragmentation_needed_reaches_the_sender() {
     let mut tunnels = Tunnels::with(&["--mtu", "9000"], &["--mtu", "9000"]);
@@ -87,7 +87,7 @@ fn r50_fault_29_fragmentation_needed_reaches_the_sender() {
     }
     let big = |fragmentation, payload_len| Ping { fragmentation, payload_len, ..Ping::default() };
     let ping_b = |settings| hosts.pod_a.enter(|| ping(TwoHosts::POD_B, settings)).unwrap()[0];
-    // Exactly the most that fits, then one byte more.
+    // The longest packet that fits, then one byte more.
     let fits = ping_b(big(Fragmentation::Forbidden, 1472 - 28));
     assert!(matches!(fits, PingOutcome::Reply { .. }), "{fits:?}");
     let too_long = ping_b(big(Fragmentation::Forbidden, 1473 - 28));
@@ -96,13 +96,13 @@ fn r50_fault_29_fragmentation_needed_reaches_the_sender() {
     hosts.pod_a.forget_path_mtus().unwrap();
     let cut = ping_b(big(Fragmentation::Allowed, 3000));
     assert!(matches!(cut, PingOutcome::Reply { from: TwoHosts::POD_B, .. }), "{cut:?}");
-    // There, and the answer back: 3008 bytes behind the header, of which 1448 fit at a time.
+    // The request and the reply: 3008 bytes behind the header, of which 1448 fit at a time.
     for last in [tunnels.a.stop(), tunnels.b.stop()] {
         assert_eq!(last["anomalies"]["fragments_made"], 3, "{last}");
     }
 }
 
-/// Fault 29: the path turns out narrower than its interface; EMSGSIZE teaches the path's MTU and the sender is told.
+/// Fault 29: the path MTU is lower than its interface's. EMSGSIZE teaches it, and the sender gets an ICMP error.
 #[test]
 fn fault_29_a_narrower_path_is_learned_from_emsgsize() {
     let mut tunnels = Tunnels::start();
@@ -122,10 +122,10 @@ fn fault_29_a_narrower_path_is_learned_from_emsgsize() {
     assert_eq!(last["encap"]["answered"], 2);
 }
 
-/// R48 and fault 8 end to end: a flood into a hole gets burst and rate, the rest is counted, and another source still gets
-/// its first answer.
+/// R48 and fault 8 end to end: a flood without a route gets the burst and the rate of ICMP errors, and the rest is
+/// counted. Another source still gets its first error.
 #[test]
-fn r48_fault_8_a_flood_into_a_hole_is_answered_within_limits() {
+fn r48_fault_8_a_flood_without_a_route_is_answered_within_limits() {
     let mut tunnels = Tunnels::start();
     let hosts = &tunnels.hosts;
     let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();

@@ -1,5 +1,5 @@
-//! Errors that no kernel can be asked for, in the real program's system calls, by strace(1): packets flow before, during and
-//! after, and the counters have what they cost.
+//! Errors that a kernel returns only by chance, injected into the real program's system calls by strace(1). Packets
+//! flow before, during and after, and the counters have their losses.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -11,13 +11,13 @@ use testbed::{Child, Injection, Namespace, TwoHosts};
 
 use crate::support::{SECOND, Tunnel, Tunnels, program, quiet_hosts, wait_until};
 
-/// Fails the system calls of a tunnel that are named; `when` counts from now on.
+/// Makes the named system calls of a tunnel fail. `when` counts from now on.
 fn inject(host: &Namespace, tunnel: &Tunnel, calls: &str, how: &str) -> Injection {
     Injection::begin(host, tunnel.child.id(), &[(calls, how)]).expect("strace is there: tests/run installs it")
 }
 
-/// Three pings from pod A to pod B, each sent when the fate of the last is known: which are answered. On a busy machine an answer
-/// may come too late.
+/// Sends three pings from pod A to pod B, each after the outcome of the previous one. Returns which of them were
+/// answered. On a busy machine an answer may be too late.
 fn pings(hosts: &TwoHosts) -> Vec<bool> {
     let settings = Ping { count: 3, timeout: SECOND / 3, ..Ping::default() };
     let outcomes = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, settings)).unwrap();
@@ -28,7 +28,7 @@ fn packets_pass(hosts: &TwoHosts) -> bool {
     pings(hosts).contains(&true)
 }
 
-/// All that is counted beside what was forwarded.
+/// Returns all counters except forwarded packets.
 fn counted(event: &Value) -> BTreeMap<(&str, &str), u64> {
     let all = [
         ("encap", &event["encap"]["dropped"]),
@@ -58,11 +58,11 @@ struct Fault {
 #[derive(Clone, Copy)]
 enum Cost {
     Nothing,
-    /// It is counted, and nothing is lost.
+    /// A count, without a loss.
     Anomaly(&'static str),
-    /// The first packet, on its way to the peer.
+    /// The first packet to the peer.
     Sent(&'static str),
-    /// The first packet, on its way from the peer.
+    /// The first packet from the peer.
     Received(&'static str),
 }
 
@@ -72,14 +72,14 @@ const fn fault(calls: &'static str, how: &'static str, failures: usize, cost: Co
     Fault { calls, how, failures, cost }
 }
 
-/// Whichever of the two the C library makes of poll(2).
+/// The two calls that a C library may use for poll(2).
 const POLL: &str = "?poll,?ppoll";
 
 const FAULTS: [Fault; 13] = [
     fault(SEND, "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault("recvmmsg", "error=EINTR:when=1..20", 20, Cost::Nothing),
     fault("readv,writev", "error=EINTR:when=1..20", 40, Cost::Nothing),
-    // Each of the two threads has as many.
+    // Each of the two threads has this number of calls.
     fault(POLL, "error=EINTR:when=1..20", 40, Cost::Nothing),
     fault(SEND, "error=EAGAIN:when=1..3", 3, Cost::Nothing),
     fault(SEND, "error=ENOBUFS:when=1..4", 4, Cost::Nothing),
@@ -92,7 +92,7 @@ const FAULTS: [Fault; 13] = [
     fault("writev", "error=ENOBUFS:when=1", 1, Cost::Received("tun_full")),
 ];
 
-/// One tunnel, one fault after the other: each costs what it is said to, and the next packet passes.
+/// One tunnel and a sequence of faults: each has the expected cost, and the next packet passes.
 #[test]
 fn fault_26_27_28_29_31_33_37_a_fault_costs_its_own_packet_and_the_tunnel_goes_on() {
     let hosts = quiet_hosts();
@@ -124,8 +124,8 @@ fn fault_26_27_28_29_31_33_37_a_fault_costs_its_own_packet_and_the_tunnel_goes_o
     assert_eq!(last["send_errors"]["10.168.0.3"], send_errors, "{last}");
 }
 
-/// Again and again, under a stream both ways of which the kernel makes GSO packets and we make trains: it arrives whole, and
-/// every packet is accounted for.
+/// Repeated faults under a stream in both directions with GSO packets and GSO batches: it arrives completely, and every
+/// packet is counted.
 #[test]
 fn fault_26_27_28_30_31_a_stream_survives_faults_of_every_kind() {
     let mut tunnels = Tunnels::start();
@@ -152,7 +152,7 @@ fn fault_26_27_28_30_31_a_stream_survives_faults_of_every_kind() {
     tunnels.b.stop();
 }
 
-/// Somebody in the process closed a descriptor: the end, in one sentence, whichever call meets it.
+/// A descriptor is closed in the process: the tunnel ends with one sentence, whichever call meets it.
 #[test]
 fn fault_34_a_closed_descriptor_ends_it_with_a_sentence() {
     let hosts = quiet_hosts();
@@ -175,10 +175,10 @@ fn fault_34_a_closed_descriptor_ends_it_with_a_sentence() {
     }
 }
 
-/// Wherever on the way up there is no descriptor: it never begins, says so, and leaves nothing behind. Unless it was the
-/// preflight that lacked one, which only looks.
+/// Without a free descriptor at any step of the start, the tunnel does not start, prints an error and leaves nothing
+/// behind. A lack during the preflight alone does not prevent the start.
 #[test]
-fn fault_35_without_descriptors_it_never_begins() {
+fn fault_35_without_descriptors_it_does_not_start() {
     let hosts = quiet_hosts();
     let host = &hosts.host_a;
     let (mut refused, mut begun) = (0, 0);
@@ -186,7 +186,7 @@ fn fault_35_without_descriptors_it_never_begins() {
         for when in 1.. {
             let trace = tempfile::NamedTempFile::new().unwrap();
             let mut command = Command::new("strace");
-            // The tracer is a child of its own, so that the tunnel is ours.
+            // The tracer is a child of its own, so that the tunnel is this test's child.
             command.args(["-D", "-o", trace.path().to_str().unwrap()]).args(traced);
             command.args(["-e", &format!("inject={call}:error=EMFILE:when={when}")]).arg(program("tunnel"));
             command.args(["--network", "100.96.0.0/16", "--subnet", "100.96.1.0/24", "--listen", "10.168.0.2"]);

@@ -1,4 +1,4 @@
-//! Beginning, end, and what happens to the device in between.
+//! Start and end of a tunnel, and changes of its device.
 
 use std::net::UdpSocket;
 use std::process::Stdio;
@@ -29,9 +29,9 @@ enum Flood {
     FromPod,
 }
 
-/// Floods the tunnel on host A from its pod, from its peer or from both while something is done.
+/// Floods the tunnel on host A from its pod, from its peer or from both during an action.
 fn under_flood<T>(hosts: &TwoHosts, flood: Flood, act: impl FnOnce() -> T) -> T {
-    /// Ends the floods also when the act panics: the scope waits for them.
+    /// A guard that ends the floods also if the action panics, because the scope waits for them.
     struct Ends<'a>(&'a AtomicBool);
     impl Drop for Ends<'_> {
         fn drop(&mut self) {
@@ -58,7 +58,7 @@ fn under_flood<T>(hosts: &TwoHosts, flood: Flood, act: impl FnOnce() -> T) -> T 
     })
 }
 
-/// Fault 48: under a flood on both sides the end comes within a second, and every packet is accounted for.
+/// Fault 48: under a flood from both sides it stops within a second, and every packet is counted.
 #[test]
 fn fault_48_signals_end_it_within_a_second_under_flood() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -74,7 +74,7 @@ fn fault_48_signals_end_it_within_a_second_under_flood() {
     }
 }
 
-/// Fault 49: a flood one way does not starve the other.
+/// Fault 49: a flood in one direction does not starve the other.
 #[test]
 fn fault_49_the_other_direction_is_served_under_flood() {
     const SENT: usize = 50;
@@ -100,7 +100,7 @@ fn fault_49_the_other_direction_is_served_under_flood() {
     assert!(last["encap"]["in"].as_u64() > Some(1000) && last["decap"]["in"].as_u64() > Some(1000), "{last}");
 }
 
-/// Fault 36: the device is deleted under it, idle and while forwarding: it says so, and ends with status 1.
+/// Fault 36: the device is deleted, while idle and while forwarding. The tunnel reports it and ends with status 1.
 #[test]
 fn fault_36_a_deleted_link_ends_it_with_a_sentence() {
     let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
@@ -121,7 +121,7 @@ fn ends_for_lack_of_a_device(tunnel: &mut Tunnel) {
     tunnel.last_event();
 }
 
-/// Fault 37: down and up again goes on without a restart, and the overlay's route is back.
+/// Fault 37: after the device was down the tunnel continues without a restart, and the overlay's route is restored.
 #[test]
 fn fault_37_down_and_up_again_goes_on() {
     let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
@@ -151,23 +151,23 @@ fn fault_37_packets_for_a_downed_device_are_counted() {
     assert!(last["decap"]["dropped"]["tun_down"].as_u64() >= Some(1), "{last}");
 }
 
-/// R61: nobody but a dead peer suffers. Linux reports nothing about one to a socket that is not connected, so that no peer is
-/// blamed and nothing is counted as lost (fault 31; `blame` has the errors that Linux reports).
+/// R61: only a dead peer loses packets. Linux reports nothing about one to an unconnected socket, so that no peer has
+/// send errors and nothing counts as lost (fault 31; `blame` has the errors that Linux reports).
 #[test]
-fn r61_fault_31_a_dead_peer_is_its_own_affair() {
+fn r61_fault_31_a_dead_peer_affects_no_other_peer() {
     let hosts = quiet_hosts();
     let mut a = Tunnel::on_a(&hosts, &["--route", "100.96.3.0/24=10.168.0.99"]);
     let mut b = Tunnel::on_b(&hosts, &[]);
     let start = Instant::now();
     let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0))).unwrap();
     let mut sent = 0;
-    // Nobody has 10.168.0.99: neighbour resolution fails, again and again.
+    // 10.168.0.99 is unused: neighbour resolution fails repeatedly.
     while start.elapsed() < 2 * SECOND {
         sent += u64::from(socket.send_to(b"anybody?", ("100.96.3.3", 9)).is_ok());
         assert!(reaches(&hosts));
     }
     assert!(sent > 100, "{sent} packets to nobody");
-    // Host B's tunnel ends: its port is closed, and says so.
+    // Host B's tunnel ends, so that its port is closed and its host reports that.
     b.stop();
     for _ in 0..10 {
         socket.send_to(b"still there?", (TwoHosts::POD_B, 9)).unwrap();
@@ -193,7 +193,7 @@ fn sighup_without_a_file_changes_nothing() {
     a.stop();
 }
 
-/// SIGHUP replaces the file's routes, and nothing else; a bad line is named and the others count.
+/// SIGHUP replaces the file's routes, and no others. A bad line is named and the others apply.
 #[test]
 fn sighup_reads_the_file_again() {
     let hosts = TwoHosts::new().unwrap();
@@ -216,7 +216,7 @@ fn sighup_reads_the_file_again() {
     routes(&a, 3);
     assert!(!reaches(&hosts), "its route was in the old file alone");
 
-    // The file goes, its routes stay.
+    // The file is removed, and its routes stay.
     let moved = file.path().with_extension("away");
     std::fs::rename(file.path(), &moved).unwrap();
     a.child.signal(Signal::SIGHUP).unwrap();
@@ -229,7 +229,7 @@ fn sighup_reads_the_file_again() {
     a.stop();
 }
 
-/// The first bad lines are named and the others counted; one that is not even text spoils no other.
+/// The first bad lines are named and the others counted. A line that is not text affects no other.
 #[test]
 fn bad_lines_are_named_and_counted() {
     let hosts = TwoHosts::new().unwrap();
@@ -251,7 +251,7 @@ fn bad_lines_are_named_and_counted() {
     assert!(!a.child.stderr().contains("line 12: "));
 }
 
-/// Nobody reads what it prints: packets and signals do not wait for that.
+/// Nobody reads its output: packets and signals do not wait for a reader.
 #[test]
 fn an_unread_pipe_holds_nothing_up() {
     let hosts = TwoHosts::new().unwrap();
@@ -273,7 +273,7 @@ fn an_unread_pipe_holds_nothing_up() {
     assert!(status.unwrap().success());
 }
 
-/// A process that does not outlive the test, whose output nobody reads.
+/// A process whose output nobody reads, and which ends with the test.
 struct Killed(std::process::Child);
 
 impl Drop for Killed {
@@ -283,7 +283,7 @@ impl Drop for Killed {
     }
 }
 
-/// Fault 40: a persistent device with address and route of its own is taken over, and left as it was found.
+/// Fault 40: a persistent device with an address and a route of its own is taken over, and left unchanged.
 #[test]
 fn fault_40_a_persistent_device_keeps_what_it_had() {
     let Tunnels { hosts, mut a, b: _b } = Tunnels::start();

@@ -1,6 +1,7 @@
-//! The tunnel as its users have it: the real program, real TUN devices, real hosts in network namespaces.
+//! The tunnel end to end: the real program, real TUN devices, and hosts in network namespaces.
 //!
-//! Needs root, or a user namespace in which `/dev/net/tun` may be opened; every test says so and fails without.
+//! Needs root, or a user namespace in which `/dev/net/tun` may be opened. Without them every test fails with this
+//! message.
 
 mod blame;
 mod check;

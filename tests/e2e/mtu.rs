@@ -1,4 +1,5 @@
-//! The MTUs of the TUN device and of the underlay, changed while packets flow: never a packet cut, and the right number at once.
+//! Changes of the MTUs of the TUN device and of the underlay while packets flow: no packet is truncated, and ICMP
+//! errors have the new MTU at once.
 
 use std::collections::BTreeSet;
 use std::io::IoSliceMut;
@@ -19,11 +20,11 @@ use crate::support::{SECOND, Tunnel, Tunnels, wait_until};
 /// The IPv4 and ICMP headers of a ping, or the IPv4 and UDP headers of a datagram.
 const HEADERS: usize = 28;
 
-/// MTUs of the underlay and of the TUN, one after the other: each is lowered and raised, and each is the narrower one at times.
+/// A sequence of MTUs of the underlay and of the TUN: each is lowered and raised, and each is the lower one at times.
 const STEPS: [(u32, u32); 8] =
     [(1500, 1472), (1400, 1472), (1400, 1300), (1500, 1300), (9000, 1300), (9000, 8972), (2000, 8972), (2000, 600)];
 
-/// Two tunnels whose pods limit nothing.
+/// Returns two tunnels with pods of a larger MTU.
 fn wide(more: &[&str]) -> Tunnels {
     let tunnels = Tunnels::with(more, more);
     let hosts = &tunnels.hosts;
@@ -42,7 +43,7 @@ fn limit(underlay: u32, tun: u32) -> u32 {
     tun.min(underlay - 28)
 }
 
-/// Sets both ends' MTUs and waits until both tunnels have heard of it.
+/// Sets both ends' MTUs, and waits until both tunnels have applied them.
 fn set(tunnels: &Tunnels, underlay: u32, tun: u32) {
     let ends = [(&tunnels.hosts.host_a, &tunnels.a), (&tunnels.hosts.host_b, &tunnels.b)];
     for (host, tunnel) in ends {
@@ -57,7 +58,7 @@ fn set(tunnels: &Tunnels, underlay: u32, tun: u32) {
     }
 }
 
-/// A ping of so many bytes with DF, whatever the pods' kernels believe of the path.
+/// Sends a ping of this many bytes with DF, regardless of the path MTU that the pods' kernels have learned.
 fn ping_of(hosts: &TwoHosts, len: u32, timeout: Duration) -> PingOutcome {
     for pod in [&hosts.pod_a, &hosts.pod_b] {
         pod.forget_path_mtus().unwrap();
@@ -67,16 +68,16 @@ fn ping_of(hosts: &TwoHosts, len: u32, timeout: Duration) -> PingOutcome {
     hosts.pod_a.enter(|| ping(TwoHosts::POD_B, settings)).expect("what comes back is whole")[0]
 }
 
-/// One of ten: on a busy machine an answer may come too late, hosts limit how many ICMP errors they send, and the pod's kernel
-/// may have learned from another ping. A wrong one is an error at once.
+/// Returns the outcome of one of ten pings. On a busy machine an answer may be late, hosts limit ICMP errors, and the
+/// pod's kernel may have learned from another ping. A wrong answer is an error at once.
 fn answer(hosts: &TwoHosts, len: u32) -> PingOutcome {
     let mut answers = (0..10).map(|_| ping_of(hosts, len, SECOND / 2));
     let is_one = |outcome: &PingOutcome| !matches!(outcome, PingOutcome::Timeout | PingOutcome::TooLong);
     answers.find(is_one).unwrap_or(PingOutcome::Timeout)
 }
 
-/// Fault 38: what fits exactly passes, one byte more is told the number. Meanwhile a second sender pings on, with every length
-/// around the limits: its packets come back whole (the probe compares them) or are answered with a number that was in force.
+/// Fault 38: the longest packet passes, and one byte more gets the MTU. Meanwhile a second sender pings with every
+/// length around the limits. Its packets return unchanged, or get an MTU that was valid.
 #[test]
 fn fault_38_mtus_are_raised_and_lowered_and_nothing_is_cut() {
     let mut tunnels = wide(&[]);
@@ -104,7 +105,7 @@ fn fault_38_mtus_are_raised_and_lowered_and_nothing_is_cut() {
             (whole, told)
         });
         let _stop = Stops(&stop);
-        // There and back.
+        // Request and reply.
         for (underlay, tun) in STEPS.into_iter().skip(1).chain(STEPS.into_iter().rev().skip(1)) {
             set(&tunnels, underlay, tun);
             let most = limit(underlay, tun);
@@ -122,7 +123,7 @@ fn fault_38_mtus_are_raised_and_lowered_and_nothing_is_cut() {
     tunnels.b.stop();
 }
 
-/// Ends the stream also when the test panics: the scope waits for it.
+/// A guard that ends the stream also if the test panics, because the scope waits for it.
 struct Stops<'a>(&'a AtomicBool);
 
 impl Drop for Stops<'_> {
@@ -131,7 +132,7 @@ impl Drop for Stops<'_> {
     }
 }
 
-/// A change of the underlay removes the learned MTU of a path, which is learned again if it is still the same.
+/// A change of the underlay removes the learned path MTU, which is learned again if it is the same.
 #[test]
 fn fault_38_a_change_of_the_underlay_forgets_what_was_learned() {
     let mut tunnels = wide(&[]);
@@ -151,8 +152,8 @@ fn fault_38_a_change_of_the_underlay_forgets_what_was_learned() {
     assert_eq!(tunnels.a.stop()["anomalies"]["path_mtu_lowered"], 2);
 }
 
-/// All queues hear of it: each of many flows is told the new number, whichever queue it is in. The TUN is wide, so that it is
-/// the tunnel that tells and not the host's kernel; and the number mostly rises, since a lower one the socket would teach too.
+/// All queues apply it: each of many flows gets the new MTU, in any queue. The TUN's MTU is large, so that the tunnel
+/// sends the error and not the host's kernel. The MTU mostly rises, because the socket would teach a lower one too.
 #[test]
 fn fault_38_every_queue_has_the_new_limit() {
     let mut tunnels = wide(&["--queues", "2", "--mtu", "8972"]);
@@ -160,7 +161,7 @@ fn fault_38_every_queue_has_the_new_limit() {
         set(&tunnels, underlay, tun);
         let most = limit(underlay, tun) as usize;
         for flow in 0..12 {
-            // A queue's thread may be a moment behind.
+            // A queue's thread may apply it a moment later.
             wait_until(&format!("flow {flow} to be told {most} over {underlay} and {tun}"), || {
                 tunnels.hosts.pod_a.forget_path_mtus().unwrap();
                 tunnels.hosts.pod_a.enter(|| told_mtu(flow, most + 1 - HEADERS)) == Some(most as u32)
@@ -199,8 +200,8 @@ fn told_mtu(flow: u16, len: usize) -> Option<u32> {
     None
 }
 
-/// An underlay that goes down, loses the address, or is deleted: said, and gone on from when it is back, with the MTU it then
-/// has.
+/// An underlay that goes down, loses the address, or is deleted is reported. The tunnel continues when it is back, with
+/// its new MTU.
 #[test]
 fn the_underlay_may_go_and_come_back() {
     let mut tunnels = wide(&[]);
@@ -215,7 +216,7 @@ fn the_underlay_may_go_and_come_back() {
     tunnels.a.says("eth0 is up");
     reaches(&tunnels, 1472);
 
-    // Both ends of the pair go.
+    // Both ends of the pair are deleted.
     hosts.host_a.delete_link(TwoHosts::UPLINK).unwrap();
     for (tunnel, address) in [(&tunnels.a, TwoHosts::HOST_A), (&tunnels.b, TwoHosts::HOST_B)] {
         tunnel.says(&format!("no interface has the address {address} any more: it was eth0's"));
@@ -236,9 +237,9 @@ fn the_underlay_may_go_and_come_back() {
     tunnels.b.stop();
 }
 
-/// A limit that no overlay can have is refused in words, and the old one stays.
+/// An invalid limit is refused with a message, and the old one stays.
 #[test]
-fn an_mtu_that_leaves_nothing_changes_nothing() {
+fn an_invalid_mtu_changes_nothing() {
     let hosts = TwoHosts::new().unwrap();
     let mut tunnel = Tunnel::on_a(&hosts, &[]);
     hosts.host_a.set_mtu(TwoHosts::UPLINK, 90).unwrap();

@@ -1,5 +1,5 @@
-//! A path that is narrower in its middle than either host can see: R50 to R52 and fault 29 end to end. The receiving kernel puts
-//! the fragments together.
+//! A path with a narrow link between two routers: R50 to R52 and fault 29 end to end. The receiving kernel reassembles
+//! the fragments.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,15 +16,16 @@ use testbed::{Namespace, TwoHosts};
 
 use crate::support::{SECOND, Tunnel, Tunnels, dropped, wait_until};
 
-/// Of the link between the two routers, which leaves 1272 bytes to an inner packet.
+/// The MTU of the link between the two routers, which leaves 1272 bytes to an inner packet.
 const MIDDLE: u32 = 1300;
 const INNER: u32 = MIDDLE - 28;
 
-/// An address of the overlay that no host owns.
+/// An address of the overlay without an owner.
 const HOLE: Ipv4Addr = Ipv4Addr::new(100, 96, 9, 9);
 
 impl Tunnels {
-    /// Two routers between the hosts, and pods and devices with an MTU that neither the hosts nor the routers have.
+    /// Returns two routers between the hosts, and pods and devices with an MTU that neither the hosts nor the routers
+    /// have.
     fn over_a_narrow_middle(mtu: u32, more: &[&str]) -> Self {
         let hosts = TwoHosts::with_narrow_middle(MIDDLE).expect("two hosts and two routers");
         for (namespace, link) in [
@@ -42,7 +43,7 @@ impl Tunnels {
         Self { hosts, a, b }
     }
 
-    /// Until both tunnels know what the path carries, which costs the datagrams that find it out.
+    /// Waits until both tunnels know the path MTU, which loses the datagrams that find it.
     fn find_the_narrow_middle(&self) {
         for (pod, to) in [(&self.hosts.pod_a, TwoHosts::POD_B), (&self.hosts.pod_b, TwoHosts::POD_A)] {
             let long = || Ping { payload_len: 1400, timeout: SECOND / 2, ..Ping::default() };
@@ -63,7 +64,7 @@ fn anomaly(event: &Value, name: &str) -> u64 {
     event["anomalies"][name].as_u64().unwrap_or_else(|| panic!("{name} in {event}"))
 }
 
-/// Nothing was dropped that a sender could have wanted to arrive, but for the packet that found out how narrow the path is.
+/// Asserts that only packets that had to be dropped were, besides the packet that found the path MTU.
 fn assert_nothing_lost(event: &Value) {
     let drops = event["encap"]["dropped"].as_object().expect("an object");
     let is_known =
@@ -80,7 +81,7 @@ fn tcp(hosts: &TwoHosts, bytes: u64) {
     assert_eq!((sent.bytes, received.bytes), (bytes, bytes));
 }
 
-/// R50: TCP sets DF, is told what fits, and heeds it. Nothing is fragmented.
+/// R50: TCP sets DF, gets the path MTU, and applies it. Nothing is fragmented.
 #[test]
 fn r50_tcp_finds_the_size_of_a_path() {
     for more in [&[][..], &["--no-offload"]] {
@@ -91,12 +92,12 @@ fn r50_tcp_finds_the_size_of_a_path() {
         let last = tunnels.a.stop();
         assert_eq!((anomaly(&last, "path_mtu_lowered"), anomaly(&last, "fragments_made")), (1, 0), "{last}");
         assert!(last["encap"]["answered"].as_u64() >= Some(1), "{last}");
-        assert_eq!(anomaly(&last, "gso_fallbacks"), 0, "the path is to blame, not the trains: {last}");
+        assert_eq!(anomaly(&last, "gso_fallbacks"), 0, "the path MTU is the reason, not the GSO batches: {last}");
         tunnels.b.stop();
     }
 }
 
-/// R48: a pod that sends 1,000 packets a second to where nobody is learns all the same what the path carries, and its TCP does.
+/// R48: a pod that sends 1,000 packets a second without a route still learns the path MTU, and so does its TCP.
 #[test]
 fn r48_fragmentation_needed_arrives_beside_unroutable_packets() {
     let mut tunnels = Tunnels::over_a_narrow_middle(1472, &[]);
@@ -114,7 +115,7 @@ fn r48_fragmentation_needed_arrives_beside_unroutable_packets() {
             }
             sent
         });
-        // Until what the source may be told of the hole is used up.
+        // Until the source's limit of ICMP errors is exhausted.
         std::thread::sleep(SECOND);
         let long = || Ping { payload_len: 1400, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
         let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, long())).expect("a ping");
@@ -130,7 +131,7 @@ fn r48_fragmentation_needed_arrives_beside_unroutable_packets() {
     tunnels.b.stop();
 }
 
-/// R51: UDP without DF of every size on either side of what fits arrives whole, and so do the answers.
+/// R51: UDP without DF of every size around the path MTU arrives completely, and so do the answers.
 #[test]
 fn r51_udp_without_df_arrives_whole() {
     for (mtu, more) in [(9000, &[][..]), (9000, &["--no-offload"]), (1472, &[])] {
@@ -154,7 +155,7 @@ fn r51_udp_without_df_arrives_whole() {
     }
 }
 
-/// R51: once the path is known, a packet that the route's MTU would have cut is cut to what the path carries, at once.
+/// R51: once the path MTU is known, a packet above the route's MTU is fragmented to the path MTU at once.
 #[test]
 fn r51_a_known_path_takes_the_fewest_fragments() {
     let hosts = TwoHosts::with_narrow_middle(MIDDLE).expect("two hosts and two routers");
@@ -173,7 +174,7 @@ fn r51_a_known_path_takes_the_fewest_fragments() {
         while behind_headers < all
             && let Ok(len) = wire.recv(&mut buffer)
         {
-            // Not what the kernel says of its own accord to a fresh device.
+            // The kernel's own packets in a new device do not count.
             if buffer[12..16] == TwoHosts::POD_A.octets() {
                 lengths.push(len);
                 behind_headers += len - 20;
@@ -182,12 +183,13 @@ fn r51_a_known_path_takes_the_fewest_fragments() {
         lengths
     };
     wait_until("the path to be known", || lengths_of(1400, SECOND / 2) == [20 + 1248, 20 + 1408 - 1248]);
-    // What fits in units of 8 bytes, seven times, and what is left of 8980.
+    // The longest fragment in units of 8 bytes, seven times, and the rest of 8980.
     assert_eq!(lengths_of(9000 - 28, 5 * SECOND), [1268, 1268, 1268, 1268, 1268, 1268, 1268, 20 + 244]);
     assert_nothing_lost(&tunnel.stop());
 }
 
-/// R51 and R50 at once: the segments of a UDP GSO packet are longer than the path and may be fragmented. Each arrives whole.
+/// R51 and R50 together: the segments of a UDP GSO packet without DF are longer than the path MTU. Each arrives
+/// completely.
 #[test]
 fn r51_a_udp_gso_packet_arrives_whole() {
     const SEGMENT: usize = 1400;
@@ -217,25 +219,25 @@ fn r51_a_udp_gso_packet_arrives_whole() {
     tunnels.b.stop();
 }
 
-/// The same with TCP whose DF is clear: it is not told anything, and does not have to be.
+/// The same with TCP without DF, which gets no ICMP error and needs none.
 #[test]
 fn r51_tcp_without_df_goes_in_fragments() {
     let mut tunnels = Tunnels::over_a_narrow_middle(1472, &[]);
-    // The other one as well, or it would find out the path and ask for segments that fit.
+    // The other end as well, or it would learn the path MTU and request shorter segments.
     without_df(&tunnels.hosts.pod_a);
     without_df(&tunnels.hosts.pod_b);
     tunnels.find_the_narrow_middle();
     tcp(&tunnels.hosts, 4 << 20);
     let last = tunnels.a.stop();
-    // Two for each of at least so many segments.
+    // Two fragments for each of at least this many segments.
     assert!(anomaly(&last, "fragments_made") > 2 * (4 << 20) / 1472, "{last}");
     assert_eq!(last["encap"]["answered"], 0, "{last}");
     assert_eq!(dropped(&last, "encap", "not_fragmented"), 0, "{last}");
     tunnels.b.stop();
 }
 
-/// R54: the first router may be a kernel that has GSO batches whole, and quotes the length of the whole. The path is found although
-/// no datagram is ever sent alone.
+/// R54: the first router may be a kernel that receives whole GSO batches and quotes the length of a batch. The path MTU
+/// is found although no datagram is sent by itself.
 #[test]
 fn r54_a_router_that_quotes_a_whole_gso_batch_is_found() {
     for more in [&[][..], &["--source-ports", "4"]] {

@@ -1,4 +1,4 @@
-//! GSO packets, trains and queues: faster, and nothing that a user sees or a peer receives is different.
+//! GSO packets, GSO batches and queues: the same packets arrive with and without them.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -38,7 +38,8 @@ fn anomaly(event: &Value, name: &str) -> u64 {
     event["anomalies"][name].as_u64().unwrap_or_else(|| panic!("{name} in {event}"))
 }
 
-/// Every switch by itself, and tunnels of which only one end uses any: everything arrives, and every packet is counted once.
+/// Every offload by itself, and tunnels with offloads at one end only: everything arrives, and every packet is counted
+/// once.
 #[test]
 fn tcp_and_udp_arrive_whole_with_every_switch() {
     let all = ["tun-tso", "tun-uso", "udp-gso", "udp-gro"];
@@ -84,7 +85,7 @@ impl Injector {
         Self { tun }
     }
 
-    /// A TCP GSO packet as a kernel leaves it: with a partial checksum.
+    /// Returns a TCP GSO packet as a kernel writes it: with a partial checksum.
     fn tcp(&self, id: u16, sequence: u32, segment: u16, payload: &[u8], fin: bool) {
         let builder = PacketBuilder::ip(ip(id, 64)).tcp(4000, 80, sequence, 500);
         let builder = builder.ack(77).psh();
@@ -128,7 +129,7 @@ fn ip(id: u16, ttl: u8) -> etherparse::IpHeaders {
     etherparse::IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default())
 }
 
-/// RFC 9293 3.1 and RFC 768: addresses, protocol and length.
+/// Returns the pseudo header's sum (RFC 9293 3.1, RFC 768): addresses, protocol and length.
 fn pseudo_sum(packet: &[u8]) -> u16 {
     let word = |at: usize| u32::from(packet[at]) << 8 | u32::from(packet[at + 1]);
     let mut sum = (12..20).step_by(2).map(word).sum::<u32>() + u32::from(packet[9]) + packet.len() as u32 - 20;
@@ -142,7 +143,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|at| (at * 31 % 253) as u8 ^ seed).collect()
 }
 
-/// All that leaves host A for the same input, in order.
+/// Returns all output of host A for the same input, in order.
 fn on_the_wire(more: &[&str]) -> Vec<Vec<u8>> {
     let hosts = TwoHosts::new().expect("two hosts");
     let mut tunnel = Tunnel::on_a(&hosts, more);
@@ -161,7 +162,7 @@ fn on_the_wire(more: &[&str]) -> Vec<Vec<u8>> {
     let mut buffer = [0; 65_536];
     while let Ok((len, from)) = wire.recv_from(&mut buffer) {
         assert_eq!(from, SocketAddr::from((TwoHosts::HOST_A, 8285)));
-        // What the kernel says of its own accord to a fresh device is not the same every time.
+        // The kernel's own packets in a new device are not the same every time.
         if Ipv4Slice::from_slice(&buffer[..len]).is_ok_and(|packet| packet.header().source_addr() == INJECTOR) {
             datagrams.push(buffer[..len].to_vec());
         }
@@ -171,7 +172,7 @@ fn on_the_wire(more: &[&str]) -> Vec<Vec<u8>> {
     datagrams
 }
 
-/// The kernel cuts the GSO packets itself when the tunnel takes none, and it is the oracle.
+/// The kernel cuts the GSO packets itself if the tunnel accepts none, and it is the oracle.
 #[test]
 fn bytes_on_the_wire_are_the_same_with_and_without_offload() {
     let expected = on_the_wire(&["--no-offload"]);
@@ -212,12 +213,12 @@ fn small_packets_keep_their_order() {
         .collect();
     for number in 0..COUNT {
         for (flow, (sender, _)) in pairs.iter().enumerate() {
-            // Lengths that differ now and then begin new trains.
+            // A different length now and then begins a new batch.
             let mut payload = vec![flow as u8; 60 + (number as usize / 10 % 3) * 4];
             payload[1..5].copy_from_slice(&number.to_be_bytes());
             sender.send_to(&payload, (TwoHosts::POD_B, 7000 + flow as u16)).expect("sent");
         }
-        // No more at once than the queues on the way hold.
+        // No more at once than the queues on the path hold.
         if number % 100 == 99 {
             for (flow, (_, receiver)) in pairs.iter().enumerate() {
                 let mut buffer = [0; 100];
@@ -234,7 +235,7 @@ fn small_packets_keep_their_order() {
     tunnels.b.stop();
 }
 
-/// Several queues: everything arrives, and their counters are told as one.
+/// Several queues: everything arrives, and the counters are their sum.
 #[test]
 fn queues_share_the_work_and_the_counters() {
     let more = ["--queues", "3", "--source-ports", "4", "--stats", "0.05"];
@@ -242,14 +243,14 @@ fn queues_share_the_work_and_the_counters() {
     tcp_both_ways(&tunnels.hosts, 4 << 20, 4);
     let (sent, received) = (tunnels.a.stop(), tunnels.b.stop());
     assert!(received["decap"]["in"].as_u64() > sent["encap"]["in"].as_u64(), "{sent} {received}");
-    // What the kernel itself sends into a fresh device.
+    // The kernel's own packets in a new device.
     let sent_by_kernel = dropped(&sent, "encap", "ipv6_not_carried");
     assert_eq!(sent["encap"]["in"].as_u64(), sent["encap"]["forwarded"].as_u64().map(|n| n + sent_by_kernel), "{sent}");
 }
 
-/// Fault 41: a device that a tunnel has is not another one's, with one queue or several, and neither is its address.
+/// Fault 41: a second tunnel cannot open the first one's device, with one queue or several, nor its address.
 #[test]
-fn fault_41_a_second_tunnel_on_the_same_device_does_not_begin() {
+fn fault_41_a_second_tunnel_on_the_same_device_does_not_start() {
     for queues in ["1", "2"] {
         let hosts = TwoHosts::new().expect("two hosts");
         let more = ["--queues", queues, "--tun", "shared0"];
@@ -293,7 +294,7 @@ fn r60_flows_spread_over_source_ports() {
     tunnel.stop();
 }
 
-/// R57 end to end: a mark on the outer header drops what cannot carry it, unless the tunnel is told to ignore it.
+/// R57 end to end: a mark on the outer header drops a packet that is not ECN-capable, unless the tunnel ignores marks.
 #[test]
 fn r57_outer_marks_are_heeded() {
     for (more, expected) in [(&[][..], 1), (&["--ecn-ignore"], 0)] {
@@ -312,7 +313,7 @@ fn r57_outer_marks_are_heeded() {
     }
 }
 
-/// R56: the outer header is not marked, unless the tunnel is told to copy.
+/// R56: the outer header is not marked, unless the tunnel copies the field.
 #[test]
 fn r56_outer_headers_are_marked_when_asked() {
     for (more, copies) in [(&[][..], false), (&["--ecn-copy"], true)] {
@@ -337,7 +338,8 @@ fn r56_outer_headers_are_marked_when_asked() {
     }
 }
 
-/// Faults 29 and 30 with trains: the path becomes narrower under a stream. Its sender learns it, and every packet is counted.
+/// Faults 29 and 30 with GSO batches: the path MTU becomes lower under a stream. Its sender learns it, and every packet
+/// is counted.
 #[test]
 fn fault_29_a_stream_survives_a_path_that_shrinks() {
     let mut tunnels = Tunnels::start();
@@ -359,11 +361,11 @@ fn fault_29_a_stream_survives_a_path_that_shrinks() {
     let last = tunnels.a.stop();
     assert!(last["encap"]["answered"].as_u64() >= Some(1), "{last}");
     assert_eq!(anomaly(&last, "path_mtu_lowered"), 1, "{last}");
-    assert_eq!(anomaly(&last, "gso_fallbacks"), 0, "the path is to blame, not the trains: {last}");
+    assert_eq!(anomaly(&last, "gso_fallbacks"), 0, "the path MTU is the reason, not the GSO batches: {last}");
     tunnels.b.stop();
 }
 
-/// Fault 31 with trains: a peer that cannot be reached for a while costs its own packets, counted, and nothing else.
+/// Fault 31 with GSO batches: only packets to an unreachable peer are lost, and they are counted.
 #[test]
 fn fault_31_a_stream_survives_a_peer_that_is_away() {
     let mut tunnels = Tunnels::start();
@@ -390,7 +392,7 @@ fn fault_31_a_stream_survives_a_peer_that_is_away() {
     tunnels.b.stop();
 }
 
-/// Fault 36 with several queues: the end of the device is the end of the tunnel, and each thread's counters are told.
+/// Fault 36 with several queues: the tunnel ends with the device, and prints the counters of each thread.
 #[test]
 fn fault_36_a_deleted_link_ends_all_queues() {
     let hosts = TwoHosts::new().expect("two hosts");

@@ -1,4 +1,4 @@
-//! The output of the tunnel by itself: rate limits by cause, and readers that do not read.
+//! The tunnel's output module: rate limits by cause, and readers that do not read.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -25,7 +25,8 @@ fn start(writer: &impl AsFd, rate: RateLimit) -> Arc<Output> {
     Output::start(writer.as_fd(), rate, words).unwrap()
 }
 
-/// Fault 50: each cause has its own limit, answers have none, and the summaries come at the latest at the end.
+/// Fault 50: each cause has its own limit, requested lines have none, and the summaries appear at the end at the
+/// latest.
 #[test]
 fn fault_50_each_cause_has_a_limit_of_its_own() {
     let (reader, writer) = std::io::pipe().unwrap();
@@ -42,7 +43,7 @@ fn fault_50_each_cause_has_a_limit_of_its_own() {
     assert_eq!(written.last().unwrap(), "80 of noise left out");
 }
 
-/// Fault 63: a cause that repeats for ever has longer and longer windows; after a quiet one they are short again.
+/// Fault 63: a repeating cause gets longer and longer windows. After a quiet window they are short again.
 #[test]
 fn fault_63_a_cause_that_repeats_for_ever_is_written_ever_less() {
     let (reader, writer) = std::io::pipe().unwrap();
@@ -56,7 +57,7 @@ fn fault_63_a_cause_that_repeats_for_ever_is_written_ever_less() {
         std::thread::sleep(SECOND / 1000);
     }
     output.flush(SECOND);
-    // Of 20, 40, 80, 160, 200, 200, 200 and 200 ms, or longer on a busy machine.
+    // Windows of 20, 40, 80, 160, 200, 200, 200 and 200 ms, or longer on a busy machine.
     let mut written = BufReader::new(reader).lines().map(Result::unwrap);
     let (mut noise, mut left_out, mut summaries) = (0, 0, 0);
     while noise + left_out < said {
@@ -67,20 +68,20 @@ fn fault_63_a_cause_that_repeats_for_ever_is_written_ever_less() {
         }
     }
     assert!((5..=2 * 8).contains(&noise) && (3..=8).contains(&summaries), "{noise} and {summaries} of {said}");
-    // Nothing is left out of a window with few messages, and the thread says so by itself otherwise.
+    // A window with few messages suppresses none. Otherwise the thread reports it.
     std::thread::sleep(SECOND / 4);
     (0..3).for_each(|_| output.say("noise", || "noise".to_owned()));
     let rest: Vec<_> = written.take(3).collect();
     assert_eq!(rest, ["noise", "noise", "1 of noise left out"]);
 }
 
-/// Fault 56: with nobody who reads, no call waits, memory is bounded, and the newest lines are kept.
+/// Fault 56: without a reader no call waits, memory is bounded, and the newest lines are kept.
 #[test]
 fn fault_56_a_reader_who_comes_back_learns_how_much_is_lost() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     while writer.write(&[b'.'; 1000]).is_ok() {}
-    // It stays non-blocking, as whoever shares it may have made it: a line is written in full all the same.
+    // It stays non-blocking, as another process may have set it. A line is still written completely.
     let output = start(&writer, RateLimit::DEFAULT);
     let begin = Instant::now();
     (0..10_000).for_each(|number| output.answer(format!("line {number} {}", "x".repeat(500))));

@@ -1,4 +1,4 @@
-//! R54 end to end: narrow routers of every kind, which quote much or little of a datagram that is too big for them.
+//! R54 end to end: narrow routers of every kind, with short and long quotes of a datagram that is too big.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -18,25 +18,25 @@ use crate::support::{SECOND, Tunnel};
 /// The router's address in its reports.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 168, 9, 1);
 
-/// A router that passes on what comes from host A if it is no longer than so many bytes. Longer datagrams with DF are reported,
-/// others fragmented.
+/// A router that forwards packets of host A up to this many bytes. It reports longer datagrams with DF, and fragments
+/// others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
     pub(crate) mtu: u16,
-    /// The MTU in its reports; routers older than RFC 1191 say 0.
+    /// The MTU in its reports. Routers older than RFC 1191 report 0.
     pub(crate) says: u16,
     /// Bytes of the datagram that it quotes.
     pub(crate) quotes: usize,
 }
 
-/// It runs until it is dropped.
+/// The router runs until this is dropped.
 pub(crate) struct Router {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Router {
-    /// In the router of [`TwoHosts::through_a_router`].
+    /// Starts it in the router of [`TwoHosts::through_a_router`].
     pub(crate) fn start(namespace: &Namespace, kind: Kind) -> Self {
         const TABLE: u8 = 100;
         const NAME: &str = "narrow0";
@@ -49,7 +49,7 @@ impl Router {
         }
         namespace.route_input(from_a, TABLE).expect("a rule");
         namespace.add_route_to_table(TABLE, Ipv4Net::default(), NAME).expect("a route");
-        // The kernel fragments what may be fragmented.
+        // The kernel fragments datagrams without DF.
         namespace.set_mtu(to_b, kind.mtu.into()).expect("an MTU");
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -82,7 +82,7 @@ impl Drop for Router {
     }
 }
 
-/// A "fragmentation needed" to the sender of a datagram, which quotes so much of it.
+/// Returns a "fragmentation needed" to the sender of a datagram, with this many quoted bytes.
 pub(crate) fn report(datagram: &[u8], mtu: u16, quotes: usize) -> Vec<u8> {
     let mut message = vec![3, 4, 0, 0, 0, 0];
     message.extend(mtu.to_be_bytes());
@@ -100,7 +100,7 @@ pub(crate) fn report(datagram: &[u8], mtu: u16, quotes: usize) -> Vec<u8> {
     packet
 }
 
-/// RFC 1071.
+/// Returns the checksum of RFC 1071.
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let pair = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
     let mut sum: u32 = bytes.chunks(2).map(pair).sum();
@@ -110,10 +110,11 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// The program that starts a tunnel without `CAP_NET_RAW`.
+/// The arguments that start a tunnel without `CAP_NET_RAW`.
 const WITHOUT_RAW: [&str; 4] = ["--bounding-set", "-net_raw", "--inh-caps", "-net_raw"];
 
-/// Sends a stream through such a router: what the pod's kernel was told then, and the last line of host A's tunnel.
+/// Sends a stream through such a router. Returns the MTU that the pod's kernel learned, and the last line of host A's
+/// tunnel.
 fn stream_through(kind: Kind, privileges: &[&str], more: &[&str]) -> (u32, Value) {
     let hosts = TwoHosts::through_a_router().expect("two hosts and a router");
     let _router = Router::start(&hosts.routers[0], kind);
@@ -139,8 +140,8 @@ fn is_lowered(event: &Value) -> bool {
     event["anomalies"]["path_mtu_lowered"].as_u64() >= Some(1)
 }
 
-/// With the header of the inner packet in the quote a path is known exactly; without, 1280 bytes are the least that is believed,
-/// and what is longer than the path goes in fragments.
+/// With a quoted inner header a path MTU is known exactly. Without it 1280 bytes are the least accepted value, and
+/// longer packets are fragmented.
 #[test]
 fn r54_every_kind_of_narrow_router_is_found() {
     for quotes in [28, 48, 548, 1500] {
@@ -153,7 +154,7 @@ fn r54_every_kind_of_narrow_router_is_found() {
     }
 }
 
-/// Routers older than RFC 1191 say no number.
+/// Routers older than RFC 1191 report no MTU.
 #[test]
 fn r54_a_router_without_a_number_is_found() {
     for (quotes, expected) in [(28, 1252), (548, 978)] {
@@ -162,7 +163,7 @@ fn r54_a_router_without_a_number_is_found() {
     }
 }
 
-/// From several ports, too.
+/// The same with several source ports.
 #[test]
 fn r54_a_narrow_router_is_found_with_several_source_ports() {
     for quotes in [28, 548] {
@@ -171,7 +172,7 @@ fn r54_a_narrow_router_is_found_with_several_source_ports() {
     }
 }
 
-/// Without `CAP_NET_RAW` the kernel is asked, and believed down to 1280 bytes.
+/// Without `CAP_NET_RAW` the kernel's path MTU is used, down to 1280 bytes.
 #[test]
 fn r54_every_kind_of_narrow_router_is_found_without_cap_net_raw() {
     for quotes in [28, 548, 1500] {

@@ -1,4 +1,5 @@
-//! System calls and requests that a sandbox lacks, by strace(1): the tunnel does without, or ends soon and says why.
+//! System calls and requests that a sandbox lacks, by strace(1): the tunnel disables the feature, or ends soon with the
+//! reason.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,15 +17,15 @@ fn answered(hosts: &TwoHosts) -> usize {
     outcomes.iter().filter(|outcome| matches!(outcome, PingOutcome::Reply { .. })).count()
 }
 
-/// CPU time that a process has used, in ticks of 10 ms (proc(5)).
+/// Returns the CPU time that a process has used, in ticks of 10 ms (proc(5)).
 fn cpu_ticks(process: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields = stat.rsplit(')').next().unwrap().split_whitespace();
     fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
-/// The calls for several messages fail from some moment on: each message then has a call of its own, and nothing is lost but what
-/// waits for strace.
+/// The calls for several messages fail from some moment on. Each message then has a call of its own, and only packets
+/// that wait for strace are lost.
 #[test]
 fn fault_54_without_recvmmsg_and_sendmmsg_packets_pass() {
     let hosts = TwoHosts::new().unwrap();
@@ -43,8 +44,8 @@ fn fault_54_without_recvmmsg_and_sendmmsg_packets_pass() {
     assert_eq!(last["anomalies"]["read_errors"], 0, "{last}");
 }
 
-/// Nothing can be received at all, or nothing read: a hundred calls a second at most and no busy loop, the end with a sentence
-/// after ten seconds, and meanwhile the other direction flows.
+/// Every receive fails, or every read: at most a hundred calls a second and no busy loop. The tunnel ends with a
+/// sentence after ten seconds, and the other direction continues until then.
 #[test]
 fn fault_54_a_call_that_is_forbidden_ends_it_after_ten_seconds() {
     let hosts = [TwoHosts::new().unwrap(), TwoHosts::new().unwrap()];
@@ -66,7 +67,7 @@ fn fault_54_a_call_that_is_forbidden_ends_it_after_ten_seconds() {
                 assert!(answered(hosts) >= 4);
                 let injection = Injection::begin(&hosts.host_a, a.child.id(), &[(calls, "error=ENOSYS")]).unwrap();
                 let begin = Instant::now();
-                // Each direction has something to read, so that a level-triggered loop would spin.
+                // Each direction has packets, so that a level-triggered loop would spin.
                 assert_eq!(answered(hosts), 0);
                 std::thread::sleep(Duration::from_secs(2));
                 let (count, cpu) =
@@ -88,10 +89,10 @@ fn fault_54_a_call_that_is_forbidden_ends_it_after_ten_seconds() {
     });
 }
 
-/// Starts host A's tunnel where requests to the TUN device fail as told, and returns what it says once it is ready.
+/// Starts host A's tunnel with these failing requests to the TUN device, and returns its output once it is ready.
 fn under(host: &Namespace, faults: &[&str]) -> (Child, Value) {
     let mut command = Command::new("strace");
-    // The tracer is a child of its own, so that the tunnel is ours.
+    // The tracer is a child of its own, so that the tunnel is this test's child.
     command.args(["-D", "-o", "/dev/null", "-P", "/dev/net/tun", "-e", "trace=ioctl"]);
     for fault in faults {
         command.args(["-e", &format!("inject=ioctl:{fault}")]);
@@ -109,7 +110,7 @@ fn fault_41_54_a_sandbox_without_requests_to_the_tun_device() {
     let hosts = TwoHosts::new().unwrap();
     let _b = Tunnel::on_b(&hosts, &[]);
     for (fault, offloads) in [
-        // IFF_TUN_EXCL; and IFF_VNET_HDR too, so that the third attempt is made without either.
+        // IFF_TUN_EXCL and then IFF_VNET_HDR fail, so that the third attempt has neither.
         ("error=EINVAL:when=1", true),
         ("error=EINVAL:when=1..2", false),
         ("error=ENOTTY:when=3", true),

@@ -1,4 +1,5 @@
-//! Output that nobody reads, files of a million lines and clients that stall: packets flow on, and SIGTERM works (fault 56).
+//! Output without a reader, files of a million lines and clients that stall: packets flow, and SIGTERM works (fault
+//! 56).
 
 use std::io::{BufRead, BufReader, PipeReader, Write};
 use std::net::Ipv4Addr;
@@ -20,13 +21,13 @@ use testbed::probe::{Ping, PingOutcome, ping};
 
 use crate::support::{SECOND, Tunnel, Tunnels, program, run, spawn, wait_until};
 
-/// On a machine that is busy with other tests, too: far below what a debug build needs to read a million lines.
+/// The limit also on a busy machine: far below the time in which a debug build reads a million lines.
 const LONGEST_RTT: Duration = Duration::from_secs(3);
 const MILLION: u32 = 1_000_000;
 const HOST_A: [&str; 6] = ["--network", "100.96.0.0/16", "--subnet", "100.96.1.0/24", "--listen", "10.168.0.2"];
 const ROUTE: [&str; 2] = ["--route", "100.96.2.0/24=10.168.0.3"];
 
-/// Pings from pod to pod every 10 ms while something is done: no packet waits longer than [`LONGEST_RTT`].
+/// Pings from pod to pod every 10 ms during an action: no packet waits longer than [`LONGEST_RTT`].
 fn while_packets_flow<T>(hosts: &TwoHosts, act: impl FnOnce() -> T) -> T {
     struct Ends<'a>(&'a AtomicBool);
     impl Drop for Ends<'_> {
@@ -56,7 +57,7 @@ fn while_packets_flow<T>(hosts: &TwoHosts, act: impl FnOnce() -> T) -> T {
     done
 }
 
-/// A tunnel on host A whose standard error is a pipe that is full, and its lines, if anybody reads them.
+/// A tunnel on host A whose standard error is a full pipe, and its lines once somebody reads them.
 struct Unheard {
     process: std::process::Child,
     stderr: PipeReader,
@@ -108,7 +109,7 @@ impl Unheard {
         kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
     }
 
-    /// SIGTERM ends it, with status 0, within two seconds.
+    /// Asserts that SIGTERM ends it, with status 0, within two seconds.
     fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
         let start = Instant::now();
@@ -130,7 +131,7 @@ impl Drop for Unheard {
     }
 }
 
-/// A pipe that takes no byte more, and then blocks whoever writes.
+/// Returns a full pipe, which blocks its writers.
 fn full_pipe() -> (PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -143,7 +144,7 @@ fn full_pipe() -> (PipeReader, std::io::PipeWriter) {
 fn connect(path: &Path) -> Socket {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
     wait_until("the control socket", || socket.connect(&SockAddr::unix(path).unwrap()).is_ok());
-    // A tunnel that stalls fails the test.
+    // A stalled tunnel fails the test.
     socket.set_write_timeout(Some(5 * SECOND)).unwrap();
     socket
 }
@@ -152,13 +153,13 @@ fn write_lines(path: &Path, line: impl Fn(u32) -> String) {
     std::fs::write(path, (0..MILLION).map(line).collect::<String>()).unwrap();
 }
 
-/// Routes of a million addresses from 100.112.0.0 on, over 16 next hops.
+/// Returns routes of a million addresses from 100.112.0.0 on, over 16 next hops.
 fn good_line(number: u32) -> String {
     format!("{}/32 10.168.0.3:{}\n", Ipv4Addr::from_bits(0x6470_0000 + number), 9000 + number % 16)
 }
 
-/// Standard error is full, and a line longer than a pipe is due: packets, counters and SIGTERM do not wait for a reader, and one
-/// who comes back learns of what is lost.
+/// Standard error is full, and a line longer than a pipe is due: packets, counters and SIGTERM do not wait for a
+/// reader. A later reader gets the number of lost lines.
 #[test]
 fn fault_56_50_standard_error_that_nobody_reads() {
     let hosts = TwoHosts::new().unwrap();
@@ -180,7 +181,7 @@ fn fault_56_50_standard_error_that_nobody_reads() {
         }
         a.wait_for("all of them counted", |event| event["anomalies"]["control_malformed"] == 1000);
     });
-    // Somebody reads again: all that was said is bounded.
+    // Somebody reads again, and gets a bounded number of lines.
     let mut said = Vec::new();
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| std::io::Read::read_to_end(&mut a.stderr.try_clone().unwrap(), &mut said));
@@ -204,7 +205,7 @@ fn fault_56_50_standard_error_that_nobody_reads() {
     assert!(about("line 1: ") >= 1 && about(" line ") <= most && about("SIGHUP: ") >= 1, "{said}");
 }
 
-/// Neither of them is read: the same.
+/// The same with neither output read.
 #[test]
 fn fault_56_neither_output_is_read() {
     let hosts = TwoHosts::new().unwrap();
@@ -222,7 +223,8 @@ fn fault_56_neither_output_is_read() {
     a.stop();
 }
 
-/// A million lines, all good and then all bad: read while packets flow, bad ones summed up, and SIGTERM in the middle.
+/// A million lines, all valid and then all invalid, are read while packets flow. Invalid ones are summed up, and
+/// SIGTERM works meanwhile.
 #[test]
 fn fault_56_a_file_of_a_million_lines() {
     let hosts = TwoHosts::new().unwrap();
@@ -253,7 +255,7 @@ fn fault_56_a_file_of_a_million_lines() {
     assert_eq!((named, said.matches("and 999990 more bad lines").count()), (10, 1), "{said}");
     write_lines(file.path(), good_line);
     a.child.signal(Signal::SIGHUP).unwrap();
-    // Requests while it is read are one request.
+    // All requests during the reading are one request.
     for _ in 0..100 {
         a.child.signal(Signal::SIGHUP).unwrap();
         std::thread::sleep(SECOND / 1000);
@@ -278,7 +280,7 @@ fn fault_56_sigterm_while_a_long_file_is_read_at_the_start() {
     assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"]);
 }
 
-/// A directory, a FIFO without a writer, a device and a file that is gone are named; nothing hangs.
+/// A directory, a FIFO without a writer, a device and a missing file are named, and nothing hangs.
 #[test]
 fn fault_56_files_that_are_no_files_of_lines() {
     let hosts = TwoHosts::new().unwrap();
@@ -298,7 +300,7 @@ fn fault_56_files_that_are_no_files_of_lines() {
             assert!(said.contains(sentence), "{said}");
         }
     }
-    // The same while it runs: the routes stay.
+    // The same while it runs. The routes stay.
     let file = directory.path().join("routes");
     std::fs::write(&file, "100.96.2.0/24 10.168.0.3\n").unwrap();
     let mut a = Tunnel::start(&hosts.host_a, &[&HOST_A[2..], &["--routes-file", file.to_str().unwrap()]].concat());
@@ -314,7 +316,7 @@ fn fault_56_files_that_are_no_files_of_lines() {
     assert_eq!(a.stop()["routes"], 1);
 }
 
-/// Clients that say nothing, half of something, or more than can be applied, also while a long file is read.
+/// Clients that send nothing, half a message, or more than can be applied, also while a long file is read.
 #[test]
 fn fault_56_clients_that_stall_or_flood() {
     let hosts = TwoHosts::new().unwrap();
@@ -349,7 +351,7 @@ fn fault_56_clients_that_stall_or_flood() {
     a.last_event();
 }
 
-/// Fault 63: a route that something deletes again and again is put back each time, and a few sentences say so.
+/// Fault 63: a route that is deleted repeatedly is restored each time, with a few messages.
 #[test]
 fn fault_63_a_route_that_flaps_is_a_few_sentences() {
     let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
@@ -362,7 +364,7 @@ fn fault_63_a_route_that_flaps_is_a_few_sentences() {
         if number % 2 == 0 { hosts.host_a.set_down("eth0") } else { hosts.host_a.set_up("eth0") }.unwrap();
         std::thread::sleep(SECOND / 1000);
     }
-    // Twenty of each cause in each ten seconds, and how many were left out.
+    // Twenty of each cause in each ten seconds, and the number of suppressed ones.
     let most = 2 * 21 * (start.elapsed().as_secs() as usize / 10 + 1) + 1;
     a.stop();
     let said = a.child.stderr();
@@ -374,7 +376,7 @@ fn fault_63_a_route_that_flaps_is_a_few_sentences() {
     assert!(about("more messages about the underlay's interface were left out") >= 1, "{said}");
 }
 
-/// R72: what the TUN's own queue dropped while the tunnel did not read is shown beside the counters.
+/// R72: packets that the TUN's own queue dropped are shown beside the counters.
 #[test]
 fn r72_packets_that_the_queue_of_the_device_dropped_are_shown() {
     let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
@@ -384,7 +386,7 @@ fn r72_packets_that_the_queue_of_the_device_dropped_are_shown() {
         socket.send_to(b"unread", (TwoHosts::POD_B, 9)).unwrap();
     }
     a.child.signal(Signal::SIGCONT).unwrap();
-    // All that is in the queue by now leaves it first.
+    // The packets in the queue leave it first.
     wait_until("an answer", || {
         let quick = Ping { timeout: SECOND / 4, ..Ping::default() };
         matches!(hosts.pod_a.enter(|| ping(TwoHosts::POD_B, quick)).unwrap()[..], [PingOutcome::Reply { .. }])

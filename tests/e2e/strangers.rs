@@ -1,4 +1,4 @@
-//! Peers behind NAT: they are named once, and `--peer-check` decides whether they are heard.
+//! Peers behind NAT: they are named once, and `--peer-check` decides whether their packets are accepted.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -12,7 +12,7 @@ const ARGS: [&str; 8] =
 /// The NAT of host B.
 const NAT: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 33);
 
-/// A datagram from pod B to a port of pod A.
+/// Returns a datagram from pod B to a port of pod A.
 fn packet() -> Vec<u8> {
     let builder = PacketBuilder::ipv4(TwoHosts::POD_B.octets(), TwoHosts::POD_A.octets(), 64).udp(4000, 7);
     let mut packet = Vec::new();
@@ -20,7 +20,7 @@ fn packet() -> Vec<u8> {
     packet
 }
 
-/// R68: whether pod A gets a datagram of pod B that comes from an address and port, under a setting.
+/// Returns whether pod A gets a datagram of pod B from an address and port, under a setting (R68).
 fn arrives(hosts: &TwoHosts, more: &[&str], from: (Ipv4Addr, u16)) -> (bool, Tunnel) {
     let tunnel = Tunnel::start(&hosts.host_a, &[&ARGS, more].concat());
     let pod = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 7))).unwrap();
@@ -38,9 +38,9 @@ fn hosts() -> TwoHosts {
     hosts
 }
 
-/// R68 and its default, R64.
+/// R68, and R64 as its default.
 #[test]
-fn r68_the_peer_check_decides_who_is_heard() {
+fn r68_the_peer_check_decides_which_senders_are_accepted() {
     let hosts = hosts();
     let (peer, other_port, behind_nat) = ((TwoHosts::HOST_B, 8285), (TwoHosts::HOST_B, 40_000), (NAT, 40_000));
     for (check, expected) in [
@@ -78,7 +78,7 @@ fn r64_a_peer_behind_nat_is_named_once() {
             sender.send_to(&packet(), (TwoHosts::HOST_A, 8285)).unwrap();
         }
         let sender = hosts.host_b.enter(|| UdpSocket::bind((from.0, 0))).unwrap();
-        // Nobody's: no packet, and an inner source without a route.
+        // Of no stranger: bytes that are not a packet, and an inner source without a route.
         sender.send_to(&[0x45; 60], (TwoHosts::HOST_A, 8285)).unwrap();
         wait_until("all of them dropped", || dropped(&tunnel.next_event(), "decap", "unknown_peer") == 25);
         tunnel.says(&format!("datagrams from {}:", from.0));

@@ -23,7 +23,7 @@ pub(crate) struct Tunnels {
     pub(crate) b: Tunnel,
 }
 
-/// Makes two hosts whose kernels send nothing unasked into a fresh device.
+/// Creates two hosts without IPv6, so that their kernels send no packets of their own into a new device.
 pub(crate) fn quiet_hosts() -> TwoHosts {
     let hosts = TwoHosts::new().expect("two hosts");
     for host in [&hosts.host_a, &hosts.host_b] {
@@ -37,7 +37,7 @@ impl Tunnels {
         Self::with(&[], &[])
     }
 
-    /// With more arguments for the tunnel on host A, and for that on host B.
+    /// Starts the tunnels with more arguments for host A, and for host B.
     pub(crate) fn with(more_a: &[&str], more_b: &[&str]) -> Self {
         let hosts = TwoHosts::new().expect("two hosts");
         let a = Tunnel::on_a(&hosts, more_a);
@@ -61,7 +61,7 @@ impl Tunnel {
         Self::start_as(namespace, &[], args)
     }
 
-    /// With arguments of setpriv(1), which starts it.
+    /// Starts a tunnel by setpriv(1) with these arguments.
     pub(crate) fn start_as(namespace: &Namespace, privileges: &[&str], args: &[&str]) -> Self {
         let mut command = tied_to_its_parent("setpriv");
         command.args(privileges).arg("--").arg(program("tunnel")).args(["--network", "100.96.0.0/16"]).args(args);
@@ -76,7 +76,7 @@ impl Tunnel {
         self.ready["tun"].as_str().expect("a name")
     }
 
-    /// The next line; it must be JSON.
+    /// Returns the next line, which must be JSON.
     pub(crate) fn next_event(&self) -> Value {
         let line = self.child.next_line(5 * SECOND).expect("another line");
         serde_json::from_str(&line).expect("nothing but JSON on standard output")
@@ -108,7 +108,7 @@ impl Tunnel {
     }
 }
 
-/// R67, in the numbers a user sees.
+/// Asserts R67 in the printed counters.
 pub(crate) fn assert_conserved(event: &Value) {
     for direction in ["encap", "decap"] {
         let flow = &event[direction];
@@ -130,17 +130,17 @@ pub(crate) fn spawn(namespace: &Namespace, args: &[&str]) -> Child {
     Child::spawn(namespace, command).expect("the tunnel starts")
 }
 
-/// Runs it to its end, which must be soon: status and standard error.
+/// Runs it to its end, which must be soon. Returns status and standard error.
 pub(crate) fn run(namespace: &Namespace, args: &[&str]) -> (ExitStatus, String) {
     let mut child = spawn(namespace, args);
     let status = child.wait(5 * SECOND).expect("a child").expect("an end");
-    // The reader of standard error may be a moment behind. Its last word is its own, or of who reads its arguments.
+    // The reader of standard error may be late. The last line is the tunnel's, or that of the argument parser.
     let is_last = |line: &str| line.starts_with("tunnel: ") || line.starts_with("error: ");
     wait_until("its last word on standard error", || child.stderr().lines().any(is_last));
     (status, child.stderr())
 }
 
-/// The example's binary, beside this test's own.
+/// Returns the example's binary, beside this test's own.
 pub(crate) fn program(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().expect("the path of this test");
     path.pop();

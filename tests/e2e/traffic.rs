@@ -12,7 +12,7 @@ fn ping_crosses_four_hops_each_way() {
     let mut tunnels = Tunnels::start();
     let outcomes = tunnels.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping { count: 3, ..Ping::default() })).unwrap();
     for outcome in &outcomes {
-        // Kernel, tunnel, tunnel, kernel: 64 becomes 60, as behind flannel.
+        // Kernel, tunnel, tunnel and kernel decrement 64 to 60, as behind flannel.
         assert!(matches!(outcome, PingOutcome::Reply { from, ttl: 60, .. } if *from == TwoHosts::POD_B), "{outcome:?}");
     }
     let (a, b) = (tunnels.a.stop(), tunnels.b.stop());
@@ -23,7 +23,7 @@ fn ping_crosses_four_hops_each_way() {
     }
 }
 
-/// The other TTL policies as a pod sees them: the tunnel as one hop, and as none.
+/// The other TTL policies as a pod sees them: the tunnel as one hop, and as no hop.
 #[test]
 fn ttl_policies_show_in_what_arrives() {
     for (policy, left) in [("ingress", 61), ("preserve", 62)] {
@@ -47,13 +47,13 @@ fn tcp_arrives_whole() {
     tunnels.b.stop();
 }
 
-/// Every payload from nothing to the most that one packet carries (1472 − 28), and some that the pod's kernel fragments.
+/// Every payload from 0 to the most of one packet (1472 − 28), and some that the pod's kernel fragments.
 #[test]
 fn udp_of_every_size_arrives_whole() {
     let mut tunnels = Tunnels::start();
     let echo = tunnels.hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 7))).unwrap();
     let echo = UdpEcho::start(echo).unwrap();
-    // The pods' own MTU is what their packets are fragmented to: the TUN's.
+    // The pods' kernels fragment to their own MTU, which is the TUN's.
     for (pod, link) in [(&tunnels.hosts.pod_a, TwoHosts::UPLINK), (&tunnels.hosts.pod_b, TwoHosts::UPLINK)] {
         pod.set_mtu(link, 1472).unwrap();
     }
@@ -74,7 +74,7 @@ fn fault_38_an_mtu_that_changes_while_running_cuts_nothing() {
     let _echo = UdpEcho::start(echo).unwrap();
     let target = SocketAddr::from((TwoHosts::POD_B, 7));
     for mtu in [1300, 1472, 1000, 1472] {
-        // The pods follow, so that their kernels fragment what is longer and learn no path MTU.
+        // The pods' MTUs follow, so that their kernels fragment longer packets and learn no path MTU.
         for (namespace, link) in [
             (&hosts.host_a, tunnels.a.tun()),
             (&hosts.host_b, tunnels.b.tun()),
@@ -90,7 +90,7 @@ fn fault_38_an_mtu_that_changes_while_running_cuts_nothing() {
     tunnels.b.stop();
 }
 
-/// No wake-ups while nothing happens.
+/// An idle tunnel does not wake up.
 #[test]
 fn an_idle_tunnel_does_not_wake() {
     let tunnels = Tunnels::start();
@@ -100,7 +100,7 @@ fn an_idle_tunnel_does_not_wake() {
         outcome.iter().any(|outcome| matches!(outcome, PingOutcome::Reply { .. }))
     };
     assert!(reaches());
-    // What the kernel itself sends into a fresh device (router solicitations) has to come first.
+    // The kernel's own packets in a new device (router solicitations) come first.
     let wake_ups = |_| {
         let before = tunnels.a.child.context_switches().unwrap();
         std::thread::sleep(2 * SECOND);

@@ -1,4 +1,4 @@
-//! Leases that change while packets flow: no packet is lost to it.
+//! Lease changes while packets flow lose no packet.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,18 +17,18 @@ use testbed::probe::{UdpEcho, udp_exchange};
 use crate::support::{SECOND, Tunnel, assert_conserved};
 
 const OWN: (Ipv4Addr, u16) = (TwoHosts::HOST_A, 8285);
-/// Other hosts' leases, of which a part changes each time.
+/// The number of other hosts' leases, a part of which changes each time.
 const OTHERS: u32 = 2000;
-/// At least so many datagrams each way while at least so many tables are published.
+/// The least number of datagrams in each direction, and of tables published meanwhile.
 const DATAGRAMS: u64 = 5000;
 const TABLES: usize = 500;
 
-/// Faults 43 and 46, end to end: the route of every datagram and of every answer is replaced by two halves of itself and back,
-/// and moves to a narrower path and back, among others that come, move and go. All of them arrive, and all are accounted for.
+/// Faults 43 and 46, end to end. The route of every datagram and answer is replaced by its two halves and back, and
+/// moves to a narrower path and back. Other routes change too. All datagrams arrive, and all are counted.
 #[test]
 fn fault_43_no_packet_is_lost_to_updates() {
     let hosts = TwoHosts::new().unwrap();
-    // So that the kernel sends nothing unasked.
+    // Without IPv6 the kernel sends no packets of its own.
     hosts.host_a.disable_ipv6().unwrap();
     hosts.host_b.disable_ipv6().unwrap();
     let mut b = Tunnel::on_b(&hosts, &[]);
@@ -49,7 +49,7 @@ fn fault_43_no_packet_is_lost_to_updates() {
         });
         hosts.pod_a.enter(|| {
             while exchanged < DATAGRAMS || tables.load(Ordering::Relaxed) < TABLES {
-                // Few are on their way at once, so that no socket's buffer is full.
+                // Few are in flight at once, so that no socket's buffer is full.
                 udp_exchange((TwoHosts::POD_B, 7).into(), &[100; 500], 10 * SECOND).unwrap();
                 exchanged += 500;
             }
@@ -77,7 +77,7 @@ fn fault_43_no_packet_is_lost_to_updates() {
     );
 }
 
-/// Sets a flag also when what it is for panics: the scope waits for its threads.
+/// Sets a flag also after a panic, because the scope waits for its threads.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -98,7 +98,7 @@ impl Leases {
         Self { reconciler, publisher: RoutePublisher::bound_to(OWN.into()), round: 0 }
     }
 
-    /// The next batch of events, drained and published at once.
+    /// Applies the next batch of events, and publishes it at once.
     fn change(&mut self) {
         let round = self.round;
         self.round += 1;

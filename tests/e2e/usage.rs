@@ -1,4 +1,4 @@
-//! The command line in the hands of someone who gets it wrong: status 2, and a sentence that says what to do.
+//! Errors of the command line: status 2, and a sentence with the remedy.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -55,7 +55,8 @@ fn mistakes_are_named() {
     assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "nothing is left of what never began");
 }
 
-/// R71: a network that no router carries is refused before anything is made, also by `--check`, and one inside 240/4 is not.
+/// R71: a network that no router carries is refused before the start, also by `--check`. A network inside 240/4 is
+/// accepted.
 #[test]
 fn r71_a_network_that_is_not_carried_is_refused_at_the_start() {
     let hosts = TwoHosts::new().unwrap();
@@ -80,7 +81,7 @@ fn r71_a_network_that_is_not_carried_is_refused_at_the_start() {
     }
 }
 
-/// Fault 39: what is in use already.
+/// Fault 39: a device or an address that is in use.
 #[test]
 fn fault_39_a_busy_device_or_port_is_named() {
     let hosts = TwoHosts::new().unwrap();
@@ -94,11 +95,11 @@ fn fault_39_a_busy_device_or_port_is_named() {
     refused(&hosts.host_a, &HOST, "in use");
 }
 
-/// Without rights: said in a sentence.
+/// Missing rights are reported in a sentence.
 #[test]
 fn fault_39_missing_rights_are_named() {
     let hosts = TwoHosts::new().unwrap();
-    // In a user namespace of its own a child has no say in the network namespace of the host.
+    // A child in its own user namespace has no rights in the network namespace of the host.
     let mut command = Command::new("unshare");
     command.arg("--user").arg(crate::support::program("tunnel")).args(HOST);
     let mut child = testbed::Child::spawn(&hosts.host_a, command).unwrap();
@@ -111,7 +112,7 @@ fn fault_39_missing_rights_are_named() {
 
 /// An offload that the command line names and the kernel lacks: a sentence names it, and packets are sent without.
 #[test]
-fn an_offload_that_is_named_and_not_granted_is_said() {
+fn a_requested_offload_that_is_not_granted_is_reported() {
     let hosts = TwoHosts::new().unwrap();
     let start = |host: &Namespace, how: &str| {
         let trace = tempfile::NamedTempFile::new().unwrap();
@@ -136,16 +137,12 @@ fn an_offload_that_is_named_and_not_granted_is_said() {
     let nth = trace.lines().position(|line| line.contains("UDP_SEGMENT")).expect("it is asked for") + 1;
     let (offload, said, _) = start(&hosts.host_a, &format!("inject=setsockopt:error=ENOPROTOOPT:when={nth}"));
     assert_eq!(offload, serde_json::json!(["udp-gro"]));
-    assert_eq!(
-        said.matches("lacks UDP_SEGMENT (datagrams are sent one by one); it goes on without").count(),
-        1,
-        "{said}"
-    );
+    assert_eq!(said.matches("lacks UDP_SEGMENT (datagrams are sent one by one); disabled").count(), 1, "{said}");
 }
 
-/// The first line, as scripts read it.
+/// The first line of output, which scripts read.
 #[test]
-fn the_first_line_says_what_came_to_be() {
+fn the_first_line_has_the_actual_settings() {
     let hosts = TwoHosts::new().unwrap();
     let mut tunnel = Tunnel::on_a(&hosts, &[]);
     let mut offload = vec!["tun-tso", "tun-uso", "udp-gso", "udp-gro"];
@@ -160,7 +157,7 @@ fn the_first_line_says_what_came_to_be() {
     let overlay: Vec<_> = routes.iter().filter(|route| route.link.as_deref() == Some("loden0")).collect();
     assert_eq!(overlay.len(), 1, "one route: {overlay:?}");
     assert_eq!(overlay[0].destination, TwoHosts::OVERLAY);
-    // scope global, proto boot, no source: as flannel's.
+    // Scope global, proto boot and no source, like flannel's.
     assert_eq!((overlay[0].scope, overlay[0].protocol, overlay[0].source), (0, 3, None));
     tunnel.stop();
     assert_eq!(hosts.host_a.links().unwrap(), ["lo", "eth0", "pod0"], "what was made is removed");

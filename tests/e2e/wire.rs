@@ -1,4 +1,4 @@
-//! flannel on the wire: the other end is a plain UDP socket that speaks raw flannel, the IP packet and nothing else.
+//! flannel's wire format: the other end is a plain UDP socket that sends and receives bare IP packets.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -32,7 +32,7 @@ impl Peer {
         (buffer[..len].to_vec(), from)
     }
 
-    /// A socket in pod A that takes whatever UDP comes to port 7.
+    /// Returns a socket in pod A that receives all UDP for port 7.
     fn pod_socket(&self) -> UdpSocket {
         bind(&self.hosts.pod_a, Ipv4Addr::UNSPECIFIED, 7)
     }
@@ -44,7 +44,7 @@ fn bind(namespace: &Namespace, address: Ipv4Addr, port: u16) -> UdpSocket {
     socket
 }
 
-/// A UDP packet for port 7, every checksum right, made without any of the library's code.
+/// Returns a UDP packet for port 7 with right checksums, made without any of the library's code.
 fn packet(source: [u8; 4], destination: [u8; 4], ttl: u8, payload: &[u8]) -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ipv4(source, destination, ttl).udp(9, 7);
     let mut packet = Vec::with_capacity(builder.size(payload.len()));
@@ -56,7 +56,7 @@ const POD_A: [u8; 4] = [100, 96, 1, 2];
 const POD_B: [u8; 4] = [100, 96, 2, 3];
 
 #[test]
-fn what_leaves_is_the_packet_and_nothing_else() {
+fn the_sent_datagram_is_exactly_the_packet() {
     let peer = Peer::start(&[]);
     let socket = bind(&peer.hosts.pod_a, TwoHosts::POD_A, 9);
     socket.send_to(b"flannel", (TwoHosts::POD_B, 7)).unwrap();
@@ -65,14 +65,14 @@ fn what_leaves_is_the_packet_and_nothing_else() {
     let parsed = etherparse::Ipv4Slice::from_slice(&datagram).expect("an IPv4 packet");
     let header = parsed.header();
     assert_eq!(usize::from(header.total_len()), datagram.len(), "no byte more");
-    // The pod's 64, less the host's kernel, less the tunnel.
+    // The pod's 64, decremented by the host's kernel and by the tunnel.
     assert_eq!((header.source(), header.destination(), header.ttl()), (POD_A, POD_B, 62));
     assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum());
     assert!(datagram.ends_with(b"flannel"));
 }
 
 #[test]
-fn fault_12_what_arrives_is_delivered_from_any_port_of_a_known_host() {
+fn fault_12_datagrams_from_any_port_of_a_known_host_are_delivered() {
     let peer = Peer::start(&[]);
     let pod = peer.pod_socket();
     let other_port = bind(&peer.hosts.host_b, TwoHosts::HOST_B, 50_000);
@@ -98,9 +98,9 @@ fn a_trailer_is_cut_off_and_counted() {
     assert_eq!(peer.tunnel.stop()["anomalies"]["trimmed"], 1);
 }
 
-/// R64, R65, R66, faults 1, 2, 10, 11, 12, 13: each is dropped in silence, with exactly its own counter.
+/// R64, R65, R66, faults 1, 2, 10, 11, 12, 13: each is dropped without an ICMP error, with exactly its own counter.
 #[test]
-fn fault_1_2_10_11_what_may_not_come_in_is_dropped_and_counted() {
+fn fault_1_2_10_11_invalid_inbound_packets_are_dropped_and_counted() {
     let mut peer = Peer::start(&["--stats", "0.05"]);
     let stranger = bind(&peer.hosts.host_b, Ipv4Addr::UNSPECIFIED, 0);
     peer.hosts.host_b.add_address(TwoHosts::UPLINK, "10.168.0.77/24".parse().unwrap()).unwrap();
@@ -139,7 +139,7 @@ fn fault_1_2_10_11_what_may_not_come_in_is_dropped_and_counted() {
     assert!(pod.recv(&mut [0; 100]).is_err(), "nothing may reach the pod");
 }
 
-/// `--no-source-check` switches off R65 alone: a stranger stays refused.
+/// `--no-source-check` disables only R65. A stranger stays refused.
 #[test]
 fn without_source_check_strangers_stay_refused() {
     let mut peer = Peer::start(&["--no-source-check"]);
@@ -148,7 +148,7 @@ fn without_source_check_strangers_stay_refused() {
     let pod = peer.pod_socket();
     let spoofed = packet([100, 96, 2, 99], POD_A, 64, b"stranger");
     stranger.send_to(&spoofed, (TwoHosts::HOST_A, 8285)).unwrap();
-    // From a subnet that is not the peer's. The kernel has to have a way back to it, or it drops it as a martian.
+    // From a subnet that is not the peer's. The kernel needs a route back to it, or it drops it as a martian.
     peer.send(&packet([100, 96, 3, 3], POD_A, 64, b"peer"));
     let mut buffer = [0; 100];
     let (len, from) = pod.recv_from(&mut buffer).expect("delivered");
@@ -156,7 +156,8 @@ fn without_source_check_strangers_stay_refused() {
     assert_eq!(dropped(&peer.tunnel.stop(), "decap", "unknown_peer"), 1);
 }
 
-/// R30 end to end: a TTL that runs out at the far end is answered back through the tunnel, from the TUN's own address.
+/// R30 end to end: a TTL that expires at the remote host gets an ICMP error through the tunnel, from the TUN's own
+/// address.
 #[test]
 fn the_far_end_answers_through_the_tunnel() {
     let mut peer = Peer::start(&[]);
@@ -170,7 +171,7 @@ fn the_far_end_answers_through_the_tunnel() {
     assert_eq!(peer.tunnel.stop()["decap"]["answered"], 1);
 }
 
-/// A kernel behind a flannel node answers an echo to its TUN address: ours does too.
+/// A kernel behind a flannel node answers an echo to its TUN address, and so does loden's.
 #[test]
 fn the_tun_address_answers_a_ping_from_a_pod() {
     let hosts = TwoHosts::new().unwrap();

@@ -1,4 +1,4 @@
-//! The examples, run as a person would run them. They need root.
+//! Runs of the examples' programs. They need root.
 #![cfg(target_os = "linux")]
 
 mod static_leases;
@@ -26,7 +26,7 @@ const DEMO: Duration = Duration::from_secs(15);
 const ON_A: [&str; 5] = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2:8285", "100.96.2.0/24", "10.168.0.3:8285"];
 const ON_B: [&str; 5] = ["100.96.2.0/24", "100.96.0.0/16", "10.168.0.3:8285", "100.96.1.0/24", "10.168.0.2:8285"];
 
-/// An example that cargo built in the profile of this test, which is `target/<profile>/deps/examples-…`.
+/// Returns an example that cargo built in the profile of this test, which is `target/<profile>/deps/examples-…`.
 fn example(name: &str) -> Command {
     let own = env::current_exe().expect("a test knows its own path");
     let profile = own.parent().and_then(|deps| deps.parent()).expect("cargo puts tests into target/<profile>/deps");
@@ -44,7 +44,7 @@ fn hosts() -> TwoHosts {
     TwoHosts::new().expect("these tests make network namespaces and TUN devices, and need root")
 }
 
-/// All that a program writes to standard output, and how it ended.
+/// Returns all standard output of a program, and its exit status.
 fn run(program: Command, limit: Duration) -> (String, Child, ExitStatus) {
     let mut child = Child::spawn(&here(), program).expect("spawned");
     let mut output = String::new();
@@ -110,7 +110,7 @@ fn the_demo_shows_all_it_promises() {
 }
 
 #[test]
-fn the_demo_is_gone_at_once_after_ctrl_c() {
+fn the_demo_ends_at_once_after_ctrl_c() {
     for reached in ["pod a", "1. Ping", "2. TCP"] {
         let mut child = Child::spawn(&here(), example("demo")).expect("spawned");
         while !child.next_line(SOON).expect("a line").contains(reached) {}
@@ -122,7 +122,7 @@ fn the_demo_is_gone_at_once_after_ctrl_c() {
 }
 
 #[test]
-fn the_demo_ends_quietly_when_nobody_reads_on() {
+fn the_demo_ends_quietly_when_its_output_is_closed() {
     let mut child = example("demo").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
     let mut line = String::new();
     // The pipe is closed with the reader, behind the first line.
@@ -133,12 +133,13 @@ fn the_demo_ends_quietly_when_nobody_reads_on() {
     assert_eq!(complaints, "");
 }
 
-/// Root or not: without a TUN device there is no demo. As another user it may be that namespaces are refused already.
+/// Without a TUN device the demo ends, for root and for others. Another user may already lack the right to make
+/// namespaces.
 #[test]
-fn the_demo_says_what_it_needs() {
+fn the_demo_names_missing_requirements() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
-    // A copy that anybody may run, wherever the build directory is.
+    // A copy that any user may run, because the build directory may be private.
     let directory = tempfile::tempdir().expect("a directory");
     let program = directory.path().join("demo");
     std::fs::copy(example("demo").get_program(), &program).expect("a copy");
@@ -146,7 +147,7 @@ fn the_demo_says_what_it_needs() {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("permitted");
     }
     let (mut as_root, mut as_nobody) = (Command::new(&program), Command::new(&program));
-    // In a user namespace there is nobody else to be.
+    // A user namespace has no other user.
     if std::fs::read_to_string("/proc/self/uid_map").expect("a map").contains("4294967295") {
         as_nobody.uid(65_534).gid(65_534);
     }
@@ -162,7 +163,7 @@ fn the_demo_says_what_it_needs() {
     }
 }
 
-/// Runs a program where `/dev/net` is empty. For a thread that does nothing else afterwards.
+/// Runs a program with an empty `/dev/net`. The calling thread must do nothing else afterwards.
 fn without_tun(program: &mut Command) -> std::process::Output {
     const NOWHERE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace of one's own, for which this test needs root");
@@ -172,7 +173,7 @@ fn without_tun(program: &mut Command) -> std::process::Output {
 }
 
 #[test]
-fn a_loop_says_how_it_is_called() {
+fn a_loop_prints_its_usage() {
     let without_port = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"];
     for (name, wrong) in [
         ("poll_loop", [&ON_A[..4], &without_port]),
@@ -222,7 +223,7 @@ fn fault_36_a_loop_ends_with_its_device() {
     }
 }
 
-/// Starts one end, on a host whose kernel sends nothing unasked, and returns when it is ready.
+/// Starts one end on a host without IPv6, and returns when it is ready.
 fn start(host: &Namespace, name: &str, args: &[&str]) -> Child {
     host.disable_ipv6().expect("sysctl");
     let mut command = example(name);
@@ -248,9 +249,10 @@ fn check_traffic(hosts: &TwoHosts) {
     }
 }
 
-/// Two switches in a second are what a signal or a stray packet costs; a loop that polls has a thousand.
+/// Asserts at most two context switches in a second, the cost of a signal or a stray packet. A polling loop has a
+/// thousand.
 fn check_idleness(children: &[&Child]) {
-    // What TCP has to say after its end.
+    // TCP's last packets come first.
     thread::sleep(Duration::from_millis(300));
     let all =
         || children.iter().map(|child| (child.context_switches().expect("switches"), child.cpu_time().expect("time")));

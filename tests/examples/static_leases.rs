@@ -30,8 +30,8 @@ impl LeaseFile {
         Self { directory, path }
     }
 
-    /// As editors and configuration managers do it, but beside the directory that is watched: a node reads the old file again
-    /// when another one is written there, and its line would be taken for the one about the new.
+    /// Replaces the file as editors do, but with the new file in another directory. A node reads the old file again
+    /// when a file is written in the watched directory, and prints a line for it.
     fn replace(&self, text: &str) {
         let next = self.directory.path().join("next");
         std::fs::write(&next, text).expect("written");
@@ -59,7 +59,7 @@ fn hosts_that_share_a_file_of_leases_follow_it() {
     check_idleness(&[&a, &b]);
     assert_eq!((a.stderr(), b.stderr()), (String::new(), String::new()));
 
-    // Host B gets another address: the old one is nobody's, and by the old file our lease is somebody else's.
+    // Host B gets another address. The old one is unused, and the old file gives the own lease to another host.
     b.signal(Signal::SIGINT).expect("signalled");
     assert!(b.wait(SOON).expect("waited").is_some_and(|status| status.success()), "{:?}", b.stderr());
     hosts.host_b.add_address(TwoHosts::UPLINK, "10.168.0.4/24".parse().expect("an address")).expect("added");
@@ -71,14 +71,14 @@ fn hosts_that_share_a_file_of_leases_follow_it() {
     [&a, &b].iter().for_each(|child| wait_for_line(child, "1 routes and our own lease"));
     check_traffic(&hosts);
 
-    // The file is gone: what it said stays in force.
+    // The file is removed. Its leases stay in force.
     std::fs::remove_file(&file.path).expect("removed");
     let gone = format!("{}: No such file or directory (os error 2); its leases stay in force\n", file.path);
     assert_eq!(stderr_of(&a, "stay in force"), gone);
     wait_for_line(&a, "1 routes and our own lease");
     assert!(reaches(&hosts));
 
-    // A broken line spoils no other, nor one that is not even text, nor a host that claims what is ours.
+    // A broken line affects no other, nor does a line that is not text, nor a host that claims the own subnet.
     let mut text = b"100.96.2.0/24 10.168.0.4\nnonsense\n\xff\xfe\n100.96.3.0/24 10.168.0.5:9\n".to_vec();
     text.extend_from_slice(b"100.96.1.0/24 10.168.0.6\n100.96.1.0/24 10.168.0.2\n100.96.4.0/24 10.168.0.7 more\n");
     std::fs::write(&file.path, text).expect("written");
@@ -101,7 +101,7 @@ fn hosts_that_share_a_file_of_leases_follow_it() {
     assert_eq!(hosts.host_a.links().expect("links"), ["lo", TwoHosts::UPLINK, TwoHosts::POD_LINK]);
 }
 
-/// The kernel's table does not change as hosts come and go: the overlay is one route, before and after.
+/// The kernel's table is the same before and after: the overlay is one route.
 #[test]
 fn a_thousand_leases_are_one_route_of_the_kernel() {
     let hosts = hosts();
@@ -131,7 +131,7 @@ fn a_thousand_leases_are_one_route_of_the_kernel() {
 
 /// Fault 37, in the loop of that example.
 #[test]
-fn the_node_of_static_leases_bears_that_its_device_goes_down() {
+fn static_leases_survives_a_device_that_goes_down() {
     let hosts = hosts();
     let file = LeaseFile::new("100.96.1.0/24 10.168.0.2\n100.96.2.0/24 10.168.0.3\n");
     let _a = start(&hosts.host_a, "static_leases", &file.on_a());
@@ -142,7 +142,8 @@ fn the_node_of_static_leases_bears_that_its_device_goes_down() {
     assert!((0..100).any(|_| reaches(&hosts)), "the overlay's route is back");
 }
 
-/// Fault 56: a million bad lines, a FIFO, and a million leases while it ends. No packet waits, and few lines are printed.
+/// Fault 56: a million bad lines, a FIFO, and a million leases while it ends. No packet waits, and few lines are
+/// printed.
 #[test]
 fn fault_56_a_long_file_of_leases_delays_no_packet() {
     const BOTH: &str = "100.96.1.0/24 10.168.0.2\n100.96.2.0/24 10.168.0.3\n";
@@ -150,7 +151,7 @@ fn fault_56_a_long_file_of_leases_delays_no_packet() {
     let hosts = hosts();
     let file = LeaseFile::new(BOTH);
     let mut a = start(&hosts.host_a, "static_leases", &file.on_a());
-    // Of a file of its own, whose length does not matter.
+    // Host B has a short file of its own.
     let other = LeaseFile::new(BOTH);
     let _b = start(&hosts.host_b, "static_leases", &other.on_b("10.168.0.3:8285"));
     wait_for_line(&a, "1 routes and our own lease");
@@ -183,7 +184,7 @@ fn fault_56_a_long_file_of_leases_delays_no_packet() {
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
 }
 
-/// Fault 56: nobody reads its two outputs, which are full.
+/// Fault 56: both outputs are full pipes without a reader.
 #[test]
 fn fault_56_the_node_of_static_leases_waits_for_no_reader() {
     let hosts = hosts();
@@ -194,7 +195,7 @@ fn fault_56_the_node_of_static_leases_waits_for_no_reader() {
     let mut a = hosts.host_a.enter(|| command.spawn()).expect("spawned");
     let _b = start(&hosts.host_b, "static_leases", &file.on_b("10.168.0.3:8285"));
     let reached = (0..20).any(|_| reaches(&hosts));
-    // A lease that comes is taken, although its line is not.
+    // A new lease is applied, although its line is not printed.
     file.replace("100.96.1.0/24 10.168.0.2\n");
     let forgot = (0..20).any(|_| !reaches(&hosts));
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(a.id() as i32), Signal::SIGTERM);
@@ -207,7 +208,7 @@ fn fault_56_the_node_of_static_leases_waits_for_no_reader() {
     assert!(reached && forgot);
 }
 
-/// A pipe that takes no byte more.
+/// Returns a full pipe.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("non-blocking");
@@ -217,7 +218,7 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     (reader, writer)
 }
 
-/// Reads on until a program has written this line.
+/// Reads until a program has written this line.
 fn wait_for_line(child: &Child, wanted: &str) {
     while child.next_line(SOON).expect(wanted) != wanted {}
 }

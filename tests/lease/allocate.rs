@@ -84,7 +84,7 @@ fn ipv6_and_a_range_that_ends_with_the_address_space() {
     assert_eq!(created(&steps).len(), 2);
 }
 
-/// R71: what can carry nothing is refused, and so it is for IPv6; what Linux carries is not.
+/// R71: networks that cannot carry packets are refused, also for IPv6. Those that Linux carries are accepted.
 #[test]
 fn r71_networks_that_are_not_carried_are_refused() {
     let refused = [
@@ -105,7 +105,7 @@ fn r71_networks_that_are_not_carried_are_refused() {
         assert!(matches!(error, RangeError::Special { range, .. } if range == net(expected)), "{network}: {error}");
         assert!(error.to_string().contains(expected), "{error}");
     }
-    // Also a part of a network that is carried otherwise: 240/4 is ordinary for networks inside of it alone.
+    // Also a part of a network that is otherwise carried: 240/4 is ordinary only for networks inside it.
     for (network, first) in [("0.0.0.0/0", "127.0.1.0"), ("128.0.0.0/1", "240.0.1.0"), ("169.0.0.0/8", "169.254.1.0")] {
         let end = |address: &str| Some(address.parse().unwrap());
         let error = SubnetRange::new(net(network), Some(24), end(first), end(first)).unwrap_err();
@@ -134,7 +134,7 @@ fn subnet() -> impl Strategy<Value = Ipv4Net> {
     (0u32..1 << 13, 18u8..=32).prop_map(|(bits, len)| Ipv4Net::new((0x6460_0000 + bits).into(), len).unwrap())
 }
 
-/// Address by address: they share one, and the other host's was there before.
+/// Returns whether two leases share an address, and the other host's is older.
 fn is_younger(own: &Held, other: &Held) -> bool {
     let span = |held: &Held| {
         let IpNet::V4(subnet) = held.subnet else { panic!("IPv4 alone") };
@@ -145,7 +145,7 @@ fn is_younger(own: &Held, other: &Held) -> bool {
     shared && own.host != other.host && (1..own.created).contains(&other.created)
 }
 
-/// A dual-stack key of the same subnet, a longer one inside, a shorter one around it.
+/// A dual-stack key of the same subnet, a longer one inside it, a shorter one around it.
 #[test]
 fn fault_60_the_younger_of_two_overlapping_leases_gives_way() {
     let aged = |subnet, host, created| Held { created, ..held(subnet, host) };
@@ -161,7 +161,8 @@ fn fault_60_the_younger_of_two_overlapping_leases_gives_way() {
 }
 
 proptest! {
-    /// Every host decides alone, by the same leases: the oldest stays, those that stay share nothing, and who leaves had a reason.
+    /// Every host decides by itself from the same leases. The oldest lease stays, remaining ones do not overlap, and a
+    /// host leaves only for a reason.
     #[test]
     fn fault_60_hosts_that_give_way_leave_no_overlap(leases in vec((subnet(), 0u8..6), 1..20)) {
         let leases: Vec<Held> = leases
@@ -225,7 +226,7 @@ proptest! {
         prop_assert_eq!(steps.iter().filter(|step| matches!(step, Step::TakeOver(_))).count(), usize::from(!fitting.is_empty()));
     }
 
-    /// Any network that can be cut is cut by flannel's rules.
+    /// Any network that can be divided is divided by flannel's rules.
     #[test]
     fn ranges_keep_what_they_promise(bits in any::<u32>(), prefix in 0u8..=32, len in proptest::option::of(0u8..=40)) {
         let network = Ipv4Net::new(bits.into(), prefix).unwrap();

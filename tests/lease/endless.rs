@@ -1,6 +1,6 @@
-//! Fault 43: leases that change without end while packets are forwarded, for 5 seconds or as many as the environment variable
-//! `LODEN_UPDATES_SECONDS` says. How many events a second a machine does is a figure of the benchmark
-//! (`cargo bench --bench leases -- sustained`), and no test asserts it.
+//! Fault 43: leases that change without end while packets are forwarded, for 5 seconds or for `LODEN_UPDATES_SECONDS`.
+//! The number of events a second is a figure of the benchmark (`cargo bench --bench leases -- sustained`), and no test
+//! asserts it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -13,10 +13,11 @@ use support::churn::Feeder;
 
 /// The largest number of leases that are drained and published at once.
 const BATCH: u32 = 2000;
-/// At least so many events in each half, and more until its time is over and who looks has seen so many tables.
+/// The least number of events in each half. A half continues until its time is over and the observer has seen enough
+/// tables.
 const EVENTS: usize = 25_000;
 const TABLES: u32 = 20;
-/// For both halves, without a word from the environment.
+/// The default duration of both halves.
 const SECONDS: f64 = 5.0;
 
 /// The limit of retained memory after all leases have returned to their first state, of the 14 MB that they take. The
@@ -33,8 +34,8 @@ fn half() -> Duration {
     Duration::from_secs_f64(seconds.unwrap_or(SECONDS) / 2.0)
 }
 
-/// No verdict but one that a whole table can give, none of a table older than the one that was published before the batch
-/// began (fault 46), and memory is back to where it was: with the leases as before, and without any.
+/// Every verdict is one of a complete table that is not older than the one published before the batch (fault 46).
+/// Memory returns to its former size, with the first leases again and without any.
 #[test]
 fn fault_43_under_updates_without_end_no_lookup_is_torn_and_memory_is_given_back() {
     let (mut feeder, half) = (Feeder::new(), half());
@@ -85,10 +86,10 @@ struct Watched {
     flow: DirectionCounters,
 }
 
-/// Does something to the leases while another thread looks at the tables. What was published and how many tables were seen is
-/// known to both.
+/// Changes the leases while another thread observes the tables. Both know the published version and the number of
+/// observed tables.
 fn watch(feeder: &mut Feeder, act: impl FnOnce(&mut Feeder, &AtomicU32, &AtomicU32)) -> Watched {
-    /// Ends the waiting for who looks also when that has panicked.
+    /// A guard that ends the wait for the observer also after its panic.
     struct Ends<'a>(&'a AtomicU32);
     impl Drop for Ends<'_> {
         fn drop(&mut self) {
@@ -106,7 +107,7 @@ fn watch(feeder: &mut Feeder, act: impl FnOnce(&mut Feeder, &AtomicU32, &AtomicU
             let (bytes, looks) = bytes_kept(|| {
                 let (mut last, mut empty_looks) = (None, 0);
                 loop {
-                    // Asked before it looks, so that the last look is at the last table.
+                    // Read before the look, so that the last look is at the last table.
                     let done = done.load(Ordering::Acquire);
                     let version = observer.look(published.load(Ordering::Acquire));
                     assert!(version >= last || version.is_none(), "{version:?} after {last:?}");

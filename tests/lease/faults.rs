@@ -1,4 +1,4 @@
-//! Rows of `docs/faults.md` that are about leases.
+//! The rows of `docs/faults.md` about leases.
 
 use loden::lease::{Conflict, Lease, LeaseEvent, LeaseId, Reconciler, Refusal};
 use loden::route::RouteError;
@@ -50,9 +50,9 @@ fn fault_45_odd_subnets_are_reported_and_the_others_routed() {
     );
 }
 
-/// R20 and R63: what no table takes is refused before it gets to one, and said with the table's own reason.
+/// R20 and R63: leases that no table accepts are refused before, with the table's own reason.
 #[test]
-fn r20_next_hops_that_no_table_takes_are_refused_by_name() {
+fn r20_invalid_next_hops_are_refused_by_name() {
     let bad = [
         ("0.0.0.0:8285", RouteError::UnspecifiedNextHop),
         ("224.0.0.1:8285", RouteError::MulticastNextHop),
@@ -75,9 +75,9 @@ fn r20_next_hops_that_no_table_takes_are_refused_by_name() {
     }
 }
 
-/// A lease that came and went between two calls leaves no change behind, and no memory of it.
+/// A lease that was added and removed between two calls leaves no change and no memory.
 #[test]
-fn fault_43_what_came_and_went_leaves_nothing() {
+fn fault_43_removed_routes_leave_no_memory() {
     let mut reconciler = listed([lease("100.96.2.0/24", 3)]);
     let mut churn = |rounds: core::ops::Range<u64>| {
         for round in rounds {
@@ -90,7 +90,7 @@ fn fault_43_what_came_and_went_leaves_nothing() {
             assert!(!reconciler.has_changes());
         }
     };
-    // The first ones make room that the others find.
+    // The first ones allocate memory that the others reuse.
     churn(0..100);
     assert_eq!(bytes_kept(|| churn(100..10_000)).0, 0);
     assert_eq!(reconciler.take_conflict_changes(), []);
@@ -100,7 +100,7 @@ fn fault_43_what_came_and_went_leaves_nothing() {
     assert_eq!(routes(&reconciler), ["100.96.2.0/24 via 10.168.0.3:8285"]);
 }
 
-/// Of leases with one key in one list the last stands, and the others are counted.
+/// Of leases with one key in one list the last one applies, and the others are counted.
 #[test]
 fn a_key_twice_in_a_list_is_counted_and_the_last_stands() {
     let mut reconciler = Reconciler::new(host());

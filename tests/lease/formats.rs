@@ -1,4 +1,4 @@
-//! flannel's formats: round trips, defaults, and errors that tell what was wrong with the numbers.
+//! flannel's formats: round trips, defaults, and errors with the wrong values.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,7 +16,7 @@ fn ipv4_net(len: std::ops::RangeInclusive<u8>) -> impl Strategy<Value = Ipv4Net>
 }
 
 fn ipv6_net() -> impl Strategy<Value = Ipv6Net> {
-    // Addresses with zeros, whose spelling is the difficult part.
+    // Addresses with zeros, which are difficult to format.
     let group = prop_oneof![2 => Just(0u16), 1 => Just(0xffff), 1 => any::<u16>()];
     (proptest::array::uniform8(group), 0u8..=128).prop_map(|(groups, len)| Ipv6Net::new(groups.into(), len).unwrap())
 }
@@ -170,7 +170,7 @@ fn configs_have_flannels_defaults() {
 }
 
 #[test]
-fn a_config_that_cannot_be_worked_with_is_told_why() {
+fn unusable_configs_name_their_error() {
     for (text, error) in [
         (r#"{}"#, "there is no Network; set it to the overlay's network, for example 100.96.0.0/16"),
         (r#"{"Network":"100.96.0.0"}"#, "Network is \"100.96.0.0\", not an IPv4 network"),

@@ -1,4 +1,5 @@
-//! Leases against a full recompute, the mistakes of others by their numbers, flannel's formats, and allocation.
+//! Leases compared with a full recompute, the numbered mistakes of other implementations, flannel's formats, and
+//! allocation.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod allocate;
@@ -31,12 +32,12 @@ fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-/// 10.168.0.2, which owns 100.96.1.0/24 of 100.96.0.0/16.
+/// Returns 10.168.0.2, which owns 100.96.1.0/24 of 100.96.0.0/16.
 fn host() -> Host {
     Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285))
 }
 
-/// A lease of the host with this last byte, known by its subnet as it is written.
+/// Returns a lease of the host with this last byte. Its key is its subnet as text.
 fn lease(subnet: &'static str, host: u8) -> (&'static str, Lease) {
     (subnet, Lease::new(net(subnet), ([10, 168, 0, host], 8285)))
 }
@@ -61,7 +62,7 @@ fn added((key, lease): (&'static str, Lease)) -> LeaseEvent<&'static str> {
     LeaseEvent::Added { key, lease }
 }
 
-/// A reconciler that had this list at second 0, its changes taken.
+/// Returns a reconciler after this list at second 0, with its changes drained.
 fn listed<const N: usize>(leases: [(&'static str, Lease); N]) -> Reconciler<&'static str> {
     let mut reconciler = Reconciler::new(host());
     reconciler.handle_event(SOURCE, snapshot(leases), at(0));

@@ -1,4 +1,4 @@
-//! The eight mistakes of others, each by its number (fault 47).
+//! The eight numbered mistakes of other implementations (fault 47).
 
 use loden::lease::SourceId;
 use loden::lease::flannel::LeaseReader;
@@ -52,7 +52,7 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
     assert_eq!((counts.unreadable_keys, counts.elsewhere), (4, 2));
     assert_eq!((counts.unreadable_values, counts.other_backends), (6, 2));
 
-    // The same while watching: a value that became unreadable takes its own lease away, as listing it anew would.
+    // The same during a watch: a value that became unreadable removes its own lease, as a new list would.
     let mut reconciler = Reconciler::new(host());
     reconciler.handle_event(SOURCE, reader.snapshot(good).event.unwrap(), at(0));
     drop(reconciler.take_changes());
@@ -69,7 +69,7 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
     assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 3)]);
 }
 
-/// A listing that failed has no leases to put into a snapshot; it is the source that is lost.
+/// A failed listing has no leases for a snapshot. The source is lost.
 #[test]
 fn fault_47_mistake_3_a_failed_listing_takes_nothing_away_and_an_empty_one_does() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
@@ -100,7 +100,7 @@ fn fault_47_mistake_4_our_own_lease_is_never_a_route_and_never_removed_as_one() 
     assert!(!reconciler.holds_own_lease(), "what tells the caller to stop");
 }
 
-/// After a compaction every list succeeds and every watch fails at once, for as long as it takes.
+/// After a compaction every list succeeds and every watch fails at once, for any time.
 #[test]
 fn fault_47_mistake_5_compaction_backs_off_and_is_news_once() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3)]);
@@ -119,12 +119,13 @@ fn fault_47_mistake_5_compaction_backs_off_and_is_news_once() {
     }
     assert_eq!(news, 1);
     assert!((60..130).contains(&lists), "{lists} lists in an hour, a minute at most between two");
-    // Well for a while: the next time is news again, and soon tried again.
+    // After a success, the next failure is reported again and retried soon.
     let retry = backoff.failed(now + at(3600), u64::MAX);
     assert_eq!((retry.at, retry.is_news), (now + at(3601), true));
 }
 
-/// One conflict at a time beside an ordinary lease: named, counted once, the rest routed; gone when its cause is.
+/// One conflict at a time beside an ordinary lease: it is named and counted once, the rest is routed, and it ends with
+/// its cause.
 #[test]
 fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
     let hop = |host: u8| std::net::SocketAddr::from(([10, 168, 0, host], 8285));
@@ -189,7 +190,7 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
     }
 }
 
-/// Who had to stand back has the route as soon as the other is gone, in one change.
+/// The second claimant gets the route as soon as the first is gone, in one change.
 #[test]
 fn fault_47_mistake_6_the_loser_takes_over_when_the_winner_leaves() {
     let (etcd, operator) = (SourceId(1), SourceId(0));
@@ -204,7 +205,7 @@ fn fault_47_mistake_6_the_loser_takes_over_when_the_winner_leaves() {
         first.to_string(),
         "100.96.2.0/24 is leased to 10.168.0.4:8285, which is in force, and to 10.168.0.3:8285; delete one of the leases"
     );
-    // Both say the same: no contradiction is left, and no change is due.
+    // Both sources agree: no conflict is left, and no change is due.
     reconciler.handle_event(etcd, added(lease("100.96.2.0/24", 4)), at(2));
     assert_eq!((reconciler.take_changes(), reconciler.conflicts().count()), (vec![], 0));
     reconciler.handle_event(etcd, added(lease("100.96.2.0/24", 3)), at(3));
@@ -229,7 +230,7 @@ fn fault_47_mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
     assert_eq!(reconciler.take_changes(), []);
     assert_eq!(routes(&reconciler), ["100.96.2.0/24 via 10.168.0.3:8285"]);
     assert_eq!(reconciler.counters().lost, 1);
-    // It is back with one event. The others had no time yet to be renewed: what they had left they have still.
+    // It is back with one event. The others were not renewed yet, and keep their remaining time.
     reconciler.handle_event(SOURCE, added(lease("100.96.3.0/24", 4)), at(10 * 86_400));
     assert_eq!(reconciler.stale_since(SOURCE), None);
     assert_eq!(reconciler.take_changes(), [set("100.96.3.0/24", 4)]);
@@ -239,7 +240,7 @@ fn fault_47_mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
     assert_eq!(reconciler.take_changes(), []);
 }
 
-/// There is no wall clock to jump: only time that has passed ends a lease, and a clock that goes back stands still.
+/// Only elapsed time ends a lease. There is no wall clock, and a clock that goes back has no effect.
 #[test]
 fn fault_47_mistake_8_only_time_that_passed_ends_a_lease() {
     let (key, lease) = lease("100.96.2.0/24", 3);
@@ -252,7 +253,7 @@ fn fault_47_mistake_8_only_time_that_passed_ends_a_lease() {
         reconciler.handle_timeout(at(second));
         assert_eq!(reconciler.take_changes(), []);
     }
-    // Renewed in time: nothing changes but when it ends.
+    // Renewed in time: only its end changes.
     reconciler.handle_event(SOURCE, added((key, Lease { expires: Some(at(2_000)), ..lease })), at(999));
     reconciler.handle_timeout(at(1_999));
     assert_eq!(reconciler.take_changes(), []);

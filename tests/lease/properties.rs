@@ -1,4 +1,4 @@
-//! Any events in any order: what is there equals the full recompute, and what leaves is the least that makes it so.
+//! Any events in any order: the state equals the full recompute, and the changes are the fewest that lead to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use crate::{host, net};
 use support::leases::{Expected, Key, Model, recompute, text};
 
-/// Few, and all that can be wrong with one: they meet all the time.
+/// Returns one of few leases with every possible defect, so that conflicts are frequent.
 fn any_lease() -> impl Strategy<Value = Lease> {
     let subnet = prop::sample::select(vec![
         "100.96.0.0/16",
@@ -49,7 +49,7 @@ fn any_lease() -> impl Strategy<Value = Lease> {
         "[fd00::3]:8285",
     ]);
     let mtu = prop_oneof![8 => Just(None), 1 => Just(Some(1300)), 1 => Just(Some(67))];
-    // Hosts that are good three times out of four, for else nothing would be routed.
+    // Three of four hosts are valid, or nothing would be routed.
     let hop = prop_oneof![3 => (3u8..7).prop_map(|host| SocketAddr::from(([10, 168, 0, host], 8285))),
         1 => hop.prop_map(|hop| hop.parse().unwrap())];
     let expires = prop_oneof![3 => Just(None), 2 => (0u64..60).prop_map(|at| Some(Duration::from_secs(at)))];
@@ -95,7 +95,7 @@ fn found(reconciler: &Reconciler<Key>) -> Expected {
     expected
 }
 
-/// One who knows only what was handed out.
+/// A follower that knows only the drained changes.
 struct Follower {
     publisher: RoutePublisher,
     conflicts: BTreeSet<String>,
@@ -174,7 +174,7 @@ proptest! {
         follower.take(&mut reconciler);
     }
 
-    /// The same leases, whatever came before and in whatever order: the same routes and conflicts.
+    /// The same leases after any history and in any order give the same routes and conflicts.
     #[test]
     fn the_order_of_events_does_not_matter(
         leases in vec(((0u16..3, 0u8..20), any_lease()), 0..30),
@@ -208,9 +208,9 @@ proptest! {
         prop_assert_eq!(found(&in_order), recompute(&host(), &ids.collect()));
     }
 
-    /// A list is worth the same as the events that lead to it, and the same list again is worth nothing.
+    /// A list equals the events that lead to it, and the same list again changes nothing.
     #[test]
-    fn a_snapshot_again_changes_nothing(
+    fn a_repeated_snapshot_changes_nothing(
         before in vec(any_event(), 0..20),
         leases in vec((0u8..20, any_lease()), 0..20),
     ) {

@@ -14,7 +14,7 @@ fn it_is_renewed_a_margin_before_the_end_and_a_minute_after_an_error() {
     let mut timer = RenewalTimer::granted(DAY, RenewalTimer::MARGIN, at(100));
     assert_eq!((timer.poll_timeout(), timer.ends()), (at(100 + 23 * 3600), at(100) + DAY));
     let mut now = timer.poll_timeout();
-    // An hour of failures, and more: the last ones come after the end.
+    // An hour of failures and more: the last ones are after the end.
     for _ in 0..90 {
         timer.failed(now);
         assert_eq!(timer.poll_timeout(), now + at(60));

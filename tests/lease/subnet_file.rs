@@ -1,4 +1,4 @@
-//! `subnet.env` on disk.
+//! The file `subnet.env` on disk.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,7 +23,7 @@ fn the_file_is_made_with_its_directory_and_nothing_else() {
     assert_eq!(mode(&path), 0o644);
     assert_eq!(mode(path.parent().unwrap()), 0o755);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-    // Left by an earlier process with our number, and not a file to write through.
+    // Left by an earlier process with the same id. The file must not be written through.
     let left = path.with_file_name(format!(".subnet.env.{}", std::process::id()));
     let elsewhere = place.path().join("elsewhere");
     std::os::unix::fs::symlink(&elsewhere, &left).unwrap();
@@ -33,7 +33,7 @@ fn the_file_is_made_with_its_directory_and_nothing_else() {
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
 }
 
-/// Whoever reads while it is written sees one of the files that were written, and none that is older than the last one.
+/// A reader during a write sees one of the written files, and none older than the last one.
 #[test]
 fn readers_see_whole_files() {
     const FILES: usize = 20;
@@ -53,7 +53,7 @@ fn readers_see_whole_files() {
             last
         });
         let mut written = Vec::new();
-        // Of the same length, so that a longer text is always the later one.
+        // Of equal length, so that a longer text is always the later one.
         for mtu in (1000..9000).take_while(|_| !reader.is_finished()) {
             written.push(env(mtu).to_string());
             write_subnet_env(&path, &env(mtu)).unwrap();
@@ -64,7 +64,7 @@ fn readers_see_whole_files() {
 }
 
 #[test]
-fn a_refusal_is_told_with_step_and_path_and_leaves_the_old_file() {
+fn a_failed_write_names_step_and_path_and_keeps_the_old_file() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("file");
     fs::write(&file, "here").unwrap();

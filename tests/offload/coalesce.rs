@@ -1,4 +1,4 @@
-//! Joining: the round trip, and every rule of fault 23 by itself.
+//! Coalescing: the round trip, and every rule of fault 23 by itself.
 
 use loden::offload::{Coalesce, Coalesced, Coalescer, PACKETS_MAX};
 use proptest::prelude::*;
@@ -30,11 +30,11 @@ fn writes(packets: &[Vec<u8>]) -> Vec<usize> {
     writes_of(BOTH, packets)
 }
 
-/// The IP packet and the TCP segment in it, to be edited apart.
+/// The IP packet and its TCP segment, each of which can be edited.
 pub(crate) type Parts = (Ipv4, Tcp);
 
-/// A stream of `count` packets of `len` bytes, the one at `at` edited.
-pub(crate) fn tcp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut Parts)) -> Vec<Vec<u8>> {
+/// Returns a stream of `count` packets of `len` bytes, with the one at `at` edited.
+pub(crate) fn tcp_packets(count: usize, len: usize, at: usize, edit: impl Fn(&mut Parts)) -> Vec<Vec<u8>> {
     let mut sequence = 5000;
     let packet = |index: usize| {
         let ip = Ipv4 { protocol: TCP, id: 0xffff_u16.wrapping_add(index as u16), ..outbound() };
@@ -50,8 +50,8 @@ pub(crate) fn tcp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut 
     (0..count).map(packet).collect()
 }
 
-/// Likewise of datagrams.
-pub(crate) fn udp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut Ipv4)) -> Vec<Vec<u8>> {
+/// Returns the same of datagrams.
+pub(crate) fn udp_packets(count: usize, len: usize, at: usize, edit: impl Fn(&mut Ipv4)) -> Vec<Vec<u8>> {
     let packet = |index: usize| {
         let id = 0xffff_u16.wrapping_add(index as u16);
         let mut packet = Ipv4 { id, payload: udp(4000, 53, &pattern(len)), ..outbound() };
@@ -65,24 +65,24 @@ pub(crate) fn udp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut 
 
 /// Returns the writes of three packets of which the second is edited.
 fn second_tcp(edit: impl Fn(&mut Parts)) -> Vec<usize> {
-    writes(&tcp_train(3, 100, 1, edit))
+    writes(&tcp_packets(3, 100, 1, edit))
 }
 
 fn second_udp(edit: impl Fn(&mut Ipv4)) -> Vec<usize> {
-    writes(&udp_train(3, 100, 1, edit))
+    writes(&udp_packets(3, 100, 1, edit))
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn what_is_joined_and_cut_is_what_it_was(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn gso_packets_are_cut_into_the_original_packets(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         offload::coalesce::run(&bytes);
     }
 
-    /// Most packets ordinary, so that trains grow long.
+    /// Most packets are ordinary, so that GSO packets grow long.
     #[test]
-    fn what_is_joined_and_cut_is_what_it_was_in_long_trains(
+    fn long_gso_packets_are_cut_into_the_original_packets(
         script in proptest::collection::vec(
             (
                 prop_oneof![6 => Just(4u8), 3 => 0u8..8, 1 => any::<u8>()],
@@ -100,30 +100,30 @@ proptest! {
 
 #[test]
 fn a_stream_is_one_write() {
-    assert_eq!(writes(&tcp_train(45, 1400, 99, |_| ())), [45]);
-    assert_eq!(writes(&udp_train(64, 64, 99, |_| ())), [64]);
+    assert_eq!(writes(&tcp_packets(45, 1400, 99, |_| ())), [45]);
+    assert_eq!(writes(&udp_packets(64, 64, 99, |_| ())), [64]);
     assert_eq!(second_tcp(|_| ()), [3]);
     assert_eq!(second_udp(|_| ()), [3]);
 }
 
 #[test]
-fn only_what_may_be_is_joined() {
-    let (tcp, udp) = (tcp_train(3, 100, 9, |_| ()), udp_train(3, 100, 9, |_| ()));
+fn only_packets_that_may_be_joined_are_joined() {
+    let (tcp, udp) = (tcp_packets(3, 100, 9, |_| ()), udp_packets(3, 100, 9, |_| ()));
     let neither = Coalesce { tcp: false, udp: false };
     assert_eq!(writes_of(Coalesce { tcp: true, ..neither }, &udp), [1; 3]);
     assert_eq!(writes_of(Coalesce { udp: true, ..neither }, &tcp), [1; 3]);
     assert_eq!(writes_of(neither, &[tcp, udp].concat()), [1; 6]);
 }
 
-/// Every byte of a packet is covered by one checksum or the other, so that wherever a bit is wrong the packet goes alone.
+/// A checksum covers every byte of a packet, so that a packet with any wrong bit is not joined.
 #[test]
 fn fault_23_a_bad_checksum_is_not_joined() {
-    for train in [tcp_train(3, 100, 9, |_| ()), udp_train(3, 100, 9, |_| ())] {
+    for packets in [tcp_packets(3, 100, 9, |_| ()), udp_packets(3, 100, 9, |_| ())] {
         for (broken, expected) in [(0, [1, 2].as_slice()), (1, &[1, 1, 1]), (2, &[1, 2])] {
-            for at in 0..train[0].len() {
-                let mut train = train.clone();
-                train[broken][at] ^= 0x10;
-                let mut writes = writes(&train);
+            for at in 0..packets[0].len() {
+                let mut packets = packets.clone();
+                packets[broken][at] ^= 0x10;
+                let mut writes = writes(&packets);
                 writes.sort_unstable();
                 assert_eq!(writes, expected, "byte {at} of packet {broken}");
             }
@@ -173,7 +173,7 @@ fn fault_23_syn_rst_and_urg_go_alone() {
     for flag in [SYN, RST, URG] {
         assert_eq!(second_tcp(|(_, tcp)| tcp.flags |= flag), [1; 3]);
     }
-    // Also if all have them.
+    // The same if all packets have them.
     let all = |edit: fn(&mut Tcp)| {
         let packets = (0..3).map(|i| {
             let mut tcp = Tcp::new(5000 + i * 100, pattern(100));
@@ -191,14 +191,14 @@ fn fault_23_syn_rst_and_urg_go_alone() {
 }
 
 #[test]
-fn fault_23_psh_and_fin_end_a_train_and_cwr_begins_one() {
+fn fault_23_psh_and_fin_end_a_gso_packet_and_cwr_begins_one() {
     for flag in [PSH, FIN, PSH | FIN] {
         assert_eq!(second_tcp(|(_, tcp)| tcp.flags |= flag), [2, 1]);
-        assert_eq!(writes(&tcp_train(3, 100, 0, |(_, tcp)| tcp.flags |= flag)), [1, 2]);
-        assert_eq!(writes(&tcp_train(3, 100, 2, |(_, tcp)| tcp.flags |= flag)), [3]);
+        assert_eq!(writes(&tcp_packets(3, 100, 0, |(_, tcp)| tcp.flags |= flag)), [1, 2]);
+        assert_eq!(writes(&tcp_packets(3, 100, 2, |(_, tcp)| tcp.flags |= flag)), [3]);
     }
     assert_eq!(second_tcp(|(_, tcp)| tcp.flags = ACK | CWR), [1, 2]);
-    assert_eq!(writes(&tcp_train(3, 100, 0, |(_, tcp)| tcp.flags |= CWR)), [3]);
+    assert_eq!(writes(&tcp_packets(3, 100, 0, |(_, tcp)| tcp.flags |= CWR)), [3]);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn fault_23_lengths() {
 
 #[test]
 fn fault_23_a_sequence_wrap_is_not_joined() {
-    let from = |sequence| writes(&tcp_train(4, 100, 0, |(_, tcp)| tcp.sequence = sequence));
+    let from = |sequence| writes(&tcp_packets(4, 100, 0, |(_, tcp)| tcp.sequence = sequence));
     assert_eq!(from(u32::MAX - 399), [4], "all end at 2^32 or before");
     assert_eq!(from(u32::MAX - 299), [3, 1], "the last begins at 0");
     assert_eq!(from(u32::MAX - 249), [2, 1, 1], "one leads across");
@@ -223,33 +223,33 @@ fn fault_23_a_sequence_wrap_is_not_joined() {
 #[test]
 fn fault_23_no_more_than_64_packets() {
     assert_eq!(PACKETS_MAX, 64);
-    assert_eq!(writes(&udp_train(150, 20, 999, |_| ())), [64, 64, 22]);
-    assert_eq!(writes(&tcp_train(150, 20, 999, |_| ())), [64, 64, 22]);
+    assert_eq!(writes(&udp_packets(150, 20, 999, |_| ())), [64, 64, 22]);
+    assert_eq!(writes(&tcp_packets(150, 20, 999, |_| ())), [64, 64, 22]);
 }
 
 #[test]
 fn fault_23_no_more_than_65_535_bytes() {
     // 20 + 32 + 45 × 1,455 = 65,527.
-    assert_eq!(writes(&tcp_train(47, 1455, 999, |_| ())), [45, 2]);
+    assert_eq!(writes(&tcp_packets(47, 1455, 999, |_| ())), [45, 2]);
     // 20 + 8 + 65,507 to the byte, and one more.
-    assert_eq!(writes(&udp_train(3, 32_700, 1, |ip| ip.payload = udp(4000, 53, &pattern(32_700)))), [2, 1]);
-    let halves = |second: usize| udp_train(2, 40_000, 1, |ip| ip.payload = udp(4000, 53, &pattern(second)));
+    assert_eq!(writes(&udp_packets(3, 32_700, 1, |ip| ip.payload = udp(4000, 53, &pattern(32_700)))), [2, 1]);
+    let halves = |second: usize| udp_packets(2, 40_000, 1, |ip| ip.payload = udp(4000, 53, &pattern(second)));
     assert_eq!(writes(&halves(25_507)), [2]);
     assert_eq!(writes(&halves(25_508)), [1, 1]);
-    assert_eq!(writes(&udp_train(2, 65_507, 9, |_| ())), [1, 1]);
+    assert_eq!(writes(&udp_packets(2, 65_507, 9, |_| ())), [1, 1]);
 }
 
-/// Newer kernels cut TCP into segments of 8 bytes at least, and lose what is no longer.
+/// Newer kernels cut TCP into segments of at least 8 bytes, and lose shorter ones.
 #[test]
 fn tcp_segments_below_eight_bytes_are_not_joined() {
-    assert_eq!(writes(&tcp_train(3, 7, 999, |_| ())), [1, 1, 1]);
-    assert_eq!(writes(&tcp_train(3, 8, 999, |_| ())), [3]);
-    assert_eq!(writes(&udp_train(3, 1, 999, |_| ())), [3]);
+    assert_eq!(writes(&tcp_packets(3, 7, 999, |_| ())), [1, 1, 1]);
+    assert_eq!(writes(&tcp_packets(3, 8, 999, |_| ())), [3]);
+    assert_eq!(writes(&udp_packets(3, 1, 999, |_| ())), [3]);
 }
 
-/// Bytes behind the total length, or too few: the caller's mistake, which must not get into a GSO packet.
+/// Bytes behind the total length, or too few, are an error of the caller, and must not get into a GSO packet.
 #[test]
-fn what_is_not_as_long_as_it_says_is_not_joined() {
+fn packets_of_another_length_than_their_headers_say_are_not_joined() {
     assert_eq!(second_udp(|ip| ip.trailer = vec![0; 4]), [1; 3]);
     assert_eq!(second_udp(|ip| ip.total = Some(1000)), [1; 3]);
     assert_eq!(second_tcp(|(ip, _)| ip.trailer = vec![0; 4]), [1; 3]);
@@ -257,24 +257,24 @@ fn what_is_not_as_long_as_it_says_is_not_joined() {
 
 #[test]
 fn a_datagram_without_checksum_goes_alone() {
-    let mut train = udp_train(3, 100, 9, |_| ());
-    train[1][26..28].fill(0);
-    assert_eq!(writes(&train), [1; 3]);
+    let mut packets = udp_packets(3, 100, 9, |_| ());
+    packets[1][26..28].fill(0);
+    assert_eq!(writes(&packets), [1; 3]);
 }
 
-/// RFC 6864: with DF set the identification means nothing. Many senders write 0 in all packets.
+/// With DF set the identification has no meaning (RFC 6864). Many senders write 0 in all packets.
 #[test]
 fn with_df_identifications_may_be_anything() {
-    let train = |id: fn(u16) -> u16| {
+    let packets = |id: fn(u16) -> u16| {
         let packet = |i| Ipv4 { fragment: DF, id: id(i), payload: udp(4000, 53, &pattern(100)), ..outbound() };
         writes(&(0..4).map(|i| complete(packet(i).bytes())).collect::<Vec<_>>())
     };
-    assert_eq!(train(|_| 0), [4]);
-    assert_eq!(train(|i| 100 - i), [4]);
-    assert_eq!(train(|i| i), [4]);
+    assert_eq!(packets(|_| 0), [4]);
+    assert_eq!(packets(|i| 100 - i), [4]);
+    assert_eq!(packets(|i| i), [4]);
 }
 
-/// A checksum of the other zero, which a segment would not be given.
+/// A checksum of the other zero would not be restored in a segment.
 #[test]
 fn a_checksum_that_would_come_back_otherwise_is_not_joined() {
     let data = |rest: &[u8]| [rest, &pattern(98)].concat();
@@ -285,29 +285,29 @@ fn a_checksum_that_would_come_back_otherwise_is_not_joined() {
     let rest = make(5100, data(&[0, 0]))[36..38].to_vec();
     let mut second = make(5100, data(&rest));
     assert_eq!(second[36..38], [0, 0]);
-    let train = |second| [make(5000, pattern(100)), second, make(5200, pattern(100))];
-    assert_eq!(writes(&train(second.clone())), [3]);
+    let packets = |second| [make(5000, pattern(100)), second, make(5200, pattern(100))];
+    assert_eq!(writes(&packets(second.clone())), [3]);
     second[36..38].fill(0xff);
-    assert_eq!(writes(&train(second)), [1; 3]);
+    assert_eq!(writes(&packets(second)), [1; 3]);
 }
 
-/// As above, in the IP header, where a packet whose sum is all ones may carry either zero.
+/// As above, in the IP header. A packet whose sum is all ones may have either zero.
 #[test]
 fn an_ip_checksum_that_would_come_back_otherwise_is_not_joined() {
-    let train = |low: [u8; 2]| udp_train_to([100, 96, low[0], low[1]]);
-    let [_, second, _] = train([0, 0]);
-    let [first, mut second, third] = train([second[10], second[11]]);
+    let packets = |low: [u8; 2]| udp_packets_to([100, 96, low[0], low[1]]);
+    let [_, second, _] = packets([0, 0]);
+    let [first, mut second, third] = packets([second[10], second[11]]);
     assert_eq!(second[10..12], [0, 0]);
     assert_eq!(writes(&[first.clone(), second.clone(), third.clone()]), [3]);
     second[10..12].fill(0xff);
     assert_eq!(writes(&[first, second, third]), [1; 3]);
 }
 
-fn udp_train_to(destination: [u8; 4]) -> [Vec<u8>; 3] {
+fn udp_packets_to(destination: [u8; 4]) -> [Vec<u8>; 3] {
     [1, 2, 3].map(|id| complete(Ipv4 { id, destination: destination.into(), ..outbound() }.bytes()))
 }
 
-/// No checksum, in a datagram that sums to all ones without one: as if it had a right checksum of 0.
+/// A datagram without checksum whose sum is all ones looks as if it had a right checksum of 0.
 #[test]
 fn a_datagram_without_checksum_goes_alone_even_if_it_adds_up() {
     let data = |rest: &[u8]| [rest, &pattern(98)].concat();

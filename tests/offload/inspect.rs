@@ -10,7 +10,7 @@ use bodies::offload::segment::check_segments;
 use support::host::outbound;
 use support::packet::{Ipv4, MF, TCP, UDP, pattern, udp, with_ttl};
 
-/// 3,000 bytes of TCP in a GSO packet.
+/// Returns a GSO packet with 3,000 bytes of TCP.
 pub(crate) fn tcp_super() -> Vec<u8> {
     partial(Ipv4 { protocol: TCP, payload: Tcp::new(7000, pattern(3000)).bytes(), ..outbound() }.bytes())
 }
@@ -27,7 +27,7 @@ fn error(vnet: &VnetHeader, packet: &[u8]) -> OffloadError {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Any header in front of sound GSO packets, broken ones and noise.
+    /// Any header in front of valid GSO packets, broken ones and noise.
     #[test]
     fn fault_14_any_vnet_header_gets_the_verdict_of_the_model(
         header in any::<[u8; VNET_HEADER_LEN]>(),
@@ -42,7 +42,7 @@ proptest! {
     }
 }
 
-/// Every value of every byte of a header that was right.
+/// Every value of every byte of a valid header.
 #[test]
 fn fault_14_each_byte_of_a_vnet_header() {
     for (packet, size) in [(tcp_super(), 1000), (udp_super(), 1000), (tcp_super(), 0), (udp_super(), 0)] {
@@ -73,7 +73,7 @@ fn fault_16_a_gso_size_of_0_is_refused() {
     }
 }
 
-/// The number of segments is bounded by the payload alone; they cost nothing until they are asked for.
+/// Only the payload bounds the number of segments. They cost nothing until they are requested.
 #[test]
 fn fault_16_a_gso_size_of_1_with_64_kib_gives_65_thousand_segments_lazily() {
     let tcp = Ipv4 { protocol: TCP, payload: Tcp::new(7000, pattern(65_495)).bytes(), ..outbound() };
@@ -99,7 +99,7 @@ fn fault_16_a_gso_size_of_the_payload_or_more_leaves_one_packet() {
         assert!(
             matches!(vnet(&packet, 2999).inspect(&packet), Ok(OffloadAction::Segment(many)) if many.segments() == 2)
         );
-        // Nothing said of a checksum, and nothing to cut.
+        // The header requests neither a checksum nor segments.
         let header = VnetHeader { flags: 0, ..vnet(&packet, 3000) };
         assert_eq!(header.inspect(&packet), Ok(OffloadAction::Nothing));
     }
@@ -130,7 +130,7 @@ fn fault_18_a_checksum_outside_the_payload_is_refused() {
         assert_eq!(at(20, total as u16 - 21), OffloadError::ChecksumPastEnd { at: total - 1, total });
         assert_eq!(at(total as u16, 0), OffloadError::ChecksumPastEnd { at: total, total });
         assert_eq!(at(20, 65_535), OffloadError::ChecksumPastEnd { at: 65_555, total });
-        // 65,535 + 65,535 does not wrap to something inside.
+        // 65,535 + 65,535 does not wrap to an offset inside the packet.
         assert_eq!(at(65_535, 65_535), OffloadError::ChecksumPastEnd { at: 131_070, total });
         assert_eq!(at(65_535, 30), OffloadError::ChecksumPastEnd { at: 65_565, total });
     }
@@ -232,7 +232,7 @@ fn fault_21_a_fragment_is_no_gso_packet() {
 
 /// The forwarder reports the errors of a packet.
 #[test]
-fn a_packet_that_is_none_needs_nothing() {
+fn invalid_packets_need_no_action() {
     let mut broken = tcp_super();
     broken[10] ^= 1;
     let ipv6 = Ipv4 { version: 6, payload: pattern(60), ..outbound() }.bytes();

@@ -1,5 +1,5 @@
-//! The kernel as the oracle: GSO packets that enter by a device with offloads, are forwarded, and leave by one without,
-//! which is where the kernel cuts them, and fragments what is longer than that device's MTU. Needs root.
+//! The kernel as the oracle. GSO packets enter by a device with offloads, are forwarded, and leave by one without.
+//! There the kernel cuts them, and fragments packets that are longer than its MTU. Needs root.
 
 use core::time::Duration;
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use loden::wire::ipv4::Ipv4Packet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::Namespace;
 
-use super::coalesce::{BOTH, tcp_train, udp_train};
+use super::coalesce::{BOTH, tcp_packets, udp_packets};
 use bodies::offload::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
 use bodies::offload::opinion;
 use support::fragments;
@@ -21,12 +21,12 @@ use support::packet::{DF, Ipv4, MF, ROUTER_ALERT, TCP, UDP, pattern, udp, with_t
 const GSO_UDP_L4: u8 = 5;
 const SOON: Duration = Duration::from_secs(5);
 
-/// Longer than any segment here, so that nothing is too long to be forwarded.
+/// An MTU above any segment here, so that no packet is too long to be forwarded.
 const MTU: u16 = 9000;
 
 /// A router between two devices.
 struct Router {
-    /// With offloads: what is sent here is forwarded to `plain`.
+    /// A device with offloads. Its packets are forwarded to `plain`.
     with_offload: Tun,
     plain: Tun,
     /// The MTU of the plain device.
@@ -63,7 +63,7 @@ fn named(name: &str) -> TunConfig {
     TunConfig { name: name.to_owned(), ..TunConfig::default() }
 }
 
-/// From behind the one device to behind the other.
+/// Returns a packet from behind one device to behind the other.
 fn packet() -> Ipv4 {
     Ipv4::new([100, 96, 1, 2], [100, 96, 2, 3])
 }
@@ -98,7 +98,7 @@ impl Router {
         takes
     }
 
-    /// That the kernel makes of it what we make of it, with the TTL one less.
+    /// Asserts that the kernel's output equals loden's, with the TTL one less.
     fn check(&self, header: &VnetHeader, packet: &[u8]) {
         if header.gso_type == GSO_UDP_L4 && !self.takes_udp() {
             return;
@@ -132,7 +132,7 @@ impl Router {
     }
 }
 
-/// The packet, if it fits, or its fragments.
+/// Returns the packet if it fits, or its fragments.
 fn cut(mut packet: Vec<u8>, mtu: u16) -> Vec<Vec<u8>> {
     if packet.len() <= mtu.into() {
         return vec![packet];
@@ -147,8 +147,8 @@ fn cut(mut packet: Vec<u8>, mtu: u16) -> Vec<Vec<u8>> {
     pieces
 }
 
-/// R51. The kernel keeps the room of options that it does not copy, filled with NOPs, where RFC 791 3.1 has none; without such
-/// options its fragments are ours.
+/// R51. The kernel fills options that it does not copy with NOPs, where RFC 791 3.1 has no bytes. Without such options
+/// its fragments equal loden's.
 #[test]
 fn fragments_are_the_kernels() {
     let copied = [0x88, 4, 0, 9, 0x9e, 4, 1, 2];
@@ -169,7 +169,7 @@ fn fragments_are_the_kernels() {
     }
 }
 
-/// The kernel too makes segments first, and then fragments of each.
+/// The kernel also makes segments first, and then fragments of each.
 #[test]
 fn fragments_of_segments_are_the_kernels() {
     for mtu in [576, 1272] {
@@ -186,9 +186,9 @@ fn fragments_of_segments_are_the_kernels() {
     }
 }
 
-/// One segment is asked for with room for the options: the kernel takes TCP headers for 20 bytes long when it decides whether
-/// there is more than one (`virtio_net_hdr_to_skb`), and loses a payload of just one segment behind options. Segments have 8
-/// bytes at least (`TCP_MIN_GSO_SIZE`).
+/// A single segment includes the options in its size: the kernel assumes TCP headers of 20 bytes when it decides
+/// whether there is more than one segment (`virtio_net_hdr_to_skb`), and loses a payload of just one segment behind
+/// options. Segments have at least 8 bytes (`TCP_MIN_GSO_SIZE`).
 #[test]
 fn tcp_is_cut_as_the_kernel_cuts_it() {
     on_a_router(|router| {
@@ -261,36 +261,36 @@ fn a_checksum_is_completed_as_the_kernel_completes_it() {
     });
 }
 
-/// The kernel takes what was joined, and cuts it into the packets that it was joined from.
+/// The kernel accepts coalesced GSO packets, and cuts them into the original packets.
 #[test]
-fn what_was_joined_is_cut_by_the_kernel_into_what_it_was() {
+fn the_kernel_cuts_gso_packets_into_the_original_packets() {
     on_a_router(|router| {
         let shorter_udp = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(7));
-        let trains = [
-            tcp_train(45, 1420, 44, |(_, tcp)| (tcp.flags, tcp.payload) = (ACK | PSH, pattern(33))),
-            tcp_train(5, 100, 0, |(_, tcp)| tcp.flags |= CWR),
-            tcp_train(2, 8, 1, |(_, tcp)| tcp.flags |= FIN),
-            udp_train(64, 64, 99, |_| ()),
-            udp_train(20, 1400, 19, shorter_udp),
+        let inputs = [
+            tcp_packets(45, 1420, 44, |(_, tcp)| (tcp.flags, tcp.payload) = (ACK | PSH, pattern(33))),
+            tcp_packets(5, 100, 0, |(_, tcp)| tcp.flags |= CWR),
+            tcp_packets(2, 8, 1, |(_, tcp)| tcp.flags |= FIN),
+            udp_packets(64, 64, 99, |_| ()),
+            udp_packets(20, 1400, 19, shorter_udp),
         ];
-        for train in trains {
-            if train[0][9] == UDP && !router.takes_udp() {
+        for packets in inputs {
+            if packets[0][9] == UDP && !router.takes_udp() {
                 continue;
             }
             let mut coalescer = Coalescer::new(BOTH);
             let mut writes = 0;
             let mut deliver = |coalesced: Coalesced<'_>| {
-                assert_eq!(coalesced.packets, train.len());
+                assert_eq!(coalesced.packets, packets.len());
                 router.with_offload.send_with(&coalesced.header, coalesced.packet).unwrap();
                 writes += 1;
             };
-            for packet in &train {
+            for packet in &packets {
                 coalescer.push(packet, &mut deliver);
             }
             coalescer.flush(&mut deliver);
             assert_eq!(writes, 1);
-            let expected: Vec<_> = train.iter().map(|packet| with_ttl(packet, packet[8] - 1)).collect();
-            assert_eq!(router.forwarded(train.len()), expected);
+            let expected: Vec<_> = packets.iter().map(|packet| with_ttl(packet, packet[8] - 1)).collect();
+            assert_eq!(router.forwarded(packets.len()), expected);
         }
     });
 }

@@ -1,8 +1,8 @@
-//! Nothing on the way of a packet allocates.
+//! Segmentation and coalescing do not allocate.
 
 use loden::offload::{Coalesced, Coalescer, OffloadAction};
 
-use super::coalesce::{BOTH, udp_train};
+use super::coalesce::{BOTH, udp_packets};
 use super::inspect::{tcp_super, udp_super};
 use super::segment::segments;
 use bodies::offload::model::vnet;
@@ -29,11 +29,11 @@ fn cutting_does_not_allocate() {
     }
 }
 
-/// With everything that may come: trains, more flows than there is room for, and what is odd.
+/// The input has GSO packets, more flows than the coalescer holds, and odd packets.
 #[test]
 fn joining_does_not_allocate_after_the_constructor() {
     let mut packets =
-        [segments(&tcp_super(), 100), segments(&udp_super(), 100), udp_train(100, 64, 999, |_| ())].concat();
+        [segments(&tcp_super(), 100), segments(&udp_super(), 100), udp_packets(100, 64, 999, |_| ())].concat();
     packets.extend(
         steps(&(0..4000u32).map(|i| (i * i / 8) as u8).collect::<Vec<_>>()).into_iter().map(|step| step.packet),
     );

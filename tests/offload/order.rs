@@ -2,18 +2,18 @@
 
 use loden::offload::{Coalesced, Coalescer};
 
-use super::coalesce::{BOTH, udp_train};
+use super::coalesce::{BOTH, udp_packets};
 use bodies::offload::model::complete;
 use support::host::outbound;
 use support::packet::{ICMP, Ipv4, icmp, pattern, udp};
 
-/// Packet `number` of the flow with this source port.
+/// Returns packet `number` of the flow with this source port.
 fn datagram(port: u16, number: u8) -> Vec<u8> {
     let payload = udp(port, 53, &[number; 50]);
     complete(Ipv4 { id: number.into(), payload, ..outbound() }.bytes())
 }
 
-/// The source port and the number of packets of each delivery.
+/// Records the source port and the number of packets of each delivery.
 fn flows(deliveries: &mut Vec<(u16, usize)>) -> impl FnMut(Coalesced<'_>) {
     |coalesced| {
         let port = u16::from_be_bytes([coalesced.packet[20], coalesced.packet[21]]);
@@ -46,7 +46,7 @@ fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
     }
     coalescer.push(&datagram(16, 0), &mut flows(&mut deliveries));
     assert_eq!(deliveries, [(0, 2)]);
-    // The first flow again takes the place of the second.
+    // The first flow replaces the second.
     coalescer.push(&datagram(0, 2), &mut flows(&mut deliveries));
     assert_eq!(deliveries, [(0, 2), (1, 2)]);
     coalescer.flush(&mut flows(&mut deliveries));
@@ -54,26 +54,26 @@ fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
     assert_eq!(deliveries[2..], expected);
 }
 
-/// A complete train does not wait for a flush.
+/// A full GSO packet does not wait for a flush.
 #[test]
-fn a_train_that_nothing_can_follow_is_delivered_at_once() {
+fn a_full_gso_packet_is_delivered_at_once() {
     let mut coalescer = Coalescer::new(BOTH);
     let mut deliveries = Vec::new();
-    for packet in udp_train(64, 50, 999, |_| ()) {
+    for packet in udp_packets(64, 50, 999, |_| ()) {
         coalescer.push(&packet, &mut flows(&mut deliveries));
     }
     assert_eq!(deliveries, [(4000, 64)]);
     let short = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(49));
-    for packet in udp_train(3, 50, 2, short) {
+    for packet in udp_packets(3, 50, 2, short) {
         coalescer.push(&packet, &mut flows(&mut deliveries));
     }
     assert_eq!(deliveries, [(4000, 64), (4000, 3)]);
     coalescer.flush(&mut |_| panic!("nothing is left"));
 }
 
-/// Other protocols have no order with anything; a fragment has one with every flow between its hosts.
+/// Packets of other protocols have no order with others. A fragment has one with every flow between its hosts.
 #[test]
-fn what_passes_by_and_what_does_not() {
+fn other_protocols_overtake_and_fragments_do_not() {
     let mut coalescer = Coalescer::new(BOTH);
     let mut lengths = Vec::new();
     let ping = Ipv4 { protocol: ICMP, payload: icmp(8, 0, b"ping"), ..outbound() }.bytes();
@@ -91,7 +91,7 @@ fn what_passes_by_and_what_does_not() {
 
 /// A packet that is not joined is delivered byte for byte, even an invalid one.
 #[test]
-fn what_is_broken_passes_as_it_is() {
+fn invalid_packets_pass_unchanged() {
     let mut coalescer = Coalescer::new(BOTH);
     let sound = datagram(1, 0);
     for len in 0..sound.len() {

@@ -1,4 +1,4 @@
-//! Cutting: against a naive model and against etherparse.
+//! Segmentation against a naive model and against etherparse.
 
 use loden::offload::OffloadAction;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use bodies::offload::opinion;
 use support::host::outbound;
 use support::packet::{DF, Ipv4, TCP, pattern, udp};
 
-/// The packets of a GSO packet.
+/// Returns the segments of a GSO packet.
 pub(crate) fn segments(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
     let Ok(OffloadAction::Segment(many)) = vnet(packet, size).inspect(packet) else {
         panic!("not many: {packet:02x?}")
@@ -38,7 +38,7 @@ proptest! {
     }
 }
 
-/// Every option and flag there is, and an identification and a sequence number that wrap; [`segments`] has them looked at.
+/// Every option and flag, and an identification and a sequence number that wrap. [`segments`] checks them.
 #[test]
 fn etherparse_finds_every_segment_sound() {
     let payload = pattern(10_001);

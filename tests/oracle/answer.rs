@@ -1,4 +1,4 @@
-//! An ICMP error in its fields, to be changed and put together again.
+//! The fields of an ICMP error, which can be changed and assembled again.
 
 use core::net::Ipv4Addr;
 
@@ -21,7 +21,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// One of ours: nothing of it is lost.
+    /// Parses an ICMP error of loden without loss.
     pub(crate) fn parse(bytes: &[u8]) -> Self {
         let message = Message::parse(bytes);
         let answer = Self {

@@ -1,4 +1,4 @@
-//! The same packet through both, and what came of all of them.
+//! The comparison of forwarder and kernel for the same packet, and the outcomes of all packets.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const UNREACHABLE_BURST: u8 = 5;
 pub(crate) struct Run {
     pub(crate) world: World,
     pub(crate) compared: u64,
-    /// Packets that the kernel is no measure for.
+    /// Packets for which the kernel is not an oracle.
     pub(crate) left_out: u64,
     pub(crate) applied: Applied,
     /// The outcomes of the packets.
@@ -49,7 +49,7 @@ impl Run {
     /// Sends a packet through both.
     ///
     /// # Errors
-    /// With everything there is to say about a difference that is not a known one.
+    /// A description of a difference that is not a known one.
     pub(crate) fn check(&mut self, entry: Place, shape: &Shape) -> Result<(), String> {
         self.sources += 1;
         self.compare(entry, &shape.bytes(self.world.source(entry, self.sources)))
@@ -57,7 +57,7 @@ impl Run {
 
     fn compare(&mut self, entry: Place, packet: &[u8]) -> Result<(), String> {
         let ours = self.world.ours(entry, packet);
-        // A known difference must be one by the list, not by what this program does.
+        // A known difference follows from the list, not from this program.
         assert_eq!(ours, self.world.by_the_list(entry, packet), "{}", hex(packet));
         if entry == Place::Tun {
             assert_eq!(self.world.ours_in_hindsight(packet), ours, "R50, R51: {}", hex(packet));
@@ -127,7 +127,7 @@ impl Run {
             return true;
         }
         if let Some(walk) = &reference.walk {
-            // What it makes of CIPSO depends on how it was built (CONFIG_NETLABEL).
+            // The kernel's handling of CIPSO depends on its configuration (CONFIG_NETLABEL).
             let header = &packet[20..usize::from(packet[0] & 15) * 4];
             let cipso = option_kinds(header).map_or(header.contains(&CIPSO), |kinds| kinds.contains(&CIPSO));
             if cipso || walk.error.is_some() && walk.reverses_a_source_route() {

@@ -1,4 +1,4 @@
-//! Packets by chance: mostly sound ones that something is odd about, and those that are damaged.
+//! Random packets: mostly valid ones with one oddity, and damaged ones.
 
 use core::net::Ipv4Addr;
 
@@ -15,7 +15,7 @@ use support::packet::{
     udp,
 };
 
-/// Packets that come in this way.
+/// Returns packets of this direction.
 pub(crate) fn shapes(way: Way) -> impl Strategy<Value = Shape> {
     let flip = (0usize..64, 0u32..8).prop_map(|(at, bit)| (at, Edit::Flip(1 << bit)));
     let set = (0usize..64, any::<u8>()).prop_map(|(at, value)| (at, Edit::Set(value)));
@@ -30,7 +30,7 @@ pub(crate) fn shapes(way: Way) -> impl Strategy<Value = Shape> {
     prop_oneof![12 => sound, 6 => damaged, 2 => lying]
 }
 
-/// A header length, a total length and a number of bytes received that are not the packet's.
+/// Returns a header length, a total length and a number of received bytes other than the packet's.
 fn lengths() -> impl Strategy<Value = (Option<u8>, Option<u16>, Option<usize>)> {
     let ihl = prop_oneof![3 => Just(None), 1 => (0u8..16).prop_map(Some)];
     let total = prop_oneof![1 => Just(None), 2 => (0u16..100).prop_map(Some), 1 => any::<u16>().prop_map(Some)];
@@ -58,11 +58,11 @@ fn packet(way: Way) -> impl Strategy<Value = Ipv4> {
     })
 }
 
-/// The classes that no packet may be of, or from, and others at their edges.
+/// Address classes that are invalid as source or destination, and addresses at their edges.
 fn odd_address() -> impl Strategy<Value = Ipv4Addr> {
     let first = select(vec![0u8, 0, 1, 126, 127, 128, 223, 224, 239, 240, 240, 255]);
     let class = (first, any::<[u8; 3]>()).prop_map(|(first, [b, c, d])| Ipv4Addr::new(first, b, c, d));
-    // Those of them that have a route.
+    // The ones that have a route.
     let routed = (select(vec![[0, 7, 7], [240, 1, 9], [169, 254, 7]]), any::<u8>());
     let routed = routed.prop_map(|([a, b, c], d)| Ipv4Addr::new(a, b, c, d));
     let link_local = any::<[u8; 2]>().prop_map(|[c, d]| Ipv4Addr::new(169, 254, c, d));
@@ -78,7 +78,7 @@ fn source(way: Way) -> impl Strategy<Value = Ipv4Addr> {
     prop_oneof![20 => Just(FRESH), 2 => odd_address(), 1 => any_other, way.other_sources() => prop_oneof![underlay, pods, broadcast]]
 }
 
-/// With how long a packet to it may be.
+/// Returns a destination, and the longest packet to it.
 fn destination(way: Way) -> impl Strategy<Value = (Ipv4Addr, usize)> {
     let known = select(way.destinations.to_vec());
     let pods = (1u8..6, any::<u8>()).prop_map(|(subnet, last)| Ipv4Addr::new(100, 96, subnet, last));
@@ -93,7 +93,7 @@ fn destination(way: Way) -> impl Strategy<Value = (Ipv4Addr, usize)> {
 #[derive(Clone, Copy, Debug)]
 enum Size {
     Total(usize),
-    /// So many times what fits, and a little more or less.
+    /// This many times the MTU, and a little more or less.
     Fitting(usize, isize),
 }
 
@@ -132,7 +132,7 @@ fn payload() -> impl Strategy<Value = Sized> {
     (payload, size).prop_map(|(payload, size)| Sized { payload, size })
 }
 
-/// A payload that is to be made once the length of the header is known.
+/// A payload whose length depends on the header's.
 #[derive(Clone, Debug)]
 struct Sized {
     payload: Payload,
@@ -178,14 +178,14 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
     ]);
     let list = vec(one, 1..5).prop_map(|list| list.concat());
     let list = list.prop_map(|mut list| {
-        // The last one may be cut off by that.
+        // The last option may be truncated by that.
         list.truncate(40);
         list
     });
     prop_oneof![5 => Just(Vec::new()), 4 => list, 1 => vec(any::<u8>(), 0..=40)]
 }
 
-/// An option that begins like this, as long as that.
+/// Returns an option with this beginning and this length.
 fn filled(head: &[u8], len: u8) -> Vec<u8> {
     let mut option = pattern(len.into());
     option[..head.len()].copy_from_slice(head);

@@ -15,18 +15,18 @@ use support::packet::{ICMP, MF, repair_checksum, with_ttl};
 /// Bytes of the longest error, less the headers in front of the quote.
 const QUOTE_MAX: usize = 576 - 28;
 
-/// A packet on its way through the kernel, and what came out.
+/// A packet on its way through the kernel, and its output.
 pub(crate) struct Passage<'p> {
     pub(crate) world: &'p World,
     pub(crate) original: &'p [u8],
     pub(crate) seen: &'p [(Place, Vec<u8>)],
-    /// When it was.
+    /// The time of sending it.
     pub(crate) time: Range<u32>,
 }
 
 impl Passage<'_> {
-    /// All that must have been seen, and with what known differences. What nobody can know is taken from what was seen: the identification
-    /// of an error, and the time, if it can have been then.
+    /// Returns the expected output and the applied known differences. Values that nobody can predict come from the
+    /// observed output: the identification of an error, and the time, if it is plausible.
     pub(crate) fn expect(&self, reference: Reference) -> (Vec<(Place, Vec<u8>)>, Vec<KnownDifference>) {
         let Reference { expected, mut known_differences, walk, .. } = reference;
         let emissions = match expected {
@@ -44,7 +44,7 @@ impl Passage<'_> {
         (emissions, known_differences)
     }
 
-    /// A packet that goes on, with what the kernel writes into its options.
+    /// Returns a forwarded packet, with the kernel's changes of its options.
     fn walked(
         &self,
         mut packet: Vec<u8>,
@@ -62,7 +62,7 @@ impl Passage<'_> {
         packet
     }
 
-    /// Ours, unless there is a known difference; and whatever there is, they make the packet that was cut.
+    /// Returns loden's fragments, unless a known difference applies. Asserts that the fragments give the packet.
     fn fragments(
         &self,
         to: Place,
@@ -130,7 +130,7 @@ impl Passage<'_> {
         Some(answer.bytes())
     }
 
-    /// Writes the time to where the kernel did, which was `shift` bytes further on in what was seen.
+    /// Writes the time to where the kernel wrote it, which is `shift` bytes further on in the observed packet.
     fn copy_time(&self, bytes: &mut [u8], at: Option<usize>, shift: usize) {
         if let Some(at) = at
             && let Some(time) = self.seen_time(at + shift)
@@ -145,20 +145,20 @@ impl Passage<'_> {
         let possible = if self.time.start < self.time.end {
             self.time.contains(&number)
         } else {
-            // Midnight in between.
+            // Midnight may be in between.
             number >= self.time.start || number < self.time.end
         };
         possible.then_some(time)
     }
 }
 
-/// Milliseconds since midnight UTC, as the timestamp option has them (RFC 791 3.1).
+/// Returns the milliseconds since midnight UTC, as the timestamp option has them (RFC 791 3.1).
 pub(crate) fn time_of_day() -> u32 {
     const DAY: u128 = 86_400_000;
     (SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() % DAY) as u32
 }
 
-/// `ip_do_fragment` of net/ipv4/ip_output.c.
+/// Fragments a packet like `ip_do_fragment` of net/ipv4/ip_output.c.
 fn cut(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
     let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
     let mut header = header.to_vec();
@@ -173,7 +173,7 @@ fn cut(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
         let total = piece.len() as u16;
         piece[2..4].copy_from_slice(&total.to_be_bytes());
         let more = if len < left { MF } else { more };
-        // 13 bits for the offset, and no look at whether it fits them.
+        // The offset has 13 bits, and Linux does not check whether it fits.
         let word = ((start + at) / 8) as u16 | more;
         piece[6..8].copy_from_slice(&word.to_be_bytes());
         repair_checksum(&mut piece);

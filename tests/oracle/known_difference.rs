@@ -75,8 +75,8 @@ impl KnownDifference {
         Self::IcmpOptions,
     ];
 
-    /// The differences for packets from peers. Special sources are no peer's, no packet is too long, and the router has the TUN's
-    /// address.
+    /// The differences for packets from peers. Special sources belong to no peer, no packet is too long, and the router
+    /// has the TUN's address.
     pub(crate) const INBOUND: [Self; 16] = [
         Self::ZeroNetwork,
         Self::ReservedNetwork,

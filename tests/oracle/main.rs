@@ -1,5 +1,5 @@
-//! The kernel as the oracle: every packet passes our forwarder and a Linux router. Their outputs must be equal byte for byte,
-//! except for the differences of [`known_difference::KnownDifference`], each with its reason. Needs root.
+//! The kernel as the oracle: every packet passes loden's forwarder and a Linux router. Their outputs must be equal byte
+//! for byte, except for the differences of [`known_difference::KnownDifference`], each with its reason. Needs root.
 //!
 //! A run has the packets of [`sweeps`], those of a fixed seed, and those of a new seed. A difference is printed with the seed;
 //! `LODEN_ORACLE_SEED` repeats it.

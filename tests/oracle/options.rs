@@ -20,10 +20,11 @@ mod stamp {
     pub(super) const PRESPECIFIED: u8 = 3;
 }
 
-/// A packet whose options the kernel has gone through.
+/// A packet whose options the kernel has processed.
 #[derive(Clone, Debug)]
 pub(crate) struct Walk {
-    /// The packet as the walk left it. Its header checksum is what it was: the kernel mends it later, or never.
+    /// The packet after the options were processed. Its header checksum is the old one, because the kernel updates it
+    /// later or not at all.
     pub(crate) packet: Vec<u8>,
     /// The position in the header at which the kernel found an error.
     pub(crate) error: Option<u8>,
@@ -38,7 +39,7 @@ pub(crate) struct Walk {
     source_route: Option<usize>,
 }
 
-/// An option that wants to be written into.
+/// An option that the kernel writes into.
 #[derive(Clone, Copy, Debug)]
 struct Found {
     at: usize,
@@ -47,7 +48,7 @@ struct Found {
 }
 
 impl Walk {
-    /// `own` is the address that the router answers this packet's source from.
+    /// Processes the options. `own` is the router's address in answers to this packet's source.
     pub(crate) fn of(packet: &[u8], own: Ipv4Addr, is_own: impl Fn(Ipv4Addr) -> bool) -> Self {
         let mut walk = Self {
             packet: packet.to_vec(),
@@ -194,8 +195,8 @@ impl Walk {
         packet
     }
 
-    /// The options of an error about the packet that the router sends from `own`, and where in them the time is. `None` if there
-    /// is no error, since they would not fit.
+    /// Returns the options of an error about the packet from `own`, and the position of the time in them. Returns
+    /// `None` if there is no error, because they do not fit.
     pub(crate) fn echoed(&self, own: Ipv4Addr, is_own: impl Fn(Ipv4Addr) -> bool) -> Option<(Vec<u8>, Option<usize>)> {
         let (mut echo, mut time_at) = (Vec::new(), None);
         let copy = |found: Found| self.packet[found.at..found.at + usize::from(self.packet[found.at + 1])].to_vec();
@@ -250,14 +251,14 @@ impl Walk {
         self.filled = true;
     }
 
-    /// Reserves the place of the time, which is filled in later from the kernel's packet.
+    /// Reserves the bytes of the time, which are filled in later from the kernel's packet.
     fn write_time(&mut self, at: usize) {
         self.write(at, &[0; 4]);
         self.time_at = Some(at);
     }
 }
 
-/// The header of what follows the first fragment: options that are not copied are no-operations.
+/// Returns the header of later fragments: options that are not copied are no-operations.
 pub(crate) fn blanked(header: &mut [u8]) {
     let mut at = 20;
     while at < header.len() {

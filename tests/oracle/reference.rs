@@ -26,7 +26,7 @@ pub(crate) enum Expected {
         to: Place,
         bytes: Vec<u8>,
     },
-    /// Ours, if there are any.
+    /// loden's fragments, if there are any.
     Fragments {
         to: Place,
         pieces: Vec<Vec<u8>>,
@@ -40,9 +40,9 @@ pub(crate) enum Expected {
 pub(crate) struct Reference {
     pub(crate) expected: Expected,
     pub(crate) known_differences: Vec<KnownDifference>,
-    /// The kernel's way through the options, if it looks at any.
+    /// The kernel's processing of the options, if it reads any.
     pub(crate) walk: Option<Walk>,
-    /// There is no route, whether or not that is reported.
+    /// True if there is no route, reported or not.
     pub(crate) no_route: bool,
 }
 
@@ -64,21 +64,21 @@ impl Reference {
         let no_route = attempt.problem.is_none() && outcome.reason() == Some(DropReason::NoRoute);
         let expected = attempt.undo(outcome, original);
         if matches!(expected, Expected::Silence) {
-            // Dropped all the same, for a reason that Linux has too.
+            // Dropped nevertheless, for a reason that Linux has too.
             known_differences.clear();
         }
         Self { expected, known_differences, walk, no_route }
     }
 }
 
-/// The packet as it is changed bit by bit.
+/// A packet that is changed step by step.
 struct Attempt<'w> {
     world: &'w World,
     entry: Place,
     packet: Vec<u8>,
-    /// The tunnel's sockets are others.
+    /// The tunnel's sockets have other addresses.
     elsewhere: bool,
-    /// It is not for us, and for nobody.
+    /// The packet is for no host, so that it leaves by the unused link.
     nowhere: bool,
     /// The position at which the kernel found an error in the options, which have been removed from the packet.
     problem: Option<u8>,
@@ -104,7 +104,7 @@ impl Attempt<'_> {
             self.problem = Some(at);
             let header = usize::from(self.packet[0] & 15) * 4;
             self.packet[20..header].fill(1);
-            // To have what is said about it, whatever else would become of it.
+            // To get the error about it for any other outcome.
             self.set(TTL..TTL + 1, &[1]);
             let broken = *outcome == Outcome::Drop(DropReason::BadOption);
             return Some(if broken { KnownDifference::BadOption } else { KnownDifference::OptionContents });
@@ -150,7 +150,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// An address that is odd to us and not to Linux.
+    /// Replaces an address that is special to loden and not to Linux.
     fn replace_odd(&mut self, field: Range<usize>) -> Option<KnownDifference> {
         match self.address(&field).octets() {
             [0, 0, 0, 0] | [255, 255, 255, 255] => None,
@@ -223,7 +223,7 @@ fn has_sound_lengths(outcome: &Outcome) -> bool {
     !too_bad.iter().any(|reason| *outcome == Outcome::Drop(*reason))
 }
 
-/// Not an address of one other host (`inet_addr_type` in net/ipv4/fib_frontend.c).
+/// Returns whether an address is not that of one other host (`inet_addr_type` in net/ipv4/fib_frontend.c).
 pub(crate) fn is_nobodys(world: &World, address: Ipv4Addr) -> bool {
     let special = address.is_unspecified() || address.is_broadcast() || address.is_multicast();
     special || address.is_loopback() || world.router.owns(address)

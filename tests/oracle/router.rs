@@ -11,10 +11,10 @@ use testbed::Namespace;
 
 use support::packet::{Ipv4, udp};
 
-/// For what takes microseconds.
+/// The timeout of what takes microseconds.
 const SOON: Duration = Duration::from_secs(20);
 
-/// More than the fragments of any packet, so that none is lost.
+/// The queue length of the links: more than the fragments of any packet, so that none is lost.
 const QUEUE: u32 = 10_000;
 
 /// The beginning of a marker's payload. No test packet contains it.
@@ -28,7 +28,7 @@ pub(crate) enum Place {
     Nowhere,
 }
 
-/// A link to be, and what stands for it on our side.
+/// The settings of a link, and its place on loden's side.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Link {
     pub(crate) place: Place,
@@ -50,18 +50,18 @@ pub(crate) struct Table {
 
 pub(crate) struct Router {
     ends: Vec<(Link, Tun)>,
-    /// For each link a packet that comes out of it, whatever happens: where it goes in, and for whom.
+    /// A packet for each link that always leaves by it: its entry, and its destination.
     markers: Vec<(Place, Ipv4)>,
     passed: u64,
-    /// The first marker that was lost. Nothing is known from then on.
+    /// The first lost marker. Later results are unknown.
     lost: Option<String>,
     buffer: Vec<u8>,
     _namespace: Namespace,
 }
 
 impl Router {
-    /// `main` are the routes of what the router itself sends, and those that sources are checked by. Each of the `markers`
-    /// leaves by the link of the same number.
+    /// Creates a router. `main` has the routes of its own packets and of the source check. Each of the `markers` leaves
+    /// by the link of the same number.
     pub(crate) fn new(
         links: &[Link],
         main: &[(Ipv4Net, Place)],
@@ -99,13 +99,13 @@ impl Router {
         self.ends.iter().any(|(link, _)| link.address == address)
     }
 
-    /// Everything that the router makes of a packet which comes in by this link, in the order of the links.
+    /// Returns all output of the router for a packet that enters by this link, in the order of the links.
     pub(crate) fn pass(&mut self, entry: Place, packet: &[u8]) -> Vec<(Place, Vec<u8>)> {
         if let Some(lost) = &self.lost {
             panic!("{lost}");
         }
         match self.end(entry).1.send(packet) {
-            // A TUN device takes what is of neither version for no packet at all (EINVAL): the same as a drop in silence.
+            // A TUN device refuses a packet of neither version (EINVAL), which equals a drop without an ICMP error.
             Ok(()) | Err(TunError::Rejected(_)) => {}
             Err(error) => panic!("{error}: {packet:02x?}"),
         }
@@ -137,17 +137,17 @@ impl Router {
 const SETTINGS: [(&str, &str); 16] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/ip_default_ttl", "64"),
-    // No limit on any error: the mask says which types are limited at all, by the host's limit and by those per target. What
-    // is left is that of network unreachable alone (`ip_error` in net/ipv4/route.c): 5, and then one a second, for each source.
+    // No limit on any error: the mask selects the limited types, by the host's limit and by those per target. Only the
+    // limit of network unreachable is left (`ip_error` in net/ipv4/route.c): 5, and then one a second, for each source.
     ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv4/icmp_ratelimit", "0"),
-    // An error comes from the address that the route back prefers.
+    // The source of an error is the preferred address of the route back.
     ("net/ipv4/icmp_errors_use_inbound_ifaddr", "0"),
     ("net/ipv4/icmp_echo_ignore_broadcasts", "1"),
-    // Sources are looked at on the links that ask for it.
+    // Sources are checked on the links that require it.
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
-    // Packets with a source route are dropped, as ours are (RFC 7126).
+    // Packets with a source route are dropped, as in loden (RFC 7126).
     ("net/ipv4/conf/all/accept_source_route", "0"),
     ("net/ipv4/conf/default/accept_source_route", "0"),
     // 127/8 and the router's own addresses are martians, as with any router.
@@ -167,7 +167,7 @@ fn open(namespace: &Namespace, link: &Link) -> Tun {
     namespace.sysctl(&format!("net/ipv4/conf/{}/rp_filter", link.name), strict).unwrap();
     namespace.set_mtu(link.name, link.mtu.into()).unwrap();
     namespace.set_queue_len(link.name, QUEUE).unwrap();
-    // Without a network beside it, so that the kernel adds neither routes nor broadcast addresses.
+    // The address has no network, so that the kernel adds neither routes nor broadcast addresses.
     namespace.add_address(link.name, Ipv4Net::from(link.address)).unwrap();
     namespace.set_up(link.name).unwrap();
     tun
@@ -176,7 +176,7 @@ fn open(namespace: &Namespace, link: &Link) -> Tun {
 /// Returns the packets that leave a link before the marker. The kernel processes one packet completely before the next,
 /// so none follows the marker. Returns `None` if there is no marker.
 fn until_sealed(tun: &Tun, seal: &[u8], buffer: &mut [u8]) -> Option<Vec<Vec<u8>>> {
-    /// A marker comes as it is, or quoted by an error about it.
+    /// A marker arrives unchanged, or quoted by an error about it.
     const AT: [usize; 2] = [20 + 8, 20 + 8 + 20 + 8];
     let mut packets = Vec::new();
     loop {

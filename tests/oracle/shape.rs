@@ -1,10 +1,10 @@
-//! A packet to be, and the damage done to it.
+//! The fields of a packet, and its damage.
 
 use core::net::Ipv4Addr;
 
 use support::packet::{Ipv4, repair_checksum};
 
-/// Stands for a source that nothing was heard of yet.
+/// A placeholder for a source without earlier packets.
 pub(crate) const FRESH: Ipv4Addr = Ipv4Addr::new(100, 65, 43, 21);
 
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl From<Ipv4> for Shape {
 }
 
 impl Shape {
-    /// `fresh` is the source, unless it has one.
+    /// Returns the bytes. `fresh` replaces the placeholder source.
     pub(crate) fn bytes(&self, fresh: Ipv4Addr) -> Vec<u8> {
         let source = if self.packet.source == FRESH { fresh } else { self.packet.source };
         let mut bytes = Ipv4 { source, ..self.packet.clone() }.bytes();

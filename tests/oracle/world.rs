@@ -1,4 +1,4 @@
-//! One host twice: as our forwarder, and as a Linux router with a link for each peer and one for the TUN.
+//! One host in two forms: loden's forwarder, and a Linux router with a link for each peer and one for the TUN.
 //!
 //! ```text
 //!                 ┌────────────────┐ a0 ── A: 1472 bytes
@@ -21,15 +21,15 @@ use support::packet::{Ipv4, address_at};
 /// A pod of host C.
 pub(crate) const POD_C: Ipv4Addr = Ipv4Addr::new(100, 96, 4, 5);
 
-/// The network's broadcast address, which has a route, and that of our own subnet.
+/// The broadcast addresses of the network, which has a route, and of the own subnet.
 pub(crate) const BROADCASTS: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 96, 255, 255), Ipv4Addr::new(100, 96, 1, 255)];
 
-/// The router's own addresses are behind this one, where nothing depends on them.
+/// The base of the router's own addresses, which no result depends on.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 
 const MARKER: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 77);
 
-/// Each of these sends few packets: see `SETTINGS` in the router.
+/// The base of the sources, each of which sends few packets: see `SETTINGS` in the router.
 const SOURCES: Ipv4Addr = Ipv4Addr::new(100, 66, 0, 0);
 
 pub(crate) fn host_c() -> SocketAddr {
@@ -38,19 +38,19 @@ pub(crate) fn host_c() -> SocketAddr {
 
 pub(crate) struct World {
     pub(crate) host: Host,
-    /// The same host, and all its peers, at other underlay addresses.
+    /// The same host with all peers at other underlay addresses.
     elsewhere: Host,
-    /// The same host, which takes every path for as wide as can be.
+    /// The same host with the largest MTU for every path.
     hopeful: Host,
     pub(crate) router: Router,
-    /// Where packets come in.
+    /// The entries of packets.
     pub(crate) entries: Vec<Place>,
-    /// In what the two may differ at all.
+    /// The differences that may occur.
     pub(crate) known_differences: &'static [KnownDifference],
 }
 
 impl World {
-    /// Packets out of the TUN. What has no route is answered.
+    /// Returns the world for packets from the TUN. Packets without a route get an ICMP error.
     pub(crate) fn outbound() -> Self {
         let b = |subnet| Route { mtu: Some(576), ..Route::new(subnet, host_b()) };
         let mut all = vec![
@@ -58,7 +58,7 @@ impl World {
             b(net(POD_B, 24)),
             b(net([100, 96, 2, 240], 28)),
             Route { mtu: Some(68), ..Route::new(net(POD_C, 24), host_c()) },
-            // A quarter of all there is; in it 169.254/16.
+            // A quarter of all addresses, with 169.254/16.
             b(net([128, 0, 0, 0], 2)),
         ];
         // The other classes of odd addresses, a network's broadcast, and the underlay itself.
@@ -84,16 +84,16 @@ impl World {
         let markers = [(1, POD_A), (64, POD_A), (64, POD_B), (64, POD_C)];
         let markers =
             markers.map(|(ttl, destination)| (Place::Tun, Ipv4 { ttl, ..Ipv4::new(MARKER, destination) })).into();
-        // What the router says about a packet goes back to where it came from.
+        // The router's errors about a packet go back to its entry.
         let router = Router::new(&links, &[(net([0; 4], 0), Place::Tun)], &[table], markers);
         Self::of(all, router, vec![Place::Tun], &KnownDifference::OUTBOUND)
     }
 
-    /// Packets from peers A and B. R65 is a router's strict check of sources (RFC 3704 2.2), and what R66 drops leaves by a link
-    /// that leads nowhere.
+    /// Returns the world for packets from peers A and B. R65 is a router's strict source check (RFC 3704 2.2). Packets
+    /// that R66 drops leave by a link without a peer.
     pub(crate) fn inbound() -> Self {
         let mut all = routes();
-        // Our own subnet lies within one of B's.
+        // The own subnet lies within one of B's.
         all.push(Route::new(net([100, 96, 0, 0], 18), host_b()));
         let (a, b) = (Place::Peer(host_a()), Place::Peer(host_b()));
         let link = |place, name, number| Link {
@@ -104,7 +104,7 @@ impl World {
             strict_source: false,
         };
         let (tun, nowhere) = (link(Place::Tun, "tun0", 1), link(Place::Nowhere, "void0", 2));
-        // R42 at the far end: our TUN address.
+        // R42 at the remote host: the TUN address.
         let own = Host::new(overlay(), all.clone()).forwarder.tun_address();
         let peer = |place, name| Link { place, name, address: own, mtu: 1472, strict_source: true };
         let table = Table {
@@ -148,7 +148,7 @@ impl World {
         }
     }
 
-    /// What our forwarder makes of a packet.
+    /// Returns the forwarder's outcome for a packet.
     pub(crate) fn ours(&self, entry: Place, packet: &[u8]) -> Outcome {
         match entry {
             Place::Tun => self.host.encapsulate(packet),
@@ -157,7 +157,7 @@ impl World {
         }
     }
 
-    /// And what `docs/conformance.md` makes of it.
+    /// Returns the model's outcome, by `docs/conformance.md`.
     pub(crate) fn by_the_list(&self, entry: Place, packet: &[u8]) -> Outcome {
         match entry {
             Place::Tun => model::encapsulate(&self.host, packet),
@@ -166,7 +166,8 @@ impl World {
         }
     }
 
-    /// Our verdict if nothing in it were of the tunnel's own; out of the TUN.
+    /// Returns the forwarder's outcome for a packet from the TUN with the underlay at other addresses, so that none is
+    /// the tunnel's own.
     pub(crate) fn ours_elsewhere(&self, packet: &[u8]) -> Outcome {
         let mut outcome = self.elsewhere.encapsulate(packet);
         if let Outcome::Forward { to: Some(to), .. } | Outcome::Fragments { to, .. } = &mut outcome {
@@ -175,8 +176,8 @@ impl World {
         outcome
     }
 
-    /// What we make of a packet out of the TUN if its path was found to be as narrow as it is; for one with DF, only when it is
-    /// to be sent.
+    /// Returns the forwarder's outcome for a packet from the TUN whose path turned out to be narrow; with DF, only at
+    /// sending.
     pub(crate) fn ours_in_hindsight(&self, packet: &[u8]) -> Outcome {
         let outcome = self.hopeful.encapsulate(packet);
         let Outcome::Forward { to: Some(peer), mut bytes } = outcome else { return outcome };
@@ -193,7 +194,7 @@ impl World {
         }
     }
 
-    /// An address that is nothing special, with the same route or as much without one.
+    /// Returns an ordinary address, with the same route or also without one.
     pub(crate) fn ordinary(&self, like: Ipv4Addr) -> Ipv4Addr {
         let next_hop = self.host.naive_route(like).map(|route| route.next_hop);
         let own = v4(overlay().subnet).contains(&like).then_some(POD);
@@ -203,14 +204,14 @@ impl World {
         own.or(found).unwrap_or(NOBODY)
     }
 
-    /// R40's broadcast addresses.
+    /// Returns whether an address is one of R40's broadcast addresses.
     pub(crate) fn is_broadcast(&self, address: Ipv4Addr) -> bool {
         let last = |subnet: Ipv4Net| subnet.prefix_len() < 31 && subnet.broadcast() == address;
         let routed = self.host.naive_route(address).is_some_and(|route| last(v4(route.subnet)));
         BROADCASTS.contains(&address) || routed
     }
 
-    /// Source number `number`, of a pod that may send by this entry.
+    /// Returns source `number`, a pod that may send by this entry.
     pub(crate) fn source(&self, entry: Place, number: u32) -> Ipv4Addr {
         match entry {
             Place::Tun => Ipv4Addr::from_bits(SOURCES.to_bits() + number),
@@ -219,7 +220,7 @@ impl World {
         }
     }
 
-    /// Whether a packet is for the router itself, or from it: there it is no router.
+    /// Returns whether a packet is for the router itself or from it, which is not forwarding.
     pub(crate) fn concerns_the_router(&self, packet: &[u8]) -> bool {
         packet.len() >= 20 && [12, 16].iter().any(|at| self.router.owns(address_at(packet, *at)))
     }
@@ -240,7 +241,7 @@ fn v4(net: IpNet) -> Ipv4Net {
     }
 }
 
-/// In 203.0.0.0/24, which has no route here, instead of 10.168.0.0/24.
+/// Returns the host in 203.0.0.0/24, which has no route here, instead of 10.168.0.0/24.
 fn elsewhere(routes: &[Route]) -> Host {
     let away = |address| moved(address, 203, 0);
     let overlay = Overlay { underlay: away(overlay().underlay), ..overlay() };

@@ -1,4 +1,4 @@
-//! The route table against a naive one: a list searched from end to end.
+//! The route table against a naive one, a list that is searched completely.
 
 mod room;
 
@@ -13,7 +13,7 @@ use support::allocations::{Counting, bytes_kept};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The oracle: every prefix looked at for every lookup.
+/// The oracle, which compares every prefix in every lookup.
 #[derive(Clone, Default)]
 struct Naive(HashMap<Ipv4Net, (SocketAddr, Option<u16>)>);
 
@@ -36,7 +36,7 @@ impl Naive {
     }
 }
 
-/// Addresses from few values per byte, so that prefixes nest, cover and repeat.
+/// Returns addresses from few values per byte, so that prefixes nest, cover and repeat.
 fn address() -> impl Strategy<Value = Ipv4Addr> {
     let byte = prop_oneof![Just(0u8), Just(1), Just(96), Just(127), Just(128), Just(255), any::<u8>()];
     (prop_oneof![Just(10u8), Just(100), any::<u8>()], byte.clone(), byte.clone(), byte)
@@ -57,7 +57,7 @@ fn change() -> impl Strategy<Value = RouteChange> {
     ]
 }
 
-/// Addresses on both sides of every edge of every prefix, where a wrong table shows.
+/// Returns the addresses on both sides of every edge of every prefix, where a wrong table shows.
 fn edges(naive: &Naive) -> Vec<Ipv4Addr> {
     let edge = |net: &Ipv4Net| [net.network().to_bits(), net.broadcast().to_bits()];
     let around = |bits: u32| [bits.wrapping_sub(1), bits, bits.wrapping_add(1)].map(Ipv4Addr::from_bits);
@@ -87,7 +87,7 @@ fn assert_same(table: &RouteTable, naive: &Naive, destinations: impl IntoIterato
 }
 
 proptest! {
-    /// R21, R22, fault 45: any changes in any order, published in any batches; and every older table stays as it was.
+    /// R21, R22, fault 45: any changes in any order, published in any batches. Every older table is unchanged.
     #[test]
     fn fault_45_equals_the_naive_table_under_churn(
         batches in proptest::collection::vec(proptest::collection::vec(change(), 1..12), 1..10),
@@ -109,9 +109,9 @@ proptest! {
         }
     }
 
-    /// Prefixes of any length anywhere, close enough to meet: what one change leaves alone is as it was.
+    /// Prefixes of any length, close to each other: a change leaves all others unchanged.
     #[test]
-    fn prefixes_of_every_length_stay_where_they_are(
+    fn changes_keep_other_prefixes_of_every_length(
         prefixes in proptest::collection::vec((any::<u32>(), 8u8..=32, any::<bool>()), 1..60),
         destinations in proptest::collection::vec(any::<u32>(), 200),
     ) {
@@ -129,7 +129,7 @@ proptest! {
         assert_same(&table, &naive, destinations.into_iter().map(within));
     }
 
-    /// Deleting everything leaves nothing: no route, no peer, no answer.
+    /// A table without routes has no peer and no lookup result.
     #[test]
     fn nothing_is_left_of_deleted_routes(changes in proptest::collection::vec(change(), 1..60)) {
         let (table, _) = RouteTable::new().with_changes(changes);
@@ -148,7 +148,7 @@ fn route(subnet: &str, next_hop: &str) -> Route {
     Route::new(subnet.parse::<IpNet>().unwrap(), next_hop.parse::<SocketAddr>().unwrap())
 }
 
-/// The vector of flannel's own documents, in every order of insertion.
+/// The example of flannel's documentation, in every order of insertion.
 #[test]
 fn r21_the_longest_prefix_wins_in_any_order() {
     let routes = [
@@ -166,7 +166,7 @@ fn r21_the_longest_prefix_wins_in_any_order() {
     }
 }
 
-/// R20 and R63: each bad route is named with its reason, and the good ones of the batch are taken.
+/// R20 and R63: each bad route is named with its reason, and the good ones of the batch are added.
 #[test]
 fn r20_bad_routes_are_refused_by_name_and_the_others_taken() {
     let own: SocketAddr = "10.168.0.2:8285".parse().unwrap();
@@ -219,7 +219,7 @@ fn host_bits_are_normalised_and_changes_that_change_nothing_do_not_count() {
     assert!(publisher.table().is_empty());
 }
 
-/// More peers than anything in the table has room for at once, some of them in use by several routes.
+/// More peers than any part of the table holds at once, some of them in use by several routes.
 #[test]
 fn every_peer_of_thousands_is_known_and_no_other() {
     const PEERS: u32 = 5000;
@@ -261,7 +261,7 @@ fn a_batch_says_what_it_changed_or_what_it_refused_first() {
     assert_eq!(RouteChange::Set(route("100.96.2.77/24", "10.168.0.3:8285")).subnet(), host_bits[1]);
 }
 
-/// R26 and fault 46: while one thread publishes, readers see whole tables, and never an older one than what was published
+/// R26 and fault 46: while one thread publishes, readers see complete tables, and never an older one than was published
 /// before they began.
 #[test]
 fn r26_fault_46_readers_see_whole_tables_and_never_an_old_one() {
@@ -297,8 +297,8 @@ fn r26_fault_46_readers_see_whole_tables_and_never_an_old_one() {
     });
 }
 
-/// Each of a million subnets, /24 to /28 by turns, has a host of its own, so that the answer to any address can be worked out.
-/// The room is bounded, and one change leaves all others as they are.
+/// A million subnets, /24 to /28 in turn, have a host each, so that every lookup's result can be computed. Memory is
+/// bounded, and a change leaves all other routes unchanged.
 #[test]
 fn fault_44_a_million_routes_each_answer_for_their_own() {
     const ROUTES: u32 = 1_000_000;
@@ -314,7 +314,7 @@ fn fault_44_a_million_routes_each_answer_for_their_own() {
     let answer =
         |table: &RouteTable, address: u32| table.lookup(Ipv4Addr::from_bits(address).into()).map(|hop| hop.address);
     let expected = |number: u32, last: u32| (last < 256 >> (number % 5)).then(|| host(number));
-    // An odd stride visits all of them in an order that no cache helps.
+    // An odd stride visits all of them in an order without cache hits.
     for step in 0..200_000_u32 {
         let number = step.wrapping_mul(7_919) % ROUTES;
         let last = step.wrapping_mul(31) % 256;

@@ -8,7 +8,7 @@ use loden::route::{Route, RouteChange, RoutePublisher, RouteTable};
 use crate::{Naive, assert_same, net, route};
 use support::allocations::bytes_kept;
 
-/// The publisher frees old tables as soon as no reader has them any more; a reader never does.
+/// The publisher frees old tables as soon as no reader has them. A reader never does.
 #[test]
 fn old_tables_are_freed_by_the_publisher_and_not_kept() {
     let change = |version: u32, blocks: u32| {
@@ -23,7 +23,7 @@ fn old_tables_are_freed_by_the_publisher_and_not_kept() {
     assert!(more < one / 2, "{more} bytes for fifty versions, {one} for the first");
     let (more, _) = bytes_kept(|| {
         for version in 1..50 {
-            // Nothing is published by that, and nothing held.
+            // This publishes nothing and holds nothing.
             assert_eq!([publisher.apply([]), publisher.apply([])].map(|applied| applied.changed), [0, 0]);
             assert_eq!(publisher.apply(change(version, 100)).changed, 100);
         }
@@ -55,9 +55,9 @@ fn an_emptied_table_keeps_no_more_than_a_new_one() {
     }
 }
 
-/// Routes that come and go, below a /24 and below a /16, leave the room to the next ones.
+/// Deleted routes below a /24 and below a /16 leave their memory to later ones.
 #[test]
-fn room_is_used_again() {
+fn freed_memory_is_reused() {
     let subnet = |address: u32, len| Ipv4Net::new(Ipv4Addr::from_bits(address), len).unwrap();
     let stays = |number: u32| Route::new(subnet(0x0a00_0000 + (number << 16), 30), ([10, 168, 0, 1], 8285));
     let mut table = RouteTable::try_from_routes((0..8).map(stays)).0;
@@ -66,7 +66,7 @@ fn room_is_used_again() {
         let comes = [(0, 30), (0x100, 28), (0x100, 32), (0x8000, 17)].map(|(at, len)| subnet(block + at, len));
         let hop = (Ipv4Addr::from_bits(0xac10_0000 + number % 400), 8285);
         table = table.with_changes(comes.map(|subnet| RouteChange::Set(Route::new(subnet, hop)))).0;
-        // The first of them with all that is below its /24, the others one by one.
+        // The first one is deleted with all routes below its /24, the others singly.
         for subnet in comes {
             table = table.with_changes([RouteChange::Delete(subnet.into())]).0;
         }
@@ -81,9 +81,9 @@ fn room_is_used_again() {
 /// nearly all routes are deleted together. If they are deleted one by one, it has up to four times that, and the first
 /// few blocks of each kind.
 #[test]
-fn a_table_that_shrank_gives_back_its_room() {
+fn a_shrunk_table_frees_its_memory() {
     const BLOCKS: i64 = 4 * (64 + 64 + 36) * 1024;
-    // Each kind of room by itself: arrays of a /24, arrays of a /16, next hops; and all of them.
+    // Each kind of memory by itself: arrays of a /24, arrays of a /16, next hops; and all of them.
     for (routes, len, own_hop) in [(100_000, 28, false), (20_000, 24, false), (20_000, 16, true), (100_000, 28, true)] {
         let route = |number: u32| {
             let at = if len == 28 { number << 4 } else { number << 16 };
@@ -107,7 +107,7 @@ fn a_table_that_shrank_gives_back_its_room() {
             assert!(kept <= most, "{kept} bytes, and {alone} alone, after batches of {batch} of {routes} /{len}s");
             assert_same(&shrunk, &naive, []);
         }
-        // Who holds the table of before still has all of it.
+        // A holder of the previous table still has all of it.
         let before = full();
         let (after, _) = before.with_changes(deletes);
         assert_eq!((before.len(), after.len()), (routes as usize, routes as usize / 1000));

@@ -1,4 +1,4 @@
-//! The seed decides all.
+//! The seed determines the whole run.
 
 use loden::lease::LeaseEvent;
 use loden::route::RouteChange;
@@ -6,7 +6,7 @@ use loden::sim::{Event, LinkProfile, Probability, Record};
 
 use crate::{SOURCE, mesh, ms, packet, packet_of, subnet};
 
-/// A bit of everything that can happen.
+/// Runs a scenario with some of every event.
 fn happenings(seed: u64, loss: Probability) -> Vec<Record> {
     let (mut sim, nodes) = mesh::<5>(seed);
     sim.keep_trace();
@@ -35,7 +35,7 @@ fn happenings(seed: u64, loss: Probability) -> Vec<Record> {
     sim.take_trace()
 }
 
-/// FNV-1a of all that is to be seen of a trace, the packets' bytes too.
+/// Returns the FNV-1a hash of a whole trace, with the packets' bytes.
 fn digest(trace: &[Record]) -> u64 {
     let mut digest = 0xcbf2_9ce4_8422_2325u64;
     let mut add =
@@ -66,15 +66,16 @@ fn another_seed_gives_another_trace() {
     assert!(traces[0] != traces[1] && traces[1] != traces[2] && traces[0] != traces[2]);
 }
 
-/// On every platform. This number was computed on x86-64; it is another one only if the simulator does, or says, something else.
+/// The hash is the same on every platform. It was computed on x86-64, and changes only with the simulator's behaviour
+/// or trace.
 #[test]
 fn the_trace_of_a_seed_is_this_one() {
     assert_eq!(digest(&happenings(7, Probability::percent(5))), 12_889_339_494_708_004_404);
 }
 
-/// A condition that is changed leaves what the others bring about as it was.
+/// A change of one condition does not affect the effects of the others.
 #[test]
-fn without_the_loss_the_others_arrive_when_they_did() {
+fn packets_arrive_at_the_same_times_with_and_without_loss() {
     let arrivals = |trace: Vec<Record>| -> Vec<Record> {
         trace.into_iter().filter(|record| matches!(record.event, Event::Arrived { .. })).collect()
     };

@@ -1,4 +1,4 @@
-//! R67 over random histories: after every step, and by an account of its own that is kept from the trace.
+//! R67 over random histories, after every step. A separate account is kept from the trace.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,7 +16,7 @@ use crate::{SOURCE, at, mesh, ms, packet, packet_of, subnet, underlay, with_byte
 
 const NODES: u32 = 4;
 
-/// Something that a user of the simulator does.
+/// An action of a user of the simulator.
 #[derive(Clone, Debug)]
 enum Act {
     Send { from: u32, to: u32, len: usize, header: Option<(usize, u8)>, change: Option<(usize, u8)> },
@@ -37,7 +37,7 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     let node = || 0..NODES;
-    // Addresses that nobody has, too.
+    // Unused addresses too.
     let anybody = || 0..NODES + 2;
     let change = || proptest::option::weighted(0.2, (0usize..32, any::<u8>()));
     let len = || prop_oneof![4 => 32usize..64, 1 => 500usize..1600];
@@ -166,7 +166,7 @@ fn assert_accounts(sim: &Sim<u32>, trace: &[Record]) {
     }
 }
 
-/// Goes through a history, and looks after every step of it and at the end whether all is accounted for.
+/// Runs a history, and asserts after every step and at the end that all packets are accounted for.
 fn history(seed: u64, acts: Vec<Act>) -> Sim<u32> {
     let (mut sim, nodes) = mesh::<{ NODES as usize }>(seed);
     sim.keep_trace();
@@ -184,7 +184,7 @@ fn history(seed: u64, acts: Vec<Act>) -> Sim<u32> {
     assert_eq!((sim.underlay().injected(), sim.underlay().in_flight()), (injected, 0));
     let trace = sim.take_trace();
     assert_accounts(&sim, &trace);
-    // What was delivered is for a pod there, or an answer to whoever sent something there.
+    // A delivered packet is for a pod there, or an ICMP error for a sender there.
     for delivered in sim.take_delivered() {
         let destination = Ipv4Addr::from(<[u8; 4]>::try_from(&delivered.packet[16..20]).unwrap());
         let is_ours = sim[delivered.node].overlay().subnet.contains(&IpAddr::V4(destination));
@@ -202,7 +202,7 @@ proptest! {
     }
 }
 
-/// The histories are such that everything happens in them.
+/// The histories reach every fate.
 #[test]
 fn the_histories_reach_every_fate() {
     let mut runner = TestRunner::deterministic();

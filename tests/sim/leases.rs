@@ -1,4 +1,4 @@
-//! Leases that come, move and end, and nodes that do not hear of it.
+//! Leases that are added, moved and ended, and nodes that miss these events.
 
 use loden::forward::{DropReason, Overlay};
 use loden::lease::{Lease, LeaseEvent};
@@ -7,7 +7,7 @@ use loden::sim::{Event, LinkProfile, NodeId, Record, Sim};
 
 use crate::{SOURCE, icmp, lease, mesh, ms, numbers, overlay, packet, subnet, underlay};
 
-/// Host 9, which takes the place of host 1.
+/// Adds host 9, which replaces host 1.
 fn successor(sim: &mut Sim<u32>) -> NodeId {
     sim.add_node(Overlay { underlay: underlay(9), ..overlay(1) }).unwrap()
 }
@@ -16,8 +16,8 @@ fn moved() -> LeaseEvent<u32> {
     LeaseEvent::Added { key: 1, lease: Lease::new(subnet(1), underlay(9)) }
 }
 
-/// Fault 46, R26: what is decided on after the change goes to the new hop, in the midst of a flood too; what was under way
-/// before arrives where it went.
+/// Fault 46, R26: packets after the change go to the new hop, also during a flood. Packets in flight arrive at the old
+/// one.
 #[test]
 fn fault_46_nothing_sent_after_a_lease_moved_goes_to_the_old_hop() {
     let (mut sim, [a, b, c]) = mesh::<3>(1);
@@ -28,7 +28,7 @@ fn fault_46_nothing_sent_after_a_lease_moved_goes_to_the_old_hop() {
         sim.send_at(ms(at) / 10, a, packet(0, 1, at as u32));
         sim.send_at(ms(at) / 10, c, packet(2, 1, at as u32));
     }
-    // Not only between moments, but within one.
+    // The change is also within one instant.
     for _ in 0..203 {
         assert!(sim.step());
     }
@@ -50,9 +50,9 @@ fn fault_46_nothing_sent_after_a_lease_moved_goes_to_the_old_hop() {
     assert!(at_b > 100 && at_successor > 100);
 }
 
-/// The successor is no peer to a node that has not heard of it, and the node goes on sending where it always did.
+/// A node that missed the change refuses the successor, and still sends to the old host.
 #[test]
-fn a_node_that_does_not_hear_keeps_its_routes() {
+fn a_node_that_misses_events_keeps_its_routes() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     let successor = successor(&mut sim);
     sim.set_hears_leases(a, false);
@@ -71,7 +71,7 @@ fn a_node_that_does_not_hear_keeps_its_routes() {
     sim.check().unwrap();
 }
 
-/// A lease ends when its time is over, between two packets, and not while its source is lost.
+/// A lease ends when its time is over, between two packets. It does not end while its source is lost.
 #[test]
 fn leases_end_by_the_simulations_clock() {
     let (mut sim, [a, _]) = mesh::<2>(1);
@@ -97,9 +97,9 @@ fn leases_end_by_the_simulations_clock() {
     assert_eq!(sim.routes(a).len(), 0);
 }
 
-/// Of two who claim one subnet all others believe the first; each of the two sees to its own.
+/// Of two hosts that claim one subnet, all others accept the first. Each of the two keeps its own.
 #[test]
-fn a_contradiction_is_the_same_for_all_but_those_in_it() {
+fn all_other_nodes_resolve_a_conflict_alike() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     let successor = successor(&mut sim);
     sim.lease_event(SOURCE, LeaseEvent::Added { key: 7, lease: Lease::new(subnet(1), underlay(9)) });
@@ -110,9 +110,9 @@ fn a_contradiction_is_the_same_for_all_but_those_in_it() {
     assert_eq!([a, b, successor].map(|node| hop(&mut sim, node)), [Some(underlay(9)), None, None]);
 }
 
-/// Routes that one node was given stand, whatever the leases say, and what is wrong with one is said.
+/// Static routes of a node take precedence over leases, and wrong ones are reported.
 #[test]
-fn routes_of_ones_own_stand_over_leases() {
+fn static_routes_take_precedence_over_leases() {
     let (mut sim, [a, b, c]) = mesh::<3>(1);
     let wrong = Route::new(subnet(5), underlay(0));
     let changes = [

@@ -1,4 +1,4 @@
-//! Loss, copies, times and marks come as often as they should, and where they should.
+//! Loss, duplicates, delays and marks occur at the configured rates and places.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use loden::lease::LeaseEvent;
 
 const PACKETS: u32 = 10_000;
 
-/// Sends them one millisecond apart from host 0 to host 1 and returns what came, with the time each took.
+/// Sends packets one millisecond apart from host 0 to host 1. Returns the received ones with their delays.
 fn run(sim: &mut Sim<u32>) -> Vec<(u32, u64)> {
     let [a, b] = [0, 1].map(|at| sim.nodes().nth(at).unwrap());
     for number in 0..PACKETS {
@@ -69,7 +69,7 @@ fn jitter_is_uniform_and_reorders() {
     assert!(overtaken > PACKETS as usize / 4, "{overtaken} came before one that was sent earlier");
 }
 
-/// The two ways between two nodes, and the ways of others, do not touch one another.
+/// The two directions between two nodes, and those of other nodes, are independent.
 #[test]
 fn a_profile_applies_to_the_direction_it_is_set_for() {
     let (mut sim, [a, b, c]) = mesh::<3>(1);
@@ -85,9 +85,10 @@ fn a_profile_applies_to_the_direction_it_is_set_for() {
     assert_eq!(took, [(2, ms(5)), (21, ms(5)), (1, ms(10)), (10, ms(20))]);
 }
 
-/// A mark on the outer packet reaches the inner one, if both ends have agreed on it, and costs who takes no part nothing.
+/// A mark on the outer packet is copied to the inner one if both ends are configured so. A packet that is not
+/// ECN-capable is unchanged then.
 #[test]
-fn a_congested_way_marks_those_who_take_part() {
+fn a_congested_link_marks_ecn_capable_packets() {
     let mut sim = Sim::new(network(), 1);
     let [a, b] =
         [0, 1].map(|number| sim.add_node(Overlay { ecn_ingress: EcnIngress::Normal, ..overlay(number) }).unwrap());

@@ -1,4 +1,4 @@
-//! The simulator as somebody uses it who tests a tool of their own, and what it promises.
+//! The public interface of the simulator, and its guarantees.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod determinism;
@@ -31,7 +31,7 @@ fn network() -> Ipv4Net {
     Ipv4Net::new_assert([100, 64, 0, 0].into(), 10)
 }
 
-/// The /24 with this number, 100.64.0.0 the first.
+/// Returns the /24 with this number. 100.64.0.0 is the first.
 fn subnet(number: u32) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::from_bits(u32::from(network().addr()) + (number << 8)), 24)
 }
@@ -40,12 +40,12 @@ fn underlay(host: u32) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 168, 0, 1)) + host), 8285))
 }
 
-/// A pod in the subnet with this number.
+/// Returns a pod in the subnet with this number.
 fn pod(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from(subnet(number).addr()) + 7)
 }
 
-/// Host 1 with subnet 1, and so on.
+/// Returns the overlay of the host with this number: host 1 with subnet 1, and so on.
 fn overlay(number: u32) -> Overlay {
     Overlay::new(network(), subnet(number), underlay(number))
 }
@@ -54,7 +54,7 @@ fn lease(number: u32) -> (u32, Lease) {
     (number, Lease::new(subnet(number), underlay(number)))
 }
 
-/// Hosts 0, 1, 2 …, all of which know of each other.
+/// Returns hosts 0, 1, 2 …, with routes to each other.
 fn mesh<const N: usize>(seed: u64) -> (Sim<u32>, [NodeId; N]) {
     let mut sim = Sim::new(network(), seed);
     let nodes = core::array::from_fn(|number| sim.add_node(overlay(number as u32)).unwrap());
@@ -62,29 +62,29 @@ fn mesh<const N: usize>(seed: u64) -> (Sim<u32>, [NodeId; N]) {
     (sim, nodes)
 }
 
-/// A packet with a number in it, from a pod of one subnet to a pod of another.
+/// Returns a packet that contains a number, from a pod of one subnet to a pod of another.
 fn packet(from: u32, to: u32, number: u32) -> Bytes {
     udp_packet(SocketAddrV4::new(pod(from), 4000), SocketAddrV4::new(pod(to), 53), &number.to_be_bytes())
 }
 
-/// The number in a packet, and in one that an ICMP error is about.
+/// Returns the number in a packet, or in the packet that an ICMP error quotes.
 fn number(packet: &[u8]) -> u32 {
     u32::from_be_bytes(*packet.last_chunk().unwrap())
 }
 
-/// A packet of this many bytes in all.
+/// Returns a packet of this many bytes in total.
 fn packet_of(len: usize, from: u32, to: u32) -> Bytes {
     udp_packet(SocketAddrV4::new(pod(from), 4000), SocketAddrV4::new(pod(to), 53), &vec![0; len - 28])
 }
 
-/// Offsets in a header.
+/// Offsets in an IPv4 header.
 mod at {
     pub(crate) const TOS: usize = 1;
     pub(crate) const FLAGS: usize = 6;
     pub(crate) const TTL: usize = 8;
 }
 
-/// The packet with another byte in its header, and the checksum right again.
+/// Returns the packet with another byte in its header, and a right checksum.
 fn with_byte(packet: &Bytes, at: usize, byte: u8) -> Bytes {
     let mut packet = packet.to_vec();
     packet[at] = byte;
@@ -98,7 +98,7 @@ fn numbers(delivered: &[Delivered]) -> Vec<u32> {
     delivered.iter().map(|delivered| number(&delivered.packet)).collect()
 }
 
-/// ICMP type, code, and the MTU of a "fragmentation needed".
+/// Returns ICMP type, code, and the MTU of a "fragmentation needed".
 fn icmp(packet: &[u8]) -> (u8, u8, u16) {
     assert_eq!(packet[9], 1, "an ICMP message");
     (packet[20], packet[21], u16::from_be_bytes([packet[26], packet[27]]))

@@ -1,4 +1,4 @@
-//! An allocator that counts bytes, thread by thread.
+//! An allocator that counts bytes per thread.
 #![expect(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts and hands on")]
 
 use core::cell::Cell;
@@ -10,12 +10,12 @@ struct Counting;
 static ALLOCATOR: Counting = Counting;
 
 std::thread_local! {
-    /// Bytes that this thread has, and the most it had.
+    /// Bytes in use by this thread, and their peak.
     static BYTES: Cell<(i64, i64)> = const { Cell::new((0, 0)) };
 }
 
 fn count(more: i64) {
-    // Outside a thread's life there is nothing to count for.
+    // While a thread starts or ends, its counters do not exist.
     let _ = BYTES.try_with(|bytes| {
         let (now, most) = bytes.get();
         bytes.set((now + more, most.max(now + more)));
@@ -37,7 +37,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // For a moment there may be both.
+        // Both blocks may exist for a moment.
         count(size as i64);
         count(-(layout.size() as i64));
         // SAFETY: the caller keeps the contract of `realloc`, and the pointer came from the system's allocator.
@@ -45,7 +45,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The most bytes that this thread had more than before, at one time while `work` ran; and how many it has more now.
+/// Returns the peak of additional bytes of this thread while `work` ran, and the additional bytes after it.
 pub(crate) fn peak<T>(work: impl FnOnce() -> T) -> (T, u64, u64) {
     let (before, _) = BYTES.get();
     BYTES.set((before, before));

@@ -1,4 +1,4 @@
-//! A thousand hosts that all know of each other, while leases come, move and go.
+//! A thousand hosts with routes to each other, while leases are added, moved and removed.
 
 use loden::lease::{Lease, LeaseEvent};
 use loden::sim::{LinkProfile, Loss, NodeId, Probability, Sim};
@@ -15,7 +15,7 @@ fn thousand() -> (Sim<u32>, Vec<NodeId>) {
     (sim, nodes)
 }
 
-/// Leases of ten nodes go, those of ten others come back, and a host that is none of the nodes moves.
+/// Removes the leases of ten nodes, adds those of ten others, and moves a host that is not a node.
 fn change_leases(sim: &mut Sim<u32>, time: u32) {
     let ten = |first| (0..NODES).skip(first as usize).step_by(100);
     for key in ten(time) {
@@ -28,7 +28,7 @@ fn change_leases(sim: &mut Sim<u32>, time: u32) {
     sim.lease_event(SOURCE, LeaseEvent::Added { key: NODES, lease: moved });
 }
 
-/// Every node sends to every other, to one in a round; every forty rounds leases change.
+/// Sends from every node to every other, one per round. Leases change every forty rounds.
 fn exchange(sim: &mut Sim<u32>, nodes: &[NodeId]) {
     sim.set_link_profile(LinkProfile { jitter: ms(5), loss: Probability::percent(1), ..LinkProfile::default() });
     for round in 1..NODES {
@@ -58,7 +58,7 @@ fn a_thousand_nodes_share_what_they_have_in_common() {
     );
     assert!(made < 40_000_000, "{made} bytes for {NODES} nodes");
     assert!(made + exchanged < 150_000_000, "{exchanged} bytes more while leases change");
-    // They all have the routes of now, and each but its own.
+    // All have the current routes, each without its own.
     let own: Vec<_> = nodes.iter().map(|node| sim.routes(*node).len() as u32).collect();
     let routed = sim.leases().route_count() as u32;
     assert!(routed > NODES - 20, "{routed} routes");

@@ -1,11 +1,11 @@
-//! Ways that are too narrow, at their beginning and in the middle.
+//! Paths that are too narrow, at the sender's link and in the middle.
 
 use loden::forward::{DropReason, Overlay, PathMtus};
 use loden::sim::{LinkProfile, Loss, Sim};
 
 use crate::{at, icmp, mesh, ms, network, overlay, packet_of, underlay, with_byte};
 
-/// As with EMSGSIZE: nothing is sent, and the packet's sender has its answer at once.
+/// As with EMSGSIZE, nothing is sent, and the packet's sender gets an ICMP error at once.
 #[test]
 fn the_nodes_own_link_refuses_at_once() {
     let (mut sim, [a, b]) = mesh::<2>(1);
@@ -20,9 +20,10 @@ fn the_nodes_own_link_refuses_at_once() {
     sim.check().unwrap();
 }
 
-/// R50 and R54: the first one is lost on the way, and everyone after it is answered here, until ten minutes have passed.
+/// R50 and R54: the first packet is lost on the way. The senders of later ones get an ICMP error from this host for ten
+/// minutes.
 #[test]
-fn a_router_in_the_middle_says_so_after_a_while() {
+fn a_router_in_the_middle_reports_after_a_delay() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     sim.set_link_profile_from(a, b, LinkProfile { latency: ms(10), mtu: 1000, ..LinkProfile::default() });
     let try_one = |sim: &mut Sim<u32>, len| {
@@ -45,9 +46,9 @@ fn a_router_in_the_middle_says_so_after_a_while() {
     assert_eq!(try_one(&mut sim, 973), [(a, (3, 4, 972))]);
 }
 
-/// Several are lost before the first message is back; a node that was stopped meanwhile has learned nothing.
+/// Several packets are lost before the first report arrives. A node that was stopped meanwhile has learned nothing.
 #[test]
-fn who_is_not_there_is_not_told() {
+fn an_absent_host_gets_no_packet() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     sim.set_link_profile_from(a, b, LinkProfile { latency: ms(10), mtu: 1000, ..LinkProfile::default() });
     sim.send(a, packet_of(1400, 0, 1));
@@ -59,7 +60,7 @@ fn who_is_not_there_is_not_told() {
     assert_eq!(sim.underlay().lost(Loss::TooLong), 2);
 }
 
-/// A number that no path can have is not believed; whatever is longer is lost in silence.
+/// An impossible MTU is not accepted. Longer packets are lost without an ICMP error.
 #[test]
 fn an_impossible_mtu_is_a_hole() {
     let (mut sim, [a, b]) = mesh::<2>(1);
@@ -71,7 +72,7 @@ fn an_impossible_mtu_is_a_hole() {
     assert_eq!((sim.underlay().lost(Loss::TooLong), sim.take_delivered()), (3, vec![]));
 }
 
-/// An answer that goes back through the tunnel and does not fit is not sent: its offender is dropped, and counted.
+/// An ICMP error through the tunnel that does not fit is not sent. Its offender is counted as dropped.
 #[test]
 fn an_answer_that_is_too_long_is_not_sent() {
     let mut sim: Sim = Sim::new(network(), 1);
@@ -85,7 +86,7 @@ fn an_answer_that_is_too_long_is_not_sent() {
         );
     }
     sim.set_link_mtu(b, 300);
-    // A TTL that is used up at the far end: R30.
+    // A TTL that expires at the remote host: R30.
     let packet = with_byte(&packet_of(500, 0, 1), at::TTL, 2);
     sim.send(a, packet.clone());
     sim.run_until_idle();
@@ -100,8 +101,8 @@ fn an_answer_that_is_too_long_is_not_sent() {
     sim.check().unwrap();
 }
 
-/// R51: what may be fragmented is, on a path that is known to be narrow. The packet that finds out that the node's own link is
-/// narrow is dropped: it is too late to fragment it. Fragments are lost one by one.
+/// R51: packets without DF are fragmented on a path that is known to be narrow. The packet that finds the node's own
+/// link too narrow is dropped, because it was already sent. Fragments are lost independently.
 #[test]
 fn without_df_it_goes_in_fragments() {
     let (mut sim, [a, b, c]) = mesh::<3>(1);

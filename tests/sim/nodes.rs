@@ -1,4 +1,4 @@
-//! Nodes that come, go and come back, and datagrams from elsewhere.
+//! Nodes that are added, stopped and restarted, and datagrams from elsewhere.
 
 use loden::forward::{DropReason, Outer, Overlay, OverlayError};
 use loden::sim::{LinkProfile, Loss, NodeError, Sim};
@@ -7,7 +7,7 @@ use loden::wire::Ecn;
 use crate::{icmp, mesh, ms, network, numbers, overlay, packet, packet_of, subnet, underlay};
 
 #[test]
-fn a_node_that_cannot_be_is_refused() {
+fn an_invalid_node_is_refused() {
     let mut sim: Sim = Sim::new(network(), 1);
     let first = sim.add_node(overlay(1)).unwrap();
     let other = Overlay { underlay: underlay(1), ..overlay(2) };
@@ -23,10 +23,10 @@ fn a_node_that_cannot_be_is_refused() {
     assert_eq!(sim.nodes().count(), 2);
 }
 
-/// A stopped node takes nothing from either side. Started again it is a new process: what it learned is forgotten, its routes
-/// are there, and its counters go on.
+/// A stopped node accepts no packet from either side. A restarted node is a new process: it has forgotten learned
+/// state, keeps its routes, and its counters continue.
 #[test]
-fn a_node_that_restarts_goes_on() {
+fn a_restarted_node_forwards_again() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     sim.set_link_mtu(b, 1000);
     sim.send(b, packet_of(1400, 1, 0));
@@ -49,14 +49,14 @@ fn a_node_that_restarts_goes_on() {
     let counters = sim[b].counters();
     assert_eq!((counters.encap.received(), counters.decap.received()), (2, 2));
     sim.check().unwrap();
-    // One that runs is not started again.
+    // A running node is not restarted.
     sim.set_link_mtu(b, 1000);
     sim.send(b, packet_of(1400, 1, 0));
     sim.start(b);
     assert_eq!(sim[b].path_mtu(underlay(0).ip(), sim.now()), Some(972));
 }
 
-/// R48: the limits hold on the virtual clock, and for a new process anew.
+/// R48: the limits follow the virtual clock, and a new process starts with full ones.
 #[test]
 fn icmp_errors_are_limited_by_the_simulations_clock() {
     let (mut sim, [a]) = mesh::<1>(1);
@@ -77,9 +77,9 @@ fn icmp_errors_are_limited_by_the_simulations_clock() {
     sim.check().unwrap();
 }
 
-/// Strangers, and peers who send what is not theirs.
+/// Strangers, and peers with spoofed sources.
 #[test]
-fn what_no_node_has_sent_can_arrive() {
+fn datagrams_from_outside_the_simulation_can_arrive() {
     let (mut sim, [a, b, _]) = mesh::<3>(1);
     let inner = packet(0, 1, 1);
     sim.inject(b, underlay(99), inner.clone());
@@ -96,7 +96,7 @@ fn what_no_node_has_sent_can_arrive() {
     sim.check().unwrap();
 }
 
-/// A route to where nobody is.
+/// A route to an absent host.
 #[test]
 fn a_host_that_is_not_there_receives_nothing() {
     let (mut sim, [a]) = mesh::<1>(1);
@@ -109,9 +109,9 @@ fn a_host_that_is_not_there_receives_nothing() {
     sim.check().unwrap();
 }
 
-/// Time goes where it is told to, and never back.
+/// Time moves to the requested instant, and never back.
 #[test]
-fn the_clock_stands_where_it_was_sent() {
+fn the_clock_moves_to_the_requested_time() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     sim.set_link_profile(LinkProfile { latency: ms(10), ..LinkProfile::default() });
     sim.run_for(ms(5));

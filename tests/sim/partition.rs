@@ -1,10 +1,10 @@
-//! Nodes that cannot hear each other.
+//! Nodes that cannot reach each other.
 
 use loden::sim::{LinkProfile, Loss};
 
 use crate::{mesh, ms, numbers, packet};
 
-/// Who hears whom, over every pair.
+/// Returns the pairs of nodes that reach each other.
 fn pairs(sim: &mut loden::sim::Sim<u32>) -> Vec<(u32, u32)> {
     for (from, node) in (0..).zip(sim.nodes()) {
         for to in (0..sim.nodes().count() as u32).filter(|to| *to != from) {
@@ -19,7 +19,7 @@ fn pairs(sim: &mut loden::sim::Sim<u32>) -> Vec<(u32, u32)> {
 }
 
 #[test]
-fn groups_hear_themselves_and_those_in_none_each_other() {
+fn groups_and_the_ungrouped_nodes_reach_only_themselves() {
     let (mut sim, [a, b, c, _, _]) = mesh::<5>(1);
     let all = pairs(&mut sim);
     assert_eq!(all.len(), 20);
@@ -32,9 +32,9 @@ fn groups_hear_themselves_and_those_in_none_each_other() {
     assert_eq!(pairs(&mut sim), all);
 }
 
-/// A partition is between those who are parted for as long as a datagram is under way, at its beginning or at its end.
+/// A partition loses the datagrams that are in flight when it begins or ends.
 #[test]
-fn what_is_under_way_when_it_begins_is_lost_and_what_was_sent_before_it_ended_too() {
+fn a_partition_loses_the_datagrams_in_flight_at_its_beginning_and_end() {
     let (mut sim, [a, b]) = mesh::<2>(1);
     sim.set_link_profile(LinkProfile { latency: ms(10), ..LinkProfile::default() });
     for at in [0, 15, 25] {

@@ -1,5 +1,5 @@
-//! Who is told why a packet went nowhere: the ICMP errors as they arrive in the pods. Their address is not that of the misfits, so
-//! that its share of answers is never used up and each of these has one.
+//! The ICMP errors about dropped packets, as they arrive in the pods. Their source address is not that of the misfits,
+//! so that its rate limit is never exhausted and each of these packets gets an error.
 
 use core::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::lab::Lab;
 use crate::misfits::{Expected, HOLE};
 use crate::side::{SIDES, Side};
 
-/// Long enough for a busy machine.
+/// The timeout on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks for each kind of answer in both pods, and adds to what the tunnels have to count.
+/// Provokes each kind of ICMP error in both pods, and adds it to the expected counters.
 ///
 /// # Panics
-/// If an answer is missing or another one.
+/// If an ICMP error is missing or different.
 pub(crate) fn are_given(lab: &Lab, expected: &mut [Expected; 2]) {
     for side in SIDES {
         let (there, far) = (side.other().place().pod, side.other() as usize);
@@ -34,7 +34,7 @@ pub(crate) fn are_given(lab: &Lab, expected: &mut [Expected; 2]) {
     }
 }
 
-/// The address of a tunnel's device.
+/// Returns the address of a tunnel's device.
 fn device_of(side: Side) -> core::net::Ipv4Addr {
     side.place().subnet.parse::<ipnet::Ipv4Net>().unwrap().network()
 }

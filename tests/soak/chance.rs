@@ -1,4 +1,4 @@
-//! Chance that a seed repeats.
+//! Random numbers of a seed.
 
 use core::hash::{BuildHasher, Hasher};
 use std::hash::RandomState;
@@ -11,7 +11,7 @@ impl Chance {
         Self(seed)
     }
 
-    /// Anything below `limit`.
+    /// Returns a number below `limit`.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
@@ -20,7 +20,7 @@ impl Chance {
         (word ^ (word >> 31)) % limit
     }
 
-    /// Fisher and Yates.
+    /// Shuffles by Fisher and Yates.
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last as u64 + 1) as usize);
@@ -28,7 +28,7 @@ impl Chance {
     }
 }
 
-/// Another one each time.
+/// Returns another seed each time.
 pub(crate) fn any_seed() -> u64 {
     RandomState::new().build_hasher().finish() >> 32
 }

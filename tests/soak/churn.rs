@@ -1,4 +1,5 @@
-//! Routes that never rest: thousands of commands a second on each control socket, the route in use among them.
+//! Continuous route changes: thousands of commands a second on each control socket, some of them about the route in
+//! use.
 
 use core::net::{Ipv4Addr, SocketAddrV4};
 use core::time::Duration;
@@ -15,12 +16,12 @@ use crate::lab::{Lab, connect};
 use crate::side::{SIDES, Side};
 use crate::stage::Stage;
 
-/// Other hosts' subnets, half of which are there at any time.
+/// The number of other hosts' subnets, half of which have a route at any time.
 const OTHERS: u32 = 512;
-/// Commands at once, and the pause between: together four thousand a second.
+/// The commands of a burst and the pause after it: four thousand a second in total.
 const BURST: usize = 20;
 const PAUSE: Duration = Duration::from_millis(5);
-/// Of so many commands, how many concern the route in use.
+/// The share of commands that concern the route in use.
 const KINDS: u32 = 16;
 const IN_USE: u32 = 8;
 
@@ -51,7 +52,7 @@ impl Churn {
         self.commands.load(Ordering::Relaxed)
     }
 
-    /// Takes all routes back but the one that the tunnels began with.
+    /// Deletes all routes except the first one of each tunnel.
     pub(crate) fn stop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         self.threads.drain(..).for_each(|thread| thread.join().unwrap());
@@ -68,7 +69,7 @@ impl Drop for Churn {
 fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &AtomicU64) -> Result<(), std::io::Error> {
     let open = || -> std::io::Result<Socket> {
         let socket = connect(path)?;
-        // A tunnel that takes no commands for so long is at its end.
+        // A tunnel that accepts no commands for this long has failed.
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
         Ok(socket)
     };
@@ -109,8 +110,8 @@ fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &Ato
     Ok(())
 }
 
-/// The commands in their order: mostly others' routes, now and then the one in use, all of it or its halves. Wherever it moves,
-/// it leads to the same host.
+/// Returns command `number`: mostly for another route, at times for the one in use, whole or in halves. The route in
+/// use always leads to the same host.
 fn command(side: Side, number: u32) -> Command {
     let round = number / OTHERS;
     match number % KINDS {
@@ -128,7 +129,7 @@ fn command(side: Side, number: u32) -> Command {
     }
 }
 
-/// The route that a tunnel began with.
+/// Returns the first route of a tunnel.
 pub(crate) fn in_use(side: Side) -> Command {
     route(subnet(side), peer(side))
 }
@@ -151,7 +152,7 @@ pub(crate) fn halves(side: Side) -> [Ipv4Net; 2] {
     [halves.next().unwrap(), halves.next().unwrap()]
 }
 
-/// Of 100.96.64.0/19, which no packet is for.
+/// Returns a subnet of 100.96.64.0/19, which is no packet's destination.
 fn other_subnet(number: u32) -> Ipv4Net {
     Ipv4Net::new(Ipv4Addr::from_bits(0x6460_4000 + number % OTHERS * 16), 28).unwrap()
 }

@@ -20,19 +20,19 @@ pub(crate) enum Fault {
     UnderlayDown(Side),
     /// The device goes down and comes up.
     TunDown(Side),
-    /// The underlay carries less for a while.
+    /// The MTU of the underlay is lower for a while.
     UnderlayNarrow,
-    /// The device takes less for a while.
+    /// The MTU of the device is lower for a while.
     TunNarrow(Side),
-    /// The tunnel ends and begins again.
+    /// The tunnel is restarted.
     Restart(Side, Signal),
-    /// The only route is taken away and given back.
+    /// The only route is deleted and set again.
     RouteGone(Side),
-    /// System calls of the tunnel fail, each kind now and then.
+    /// System calls of the tunnel fail, each kind at times.
     Errors(Side),
 }
 
-/// Of what can be sent, some is refused by a firewall; of what is to be read and written, some is interrupted or finds no memory.
+/// The injected errors: a firewall refuses some sends, and some reads and writes are interrupted or lack memory.
 const ERRORS: [(&str, &str); 4] = [
     ("sendmsg,sendmmsg", "error=EPERM:when=3+20"),
     ("recvmmsg", "error=ENOMEM:when=5+20"),
@@ -57,7 +57,7 @@ pub(crate) const FAULTS: [Fault; 13] = [
 ];
 
 impl Fault {
-    /// Does it for so long, and mends it.
+    /// Injects the fault for this long, and ends it.
     pub(crate) fn strike(self, lab: &mut Lab, stage: &Stage, length: Duration) {
         let set_mtus = |lab: &Lab, mtu| {
             for side in SIDES {
@@ -94,7 +94,7 @@ impl Fault {
             Self::RouteGone(side) => {
                 stage.set_at_rest(side, true);
                 let start = Instant::now();
-                // More than once: the last commands of others may be on their way.
+                // More than once, because earlier commands may be in flight.
                 while start.elapsed() < length {
                     for subnet in halves(side).into_iter().chain([subnet(side)]) {
                         lab.command(side, Command::DeleteRoute { subnet });
@@ -114,7 +114,7 @@ impl Fault {
         }
     }
 
-    /// A reason under which packets must have been dropped for it.
+    /// Returns a drop reason that this fault must cause.
     pub(crate) fn must_cost(self) -> Option<&'static str> {
         match self {
             Self::TunDown(_) => Some("tun_down"),
@@ -124,17 +124,17 @@ impl Fault {
         }
     }
 
-    /// The reasons under which packets may be dropped for it, by a tunnel, out of the TUN and from the underlay.
+    /// Returns the drop reasons that this fault may cause in a tunnel, from the TUN and from the underlay.
     pub(crate) fn may_cost(self, at: Side) -> [&'static [&'static str]; 2] {
         match self {
             Self::UnderlayDown(_) => [&["send_unreachable"], &[]],
             Self::TunDown(side) if side == at => [&[], &["tun_down"]],
-            // What they were told before they were told again is more than the answers that are granted to one address.
+            // Repeated ICMP errors may exceed the limit of one address.
             Self::UnderlayNarrow => [&["fragmentation_needed"], &[]],
             Self::TunNarrow(side) if side == at => [&["fragmentation_needed"], &[]],
-            // Held packets, and the answers of a host that has no such port.
+            // Held packets, and the ICMP errors of a host without an open port.
             Self::Restart(side, _) if side != at => [&["send_refused"], &[]],
-            // Without a route its host is no peer.
+            // Without a route its host is not a peer.
             Self::RouteGone(side) if side == at => [&["no_route"], &["unknown_peer", "spoofed_source"]],
             Self::Errors(side) if side == at => [&["send_forbidden"], &["tun_full"]],
             Self::TunDown(_) | Self::TunNarrow(_) | Self::Restart(..) | Self::RouteGone(_) | Self::Errors(_) => {

@@ -1,4 +1,4 @@
-//! A time in which nothing may be lost but what must not pass.
+//! A phase in which only packets that must be dropped may be lost.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -31,10 +31,11 @@ pub(crate) struct FaultFree<'a> {
 }
 
 impl FaultFree<'_> {
-    /// Runs one phase without faults and checks that every packet is where it belongs. A route to nobody may stand.
+    /// Runs one phase without faults, and asserts that every packet arrived or was counted. A route to an absent host
+    /// may exist.
     ///
     /// # Panics
-    /// If one is not.
+    /// If a packet is missing.
     pub(crate) fn pass(self, length: Duration, dead_peer_of: Option<Side>) {
         let Self { lab, stage, traffic, misfits, chance } = self;
         let before = lab.totals();
@@ -42,7 +43,7 @@ impl FaultFree<'_> {
         let dead = || DEAD.into();
         if let Some(side) = dead_peer_of {
             lab.command(side, route(dead(), NOBODY));
-            // A command is taken before the next packet but one; the counters are written after both.
+            // A command is applied at most one packet later, and the counters are written after both.
             lab.tunnel(side).tally();
         }
         stage.set_fault_free(true);

@@ -1,4 +1,4 @@
-//! The run: fault-free and faulty phases in turn, the checks at the end of each, and the summary.
+//! The run: alternating fault-free and faulty phases, the checks at the end of each, and the summary.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,10 +19,10 @@ use crate::stage::Stage;
 use crate::traffic::Traffic;
 
 const FAULT_FREE: Duration = Duration::from_secs(2);
-/// Resident memory may be so much more at the end than it was after the first quarter, in KiB.
+/// The permitted growth of resident memory from the first quarter to the end, in KiB.
 const GROWTH: u64 = 1024;
 
-/// Its parts end in this order, whatever ends it: first what uses the tunnels.
+/// Its fields are dropped in this order: first the users of the tunnels.
 pub(crate) struct Soak {
     traffic: Traffic,
     churn: Churn,
@@ -32,12 +32,12 @@ pub(crate) struct Soak {
     chance: Chance,
     began: Instant,
     faults: BTreeMap<String, u64>,
-    /// The reasons under which the faults must have cost packets, and those under which they did.
+    /// The drop reasons that the faults must have caused, and those that they caused.
     due: BTreeSet<&'static str>,
     seen: BTreeSet<String>,
-    /// Of each tunnel in turn: when, and KiB.
+    /// Measurements of each tunnel: the time, and KiB.
     memory: Vec<(Duration, [u64; 2])>,
-    /// Process and number, of each side.
+    /// Process id and number of open files, of each side.
     open_files: [Option<(u32, usize)>; 2],
 }
 
@@ -65,7 +65,7 @@ impl Soak {
         }
     }
 
-    /// Goes on until that much time has passed since the beginning.
+    /// Continues until this time has passed since the beginning.
     pub(crate) fn last(&mut self, length: Duration) {
         let mut deck = Vec::new();
         for round in 0_usize.. {
@@ -89,9 +89,9 @@ impl Soak {
         self.measure();
     }
 
-    /// Memory and open files, while everything goes on.
+    /// Measures memory and open files during traffic.
     fn measure(&mut self) {
-        // By then the last client of the control socket has been seen to leave.
+        // After the next output line the tunnel has noticed the end of the last client.
         self.lab.tallies();
         let memory = SIDES.map(|side| self.lab.tunnel(side).child.rss_kib().unwrap());
         self.memory.push((self.began.elapsed(), memory));
@@ -125,7 +125,7 @@ impl Soak {
         *self.faults.entry(format!("{fault:?}")).or_default() += 1;
     }
 
-    /// Silence, and the last checks.
+    /// Stops all traffic and runs the last checks.
     pub(crate) fn end(mut self) {
         let report = self.traffic.report(self.began);
         self.traffic.stop();
@@ -157,7 +157,7 @@ impl Soak {
         }
     }
 
-    /// Processor time and wake-ups of a second without a packet: those of its lines.
+    /// Asserts processor time and wake-ups of a second without packets: those of the tunnel's output lines.
     fn nothing_spins(&mut self) {
         thread::sleep(Duration::from_millis(500));
         let looks = |lab: &mut Lab| {
@@ -172,7 +172,7 @@ impl Soak {
             let (time, switches) = (after.0 - before.0, after.1 - before.1);
             assert!(
                 time < Duration::from_millis(200) && switches < 200,
-                "{side:?}: {time:?} and {switches} in silence"
+                "{side:?}: {time:?} and {switches} while idle"
             );
         }
     }

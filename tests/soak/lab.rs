@@ -16,7 +16,7 @@ use testbed::TwoHosts;
 use crate::side::{SIDES, Side};
 use crate::tunnel::{Tally, Tunnel};
 
-/// MTU of the pods' links and of the TUN devices, so that the tunnel and no kernel has to fragment.
+/// The MTU of the pods' links and of the TUN devices, so that the tunnel fragments and no kernel.
 const WIDE: u32 = 9000;
 
 /// An address of each host that no tunnel knows.
@@ -37,7 +37,7 @@ impl Lab {
         let hosts = TwoHosts::new().unwrap();
         for side in SIDES {
             let (host, pod, place) = (side.host(&hosts), side.pod(&hosts), side.place());
-            // So that no kernel sends anything unasked.
+            // Without IPv6 no kernel sends packets of its own.
             for namespace in [host, pod] {
                 namespace.disable_ipv6().unwrap();
             }
@@ -48,8 +48,8 @@ impl Lab {
             for address in [place.fragments, place.misfits] {
                 pod.add_address(TwoHosts::UPLINK, Ipv4Net::new(address, 24).unwrap()).unwrap();
             }
-            // A pod that forgot after the usual ten minutes what its path carries would be told again in the middle of a fault-free phase. Before
-            // Linux 5.16 this is no namespace's own; shorter runs do without.
+            // With the default of ten minutes a pod would forget its path MTU and learn it again in a fault-free phase.
+            // Before Linux 5.16 namespaces do not have this setting; shorter runs do not need it.
             let _ = pod.sysctl("net/ipv4/route/mtu_expires", "86400");
         }
         let directory = tempfile::tempdir().unwrap();
@@ -61,7 +61,7 @@ impl Lab {
         &mut self.tunnels[side as usize]
     }
 
-    /// Its own counters and those of its predecessors.
+    /// Returns its counters and those of its predecessors.
     pub(crate) fn totals(&mut self) -> [Tally; 2] {
         let mut totals = self.departed.clone();
         for (total, tally) in totals.iter_mut().zip(self.tallies()) {
@@ -74,10 +74,10 @@ impl Lab {
         SIDES.map(|side| self.tunnel(side).tally())
     }
 
-    /// Ends a tunnel, waits a moment, and starts it anew.
+    /// Ends a tunnel, waits a moment, and starts it again.
     pub(crate) fn restart(&mut self, side: Side, signal: Signal, pause: Duration) {
         let (hosts, path) = (Arc::clone(&self.hosts), self.control(side));
-        // A tunnel cannot be taken out of its place without another one in it, and two cannot have one address.
+        // A tunnel must be replaced by another one in its field, and two cannot have one address.
         self.tunnel(side).child.signal(signal).unwrap();
         self.tunnel(side).child.wait(SOON).unwrap().expect("an end");
         thread::sleep(pause);
@@ -100,7 +100,7 @@ impl Lab {
         self.directory.path().into()
     }
 
-    /// Stops both, which tell what they counted to the end.
+    /// Stops both, which print their final counters.
     pub(crate) fn end(self) -> [Tally; 2] {
         let Self { tunnels, mut departed, .. } = self;
         for mut tunnel in tunnels {

@@ -1,5 +1,6 @@
-//! The soak: two hosts, two real tunnels, mixed traffic, routes that never rest, and one fault after the other. Memory stays flat,
-//! every packet is accounted for at every moment, and nothing is lost that the test did not lose itself. Needs root.
+//! The soak: two hosts with two real tunnels, mixed traffic, continuous route changes, and a sequence of faults. Memory
+//! stays constant, every packet is counted at every moment, and only packets that the test itself drops are lost. Needs
+//! root.
 //!
 //! ```text
 //!  fault-free ──────────────▶ faulty ─────────────▶ settled ──▶ fault-free …
@@ -7,7 +8,8 @@
 //!  misfits are counted   be lost is listed    counters stand still
 //! ```
 //!
-//! It takes a minute, or `LODEN_SOAK_SECONDS`; the seed of the order of the faults is printed, and `LODEN_SOAK_SEED` repeats it.
+//! It takes a minute, or `LODEN_SOAK_SECONDS`. It prints the seed of the order of the faults, and `LODEN_SOAK_SEED`
+//! repeats it.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod answers;
@@ -36,14 +38,14 @@ use fault_schedule::Soak;
 const SECONDS: &str = "LODEN_SOAK_SECONDS";
 const SEED: &str = "LODEN_SOAK_SEED";
 
-/// The tests take turns: one counts threads, and neither shall be the other's load.
+/// The tests run one at a time, because one counts threads and each would be load for the other.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no whole number: {text:?}")))
 }
 
-/// R67 and the faults 29, 31, 33, 36 to 38, 43 and 46, all in one run that lasts.
+/// R67 and the faults 29, 31, 33, 36 to 38, 43 and 46 in one long run.
 #[test]
 fn a_long_time_of_everything_at_once() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +57,7 @@ fn a_long_time_of_everything_at_once() {
     soak.end();
 }
 
-/// A check that fails in the middle of it all leaves no program, no thread and no file.
+/// A failing check leaves no program, no thread and no file.
 #[test]
 fn a_failure_leaves_nothing_behind() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,7 +78,7 @@ fn a_failure_leaves_nothing_behind() {
     };
     assert!(!programs.iter().any(is_ours), "a tunnel is left");
     assert!(!directory.unwrap().exists(), "its control sockets are left");
-    // The readers of the tunnels' output end when that does.
+    // The readers of the tunnels' output end with it.
     let start = Instant::now();
     while names_of_threads().iter().any(|name| name.starts_with("flow-") || name.starts_with("child-")) {
         assert!(start.elapsed() < Duration::from_secs(5), "threads are left: {:?}", names_of_threads());

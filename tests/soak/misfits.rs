@@ -1,5 +1,5 @@
-//! Packets that must not pass, each with the reason it has to be counted under: strangers', spoofed, broken, martian, without a
-//! route, and such whose TTL runs out.
+//! Packets that must be dropped, each with its drop reason: from strangers, spoofed, invalid, martian, without a route,
+//! or with an expiring TTL.
 
 use core::net::{Ipv4Addr, SocketAddr};
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use crate::side::{SIDES, Side};
 use crate::tunnel::{Flow, Tally};
 use support::packet::{Ipv4, LOOSE_SOURCE_ROUTE, UDP, udp};
 
-/// An address of the overlay that no host owns.
+/// An address of the overlay without an owner.
 pub(crate) const HOLE: [u8; 4] = [100, 96, 200, 7];
 
-/// A host that is not there, and yet is said to own something.
+/// An absent host that has a route.
 pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 99);
 
 /// The expected counters of one tunnel.
@@ -25,25 +25,25 @@ pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 99);
 pub(crate) struct Expected {
     pub(crate) encap: Counts,
     pub(crate) decap: Counts,
-    /// So many went to a host that is not there.
+    /// The number of packets to the absent host.
     pub(crate) to_nobody: u64,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
-    /// By reason.
+    /// The numbers by drop reason.
     dropped: BTreeMap<&'static str, u64>,
-    /// By the reason under which they are counted if they are not answered.
+    /// The numbers by the drop reason that they have without an ICMP error.
     rejected: BTreeMap<&'static str, u64>,
 }
 
-/// The sockets of one side: those in its host and its pod that misfits are sent from.
+/// The sockets of one side that send misfits, in its host and its pod.
 struct Sockets {
-    /// In the host: known to the other tunnel.
+    /// In the host, with the address of a peer.
     known: UdpSocket,
-    /// Likewise, with every outer packet marked as having met congestion.
+    /// Likewise, with the congestion mark on every outer packet.
     congested: UdpSocket,
-    /// In the host, with an address that is nobody's.
+    /// In the host, with an unknown address.
     stranger: UdpSocket,
     /// In the pod.
     pod: UdpSocket,
@@ -66,7 +66,7 @@ impl Misfits {
         Self { sockets }
     }
 
-    /// Sends some of every kind to a tunnel, from both of its sides, and adds to what it has to count.
+    /// Sends some of every kind to a tunnel, from both of its sides, and adds them to the expected counters.
     pub(crate) fn send(&self, lab: &mut Lab, to: Side, chance: &mut Chance, expected: &mut Expected) {
         let from = &self.sockets[to.other() as usize];
         let target = SocketAddr::from((to.place().host, 8285));
@@ -90,7 +90,7 @@ impl Misfits {
         let device = lab.tunnel(to).device.clone();
         let raw =
             to.host(&lab.hosts).enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))).unwrap();
-        // Past the kernel's routes and straight into the device.
+        // Sent directly to the device, past the kernel's routes.
         raw.bind_device(Some(device.as_bytes())).unwrap();
         raw.set_broadcast(true).unwrap();
         for (packet, reason) in into_tun(to) {
@@ -102,7 +102,7 @@ impl Misfits {
         }
     }
 
-    /// Sends datagrams to an address whose owner is a host that is not there.
+    /// Sends datagrams to an address whose owner is the absent host.
     pub(crate) fn send_to_nobody(&self, side: Side, address: Ipv4Addr, expected: &mut Expected) {
         let pod = &self.sockets[side as usize].pod;
         pod.set_ttl(64).unwrap();
@@ -119,7 +119,7 @@ impl Misfits {
             pod.send_to(b"into nowhere", (Ipv4Addr::from(HOLE), 9)).unwrap();
             counts.reject(NO_ROUTE);
         }
-        // Of which the host's kernel takes one.
+        // The host's kernel decrements the TTL by one.
         pod.set_ttl(2).unwrap();
         for _ in 0..=chance.below(2) {
             pod.send_to(b"a short life", (side.other().place().misfits, 9)).unwrap();
@@ -138,7 +138,7 @@ enum Sender {
     Stranger,
 }
 
-/// Datagrams for the tunnel's port.
+/// Returns datagrams for the tunnel's port.
 fn from_underlay(to: Side) -> Vec<(Sender, Vec<u8>, &'static str)> {
     use Sender::{Congested, Known, Stranger};
     let (here, there) = (to.place(), to.other().place());
@@ -176,7 +176,7 @@ fn from_underlay(to: Side) -> Vec<(Sender, Vec<u8>, &'static str)> {
     ]
 }
 
-/// Packets that no pod could send, because its kernel or its host's would stop them.
+/// Returns packets that no pod could send, because its kernel or its host's would drop them.
 fn into_tun(from: Side) -> [(Ipv4, &'static str); 7] {
     let good = Ipv4::new(from.place().misfits, from.other().place().misfits);
     let source = |address: [u8; 4]| Ipv4 { source: address.into(), ..good.clone() };
@@ -224,15 +224,15 @@ impl Expected {
 }
 
 impl Counts {
-    /// One more that is answered, or counted under this reason.
+    /// Counts one more that gets an ICMP error or has this drop reason.
     pub(crate) fn reject(&mut self, reason: &'static str) {
         *self.rejected.entry(reason).or_default() += 1;
     }
 
-    /// Returns how many were rejected and not answered.
+    /// Returns the number of rejected packets without an ICMP error.
     fn compare(&self, flow: &Flow, to_nobody: u64) -> Result<u64, String> {
         let mut dropped = flow.dropped.clone();
-        // The kernel takes some of these and loses them itself.
+        // The kernel accepts some of these and drops them itself.
         let unreachable = dropped.remove("send_unreachable").unwrap_or(0);
         if unreachable > to_nobody {
             return Err(format!("{to_nobody} were for nobody, and {unreachable} could not be sent"));

@@ -1,4 +1,4 @@
-//! After a faulty phase: until the path is whole again, both pods know what it carries, and no counter of a loss moves any more.
+//! The end of a faulty phase: the path works again, both pods know its MTU, and no loss counter changes any more.
 
 use core::time::Duration;
 use std::thread;
@@ -13,11 +13,13 @@ use crate::tunnel::Tally;
 
 /// The longest inner packet of the underlay.
 const MOST: usize = 1472;
-/// Both tunnels' rates of ICMP errors, and TCP's patience with a path that was gone, are within this.
+/// The timeout. It includes the tunnels' limits of ICMP errors, and TCP's retries on a broken path.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Waits for the end of a faulty phase.
+///
 /// # Panics
-/// If that takes too long.
+/// If it takes too long.
 pub(crate) fn settle(lab: &mut Lab, stage: &Stage, after: &str) {
     let start = Instant::now();
     SIDES.iter().for_each(|side| forget(lab, *side));
@@ -25,7 +27,7 @@ pub(crate) fn settle(lab: &mut Lab, stage: &Stage, after: &str) {
     loop {
         stage.check();
         let outcomes = SIDES.map(|side| (of_length(lab, side, MOST), of_length(lab, side, MOST + 1)));
-        // It was told of the faulty phase's limit when the faulty phase was over, by an answer that was still on its way.
+        // A late ICMP error told it the limit of the faulty phase after its end.
         let misled = |side: &Side| !matches!(outcomes[*side as usize].0, PingOutcome::Reply { .. });
         SIDES.into_iter().filter(misled).for_each(|side| forget(lab, side));
         let whole = |(fits, longer): &(PingOutcome, PingOutcome)| {
@@ -46,7 +48,7 @@ fn forget(lab: &Lab, side: Side) {
     side.pod(&lab.hosts).forget_path_mtus().unwrap();
 }
 
-/// Of a packet of so many bytes that may not be fragmented.
+/// Returns the outcome of a ping of this many bytes with DF.
 fn of_length(lab: &Lab, side: Side, len: usize) -> PingOutcome {
     let settings = Ping {
         payload_len: len - 28,
@@ -54,7 +56,7 @@ fn of_length(lab: &Lab, side: Side, len: usize) -> PingOutcome {
         timeout: Duration::from_millis(500),
         ..Ping::default()
     };
-    // Without a way, as long as a device is down, there is no answer either.
+    // While a device is down there is no route, and no answer.
     side.pod(&lab.hosts)
         .enter(|| ping(side.other().place().pod, settings))
         .map_or(PingOutcome::Timeout, |outcomes| outcomes[0])

@@ -1,4 +1,4 @@
-//! The two ends, and the addresses in use at each.
+//! The two ends, and the addresses of each.
 
 use core::net::Ipv4Addr;
 
@@ -12,14 +12,14 @@ pub(crate) enum Side {
 
 pub(crate) const SIDES: [Side; 2] = [Side::A, Side::B];
 
-/// One end's names for things. Each purpose has an address of its own, since what a kernel learns of a path, and how many ICMP
-/// errors a tunnel grants, goes by addresses.
+/// The addresses of one end. Each purpose has its own address, because kernels store path MTUs by address and tunnels
+/// limit ICMP errors by address.
 pub(crate) struct Place {
     pub(crate) host: Ipv4Addr,
     pub(crate) pod: Ipv4Addr,
-    /// Takes packets without DF that are longer than the path.
+    /// The receiver of packets without DF that are longer than the path MTU.
     pub(crate) fragments: Ipv4Addr,
-    /// Sends what goes nowhere.
+    /// The sender of packets that are dropped.
     pub(crate) misfits: Ipv4Addr,
     pub(crate) subnet: &'static str,
 }

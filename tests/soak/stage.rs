@@ -9,7 +9,7 @@ use crate::side::Side;
 #[derive(Default)]
 pub(crate) struct Stage {
     phase: RwLock<Phase>,
-    /// Sides whose route in use is left alone.
+    /// Sides whose route in use must not change.
     at_rest: RwLock<[bool; 2]>,
     over: AtomicBool,
     failure: Mutex<Option<String>>,
@@ -33,22 +33,22 @@ impl Stage {
         *self.phase.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something short within one phase.
+    /// Runs a short action within one phase.
     pub(crate) fn during<T>(&self, act: impl FnOnce(bool) -> T) -> T {
         act(self.phase.read().unwrap_or_else(PoisonError::into_inner).fault_free)
     }
 
-    /// Returns true if no fault was injected from then until now.
+    /// Returns true if no fault was injected since then.
     pub(crate) fn was_fault_free_since(&self, then: Phase) -> bool {
         then.fault_free && then == self.phase()
     }
 
-    /// From now on the route in use is left alone, or no longer. A change of it that had begun is over.
+    /// Forbids or permits changes of the route in use. A change in progress has ended.
     pub(crate) fn set_at_rest(&self, side: Side, at_rest: bool) {
         self.at_rest.write().unwrap_or_else(PoisonError::into_inner)[side as usize] = at_rest;
     }
 
-    /// Changes the route in use, unless it is left alone.
+    /// Changes the route in use, if permitted.
     pub(crate) fn unless_at_rest<T>(&self, side: Side, change: impl FnOnce() -> T) -> Option<T> {
         let at_rest = self.at_rest.read().unwrap_or_else(PoisonError::into_inner);
         (!at_rest[side as usize]).then(change)
@@ -62,13 +62,15 @@ impl Stage {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Notes what went wrong; the first counts.
+    /// Records a failure. Only the first one is kept.
     pub(crate) fn fail(&self, what: String) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
     }
 
+    /// Checks for a failure.
+    ///
     /// # Panics
-    /// If anything went wrong in any thread.
+    /// If any thread failed.
     pub(crate) fn check(&self) {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(what) = failure {

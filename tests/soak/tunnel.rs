@@ -1,4 +1,4 @@
-//! One running tunnel, and what it says of itself.
+//! One running tunnel, and its output.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,7 +28,7 @@ pub(crate) struct Tally {
     pub(crate) encap: Flow,
     pub(crate) decap: Flow,
     pub(crate) anomalies: BTreeMap<String, u64>,
-    /// By peer.
+    /// The send errors by peer.
     pub(crate) send_errors: BTreeMap<String, u64>,
     pub(crate) routes: u64,
 }
@@ -38,12 +38,12 @@ pub(crate) struct Flow {
     pub(crate) received: u64,
     pub(crate) forwarded: u64,
     pub(crate) answered: u64,
-    /// Only the reasons that occurred.
+    /// The drops by reason, without zeros.
     pub(crate) dropped: BTreeMap<String, u64>,
 }
 
 impl Tunnel {
-    /// Starts one, with all offloads; the pods' packets may be longer than the underlay carries.
+    /// Starts a tunnel with all offloads. The pods' packets may be longer than the underlay's MTU.
     pub(crate) fn start(hosts: &TwoHosts, side: Side, control: &Path) -> Self {
         let (here, there) = (side.place(), side.other().place());
         let mut command = testbed::tied_to_its_parent(program());
@@ -56,17 +56,17 @@ impl Tunnel {
         let ready: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(ready["event"], "ready", "{line}");
         let device = ready["tun"].as_str().unwrap().to_owned();
-        // What a busy machine keeps waiting is not lost.
+        // Long enough queues, so that a busy machine loses no packet.
         host.set_queue_len(&device, 10_000).unwrap();
         Self { child, side, device, latest: Tally::default(), lines: 0 }
     }
 
-    /// Its counters of a moment after this call.
+    /// Returns its counters at a time after this call.
     pub(crate) fn tally(&mut self) -> Tally {
         while let Ok(line) = self.child.next_line(Duration::ZERO) {
             self.take(&line);
         }
-        // The next line may have been on its way already.
+        // The next line may have been written before the call.
         let enough = self.lines + 2;
         let start = Instant::now();
         while self.lines < enough {
@@ -77,11 +77,11 @@ impl Tunnel {
         self.latest.clone()
     }
 
-    /// The last counters of one that has ended: by SIGTERM all of them, by SIGKILL those of its last line.
+    /// Returns the last counters of an ended tunnel: all of them after SIGTERM, those of its last line after SIGKILL.
     pub(crate) fn last_words(mut self, signal: Signal) -> Tally {
         let mut said_farewell = false;
         while let Ok(line) = self.child.next_line(SOON) {
-            // SIGKILL may come in the middle of a line.
+            // SIGKILL may cut a line.
             if signal == Signal::SIGKILL && serde_json::from_str::<Value>(&line).is_err() {
                 break;
             }
@@ -95,7 +95,7 @@ impl Tunnel {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
-    /// Reads a line, which must be conserved if it has counters, and returns the event it tells of.
+    /// Reads a line, asserts that its counters are conserved, and returns its event.
     fn take(&mut self, line: &str) -> String {
         let event: Value = serde_json::from_str(line).unwrap();
         let name = event["event"].as_str().unwrap().to_owned();
@@ -113,7 +113,7 @@ impl Tunnel {
     }
 }
 
-/// R67.
+/// Asserts the invariant of R67.
 fn conserved(flow: &Value, line: &str, map: impl Fn(&Value) -> BTreeMap<String, u64>) -> Flow {
     let count = |name: &str| flow[name].as_u64().unwrap();
     let dropped = map(&flow["dropped"]);
@@ -176,7 +176,7 @@ fn add(sum: &mut BTreeMap<String, u64>, more: &BTreeMap<String, u64>) {
     more.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
 }
 
-/// The example's binary, beside this test's own.
+/// Returns the example's binary, beside this test's own.
 fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let path = own.ancestors().nth(2).unwrap().join("examples/tunnel");

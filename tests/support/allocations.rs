@@ -1,4 +1,4 @@
-//! An allocator that counts, thread by thread. A test binary that counts makes it the global one:
+//! An allocator that counts per thread. A test binary makes it the global one:
 //!
 //! ```text
 //! #[global_allocator]
@@ -18,9 +18,9 @@ std::thread_local! {
     static BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
-/// One call, after which this many bytes are in use that were not before.
+/// Counts one call that changes the bytes in use by this many.
 fn count(bytes: i64) {
-    // Outside a thread's life there is nothing to count for.
+    // While a thread starts or ends, its counters do not exist.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
     let _ = BYTES.try_with(|count| count.set(count.get() + bytes));
 }
@@ -52,7 +52,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Calls to the allocator by this thread while `work` ran, freeing included.
+/// Returns the number of calls to the allocator by this thread while `work` ran, freeing included.
 pub fn allocations(work: impl FnOnce()) -> u64 {
     assert_counting();
     let before = ALLOCATIONS.with(Cell::get);
@@ -60,8 +60,8 @@ pub fn allocations(work: impl FnOnce()) -> u64 {
     ALLOCATIONS.with(Cell::get) - before
 }
 
-/// Bytes that this thread allocated while `work` ran, less those it freed. What one thread allocates and another frees adds up
-/// over the two.
+/// Returns the bytes that this thread allocated while `work` ran, less those it freed. If one thread allocates and
+/// another frees, the sum over both is right.
 pub fn bytes_kept<T>(work: impl FnOnce() -> T) -> (i64, T) {
     assert_counting();
     let before = BYTES.with(Cell::get);
@@ -69,7 +69,7 @@ pub fn bytes_kept<T>(work: impl FnOnce() -> T) -> (i64, T) {
     (BYTES.with(Cell::get) - before, outcome)
 }
 
-/// A binary with another allocator would count nothing, and every test of it would pass.
+/// Asserts that the allocator counts. With another global allocator every test of it would pass.
 fn assert_counting() {
     let before = ALLOCATIONS.with(Cell::get);
     drop(black_box(Box::new(black_box(1u8))));

@@ -1,4 +1,4 @@
-//! Leases that change all the time, in ways that show a table that is not whole, and one who looks.
+//! Leases that change without end so that an inconsistent table shows, and an observer of the table.
 //!
 //! ```text
 //!  twins     10.64.i.j/24 and 11.64.i.j/24: added, moved and removed in one batch, to hosts of one version
@@ -23,24 +23,25 @@ const OWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
 const BEAT: u32 = 0x0a01_0000;
 const TWIN: u32 = 0x0a40_0000;
 const HOPPER: u32 = 0x0a80_0000;
-/// From what is in 10.0.0.0/8 to what belongs to it in 11.0.0.0/8.
+/// The distance from an address in 10.0.0.0/8 to its twin in 11.0.0.0/8.
 const OTHER_SIDE: u32 = 0x0100_0000;
 const HOSTS: u32 = 0xac10_0000;
 const BEAT_HOSTS: u32 = 0xc0a8_0000;
 
-/// The control thread's side: events through a reconciler to a publisher. Leases are known by their subnets' first addresses.
+/// The control thread's side. It passes events through a reconciler to a publisher. A lease's id is its subnet's first
+/// address.
 pub struct Feeder {
     reconciler: Reconciler<u32>,
     publisher: RoutePublisher,
     random: Random,
     version: u32,
     is_there: Vec<bool>,
-    /// Which hoppers are on the other side.
+    /// The hoppers that are on the other side.
     is_over: Vec<bool>,
 }
 
 impl Feeder {
-    /// Without leases.
+    /// Returns a feeder without leases.
     #[expect(clippy::new_without_default, reason = "nobody needs a default one")]
     pub fn new() -> Self {
         let host = Host::new(network(), own_subnet(), OWN);
@@ -65,7 +66,7 @@ impl Feeder {
         }
     }
 
-    /// The list in which all twins are there and no hopper is over. Returns the version that is published then.
+    /// Lists all twins, and all hoppers on the first side. Returns the version that is published then.
     pub fn list_all(&mut self) -> u32 {
         self.version += 1;
         self.is_there.fill(true);
@@ -77,12 +78,13 @@ impl Feeder {
         self.version
     }
 
-    /// The list with nothing in it.
+    /// Lists no lease.
     pub fn list_nothing(&mut self) {
         self.take([LeaseEvent::Snapshot(Vec::new())]);
     }
 
-    /// Events for about so many leases, drained and published at once. Returns the version, and how many events those were.
+    /// Applies events for about this many leases, and publishes them at once. Returns the version, and the number of
+    /// events.
     pub fn change(&mut self, leases: u32) -> (u32, usize) {
         self.version += 1;
         let (mut events, mut other_side) = (vec![added(beat(self.version))], Vec::new());
@@ -97,7 +99,7 @@ impl Feeder {
         }
         let first = self.random.below(HOPPERS);
         for offset in 0..leases.div_ceil(6) {
-            // Each at most once in a batch.
+            // Each lease changes at most once in a batch.
             let number = (first + offset) % HOPPERS;
             let is_over = &mut self.is_over[number as usize];
             let [from, to] = if *is_over { [OTHER_SIDE, 0] } else { [0, OTHER_SIDE] };
@@ -111,7 +113,7 @@ impl Feeder {
         (self.version, count)
     }
 
-    /// Gives back what readers have let go of since the last table was published.
+    /// Frees the tables that readers have released since the last publication.
     pub fn sweep(&mut self) {
         assert_eq!(self.publisher.apply([]).changed, 0);
     }
@@ -127,10 +129,10 @@ impl Feeder {
     }
 }
 
-/// How many looks there are for each that walks through the whole table.
+/// The number of looks for each walk through the whole table.
 const LOOKS_PER_WALK: u32 = 4096;
 
-/// A worker's side: packets, each batch by one table.
+/// A worker's side. It routes packets, each batch with one table.
 pub struct Observer {
     reader: RouteReader,
     forwarder: Forwarder,
@@ -140,9 +142,9 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Routes a batch of packets, begun after the version `published` was. Every verdict must be one that a whole table can give,
-    /// and one not older than that; from time to time those for all leases must be, and be as many as the table has routes.
-    /// Returns the table's version; `None` if nothing is in it.
+    /// Routes a batch of packets after the version `published`. Asserts that every verdict is one of a consistent table
+    /// that is not older. At intervals it checks the verdicts for all leases, and their number. Returns the table's
+    /// version; `None` if it is empty.
     pub fn look(&mut self, published: u32) -> Option<u32> {
         let Self { reader, forwarder, random, flow, looks } = self;
         let table = reader.load();
@@ -167,13 +169,14 @@ impl Observer {
         Some(version)
     }
 
-    /// Where all the packets went.
+    /// Returns the counters of all packets.
     pub fn flow(&self) -> &DirectionCounters {
         &self.flow
     }
 }
 
-/// Both twins or neither, each at its own host, and both as of one version, which is not one to come. Returns how many are there.
+/// Asserts that both twins exist or neither, each at its own host, with one version that is not a future one. Returns
+/// their number.
 fn assert_twin(number: u32, version: u32, mut next_hop: impl FnMut(u32) -> Option<SocketAddr>) -> usize {
     let twins = [0, OTHER_SIDE].map(|side| next_hop(TWIN + side + 256 * number));
     let [Some(one), Some(other)] = twins else {
@@ -186,7 +189,7 @@ fn assert_twin(number: u32, version: u32, mut next_hop: impl FnMut(u32) -> Optio
     2
 }
 
-/// A hopper on one side alone, at its own host.
+/// Asserts that a hopper is on one side only, at its own host.
 fn assert_hopper(number: u32, version: u32, mut next_hop: impl FnMut(u32) -> Option<SocketAddr>) {
     let places = [0, OTHER_SIDE].map(|side| next_hop(HOPPER + side + 256 * number));
     let hosts: Vec<_> = (0..).zip(places).filter_map(|(side, place)| Some((side, bits(place?)))).collect();
@@ -194,7 +197,7 @@ fn assert_hopper(number: u32, version: u32, mut next_hop: impl FnMut(u32) -> Opt
     assert_eq!(host, HOSTS + 2 * TWINS + 2 * number + side, "hopper {number} in version {version}");
 }
 
-/// Where a packet to the third address behind this one is sent.
+/// Returns the next hop of a packet to the third address behind this one.
 fn next_hop(
     subnet: u32,
     forwarder: &Forwarder,
@@ -228,7 +231,7 @@ fn beat(version: u32) -> (u32, Lease) {
     (BEAT, lease(BEAT, 24, BEAT_HOSTS + (version >> 15), version))
 }
 
-/// Every other one is longer than /24, and hence deeper in a table.
+/// Returns a twin's lease. Every other one is longer than /24, and so deeper in a table.
 fn twin(number: u32, side: u32, version: u32) -> (u32, Lease) {
     let first = TWIN + side + 256 * number;
     (first, lease(first, 24 + 4 * (number % 2) as u8, HOSTS + 2 * number + side / OTHER_SIDE, version))
@@ -259,7 +262,7 @@ fn bits(host: SocketAddr) -> u32 {
     }
 }
 
-/// SplitMix64.
+/// The generator SplitMix64.
 struct Random(u64);
 
 impl Random {

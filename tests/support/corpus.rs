@@ -1,4 +1,4 @@
-//! The fuzz targets' corpora: their bodies over the committed seeds, and the seeds as the tests have them.
+//! The corpora of the fuzz targets. Tests run the bodies over them, and compare the committed seeds.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,13 +7,14 @@ fn directory(target: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../../fuzz/corpus", target].iter().collect()
 }
 
-/// The contents of a directory's files, but not of the directories in it.
+/// Returns the contents of a directory's files, without subdirectories.
 fn files_in(directory: PathBuf) -> impl Iterator<Item = Vec<u8>> {
     let paths = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     paths.filter(|path| path.is_file()).map(|path| fs::read(path).unwrap())
 }
 
-/// Runs a body over what a fuzzer found, and over every seed, over each with every byte changed, and over its fronts.
+/// Runs a body over a fuzzer's findings and over every seed. It also runs over each seed with every byte changed, and
+/// over its prefixes.
 pub fn run_over(target: &str, body: fn(&[u8])) {
     let found = files_in(directory(target).join("found")).map(|bytes| body(&bytes)).count();
     assert!(found > 0, "nothing was found by fuzzing {target}");
@@ -21,7 +22,7 @@ pub fn run_over(target: &str, body: fn(&[u8])) {
     for bytes in files_in(directory(target)) {
         body(&bytes);
         for at in 0..bytes.len().min(96) {
-            // Neighbours, the other case of a letter, and the top bit.
+            // Flips the low bits, the case of a letter, and the top bit.
             for change in [0x01, 0x02, 0x20, 0x80] {
                 let mut changed = bytes.clone();
                 changed[at] ^= change;
@@ -34,7 +35,7 @@ pub fn run_over(target: &str, body: fn(&[u8])) {
     assert!(seeds >= 5, "{seeds} seeds for {target}");
 }
 
-/// The committed seeds are these; with `LODEN_WRITE_SEEDS` set they are written first.
+/// Asserts that the committed seeds are these. With `LODEN_WRITE_SEEDS` set it writes them first.
 pub fn assert_committed<B: AsRef<[u8]>>(target: &str, seeds: impl IntoIterator<Item = (&'static str, B)>) {
     for (name, seed) in seeds {
         let path = directory(target).join(name);

@@ -1,4 +1,4 @@
-//! Fragments: put together again, and each of them as etherparse reads it.
+//! Reassembly of fragments, and checks of each with etherparse.
 
 use core::ops::Range;
 
@@ -8,7 +8,7 @@ use etherparse::checksum::Sum16BitWords;
 use super::model::option_kinds;
 use super::packet::{MF, repair_checksum};
 
-/// Puts pieces together that come in an order drawn from `order`.
+/// Reassembles fragments in an order drawn from `order`.
 pub fn reassembled(offset: u16, pieces: &[Vec<u8>], order: usize) -> Vec<u8> {
     let mut waiting: Vec<_> = (0..pieces.len()).collect();
     let mut reassembly = Reassembly::new(offset);
@@ -19,7 +19,7 @@ pub fn reassembled(offset: u16, pieces: &[Vec<u8>], order: usize) -> Vec<u8> {
     reassembly.packet()
 }
 
-/// What holds for every piece by itself, as etherparse reads it.
+/// Asserts the properties of every single fragment, as etherparse reads it.
 pub fn assert_sound(packet: &[u8], pieces: &[Vec<u8>], mtu: usize) {
     let whole = Ipv4HeaderSlice::from_slice(packet).unwrap();
     for (index, piece) in pieces.iter().enumerate() {
@@ -27,7 +27,7 @@ pub fn assert_sound(packet: &[u8], pieces: &[Vec<u8>], mtu: usize) {
         let header = Ipv4HeaderSlice::from_slice(piece).unwrap().to_header();
         assert!(piece.len() <= mtu, "{} of {mtu} bytes", piece.len());
         assert_eq!(usize::from(header.total_len), piece.len());
-        // Of the bytes, because etherparse's header has no reserved flag.
+        // Read from the bytes, because etherparse's header has no reserved flag.
         assert_eq!(Sum16BitWords::new().add_slice(&piece[..header.header_len()]).ones_complement(), 0);
         assert_eq!(header.identification, whole.identification());
         assert_eq!((header.dscp, header.ecn), (whole.dcp(), whole.ecn()));
@@ -47,12 +47,12 @@ pub fn assert_sound(packet: &[u8], pieces: &[Vec<u8>], mtu: usize) {
     }
 }
 
-/// RFC 815 with a list of holes, for the pieces of what may itself be a piece: it begins at offset `first`.
+/// A reassembly by RFC 815 with a list of holes. The packet may itself be a fragment that begins at offset `first`.
 struct Reassembly {
     first: usize,
     payload: Vec<u8>,
     holes: Vec<Range<usize>>,
-    /// Of the front piece, with its options, and what the last piece says of what follows.
+    /// The header of the first fragment, with its options, and the fields of the last one.
     header: Option<Vec<u8>>,
     more: bool,
 }

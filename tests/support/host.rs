@@ -1,4 +1,4 @@
-//! One host of an overlay, and what it makes of a packet in a form that can be compared.
+//! One host of an overlay, and its verdict on a packet in a form that can be compared.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -10,26 +10,26 @@ use loden::transmit::Way;
 use super::icmp::Message;
 use super::packet::{Ipv4, ones_sum};
 
-/// A pod of ours, and pods of two other hosts.
+/// A local pod, and pods of two other hosts.
 pub const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
 pub const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
 pub const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 4);
-/// Inside the overlay network, and nobody's.
+/// An address inside the overlay network without a route.
 pub const NOBODY: Ipv4Addr = Ipv4Addr::new(100, 96, 99, 9);
 
-/// A byte that no test packet is made of.
+/// A byte that no test packet contains.
 pub const CANARY: u8 = 0xfb;
 
 pub fn own() -> SocketAddr {
     ([10, 168, 0, 2], 8285).into()
 }
 
-/// Host A, which owns 100.96.2.0/24 but for its last sixteenth.
+/// Returns host A, which owns 100.96.2.0/24 but for its last sixteenth.
 pub fn host_a() -> SocketAddr {
     ([10, 168, 0, 3], 8285).into()
 }
 
-/// Host B, which owns 100.96.3.0/24 and 100.96.2.240/28; not on flannel's port.
+/// Returns host B, which owns 100.96.3.0/24 and 100.96.2.240/28, on another port than flannel's.
 pub fn host_b() -> SocketAddr {
     ([10, 168, 0, 4], 9000).into()
 }
@@ -50,30 +50,30 @@ pub fn routes() -> Vec<Route> {
     ]
 }
 
-/// A packet of a pod of ours for one of host A's.
+/// Returns a packet from a local pod to one of host A's.
 pub fn outbound() -> Ipv4 {
     Ipv4::new(POD, POD_A)
 }
 
-/// A packet of one of host A's pods for one of ours.
+/// Returns a packet from one of host A's pods to a local one.
 pub fn inbound() -> Ipv4 {
     Ipv4::new(POD_A, POD)
 }
 
-/// A verdict with everything that can be seen of it.
+/// A verdict with all its observable parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// To a peer, or (`None`) to the TUN.
+    /// Sent to a peer, or (`None`) written to the TUN.
     Forward {
         to: Option<SocketAddr>,
         bytes: Vec<u8>,
     },
-    /// To a peer in pieces.
+    /// Sent to a peer in fragments.
     Fragments {
         to: SocketAddr,
         pieces: Vec<Vec<u8>>,
     },
-    /// With the whole ICMP packet, if there may be one.
+    /// Dropped, with the whole ICMP packet if one is permitted.
     Reject {
         reason: RejectReason,
         answer: Option<(ReplyTo, Vec<u8>)>,
@@ -82,7 +82,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Why it was not forwarded.
+    /// Returns the reason of a drop.
     pub fn reason(&self) -> Option<DropReason> {
         match self {
             Self::Forward { .. } | Self::Fragments { .. } => None,
@@ -91,7 +91,7 @@ impl Outcome {
         }
     }
 
-    /// The ICMP packet that goes with a reject.
+    /// Returns the ICMP packet of a reject.
     pub fn icmp(&self) -> Option<&[u8]> {
         match self {
             Self::Reject { answer: Some((_, bytes)), .. } => Some(bytes),
@@ -118,9 +118,9 @@ impl Host {
         Self::with_table(overlay, routes, table)
     }
 
-    /// With a table that was made of these routes before.
+    /// Returns a host with a table that was built from these routes before.
     pub fn with_table(overlay: Overlay, routes: Vec<Route>, table: RouteTable) -> Self {
-        // Of several routes for one subnet the last stands.
+        // Of several routes for one subnet the last one holds.
         let stands = |(i, route): &(usize, &Route)| {
             let mut later = routes.iter().skip(i + 1);
             later.all(|later| later.subnet.trunc() != route.subnet.trunc())
@@ -133,7 +133,7 @@ impl Host {
         Self::new(overlay(), routes())
     }
 
-    /// With a default route to `next_hop` beside the others.
+    /// Returns a host with a default route to `next_hop` beside the others.
     pub fn with_default_route(overlay: Overlay, next_hop: SocketAddr) -> Self {
         let mut routes = routes();
         routes.push(Route::new(net([0, 0, 0, 0], 0), next_hop));
@@ -144,18 +144,18 @@ impl Host {
         self.forwarder.overlay()
     }
 
-    /// The longest match, by looking at every route.
+    /// Returns the longest match, by comparing every route.
     pub fn naive_route(&self, address: Ipv4Addr) -> Option<&Route> {
         let len = |route: &Route| route.subnet.prefix_len();
         self.routes.iter().filter(|route| holds(route.subnet, address)).max_by_key(|route| len(route))
     }
 
-    /// What becomes of a packet out of the TUN. Checks on the way what holds for every verdict.
+    /// Returns the outcome of a packet from the TUN. Asserts the properties of every verdict.
     pub fn encapsulate(&self, packet: &[u8]) -> Outcome {
         self.encapsulate_over(packet, u16::MAX)
     }
 
-    /// The same over paths that are known to carry only `path` bytes.
+    /// Returns the same with a path MTU of `path` bytes.
     pub fn encapsulate_over(&self, packet: &[u8], path: u16) -> Outcome {
         let mut buffer = packet.to_vec();
         let outcome = match self.forwarder.encapsulate_within(&mut buffer, None, |_| path, &self.table) {
@@ -171,7 +171,7 @@ impl Host {
         outcome
     }
 
-    /// What becomes of a packet that was let pass and that the path refused after it had waited.
+    /// Returns the outcome of a forwarded packet that the path refuses after it was queued.
     pub fn refused_as_too_long(&self, sent: &mut [u8], mtu: u16) -> Outcome {
         let before = sent.to_vec();
         let outcome = match self.forwarder.refused_as_too_long(sent, mtu, &self.table) {
@@ -185,7 +185,7 @@ impl Host {
         outcome
     }
 
-    /// What becomes of a datagram from the underlay, likewise.
+    /// Returns the outcome of a datagram from the underlay, likewise.
     pub fn decapsulate(&self, datagram: &[u8], from: SocketAddr) -> Outcome {
         let mut buffer = datagram.to_vec();
         let outcome = match self.forwarder.decapsulate(&mut buffer, from, &self.table) {
@@ -232,8 +232,8 @@ fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
     Outcome::Reject { reason: reject.reason(), answer: reject.reply_to().zip(message) }
 }
 
-/// The bytes are as they were, unless the packet goes on: then TTL and checksum may differ, and the checksum is right. One that
-/// goes on in pieces has lost its form, and what is behind it has not.
+/// Asserts that the bytes are unchanged, unless the packet is forwarded: then only TTL and checksum may differ, and the
+/// checksum is right. The bytes of a fragmented packet may change, but not those behind it.
 fn assert_little_changed(before: &[u8], after: &[u8], outcome: &Outcome) {
     let total = || usize::from(u16::from_be_bytes([before[2], before[3]]));
     let bytes = match outcome {

@@ -4,7 +4,7 @@ use core::net::Ipv4Addr;
 
 use etherparse::{Icmpv4Type, NetSlice, SlicedPacket, TransportSlice};
 
-/// A whole ICMP packet of ours whose lengths and checksums were verified.
+/// An ICMP packet of loden whose lengths and checksums were verified.
 #[derive(Debug)]
 pub struct Message<'a> {
     pub ip: etherparse::Ipv4Header,
@@ -38,7 +38,7 @@ impl<'a> Message<'a> {
         self.ip.source.into()
     }
 
-    /// What holds for every error about every offender (R42, R44, R45, R47, R49); `offender` is the packet as it arrived.
+    /// Asserts the properties of every ICMP error (R42, R44, R45, R47, R49). `offender` is the packet as it arrived.
     pub fn assert_sound(&self, offender: &[u8]) {
         let total = usize::from(u16::from_be_bytes([offender[2], offender[3]]));
         let whole = usize::from(self.ip.total_len);

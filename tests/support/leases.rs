@@ -1,4 +1,4 @@
-//! The oracle: everything worked out anew from the set of leases, every pair of them looked at.
+//! The oracle: recomputes everything from the set of leases, with every pair compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,7 +21,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// `Ok(true)`: a contender.
+/// Returns `Ok(true)` for a contender.
 fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
     let (subnet, hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
     let ours = hop == host.underlay;
@@ -51,12 +51,12 @@ pub fn text(conflict: &Conflict<Key>) -> String {
     format!("{conflict:?}")
 }
 
-/// Everything that follows from these leases.
+/// Returns the routes and conflicts of these leases.
 pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expected {
     let mut conflicts = Vec::new();
     let mut routes: BTreeMap<IpNet, Route> = BTreeMap::new();
     let mut disputed = BTreeSet::new();
-    // In the order of their ids: the first to claim a subnet has it.
+    // In the order of their ids, the first to claim a subnet gets it.
     for (id, lease) in leases {
         let (subnet, next_hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
         match judge(host, lease) {
@@ -86,7 +86,7 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
     Expected { routes: routes.into_values().collect(), conflicts: conflicts.iter().map(text).collect() }
 }
 
-/// The leases there are, by a naive account of time: every lease has so much left, and it grows less while its source is heard.
+/// The leases, with a simple model of time: each has a remaining time, which shrinks while its source is connected.
 #[derive(Default)]
 pub struct Model {
     now: Duration,
@@ -128,7 +128,7 @@ impl Model {
         }
     }
 
-    /// Ends what has nothing left. Whoever has a source that is lost had it before.
+    /// Removes leases without remaining time. A lease whose source is lost keeps its time.
     pub fn expire(&mut self) {
         for said in self.sources.values_mut() {
             said.leases.retain(|_, (_, left)| *left != Some(Duration::ZERO));

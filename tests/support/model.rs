@@ -1,4 +1,4 @@
-//! The forwarder once more, straight from `docs/conformance.md`: slow, allocating, and with a parser of its own.
+//! A model of the forwarder from `docs/conformance.md`: slow, allocating, and with a parser of its own.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -9,7 +9,7 @@ use loden::forward::{
 use super::host::{Host, Outcome, holds};
 use super::packet::{ICMP, UDP, address_at, ones_sum, with_ttl};
 
-/// A packet that passed sections A and B: its total length, no more.
+/// A packet that passed sections A and B, without its trailer.
 struct Packet<'a> {
     bytes: &'a [u8],
     header: usize,
@@ -120,8 +120,8 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     }
 }
 
-/// R51: where each unit of 8 bytes goes is worked out first, then the packets are made field by field. `None` if there is no
-/// room for 8 bytes, or an offset would not fit its 13 bits.
+/// Returns the fragments of a packet (R51). Each unit of 8 bytes is assigned first, then the packets are built field by
+/// field. Returns `None` if 8 bytes do not fit, or an offset does not fit 13 bits.
 pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
     let (head, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
     let copied = copied_options(&head[20..]);
@@ -157,7 +157,7 @@ pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
     Some((0..cuts.len() - 1).map(piece).collect())
 }
 
-/// The options of which RFC 791 wants a copy in every fragment: those of kind 128 and more.
+/// Returns the options that RFC 791 copies into every fragment: those of kind 128 and more.
 fn copied_options(mut options: &[u8]) -> Vec<u8> {
     let mut copied = Vec::new();
     while let [kind @ 1..=255, rest @ ..] = options {
@@ -171,7 +171,7 @@ fn copied_options(mut options: &[u8]) -> Vec<u8> {
 }
 
 impl<'a> Packet<'a> {
-    /// Header and addresses, in the order at the top of the list.
+    /// Checks header and addresses, in the order at the top of the list.
     fn check(bytes: &'a [u8], overlay: &Overlay) -> Result<Self, DropReason> {
         if bytes.len() < 20 {
             return Err(DropReason::TooShort);
@@ -232,12 +232,12 @@ impl<'a> Packet<'a> {
         u16::from_be_bytes([self.bytes[6] & 0x1f, self.bytes[7]])
     }
 
-    /// One that is not touched keeps its checksum, even a 0xFFFF that could be a 0.
+    /// Returns the packet with another TTL. With the same TTL it keeps its checksum, even 0xFFFF.
     fn with_ttl(&self, ttl: u8) -> Vec<u8> {
         if ttl == self.ttl() { self.bytes.to_vec() } else { with_ttl(self.bytes, ttl) }
     }
 
-    /// Fault 6: UDP to our own socket or to a next hop's.
+    /// Returns whether a packet is UDP to this host's socket or to a next hop's (fault 6).
     fn is_for_a_tunnel_socket(&self, host: &Host) -> bool {
         if self.bytes[9] != UDP || self.fragment_offset() != 0 || self.payload().len() < 4 {
             return false;
@@ -247,7 +247,7 @@ impl<'a> Packet<'a> {
         host.overlay().underlay == socket || host.routes.iter().any(|route| route.next_hop == socket)
     }
 
-    /// ICMP errors: the rules for when there is an answer, and the answer.
+    /// Returns a reject, with its ICMP error if the rules permit one.
     fn reject(&self, host: &Host, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
         let broadcast = |address: Ipv4Addr| {
             let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
@@ -289,7 +289,7 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// The kinds of all options up to the end marker; `None` if one does not fit.
+/// Returns the kinds of all options up to the end marker; `None` if one does not fit.
 pub fn option_kinds(mut options: &[u8]) -> Option<Vec<u8>> {
     let mut kinds = Vec::new();
     while let [kind @ 1..=255, rest @ ..] = options {

@@ -1,4 +1,4 @@
-//! IPv4 packets made field by field, right or wrong.
+//! IPv4 packets built field by field, valid or not.
 
 use core::net::Ipv4Addr;
 
@@ -14,7 +14,7 @@ pub const STRICT_SOURCE_ROUTE: [u8; 7] = [137, 7, 4, 10, 0, 0, 1];
 pub const RECORD_ROUTE: [u8; 7] = [7, 7, 4, 0, 0, 0, 0];
 pub const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
 
-/// A packet to be. Lengths and checksum are right unless they are set.
+/// The fields of a packet. Lengths and checksum are right unless they are set.
 #[derive(Clone, Debug)]
 pub struct Ipv4 {
     pub version: u8,
@@ -29,17 +29,17 @@ pub struct Ipv4 {
     pub checksum: Option<u16>,
     pub source: Ipv4Addr,
     pub destination: Ipv4Addr,
-    /// Filled up with zeros (end of options) to a multiple of 4.
+    /// IP options, padded with zeros (end of options) to a multiple of 4.
     pub options: Vec<u8>,
     pub payload: Vec<u8>,
     /// Bytes behind the total length.
     pub trailer: Vec<u8>,
-    /// Only so many of all these bytes are received.
+    /// The number of received bytes, if fewer than all.
     pub cut: Option<usize>,
 }
 
 impl Ipv4 {
-    /// A UDP packet between two pods.
+    /// Returns a UDP packet between two pods.
     pub fn new(source: impl Into<Ipv4Addr>, destination: impl Into<Ipv4Addr>) -> Self {
         Self {
             version: 4,
@@ -83,8 +83,8 @@ impl Ipv4 {
     }
 }
 
-/// RFC 1071 by its mathematics: ones' complement addition is addition modulo 65,535 whose zero is written 0xFFFF, except
-/// that nothing at all sums to 0.
+/// Returns the ones' complement sum of RFC 1071: addition modulo 65,535 whose zero is written 0xFFFF. The sum of no
+/// bytes is 0.
 pub fn ones_sum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u64::from(pair[0]) * 256 + u64::from(*pair.get(1).unwrap_or(&0));
     match bytes.chunks(2).map(word).sum::<u64>() {
@@ -104,7 +104,7 @@ pub fn repair_checksum(bytes: &mut [u8]) {
     bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// What a router makes of a packet: another TTL and, computed in full, the checksum that goes with it.
+/// Returns a packet after a router: another TTL and a fully recomputed checksum.
 pub fn with_ttl(packet: &[u8], ttl: u8) -> Vec<u8> {
     let mut packet = packet.to_vec();
     packet[8] = ttl;
@@ -112,7 +112,7 @@ pub fn with_ttl(packet: &[u8], ttl: u8) -> Vec<u8> {
     packet
 }
 
-/// The four bytes there.
+/// Returns the address at an offset.
 pub fn address_at(packet: &[u8], at: usize) -> Ipv4Addr {
     Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
 }
@@ -124,7 +124,7 @@ pub fn udp(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An ICMP message with a right checksum.
+/// Returns an ICMP message with a right checksum.
 pub fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind, code, 0, 0, 0, 1, 0, 1];
     bytes.extend(body);
@@ -133,7 +133,7 @@ pub fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// `len` bytes that differ from their neighbours.
+/// Returns `len` bytes that differ from their neighbours.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 % 251) as u8).collect()
 }

@@ -1,7 +1,7 @@
-//! Settings, routes and a packet out of any bytes, for the fuzz targets; and the bytes for the seeds.
+//! Settings, routes and a packet from any bytes for the fuzz targets, and the bytes of the seeds.
 //!
-//! Byte 0 is the policy, byte 1 the MTU (low two bits) and the sender, byte 2 the peer check and the number of routes, each of
-//! six bytes: address, prefix length, next hop. The rest is the packet.
+//! Byte 0 is the policy, byte 1 the MTU (low two bits) and the sender, byte 2 the peer check and the number of routes.
+//! Each route has six bytes: address, prefix length, next hop. The rest is the packet.
 
 use core::cell::RefCell;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,9 +20,9 @@ pub mod policy {
     pub const TRANSIT: u8 = 1 << 3;
     pub const SOURCE_ROUTES: u8 = 1 << 4;
     pub const ICMP_SOURCE_FIXED: u8 = 1 << 5;
-    /// The checksum is put right, so that mutated packets get past R5.
+    /// Repairs the checksum, so that mutated packets pass R5.
     pub const REPAIR_CHECKSUM: u8 = 1 << 6;
-    /// The total length is put right, so that they get past R7.
+    /// Repairs the total length, so that mutated packets pass R7.
     pub const REPAIR_LENGTH: u8 = 1 << 7;
 }
 
@@ -38,7 +38,7 @@ pub struct Scenario {
     pub packet: Vec<u8>,
 }
 
-/// Next hops, none inside the overlay network, as on every host whose underlay is not its own overlay.
+/// Returns next hops, none of them inside the overlay network, as on every host whose underlay is not its overlay.
 pub fn next_hops() -> [SocketAddr; 8] {
     [
         host_a(),
@@ -52,14 +52,14 @@ pub fn next_hops() -> [SocketAddr; 8] {
     ]
 }
 
-/// Those, from other ports too, one dressed as IPv6, and a stranger.
+/// Returns the next hops, also with other ports, one as an IPv4-mapped IPv6 address, and a stranger.
 pub fn senders() -> [SocketAddr; 10] {
     let [a, b, c, d, e, f, g, h] = next_hops();
     let mapped = SocketAddr::new(IpAddr::V6(Ipv4Addr::new(10, 168, 0, 3).to_ipv6_mapped()), 8285);
     [a, SocketAddr::new(b.ip(), 1), c, d, e, f, g, h, mapped, ([10, 9, 9, 9], 8285).into()]
 }
 
-/// The overlay of a policy byte.
+/// Returns the overlay of a policy byte.
 pub fn overlay_of(policy: u8, mtu: u16) -> Overlay {
     Overlay {
         mtu,
@@ -83,7 +83,7 @@ pub fn overlay_of(policy: u8, mtu: u16) -> Overlay {
 }
 
 impl Scenario {
-    /// `None` if the bytes end before the packet begins.
+    /// Decodes a scenario. Returns `None` if the bytes end before the packet begins.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let ([policy, choice, count], mut rest) = bytes.split_first_chunk()?;
         let mut routes = Vec::new();
@@ -112,8 +112,8 @@ impl Scenario {
         Some(Self { host, from, packet })
     }
 
-    /// The bytes of a scenario of [`host::routes`](super::host::routes) and, if given, a default route to the next hop of
-    /// that number.
+    /// Returns the bytes of a scenario of [`host::routes`](super::host::routes) and, if given, a default route to next
+    /// hop `default_route`.
     pub fn encode(policy: u8, mtu: u8, sender: u8, default_route: Option<u8>, packet: &[u8]) -> Vec<u8> {
         let mut routes = vec![[100, 96, 2, 0, 24, 0], [100, 96, 3, 0, 24, 1], [100, 96, 2, 240, 28, 1]];
         routes.extend(default_route.map(|hop| [0, 0, 0, 0, 0, hop]));
@@ -124,7 +124,8 @@ impl Scenario {
     }
 }
 
-/// The table of these routes. Making one costs a hundred times what the forwarder does, and a fuzzer mostly changes packets.
+/// Returns the table of these routes. Building one costs a hundred times a forwarding decision, and a fuzzer mostly
+/// changes packets, so tables are cached.
 fn table_of_known(routes: &[Route]) -> RouteTable {
     const TABLES: usize = 256;
     std::thread_local! {

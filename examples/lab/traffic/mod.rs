@@ -1,4 +1,4 @@
-//! Traffic from pod a to pod b, and what arrives of it.
+//! Traffic from pod a to pod b, measured at both ends.
 
 pub(crate) mod rtt;
 pub(crate) mod tcp;

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use testbed::TwoHosts;
 use testbed::probe::UdpEcho;
 
-/// After this a datagram or its echo is lost.
+/// The time after which a datagram or its echo counts as lost.
 const LOST: Duration = Duration::from_secs(1);
 const PAYLOAD: usize = 64;
 
-/// The times of all round trips that were made, in ascending order.
+/// Returns the times of all completed round trips, in ascending order.
 ///
 /// # Errors
-/// When none was.
+/// If no round trip completed.
 pub(crate) fn run(hosts: &TwoHosts, window: Duration) -> io::Result<Vec<Duration>> {
     let server = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 0)))?;
     let address = server.local_addr()?;
@@ -44,7 +44,7 @@ pub(crate) fn run(hosts: &TwoHosts, window: Duration) -> io::Result<Vec<Duration
     Ok(times)
 }
 
-/// Waits for a datagram to come back, past such as were given up.
+/// Waits for the echo of a datagram, and skips late echoes of earlier ones.
 fn is_echoed(socket: &UdpSocket, number: u64) -> io::Result<bool> {
     let mut content = [0; PAYLOAD];
     loop {

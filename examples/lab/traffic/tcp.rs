@@ -1,4 +1,4 @@
-//! TCP streams that send as much as goes.
+//! TCP streams at full speed.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -9,22 +9,22 @@ use testbed::TwoHosts;
 
 use super::join;
 
-/// How long a stream may stand still.
+/// The timeout of a stream without progress.
 const PATIENCE: Duration = Duration::from_secs(15);
 const WRITE: usize = 128 * 1024;
 const READ: usize = 256 * 1024;
 
-/// What arrived.
+/// The received bytes and their time.
 pub(crate) struct Transfer {
     pub(crate) bytes: u64,
-    /// From the first write until the last stream was read to its end.
+    /// The time from the first write until the last stream was read to its end.
     pub(crate) elapsed: Duration,
 }
 
-/// Sends for this long in every stream.
+/// Sends in every stream for this time.
 ///
 /// # Errors
-/// When a stream does not come about or stands still.
+/// If a stream cannot connect, or makes no progress.
 pub(crate) fn run(hosts: &TwoHosts, streams: usize, window: Duration) -> io::Result<Transfer> {
     let listener = hosts.pod_b.enter(|| TcpListener::bind((TwoHosts::POD_B, 0)))?;
     let address = listener.local_addr()?;

@@ -1,4 +1,4 @@
-//! UDP datagrams at a given pace, counted at both ends.
+//! UDP datagrams at a given rate, counted at both ends.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -18,25 +18,25 @@ use super::join;
 const BATCH: usize = 64;
 /// The longest payload.
 const ROOM: usize = 1400;
-/// Enough for a receiver that is not scheduled for a while, and little beside what is sent in a second.
+/// A receive buffer for a receiver that is not scheduled for a while. It is small beside the bytes of a second.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// How long a paced sender sleeps when it is ahead. It must not spin: the tunnel needs the processor.
+/// The sleep of a paced sender that is ahead. It must not spin, because the tunnel needs the processor.
 const PAUSE: Duration = Duration::from_micros(50);
-/// How long the receiver sleeps between looks, in which a thousand datagrams may come: being woken by each of them would take
-/// the processors from what is measured.
+/// The interval of the receiver, in which a thousand datagrams may arrive. A wake-up for each of them would take
+/// processor time from the measured programs.
 const LOOK: Duration = Duration::from_millis(1);
-/// How long after the last datagram nothing more is expected, and how long one is waited for at most.
+/// The silence after which no more datagrams are expected, and the longest wait for it.
 const SILENCE: Duration = Duration::from_millis(50);
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// How fast to send.
+/// The sending rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Pace {
     Overload,
     PerSecond(f64),
 }
 
-/// What was sent within the window, and what of it arrived.
+/// The datagrams sent within the window, and those of them that arrived.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Counts {
     pub(crate) sent: u64,
@@ -53,7 +53,7 @@ impl Counts {
         self.received as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// The share that did not arrive, in per cent.
+    /// Returns the share that did not arrive, in per cent.
     pub(crate) fn loss(&self) -> f64 {
         let lost = self.sent.saturating_sub(self.received);
         100.0 * lost as f64 / self.sent.max(1) as f64
@@ -102,7 +102,7 @@ fn send(socket: &UdpSocket, payload: usize, pace: Pace, window: Duration) -> io:
         let (slices, addresses) = (&slices[..due], &[None; BATCH][..due]);
         match sendmmsg(socket.as_raw_fd(), &mut headers, slices, addresses, none, MsgFlags::empty()) {
             Ok(results) => sent += results.count() as u64,
-            // The queue of a device is full: what overload is.
+            // A full device queue is expected at overload.
             Err(Errno::ENOBUFS | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

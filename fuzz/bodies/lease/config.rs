@@ -1,4 +1,4 @@
-//! Network configs: what is accepted keeps the rules, says what its fields say, and is the same both ways.
+//! Network configs: an accepted one is valid, has the values of its fields, and is unchanged by encoding and decoding.
 
 use std::net::IpAddr;
 

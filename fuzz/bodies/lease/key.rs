@@ -1,4 +1,4 @@
-//! Lease keys: read exactly where slashes for the dashes give subnets that are written back the same.
+//! Lease keys: accepted exactly if slashes in place of the dashes give subnets that are written back unchanged.
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use loden::lease::flannel::LeaseKey;

@@ -1,4 +1,4 @@
-//! `subnet.env`: the same both ways, and deaf to lines that are not its own.
+//! `subnet.env`: unchanged by encoding and decoding, with unknown lines ignored.
 
 use loden::lease::flannel::SubnetEnv;
 

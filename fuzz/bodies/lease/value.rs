@@ -1,4 +1,4 @@
-//! Lease values: what a generic JSON reader finds in them, and both ways the same.
+//! Lease values, compared with a generic JSON reader. Encoding and decoding are inverse.
 
 use loden::lease::flannel::{LeaseReader, LeaseValue};
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ pub fn run(bytes: &[u8]) {
     if let Some((object, text)) = object(bytes) {
         assert_eq!(LeaseValue::from_json(text.as_bytes()).ok(), expected(&object), "of {text}");
     }
-    // Whatever it is, it is one lease or one that is set aside, and its own key is all that it touches.
+    // Any value is one lease or one skipped key, and affects no other key.
     let mut reader = LeaseReader::new("/coreos.com/network", 8285);
     let update = reader.put(b"/coreos.com/network/subnets/100.96.2.0-24", bytes);
     assert!(update.event.is_some());

@@ -1,6 +1,6 @@
-//! Joining and cutting again: the packets that come out are those that went in, and in each flow in the same order.
+//! Coalescing and segmentation: the output has the packets of the input, and each flow keeps its order.
 //!
-//! Byte 0: what is joined (bit 0 TCP, bit 1 UDP). Then the packets, see [`script`](super::script).
+//! Byte 0: the protocols to coalesce (bit 0 TCP, bit 1 UDP). Then the packets, see [`script`](super::script).
 
 use loden::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, PACKETS_MAX, VnetHeader};
 use loden::wire::ipv4::Ipv4Packet;
@@ -15,14 +15,14 @@ pub fn run(bytes: &[u8]) {
     round_trip(what, &steps(script));
 }
 
-/// A packet that came out, and whether it was joined with others on the way.
+/// A packet of the output, and whether it was part of a GSO packet.
 #[derive(Clone, Debug)]
 pub struct Out {
     pub packet: Vec<u8>,
     pub joined: bool,
 }
 
-/// Everything that comes out, cut again, flushed at the end.
+/// Returns the output, flushed at the end, with GSO packets cut into segments.
 pub fn through(coalescer: &mut Coalescer, steps: &[Step]) -> Vec<Out> {
     let mut out = Vec::new();
     let mut deliver = |coalesced: Coalesced<'_>| cut(coalesced, &mut out);
@@ -85,7 +85,7 @@ pub fn round_trip(what: Coalesce, steps: &[Step]) {
     }
 }
 
-/// Without what joining may change where DF is set: identification and header checksum.
+/// Clears the fields that coalescing may change if DF is set: identification and header checksum.
 fn mask(packet: &[u8], atomic: bool) -> Vec<u8> {
     let mut packet = packet.to_vec();
     if atomic {
@@ -95,7 +95,7 @@ fn mask(packet: &[u8], atomic: bool) -> Vec<u8> {
     packet
 }
 
-/// What keeps its order: addresses and protocol, and ports where there are any.
+/// A flow, which keeps its order: addresses and protocol, and ports where present.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Flow {
     hosts: Vec<u8>,
@@ -113,7 +113,7 @@ impl Flow {
         Some(Self { hosts, ports })
     }
 
-    /// Whether a packet is of this flow, or of an unknown one between the same hosts.
+    /// Returns whether a packet is of this flow, or of an unknown one between the same hosts.
     fn has(&self, packet: &[u8]) -> bool {
         let other = Self::of(packet);
         other.is_some_and(|other| other.hosts == self.hosts && (other.ports == self.ports || other.ports.is_none()))

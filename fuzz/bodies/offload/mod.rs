@@ -1,4 +1,4 @@
-//! What the fuzz targets of GSO packets do with their input. The ordinary tests run the same over the committed seeds.
+//! The bodies of the fuzz targets for GSO packets. The ordinary tests run them over the committed seeds.
 
 pub mod coalesce;
 pub mod model;

@@ -1,4 +1,4 @@
-//! GSO packets told slowly: how one is made, how the kernel cuts it, what is wrong with its vnet header. Nothing here uses
+//! A slow model of GSO packets: their contents, their segments, and the errors of their vnet header. Nothing here uses
 //! loden's own parsing or arithmetic.
 
 use loden::offload::{OffloadError, VnetHeader};
@@ -14,7 +14,7 @@ pub const ACK: u8 = 16;
 pub const URG: u8 = 32;
 pub const CWR: u8 = 128;
 
-/// A TCP segment to be. The checksum is left 0: see [`complete`] and [`partial`].
+/// The fields of a TCP segment. The checksum is 0: see [`complete`] and [`partial`].
 #[derive(Clone, Debug)]
 pub struct Tcp {
     pub source: u16,
@@ -24,7 +24,7 @@ pub struct Tcp {
     pub flags: u8,
     pub window: u16,
     pub urgent: u16,
-    /// A multiple of four bytes.
+    /// TCP options, a multiple of four bytes.
     pub options: Vec<u8>,
     pub payload: Vec<u8>,
 }
@@ -60,7 +60,7 @@ impl Tcp {
     }
 }
 
-/// Two no-operations and a timestamp, as Linux lays them out.
+/// Returns two no-operations and a timestamp, in Linux's layout.
 pub fn timestamp(value: u32, echo: u32) -> Vec<u8> {
     [[1, 1, 8, 10].as_slice(), &value.to_be_bytes(), &echo.to_be_bytes()].concat()
 }
@@ -69,7 +69,7 @@ pub fn ip_len(packet: &[u8]) -> usize {
     usize::from(packet[0] & 15) * 4
 }
 
-/// IP and transport header.
+/// Returns the length of IP and transport header.
 pub fn headers_len(packet: &[u8]) -> usize {
     let ip = ip_len(packet);
     ip + if packet[9] == TCP { usize::from(packet[ip + 12] >> 4) * 4 } else { 8 }
@@ -84,7 +84,7 @@ fn pseudo_header(packet: &[u8]) -> Vec<u8> {
     [&packet[12..20], &[0, packet[9]], &len.to_be_bytes()].concat()
 }
 
-/// Pseudo header and transport: `0xFFFF` if the checksum is right.
+/// Returns the sum over pseudo header and transport: `0xFFFF` if the checksum is right.
 pub fn transport_sum(packet: &[u8]) -> u16 {
     ones_sum(&[&pseudo_header(packet), &packet[ip_len(packet)..]].concat())
 }
@@ -109,7 +109,7 @@ pub fn partial(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-/// The vnet header that goes with a partial checksum and, if not 0, segments of this size.
+/// Returns the vnet header for a partial checksum and, unless 0, segments of this size.
 pub fn vnet(packet: &[u8], gso_size: u16) -> VnetHeader {
     let (ip, at) = (ip_len(packet), checksum_at(packet));
     VnetHeader {
@@ -126,7 +126,8 @@ pub fn vnet(packet: &[u8], gso_size: u16) -> VnetHeader {
     }
 }
 
-/// Segment `index` as `inet_gso_segment`, `tcp_gso_segment` and `__udp_gso_segment` make it, every checksum in full.
+/// Returns segment `index` as `inet_gso_segment`, `tcp_gso_segment` and `__udp_gso_segment` make it, with every
+/// checksum recomputed.
 pub fn segment(packet: &[u8], size: usize, index: usize) -> Vec<u8> {
     let (ip, headers) = (ip_len(packet), headers_len(packet));
     let payload = &packet[headers..];
@@ -152,7 +153,7 @@ pub fn segment(packet: &[u8], size: usize, index: usize) -> Vec<u8> {
     complete(one)
 }
 
-/// What has to be done to a packet.
+/// The offload action of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Nothing,
@@ -161,7 +162,7 @@ pub enum Verdict {
     Error(OffloadError),
 }
 
-/// The verdict on a sound IPv4 packet without trailer: the first condition in the list that holds.
+/// Returns the verdict on a valid IPv4 packet without trailer: the first condition in the list that holds.
 pub fn inspect(vnet: &VnetHeader, packet: &[u8]) -> Verdict {
     let (flags, gso_type) = (vnet.flags, vnet.gso_type);
     let (header, total, protocol) = (ip_len(packet), packet.len(), packet[9]);

@@ -1,12 +1,12 @@
-//! A second opinion on the segments of GSO packets: etherparse's.
+//! A check of the segments of GSO packets with etherparse.
 
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{Ipv4Header, NetSlice, SlicedPacket, TransportSlice};
 
-/// That a segment says what it must: what the GSO packet says, but for lengths, checksums, identification and, in TCP,
-/// sequence number and the flags of one end; and that both checksums are right.
+/// Asserts that a segment equals the GSO packet but for lengths, checksums and identification, and in TCP the sequence
+/// number and the flags of one end. Asserts that both checksums are right.
 ///
-/// `packet` is the GSO packet, whose transport checksum is not looked at, and `size` what its segments carry at most.
+/// `packet` is the GSO packet, whose transport checksum is ignored. `size` is the most payload of a segment.
 pub fn assert_sound(packet: &[u8], size: u16, index: usize, segment: &[u8]) {
     let (whole, one) = (Parts::of(packet), Parts::of(segment));
     assert_eq!(usize::from(one.ip.total_len), segment.len());

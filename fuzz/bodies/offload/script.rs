@@ -1,9 +1,9 @@
-//! Packets of a few flows out of any bytes, four bytes a packet. Mostly they follow one another as in trains; every bit of
-//! the input makes them not to in one way.
+//! Packets of a few flows from any bytes, four bytes a packet. By default they follow one another and can be coalesced.
+//! Each bit of the input makes one difference.
 //!
-//! Byte 0: flow (bits 0 and 1), TCP (bit 2), other hosts (bit 3), payload 0 to 15 words shorter than the flow's (bits 4 to 7).
-//! Byte 1: what is odd about it, see [`odd`]. Byte 2: TCP's control bits but ACK, which is toggled. Byte 3: the flow's
-//! payload length from here on, in words, unless 0; and the oddity's choice.
+//! Byte 0: flow (bits 0 and 1), TCP (bit 2), other hosts (bit 3), payload 0 to 15 words shorter than the flow's (bits 4
+//! to 7). Byte 1: the difference, see [`odd`]. Byte 2: TCP's control bits; ACK is toggled. Byte 3: the flow's payload
+//! length from here on, in words, unless 0, and the variant of the difference.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use support::packet::{DF, ICMP, Ipv4, MF, TCP, UDP, pattern, udp};
 pub mod odd {
     pub const DONT_FRAGMENT: u8 = 1;
     pub const OPTIONS: u8 = 2;
-    /// A bit of the whole packet flipped.
+    /// One flipped bit anywhere in the packet.
     pub const BROKEN: u8 = 4;
     /// A gap in sequence numbers and identifications, or near the wrap.
     pub const GAP: u8 = 8;
@@ -82,7 +82,7 @@ fn decode([who, oddity, control, choice]: [u8; 4], flows: &mut HashMap<u8, Flow>
             2 => packet.payload.truncate(usize::from(choice >> 2)),
             _ => {}
         }
-        // For all but ICMP the transport checksum is what it was: wrong with a cut payload, none for UDP.
+        // The transport checksum is unchanged except for ICMP: wrong with a cut payload, absent for UDP.
         bytes = packet.bytes();
     }
     if is(odd::FRAGMENT) {

@@ -1,8 +1,8 @@
-//! Sound GSO packets of every shape: each packet written is the model's, byte for byte.
+//! Valid GSO packets of every shape: each segment equals the model's, byte for byte.
 //!
-//! Byte 0: TCP (bit 0), IP options in words (bits 1 to 3), TCP options in words (bits 4 to 7). Byte 1: TCP's control bits.
-//! Byte 2: type of service, 3: TTL. Then identification, fragment field (DF and the reserved bit), sequence, GSO size and
-//! payload length, all big-endian; what follows is repeated as the payload.
+//! Byte 0: TCP (bit 0), IP options in words (bits 1 to 3), TCP options in words (bits 4 to 7). Byte 1: TCP's control
+//! bits. Byte 2: type of service, 3: TTL. Then identification, fragment field (DF and the reserved bit), sequence, GSO
+//! size and payload length, all big-endian. The rest is repeated as the payload.
 
 use loden::offload::{GsoPacket, OffloadAction};
 
@@ -49,7 +49,8 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// That the packets are those of the model, also after a hop. With a great many, only those at both ends.
+/// Asserts that the segments are those of the model, also after a hop. Of very many, only those at both ends are
+/// compared.
 pub fn check_segments(many: &GsoPacket, packet: &[u8], total: usize, size: u16) {
     const AT_EACH_END: usize = 40;
     let segments = many.segments();
@@ -70,7 +71,7 @@ pub fn check_segments(many: &GsoPacket, packet: &[u8], total: usize, size: u16) 
             opinion::assert_sound(&packet[..total], size, index, out);
         }
     }
-    // What does not fit is not touched.
+    // A buffer that is too short is not changed.
     let untouched = |packet: &[u8], index, len| {
         let mut out = vec![0xfb; len];
         many.write_segment(packet, index, &mut out);

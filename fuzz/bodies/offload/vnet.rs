@@ -1,7 +1,7 @@
-//! Any vnet header in front of any packet: the verdict is the model's, and what is done by it is right.
+//! Any vnet header with any packet: the verdict is the model's, and its action has the right result.
 //!
-//! Byte 0 says what of the packet is put right first (bit 0 the total length, bit 1 the header checksum); then the vnet header
-//! and the packet.
+//! Byte 0 selects the repairs of the packet (bit 0 the total length, bit 1 the header checksum). Then come the vnet
+//! header and the packet.
 
 use loden::offload::{OffloadAction, OffloadError, VNET_HEADER_LEN, VnetHeader};
 use loden::wire::ipv4::Ipv4Packet;
@@ -34,7 +34,7 @@ pub fn run(bytes: &[u8]) {
     check(&vnet, &packet);
 }
 
-/// Everything that has to hold for one header and packet.
+/// Asserts all properties of one header and packet.
 pub fn check(vnet: &VnetHeader, packet: &[u8]) {
     let work = vnet.inspect(packet);
     let Ok(sound) = Ipv4Packet::parse(packet) else {
@@ -54,7 +54,7 @@ pub fn check(vnet: &VnetHeader, packet: &[u8]) {
             let mut completed = packet.to_vec();
             partial.complete(&mut completed);
             assert_eq!(completed, completed_slowly(vnet, packet, sound.len()), "{vnet:?} and {packet:02x?}");
-            // One that was cut off meanwhile does no harm.
+            // Completing a packet that became shorter does not panic.
             for len in [0, 19, 20, sound.len() - 1] {
                 partial.complete(&mut completed[..len]);
             }

@@ -1,4 +1,4 @@
-//! What a host remembers, in lists.
+//! The state of a host, as lists.
 
 use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
@@ -6,14 +6,14 @@ use std::collections::HashMap;
 
 use loden::forward::{DirectionCounters, DropReason, PathMtus, Rate};
 
-/// Low enough to be reached.
+/// A limit that histories reach.
 pub(crate) const PER_SOURCE: Rate = Rate { per_second: 10, burst: 3 };
 pub(crate) const TOTAL: Rate = Rate { per_second: 100, burst: 8 };
 
-/// Bytes that may wait for each peer: few, so that it is met.
+/// The queue limit of each peer in bytes, low enough to be reached.
 pub(crate) const PER_PEER: usize = 7_000;
 
-/// One direction's packets.
+/// The packets of one direction.
 #[derive(Debug, Default)]
 pub(crate) struct Account {
     pub(crate) received: u64,
@@ -38,7 +38,7 @@ impl Account {
     }
 }
 
-/// An ICMP error, as far as limits go: R48's three kinds, who pays, and whom it is about.
+/// The fields of an ICMP error that limits use: R48's three kinds, the payer, and the offender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Error {
     pub(crate) kind: u8,
@@ -48,7 +48,7 @@ pub(crate) struct Error {
     pub(crate) destination: Option<Ipv4Addr>,
 }
 
-/// All ICMP errors there were, and whether the payer had one of its own share left.
+/// All ICMP errors so far, and whether the payer had a token of its own share left.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     now: Duration,
@@ -60,7 +60,7 @@ impl Budget {
         self.now = self.now.max(now);
         let Self { now, sent } = self;
         let share = Rate { per_second: TOTAL.per_second.div_ceil(16), burst: TOTAL.burst.div_ceil(16) };
-        // When a bucket of which all these tokens were taken will be full again.
+        // The time at which a bucket without these tokens is full again.
         let full_at = |rate: Rate, of: &dyn Fn(&Error, bool) -> bool| {
             let taken = sent.iter().filter(|(_, error, shared)| of(error, *shared));
             taken.fold(Duration::ZERO, |full_at, (at, ..)| full_at.max(*at) + each(rate))
@@ -92,7 +92,7 @@ fn each(rate: Rate) -> Duration {
     Duration::from_nanos(1_000_000_000_u64.div_ceil(rate.per_second.into()))
 }
 
-/// What was learned of paths, every word of it, and which of that ends with DF not being set.
+/// The learned path MTUs, and the peers for which DF is cleared.
 #[derive(Debug, Default)]
 pub(crate) struct Paths(Vec<(IpAddr, u16, Duration)>, Vec<(IpAddr, Duration)>);
 
@@ -107,7 +107,7 @@ impl Paths {
         fragmented.clone().any(|(_, learned)| now.saturating_sub(*learned) < PathMtus::LIFETIME)
     }
 
-    /// As long as what is known holds.
+    /// Clears DF for a peer while the learned path MTU is valid.
     pub(crate) fn fragment(&mut self, peer: IpAddr, mtu: u16, now: Duration) {
         if self.lookup(peer, now).is_none() {
             self.0.push((peer, mtu, now));
@@ -116,7 +116,7 @@ impl Paths {
         self.1.push((peer, *learned));
     }
 
-    /// Whether it was news.
+    /// Records a path MTU. Returns whether it is lower than the known one.
     pub(crate) fn lower(&mut self, peer: IpAddr, mtu: u16, now: Duration) -> bool {
         let known = self.lookup(peer, now);
         if known.is_none_or(|known| mtu <= known) {
@@ -126,13 +126,13 @@ impl Paths {
     }
 }
 
-/// RFC 1191 section 7.1.
+/// Returns the plateau below a length (RFC 1191 section 7.1).
 pub(crate) fn plateau_below(len: usize) -> u16 {
     let plateaus = [65_535, 32_000, 17_914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68];
     plateaus.into_iter().find(|plateau| usize::from(*plateau) < len).unwrap_or(0)
 }
 
-/// Of outer bytes for inner ones.
+/// Returns the inner bytes of an outer packet.
 pub(crate) fn inner(outer: u16, peer: IpAddr) -> u16 {
     outer.saturating_sub(if peer.is_ipv4() { 28 } else { 48 })
 }

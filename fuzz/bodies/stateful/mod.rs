@@ -1,7 +1,7 @@
-//! A host with all that it remembers, against one that remembers it in lists: packets both ways, leases, routes, refusals,
+//! An engine against a reference that keeps its state in lists: packets in both directions, leases, routes, refusals,
 //! routers' reports and time, in any order.
 //!
-//! After every step both have sent and written the same bytes, and have counted every packet alike (R67).
+//! After every step both have sent and written the same bytes, and have the same counters (R67).
 
 mod account;
 mod reference;
@@ -17,14 +17,14 @@ use self::reference::Reference;
 use self::script::{Mishap, Step};
 use self::subject::Subject;
 
-/// Steps beyond these are not taken: a longer history finds nothing that several short ones do not.
+/// The most steps. A longer history finds nothing that several short ones do not.
 const STEPS: usize = 200;
 
 pub fn run(bytes: &[u8]) {
     let _ = history(bytes);
 }
 
-/// The counters in the end.
+/// Runs a history and returns the counters at its end.
 pub fn history(bytes: &[u8]) -> Option<Counters> {
     let (overlay, steps) = script::decode(bytes)?;
     let (mut subject, mut reference) = (Subject::new(overlay), Reference::new(overlay));
@@ -42,13 +42,14 @@ pub fn history(bytes: &[u8]) -> Option<Counters> {
     Some(subject.counters())
 }
 
-/// What the socket and the TUN were given, in order: how batches are made and whose turn it is, no list can know.
+/// The calls of the socket and the TUN, in order. The reference does not model batches and turns, so it reads them from
+/// here.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    /// The socket took a datagram, which was sent in this mode.
+    /// The socket accepted a datagram, which was sent in this mode.
     Took { to: SocketAddr, datagram: Vec<u8>, mode: PathMode },
-    /// The socket refused so many datagrams, of these that were left of a batch.
+    /// The socket refused this many datagrams, of those left of a batch.
     Refused { to: SocketAddr, datagrams: Vec<Vec<u8>>, count: usize, mishap: Mishap },
-    /// The TUN was given a packet.
+    /// A packet was written to the TUN.
     Wrote(Vec<u8>),
 }

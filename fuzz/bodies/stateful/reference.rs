@@ -1,4 +1,4 @@
-//! The same host in lists: routes are looked at one by one, leases all anew, and every datagram that waits has its own line.
+//! The reference: lists of routes, leases and queued datagrams, each of which is searched or recomputed from the start.
 
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
@@ -22,25 +22,25 @@ use support::model;
 use support::packet::{address_at, with_ttl};
 
 pub(crate) struct Reference {
-    /// With the routes that this batch goes by.
+    /// The host, with the routes of this batch.
     host: Host,
     published: Vec<Route>,
     leases: leases::Model,
-    /// The leases' routes that were last made known.
+    /// The leases' routes that were published last.
     leased: Vec<Route>,
     waiting: Vec<Waiting>,
-    /// Packets of which a datagram was lost, and others wait.
+    /// Packets that lost a datagram, with others still queued.
     lost: BTreeSet<u64>,
-    /// Since when paths take nothing.
+    /// The times since which peers are blocked.
     stuck: BTreeMap<SocketAddr, Duration>,
-    /// Paths that are not tried before their moment.
+    /// The retry times of blocked peers.
     paused: BTreeMap<SocketAddr, Duration>,
-    /// Bytes that were put in since the last flush.
+    /// Bytes that were queued since the last flush.
     collected: usize,
     send_errors: BTreeMap<IpAddr, u64>,
-    /// How the TUN refuses the next packet.
+    /// The TUN's error for the next packet.
     tun_fails: Option<WriteFailure>,
-    /// What the TUN was given in this step, and how much of it was seen.
+    /// The writes to the TUN in this step, and the number of compared ones.
     given: Vec<Vec<u8>>,
     given_seen: usize,
     budget: Budget,
@@ -53,12 +53,12 @@ pub(crate) struct Reference {
     tun: Vec<Vec<u8>>,
 }
 
-/// A datagram that waits for the socket.
+/// A queued datagram.
 #[derive(Clone, Debug)]
 struct Waiting {
     to: SocketAddr,
     datagram: Vec<u8>,
-    /// The packet that came out of the TUN, or its segment.
+    /// The packet from the TUN, or its segment.
     original: Vec<u8>,
     packet: u64,
     is_last: bool,
@@ -130,13 +130,13 @@ impl Reference {
         assert_eq!(seen, self.given.len(), "the TUN was given {:?}", self.given);
     }
 
-    /// Packets of which all datagrams that are left wait.
+    /// Returns the number of queued packets that have lost no datagram.
     pub(crate) fn held(&self) -> u64 {
         let packets: BTreeSet<u64> = self.waiting.iter().map(|waiting| waiting.packet).collect();
         packets.difference(&self.lost).count() as u64
     }
 
-    /// All that can be seen of the subject is what it should be.
+    /// Asserts that all observable state of the subject equals the reference.
     pub(crate) fn assert_is(&mut self, subject: &mut Subject, step: &Step, now: Duration) {
         match step {
             Step::Publish => self.publish(subject),
@@ -194,7 +194,7 @@ impl Reference {
         }
     }
 
-    /// The fewest changes: what is not as it was when they were last made known.
+    /// Publishes the fewest changes: those since the last publication.
     fn publish(&mut self, subject: &mut Subject) {
         let routes = recompute(&self.lease_host(), &self.leases.leases()).routes;
         let with = |routes: &[Route], subnet: IpNet| routes.iter().find(|route| route.subnet == subnet).copied();
@@ -210,7 +210,7 @@ impl Reference {
         self.remove_stale();
     }
 
-    /// How many routes changed, and whether the change was taken.
+    /// Applies a change. Returns the number of changed routes, and whether it was accepted.
     fn change(&mut self, change: RouteChange) -> (usize, bool) {
         let before = self.published.clone();
         let subnet = change.subnet();
@@ -275,7 +275,7 @@ impl Reference {
         IcmpOutcome::Lowered { peer, mtu }
     }
 
-    /// R70: what waits for a next hop that no route has any more is dropped.
+    /// Drops the datagrams queued for next hops of no route (R70).
     fn remove_stale(&mut self) {
         let published = self.published.clone();
         let is_gone = |to| published.iter().all(|route| route.next_hop != to);
@@ -298,7 +298,7 @@ impl Reference {
         }
     }
 
-    /// Each segment is a packet of its own, but they are counted as one, and the answer quotes the whole.
+    /// Encapsulates each segment. They count as one packet, and an ICMP error quotes the whole.
     fn encapsulate_gso(&mut self, packet: &[u8], size: usize) {
         let payload = packet.len() - segments::headers_len(packet);
         if payload <= size {
@@ -331,7 +331,7 @@ impl Reference {
         }
     }
 
-    /// With the routes as narrow as the paths of their next hops are known to be.
+    /// Calls `of` with each route's MTU lowered to the learned path MTU of its next hop.
     fn narrowly<T>(&mut self, of: impl FnOnce(&Host) -> T) -> T {
         let whole = self.host.routes.clone();
         for route in &mut self.host.routes {
@@ -344,7 +344,7 @@ impl Reference {
         result
     }
 
-    /// A packet waits, with all datagrams of all its segments, or is dropped because its peer has too much that waits.
+    /// Queues a packet with all datagrams of its segments, or drops it if its peer's queue is full.
     fn wait(&mut self, to: SocketAddr, segments: Vec<(Vec<u8>, Vec<Vec<u8>>)>) {
         let waiting = self.waiting.iter().filter(|waiting| waiting.to == to);
         let mut bytes = waiting.map(|waiting| waiting.datagram.len()).sum::<usize>();
@@ -397,7 +397,7 @@ impl Reference {
         }
     }
 
-    /// Whether an answer that may be given is.
+    /// Returns whether a permitted ICMP error is within the limits.
     fn answer(&mut self, offender: &[u8], answer: Option<(ReplyTo, Vec<u8>)>) -> bool {
         let Some((reply_to, message)) = answer else { return false };
         let source = address_at(offender, 12);
@@ -431,8 +431,7 @@ impl Reference {
         failure
     }
 
-    /// Does with the datagrams that wait what the socket and the TUN saw of them. Then nothing waits but for paths that take
-    /// nothing.
+    /// Removes queued datagrams as the socket and the TUN saw them. Then only blocked peers have queued datagrams.
     fn flush(&mut self, log: &[Seen]) {
         self.collected = 0;
         self.paused.retain(|_, until| *until > self.now);
@@ -456,7 +455,7 @@ impl Reference {
         }
     }
 
-    /// The datagram that the socket was given. None that came before it is sent any more.
+    /// Returns the datagram passed to the socket. No earlier one of its flow may be sent any more.
     fn reach(&mut self, to: SocketAddr, datagram: &[u8]) -> Waiting {
         assert!(!self.paused.contains_key(&to), "{to} takes nothing");
         let is_it = |waiting: &Waiting| waiting.to == to && waiting.datagram == datagram;
@@ -487,7 +486,7 @@ impl Reference {
         limit.is_some_and(|limit| waiting.datagram.len() > limit.into())
     }
 
-    /// There are two reasons for that: its packet is lost already, or its path became too narrow.
+    /// Handles a skipped datagram. Either its packet is lost already, or its path MTU became lower.
     fn was_not_sent(&mut self, datagram: &Waiting) {
         if self.lost.contains(&datagram.packet) {
             return self.is_lost(datagram, None);
@@ -502,7 +501,7 @@ impl Reference {
         }
     }
 
-    /// An ICMP error about a datagram that waited.
+    /// Handles an ICMP error about a queued datagram.
     fn wrote(&mut self, message: &[u8]) {
         self.given_seen += 1;
         if let Some(given) = self.given.get(self.given_seen - 1) {
@@ -542,7 +541,7 @@ impl Reference {
         self.give_up(to, &datagrams[..count], reason);
     }
 
-    /// It is tried again after as long as it has waited already, but within 4 ms.
+    /// Sets the retry time of a peer: after as long as it has been blocked, but within 4 ms.
     fn pause(&mut self, to: SocketAddr, waited: Duration) {
         self.stuck.entry(to).or_insert(self.now);
         let pause = waited.max(Duration::from_micros(500)).min(Duration::from_millis(4));
@@ -557,7 +556,7 @@ impl Reference {
         }
     }
 
-    /// All that waits for some peers is dropped.
+    /// Drops all datagrams queued for some peers.
     fn remove(&mut self, is_gone: impl Fn(SocketAddr) -> bool, reason: DropReason, is_error: bool) {
         let (gone, kept) = core::mem::take(&mut self.waiting).into_iter().partition(|waiting| is_gone(waiting.to));
         self.waiting = kept;
@@ -580,7 +579,7 @@ impl Reference {
         }
     }
 
-    /// With a reason, if it has still to be counted.
+    /// Marks a datagram's packet as lost. It is counted if a reason is given.
     fn is_lost(&mut self, datagram: &Waiting, reason: Option<DropReason>) {
         if self.lost.insert(datagram.packet)
             && let Some(reason) = reason
@@ -597,7 +596,7 @@ impl Reference {
         *self.send_errors.entry(to.ip()).or_default() += 1;
     }
 
-    /// The path is too narrow for the longest of these datagrams. What is too long for it is not sent after that.
+    /// Learns that the path MTU is below the longest of these datagrams. Longer ones are not sent after that.
     fn narrow(&mut self, to: SocketAddr, datagrams: &[Vec<u8>], outer: Option<u16>) {
         let longest = datagrams.iter().map(Vec::len).max().unwrap();
         let explains = |mtu: &u16| usize::from(*mtu) < longest;
@@ -614,7 +613,7 @@ impl Reference {
         }
     }
 
-    /// The answer is the one that a route of this width would have brought about at once.
+    /// Refuses a queued datagram. The ICMP error is the one that a route of this MTU gives.
     fn refuse(&mut self, datagram: &Waiting, mtu: u16) {
         let anywhere =
             Route { mtu: Some(mtu), ..Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)) };

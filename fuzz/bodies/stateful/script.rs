@@ -1,8 +1,8 @@
-//! Steps out of any bytes.
+//! Decoding of steps from any bytes.
 //!
-//! Byte 0 is the policy ([`scenario::policy`](support::scenario::policy)), byte 1 the overlay's MTU and peer check. Then steps of five
-//! bytes, see [`op`]. Addresses, next hops, subnets, lengths and times are numbers of what is in the lists here, so that histories
-//! meet themselves again.
+//! Byte 0 is the policy ([`scenario::policy`](support::scenario::policy)), byte 1 the overlay's MTU and peer check.
+//! Then come steps of five bytes, see [`op`]. Addresses, next hops, subnets, lengths and times are indices of the lists
+//! here, so that steps of a history affect each other.
 
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
@@ -23,32 +23,32 @@ use support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
 
 /// The low four bits of a step's first byte.
 pub mod op {
-    /// A packet out of the TUN: `source << 4 | destination`, `ttl << 5 | kind << 3 | fragment`, `defect << 4 | length`, and
-    /// `gso << 1`, and whether it belongs to the batch of the one before.
+    /// A packet from the TUN: `source << 4 | destination`, `ttl << 5 | kind << 3 | fragment`, `defect << 4 | length`,
+    /// `gso << 1`, and whether it belongs to the batch of the previous packet.
     pub const OUT: u8 = 0;
-    /// A datagram from a peer: the same, and who sent it.
+    /// A datagram from a peer: the same fields, and its sender.
     pub const IN: u8 = 1;
-    /// A lease, of the source in the upper four bits: key, subnet, next hop, `mtu << 4 | end`.
+    /// A lease of the source in the upper four bits: key, subnet, next hop, `mtu << 4 | end`.
     pub const ADDED: u8 = 2;
-    /// A lease that is gone: key.
+    /// The end of a lease: key.
     pub const REMOVED: u8 = 3;
-    /// All leases of a source: how many, the first subnet, the first next hop, `mtu << 4 | end`.
+    /// All leases of a source: their number, the first subnet, the first next hop, `mtu << 4 | end`.
     pub const SNAPSHOT: u8 = 4;
     pub const SOURCE_LOST: u8 = 5;
-    /// What the leases' changes are to the routes comes into force.
+    /// Publishes the leases' changes to the routes.
     pub const PUBLISH: u8 = 6;
-    /// A route of somebody else's: subnet, next hop, mtu; without it, if the last byte is odd.
+    /// A route from outside the leases: subnet, next hop, mtu. If the last byte is odd it is removed.
     pub const ROUTE: u8 = 7;
-    /// Time passes: how long, and whether it goes back.
+    /// A change of the time: its length, and whether the clock goes back.
     pub const PASS: u8 = 8;
-    /// What waits is sent: of the first selection up to three datagrams go, then that happens, and once more; then all the
-    /// others go.
+    /// A flush. Of the first selection up to three datagrams are sent, then a failure occurs, and the same once more.
+    /// Then all others are sent.
     pub const FLUSH: u8 = 9;
-    /// A router reports: MTU, source, destination, and which datagram of which it quotes how much.
+    /// A router's report: MTU, source, destination, the quoted datagram and the length of the quote.
     pub const REPORT: u8 = 10;
-    /// All that waits is given up.
+    /// Drops all queued packets.
     pub const STOP: u8 = 11;
-    /// The TUN refuses the next packet.
+    /// Makes the TUN refuse the next packet.
     pub const TUN: u8 = 12;
 }
 
@@ -56,11 +56,11 @@ const STEP: usize = 5;
 const MTUS: [u16; 4] = [1472, 576, 1300, 9000];
 const TTLS: [u8; 8] = [64, 2, 1, 0, 255, 3, 64, 64];
 const LENGTHS: [usize; 16] = [0, 7, 8, 29, 100, 480, 528, 529, 548, 900, 952, 1280, 1400, 1444, 1452, 1453];
-/// In bytes of outer packet.
+/// MTUs in bytes of outer packet.
 const OUTER_MTUS: [u16; 8] = [1500, 0, 67, 68, 576, 1000, 1328, 1499];
 /// Payload bytes in a segment.
 const GSO_SIZES: [u16; 4] = [100, 480, 700, 1000];
-/// In milliseconds.
+/// Times in milliseconds.
 const TIMES: [u64; 8] = [1, 10, 50, 100, 1000, 30_000, 599_999, 600_000];
 
 #[derive(Clone, Debug)]
@@ -77,10 +77,10 @@ pub(crate) enum Step {
     Stop,
 }
 
-/// What a socket can answer.
+/// An answer of the socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mishap {
-    /// It takes all.
+    /// Accepts all datagrams.
     Nothing,
     /// EAGAIN.
     Full,
@@ -88,7 +88,7 @@ pub(crate) enum Mishap {
     NoBuffers,
     /// ECONNREFUSED, of one datagram.
     Refused,
-    /// EMSGSIZE; then the system says that the path carries so much.
+    /// EMSGSIZE, with the path MTU that the system then reports.
     TooLong(Option<u16>),
     /// Any other error.
     Other(SendFailure),
@@ -115,7 +115,7 @@ impl Mishap {
 }
 
 impl Step {
-    /// With the leases' ends as times on the clock.
+    /// Converts the leases' ends to times on the clock.
     pub(crate) fn at(mut self, now: Duration) -> Self {
         let ends = |lease: &mut Lease| lease.expires = lease.expires.map(|left| now + left);
         if let Self::Lease { event: LeaseEvent::Added { lease, .. }, .. } = &mut self {
@@ -139,7 +139,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Overlay, Vec<Step>)> {
 
 fn decode_step(number: usize, [first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
     let source = SourceId(u16::from(first >> 4) % 3);
-    // No two datagrams of a history are the same: each has at most so many segments.
+    // No two datagrams of a history are equal: each packet has at most this many segments.
     let id = (number as u16).wrapping_mul(300);
     let step = match first & 15 {
         op::OUT => {
@@ -183,7 +183,7 @@ fn decode_step(number: usize, [first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
     Some(step)
 }
 
-/// A packet, or four times as much data to be cut into segments: of UDP that is sound and no fragment.
+/// Returns a packet, or a GSO packet with four times as much data. A UDP one is valid and not a fragment.
 fn outbound(id: u16, [addresses, kind, shape]: [u8; 3], gso: u8) -> (Vec<u8>, Option<VnetHeader>) {
     let one = packet(id, addresses, kind, shape);
     let is_sound = one.checksum.is_none() && one.trailer.is_empty() && one.cut.is_none();
@@ -219,7 +219,7 @@ fn packet(id: u16, addresses: u8, kind: u8, shape: u8) -> Ipv4 {
     }
 }
 
-/// At most eight of them are hosts, so that the limiter never has to forget one.
+/// Returns the addresses. At most eight of them are hosts, so that the limiter never evicts one.
 fn addresses_there_are() -> [Ipv4Addr; 16] {
     let hosts = [POD, [100, 96, 1, 3].into(), POD_A, [100, 96, 2, 241].into(), POD_B, NOBODY, [10, 168, 0, 3].into()];
     let own = match own() {
@@ -251,7 +251,7 @@ fn subnets() -> [IpNet; 12] {
     nets.map(|(address, len)| net(address, len).into())
 }
 
-/// Those that a table takes, and then those that none does.
+/// Returns the next hops that a table accepts, and then those that it refuses.
 pub(crate) fn hops() -> [SocketAddr; 13] {
     let [a, b, c, d, e, f, g, h] = next_hops();
     [

@@ -1,4 +1,4 @@
-//! The host: an engine, with a socket and a TUN that are lists.
+//! The subject: an engine over a socket and a TUN that record their packets.
 
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -19,14 +19,14 @@ use super::script::{Mishap, Step};
 use support::host::routes;
 use support::leases::Key;
 
-/// All that a history can put in has room in it: how peers share less is the queue's own test.
+/// Limits that a history does not reach for all peers together. The queue's own test covers those.
 const LIMITS: QueueLimits = QueueLimits { per_peer: PER_PEER, total: 64 << 20 };
 
 pub(crate) struct Subject {
     pub(crate) engine: Engine,
     publisher: RoutePublisher,
     pub(crate) reader: RouteReader,
-    /// The table that this batch goes by.
+    /// The route table of this batch.
     batch: RouteTable,
     pub(crate) reconciler: Reconciler<Key>,
     pub(crate) sink: Lists,
@@ -35,11 +35,11 @@ pub(crate) struct Subject {
     pub(crate) reported: Option<IcmpOutcome>,
 }
 
-/// A socket and a TUN, and what they took in this step.
+/// A socket and a TUN, with the packets of this step.
 #[derive(Default)]
 pub(crate) struct Lists {
     mishaps: VecDeque<(usize, Mishap)>,
-    /// What the system says of the path that refused a datagram last.
+    /// The path MTU that the system reports after the last refusal.
     outer: Option<u16>,
     tun_fails: Option<WriteFailure>,
     pub(crate) sent: Vec<(SocketAddr, Vec<u8>)>,
@@ -116,7 +116,7 @@ impl Subject {
 }
 
 impl Sink for Lists {
-    /// Takes as many datagrams as the script says, and then refuses the next one as it says.
+    /// Accepts as many datagrams as the script says, then refuses the next one.
     fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent> {
         let (mut go, mishap) = self.mishaps.pop_front().unwrap_or((0, Mishap::Nothing));
         for (batch, transmit) in batches.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! R67 under any mishaps. What should have happened is worked out from what the socket and the TUN took.
+//! R67 under random failures. The expected counters follow from the packets that the socket and the TUN accepted.
 
 use super::*;
 
@@ -22,10 +22,10 @@ impl Random {
     }
 }
 
-/// No GSO packet has more segments, so that each has its numbers for itself.
+/// The most segments of a GSO packet, so that each segment has a number of its own.
 const NUMBERS: u16 = 64;
 
-/// Packets out of the TUN by number: how many bytes their datagrams carry behind the IP headers, in all.
+/// Bytes behind the IP headers of each packet from the TUN, by number.
 type Expected = BTreeMap<u16, usize>;
 
 fn give(stage: &mut Stage, random: &mut Random, number: u16, expected: &mut Expected) {
@@ -54,7 +54,7 @@ fn give(stage: &mut Stage, random: &mut Random, number: u16, expected: &mut Expe
     stage.give_with(&header, &bytes);
 }
 
-/// What the socket says changes.
+/// Changes the answers of the socket.
 fn change(stage: &mut Stage, random: &mut Random) {
     let failures = [
         SendFailure::Closed,
@@ -83,7 +83,7 @@ fn change(stage: &mut Stage, random: &mut Random) {
     stage.sink.system = SystemPath { configured: random.pick(&narrow), ..SystemPath::default() };
 }
 
-/// After it the socket takes all that is left.
+/// Ends the failures: the socket accepts all that is left.
 fn history(seed: u64) -> Counters {
     let mut random = Random(seed);
     let per_peer = random.pick(&[20_000, 100_000, 1 << 20]);
@@ -124,7 +124,7 @@ fn history(seed: u64) -> Counters {
     stage.engine.counters()
 }
 
-/// What went on and what was answered is what the socket and the TUN took, no more and no less.
+/// Asserts that the counters of forwarded and answered packets match what the socket and the TUN accepted.
 fn assert_accounts(stage: &Stage, expected: &Expected, seed: u64) {
     let (encap, decap) = (stage.encap(), stage.decap());
     let (mut carried, mut answers) = (Expected::new(), 0);
@@ -152,7 +152,7 @@ fn assert_accounts(stage: &Stage, expected: &Expected, seed: u64) {
     assert_eq!((decap.forwarded(), encap.answered()), (delivered, answers), "seed {seed}");
 }
 
-/// The packets of a flow leave in the order in which they came.
+/// Asserts that the packets of a flow leave in their order of arrival.
 fn assert_order(stage: &Stage, seed: u64) {
     let mut last = BTreeMap::new();
     let mut orders = BTreeSet::new();
@@ -174,7 +174,7 @@ fn r67_every_packet_is_in_one_counter() {
     for seed in 0..200 {
         total += &history(seed);
     }
-    // Or nothing was shown.
+    // The run must have covered each of these reasons.
     let Counters { encap, decap, stats } = &total;
     let reasons = [
         DropReason::BadOffload,

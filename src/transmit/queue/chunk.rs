@@ -13,16 +13,16 @@ use crate::wire::Ecn;
 /// Bytes in a chunk: one full GSO batch.
 pub(super) const CHUNK_LEN: usize = 1 << 16;
 
-/// Batches in a chunk. Packets of mixed sizes make short batches; 64 of two datagrams fill a chunk.
+/// The most batches in a chunk. Packets of mixed sizes make short batches; 64 of two datagrams fill a chunk.
 const BATCHES_MAX: usize = 64;
 
-/// Some GSO batches of one peer and flow, in the order in which they leave.
+/// GSO batches of one peer and flow, in sending order.
 #[derive(Debug)]
 pub(super) struct Chunk {
     bytes: Box<[u8]>,
     len: usize,
     batches: Vec<Batch>,
-    /// Batches at the front that have left.
+    /// Number of batches at the front that have left.
     left: usize,
     pub(super) flow: u16,
     /// The next chunk of the same peer.
@@ -36,7 +36,7 @@ pub(super) struct Batch {
     len: usize,
     size: usize,
     segments: usize,
-    /// Datagrams at the front that have left or are lost.
+    /// Number of datagrams at the front that have left or are lost.
     done: usize,
     pub(super) ecn: Ecn,
     /// A bit for each datagram that is the last of its packet.
@@ -47,7 +47,7 @@ pub(super) struct Batch {
 
 const _: () = assert!(SEGMENTS_MAX <= u64::BITS as usize && BATCH_BYTES_MAX <= CHUNK_LEN);
 
-/// The end of a chunk at some moment, to return to.
+/// The end of a chunk at some time, to return to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
     len: usize,
@@ -67,7 +67,7 @@ impl Chunk {
         (self.len, self.left, self.flow, self.next) = (0, 0, flow, NONE);
     }
 
-    /// Adds a datagram of `len` bytes, which the caller writes. `None` if there is no room.
+    /// Adds a datagram of `len` bytes, which the caller writes. Returns `None` if there is no room.
     #[inline]
     pub(super) fn push(&mut self, ecn: Ecn, len: usize) -> Option<&mut [u8]> {
         let room = self.bytes.get_mut(self.len..)?.get_mut(..len)?;
@@ -84,7 +84,7 @@ impl Chunk {
         Some(room)
     }
 
-    /// Whether a datagram of `len` bytes can be added.
+    /// Returns whether a datagram of `len` bytes can be added.
     #[inline]
     pub(super) fn has_room(&self, ecn: Ecn, len: usize) -> bool {
         let has_batch =
@@ -113,19 +113,19 @@ impl Chunk {
         self.len = mark.len;
     }
 
-    /// The number of the first batch that waits.
+    /// Returns the number of the first queued batch.
     #[inline]
     pub(super) fn front(&self) -> usize {
         self.left
     }
 
-    /// Whether nothing waits.
+    /// Returns whether no batch is queued.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.left == self.batches.len()
     }
 
-    /// Bytes that wait.
+    /// Returns the number of queued bytes.
     pub(super) fn bytes_waiting(&self) -> usize {
         self.batches.iter().skip(self.left).map(Batch::bytes_left).sum()
     }
@@ -135,13 +135,13 @@ impl Chunk {
         self.batches.get(number)
     }
 
-    /// The bytes of a batch that have still to leave.
+    /// Returns the bytes of a batch that have not left.
     #[inline]
     pub(super) fn contents(&self, batch: &Batch) -> Option<&[u8]> {
         self.bytes.get(batch.start + batch.done * batch.size..batch.start + batch.len)
     }
 
-    /// The next datagram.
+    /// Returns the next datagram.
     pub(super) fn datagram_mut(&mut self) -> Option<&mut [u8]> {
         let batch = self.batches.get(self.left)?;
         let start = batch.start + batch.done * batch.size;
@@ -149,8 +149,8 @@ impl Chunk {
         self.bytes.get_mut(start..end)
     }
 
-    /// Lets the next `datagrams` of the first batch leave, and returns how many packets end with them that lost nothing, and
-    /// how many bytes they are.
+    /// Removes the next `datagrams` of the first batch. Returns how many complete packets end with them, and how many
+    /// bytes they have.
     #[inline]
     pub(super) fn advance(&mut self, datagrams: usize) -> (u64, usize) {
         let Some(batch) = self.batches.get_mut(self.left) else { return (0, 0) };
@@ -163,8 +163,8 @@ impl Chunk {
         (packets.into(), bytes)
     }
 
-    /// Takes the packets that end with the next `datagrams` of the first batch as lost. Returns how many were not lost before,
-    /// and whether the last of them goes on behind these datagrams.
+    /// Marks the packets that end with the next `datagrams` of the first batch as lost. Returns how many were not lost
+    /// before, and whether another packet continues behind these datagrams.
     pub(super) fn lose_ends(&mut self, datagrams: usize) -> (u64, bool) {
         let Some(batch) = self.batches.get_mut(self.left) else { return (0, false) };
         let range = batch.next(datagrams);
@@ -175,8 +175,8 @@ impl Chunk {
         (packets.into(), goes_on)
     }
 
-    /// Takes the packet as lost that ends first behind `skip` datagrams. `None` if none ends in this chunk; else whether it was
-    /// not lost before.
+    /// Marks the packet that ends first behind `skip` datagrams as lost. Returns `None` if none ends in this chunk, and
+    /// otherwise whether it was not lost before.
     pub(super) fn lose_next_end(&mut self, skip: usize) -> Option<bool> {
         let mut from = self.batches.get(self.left).map_or(0, |batch| batch.done + skip);
         for batch in self.batches.iter_mut().skip(self.left) {
@@ -192,7 +192,7 @@ impl Chunk {
         None
     }
 
-    /// Whether the packet is lost that ends first among what waits. `None` if none ends here.
+    /// Returns whether the next packet that ends here is lost. `None` if none ends here.
     pub(super) fn next_end_is_lost(&self) -> Option<bool> {
         self.batches.iter().skip(self.left).find_map(|batch| {
             let ends = batch.ends & bits(batch.done..SEGMENTS_MAX);
@@ -200,13 +200,13 @@ impl Chunk {
         })
     }
 
-    /// Packets that end among what waits and have lost nothing.
+    /// Returns the number of queued packets that end here and are not lost.
     pub(super) fn sound_packets(&self) -> u64 {
         let of_batch = |batch: &Batch| (batch.ends & !batch.lost & bits(batch.done..SEGMENTS_MAX)).count_ones();
         self.batches.iter().skip(self.left).map(|batch| u64::from(of_batch(batch))).sum()
     }
 
-    /// Ends the newest packet here as a lost one, if it went on in a chunk that is gone.
+    /// Ends the newest packet here as a lost one, if it continued in a chunk that is gone.
     pub(super) fn end_lost_packet(&mut self) {
         if let Some(last) = self.batches.last_mut() {
             let end = bit(last.segments - 1);
@@ -223,7 +223,8 @@ impl Batch {
         Self { start, len, size: len, segments: 1, done: 0, ecn, ends: 0, lost: 0 }
     }
 
-    /// Whether a datagram may be the next one. The kernel cuts by bytes: nothing follows a shorter or an empty datagram.
+    /// Returns whether a datagram may be the next one. The kernel cuts by bytes, so that nothing follows a shorter or
+    /// an empty datagram.
     #[inline]
     fn takes(&self, ecn: Ecn, len: usize) -> bool {
         let is_open = self.len == self.segments * self.size && (1..=self.size).contains(&len);
@@ -245,7 +246,7 @@ impl Batch {
         self.segments - self.done
     }
 
-    /// Bytes in each datagram but the last, if there is more than one.
+    /// Returns the length of each datagram but the last in bytes, if there is more than one.
     #[inline]
     pub(super) fn segment_size(&self) -> Option<NonZeroUsize> {
         NonZeroUsize::new(self.size).filter(|_| self.segments_left() > 1)
@@ -257,7 +258,7 @@ fn bit(index: usize) -> u64 {
     1u64.checked_shl(index as u32).unwrap_or(0)
 }
 
-/// The bits of a range.
+/// Returns a mask of the bits of a range.
 #[inline]
 fn bits(range: Range<usize>) -> u64 {
     let below = |end: usize| bit(end).wrapping_sub(1);

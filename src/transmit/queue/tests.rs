@@ -16,7 +16,7 @@ fn small() -> SendQueue {
     SendQueue::new(QueueLimits { per_peer: 1 << 20, total: 0 })
 }
 
-/// Puts in a packet whose datagrams all begin with its number. Whether there was room.
+/// Adds a packet whose datagrams all begin with its number. Returns whether there was room.
 fn put(queue: &mut SendQueue, way: &Way, lengths: &[usize], number: u32) -> bool {
     let mut packet = queue.begin(way);
     for len in lengths {
@@ -66,7 +66,7 @@ fn a_batch_is_bounded_in_datagrams_and_bytes() {
 }
 
 #[test]
-fn a_mark_that_differs_begins_a_batch_and_does_not_overtake() {
+fn a_different_ecn_field_begins_a_batch_in_order() {
     let mut queue = small();
     let marked = Way { ecn: Ecn::Ce, ..way(3, 0) };
     for way in [way(3, 0), marked, way(3, 0)] {
@@ -111,7 +111,7 @@ fn peers_are_served_in_turn() {
 }
 
 #[test]
-fn a_peer_that_is_blocked_is_passed_over_until_its_moment() {
+fn a_blocked_peer_is_skipped_until_its_retry() {
     let mut queue = small();
     assert!(put(&mut queue, &way(3, 0), &[100], 0) && put(&mut queue, &way(4, 0), &[200], 0));
     assert_eq!(queue.select(), 2);
@@ -124,7 +124,7 @@ fn a_peer_that_is_blocked_is_passed_over_until_its_moment() {
     assert_eq!(queue.select(), 0);
     queue.unblock(2 * SECOND);
     assert_eq!(lengths_selected(&mut queue), [(3, 200, Some(100))]);
-    assert_eq!(queue.blocked_since(), Some(SECOND), "until something of it is sent");
+    assert_eq!(queue.blocked_since(), Some(SECOND), "until one of its datagrams is sent");
     assert_eq!(queue.advance(1), 1);
     queue.select();
     assert_eq!(queue.blocked_since(), None);
@@ -150,7 +150,7 @@ fn blocked_peers_leave_room_for_others() {
     let mut queue = small();
     let chunks = 2 * CHUNKS_RESERVED;
     for peer in 0..200 {
-        // As much as it may, and then its path takes nothing.
+        // The peer queues as much as it may, and is then blocked.
         while put(&mut queue, &way(peer, 0), &[60_000], 0) && queue.free() > 0 {}
         queue.select();
         while queue.blocked.iter().all(|at| queue.peer(*at).unwrap().destination != way(peer, 0).destination) {
@@ -164,9 +164,9 @@ fn blocked_peers_leave_room_for_others() {
     assert_eq!(lengths_selected(&mut queue), [(250, 1400, None)]);
 }
 
-/// With one chunk for each of them: the one that is blocked loses all it has, and no more can be had from it.
+/// With one chunk for each peer, the blocked peer loses all its packets and has no chunk left.
 #[test]
-fn a_peer_that_is_blocked_with_its_only_chunk_gives_that_up() {
+fn a_blocked_peer_gives_up_its_only_chunk() {
     let mut queue = small();
     for peer in 0..=CHUNKS_RESERVED as u8 + 4 {
         assert!(put(&mut queue, &way(peer, 0), &[100], 0));
@@ -177,7 +177,7 @@ fn a_peer_that_is_blocked_with_its_only_chunk_gives_that_up() {
 }
 
 #[test]
-fn what_waits_for_a_peer_that_is_gone_is_dropped_and_reported() {
+fn packets_of_a_removed_peer_are_dropped_and_reported() {
     let mut queue = small();
     for (peer, packets) in [(3, 2), (4, 70), (5, 1)] {
         (0..packets).for_each(|_| assert!(put(&mut queue, &way(peer, 0), &[1400], 0)));
@@ -192,7 +192,7 @@ fn what_waits_for_a_peer_that_is_gone_is_dropped_and_reported() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A packet of so many datagrams of equal length, and a last one.
+    /// A packet of this many datagrams of equal length, and a last one.
     Put {
         peer: u8,
         flow: u16,
@@ -200,7 +200,7 @@ enum Step {
         len: usize,
         last: usize,
     },
-    /// So many batches are sent, then so many datagrams of the next one, and then this happens.
+    /// A send of some batches, then of some datagrams of the next one, and then this event.
     Send {
         batches: usize,
         datagrams: usize,
@@ -232,8 +232,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The datagrams that wait, in the plainest form: for each peer and flow the number of each one's packet, and whether it is
-/// the last one of it.
+/// A simple model of the queue: for each peer and flow, the packet number of each datagram, and whether it is the
+/// packet's last one.
 #[derive(Default)]
 struct Model {
     waiting: BTreeMap<(SocketAddr, u16), VecDeque<(u32, bool)>>,
@@ -242,7 +242,7 @@ struct Model {
 }
 
 impl Model {
-    /// The next datagrams of a batch leave. Returns how many packets are sent with them.
+    /// Removes the next datagrams of a batch. Returns the number of packets that are completely sent now.
     fn leave(&mut self, batch: &Transmit<'_>, datagrams: usize, is_lost: bool) -> u64 {
         let waiting = self.waiting.get_mut(&(batch.destination, batch.flow)).unwrap();
         let mut sent = 0;
@@ -259,7 +259,7 @@ impl Model {
         sent
     }
 
-    /// Packets that wait and are not lost.
+    /// Returns the number of queued packets that are not lost.
     fn held(&self) -> u64 {
         let ends = self.waiting.values().flatten().filter(|(packet, is_last)| *is_last && !self.lost.contains(packet));
         ends.count() as u64
@@ -267,8 +267,8 @@ impl Model {
 }
 
 proptest! {
-    /// Every packet is sent or lost exactly once, and sent only if all its datagrams are. The datagrams of a peer and flow
-    /// leave in the order in which they came.
+    /// Every packet is sent or lost exactly once, and sent only if all its datagrams are. The datagrams of a peer and
+    /// flow leave in their order of arrival.
     #[test]
     fn every_packet_has_one_fate(steps in proptest::collection::vec(step(), 1..80)) {
         let mut queue = SendQueue::new(QueueLimits { per_peer: 300_000, total: 0 });
@@ -319,7 +319,7 @@ proptest! {
                         Then::Block => {
                             let Some(of) = queue.block(Duration::ZERO, SECOND) else { continue };
                             prop_assert!(queue.free() >= CHUNKS_RESERVED);
-                            // Its newest packets are gone, of whichever flows: as many as it says.
+                            // The reported number of its newest packets is gone, of any flow.
                             lost += of.packets;
                             let mut kept = BTreeMap::<u16, usize>::new();
                             for flow in 0..2 {
@@ -331,7 +331,7 @@ proptest! {
                                     model.lost.insert(packet);
                                 }
                                 if let Some((packet, is_last)) = waiting.back_mut() {
-                                    // What goes on in a chunk that is gone ends here.
+                                    // A packet that continued in a freed chunk ends here.
                                     *is_last |= model.lost.contains(packet);
                                 }
                             }
@@ -356,7 +356,7 @@ proptest! {
     }
 }
 
-/// Datagrams that wait for a peer and flow.
+/// Returns the queued datagrams of a peer and flow.
 fn datagrams_of(queue: &SendQueue, destination: SocketAddr, flow: u16) -> usize {
     let peer = queue.peers.iter().find(|peer| peer.destination == destination && peer.head != NONE);
     let (mut at, mut count) = (peer.map_or(NONE, |peer| peer.head), 0);

@@ -1,8 +1,8 @@
-//! What the worker counts and remembers of peers, refusals and trailers.
+//! Bounds and counters of the worker for peers, refusals and trailers.
 
 use super::*;
 
-/// Fault 31: errors are counted for 1,024 peers, and go on being counted for these.
+/// Fault 31: errors are counted for the first 1,024 peers, and those counters keep counting.
 #[test]
 fn fault_31_send_errors_are_counted_for_the_first_peers() {
     const PEERS: u16 = 1500;
@@ -21,13 +21,13 @@ fn fault_31_send_errors_are_counted_for_the_first_peers() {
     assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendForbidden, u64::from(PEERS) + 20)));
 }
 
-/// Fault 30: GSO packets end after refusals in a row, not after as many over all time.
+/// Fault 30: GSO packets are disabled after refusals in a row, not after as many in total.
 #[test]
-fn fault_30_a_gso_packet_that_is_taken_makes_up_for_refusals() {
+fn fault_30_an_accepted_gso_packet_resets_the_refusals() {
     let mut stage = Stage::new();
     for round in 0..20_u16 {
-        let train = (0..4).map(|at| tcp(POD_A, POD, 4 * round + at, 1000 * u32::from(4 * round + at), 1000));
-        stage.arrive(host_a(), &train.collect::<Vec<_>>());
+        let packets = (0..4).map(|at| tcp(POD_A, POD, 4 * round + at, 1000 * u32::from(4 * round + at), 1000));
+        stage.arrive(host_a(), &packets.collect::<Vec<_>>());
         let (writes, refused) = (stage.script.count(Call::Write), round % 8 < 7);
         if refused {
             stage.fail(Call::Write, [libc::EINVAL]);
@@ -39,7 +39,7 @@ fn fault_30_a_gso_packet_that_is_taken_makes_up_for_refusals() {
     assert_eq!(stage.worker.counters().stats.tun_fallbacks, 18);
 }
 
-/// Fault 31: an ICMP error that cannot be sent to a peer is that peer's, too.
+/// Fault 31: an ICMP error that cannot be sent to a peer counts as that peer's send error.
 #[test]
 fn fault_31_an_answer_that_cannot_be_sent_is_counted_with_its_peer() {
     let mut stage = Stage::new();
@@ -53,7 +53,7 @@ fn fault_31_an_answer_that_cannot_be_sent_is_counted_with_its_peer() {
     assert_eq!((stage.decap().received(), stage.decap().forwarded(), stage.decap().answered()), (2, 1, 0));
 }
 
-/// R8: bytes behind a packet are counted once, whatever becomes of the packet.
+/// R8: bytes behind a packet are counted once, for every verdict.
 #[test]
 fn r8_every_trailer_is_counted() {
     let mut stage = Stage::new();

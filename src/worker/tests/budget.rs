@@ -1,11 +1,11 @@
-//! Ends that never run dry: every call comes to an end, within a number of packets that is known.
+//! Packets without end: every call ends within a known number of packets.
 
 use super::*;
 
-/// Messages that a call may receive beyond its budget: with the last of it.
+/// Messages that a call may receive beyond its budget, in its last batch.
 const BATCH: u64 = 16;
 
-/// Out of a device, and from peers, without end.
+/// Returns a stage whose device and peers send packets without end.
 fn flooded() -> Stage {
     let stage = Stage::new();
     stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
@@ -22,7 +22,7 @@ fn fault_48_49_a_call_ends_within_its_budget_and_each_direction_has_its_own() {
             let (before, least) = (stage.worker.counters(), u64::from(budget.max(1)));
             assert_eq!(stage.call(Ready::ALL, Budget::packets(budget)), Ok(Progress::More));
             assert_eq!(stage.encap().received() - before.encap.received(), least);
-            assert_eq!(stage.encap().forwarded(), stage.encap().received(), "nothing is left behind");
+            assert_eq!(stage.encap().forwarded(), stage.encap().received(), "no packet is queued");
             let received = stage.decap().received() - before.decap.received();
             assert!((least..least + BATCH).contains(&received), "{received} with a budget of {budget}");
             assert_eq!(stage.decap().forwarded(), stage.decap().received());
@@ -32,13 +32,13 @@ fn fault_48_49_a_call_ends_within_its_budget_and_each_direction_has_its_own() {
     }
 }
 
-/// Of GSO packets every segment counts, and of GRO batches every datagram. The last one is finished.
+/// Every segment of a GSO packet and every datagram of a GRO batch counts. The last one is finished.
 #[test]
 fn fault_48_a_gso_packet_does_not_stretch_a_call() {
     let mut stage = Stage::new();
     const SEGMENTS: u64 = 60;
-    let super_packet = udp(POD, POD_A, 1, Df::Set, 60_000);
-    stage.give_with(gso(&super_packet, 1000), &super_packet);
+    let gso_packet = udp(POD, POD_A, 1, Df::Set, 60_000);
+    stage.give_with(gso(&gso_packet, 1000), &gso_packet);
     stage.arrive(host_b(), &(1..=64).map(|number| udp(POD_B, POD, number, Df::Set, 100)).collect::<Vec<_>>());
     stage.script.never_end();
     for budget in [1, 10, 256] {
@@ -55,9 +55,9 @@ fn fault_48_a_gso_packet_does_not_stretch_a_call() {
     }
 }
 
-/// What waits is sent when it is 128 KiB, and not only when the device is empty.
+/// Collected datagrams are sent at 128 KiB, and not only when the device is empty.
 #[test]
-fn what_is_collected_is_bounded() {
+fn collected_bytes_are_bounded() {
     const COLLECTED: usize = 128 << 10;
     let mut stage = Stage::new();
     (0..400).for_each(|number| stage.give(&udp(POD, POD_A, number, Df::Set, 1372)));
@@ -70,7 +70,7 @@ fn what_is_collected_is_bounded() {
     assert_eq!(calls.len(), 5);
 }
 
-/// Routes that change meanwhile are in force with the next call, and asking it to stop takes effect at once.
+/// A change of routes applies from the next call on, and a request to stop takes effect at once.
 #[test]
 fn fault_46_48_a_route_that_changes_under_a_flood_is_in_force_with_the_next_call() {
     let mut stage = flooded();
@@ -88,7 +88,7 @@ fn fault_46_48_a_route_that_changes_under_a_flood_is_in_force_with_the_next_call
     assert_eq!((stage.encap().held(), stage.decap().held()), (0, 0));
 }
 
-/// A read that fails for ever is counted and does not keep a call from ending.
+/// A read that always fails is counted, and does not keep a call from ending.
 #[test]
 fn fault_48_54_errors_without_end_do_not_stretch_a_call() {
     let mut stage = flooded();
@@ -99,7 +99,7 @@ fn fault_48_54_errors_without_end_do_not_stretch_a_call() {
         let next = stage.next();
         assert!(!next.tun && !next.udp);
         assert_eq!(stage.worker.counters().stats.read_errors - errors, 8);
-        assert!(stage.script.count(call) - calls <= 8 * 17, "each of them after 16 that told of earlier packets");
+        assert!(stage.script.count(call) - calls <= 8 * 17, "each of them after 16 errors of earlier packets");
         stage.script.forget(call);
         stage.now += 25 * MILLISECOND;
         assert_eq!((stage.out(), stage.back()), (Ok(Progress::More), Ok(Progress::More)));

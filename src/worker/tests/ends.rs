@@ -1,19 +1,19 @@
-//! When the device or the socket is gone: one typed error, which every later call repeats without another system call.
+//! The end of the device or the socket: one typed error, which later calls repeat without another system call.
 
 use super::*;
 
-/// The four calls that can meet it, with what makes the worker do them while it forwards one packet before and has another
-/// behind.
+/// The four calls that can fail so. For each, the worker has a packet to forward before and another one after.
 const CALLS: [Call; 6] = [Call::Read, Call::Send, Call::Write, Call::Receive, Call::Write, Call::Send];
 
-/// A worker that meets the error number: in the direction out for the first three calls of the list, back for the others.
+/// Returns a worker whose call fails with the error number: outbound for the first three calls of the list, inbound for
+/// the others.
 fn met(at: usize, errno: c_int) -> (Stage, WorkerError) {
     let mut stage = Stage::new();
     let back = at >= 3;
     stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
     stage.arrive(host_a(), &[udp(POD_A, POD, 1, Df::Set, 100)]);
     assert_eq!((stage.out(), stage.back()), (Ok(Progress::Drained), Ok(Progress::Drained)));
-    // A packet into a hole is answered by a write, one from a peer whose TTL ends here by a send.
+    // A packet without a route is answered by a write, and a peer's packet whose TTL ends here by a send.
     let mut expired = udp(POD_A, POD, 2, Df::Set, 100);
     set_ttl(&mut expired, 1);
     for packet in
@@ -35,7 +35,7 @@ fn assert_is_over(stage: &mut Stage, error: &WorkerError) {
     for _ in 0..3 {
         assert_eq!((stage.out().as_ref(), stage.back().as_ref()), (Err(error), Err(error)));
     }
-    assert_eq!(all.map(|call| stage.script.count(call)), calls, "the number may be somebody else's descriptor by now");
+    assert_eq!(all.map(|call| stage.script.count(call)), calls, "the number may belong to another file by now");
     assert_eq!((stage.encap().held(), stage.decap().held()), (0, 0), "the counters are final");
 }
 
@@ -69,9 +69,9 @@ fn fault_36_a_deleted_device_is_one_typed_error() {
     }
 }
 
-/// What waits when the end comes is counted as that.
+/// Packets that are queued at the end are counted as stopped.
 #[test]
-fn fault_36_what_is_held_when_the_device_goes_is_accounted_for() {
+fn fault_36_packets_held_when_the_device_ends_are_counted() {
     let mut stage = Stage::new();
     (1..=3).for_each(|number| stage.give(&udp(POD, POD_A, number, Df::Set, 100)));
     stage.fail(Call::Send, [libc::EAGAIN]);

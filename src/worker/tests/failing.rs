@@ -5,10 +5,10 @@ use crate::sys::Feature;
 use crate::sys::{RecvError, SendErrorKind, TunError};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Steps of a test that does not count calls.
+/// The step of tests that do not count calls.
 const COARSE: Duration = Duration::from_millis(10);
 
-/// A packet at either end, and a call that fails with that error number as often as it is made.
+/// Returns a stage with endless packets in both directions, and a call that always fails with this error number.
 fn failing(call: Call, errno: c_int) -> Stage {
     let stage = Stage::new();
     stage.give(&udp(POD, POD_A, 1, Df::Set, 100));
@@ -18,8 +18,8 @@ fn failing(call: Call, errno: c_int) -> Stage {
     stage
 }
 
-/// A level-triggered loop, at which both ends are ready all the time: it calls what it was asked to, at once or at the moment that
-/// was named. Returns the end, if there is one before the time is over, and how many rounds it made.
+/// Runs a level-triggered loop whose file descriptors are ready all the time. It calls the worker at once, or at the
+/// time that `Next` names. Returns the error that ended the worker, if any, and the number of rounds.
 fn run(stage: &mut Stage, lasts: Duration, step: Duration) -> (Option<WorkerError>, usize) {
     let over = stage.now + lasts;
     for rounds in 0.. {
@@ -33,7 +33,7 @@ fn run(stage: &mut Stage, lasts: Duration, step: Duration) -> (Option<WorkerErro
         if let Err(end) = outcome {
             return (Some(end), rounds);
         }
-        // A busy loop makes a round in each step.
+        // A busy loop runs one round per step.
         let next = stage.next();
         let soonest = stage.now + step;
         let is_idle = !next.tun && !next.udp;
@@ -42,7 +42,7 @@ fn run(stage: &mut Stage, lasts: Duration, step: Duration) -> (Option<WorkerErro
     unreachable!()
 }
 
-/// Each call, an error number that it always fails with, and how that is told.
+/// Returns calls with the error number of each attempt, and the reported failure.
 fn cases() -> [(Call, c_int, Failure); 9] {
     [
         (Call::Receive, libc::ENOSYS, Failure::Receive(RecvError::Other(libc::ENOSYS))),
@@ -58,7 +58,7 @@ fn cases() -> [(Call, c_int, Failure); 9] {
 }
 
 #[test]
-fn fault_54_a_call_that_fails_every_time_backs_off_is_said_once_and_ends_typed() {
+fn fault_54_a_call_that_always_fails_backs_off_is_reported_once_and_ends_the_worker() {
     for (call, errno, failure) in cases() {
         let mut stage = failing(call, errno);
         let (end, _) = run(&mut stage, SECOND, MILLISECOND);
@@ -68,13 +68,13 @@ fn fault_54_a_call_that_fails_every_time_backs_off_is_said_once_and_ends_typed()
         let calls = stage.script.count(call);
         assert!((30..=most).contains(&calls), "{calls} calls of {call:?} in a second");
         assert_eq!(stage.worker.remote().take_notices().pop(), Some(Notice::Failing(failure)));
-        // The other direction flows meanwhile.
+        // The other direction continues.
         let before = stage.worker.counters().clone();
         let begin = stage.now;
         let (end, _) = run(&mut stage, 20 * SECOND, COARSE);
         assert_eq!(end, Some(WorkerError::CallFails { failure, seconds: 10 }));
         assert!((8 * SECOND..10 * SECOND).contains(&(stage.now - begin)), "{:?}", stage.now - begin);
-        assert_eq!(stage.worker.remote().take_notices(), [], "once");
+        assert_eq!(stage.worker.remote().take_notices(), [], "reported once");
         let after = stage.worker.counters();
         let other = |counters: &Counters| match matches!(call, Call::Receive | Call::Write) {
             true => counters.encap.forwarded(),
@@ -85,9 +85,9 @@ fn fault_54_a_call_that_fails_every_time_backs_off_is_said_once_and_ends_typed()
     }
 }
 
-/// Any progress begins the time anew, and then the pace is the usual one at once.
+/// Any success restarts the time limit, and ends the pauses at once.
 #[test]
-fn fault_54_progress_resets_it() {
+fn fault_54_a_success_resets_the_limit() {
     for (call, errno, _) in cases() {
         let mut stage = failing(call, errno);
         for _ in 0..5 {
@@ -102,7 +102,7 @@ fn fault_54_progress_resets_it() {
             assert!(after.decap.forwarded() - before.decap.forwarded() > 30);
             stage.script.then(call, core::iter::repeat_n(Answer::Error(errno), 100_000));
         }
-        // Every minute at most it is said again.
+        // It is reported again after a minute at most.
         assert_eq!(stage.worker.remote().take_notices().len(), 1);
         let (end, _) = run(&mut stage, 9 * SECOND, COARSE);
         assert_eq!((end, stage.worker.remote().take_notices().len()), (None, 0));
@@ -118,18 +118,18 @@ fn fault_54_progress_resets_it() {
     }
 }
 
-/// A wake-up is asked for, and not readability, so that a level-triggered loop does not spin.
+/// `Next` names a time and not the readable file descriptor, so that a level-triggered loop does not spin.
 #[test]
 fn fault_54_the_loop_does_not_spin() {
     for (call, errno) in [(Call::Receive, libc::ENOSYS), (Call::Read, libc::ENOSYS)] {
         let mut stage = failing(call, errno);
-        // The other end is quiet.
+        // The other direction is idle.
         let quiet = if call == Call::Read { Call::Receive } else { Call::Read };
         stage.script.then(quiet, core::iter::repeat_n(Answer::Error(libc::EAGAIN), 100_000));
         let _ = if call == Call::Read { stage.out().unwrap() } else { stage.back().unwrap() };
-        let interest = stage.next();
-        assert_eq!((interest.tun, interest.udp), (call != Call::Read, call == Call::Read));
-        assert_eq!(interest.wake_at, Some(stage.now + 25 * MILLISECOND));
+        let next = stage.next();
+        assert_eq!((next.tun, next.udp), (call != Call::Read, call == Call::Read));
+        assert_eq!(next.wake_at, Some(stage.now + 25 * MILLISECOND));
         let (read, received) = (stage.script.count(Call::Read), stage.script.count(Call::Receive));
         stage.now += 24 * MILLISECOND;
         let outcome = if call == Call::Read { stage.out() } else { stage.back() };
@@ -139,13 +139,14 @@ fn fault_54_the_loop_does_not_spin() {
         let outcome = if call == Call::Read { stage.back() } else { stage.out() };
         assert_eq!(outcome, Ok(Progress::Drained), "a call for the other end");
         let before = if call == Call::Read { read } else { received };
-        assert!((1..=2).contains(&(stage.script.count(call) - before)), "is enough");
+        assert!((1..=2).contains(&(stage.script.count(call) - before)), "one or two calls are enough");
     }
 }
 
-/// A firewall that drops what we send to every peer is no reason to end, and no packet waits because of it (fault 31, R61).
+/// A firewall that drops all outbound packets does not end the worker, and no packet is queued because of it (fault 31,
+/// R61).
 #[test]
-fn r61_fault_54_errors_that_may_be_a_peers_end_nothing() {
+fn r61_fault_54_errors_that_a_peer_may_cause_do_not_end_the_worker() {
     for (errno, said) in [
         (libc::EPERM, Some(SendErrorKind::Forbidden)),
         (libc::EAFNOSUPPORT, Some(SendErrorKind::Other(libc::EAFNOSUPPORT))),
@@ -157,14 +158,13 @@ fn r61_fault_54_errors_that_may_be_a_peers_end_nothing() {
         let notices = stage.worker.remote().take_notices();
         assert_eq!(notices.last(), said.map(|kind| Notice::Failing(Failure::Send(kind))).as_ref());
     }
-    // The device is down, which is an administrator's will.
+    // The device is down, which an administrator may intend.
     let mut stage = failing(Call::Write, libc::EIO);
     assert_eq!(run(&mut stage, 30 * SECOND, COARSE).0, None);
     assert_eq!(stage.worker.remote().take_notices(), []);
 }
 
-/// The system calls for several messages are missing: the ones for a single message are used for good, and one sentence names
-/// both.
+/// Without the system calls for several messages, those for one message are used from then on. One notice names both.
 #[test]
 fn fault_54_without_system_calls_for_several_messages_each_has_its_own() {
     for errno in [libc::ENOSYS, libc::EPERM] {

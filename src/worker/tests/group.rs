@@ -1,11 +1,11 @@
-//! Workers of a group, and their handle.
+//! A group of workers, and its handle.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
-/// Two stages whose workers are one group.
+/// Returns two stages whose workers are one group.
 fn pair() -> [Stage; 2] {
     let mut stages = [Stage::new(), Stage::new()];
     let [one, other] = &mut stages;
@@ -21,7 +21,7 @@ fn pair() -> [Stage; 2] {
     stages
 }
 
-/// R48: one group answers as often as one worker.
+/// R48: the limits of ICMP errors are those of the group, not of each worker.
 #[test]
 fn r48_the_limits_on_icmp_errors_are_the_groups() {
     let mut stages = pair();
@@ -37,7 +37,7 @@ fn r48_the_limits_on_icmp_errors_are_the_groups() {
     assert_eq!(limited, 40);
 }
 
-/// R54: what one worker learned of a path, the others know with their next call.
+/// R54: a path MTU that one worker learned applies to the others from their next call on.
 #[test]
 fn r54_path_mtus_are_the_groups() {
     let [mut one, mut other] = pair();
@@ -45,12 +45,12 @@ fn r54_path_mtus_are_the_groups() {
     one.give(&udp(POD, POD_A, 1, Df::Set, 1372));
     assert_eq!(one.out(), Ok(Progress::Drained));
     assert_eq!(one.encap().answered(), 1);
-    // It passes on what it has learned at the beginning of its next call.
+    // A worker publishes learned path MTUs at the beginning of its next call.
     assert_eq!(one.out(), Ok(Progress::Drained));
     other.give(&udp(POD, POD_A, 2, Df::Set, 1372));
     assert_eq!(other.out(), Ok(Progress::Drained));
     assert_eq!((other.encap().answered(), other.script.count(Call::Send)), (1, 0));
-    // A wider interface: both forget.
+    // After a higher MTU both forget it.
     one.worker.remote().set_mtu(1472).unwrap();
     one.script.narrow(host_a().ip(), 1500, libc::EMSGSIZE);
     for (stage, number) in [(&mut one, 3), (&mut other, 4)] {
@@ -116,7 +116,7 @@ fn a_busy_worker_publishes_now_and_then() {
     assert!((5..=6).contains(&published.len()), "{published:?}");
 }
 
-/// Each feature is named once, whoever lacks it, and the listener is called for it.
+/// Each missing feature is named once for the group, and the listener is called for it.
 #[test]
 fn fault_54_a_group_says_once_what_the_kernel_lacks() {
     let mut stages = pair();

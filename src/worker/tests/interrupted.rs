@@ -1,13 +1,13 @@
-//! Fault 26: every system call that moves packets is interrupted, at each place in turn and each time. The outcome is that of
-//! calls that nobody interrupts.
+//! Fault 26: every system call that moves packets is interrupted, at each position in turn and each time. The outcome
+//! is that of uninterrupted calls.
 
 use super::*;
 
-/// What each call moves at most, so that a batch takes several.
+/// The most messages of a call, so that a batch takes several.
 const PART: Answer = Answer::AtMost(1);
 const INTERRUPTED: Answer = Answer::Error(libc::EINTR);
 
-/// What came of packets, and how many calls of a kind it took.
+/// The packets sent and written, and the number of calls of a kind.
 #[derive(Clone, Debug, PartialEq)]
 struct Outcome {
     sent: Vec<(SocketAddr, Vec<u8>)>,
@@ -16,7 +16,7 @@ struct Outcome {
     calls: usize,
 }
 
-/// Gives a stage packets for both directions and moves them. Calls of that kind answer as is said, and then as usual.
+/// Passes a stage packets for both directions and moves them. The calls of this kind give these answers first.
 fn outcome(offload: TunOffload, call: Call, answers: Vec<Answer>) -> Outcome {
     let mut stage = Stage::with(offload, UdpOffload::ALL);
     stage.script.narrow(host_b().ip(), 1300, libc::EMSGSIZE);
@@ -24,10 +24,10 @@ fn outcome(offload: TunOffload, call: Call, answers: Vec<Answer>) -> Outcome {
         stage.script.then(answered, if answered == call { Vec::new() } else { alloc::vec![PART; 100] });
     }
     stage.script.then(call, answers);
-    // What is refused first tells how narrow the path is.
+    // The first refusal teaches the path MTU.
     stage.give(&udp(POD, POD_B, 9, Df::Set, 1372));
     assert_eq!(stage.out(), Ok(Progress::Drained));
-    // Trains, packets alone, fragments, an ICMP error of the far end and two of the near end.
+    // GSO batches, single packets, fragments, one ICMP error of the remote host and two of this host.
     for number in 1..=4 {
         stage.give(&udp(POD, POD_A, number, Df::Set, 100));
         stage.give(&udp(POD, POD_B, 10 + number, Df::Clear, 1372));
@@ -48,7 +48,7 @@ fn outcome(offload: TunOffload, call: Call, answers: Vec<Answer>) -> Outcome {
 }
 
 #[test]
-fn fault_26_wherever_a_call_is_interrupted_nothing_is_lost_and_nothing_goes_twice() {
+fn fault_26_interrupted_calls_lose_and_duplicate_no_packet() {
     for offload in [TunOffload::ALL, TunOffload::NONE] {
         for (call, part) in
             [(Call::Read, Answer::All), (Call::Write, Answer::All), (Call::Send, PART), (Call::Receive, PART)]

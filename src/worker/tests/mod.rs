@@ -1,4 +1,4 @@
-//! A worker between ends that do as they are told: every fault of the system calls, as counters and errors show it.
+//! A worker over scripted system calls: each fault, as counters and errors show it.
 
 use alloc::vec::Vec;
 use core::ffi::c_int;
@@ -28,7 +28,7 @@ mod refused;
 mod stale;
 mod strangers;
 
-/// A pod of ours, one of host A's and one of host B's; and an address that nobody has.
+/// A local pod, one of host A and one of host B, and an address without a route.
 const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
 const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
 const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 4);
@@ -44,7 +44,7 @@ fn host_b() -> SocketAddr {
     ([10, 168, 0, 4], 8285).into()
 }
 
-/// Whether an IPv4 packet may be fragmented.
+/// The DF bit of an IPv4 packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Df {
     Clear,
@@ -54,13 +54,13 @@ enum Df {
 const TUN: Ready = Ready { tun: true, udp: false };
 const UDP: Ready = Ready { tun: false, udp: true };
 
-/// What a call says of the file descriptors that were ready.
+/// The state of the ready file descriptor after a call, derived from [`Next`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Drained,
-    /// There is more, but not now: a call fails.
+    /// More packets may be left, and a failing call is retried later.
     Held,
-    /// There is more than the budget.
+    /// More packets than the budget were ready.
     More,
 }
 
@@ -73,7 +73,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// With all offloads.
+    /// Returns a stage with all offloads.
     fn new() -> Self {
         Self::with(TunOffload::ALL, UdpOffload::ALL)
     }
@@ -92,12 +92,12 @@ impl Stage {
         Self { script, worker, routes, now: Instant::now() }
     }
 
-    /// What the next calls of that kind fail with.
+    /// Makes the next calls of this kind fail with these error numbers.
     fn fail<const N: usize>(&self, call: Call, errnos: [c_int; N]) {
         self.script.then(call, errnos.map(Answer::Error));
     }
 
-    /// A packet of a pod of ours comes out of the TUN, with nothing left to be done to it.
+    /// Adds a packet of a local pod to the device, without requested offloads.
     fn give(&self, packet: &[u8]) {
         self.give_with(VnetHeader::default(), packet);
     }
@@ -108,18 +108,18 @@ impl Stage {
         self.script.give_packet(&[if bare { &[] } else { &header[..] }, packet].concat());
     }
 
-    /// Datagrams arrive as one message.
+    /// Adds datagrams that arrive as one message.
     fn arrive(&self, from: SocketAddr, datagrams: &[Vec<u8>]) {
         let segment = (datagrams.len() > 1).then_some(datagrams[0].len() as c_int);
         self.script.give_message(Arrival { from, bytes: datagrams.concat(), segment, flags: 0 });
     }
 
-    /// From the TUN to the peers, with the usual budget. All packets are accounted for then, whatever came of it.
+    /// Moves packets from the TUN to the peers, with the default budget. Asserts that all packets are counted.
     fn out(&mut self) -> Result<Progress, WorkerError> {
         self.call(TUN, Budget::default())
     }
 
-    /// From the peers to the TUN, likewise.
+    /// Moves packets from the peers to the TUN, likewise.
     fn back(&mut self) -> Result<Progress, WorkerError> {
         self.call(UDP, Budget::default())
     }
@@ -128,7 +128,7 @@ impl Stage {
         let outcome = self.worker.handle(ready, budget, self.now);
         let Counters { encap, decap, .. } = self.worker.counters();
         assert!(encap.is_conserved() && decap.is_conserved(), "R67: {encap:?} {decap:?}");
-        assert_eq!(decap.held(), 0, "nothing from a peer waits");
+        assert_eq!(decap.held(), 0, "no packet from a peer is queued");
         let next = outcome?;
         assert_eq!(next, self.next());
         let is_drained = (next.tun || !ready.tun) && (next.udp || !ready.udp);
@@ -154,7 +154,7 @@ impl Stage {
         self.worker.counters().decap
     }
 
-    /// The one thing that became of packets beside being forwarded, and how often.
+    /// Returns the only drop reason, and its count.
     fn lost(flow: DirectionCounters) -> Option<(DropReason, u64)> {
         let mut drops = flow.drops();
         let first = drops.next();
@@ -166,7 +166,7 @@ impl Stage {
         self.worker.remote().send_errors()
     }
 
-    /// The packets that the TUN was given since the last time, super-packets cut into what they stand for.
+    /// Returns the packets written to the TUN since the last call, with GSO packets cut into their segments.
     fn take_delivered(&self) -> Vec<Vec<u8>> {
         let bare = self.worker.tun.offload() == TunOffload::NONE;
         let mut delivered = Vec::new();
@@ -186,7 +186,7 @@ impl Stage {
     }
 }
 
-/// A UDP packet with so many bytes of payload, of which the first tell its number, as its identification does.
+/// Returns a UDP packet with `payload` bytes of payload. Their first bytes and the identification are its number.
 fn udp(source: Ipv4Addr, destination: Ipv4Addr, number: u16, df: Df, payload: usize) -> Vec<u8> {
     let builder = PacketBuilder::ip(ip(source, destination, number, df)).udp(4000, 53);
     let mut packet = Vec::new();
@@ -201,7 +201,7 @@ fn set_ttl(packet: &mut [u8], ttl: u8) {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// The same over TCP, with a sequence number.
+/// Returns the same over TCP, with a sequence number.
 fn tcp(source: Ipv4Addr, destination: Ipv4Addr, number: u16, sequence: u32, payload: usize) -> Vec<u8> {
     let builder = PacketBuilder::ip(ip(source, destination, number, Df::Set)).tcp(4000, 80, sequence, 500).ack(7);
     let mut packet = Vec::new();
@@ -220,7 +220,7 @@ fn marked(number: u16, len: usize) -> Vec<u8> {
     number.to_be_bytes().into_iter().chain((2..).map(|at| at as u8)).take(len).collect()
 }
 
-/// What the kernel says of a super-packet of TCP or UDP.
+/// Returns the header that the kernel writes for a GSO packet of TCP or UDP.
 fn gso(packet: &[u8], size: u16) -> VnetHeader {
     let (gso_type, hdr_len, csum_offset) =
         if packet[9] == IpNumber::TCP.0 { (vnet_gso::TCPV4, 40, 16) } else { (vnet_gso::UDP_L4, 28, 6) };
@@ -235,7 +235,7 @@ fn numbers<'p>(packets: impl IntoIterator<Item = &'p Vec<u8>>) -> Vec<u16> {
     packets.into_iter().map(|packet| number(packet)).collect()
 }
 
-/// Of datagrams that went, those to one host.
+/// Returns the datagrams to one host.
 fn to(host: SocketAddr, datagrams: &[(SocketAddr, Vec<u8>)]) -> Vec<Vec<u8>> {
     datagrams.iter().filter(|(to, _)| *to == host).map(|(_, datagram)| datagram.clone()).collect()
 }

@@ -1,8 +1,8 @@
-//! Faults on the way from the TUN to the peers.
+//! Faults in the direction from the TUN to the peers.
 
 use super::*;
 
-/// Three packets to A and two to B, numbered from 1 on, all with DF.
+/// Adds three packets to A and two to B, numbered from 1 on, all with DF.
 fn five(stage: &Stage) {
     for (number, pod) in (1..).zip([POD_A, POD_A, POD_A, POD_B, POD_B]) {
         stage.give(&udp(POD, pod, number, Df::Set, 100));
@@ -19,22 +19,22 @@ fn fault_26_an_interrupted_call_is_made_again() {
     let sent = stage.script.take_datagrams();
     assert_eq!((numbers(&to(host_a(), &sent)), numbers(&to(host_b(), &sent))), (vec![1, 2, 3], vec![4, 5]));
     assert_eq!((stage.encap().received(), stage.encap().forwarded()), (5, 5));
-    assert_eq!(stage.worker.counters().stats.read_errors, 0, "it is no error");
+    assert_eq!(stage.worker.counters().stats.read_errors, 0, "EINTR is not an error");
 }
 
-/// What a path does not take waits, other peers and the device go on, and what nobody took for a second is dropped.
+/// A blocked peer's packets are queued, and dropped after a second. Other peers and the device continue.
 #[test]
-fn fault_27_a_path_that_takes_no_more_costs_its_own_packets_alone() {
+fn fault_27_a_blocked_path_loses_only_its_own_packets() {
     let mut stage = Stage::new();
     five(&stage);
     stage.script.then(Call::Send, [Answer::AtMost(1), Answer::Error(libc::EAGAIN)]);
     assert_eq!(stage.out(), Ok(Progress::Drained));
-    assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3, 2), "A's batch went, B's did not");
-    let interest = stage.next();
-    assert!(interest.tun);
-    assert_eq!(interest.wake_at, Some(stage.now + Duration::from_micros(500)));
+    assert_eq!((stage.encap().forwarded(), stage.encap().held()), (3, 2), "A's batch was sent, B's was not");
+    let next = stage.next();
+    assert!(next.tun);
+    assert_eq!(next.wake_at, Some(stage.now + Duration::from_micros(500)));
 
-    // Too early: B is not tried, and what is new for A goes.
+    // It is too early to retry B. New packets to A are sent.
     for number in 6..100 {
         stage.give(&udp(POD, POD_A, number, Df::Set, 100));
         stage.give(&udp(POD, POD_B, 1000 + number, Df::Set, 100));
@@ -49,18 +49,18 @@ fn fault_27_a_path_that_takes_no_more_costs_its_own_packets_alone() {
         assert_eq!(stage.out(), Ok(Progress::Drained));
         assert_eq!(stage.encap().held(), 96);
         let wake_at = stage.next().wake_at.unwrap();
-        assert!((stage.now..=stage.now + 4 * MILLISECOND).contains(&wake_at), "no spin, and no long wait");
+        assert!((stage.now..=stage.now + 4 * MILLISECOND).contains(&wake_at), "neither a spin nor a long pause");
     }
     assert_eq!(stage.encap().forwarded(), 3 + 94);
     stage.fail(Call::Send, [libc::EAGAIN]);
     stage.now += 1000 * MILLISECOND;
     assert_eq!(stage.out(), Ok(Progress::Drained));
-    assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendBufferFull, 96)), "all that waited for a second");
+    assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendBufferFull, 96)), "all that were queued for a second");
     assert_eq!(stage.send_errors(), [(host_b().ip(), 96)]);
     assert!(stage.next().wake_at.is_none() && stage.script.is_over());
 }
 
-/// A peer has a bounded queue. What is over it is dropped, the newest first, and counted for that peer.
+/// A peer has a bounded queue. Beyond it, the newest packets are dropped and counted for that peer.
 #[test]
 fn fault_27_r69_the_backlog_of_a_peer_is_bounded() {
     let mut stage = Stage::new();
@@ -81,9 +81,9 @@ fn fault_27_r69_the_backlog_of_a_peer_is_bounded() {
     assert!(sent.into_iter().eq(1..=held as u16), "the oldest, in order");
 }
 
-/// ENOBUFS is waited for a few times, and others go meanwhile.
+/// ENOBUFS is retried a few times, and others are sent meanwhile.
 #[test]
-fn fault_28_no_buffers_is_waited_for_and_given_up() {
+fn fault_28_no_buffers_is_retried_and_then_dropped() {
     for errno in [libc::ENOBUFS, libc::ENOMEM] {
         let mut stage = Stage::new();
         five(&stage);
@@ -107,7 +107,7 @@ fn fault_28_no_buffers_is_waited_for_and_given_up() {
         assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendNoBuffers, 3)), "A's batch");
         assert_eq!(stage.send_errors(), [(host_a().ip(), 3)]);
     }
-    // Over soon enough, it costs nothing.
+    // If it ends soon enough, no packet is lost.
     let mut stage = Stage::new();
     five(&stage);
     stage.fail(Call::Send, [libc::ENOBUFS]);
@@ -117,13 +117,14 @@ fn fault_28_no_buffers_is_waited_for_and_given_up() {
     assert_eq!((stage.encap().forwarded(), Stage::lost(stage.encap())), (5, None));
 }
 
-/// Only what is too long for A is concerned: with DF its sender is told, without it is dropped, because it is too late to
-/// fragment it. Later packets are. Newer kernels refuse a batch with EMSGSIZE too, older ones with EINVAL.
+/// Only packets that are too long for A are affected. With DF the sender gets an ICMP error. Without DF the queued
+/// packet is dropped and later ones are fragmented. Newer kernels refuse a GSO batch with EMSGSIZE too, older ones with
+/// EINVAL.
 #[test]
 fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
-    for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
+    for batch_errno in [libc::EMSGSIZE, libc::EINVAL] {
         let mut stage = Stage::new();
-        stage.script.narrow(host_a().ip(), 1300, train_errno);
+        stage.script.narrow(host_a().ip(), 1300, batch_errno);
         let packets = [
             (POD_A, Df::Set, 1372),
             (POD_A, Df::Set, 1372),
@@ -151,7 +152,7 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
         let stats = stage.worker.counters().stats;
         assert_eq!((stats.path_mtu_lowered, stats.fragments_made, stats.gso_fallbacks), (1, 0, 0));
         assert_eq!(stage.script.count(Call::PathMtu), 1);
-        // Known now: the next one is not even tried.
+        // The path MTU is known now, so that the next packet is not tried.
         let sends = stage.script.count(Call::Send);
         stage.give(&udp(POD, POD_A, 6, Df::Set, 1372));
         assert_eq!(stage.out(), Ok(Progress::Drained));
@@ -163,12 +164,12 @@ fn fault_29_a_path_that_shrank_concerns_the_packets_that_do_not_fit() {
     }
 }
 
-/// The senders of what is too long for a path that cannot be asked for are told the next plateau. What fits it is sent.
+/// If the kernel does not know the path MTU, ICMP errors name the next plateau. Packets that fit it are sent.
 #[test]
-fn fault_29_35_53_a_path_that_cannot_be_asked_for_goes_down_the_plateaus() {
-    for train_errno in [libc::EMSGSIZE, libc::EINVAL] {
+fn fault_29_35_53_an_unknown_path_mtu_is_lowered_by_plateaus() {
+    for batch_errno in [libc::EMSGSIZE, libc::EINVAL] {
         let mut stage = Stage::new();
-        stage.script.narrow(host_a().ip(), 1300, train_errno);
+        stage.script.narrow(host_a().ip(), 1300, batch_errno);
         stage.fail(Call::Route, [libc::EMFILE; 8]);
         stage.fail(Call::PathMtu, [libc::EMFILE; 8]);
         for (number, payload) in [(1, 1372), (2, 1372), (3, 900)] {
@@ -184,16 +185,16 @@ fn fault_29_35_53_a_path_that_cannot_be_asked_for_goes_down_the_plateaus() {
     }
 }
 
-/// The same batch goes again at once, datagram by datagram; A gets no trains for a while and B does.
+/// The same batch is sent again at once, datagram by datagram. GSO batches are then disabled for A and not for B.
 #[test]
-fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
+fn fault_30_a_refused_gso_batch_is_sent_unbatched_to_that_peer_alone() {
     for errno in [libc::EIO, libc::EINVAL] {
         let mut stage = Stage::new();
         stage.script.refuse_trains(host_a().ip(), errno);
         for round in 0..2 {
             five(&stage);
-            let super_packet = udp(POD, POD_A, 10, Df::Set, 4000);
-            stage.give_with(gso(&super_packet, 1000), &super_packet);
+            let gso_packet = udp(POD, POD_A, 10, Df::Set, 4000);
+            stage.give_with(gso(&gso_packet, 1000), &gso_packet);
             assert_eq!(stage.out(), Ok(Progress::Drained));
             let sent = stage.script.take_sends().concat();
             let lengths =
@@ -205,35 +206,35 @@ fn fault_30_a_train_that_is_refused_goes_one_by_one_and_only_there() {
     }
 }
 
-/// One error on the way costs a minute of trains; one that stays costs an attempt in ever longer intervals, up to an hour.
+/// One error disables GSO batches for a minute. Repeated errors double the time, up to an hour.
 #[test]
-fn fault_55_trains_are_tried_again() {
+fn fault_55_gso_batches_are_enabled_again() {
     let minute = Duration::from_secs(60);
     let mut stage = Stage::new();
-    let trains = |stage: &mut Stage| {
+    let is_batched = |stage: &mut Stage| {
         five(stage);
         assert_eq!(stage.out(), Ok(Progress::Drained));
         let sent = stage.script.take_sends().concat();
         let to_a = sent.iter().filter(|sent| sent.to == host_a()).map(|sent| sent.datagrams.len()).collect::<Vec<_>>();
         to_a == [3]
     };
-    assert!(trains(&mut stage));
+    assert!(is_batched(&mut stage));
     stage.fail(Call::Send, [libc::EIO]);
-    assert!(!trains(&mut stage));
+    assert!(!is_batched(&mut stage));
     stage.now += minute - MILLISECOND;
-    assert!(!trains(&mut stage), "not yet");
+    assert!(!is_batched(&mut stage), "not yet");
     stage.now += MILLISECOND;
-    // A call with nothing to do sees that the time is over, at the latest.
+    // A call without packets notices that the time is over.
     assert_eq!(stage.out(), Ok(Progress::Drained));
-    assert!(trains(&mut stage), "after a minute");
+    assert!(is_batched(&mut stage), "after a minute");
     stage.now += 60 * minute;
 
     stage.script.refuse_trains(host_a().ip(), libc::EIO);
     for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
         let fallbacks = stage.worker.counters().stats.gso_fallbacks;
-        assert!(!trains(&mut stage));
+        assert!(!is_batched(&mut stage));
         for _ in 0..minutes {
-            assert!(!trains(&mut stage));
+            assert!(!is_batched(&mut stage));
             assert_eq!(stage.worker.counters().stats.gso_fallbacks, fallbacks + 1, "{minutes} minutes");
             stage.now += minute;
         }
@@ -242,9 +243,9 @@ fn fault_55_trains_are_tried_again() {
     assert_eq!(Stage::lost(stage.encap()), None);
 }
 
-/// Counted also by a call that ends with an error: here the device is gone once the packets were read.
+/// A call that ends with an error counts it, too: here the device is deleted after the reads.
 #[test]
-fn fault_30_36_a_refused_train_is_counted_at_the_end_of_the_device_too() {
+fn fault_30_36_a_refused_gso_batch_is_counted_when_the_device_ends() {
     let mut stage = Stage::new();
     stage.script.refuse_trains(host_a().ip(), libc::EIO);
     five(&stage);
@@ -254,13 +255,13 @@ fn fault_30_36_a_refused_train_is_counted_at_the_end_of_the_device_too() {
     assert_eq!((stage.encap().forwarded(), stage.worker.counters().stats.gso_fallbacks), (5, 1));
 }
 
-/// If the datagrams one by one fail too, it was not that they were a train.
+/// If the single datagrams fail too, the GSO batch was not the reason.
 #[test]
-fn fault_30_what_fails_one_by_one_too_is_counted_and_switches_nothing_off() {
+fn fault_30_datagrams_that_fail_singly_too_are_counted_and_disable_nothing() {
     for errno in [libc::EIO, libc::EINVAL] {
         let mut stage = Stage::new();
         five(&stage);
-        // Each of A's three: the train that it begins, if it is one, and the datagram.
+        // Of A's three: the batches that begin with them, and the datagrams.
         stage.fail(Call::Send, [errno; 5]);
         assert_eq!(stage.out(), Ok(Progress::Drained));
         assert_eq!(Stage::lost(stage.encap()), Some((DropReason::SendFailed, 3)));
@@ -272,9 +273,9 @@ fn fault_30_what_fails_one_by_one_too_is_counted_and_switches_nothing_off() {
     }
 }
 
-/// Each in its own counter, with its peer, and all others go.
+/// Each error has its own counter and names its peer. All other packets are sent.
 #[test]
-fn fault_31_what_a_peer_cannot_be_sent_is_counted_with_its_peer() {
+fn fault_31_unsent_packets_are_counted_with_their_peer() {
     for (errno, reason) in [
         (libc::ECONNREFUSED, DropReason::SendRefused),
         (libc::EHOSTUNREACH, DropReason::SendUnreachable),
@@ -287,7 +288,7 @@ fn fault_31_what_a_peer_cannot_be_sent_is_counted_with_its_peer() {
     ] {
         let mut stage = Stage::new();
         five(&stage);
-        // Twice: the first might tell of an earlier packet.
+        // Twice, because the first may be the error of an earlier packet.
         let twice = !matches!(reason, DropReason::SendForbidden | DropReason::SendFailed);
         stage.script.then(Call::Send, core::iter::repeat_n(Answer::Error(errno), if twice { 2 } else { 1 }));
         assert_eq!(stage.out(), Ok(Progress::Drained));
@@ -298,7 +299,7 @@ fn fault_31_what_a_peer_cannot_be_sent_is_counted_with_its_peer() {
     }
 }
 
-/// However few messages a call takes, the next one begins behind them, and an error is the next message's alone.
+/// However few messages a call accepts, the next one continues behind them. An error is that of the next message alone.
 #[test]
 fn fault_32_a_short_send_goes_on_where_it_ended() {
     for taken in 0..6 {
@@ -309,7 +310,7 @@ fn fault_32_a_short_send_goes_on_where_it_ended() {
         assert_eq!(stage.out(), Ok(Progress::Drained));
         let sent = stage.script.take_datagrams();
         let all = [to(host_a(), &sent), to(host_b(), &sent)].map(|datagrams| numbers(&datagrams));
-        // Per peer in a train's order: B has the odd numbers and is first.
+        // In the order of each peer's batch: B has the odd numbers and is first.
         let order = [1, 3, 5, 2, 4, 6];
         let kept = |odd: bool| order.into_iter().enumerate().filter(move |(at, n)| *at != taken && (n % 2 == 1) == odd);
         assert_eq!(all, [false, true].map(|odd| kept(odd).map(|(_, number)| number).collect::<Vec<u16>>()));
@@ -319,7 +320,7 @@ fn fault_32_a_short_send_goes_on_where_it_ended() {
     }
 }
 
-/// The kernel tells whoever sends next of what became of a packet to A. It costs nobody anything.
+/// The kernel reports the fate of a packet to A to the next send. No other packet is lost.
 #[test]
 fn fault_33_an_error_of_another_peer_costs_no_packet() {
     for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EPROTO] {
@@ -334,7 +335,7 @@ fn fault_33_an_error_of_another_peer_costs_no_packet() {
     }
 }
 
-/// Faults 14 to 21 and 36 have tests of their own; here it is that a read which fails costs that read.
+/// Faults 14 to 21 and 36 have tests of their own. Here a read that fails loses only that read.
 #[test]
 fn fault_15_28_a_read_that_fails_is_counted_and_the_next_one_goes_on() {
     let mut stage = Stage::new();
@@ -347,7 +348,7 @@ fn fault_15_28_a_read_that_fails_is_counted_and_the_next_one_goes_on() {
     assert_eq!((stage.encap().received(), stage.encap().forwarded()), (6, 6));
 }
 
-/// As long as the device can give: longer than any datagram, so that it goes in fragments, or its sender is told.
+/// The longest packet of the device is longer than any datagram. It is fragmented, or its sender gets an ICMP error.
 #[test]
 fn fault_2_the_longest_packet_out_of_the_device() {
     let mut stage = Stage::new();
@@ -364,9 +365,9 @@ fn fault_2_the_longest_packet_out_of_the_device() {
     assert_eq!(stage.take_delivered()[0][24..28], [0, 0, 0xff, 0xe3], "65,507");
 }
 
-/// Each is dropped with its counter, and what came before and after it goes.
+/// Each is dropped with its counter, and the packets before and after it are forwarded.
 #[test]
-fn fault_16_18_19_20_21_a_super_packet_that_cannot_be_is_counted_alone() {
+fn fault_16_18_19_20_21_an_invalid_gso_packet_is_dropped_alone() {
     let (of_udp, of_tcp) = (udp(POD, POD_A, 7, Df::Set, 3000), tcp(POD, POD_A, 7, 1, 3000));
     let mut fragment = of_udp.clone();
     fragment[6] |= 0x20;
@@ -400,8 +401,8 @@ fn fault_16_18_19_20_21_a_super_packet_that_cannot_be_is_counted_alone() {
     }
 }
 
-/// Whatever the header says, and even if it says something else of its own length: each packet is in exactly one counter, the next
-/// one goes, and what goes is never longer than what came.
+/// For every value of the header, each packet is in exactly one counter and the next one is sent. No output is longer
+/// than the input.
 #[test]
 fn fault_14_17_every_byte_of_the_vnet_header() {
     let packet = tcp(POD, POD_A, 7, 1, 3000);
@@ -422,7 +423,7 @@ fn fault_14_17_every_byte_of_the_vnet_header() {
             let payload: usize = sent.iter().rev().skip(1).map(|(_, datagram)| datagram.len() - 40).sum();
             assert!(payload <= 3000, "byte {at} is {value}: {payload} bytes of payload");
             let is_hdr_len = (2..4).contains(&at);
-            assert!(payload == 3000 || !is_hdr_len, "the kernel's word on the headers' length means nothing");
+            assert!(payload == 3000 || !is_hdr_len, "the kernel's header length is not used");
         }
     }
     let lost: u64 = stage.encap().drops().map(|(_, count)| count).sum();

@@ -1,11 +1,11 @@
-//! R67 as a property: whatever the system calls answer, in whatever order, both ways.
+//! R67 as a property: for any answers of the system calls, in any order, in both directions.
 
 use alloc::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
 
-/// What comes out of the TUN: for whom, of how many bytes of payload, as a train of segments of which length, with which DF.
+/// A packet from the TUN: its destination, bytes of payload, segment length of a GSO packet, and DF.
 #[derive(Clone, Copy, Debug)]
 struct Out {
     pod: Ipv4Addr,
@@ -14,7 +14,7 @@ struct Out {
     df: Df,
 }
 
-/// What comes from host A: how many packets of a TCP stream or of UDP in one message, and whether their TTL ends with us.
+/// A message from host A: its number of packets, of TCP or UDP, and whether their TTL ends here.
 #[derive(Clone, Copy, Debug)]
 struct Back {
     packets: u16,
@@ -23,7 +23,7 @@ struct Back {
     cut: bool,
 }
 
-/// Identifications that a packet and its segments have for themselves.
+/// Identifications reserved for a packet and its segments.
 const IDS: u16 = 64;
 
 fn out() -> impl Strategy<Value = Out> {
@@ -46,7 +46,7 @@ fn back() -> impl Strategy<Value = Back> {
     })
 }
 
-/// Answers of one kind of call; the last two end it all, and are rare.
+/// Answers of one kind of call. The last two end the worker, and are rare.
 fn answers(errnos: &'static [c_int], ends: &'static [c_int]) -> impl Strategy<Value = Vec<Answer>> {
     let answer = prop_oneof![
         30 => Just(Answer::All),
@@ -72,19 +72,19 @@ const ON_RECEIVING: &[c_int] = &[libc::EAGAIN, libc::ECONNREFUSED, libc::EINTR, 
 const ON_READING: &[c_int] = &[libc::EAGAIN, libc::EINTR, libc::EINVAL, libc::ENOMEM];
 const ON_WRITING: &[c_int] = &[libc::EAGAIN, libc::EINTR, libc::EINVAL, libc::EIO, libc::ENOBUFS];
 
-/// All that a run is made of.
+/// The plan of a run.
 #[derive(Clone, Debug)]
 struct Play {
     out: Vec<Out>,
     back: Vec<Back>,
     answers: Vec<(Call, Vec<Answer>)>,
-    /// What the path to host A carries from the begin on.
+    /// The path MTU to host A at the start.
     mtu: u32,
-    /// What it carries from that turn on, and whether we are told that our own interface may have become wider.
+    /// The path MTU from this turn on, and whether the worker's own MTU is set again then.
     later: (usize, u32, bool),
     /// The turn before which the route to host A is removed.
     removed: usize,
-    no_trains: bool,
+    no_gso_batches: bool,
     no_gso_packets: bool,
     of_tun: TunOffload,
     budget: u32,
@@ -107,14 +107,14 @@ fn play() -> impl Strategy<Value = Play> {
     let of_tun = proptest::sample::select(vec![TunOffload::ALL, TunOffload::NONE]);
     let budget = proptest::sample::select(vec![1, 10, 256]);
     (packets, answers, mtu(), turns, any::<bool>(), any::<bool>(), of_tun, budget).prop_map(
-        |((out, back), answers, mtu, (later, removed), no_trains, no_gso_packets, of_tun, budget)| Play {
+        |((out, back), answers, mtu, (later, removed), no_gso_batches, no_gso_packets, of_tun, budget)| Play {
             out,
             back,
             answers,
             mtu,
             later,
             removed,
-            no_trains,
+            no_gso_batches,
             no_gso_packets,
             of_tun,
             budget,
@@ -126,7 +126,7 @@ impl Play {
     fn set(&self) -> Stage {
         let stage = Stage::with(self.of_tun, UdpOffload::ALL);
         stage.script.narrow(host_a().ip(), self.mtu, libc::EINVAL);
-        if self.no_trains {
+        if self.no_gso_batches {
             stage.script.refuse_trains(host_a().ip(), libc::EIO);
         }
         if self.no_gso_packets {
@@ -169,12 +169,13 @@ impl Back {
     }
 }
 
-/// What went of packets: by identification, how many bytes of payload, and where the last of them ended.
+/// Sent parts of packets by identification: bytes of payload, and the end of the last part.
 #[derive(Debug, Default)]
 struct Gone(BTreeMap<u16, (usize, usize)>);
 
 impl Gone {
-    /// A datagram went: in order, and no byte twice. What a lost packet lacks may be anywhere.
+    /// Records a sent datagram. It must be in order, and no byte may be sent twice. Bytes of a lost packet may be
+    /// missing anywhere.
     fn add(&mut self, datagram: &[u8], newest: &mut u16) {
         let packet = Ipv4Packet::parse(datagram).unwrap();
         assert_eq!(packet.as_bytes().len(), datagram.len());
@@ -187,7 +188,7 @@ impl Gone {
         (*bytes, *end) = (*bytes + len, start + len);
     }
 
-    /// Whether all of a packet has gone, be it in segments, in fragments or in fragments of segments.
+    /// Returns whether a packet was sent completely, in segments, in fragments, or in fragments of segments.
     fn has_all(&self, index: u16, out: &Out, uso: bool) -> bool {
         let size = out.segment.filter(|_| uso).map_or(out.payload, usize::from);
         let mut segments = (0..).zip(alloc::vec![0; out.payload].chunks(size).map(<[u8]>::len).collect::<Vec<_>>());
@@ -200,10 +201,10 @@ fn is_icmp(packet: &[u8]) -> bool {
 }
 
 proptest! {
-    /// At every step every packet is in exactly one counter. In the end those counted as forwarded are those that went with every
-    /// byte, once and in order; those counted as answered have their answer; and none is held.
+    /// At every step every packet is in exactly one counter. At the end, forwarded packets were sent with every byte,
+    /// once and in order. Answered packets have their ICMP error, and none is queued.
     #[test]
-    fn r67_whatever_the_system_calls_answer_every_packet_is_accounted_for(play in play()) {
+    fn r67_every_packet_is_counted_for_any_answers_of_the_system_calls(play in play()) {
         let mut stage = play.set();
         let (mut gone, mut newest, mut told) = (Gone::default(), BTreeMap::<SocketAddr, u16>::new(), [0, 0]);
         let mut delivered = Vec::new();
@@ -238,7 +239,7 @@ proptest! {
                 break;
             }
         }
-        prop_assert!(end.is_some() || stage.script.is_given(), "it comes to an end");
+        prop_assert!(end.is_some() || stage.script.is_given(), "the worker reads all packets");
         stage.worker.drop_waiting();
         let (encap, decap) = (stage.encap(), stage.decap());
         prop_assert!(encap.is_conserved() && decap.is_conserved());

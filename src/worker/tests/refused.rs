@@ -1,10 +1,10 @@
-//! Packets that a narrow path refuses.
+//! Packets that are longer than the path MTU.
 
 use super::*;
 
-/// A GSO packet is one packet: its last segment, which would fit, is not sent.
+/// A GSO packet is one packet. Its last segment would fit and is not sent.
 #[test]
-fn fault_29_nothing_is_sent_of_a_gso_packet_whose_sender_is_told() {
+fn fault_29_no_segment_of_an_answered_gso_packet_is_sent() {
     for batched in [true, false] {
         let mut stage = Stage::new();
         if !batched {
@@ -23,7 +23,7 @@ fn fault_29_nothing_is_sent_of_a_gso_packet_whose_sender_is_told() {
     }
 }
 
-/// The first is refused by the path, the second by what was learned of it.
+/// The first is refused by the kernel, the second by the learned path MTU.
 #[test]
 fn r40_broadcasts_of_routed_subnets_are_not_answered_either() {
     let mut stage = Stage::new();
@@ -38,9 +38,9 @@ fn r40_broadcasts_of_routed_subnets_are_not_answered_either() {
     assert_eq!((stage.encap().received(), stage.encap().answered(), stage.encap().forwarded()), (2, 0, 0));
 }
 
-/// A lower limit of the worker leaves what was learned of a path. Any other makes it learn anew.
+/// A lower limit of the worker keeps the learned path MTU. Any other limit removes it.
 #[test]
-fn fault_38_what_was_learned_of_a_path_is_kept_when_the_limit_is_lowered_alone() {
+fn fault_38_a_learned_path_mtu_is_kept_only_when_the_limit_is_lowered() {
     let mut stage = Stage::new();
     stage.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
     let sends_and_mtu = |stage: &mut Stage| {
@@ -56,7 +56,7 @@ fn fault_38_what_was_learned_of_a_path_is_kept_when_the_limit_is_lowered_alone()
         assert_eq!(sends_and_mtu(&mut stage), (sends, Some(1272)), "after {mtu}");
     }
     stage.script.narrow(host_a().ip(), 1500, libc::EMSGSIZE);
-    assert_eq!(sends_and_mtu(&mut stage), (0, Some(1272)), "believed until something changes");
+    assert_eq!(sends_and_mtu(&mut stage), (0, Some(1272)), "kept until the limit changes");
     stage.worker.remote().set_mtu(1472).unwrap();
     assert_eq!(sends_and_mtu(&mut stage), (1, None));
 }

@@ -1,4 +1,4 @@
-//! Routes that change while packets wait for the socket.
+//! Routes that change while packets are queued.
 
 use super::*;
 
@@ -8,7 +8,7 @@ impl Stage {
         assert!(self.routes.apply([RouteChange::Set(route)]).refused.is_empty());
     }
 
-    /// The route to pod A's subnet leads to host B from now on, so that host A is nobody's next hop.
+    /// Moves the route of pod A's subnet to host B. Host A is then nobody's next hop.
     fn move_a_to_b(&mut self) {
         self.set_route("100.96.2.0/24", host_b());
     }
@@ -19,7 +19,7 @@ impl Stage {
     }
 }
 
-/// Ten of sixty segments were sent when the path took no more. The other fifty are not sent to the next hop that is gone.
+/// The peer is blocked after ten of sixty segments. The other fifty are not sent to the removed next hop.
 #[test]
 fn r26_r70_fault_46_the_rest_of_a_gso_packet_is_not_sent_to_a_next_hop_that_is_gone() {
     for udp_first in [false, true] {
@@ -31,7 +31,7 @@ fn r26_r70_fault_46_the_rest_of_a_gso_packet_is_not_sent_to_a_next_hop_that_is_g
         stage.move_a_to_b();
         stage.give(&udp(POD, POD_A, 100, Df::Set, 100));
         if udp_first {
-            // It takes over the new table, so that the other direction cannot tell that by itself.
+            // The other direction applies the new table first, so that this one cannot compare tables itself.
             assert_eq!(stage.back(), Ok(Progress::Drained));
         }
         assert_eq!(stage.out(), Ok(Progress::Drained));
@@ -42,8 +42,8 @@ fn r26_r70_fault_46_the_rest_of_a_gso_packet_is_not_sent_to_a_next_hop_that_is_g
     }
 }
 
-/// Trains that wait for the socket, the front one in part gone, to two peers. Only those to the next hop that is gone are
-/// dropped, and the others leave in their order.
+/// GSO batches to two peers are queued, the first one partly sent. Only those to the removed next hop are dropped, and
+/// the others are sent in order.
 #[test]
 fn r26_r70_fault_46_datagrams_that_wait_are_not_sent_to_a_next_hop_that_is_gone() {
     for (front, behind) in [(POD_A, POD_B), (POD_B, POD_A)] {
@@ -66,7 +66,7 @@ fn r26_r70_fault_46_datagrams_that_wait_are_not_sent_to_a_next_hop_that_is_gone(
     }
 }
 
-/// A GSO packet of which some segments were sent and some wait is one packet.
+/// A GSO packet with sent and queued segments is one packet.
 #[test]
 fn r67_r70_a_packet_that_is_partly_sent_is_dropped_once() {
     for taken in [0, 1, 5, 60] {
@@ -90,7 +90,7 @@ fn r67_r70_a_packet_that_is_partly_sent_is_dropped_once() {
     }
 }
 
-/// Dropped is what no route leads to: not what goes to a next hop that another route still has.
+/// Only packets to a next hop of no route are dropped. A next hop that another route has stays.
 #[test]
 fn r70_a_next_hop_that_another_route_has_is_not_gone() {
     let mut stage = Stage::new();

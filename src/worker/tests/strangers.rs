@@ -1,4 +1,4 @@
-//! Peers behind NAT: named once each, and a flood of unknown senders costs a bounded number of looks.
+//! Peers behind NAT: each is named once, and a flood of unknown senders is examined at a bounded rate.
 
 use super::*;
 use crate::worker::strangers::Strangers;
@@ -18,7 +18,7 @@ impl Stage {
     }
 }
 
-/// R64: dropped all the same, and told once for each pair of sender and peer, also when NAT changes the port.
+/// R64: their datagrams are dropped, and each pair of sender and peer is reported once, also when NAT changes the port.
 #[test]
 fn r64_a_peer_behind_nat_is_named_once() {
     let mut stage = Stage::new();
@@ -40,9 +40,9 @@ fn r64_a_peer_behind_nat_is_named_once() {
     assert_eq!(Stage::lost(stage.decap()), Some((DropReason::UnknownPeer, 13)));
 }
 
-/// Bytes that are no packet, inner sources without a route and known peers name nobody.
+/// Invalid packets, inner sources without a route and known peers are not reported.
 #[test]
-fn r64_others_are_no_strangers() {
+fn r64_invalid_and_known_senders_are_not_reported() {
     let mut stage = Stage::new();
     let mut broken = udp(POD_A, POD, 1, Df::Set, 10);
     broken[10] ^= 1;
@@ -56,7 +56,7 @@ fn r64_others_are_no_strangers() {
     assert_eq!((stage.decap().dropped(DropReason::UnknownPeer), stage.decap().forwarded()), (5, 1));
 }
 
-/// A flood is looked at so many times a second, and memory is bounded: the newest stand.
+/// A flood is examined a bounded number of times a second. Memory is bounded, and the newest are kept.
 #[test]
 fn r64_a_flood_of_strangers_costs_little() {
     let mut stage = Stage::new();
@@ -74,7 +74,7 @@ fn r64_a_flood_of_strangers_costs_little() {
     let told = |stage: &mut Stage| -> Vec<_> { stage.strangers().into_iter().map(|(from, ..)| from).collect() };
     assert_eq!(told(&mut stage), newest);
     flood(&mut stage, 1000..1001);
-    assert_eq!(told(&mut stage), [], "not before the second is over");
+    assert_eq!(told(&mut stage), [], "not within the same second");
     stage.now += Duration::from_secs(1);
     flood(&mut stage, 1001..1002);
     assert_eq!(told(&mut stage), senders(1001..1002).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! Every value of every field of a header, and every bit of it turned over.
+//! Every value of every field of a header, and every bit of it flipped.
 
 use super::{Check, Way};
 use crate::shape::{Edit, Shape};
@@ -31,7 +31,7 @@ fn protocols(way: Way, check: Check<'_>) {
     }
 }
 
-/// R36, R37, R38.
+/// Checks ICMP types (R36, R37, R38).
 fn icmp_types(way: Way, check: Check<'_>) {
     for kind in 0..=255 {
         let quoted = way.packet().bytes();
@@ -48,14 +48,14 @@ fn icmp_types(way: Way, check: Check<'_>) {
     }
 }
 
-/// R44.
+/// Checks types of service (R44).
 fn types_of_service(way: Way, check: Check<'_>) {
     for tos in 0..=255 {
         way.fates(|packet| Ipv4 { tos, ..packet }).into_iter().for_each(|packet| check(packet.into()));
     }
 }
 
-/// All flags, and offsets at both ends (R39).
+/// Checks all flags, and offsets at both ends (R39).
 fn fragments(way: Way, check: Check<'_>) {
     for flags in 0..8u16 {
         for offset in [0, 1, 2, 0x0ff, 0x1000, 0x1ffe, 0x1fff] {
@@ -69,7 +69,7 @@ fn fragments(way: Way, check: Check<'_>) {
     }
 }
 
-/// Fault 3, with the checksum put right and not.
+/// Checks flipped bits, with and without a repaired checksum (fault 3).
 fn bits(way: Way, check: Check<'_>) {
     let options = [&RECORD_ROUTE[..], &[1], &ROUTER_ALERT].concat();
     for options in [vec![], options] {
@@ -84,7 +84,7 @@ fn bits(way: Way, check: Check<'_>) {
     }
 }
 
-/// R1 to R9: what is received, what the header says of itself, and what it says of the packet.
+/// Checks the received length, the header length and the total length (R1 to R9).
 fn lengths(way: Way, check: Check<'_>) {
     let packet = Ipv4 { payload: pattern(40), ..way.packet() };
     for cut in 0..64 {
@@ -111,7 +111,7 @@ fn lengths(way: Way, check: Check<'_>) {
     }
 }
 
-/// R5, R32, R33: wrong ones, and those at which a decrement carries over.
+/// Checks wrong checksums, and those at which a decrement carries over (R5, R32, R33).
 fn checksums(way: Way, check: Check<'_>) {
     for packet in way.fates(|packet| packet) {
         let bytes = packet.bytes();
@@ -121,14 +121,14 @@ fn checksums(way: Way, check: Check<'_>) {
         }
     }
     for wanted in [0x0000, 0x0001, 0x00ff, 0x0100, 0x7fff, 0xfdff, 0xfe00, 0xfefe, 0xfeff, 0xff00, 0xff01, 0xfffe] {
-        // The identification is what is free.
+        // The identification is the free field.
         let without = Ipv4 { id: 0, checksum: Some(wanted), source: way.source, ..way.packet() };
         let sum = ones_sum(&without.bytes()[..20]);
         let packet = Ipv4 { id: 0xffff - sum, ..without };
         assert_eq!(ones_sum(&packet.bytes()[..20]), 0xffff);
         check(packet.clone().into());
         if wanted == 0 {
-            // The other zero, which verifies too.
+            // 0xFFFF is the other zero, which verifies too.
             check(Ipv4 { checksum: Some(0xffff), ..packet }.into());
         }
     }

@@ -20,11 +20,11 @@ pub(crate) type Check<'c> = &'c mut dyn FnMut(Shape);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
     pub(crate) entry: Place,
-    /// Destinations that each have another fate, and how long packets may be on the way to each, if that matters.
+    /// Destinations with different fates, and the longest packet to each, if that matters.
     pub(crate) destinations: &'static [(Ipv4Addr, usize)],
-    /// One that packets get to.
+    /// A destination that packets reach.
     reached: Ipv4Addr,
-    /// Who may send them.
+    /// A permitted source.
     source: Ipv4Addr,
 }
 
@@ -43,7 +43,7 @@ impl Way {
     pub(crate) fn sweep(self, check: Check<'_>) {
         odd::sweep(self, check);
         if self.source == POD_B {
-            // The headers of A's packets are no others.
+            // The headers of A's packets are the same.
             return;
         }
         fields::sweep(self, check);
@@ -57,12 +57,12 @@ impl Way {
         if self.entry == Place::Tun { 1 } else { 4 }
     }
 
-    /// A packet that gets there.
+    /// Returns a packet that is forwarded.
     fn packet(self) -> Ipv4 {
         Ipv4::new(FRESH, self.reached)
     }
 
-    /// One packet for every answer there is, and two that go on: long ones by the way that is too narrow.
+    /// Returns one packet for every ICMP error, and two that are forwarded: long ones on the narrow path.
     fn fates(self, edit: impl Fn(Ipv4) -> Ipv4) -> Vec<Ipv4> {
         let packet = edit(self.packet());
         let longer = |packet: Ipv4| Ipv4 { payload: [packet.payload, pattern(700)].concat(), ..packet };
@@ -78,7 +78,7 @@ impl Way {
     }
 }
 
-/// Datagrams whose length is what is asked for, or the shortest.
+/// Returns a datagram of this length, or the shortest.
 fn of_length(packet: Ipv4, total: usize) -> Ipv4 {
     let headers = 20 + packet.options.len().next_multiple_of(4) + 8;
     Ipv4 { payload: udp(4000, 53, &pattern(total.saturating_sub(headers))), ..packet }

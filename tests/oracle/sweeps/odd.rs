@@ -1,4 +1,4 @@
-//! Addresses of every class, on both sides, and the tunnel's own.
+//! Addresses of every class as source and destination, and the tunnel's own.
 
 use core::net::{IpAddr, Ipv4Addr};
 
@@ -15,7 +15,7 @@ pub(super) fn sweep(way: Way, check: Check<'_>) {
     sockets(way, check);
 }
 
-/// Every first byte as source and as destination, and odd ones as both.
+/// Checks every first byte as source and as destination, and special ones as both.
 fn classes(way: Way, check: Check<'_>) {
     for first in 0..=255 {
         for rest in [[0, 0, 0], [7, 7, 7], [254, 7, 9], [1, 1, 1], [255, 255, 255]] {
@@ -41,7 +41,7 @@ fn classes(way: Way, check: Check<'_>) {
     }
 }
 
-/// R21: at both ends of routes, and of those within.
+/// Checks both ends of routes, and of routes inside them (R21).
 fn routes(way: Way, check: Check<'_>) {
     for third in [0, 1, 2, 3, 4, 5, 254, 255] {
         for last in [0, 1, 2, 127, 128, 239, 240, 247, 255] {
@@ -55,7 +55,7 @@ fn routes(way: Way, check: Check<'_>) {
     }
 }
 
-/// R40, also with what is barred for another reason.
+/// Checks broadcasts, also with packets that get no error for another reason (R40).
 fn broadcasts(way: Way, check: Check<'_>) {
     for broadcast in BROADCASTS {
         for payload in [icmp(8, 0, b""), icmp(3, 1, b"")] {
@@ -68,7 +68,7 @@ fn broadcasts(way: Way, check: Check<'_>) {
     }
 }
 
-/// R62, fault 6, and on the way in R65: the addresses of the underlay.
+/// Checks the addresses of the underlay (R62, fault 6, and inbound R65).
 fn sockets(way: Way, check: Check<'_>) {
     let sockets = [own(), host_a(), host_b(), host_c()];
     for address in sockets.map(|socket| socket.ip()).into_iter().chain([[10, 168, 0, 9].into()]) {

@@ -10,7 +10,7 @@ pub(super) fn sweep(way: Way, check: Check<'_>) {
     lists(way, check);
 }
 
-/// R11, R13: what the length says, in front of what follows.
+/// Checks every kind with every length, in front of other options (R11, R13).
 fn kinds(way: Way, check: Check<'_>) {
     for kind in 0..=255 {
         for len in [0, 1, 2, 3, 4, 7, 8, 9, 255] {
@@ -18,7 +18,7 @@ fn kinds(way: Way, check: Check<'_>) {
             check(Ipv4 { options, ..way.packet() }.into());
         }
     }
-    // Nothing but the kind.
+    // The kind alone.
     for kind in [0, 1, 7, 68, 131, 148, 255] {
         check(Ipv4 { options: vec![1, 1, 1, kind], ..way.packet() }.into());
     }
@@ -42,7 +42,7 @@ fn timestamps(way: Way, check: Check<'_>) {
             for flags in [0x00, 0x01, 0x03, 0x02, 0x0f, 0xe0, 0xf0, 0xf1, 0xf3] {
                 let mut options = pattern(len.into());
                 (options[0], options[1], options[2], options[3]) = (68, len, pointer, flags);
-                // Where a prespecified address may be: another's, nobody's, or the router's own.
+                // A prespecified address: that of another host, an unused one, or the router's own.
                 for (index, entry) in options[4..].chunks_exact_mut(8).enumerate() {
                     let address = [[100, 96, 2, 3], [224, 0, 0, 1], [127, 0, 0, 1], [198, 18, 0, 1]][index];
                     entry[..4].copy_from_slice(&address);

@@ -1,4 +1,4 @@
-//! Sizes on both sides of every limit: what fits, what is cut, what an error holds.
+//! Sizes on both sides of every limit: of forwarding, of fragments, and of an error's quote.
 
 use super::{Check, Way, of_length};
 use support::packet::{DF, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT};
@@ -14,7 +14,7 @@ pub(super) fn sweep(way: Way, check: Check<'_>) {
             }
         }
     }
-    // What an error quotes: 548 bytes, from headers of every length.
+    // An error quotes 548 bytes, from headers of every length.
     for options in (0..=40).step_by(4) {
         for total in 540..=580 {
             let packet = Ipv4 { ttl: 1, options: vec![1; options], ..way.packet() };
@@ -27,7 +27,7 @@ pub(super) fn sweep(way: Way, check: Check<'_>) {
     wrapping(way, check);
 }
 
-/// Fault 5: fragments that reach past the longest packet, or nearly.
+/// Checks fragments that end near or past the longest packet (fault 5).
 fn wrapping(way: Way, check: Check<'_>) {
     for offset in [0x1f00, 0x1fb0, 0x1fb8, 0x1fc0, 0x1fff] {
         for more in [0, MF, 0x8000, DF] {
@@ -41,7 +41,7 @@ fn wrapping(way: Way, check: Check<'_>) {
     }
 }
 
-/// Around once, twice and three times what fits.
+/// Returns totals around once, twice and three times the MTU.
 fn totals(mtu: usize) -> impl Iterator<Item = usize> {
     [1, 2, 3].into_iter().flat_map(move |times| (times * mtu).saturating_sub(12)..=times * mtu + 2)
 }

@@ -1,4 +1,4 @@
-//! Pings, each of which is answered in a fault-free phase.
+//! Pings. In a fault-free phase each is answered.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::side::Side;
 use crate::stage::Stage;
 
 const PAUSE: Duration = Duration::from_millis(30);
-/// Long enough for a busy machine.
+/// The timeout on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>, from: Side) -> JoinHandle<()> {

@@ -1,4 +1,4 @@
-//! All that flows at once, in both directions, each kind checked by its own means.
+//! All simultaneous traffic, in both directions. Each kind is checked in its own way.
 
 mod echo;
 mod tcp;
@@ -15,7 +15,7 @@ use crate::side::SIDES;
 use crate::stage::Stage;
 use udp::{KINDS, PacedFlow};
 
-/// The threads; they end when this is dropped.
+/// The threads, which end on drop.
 pub(crate) struct Traffic {
     stage: Arc<Stage>,
     threads: Vec<JoinHandle<()>>,
@@ -67,7 +67,7 @@ impl Traffic {
         )
     }
 
-    /// Ends all of it and waits for it.
+    /// Stops all threads and waits for them.
     pub(crate) fn stop(&mut self) {
         self.stage.finish();
         for thread in self.threads.drain(..) {

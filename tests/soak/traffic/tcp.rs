@@ -1,4 +1,4 @@
-//! TCP transfers, one after the other. Faulty phases may delay them, never end one or change a byte.
+//! TCP transfers, one after the other. Faulty phases may delay them, but never end one or change a byte.
 
 use core::time::Duration;
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use crate::side::Side;
 use crate::stage::Stage;
 
 const BYTES: u64 = 2 << 20;
-/// So that two cores have time for everything else.
+/// A pause that leaves time of two cores for everything else.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The limit of data in flight. It is below the size of every queue on the path, so no kernel queue drops packets in a
 /// fault-free phase.
@@ -50,11 +50,12 @@ fn transfer(hosts: &TwoHosts, stage: &Stage, done: &Done, from: Side, seed: u64)
     if let Err(error) = &sent
         && error.to_string().starts_with("cannot connect")
     {
-        // A host that has no way tells so, and ends the attempt (tcp_v4_err in net/ipv4/tcp_ipv4.c), but only in a faulty phase.
+        // A host without a route reports that and ends the attempt (tcp_v4_err in net/ipv4/tcp_ipv4.c), but only in a
+        // faulty phase.
         if stage.was_fault_free_since(began) {
             return Err(error.to_string());
         }
-        // Somebody has to connect, or the other end would wait.
+        // A connection is needed, or the other end would wait.
         let _ = to_pod.enter(|| TcpStream::connect(target));
         let _ = sink.join();
         return Ok(());

@@ -1,5 +1,5 @@
-//! Datagrams at an even pace, with numbers and contents that the receiver checks. In a fault-free phase none may be missing, ever may one be
-//! wrong or come twice.
+//! Datagrams at an even rate, with numbers and contents that the receiver checks. In a fault-free phase none may be
+//! missing. None may ever be wrong or duplicated.
 
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -30,7 +30,7 @@ pub(crate) struct Kind {
 
 pub(crate) const KINDS: [Kind; 3] = [
     Kind { name: "small", len: 64, pause: Duration::from_millis(4), may_be_cut: false },
-    // With its headers exactly what the underlay carries.
+    // With headers, exactly the underlay's MTU.
     Kind { name: "full", len: 1472 - 28, pause: Duration::from_millis(8), may_be_cut: false },
     Kind { name: "fragmented", len: 4000, pause: Duration::from_millis(20), may_be_cut: true },
 ];
@@ -52,14 +52,14 @@ struct Count {
 }
 
 impl PacedFlow {
-    /// Of what was sent in the fault-free phases.
+    /// Describes the missing datagrams of fault-free phases, if any.
     pub(crate) fn missing(&self) -> Option<String> {
         let [sent, arrived] =
             [&self.fault_free.sent, &self.fault_free.arrived].map(|count| count.load(Ordering::SeqCst));
         (sent != arrived).then(|| format!("{}: {arrived} of {sent} arrived", self.name))
     }
 
-    /// In phases of both kinds.
+    /// Returns the arrived datagrams of fault-free and of faulty phases.
     pub(crate) fn arrived(&self) -> (u64, u64) {
         (self.fault_free.arrived.load(Ordering::SeqCst), self.faulty.arrived.load(Ordering::SeqCst))
     }
@@ -81,7 +81,7 @@ pub(crate) fn start(
     kind: Kind,
 ) -> (Arc<PacedFlow>, [JoinHandle<()>; 2]) {
     let (pod, to) = (from.pod(hosts), from.other().place());
-    // Read when a socket is made (ip(7)).
+    // The kernel reads it when a socket is created (ip(7)).
     pod.sysctl("net/ipv4/ip_no_pmtu_disc", if kind.may_be_cut { "1" } else { "0" }).unwrap();
     let sender = pod.enter(|| UdpSocket::bind((from.place().pod, 0))).unwrap();
     pod.sysctl("net/ipv4/ip_no_pmtu_disc", "0").unwrap();
@@ -89,7 +89,7 @@ pub(crate) fn start(
     let target = SocketAddr::from((address, PORT + kind.len as u16));
     let receiver = from.other().pod(hosts).enter(|| UdpSocket::bind(target)).unwrap();
     receiver.set_read_timeout(Some(LOOK_UP)).unwrap();
-    // A wish: a reader that is kept waiting by a busy machine loses nothing then.
+    // A larger buffer, so that a delayed reader loses nothing.
     let _ = setsockopt(&receiver, RcvBufForce, &(8 << 20));
     let name = format!("{} from {from:?}", kind.name);
     let flow = Arc::new(PacedFlow { name, fault_free: Count::default(), faulty: Count::default() });
@@ -116,7 +116,7 @@ fn send(flow: &PacedFlow, stage: &Stage, socket: &UdpSocket, target: SocketAddr,
             return stage.fail(format!("{}: cannot send: {error}", flow.name));
         }
         number += 1;
-        // What a busy machine delayed is not caught up with in a burst.
+        // Delays of a busy machine are not followed by a burst.
         due = (due + kind.pause).max(Instant::now() - kind.pause);
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
@@ -125,7 +125,7 @@ fn send(flow: &PacedFlow, stage: &Stage, socket: &UdpSocket, target: SocketAddr,
 fn receive(flow: &PacedFlow, stage: &Stage, socket: &UdpSocket, kind: Kind) {
     let mut buffer = [0; 9000];
     let mut seen = Vec::<bool>::new();
-    // Until well after the last one was sent: nothing is lost by ending later.
+    // Until well after the last datagram, so that none is lost by the end.
     while !stage.is_over() {
         let len = match socket.recv(&mut buffer) {
             Ok(len) => len,
