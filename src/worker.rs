@@ -1,6 +1,6 @@
 //! A worker drives one TUN device and one UDP socket.
 //!
-//! It has no loop of its own: call [`run`], or wait for its file descriptors in a loop of yours.
+//! It has no loop of its own: call [`run()`], or wait for its file descriptors in a loop of yours.
 //!
 //! 1. Call [`Worker::handle`] with the file descriptors that are ready. It does a limited amount of work and never
 //!    blocks.

@@ -102,7 +102,7 @@ fn check_node(id: NodeId, node: &Node) -> Result<(), InvariantViolation> {
         (
             Border::ToUnderlay,
             encap.forwarded() + decap.answered() + stats.fragments_made,
-            node.seen.to_underlay + node.seen.fragmented,
+            node.seen.to_underlay + node.seen.fragmented + node.seen.refused_fragments,
         ),
     ];
     match borders.into_iter().find(|(_, counted, seen)| counted != seen) {

@@ -74,6 +74,8 @@ pub(super) struct Seen {
     pub(super) to_underlay: u64,
     /// Packets that went to the underlay as fragments.
     pub(super) fragmented: u64,
+    /// Fragments that were made and that the own link refused.
+    pub(super) refused_fragments: u64,
 }
 
 impl Node {
@@ -149,7 +151,8 @@ impl Node {
 
     /// Handles a packet from the TUN.
     pub(super) fn encapsulate(&mut self, mut packet: BytesMut, now: Duration, out: &mut Vec<Output>) -> Fate {
-        let Self { endpoint, routes, link_mtu, .. } = self;
+        let Self { endpoint, routes, link_mtu, seen, .. } = self;
+        let mut fragments = 0;
         let (way, mut datagrams) = match endpoint.handle_outbound(&mut packet, &NOTHING_LEFT, routes.table(), now) {
             Outbound::Send(transmit) => (Way::from(&transmit), alloc::vec![BytesMut::from(transmit.contents)]),
             Outbound::SendAll(mut pieces) => {
@@ -158,6 +161,7 @@ impl Node {
                     let mut datagram = BytesMut::zeroed(len);
                     pieces.write_next(&mut datagram);
                     datagrams.push(datagram);
+                    fragments += 1;
                 }
                 (way, datagrams)
             }
@@ -169,6 +173,7 @@ impl Node {
         if let Some(longest) = datagrams.iter_mut().max_by_key(|datagram| datagram.len())
             && longest.len() > link.into()
         {
+            seen.refused_fragments += fragments;
             let system = SystemPath { configured: Some((*link_mtu).into()), ..SystemPath::default() };
             let EmsgsizeOutcome::Limit(mtu) = endpoint.handle_emsgsize(&way, longest.len(), system, now) else {
                 endpoint.handle_send_error(way.destination.ip(), DropReason::SendFailed, 1);

@@ -19,7 +19,7 @@
 //!   the link and the address, but not those routes (`fib_table_flush` sends no message).
 //! - **Underlay monitor.** The MTU of the tunnel is the smaller of the device's MTU and of the MTU that the underlay's
 //!   interface ([`interface_of`]) leaves. Both may change at any time.
-//!   [`Worker::set_mtu`](crate::worker::Worker::set_mtu) takes the new value.
+//!   [`Handle::set_mtu`](crate::worker::Handle::set_mtu) takes the new value.
 //! - **Removal.** [`Link::remove`] removes the address and route that this `Link` added. Dropping a `Link` changes
 //!   nothing in the kernel, so a persistent device survives a restart. [`Link::configure`] then keeps the existing
 //!   configuration.
