@@ -1,7 +1,7 @@
 //! A kernel that does as it is told: what stands in for the system calls in tests of the adapters and of the worker.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ffi::c_int;
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::kernel::{Kernel, SystemCalls};
 use super::route_query::{FlowKey, RouteMtu, RouteSocket};
-use super::syscall::{MESSAGES, Message, Slot};
+use super::syscall::{MESSAGES, Message, SendBacklog, Slot};
 use crate::offload::VNET_HEADER_LEN;
 use crate::wire::Ecn;
 
@@ -31,6 +31,7 @@ pub(crate) enum Call {
     Receive,
     Route,
     Send,
+    SendBacklog,
     Socket,
     Write,
 }
@@ -89,6 +90,11 @@ struct State {
     no_marks: Option<c_int>,
     /// What writes of GSO packets fail with.
     no_gso_packets: Option<c_int>,
+    /// Where the device frees nothing that is sent, and for each descriptor what is charged to it therefore.
+    slow: BTreeSet<SocketAddr>,
+    charged: BTreeMap<(RawFd, SocketAddr), usize>,
+    /// The send buffer of each socket. 0: there is no limit.
+    send_buffer: usize,
     /// The messages that each call took.
     sent: Vec<Vec<Sent>>,
     written: Vec<Vec<u8>>,
@@ -132,6 +138,33 @@ impl Script {
     /// what is said.
     pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, train_errno: c_int) {
         self.state().paths.insert(to, (mtu, train_errno));
+    }
+
+    /// From now on each socket takes no more once so many bytes are charged to it.
+    pub(crate) fn limit_send_buffers(&self, bytes: usize) {
+        self.state().send_buffer = bytes;
+    }
+
+    /// From now on what is sent to that peer stays charged to the socket that sent it.
+    pub(crate) fn slow_down(&self, to: SocketAddr) {
+        self.state().slow.insert(to);
+    }
+
+    /// The device frees up to so many bytes that were sent to that peer.
+    pub(crate) fn free(&self, to: SocketAddr, bytes: usize) {
+        let mut left = bytes;
+        for ((_, peer), charged) in &mut self.state().charged {
+            if *peer == to {
+                let freed = left.min(*charged);
+                *charged -= freed;
+                left -= freed;
+            }
+        }
+    }
+
+    /// What is charged to a descriptor.
+    pub(crate) fn charged(&self, socket: RawFd) -> usize {
+        self.state().charged(socket)
     }
 
     /// The kernel has neither `sendmmsg` nor `recvmmsg`.
@@ -226,8 +259,28 @@ impl State {
             Some((at, _)) => most = most.min(at),
             None => {}
         }
+        for (at, message) in messages.iter().enumerate().take(most) {
+            if self.is_full(socket) {
+                if at == 0 {
+                    return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+                }
+                most = at;
+                break;
+            }
+            if self.slow.contains(&message.destination) {
+                *self.charged.entry((socket, message.destination)).or_default() += message.payload.len();
+            }
+        }
         self.sent.push(messages.iter().take(most).map(|message| Sent::new(socket, message)).collect());
         Ok(most)
+    }
+
+    fn charged(&self, socket: RawFd) -> usize {
+        self.charged.iter().filter(|((charged, _), _)| *charged == socket).map(|(_, bytes)| bytes).sum()
+    }
+
+    fn is_full(&self, socket: RawFd) -> bool {
+        self.send_buffer > 0 && self.charged(socket) >= self.send_buffer
     }
 
     fn path_mtu(&self, destination: SocketAddr) -> u32 {
@@ -338,6 +391,14 @@ impl SystemCalls for Calls {
             None => Kernel.send(socket, messages),
             Some(script) => script.state().send(socket.as_raw_fd(), &messages.take(MESSAGES).collect::<Vec<_>>()),
         }
+    }
+
+    fn send_backlog(&self, socket: BorrowedFd<'_>) -> io::Result<SendBacklog> {
+        let Some(script) = &self.0 else { return Kernel.send_backlog(socket) };
+        let mut state = script.state();
+        state.answer(Call::SendBacklog)?;
+        let limit = if state.send_buffer > 0 { state.send_buffer } else { usize::MAX };
+        Ok(SendBacklog { charged: state.charged(socket.as_raw_fd()), limit })
     }
 
     fn receive<'b, const N: usize>(

@@ -3,6 +3,7 @@
 mod bind;
 mod error;
 mod fallback;
+mod lanes;
 mod path;
 mod receive;
 mod send;
@@ -24,6 +25,7 @@ use std::time::Instant;
 use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
 use self::fallback::Fallbacks;
+use self::lanes::{LANES_MAX, Lanes, Meter, MoveOutcome, Moved, is_crowded, is_filling};
 use self::path::PathSockets;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
@@ -124,6 +126,9 @@ pub struct UdpTransport {
     flows: Arc<[UdpSocket]>,
     /// Held while the mode of a socket is another one; as many transports share it as share the flows.
     overruling: Arc<Mutex<()>>,
+    /// For peers that fill the sockets above; as many transports share them.
+    lanes: Arc<Lanes>,
+    meter: Meter,
     path_sockets: PathSockets,
     fallbacks: Fallbacks,
     disabled: Disabled,
@@ -203,7 +208,8 @@ impl UdpTransport {
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
         let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
         let (overruling, path_sockets) = (Arc::default(), PathSockets::open(local, path_reports, &disabled));
-        Ok(Self { socket, local, offload, flows, overruling, path_sockets, fallbacks, disabled, calls })
+        let (lanes, meter) = (Arc::new(Lanes::new(0)), Meter::default());
+        Ok(Self { socket, local, offload, flows, overruling, lanes, meter, path_sockets, fallbacks, disabled, calls })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
@@ -230,6 +236,8 @@ impl UdpTransport {
     #[inline]
     pub fn retry_trains(&self, now: Instant) {
         self.fallbacks.expire(now);
+        self.lanes.release(now, &self.calls);
+        self.meter.age(now);
     }
 
     /// The features that the kernel lacks, or refused when they were used for the first time.
@@ -267,13 +275,14 @@ impl UdpTransport {
     /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
     /// [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
-        send_all(|socket, messages| self.send_messages(socket, messages), self.plan(), transmits, first_segment)
+        let moved = self.lanes.moved();
+        send_all(|socket, messages| self.send_messages(socket, messages), self.plan(&moved), transmits, first_segment)
     }
 
     #[inline]
-    fn plan(&self) -> Plan<'_> {
-        let (gso, flows) = (self.offload.gso, self.flows.len());
-        Plan { gso, flows, fallbacks: &self.fallbacks, disabled: &self.disabled }
+    fn plan<'p>(&'p self, moved: &'p Option<Moved>) -> Plan<'p> {
+        let (gso, flows, moved) = (self.offload.gso, self.flows.len(), moved.as_ref().unwrap_or(&Moved::NONE));
+        Plan { gso, flows, moved, fallbacks: &self.fallbacks, disabled: &self.disabled }
     }
 
     /// Receives the next datagram, or train of them, into the begin of `buffer`.
@@ -353,15 +362,82 @@ impl UdpTransport {
 
     /// Sends by the socket of that number.
     #[inline]
-    fn send_messages(&self, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
-        let Some(flow) = self.flows.get(socket) else {
-            return self.calls.send(self.socket.as_fd(), messages);
-        };
-        // The caller can wait for our file descriptor, but not for this one's.
-        self.calls.send(flow.as_fd(), messages).map_err(|error| match error.raw_os_error() {
-            Some(libc::EAGAIN) => io::Error::from_raw_os_error(libc::ENOBUFS),
-            _ => error,
-        })
+    fn send_messages(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        if number >= self.ports() {
+            return self.send_aside(number, messages);
+        }
+        self.send_shared(number, messages)
+    }
+
+    /// Sends by a socket that peers share.
+    #[inline]
+    fn send_shared(&self, port: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        let first = messages.transmit();
+        let sent = self.calls.send(self.shared_socket(port).as_fd(), &mut *messages);
+        let is_full = sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EAGAIN));
+        if self.meter.count(messages.bytes()) || is_full {
+            self.make_room(port, messages.transmits_from(first), is_full);
+        }
+        sent
+    }
+
+    /// Sends by a lane, or by a socket that peers share while it has room.
+    #[cold]
+    fn send_aside(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        let (row, port) = (number / self.ports(), number % self.ports());
+        if row <= LANES_MAX {
+            let sent = self.calls.send(self.sender(number).as_fd(), &mut *messages);
+            if sent.is_ok() {
+                self.lanes.count(row - 1, messages.bytes());
+            }
+            return sent;
+        }
+        let shared = self.shared_socket(port);
+        match self.calls.send_backlog(shared.as_fd()) {
+            Ok(backlog) if is_crowded(backlog) => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            Ok(backlog) if is_filling(backlog) => {}
+            Ok(_) | Err(_) => self.lanes.lift_limits(),
+        }
+        self.send_shared(port, messages)
+    }
+
+    /// Counts what was sent by a socket that peers share. If it fills, the peer that was sent most leaves it.
+    #[cold]
+    fn make_room(&self, port: usize, sent: &[Transmit<'_>], is_full: bool) {
+        let shared = self.shared_socket(port);
+        let moved = self.lanes.moved().unwrap_or(Moved::NONE);
+        let backlog = || self.calls.send_backlog(shared.as_fd());
+        match self.meter.find(port, sent, is_full, &moved, backlog) {
+            Ok(None) => {}
+            Ok(Some(peer)) => match self.lanes.move_away(peer, port, shared, &self.calls) {
+                MoveOutcome::Lane { evicted } => self.meter.has_left(peer, evicted),
+                MoveOutcome::NoLaneIsFree => {}
+                MoveOutcome::NoLanes => self.disabled.add(Feature::SendLanes),
+            },
+            Err(_) => self.disabled.add(Feature::SendLanes),
+        }
+    }
+
+    /// How many ports datagrams leave from.
+    #[inline]
+    fn ports(&self) -> usize {
+        self.flows.len().max(1)
+    }
+
+    /// The socket that peers share for a port.
+    #[inline]
+    fn shared_socket(&self, port: usize) -> &UdpSocket {
+        self.flows.get(port).unwrap_or(&self.socket)
+    }
+
+    /// The socket of that number.
+    #[cold]
+    fn sender(&self, number: usize) -> &UdpSocket {
+        let (row, port) = (number / self.ports(), number % self.ports());
+        let shared = self.shared_socket(port);
+        let lane = row.checked_sub(1).filter(|lane| *lane < LANES_MAX);
+        let lane = lane.and_then(|lane| self.lanes.socket(lane as u8, port, shared, &self.calls));
+        lane.unwrap_or(shared)
     }
 }
 
