@@ -46,7 +46,8 @@ pub struct UdpConfig {
     /// It is a wish: without `CAP_NET_ADMIN` the kernel grants no more than the sysctl `net.core.rmem_max`.
     pub receive_buffer: Option<usize>,
     /// Bytes the kernel may hold that we have sent and that are not on the wire yet; its overhead counts. `None`: the
-    /// system's default. A wish too, with `net.core.wmem_max`.
+    /// system's default. A wish too, with `net.core.wmem_max`. Each lane for a peer with a slow path has as much: see
+    /// [`UdpTransport`].
     pub send_buffer: Option<usize>,
     /// Which trains of datagrams to pass in one piece; a wish too.
     pub offload: UdpOffload,
@@ -117,6 +118,20 @@ impl Default for UdpOffload {
 ///
 /// Beside the UDP socket it holds a netlink socket for questions about routes, and a raw socket for ICMP errors
 /// ([`PathReports`]). It does without those that it is not permitted.
+///
+/// # Peers with slow paths
+/// Linux charges a datagram to the send buffer of its socket until the network device has sent it. A peer behind a slow interface
+/// would fill the buffer, and nothing could be sent to the others. Such a peer therefore gets a *lane*: a socket on the same
+/// address and port that only sends, with a send buffer of its own.
+///
+/// - At most eight peers have a lane at once. Further peers that fill the shared buffer are refused while it is a quarter full.
+/// - [`SendErrorKind::PathFull`] concerns the peer of that datagram alone. Send to the other peers, and try this one again after a
+///   millisecond or so: no file descriptor becomes ready for it.
+/// - With [`flow_ports`](UdpConfig::flow_ports) a lane has a socket for each port, so that each flow keeps its source port.
+/// - A lane receives nothing. It is made when it is first needed, by the user who made the socket, in the network namespace of the
+///   socket. Where it cannot be made, [`Feature::SendLanes`] is disabled. An IPv6 socket has none if it shares its port with other
+///   queues.
+/// - The lane has the options that the socket has at that moment (`SO_MARK`, `SO_BINDTODEVICE`, `IP_TOS` and others).
 #[derive(Debug)]
 pub struct UdpTransport {
     socket: UdpSocket,
@@ -233,6 +248,8 @@ impl UdpTransport {
 
     /// Sends trains again to destinations that refused one: after a minute at first, and after twice the time with each further
     /// refusal, up to an hour. Call it with the time before sending; the time of a refusal is that of the next call.
+    ///
+    /// Once a second it also looks at the lanes. A peer whose lane was empty twice sends by the shared socket again.
     #[inline]
     pub fn retry_trains(&self, now: Instant) {
         self.fallbacks.expire(now);
@@ -257,7 +274,8 @@ impl UdpTransport {
     /// there are not so many.
     ///
     /// After a [`SendError`] `e`: from `e.segment` on once the socket is writable again if its kind is
-    /// [`SendErrorKind::WouldBlock`], else from `e.segment + 1` on, which gives that datagram up.
+    /// [`SendErrorKind::WouldBlock`], or a little later if it is [`SendErrorKind::PathFull`], else from `e.segment + 1` on, which
+    /// gives that datagram up.
     ///
     /// # Errors
     /// At the first datagram that was not sent.

@@ -59,6 +59,12 @@ impl Default for QueueLimits {
 ///   lost when any of them is; either is reported exactly once.
 ///
 /// Peers for which nothing waits take no room and no time.
+///
+/// # Backpressure
+/// There is none to the senders. A TUN device that is not read fills its own queue, and then blocks or drops the packets of every
+/// pod, whichever peer they are for. So the TUN is always read, and a peer whose queue is full drops its newest packets. A pod's TCP
+/// sees that as loss and slows down, as behind any router whose link is full. A pod's UDP socket does not block and gets no
+/// error: the counters and the send errors of the peer tell what was dropped.
 #[derive(Debug)]
 pub struct SendQueue {
     limits: QueueLimits,

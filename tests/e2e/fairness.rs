@@ -195,7 +195,7 @@ fn fault_51_r69_a_burst_to_a_slow_peer_delays_nobody_else() {
     star.stop(&[0]);
 }
 
-/// R43: the datagrams of a flow arrive in order, though the socket that sends them changes while they wait.
+/// The datagrams of a flow arrive in order, though the socket that sends them changes while they wait.
 #[test]
 fn fault_51_a_peer_that_gets_a_lane_has_its_datagrams_in_order() {
     let star = Star::new(&[TBF, NONE], &[]);

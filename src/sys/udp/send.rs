@@ -96,10 +96,10 @@ pub(super) fn send_all(
             // The kernel reports it a single time, to whoever sends next, so it is tried once more at once.
             errno if tells_of_an_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),
             errno => {
-                let kind = match SendErrorKind::from_errno(errno) {
-                    SendErrorKind::WouldBlock if plan.flows > 0 || socket > 0 => SendErrorKind::PathFull,
-                    kind => kind,
-                };
+                let kind = SendErrorKind::from_errno(errno);
+                let is_main = plan.flows == 0 && socket == 0;
+                let is_path = kind == SendErrorKind::WouldBlock && !is_main;
+                let kind = if is_path { SendErrorKind::PathFull } else { kind };
                 let Place { transmit, segment } = place;
                 return Err(BatchError { transmit, segment, datagrams: first.segments, kind });
             }
