@@ -129,7 +129,8 @@ impl Default for UdpOffload {
 ///   millisecond or so: no file descriptor becomes ready for it.
 /// - With [`flow_ports`](UdpConfig::flow_ports) a lane has a socket for each port, so that each flow keeps its source port.
 /// - A lane receives nothing. It is made when it is first needed, by the user who made the socket, in the network namespace of the
-///   socket. Where it cannot be made, [`Feature::SendLanes`] is disabled. An IPv6 socket has none if it shares its port with other
+///   socket. Where it cannot be made, because the kernel has no IPv6 (`ipv6.disable=1`) for example,
+///   [`Feature::SendLanes`] is disabled. An IPv6 socket has none if it shares its port with other
 ///   queues.
 /// - The lane has the options that the socket has at that moment (`SO_MARK`, `SO_BINDTODEVICE`, `IP_TOS` and others).
 #[derive(Debug)]

@@ -284,19 +284,24 @@ impl Lanes {
         let oldest_unneeded = || lanes().filter(|lane| use_of(lane) != LaneUse::Needed).min_by_key(given);
         let lane = lanes().find(is_free).or_else(oldest_unneeded)?;
         let is_fast = use_of(&lane) == LaneUse::Fast;
-        let Table { moved, empty_looks, given, count, .. } = &mut *table;
-        let evicted = moved.peer_of(lane).filter(|_| is_fast);
-        if let Some(sent) = self.sent.get(usize::from(lane)) {
-            sent.store(0, Ordering::Relaxed);
-        }
+        let evicted = table.moved.peer_of(lane).filter(|_| is_fast);
+        self.give(lane, peer, &mut table);
+        self.is_used.store(true, Ordering::Relaxed);
+        Some((lane, evicted))
+    }
+
+    fn give(&self, lane: u8, peer: u64, table: &mut Table) {
+        let Table { moved, empty_looks, given, count, .. } = table;
         moved.remove_if(|exit| exit == Exit::Lane(lane));
         moved.set(peer, Exit::Lane(lane));
         *count += 1;
-        if let (Some(looks), Some(given)) = (empty_looks.get_mut(usize::from(lane)), given.get_mut(usize::from(lane))) {
+        let lane = usize::from(lane);
+        if let (Some(looks), Some(given)) = (empty_looks.get_mut(lane), given.get_mut(lane)) {
             (*looks, *given) = (0, *count);
         }
-        self.is_used.store(true, Ordering::Relaxed);
-        Some((lane, evicted))
+        if let Some(sent) = self.sent.get(lane) {
+            sent.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Looks at the clock, and once a second at the lanes: peers whose lane is empty return.
@@ -322,15 +327,14 @@ impl Lanes {
                 moved.remove_if(|exit| exit == Exit::Lane(lane));
             }
         }
-        for lane in 0..LANES_MAX as u8 {
-            if !self.is_broken.load(Ordering::Relaxed)
-                && moved.peer_of(lane).is_none()
-                && let Some(peer) = moved.limited()
-            {
-                moved.set(peer, Exit::Lane(lane));
-            }
+        // A limited peer gets a lane that is free. Without one it stays limited: the shared socket may still be crowded.
+        while !self.is_broken.load(Ordering::Relaxed)
+            && let Some(peer) = table.moved.limited()
+            && let Some(lane) = (0..LANES_MAX as u8).find(|lane| table.moved.peer_of(*lane).is_none())
+        {
+            self.give(lane, peer, &mut table);
         }
-        self.is_used.store(!moved.is_empty(), Ordering::Relaxed);
+        self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
     }
 
     /// No peer is limited any more: the shared socket is nearly empty.

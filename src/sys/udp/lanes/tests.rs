@@ -14,6 +14,15 @@ use crate::wire::Ecn;
 const BUFFER: usize = 4 << 20;
 const DATAGRAM: usize = 1400;
 
+/// Lanes are IPv6 sockets.
+fn has_lanes() -> bool {
+    let has = testbed::has_ipv6();
+    if !has {
+        std::println!("skipped: lanes, for which the kernel needs IPv6");
+    }
+    has
+}
+
 fn peer(number: u16) -> SocketAddr {
     let [high, low] = number.to_be_bytes();
     ([10, 168, high, low], 8285).into()
@@ -97,6 +106,9 @@ impl Stage {
 /// The slow peer fills a lane of its own, and the idle one never meets a full socket.
 #[test]
 fn fault_51_r69_a_slow_peer_fills_a_lane_of_its_own() {
+    if !has_lanes() {
+        return;
+    }
     let mut stage = Stage::new(0);
     let [slow, idle] = [1, 2].map(peer);
     stage.script.slow_down(slow);
@@ -118,6 +130,9 @@ fn fault_51_r69_a_slow_peer_fills_a_lane_of_its_own() {
 /// One call may be for several peers. The refused one alone is named, and what was before it was sent.
 #[test]
 fn fault_51_r69_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
+    if !has_lanes() {
+        return;
+    }
     let mut stage = Stage::new(0);
     let [slow, idle] = [1, 2].map(peer);
     stage.script.slow_down(slow);
@@ -137,6 +152,9 @@ fn fault_51_r69_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
 /// Eight slow peers have eight lanes. A ninth is limited, and is still sent what its path takes.
 #[test]
 fn fault_51_r69_more_slow_peers_than_lanes() {
+    if !has_lanes() {
+        return;
+    }
     for slow_peers in [1, 8, 9, 16] {
         let mut stage = Stage::new(0);
         let (idle, slow) = (peer(0), (1..=slow_peers).map(peer).collect::<Vec<_>>());
@@ -167,6 +185,9 @@ fn fault_51_r69_more_slow_peers_than_lanes() {
 /// Peers that are sent more than the slow one, and many that are sent little.
 #[test]
 fn fault_51_r69_the_slow_peer_is_found_among_many() {
+    if !has_lanes() {
+        return;
+    }
     for (fast, few) in [(10, 0), (20, 0), (0, 1000), (4, 1000)] {
         let mut stage = Stage::new(0);
         let slow = peer(0);
@@ -193,6 +214,9 @@ fn fault_51_r69_the_slow_peer_is_found_among_many() {
 /// What was sent leaves, and the peer returns to the shared socket; nothing is asked then.
 #[test]
 fn a_peer_returns_when_its_lane_is_empty() {
+    if !has_lanes() {
+        return;
+    }
     let mut stage = Stage::new(0);
     let slow = peer(1);
     stage.script.slow_down(slow);
@@ -260,6 +284,9 @@ fn fault_51_without_lanes_the_peer_that_fills_the_socket_is_limited() {
 /// Each flow keeps its source port, and the slow peer's flows have lanes of their own ports.
 #[test]
 fn r60_flows_keep_their_ports_in_a_lane() {
+    if !has_lanes() {
+        return;
+    }
     let mut stage = Stage::new(3);
     let ports: Vec<_> = stage.udp.flows.iter().map(|flow| flow.local_addr().unwrap().port()).collect();
     let [slow, idle] = [1, 2].map(peer);
@@ -282,6 +309,9 @@ fn r60_flows_keep_their_ports_in_a_lane() {
 /// The mode is set on the socket that sends, and is as before afterwards.
 #[test]
 fn a_lane_sends_in_the_mode_of_the_path() {
+    if !has_lanes() {
+        return;
+    }
     let mut stage = Stage::new(0);
     let slow = peer(1);
     stage.script.slow_down(slow);
@@ -304,6 +334,9 @@ fn on_loopback(test: impl FnOnce() + Send) {
 /// Everything that arrives reaches the sockets that receive, whichever addresses they have; nobody else can have the port.
 #[test]
 fn a_lane_receives_nothing_and_lets_nobody_in() {
+    if !has_lanes() {
+        return;
+    }
     let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
     let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
     let has = |address: &IpAddr| address.is_ipv4() || testbed::has_ipv6();
@@ -375,6 +408,9 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 /// A batch by a lane is cut by the kernel, and carries the ECN field.
 #[test]
 fn a_lane_sends_batches_and_the_ecn_field() {
+    if !has_lanes() {
+        return;
+    }
     on_loopback(|| {
         let config = UdpConfig::default();
         let [from, to] = [0, 1].map(|_| UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), &config).unwrap());
@@ -401,6 +437,9 @@ fn a_lane_sends_batches_and_the_ecn_field() {
 /// Options that say which way packets go are those of the socket that receives.
 #[test]
 fn a_lane_has_the_options_of_the_socket() {
+    if !has_lanes() {
+        return;
+    }
     on_loopback(|| {
         for flow_ports in [0, 2] {
             let config = UdpConfig { flow_ports, send_buffer: Some(300_000), ..UdpConfig::default() };
@@ -446,6 +485,9 @@ fn a_lane_has_the_options_of_the_socket() {
 /// A thread with another namespace makes no lane: it would send into that one.
 #[test]
 fn no_lane_in_another_network_namespace() {
+    if !has_lanes() {
+        return;
+    }
     let [here, there] = [0, 1].map(|_| testbed::Namespace::new().expect("these tests need root"));
     let bind = || UdpTransport::bind((Ipv4Addr::UNSPECIFIED, 0).into(), &UdpConfig::default()).unwrap();
     let transport = here.enter(bind);
