@@ -196,12 +196,12 @@ fn fault_51_r69_the_slow_peer_is_found_among_many() {
         let few: Vec<_> = (1000..1000 + few).map(peer).collect();
         let per_round = fast.len() * 40 + few.len() / 10;
         for round in 0..2000_usize {
-            // A fiftieth of all, until its buffer would have been full four times.
+            // A fiftieth of all, until its buffer would have been full twice.
             stage.send(slow, per_round / 50 + 1);
             fast.iter().for_each(|to| stage.send(*to, 40));
             few.iter().skip(round % 10).step_by(10).for_each(|to| stage.send(*to, 1));
             stage.tick(Duration::from_millis(1));
-            if stage.sent[&slow] as usize * DATAGRAM > 4 * BUFFER {
+            if stage.sent[&slow] as usize * DATAGRAM > 2 * BUFFER {
                 break;
             }
         }
