@@ -37,6 +37,9 @@ features! {
     RouteQueries = "NETLINK_ROUTE sockets (the MTU of a route by policy is not known)",
     /// The ECN field of packets that are sent. Without it, outer packets carry none.
     SendEcn = "IP_TOS control messages (outer packets carry no ECN field)",
+    /// Further sockets on the UDP port, which only send ([`UdpTransport`](super::UdpTransport)). Without them, peers whose paths are
+    /// slow share one send buffer.
+    SendLanes = "further sockets on the UDP port (peers with slow paths share a send buffer)",
     /// Sending several messages with one system call. Without it, each message costs a system call.
     SendMany = "sendmmsg (each datagram costs a system call)",
     /// Making a TUN device only if nobody has one of that name. Without it, two processes may open one device.

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::route_query::{FlowKey, RouteMtu, RouteSocket};
-use super::syscall::{self, Message, Slot};
+use super::syscall::{self, Message, SendBacklog, Slot};
 
 /// The system calls an adapter is made with. Each method is one, and tells what that one told: whether to try again, and what
 /// an error means for which packet, is the adapter's business.
@@ -22,6 +22,9 @@ pub(super) trait SystemCalls {
 
     /// [`syscall::send_messages`].
     fn send<'m>(&self, socket: BorrowedFd<'_>, messages: impl Iterator<Item = Message<'m>>) -> io::Result<usize>;
+
+    /// [`syscall::send_backlog`].
+    fn send_backlog(&self, socket: BorrowedFd<'_>) -> io::Result<SendBacklog>;
 
     /// [`syscall::receive_messages`].
     fn receive<'b, const N: usize>(
@@ -75,6 +78,10 @@ impl SystemCalls for Kernel {
     #[inline]
     fn send<'m>(&self, socket: BorrowedFd<'_>, messages: impl Iterator<Item = Message<'m>>) -> io::Result<usize> {
         syscall::send_messages(socket, messages)
+    }
+
+    fn send_backlog(&self, socket: BorrowedFd<'_>) -> io::Result<SendBacklog> {
+        syscall::send_backlog(socket)
     }
 
     #[inline]

@@ -1,7 +1,7 @@
 //! A scripted kernel in place of the system calls, for tests of the adapters and of the worker.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ffi::c_int;
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::kernel::{Kernel, SystemCalls};
 use super::route_query::{FlowKey, RouteMtu, RouteSocket};
-use super::syscall::{MESSAGES, Message, Slot};
+use super::syscall::{MESSAGES, Message, SendBacklog, Slot};
 use crate::offload::VNET_HEADER_LEN;
 use crate::wire::Ecn;
 
@@ -31,6 +31,7 @@ pub(crate) enum Call {
     Receive,
     Route,
     Send,
+    SendBacklog,
     Socket,
     Write,
 }
@@ -90,6 +91,11 @@ struct State {
     no_marks: Option<c_int>,
     /// The error of writes of GSO packets.
     no_gso_packets: Option<c_int>,
+    /// The peers behind devices that free nothing that is sent, and the bytes charged to each descriptor for each peer.
+    slow: BTreeSet<SocketAddr>,
+    charged: BTreeMap<(RawFd, SocketAddr), usize>,
+    /// The send buffer of each socket. 0: there is no limit.
+    send_buffer: usize,
     /// The messages that each call accepted.
     sent: Vec<Vec<Sent>>,
     written: Vec<Vec<u8>>,
@@ -133,6 +139,33 @@ impl Script {
     /// such datagrams fails with `batch_errno`.
     pub(crate) fn narrow(&self, to: IpAddr, mtu: u32, batch_errno: c_int) {
         self.state().paths.insert(to, (mtu, batch_errno));
+    }
+
+    /// Sets the size of each socket's send buffer.
+    pub(crate) fn limit_send_buffers(&self, bytes: usize) {
+        self.state().send_buffer = bytes;
+    }
+
+    /// Keeps the bytes that are sent to that peer charged to the socket that sent them.
+    pub(crate) fn slow_down(&self, to: SocketAddr) {
+        self.state().slow.insert(to);
+    }
+
+    /// Frees up to `bytes` that were sent to that peer.
+    pub(crate) fn free(&self, to: SocketAddr, bytes: usize) {
+        let mut left = bytes;
+        for ((_, peer), charged) in &mut self.state().charged {
+            if *peer == to {
+                let freed = left.min(*charged);
+                *charged -= freed;
+                left -= freed;
+            }
+        }
+    }
+
+    /// Returns the bytes that are charged to a descriptor.
+    pub(crate) fn charged(&self, socket: RawFd) -> usize {
+        self.state().charged(socket)
     }
 
     /// Makes `sendmmsg` and `recvmmsg` fail.
@@ -227,8 +260,28 @@ impl State {
             Some((at, _)) => most = most.min(at),
             None => {}
         }
+        for (at, message) in messages.iter().enumerate().take(most) {
+            if self.is_full(socket) {
+                if at == 0 {
+                    return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+                }
+                most = at;
+                break;
+            }
+            if self.slow.contains(&message.destination) {
+                *self.charged.entry((socket, message.destination)).or_default() += message.payload.len();
+            }
+        }
         self.sent.push(messages.iter().take(most).map(|message| Sent::new(socket, message)).collect());
         Ok(most)
+    }
+
+    fn charged(&self, socket: RawFd) -> usize {
+        self.charged.iter().filter(|((charged, _), _)| *charged == socket).map(|(_, bytes)| bytes).sum()
+    }
+
+    fn is_full(&self, socket: RawFd) -> bool {
+        self.send_buffer > 0 && self.charged(socket) >= self.send_buffer
     }
 
     fn path_mtu(&self, destination: SocketAddr) -> u32 {
@@ -339,6 +392,14 @@ impl SystemCalls for Calls {
             None => Kernel.send(socket, messages),
             Some(script) => script.state().send(socket.as_raw_fd(), &messages.take(MESSAGES).collect::<Vec<_>>()),
         }
+    }
+
+    fn send_backlog(&self, socket: BorrowedFd<'_>) -> io::Result<SendBacklog> {
+        let Some(script) = &self.0 else { return Kernel.send_backlog(socket) };
+        let mut state = script.state();
+        state.answer(Call::SendBacklog)?;
+        let limit = if state.send_buffer > 0 { state.send_buffer } else { usize::MAX };
+        Ok(SendBacklog { charged: state.charged(socket.as_raw_fd()), limit })
     }
 
     fn receive<'b, const N: usize>(

@@ -3,6 +3,7 @@
 mod bind;
 mod error;
 mod fallback;
+mod lanes;
 mod path;
 mod receive;
 mod send;
@@ -24,6 +25,7 @@ use std::time::Instant;
 use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
 use self::fallback::Fallbacks;
+use self::lanes::{LANES_MAX, Lanes, Meter, MoveOutcome, Moved, is_crowded, is_filling};
 use self::path::PathSockets;
 use self::receive::skip_pending;
 pub use self::receive::{RecvBatch, RecvMeta};
@@ -44,7 +46,8 @@ pub struct UdpConfig {
     /// It is a wish: without `CAP_NET_ADMIN` the kernel grants no more than the sysctl `net.core.rmem_max`.
     pub receive_buffer: Option<usize>,
     /// Bytes the kernel may hold that we have sent and that are not on the wire yet; its overhead counts. `None`: the
-    /// system's default. A wish too, with `net.core.wmem_max`.
+    /// system's default. A wish too, with `net.core.wmem_max`. Each lane for a peer with a slow path has as much: see
+    /// [`UdpTransport`].
     pub send_buffer: Option<usize>,
     /// Which trains of datagrams to pass in one piece; a wish too.
     pub offload: UdpOffload,
@@ -115,6 +118,21 @@ impl Default for UdpOffload {
 ///
 /// Beside the UDP socket it holds a netlink socket for questions about routes, and a raw socket for ICMP errors
 /// ([`PathReports`]). It does without those that it is not permitted.
+///
+/// # Peers with slow paths
+/// Linux charges a datagram to the send buffer of its socket until the network device has sent it. A peer behind a slow interface
+/// would fill the buffer, and nothing could be sent to the others. Such a peer therefore gets a *lane*: a socket on the same
+/// address and port that only sends, with a send buffer of its own.
+///
+/// - At most eight peers have a lane at once. Further peers that fill the shared buffer are refused while it is a quarter full.
+/// - [`SendErrorKind::PathFull`] concerns the peer of that datagram alone. Send to the other peers, and try this one again after a
+///   millisecond or so: no file descriptor becomes ready for it.
+/// - With [`flow_ports`](UdpConfig::flow_ports) a lane has a socket for each port, so that each flow keeps its source port.
+/// - A lane receives nothing. It is made when it is first needed, by the user who made the socket, in the network namespace of the
+///   socket. Where it cannot be made, because the kernel has no IPv6 (`ipv6.disable=1`) for example,
+///   [`Feature::SendLanes`] is disabled. An IPv6 socket has none if it shares its port with other
+///   queues.
+/// - The lane has the options that the socket has at that moment (`SO_MARK`, `SO_BINDTODEVICE`, `IP_TOS` and others).
 #[derive(Debug)]
 pub struct UdpTransport {
     socket: UdpSocket,
@@ -124,6 +142,9 @@ pub struct UdpTransport {
     flows: Arc<[UdpSocket]>,
     /// Held while the mode of a socket is another one; as many transports share it as share the flows.
     overruling: Arc<Mutex<()>>,
+    /// For peers that fill the sockets above; as many transports share them.
+    lanes: Arc<Lanes>,
+    meter: Meter,
     path_sockets: PathSockets,
     fallbacks: Fallbacks,
     disabled: Disabled,
@@ -203,7 +224,8 @@ impl UdpTransport {
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
         let (flows, fallbacks, calls) = (Arc::new([]), Fallbacks::default(), Calls::default());
         let (overruling, path_sockets) = (Arc::default(), PathSockets::open(local, path_reports, &disabled));
-        Ok(Self { socket, local, offload, flows, overruling, path_sockets, fallbacks, disabled, calls })
+        let (lanes, meter) = (Arc::new(Lanes::new(0)), Meter::default());
+        Ok(Self { socket, local, offload, flows, overruling, lanes, meter, path_sockets, fallbacks, disabled, calls })
     }
 
     /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
@@ -227,9 +249,13 @@ impl UdpTransport {
 
     /// Sends trains again to destinations that refused one: after a minute at first, and after twice the time with each further
     /// refusal, up to an hour. Call it with the time before sending; the time of a refusal is that of the next call.
+    ///
+    /// Once a second it also looks at the lanes. A peer whose lane was empty twice sends by the shared socket again.
     #[inline]
     pub fn retry_trains(&self, now: Instant) {
         self.fallbacks.expire(now);
+        self.lanes.release(now, &self.calls);
+        self.meter.age(now);
     }
 
     /// The features that the kernel lacks, or refused when they were used for the first time.
@@ -249,7 +275,8 @@ impl UdpTransport {
     /// there are not so many.
     ///
     /// After a [`SendError`] `e`: from `e.segment` on once the socket is writable again if its kind is
-    /// [`SendErrorKind::WouldBlock`], else from `e.segment + 1` on, which gives that datagram up.
+    /// [`SendErrorKind::WouldBlock`], or a little later if it is [`SendErrorKind::PathFull`], else from `e.segment + 1` on, which
+    /// gives that datagram up.
     ///
     /// # Errors
     /// At the first datagram that was not sent.
@@ -267,13 +294,14 @@ impl UdpTransport {
     /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
     /// [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
-        send_all(|socket, messages| self.send_messages(socket, messages), self.plan(), transmits, first_segment)
+        let moved = self.lanes.moved();
+        send_all(|socket, messages| self.send_messages(socket, messages), self.plan(&moved), transmits, first_segment)
     }
 
     #[inline]
-    fn plan(&self) -> Plan<'_> {
-        let (gso, flows) = (self.offload.gso, self.flows.len());
-        Plan { gso, flows, fallbacks: &self.fallbacks, disabled: &self.disabled }
+    fn plan<'p>(&'p self, moved: &'p Option<Moved>) -> Plan<'p> {
+        let (gso, flows, moved) = (self.offload.gso, self.flows.len(), moved.as_ref().unwrap_or(&Moved::NONE));
+        Plan { gso, flows, moved, fallbacks: &self.fallbacks, disabled: &self.disabled }
     }
 
     /// Receives the next datagram, or train of them, into the begin of `buffer`.
@@ -353,15 +381,82 @@ impl UdpTransport {
 
     /// Sends by the socket of that number.
     #[inline]
-    fn send_messages(&self, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
-        let Some(flow) = self.flows.get(socket) else {
-            return self.calls.send(self.socket.as_fd(), messages);
-        };
-        // The caller can wait for our file descriptor, but not for this one's.
-        self.calls.send(flow.as_fd(), messages).map_err(|error| match error.raw_os_error() {
-            Some(libc::EAGAIN) => io::Error::from_raw_os_error(libc::ENOBUFS),
-            _ => error,
-        })
+    fn send_messages(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        if number >= self.ports() {
+            return self.send_aside(number, messages);
+        }
+        self.send_shared(number, messages)
+    }
+
+    /// Sends by a socket that peers share.
+    #[inline]
+    fn send_shared(&self, port: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        let first = messages.transmit();
+        let sent = self.calls.send(self.shared_socket(port).as_fd(), &mut *messages);
+        let is_full = sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EAGAIN));
+        if self.meter.count(messages.bytes()) || is_full {
+            self.make_room(port, messages.transmits_from(first), is_full);
+        }
+        sent
+    }
+
+    /// Sends by a lane, or by a socket that peers share while it has room.
+    #[cold]
+    fn send_aside(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
+        let (row, port) = (number / self.ports(), number % self.ports());
+        if row <= LANES_MAX {
+            let sent = self.calls.send(self.sender(number).as_fd(), &mut *messages);
+            if sent.is_ok() {
+                self.lanes.count(row - 1, messages.bytes());
+            }
+            return sent;
+        }
+        let shared = self.shared_socket(port);
+        match self.calls.send_backlog(shared.as_fd()) {
+            Ok(backlog) if is_crowded(backlog) => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            Ok(backlog) if is_filling(backlog) => {}
+            Ok(_) | Err(_) => self.lanes.lift_limits(),
+        }
+        self.send_shared(port, messages)
+    }
+
+    /// Counts what was sent by a socket that peers share. If it fills, the peer that was sent most leaves it.
+    #[cold]
+    fn make_room(&self, port: usize, sent: &[Transmit<'_>], is_full: bool) {
+        let shared = self.shared_socket(port);
+        let moved = self.lanes.moved().unwrap_or(Moved::NONE);
+        let backlog = || self.calls.send_backlog(shared.as_fd());
+        match self.meter.find(port, sent, is_full, &moved, backlog) {
+            Ok(None) => {}
+            Ok(Some(peer)) => match self.lanes.move_away(peer, port, shared, &self.calls) {
+                MoveOutcome::Lane { evicted } => self.meter.has_left(peer, evicted),
+                MoveOutcome::NoLaneIsFree => {}
+                MoveOutcome::NoLanes => self.disabled.add(Feature::SendLanes),
+            },
+            Err(_) => self.disabled.add(Feature::SendLanes),
+        }
+    }
+
+    /// How many ports datagrams leave from.
+    #[inline]
+    fn ports(&self) -> usize {
+        self.flows.len().max(1)
+    }
+
+    /// The socket that peers share for a port.
+    #[inline]
+    fn shared_socket(&self, port: usize) -> &UdpSocket {
+        self.flows.get(port).unwrap_or(&self.socket)
+    }
+
+    /// The socket of that number.
+    #[cold]
+    fn sender(&self, number: usize) -> &UdpSocket {
+        let (row, port) = (number / self.ports(), number % self.ports());
+        let shared = self.shared_socket(port);
+        let lane = row.checked_sub(1).filter(|lane| *lane < LANES_MAX);
+        let lane = lane.and_then(|lane| self.lanes.socket(lane as u8, port, shared, &self.calls));
+        lane.unwrap_or(shared)
     }
 }
 

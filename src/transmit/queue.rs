@@ -59,6 +59,12 @@ impl Default for QueueLimits {
 ///   are, and lost when any of them is. Either is reported exactly once.
 ///
 /// Peers without queued datagrams use no memory and no time.
+///
+/// # Backpressure
+/// There is none to the senders. A TUN device that is not read fills its own queue, and then blocks or drops the packets of
+/// every pod, for every peer. The TUN is therefore always read, and a peer whose queue is full drops its newest packets. A
+/// pod's TCP sees loss and slows down, as behind a router whose link is full. A pod's UDP socket does not block and gets no
+/// error. The counters and the send errors of the peer count the dropped packets.
 #[derive(Debug)]
 pub struct SendQueue {
     limits: QueueLimits,

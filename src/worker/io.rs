@@ -85,7 +85,7 @@ impl Sink for Io<'_> {
             SendErrorKind::Refused => SendFailure::Refused,
             SendErrorKind::TooLong => SendFailure::TooLong,
             SendErrorKind::Unreachable => SendFailure::Unreachable,
-            SendErrorKind::WouldBlock => SendFailure::Full,
+            SendErrorKind::PathFull | SendErrorKind::WouldBlock => SendFailure::Full,
         };
         Err(Unsent { batch, datagram, datagrams, reason })
     }

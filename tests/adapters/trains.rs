@@ -218,7 +218,7 @@ fn fault_27_a_full_buffer_in_the_middle_of_a_batch() {
             assert!(error.transmit * 64 + error.segment > 0, "{error:?}");
             // The caller cannot wait for the socket of a flow.
             let from = bind("10.1.0.1:0", UdpConfig { offload, flow_ports: 1, ..config });
-            assert_eq!(from.send_batch(&transmits, 0).expect_err("full").kind, SendErrorKind::NoBuffers);
+            assert_eq!(from.send_batch(&transmits, 0).expect_err("full").kind, SendErrorKind::PathFull);
         }
     });
 }

@@ -7,6 +7,7 @@ mod blame;
 mod check;
 mod control;
 mod device;
+mod fairness;
 mod forged;
 mod host;
 mod icmp;

@@ -19,8 +19,8 @@ pub(super) use self::message::{MESSAGES, Message, Slot, receive_messages, send_m
 #[cfg(feature = "preflight")]
 pub(crate) use self::namespace::owning_user_namespace;
 pub(super) use self::socket::{
-    SocketOption, SpecialSocket, bind, path_mtu, raw_option, set_raw_option, set_socket_option, socket, socket_option,
-    special_socket,
+    SendBacklog, SocketOption, SpecialSocket, bind, path_mtu, raw_option, send_backlog, set_raw_option,
+    set_socket_option, socket, socket_option, special_socket,
 };
 pub(super) use self::tun::{
     INTERFACE_NAME, InterfaceRequest, interface, set_interface, set_offload, set_persist, set_vnet_big_endian,

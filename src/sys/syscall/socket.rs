@@ -79,6 +79,7 @@ pub(in crate::sys) enum SocketOption {
     /// `IPV6_MTU`: the MTU of the path to the peer, in bytes. It needs a connected socket.
     Ipv6Mtu,
     Ipv6MtuDiscover,
+    Ipv6Only,
     Ipv6ReceiveErrors,
     /// `IPV6_RECVTCLASS`: report the traffic class of every packet.
     Ipv6ReceiveTrafficClass,
@@ -108,6 +109,7 @@ impl SocketOption {
             Self::Ipv4ReceiveTos => (libc::IPPROTO_IP, libc::IP_RECVTOS),
             Self::Ipv6Mtu => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
             Self::Ipv6MtuDiscover => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+            Self::Ipv6Only => (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
             Self::Ipv6ReceiveErrors => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
             Self::Ipv6ReceiveTrafficClass => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
             Self::Mark => (libc::SOL_SOCKET, libc::SO_MARK),
@@ -137,6 +139,30 @@ pub(in crate::sys) fn socket_option(socket: BorrowedFd<'_>, option: SocketOption
     let (level, name) = option.level_and_name();
     let mut value = [0; size_of::<c_int>()];
     raw_option(socket, level, name, &mut value).map(|_length| c_int::from_ne_bytes(value))
+}
+
+/// What is charged to the send buffer of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::sys) struct SendBacklog {
+    /// Bytes that were sent and that the device has not freed yet, with the kernel's overhead.
+    pub(in crate::sys) charged: usize,
+    /// From how many bytes on the socket takes no more.
+    pub(in crate::sys) limit: usize,
+}
+
+/// getsockopt(2) of `SO_MEMINFO` (Linux 4.12): `SIOCOUTQ` and `SO_SNDBUF` in one call.
+pub(in crate::sys) fn send_backlog(socket: BorrowedFd<'_>) -> io::Result<SendBacklog> {
+    // Of linux/sock_diag.h.
+    const SK_MEMINFO_SNDBUF: usize = 3;
+    const SK_MEMINFO_WMEM_ALLOC: usize = 2;
+    // linux/sock_diag.h has 9 numbers. A newer kernel may have more, and tells as many as there is room for.
+    let mut value = [0; 9 * size_of::<u32>()];
+    let length = raw_option(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut value)?;
+    let numbers = value.get(..length).unwrap_or_default().as_chunks().0;
+    let number = |index: usize| numbers.get(index).map(|bytes| u32::from_ne_bytes(*bytes) as usize);
+    let (charged, limit) = (number(SK_MEMINFO_WMEM_ALLOC), number(SK_MEMINFO_SNDBUF));
+    let (Some(charged), Some(limit)) = (charged, limit) else { return Err(io::ErrorKind::Unsupported.into()) };
+    Ok(SendBacklog { charged, limit })
 }
 
 /// Sets any option with a value of any length (setsockopt(2)).

@@ -10,6 +10,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 
+use super::lanes::Lanes;
 use super::{BindError, UdpConfig, UdpTransport, set_sending_options};
 use crate::sys::kernel::{Calls, SystemCalls};
 use crate::sys::syscall::{self, SocketOption};
@@ -39,7 +40,8 @@ impl<'a> Binding<'a> {
         let transport = self.one(Sharing::Alone)?;
         // After the port that was asked for, which could be among those that the kernel chooses from.
         let flows = self.flows()?;
-        Ok(UdpTransport { flows, ..transport })
+        let lanes = Arc::new(Lanes::new(flows.len()));
+        Ok(UdpTransport { flows, lanes, ..transport })
     }
 
     /// Several sockets on one port, which share those of their flows.
@@ -52,10 +54,11 @@ impl<'a> Binding<'a> {
         }
         // With the port that the kernel chose, if it had the choice.
         let binding = Self { address: first.local, ..self.clone() };
-        let (flows, overruling) = (Arc::clone(&first.flows), Arc::clone(&first.overruling));
+        let (flows, overruling, lanes) =
+            (Arc::clone(&first.flows), Arc::clone(&first.overruling), Arc::clone(&first.lanes));
         let another = |_| {
-            let (flows, overruling) = (Arc::clone(&flows), Arc::clone(&overruling));
-            Ok(UdpTransport { flows, overruling, ..binding.one(Sharing::Port)? })
+            let (flows, overruling, lanes) = (Arc::clone(&flows), Arc::clone(&overruling), Arc::clone(&lanes));
+            Ok(UdpTransport { flows, overruling, lanes, ..binding.one(Sharing::Port)? })
         };
         iter::once(Ok(first)).chain((1..queues.get()).map(another)).collect()
     }
@@ -96,7 +99,12 @@ impl<'a> Binding<'a> {
     }
 }
 
-fn set_buffer(socket: &UdpSocket, wish: Option<usize>, force: SocketOption, plain: SocketOption) -> io::Result<()> {
+pub(super) fn set_buffer(
+    socket: &UdpSocket,
+    wish: Option<usize>,
+    force: SocketOption,
+    plain: SocketOption,
+) -> io::Result<()> {
     let Some(wish) = wish else { return Ok(()) };
     // The kernel doubles it (SO_RCVBUF in socket(7)), and half of the largest int is its limit.
     let size = c_int::try_from(wish).unwrap_or(c_int::MAX).min(c_int::MAX / 2);

@@ -167,10 +167,13 @@ pub enum SendErrorKind {
     )]
     Forbidden,
     /// ENOBUFS or ENOMEM: there is no memory. (That a device's queue is full the kernel tells only sockets with
-    /// `IP_RECVERR`.) Also when the send buffer of one of the [`flow_ports`](super::UdpConfig::flow_ports) is full. The socket
-    /// does not become writable when that is over: wait a little, but not for readiness.
+    /// `IP_RECVERR`.) Wait a little, but not for readiness.
     #[error("the kernel has no buffer for it; send fewer at once")]
     NoBuffers,
+    /// EAGAIN, of a lane or of one of the [`flow_ports`](super::UdpConfig::flow_ports): the path to this peer takes no more. Others
+    /// are not concerned. The socket does not become writable when that is over: try this peer again a little later.
+    #[error("the path to the peer takes no more; try again a little later")]
+    PathFull,
     /// ECONNREFUSED: nobody listens on the peer's port.
     #[error("nobody listens on the peer's port; see whether it runs")]
     Refused,
@@ -181,7 +184,8 @@ pub enum SendErrorKind {
     /// EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN or ENONET: no way to the peer at the moment.
     #[error("the peer cannot be reached; see `ip route get` for its address, and whether it answers a ping")]
     Unreachable,
-    /// EAGAIN: the send buffer is full.
+    /// EAGAIN: the send buffer that peers share is full. A peer that fills it gets another one: see
+    /// [`UdpTransport`](super::UdpTransport).
     #[error("the send buffer is full; wait until the UDP socket is writable")]
     WouldBlock,
     /// Another error: EINVAL for the destination port 0, EAFNOSUPPORT for an IPv6 destination on an IPv4 socket.
@@ -200,6 +204,7 @@ impl SendErrorKind {
             Self::Closed => true,
             Self::Forbidden
             | Self::NoBuffers
+            | Self::PathFull
             | Self::Refused
             | Self::TooLong
             | Self::Unreachable

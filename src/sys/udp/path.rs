@@ -88,7 +88,9 @@ impl UdpTransport {
         if mode == PathMode::System {
             return self.send_batch(transmits, first_segment);
         }
-        send_all(|socket, messages| self.send_overruling(mode, socket, messages), self.plan(), transmits, first_segment)
+        let moved = self.lanes.moved();
+        let plan = self.plan(&moved);
+        send_all(|socket, messages| self.send_overruling(mode, socket, messages), plan, transmits, first_segment)
     }
 
     /// Sends without regard to what the kernel learned of the path.
@@ -113,11 +115,6 @@ impl UdpTransport {
         sent
     }
 
-    /// The socket that sends what has this number.
-    fn sender(&self, number: usize) -> &UdpSocket {
-        self.flows.get(number).unwrap_or(&self.socket)
-    }
-
     /// Returns what the kernel knows of the path that the datagrams of a [flow](Transmit::flow) take, for
     /// [`PathMtus::handle_emsgsize`](crate::forward::PathMtus::handle_emsgsize).
     ///
@@ -127,7 +124,7 @@ impl UdpTransport {
     #[must_use]
     pub fn system_path(&self, destination: SocketAddr, flow: u16) -> SystemPath {
         let has_reports = self.path_sockets.reports.is_some();
-        let sender = self.sender(self.plan().socket_of(flow));
+        let sender = self.shared_socket(self.plan(&None).port_of(flow));
         let option = |option| syscall::socket_option(sender.as_fd(), option).map_or(0, c_int::cast_unsigned);
         let flow = FlowKey {
             source: sender.local_addr().unwrap_or(self.local),

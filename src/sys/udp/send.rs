@@ -7,6 +7,7 @@ use std::io;
 
 use super::error::{BatchError, SendErrorKind};
 use super::fallback::Fallbacks;
+use super::lanes::{Exit, LANES_MAX, Moved};
 use crate::Transmit;
 use crate::sys::feature::{Disabled, Feature, is_missing};
 use crate::sys::syscall::{MESSAGES, Message};
@@ -20,6 +21,8 @@ pub(super) struct Plan<'f> {
     pub(super) gso: bool,
     /// How many sockets there are for flows to choose from; with none all is sent by the socket 0.
     pub(super) flows: usize,
+    /// The peers that send by others than these.
+    pub(super) moved: &'f Moved,
     pub(super) fallbacks: &'f Fallbacks,
     pub(super) disabled: &'f Disabled,
 }
@@ -53,10 +56,10 @@ pub(super) fn send_all(
         let most = if unmarked == Some(attempt) || plan.disabled.has(Feature::SendMany) { 1 } else { MESSAGES };
         let trainless = if attempt.1 { destination_at(transmits, place) } else { None };
         let room = counts.get_mut(..most).unwrap_or_default().iter_mut();
-        let mut messages = Messages { plan, transmits, place, trainless, marked, socket: None, counts: room };
+        let mut messages = Messages { plan, transmits, place, trainless, marked, socket: None, bytes: 0, counts: room };
         let Some(first) = messages.peek() else { return Ok(()) };
         place = messages.place;
-        let socket = plan.socket_of(first.transmit.flow);
+        let socket = plan.socket_of(first.transmit);
         let sent = send(socket, &mut messages);
         let is_alone = messages.counts.len() + 1 == most;
         let error = match sent {
@@ -94,6 +97,9 @@ pub(super) fn send_all(
             errno if tells_of_an_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),
             errno => {
                 let kind = SendErrorKind::from_errno(errno);
+                let is_main = plan.flows == 0 && socket == 0;
+                let is_path = kind == SendErrorKind::WouldBlock && !is_main;
+                let kind = if is_path { SendErrorKind::PathFull } else { kind };
                 let Place { transmit, segment } = place;
                 return Err(BatchError { transmit, segment, datagrams: first.segments, kind });
             }
@@ -106,7 +112,8 @@ pub(super) fn send_all(
 fn is_barred(send: &impl Fn(usize, &mut Messages<'_, '_>) -> io::Result<usize>, plan: Plan<'_>, socket: usize) -> bool {
     let place = Place { transmit: 0, segment: 0 };
     let counts = [].iter_mut();
-    let mut none = Messages { plan, transmits: &[], place, trainless: None, marked: true, socket: None, counts };
+    let mut none =
+        Messages { plan, transmits: &[], place, trainless: None, marked: true, socket: None, bytes: 0, counts };
     send(socket, &mut none).is_err_and(|error| is_missing(&error))
 }
 
@@ -128,8 +135,25 @@ pub(super) fn tells_of_an_earlier_packet(errno: c_int) -> bool {
 }
 
 impl Plan<'_> {
+    /// The number of the socket that sends: those that peers share, then those of each lane, then these of the first again, for
+    /// peers that are limited.
     #[inline]
-    pub(super) fn socket_of(&self, flow: u16) -> usize {
+    pub(super) fn socket_of(&self, transmit: &Transmit<'_>) -> usize {
+        let port = self.port_of(transmit.flow);
+        if self.moved.is_empty() {
+            return port;
+        }
+        let row = match self.moved.exit_of(transmit.destination) {
+            None => 0,
+            Some(Exit::Lane(lane)) => 1 + usize::from(lane),
+            Some(Exit::Limited) => 1 + LANES_MAX,
+        };
+        row * self.flows.max(1) + port
+    }
+
+    /// The number of the socket that a flow's port belongs to.
+    #[inline]
+    pub(super) fn port_of(&self, flow: u16) -> usize {
         usize::from(flow).checked_rem(self.flows).unwrap_or(0)
     }
 }
@@ -184,6 +208,8 @@ pub(super) struct Messages<'m, 'c> {
     marked: bool,
     /// The socket of the first message; the messages end before another one's.
     socket: Option<usize>,
+    /// How many bytes they are.
+    bytes: usize,
     counts: core::slice::IterMut<'c, u8>,
 }
 
@@ -198,6 +224,23 @@ struct Next<'m> {
 }
 
 impl<'m> Messages<'m, '_> {
+    /// The number of the next transmit that messages are made of.
+    pub(super) fn transmit(&self) -> usize {
+        self.place.transmit
+    }
+
+    /// The transmits from that number on that messages were made of.
+    pub(super) fn transmits_from(&self, first: usize) -> &'m [Transmit<'m>] {
+        let end = self.place.transmit + usize::from(self.place.segment > 0);
+        self.transmits.get(first..end.max(first + 1)).unwrap_or_default()
+    }
+
+    /// How many bytes the messages are.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     #[inline]
     fn peek(&mut self) -> Option<Next<'m>> {
         self.place = self.place.normalized(self.transmits);
@@ -224,13 +267,14 @@ impl<'m> Iterator for Messages<'m, '_> {
     #[inline]
     fn next(&mut self) -> Option<Message<'m>> {
         let next = self.peek()?;
-        let socket = self.plan.socket_of(next.transmit.flow);
+        let socket = self.plan.socket_of(next.transmit);
         if *self.socket.get_or_insert(socket) != socket {
             return None;
         }
         // At most `SEGMENTS_MAX`.
         *self.counts.next()? = next.segments as u8;
         self.place.segment += next.segments;
+        self.bytes += next.payload.len();
         // A single datagram says nothing about segments: some drivers fail with EIO otherwise.
         let segment = if next.segments > 1 { u16::try_from(next.size).ok() } else { None };
         let ecn = if self.marked { next.transmit.ecn } else { Ecn::NotEct };

@@ -15,8 +15,9 @@ impl UdpTransport {
     pub(crate) fn scripted(script: &Script, offload: UdpOffload, flows: usize) -> Self {
         let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let transport = Self::from_socket(socket(), UdpOffload::ALL).unwrap();
+        let lanes = Arc::new(Lanes::new(flows));
         let (flows, disabled) = ((0..flows).map(|_| socket()).collect(), Disabled::default());
-        Self { offload, flows, disabled, calls: script.into(), ..transport }
+        Self { offload, flows, lanes, disabled, calls: script.into(), ..transport }
     }
 }
 

@@ -283,8 +283,8 @@ fn fault_30_what_fails_one_by_one_too_switches_nothing_off() {
 
 /// Nobody can wait for the socket of a flow: that it is full is told as what one waits for by the clock.
 #[test]
-fn fault_27_28_a_full_socket_of_a_flow_is_no_buffers() {
-    for (flows, kind) in [(0, SendErrorKind::WouldBlock), (2, SendErrorKind::NoBuffers)] {
+fn fault_27_51_a_full_socket_of_a_flow_is_a_full_path() {
+    for (flows, kind) in [(0, SendErrorKind::WouldBlock), (2, SendErrorKind::PathFull)] {
         let script = Script::default();
         script.then(Call::Send, [Answer::AtMost(1), Answer::Error(libc::EAGAIN)]);
         let transport = UdpTransport::scripted(&script, UdpOffload::ALL, flows);

@@ -1,0 +1,645 @@
+//! Lanes: sockets that only send, each with a send buffer of its own, for peers whose paths are slow.
+//!
+//! Linux charges a packet to the send buffer of its socket until the device has freed it (`sock_wfree` in the kernel's
+//! net/core/sock.c). A slow interface therefore fills the whole buffer of one socket, and EAGAIN then concerns every peer.
+//! Measured with one peer behind a 10 Mbit/s interface that was sent 20 Mbit/s: 231 of 600 pings to a peer on another interface
+//! were lost. With a socket of its own for the slow peer none was.
+//!
+//! # Which peer gets a lane
+//! A socket that all peers share tells how much is charged to it, but not for whom. When it is a quarter full, the peer that was
+//! sent most since it was an eighth full gets a lane. If that was the wrong one, its lane stays empty, which costs nothing, the
+//! shared socket fills further, and the next one follows. A lane is free again when it is found empty at two looks, a second apart,
+//! or when another peer needs it.
+//! When every lane is in use and not empty, such a peer is limited instead: it is refused while the shared socket is a quarter
+//! full, so that the others do not find it full. A peer that does find it full gets a lane at once. A hash of the peer's address instead would put a slow and an idle peer together.
+//!
+//! # How a lane shares the port and receives nothing
+//! A lane is an IPv6 socket on the IPv4-mapped address of the socket that receives. The kernel gives an IPv4 datagram to an IPv4
+//! socket first (`compute_score` in net/ipv4/udp.c), and puts IPv6 sockets that were bound with `SO_REUSEPORT` behind all others
+//! (`sk_add_node_rcu` in include/net/sock.h, Linux 4.7), also behind an IPv6 socket that receives. `SO_REUSEPORT` is on for the
+//! moment of the bind alone. Afterwards another program that asks for the port gets EADDRINUSE, as it does without lanes. Tried
+//! with eight lanes and 200 senders, one and three receivers, and with a receiver that was closed.
+//!
+//! A classic BPF program that gives every datagram to the first socket of the group does the same. But the sockets of a group keep
+//! `SO_REUSEPORT`, so that another program of the same user can join it and replace the program, and with several receivers the
+//! program has to follow the kernel's numbers of the sockets.
+//!
+//! # Order
+//! A peer's datagrams keep their order when it moves. Sending hands a datagram to the queue of the interface at once, whatever its
+//! socket. The queues put packets of one address and port pair into one flow: `fq` takes the socket for the flow only if it is
+//! connected (`fq_classify` in net/sched/sch_fq.c), and the others do not look at it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::time::Duration;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use super::bind::set_buffer;
+use super::set_sending_options;
+use crate::Transmit;
+use crate::sys::kernel::{Calls, SystemCalls};
+use crate::sys::syscall::{self, SendBacklog, SocketOption};
+
+/// Peers that have a lane at most. Each lane may fill a send buffer.
+pub(super) const LANES_MAX: usize = 8;
+
+/// Peers that are limited at most.
+const LIMITED_MAX: usize = 8;
+
+/// Peers whose bytes are counted while a shared socket fills.
+const SUSPECTS_MAX: usize = 64;
+
+/// Bytes that are sent by a shared socket before it is asked how full it is: the call is a thousandth of what sending them takes.
+const BYTES_UNCHECKED: usize = 128 << 10;
+
+/// How often the lanes in use are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Where the datagrams of a peer go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// By the lane of this number.
+    Lane(u8),
+    /// By the shared socket, while it is less than a quarter full.
+    Limited,
+}
+
+/// A peer that has to leave a shared socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leaving {
+    peer: u64,
+    /// Whether it is limited if there is no lane for it.
+    may_be_limited: bool,
+}
+
+/// Whether a lane is of use to its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LaneUse {
+    /// Its path takes all that it is sent.
+    Fast,
+    /// Nothing waits in it, as at the last look.
+    Unused,
+    Needed,
+}
+
+/// What became of a peer that had to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MoveOutcome {
+    /// It has a lane, and another peer whose path is fast has lost it.
+    Lane {
+        evicted: Option<u64>,
+    },
+    NoLaneIsFree,
+    /// Lanes cannot be made.
+    NoLanes,
+}
+
+/// The peers that do not simply send by the shared socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moved {
+    len: usize,
+    peers: [u64; LANES_MAX + LIMITED_MAX],
+    exits: [Exit; LANES_MAX + LIMITED_MAX],
+}
+
+impl Moved {
+    pub(super) const NONE: Self =
+        Self { len: 0, peers: [0; LANES_MAX + LIMITED_MAX], exits: [Exit::Limited; LANES_MAX + LIMITED_MAX] };
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    #[inline]
+    pub(super) fn exit_of(&self, destination: SocketAddr) -> Option<Exit> {
+        self.exit_of_key(key_of(destination))
+    }
+
+    #[inline]
+    fn exit_of_key(&self, peer: u64) -> Option<Exit> {
+        self.exits.get(self.index_of(peer)?).copied()
+    }
+
+    fn peer_of(&self, lane: u8) -> Option<u64> {
+        let index = self.exits().position(|exit| exit == Exit::Lane(lane))?;
+        self.peers.get(index).copied()
+    }
+
+    #[inline]
+    fn index_of(&self, peer: u64) -> Option<usize> {
+        self.peers.iter().take(self.len).position(|moved| *moved == peer)
+    }
+
+    fn limited(&self) -> Option<u64> {
+        let index = self.exits().position(|exit| exit == Exit::Limited)?;
+        self.peers.get(index).copied()
+    }
+
+    fn exits(&self) -> impl Iterator<Item = Exit> {
+        self.exits.iter().take(self.len).copied()
+    }
+
+    fn set(&mut self, peer: u64, exit: Exit) {
+        let index = self.index_of(peer).unwrap_or(self.len);
+        if let (Some(slot), Some(place)) = (self.peers.get_mut(index), self.exits.get_mut(index)) {
+            (*slot, *place) = (peer, exit);
+            self.len = self.len.max(index + 1);
+        }
+    }
+
+    fn remove_if(&mut self, is_over: impl Fn(Exit) -> bool) {
+        let mut index = 0;
+        while index < self.len {
+            if self.exits.get(index).is_some_and(|exit| is_over(*exit)) {
+                self.len -= 1;
+                self.peers.swap(index, self.len);
+                self.exits.swap(index, self.len);
+            } else {
+                index += 1;
+            }
+        }
+    }
+}
+
+/// The lanes of one port. All transports of the port share them.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    /// Whether any peer has moved, so that it usually takes no lock to know.
+    is_used: AtomicBool,
+    /// Whether a lane could not be made. Nothing makes it likely that the next one can.
+    is_broken: AtomicBool,
+    /// For each lane, a socket for each port that datagrams leave from.
+    sockets: Box<[OnceLock<UdpSocket>]>,
+    ports: usize,
+    /// Bytes that each lane sent since its peer has it.
+    sent: [AtomicUsize; LANES_MAX],
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    moved: Moved,
+    /// How many looks in a row each lane was found empty.
+    empty_looks: [u8; LANES_MAX],
+    /// When each lane was given to its peer, counted in lanes that were given.
+    given: [u64; LANES_MAX],
+    count: u64,
+    looked_at: Option<Instant>,
+}
+
+impl Lanes {
+    /// Lanes for a socket, or for those of so many flows. None is made before it is needed.
+    pub(super) fn new(flows: usize) -> Self {
+        let ports = flows.max(1);
+        let (moved, empty_looks, given) = (Moved::NONE, [0; LANES_MAX], [0; LANES_MAX]);
+        let table = Table { moved, empty_looks, given, count: 0, looked_at: None };
+        Self {
+            is_used: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
+            sockets: (0..LANES_MAX * ports).map(|_| OnceLock::new()).collect(),
+            ports,
+            sent: Default::default(),
+            table: Mutex::new(table),
+        }
+    }
+
+    /// The peers that have moved, if any.
+    #[inline]
+    pub(super) fn moved(&self) -> Option<Moved> {
+        self.is_used.load(Ordering::Relaxed).then(|| self.table().moved)
+    }
+
+    /// The socket of a lane for the port of a shared socket. `None` if it cannot be made.
+    pub(super) fn socket(&self, lane: u8, port: usize, shared: &UdpSocket, calls: &Calls) -> Option<&UdpSocket> {
+        let slot = self.sockets.get(usize::from(lane) * self.ports + port)?;
+        if let Some(socket) = slot.get() {
+            return Some(socket);
+        }
+        let mut table = self.table();
+        if self.is_broken.load(Ordering::Relaxed) {
+            return None;
+        }
+        // Another thread may have made it.
+        if slot.get().is_none() {
+            match make_lane(shared, calls) {
+                Ok(made) => drop(slot.set(made)),
+                Err(_) => {
+                    self.is_broken.store(true, Ordering::Relaxed);
+                    table.moved.remove_if(|exit| matches!(exit, Exit::Lane(_)));
+                }
+            }
+        }
+        slot.get()
+    }
+
+    /// Takes a peer away from the shared socket of a port.
+    pub(super) fn move_away(&self, peer: Leaving, port: usize, shared: &UdpSocket, calls: &Calls) -> MoveOutcome {
+        let Leaving { peer, may_be_limited } = peer;
+        let reserved = self.reserve(peer, calls);
+        if let Some((lane, evicted)) = reserved
+            && self.socket(lane, port, shared, calls).is_some()
+        {
+            return MoveOutcome::Lane { evicted };
+        }
+        let mut table = self.table();
+        let limited = table.moved.exits().filter(|exit| *exit == Exit::Limited).count();
+        if may_be_limited && limited < LIMITED_MAX && table.moved.index_of(peer).is_none() {
+            table.moved.set(peer, Exit::Limited);
+        }
+        self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
+        if self.is_broken.load(Ordering::Relaxed) { MoveOutcome::NoLanes } else { MoveOutcome::NoLaneIsFree }
+    }
+
+    /// Notes that a lane sent bytes.
+    pub(super) fn count(&self, lane: usize, bytes: usize) {
+        if let Some(sent) = self.sent.get(lane) {
+            sent.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives a peer a lane that nobody has, or one that its peer does not need. That peer is returned if its path takes what it is
+    /// sent.
+    fn reserve(&self, peer: u64, calls: &Calls) -> Option<(u8, Option<u64>)> {
+        let mut table = self.table();
+        if self.is_broken.load(Ordering::Relaxed) {
+            return None;
+        }
+        if let Some(Exit::Lane(lane)) = table.moved.exit_of_key(peer) {
+            return Some((lane, None));
+        }
+        let lanes = || 0..LANES_MAX as u8;
+        let is_free = |lane: &u8| table.moved.peer_of(*lane).is_none();
+        let given = |lane: &u8| table.given.get(usize::from(*lane)).copied();
+        let use_of = |lane: &u8| {
+            let looks = table.empty_looks.get(usize::from(*lane)).copied();
+            self.use_of(*lane, looks.is_some_and(|looks| looks > 0), calls)
+        };
+        let oldest_unneeded = || lanes().filter(|lane| use_of(lane) != LaneUse::Needed).min_by_key(given);
+        let lane = lanes().find(is_free).or_else(oldest_unneeded)?;
+        let is_fast = use_of(&lane) == LaneUse::Fast;
+        let evicted = table.moved.peer_of(lane).filter(|_| is_fast);
+        self.give(lane, peer, &mut table);
+        self.is_used.store(true, Ordering::Relaxed);
+        Some((lane, evicted))
+    }
+
+    fn give(&self, lane: u8, peer: u64, table: &mut Table) {
+        let Table { moved, empty_looks, given, count, .. } = table;
+        moved.remove_if(|exit| exit == Exit::Lane(lane));
+        moved.set(peer, Exit::Lane(lane));
+        *count += 1;
+        let lane = usize::from(lane);
+        if let (Some(looks), Some(given)) = (empty_looks.get_mut(lane), given.get_mut(lane)) {
+            (*looks, *given) = (0, *count);
+        }
+        if let Some(sent) = self.sent.get(lane) {
+            sent.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Looks at the clock, and once a second at the lanes: peers whose lane is empty return.
+    #[inline]
+    pub(super) fn release(&self, now: Instant, calls: &Calls) {
+        if self.is_used.load(Ordering::Relaxed) {
+            self.look(now, calls);
+        }
+    }
+
+    #[cold]
+    fn look(&self, now: Instant, calls: &Calls) {
+        let mut table = self.table();
+        if table.looked_at.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
+            return;
+        }
+        table.looked_at = Some(now);
+        let Table { moved, empty_looks, .. } = &mut *table;
+        for (lane, looks) in (0..).zip(empty_looks.iter_mut()) {
+            *looks = if self.is_empty(lane, calls) { *looks + 1 } else { 0 };
+            if *looks >= 2 {
+                *looks = 0;
+                moved.remove_if(|exit| exit == Exit::Lane(lane));
+            }
+        }
+        // A limited peer gets a lane that is free. Without one it stays limited: the shared socket may still be crowded.
+        while !self.is_broken.load(Ordering::Relaxed)
+            && let Some(peer) = table.moved.limited()
+            && let Some(lane) = (0..LANES_MAX as u8).find(|lane| table.moved.peer_of(*lane).is_none())
+        {
+            self.give(lane, peer, &mut table);
+        }
+        self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
+    }
+
+    /// No peer is limited any more: the shared socket is nearly empty.
+    pub(super) fn lift_limits(&self) {
+        let mut table = self.table();
+        table.moved.remove_if(|exit| exit == Exit::Limited);
+        self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
+    }
+
+    fn is_empty(&self, lane: u8, calls: &Calls) -> bool {
+        let backlog = self.backlog(lane, calls);
+        backlog.charged < backlog.limit / 16
+    }
+
+    fn use_of(&self, lane: u8, was_empty: bool, calls: &Calls) -> LaneUse {
+        let SendBacklog { charged, limit } = self.backlog(lane, calls);
+        let sent = self.sent.get(usize::from(lane)).map_or(0, |sent| sent.load(Ordering::Relaxed));
+        if charged < limit / 16 && charged <= sent / 8 && sent >= limit / 64 {
+            LaneUse::Fast
+        } else if charged == 0 && was_empty {
+            LaneUse::Unused
+        } else {
+            LaneUse::Needed
+        }
+    }
+
+    /// What is charged to the sockets of a lane together, and the limit of one.
+    fn backlog(&self, lane: u8, calls: &Calls) -> SendBacklog {
+        let sockets = self.sockets.chunks(self.ports).nth(lane.into()).unwrap_or_default();
+        let backlogs = sockets.iter().filter_map(|socket| calls.send_backlog(socket.get()?.as_fd()).ok());
+        let none = SendBacklog { charged: 0, limit: usize::MAX };
+        backlogs.fold(none, |sum, one| SendBacklog { charged: sum.charged + one.charged, limit: one.limit })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How full a shared socket may be until the peers that fill it are looked for.
+pub(super) fn is_filling(backlog: SendBacklog) -> bool {
+    backlog.charged >= backlog.limit / 8
+}
+
+/// Whether a peer has to leave a shared socket.
+pub(super) fn is_crowded(backlog: SendBacklog) -> bool {
+    backlog.charged >= backlog.limit / 4
+}
+
+/// What one transport sends by the shared sockets.
+#[derive(Debug)]
+pub(super) struct Meter {
+    /// Bytes that were sent since a socket was asked how full it is.
+    unchecked: AtomicUsize,
+    /// After how many bytes one is asked.
+    check_every: AtomicUsize,
+    /// Whether a socket fills, so that bytes are counted for each peer.
+    is_counting: AtomicBool,
+    suspects: Mutex<Suspects>,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        let suspects =
+            Suspects { len: 0, peers: [(0, 0); SUSPECTS_MAX], cleared: Vec::new(), left_at: Vec::new(), aged_at: None };
+        Self {
+            unchecked: AtomicUsize::new(0),
+            check_every: AtomicUsize::new(BYTES_UNCHECKED),
+            is_counting: AtomicBool::new(false),
+            suspects: Mutex::new(suspects),
+        }
+    }
+}
+
+impl Meter {
+    /// Notes that bytes were sent. Returns whether [`find`](Self::find) is to be called.
+    #[inline]
+    pub(super) fn count(&self, bytes: usize) -> bool {
+        // Other threads that send by the same transport may lose a few bytes of each other.
+        let unchecked = self.unchecked.load(Ordering::Relaxed) + bytes;
+        self.unchecked.store(unchecked, Ordering::Relaxed);
+        unchecked >= self.check_every.load(Ordering::Relaxed) || self.is_counting.load(Ordering::Relaxed)
+    }
+
+    /// Counts what was sent, and finds the peer that has to leave the socket of a port, if any. `is_full`: the socket did not take
+    /// the first of what is given.
+    #[cold]
+    pub(super) fn find(
+        &self,
+        port: usize,
+        sent: &[Transmit<'_>],
+        is_full: bool,
+        moved: &Moved,
+        backlog: impl FnOnce() -> io::Result<SendBacklog>,
+    ) -> io::Result<Option<Leaving>> {
+        let mut suspects = self.suspects();
+        for transmit in sent {
+            suspects.add(key_of(transmit.destination), transmit.contents.len().max(1));
+        }
+        if !is_full && self.unchecked.load(Ordering::Relaxed) < self.check_every.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.unchecked.store(0, Ordering::Relaxed);
+        let backlog = backlog()?;
+        self.check_every.store(BYTES_UNCHECKED.min(backlog.limit / 16), Ordering::Relaxed);
+        self.is_counting.store(is_filling(backlog), Ordering::Relaxed);
+        if !is_filling(backlog) {
+            suspects.forget_all();
+        }
+        if is_full && is_crowded(backlog) {
+            let refused = sent.first().map(|transmit| key_of(transmit.destination));
+            return Ok(refused.map(|peer| Leaving { peer, may_be_limited: suspects.has_filled(peer, backlog) }));
+        }
+        Ok(suspects.take(port, backlog, moved).map(|peer| Leaving { peer, may_be_limited: true }))
+    }
+
+    /// Looks at the clock: what was sent a second ago counts half.
+    #[inline]
+    pub(super) fn age(&self, now: Instant) {
+        if self.is_counting.load(Ordering::Relaxed) {
+            self.suspects().age(now);
+        }
+    }
+
+    /// Notes that a peer has a lane, and that another one had a lane for nothing.
+    #[cold]
+    pub(super) fn has_left(&self, peer: Leaving, evicted: Option<u64>) {
+        let mut suspects = self.suspects();
+        suspects.forget(peer.peer);
+        if let Some(evicted) = evicted {
+            suspects.clear(evicted);
+        }
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, Suspects> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The peers that were sent most: every one that had more than a 64th of all bytes is among them (Metwally and others, "Efficient
+/// Computation of Frequent and Top-k Elements in Data Streams", 2005).
+#[derive(Debug)]
+struct Suspects {
+    len: usize,
+    peers: [(u64, usize); SUSPECTS_MAX],
+    /// Peers whose lane stayed empty. They are not suspected again before the socket is nearly empty.
+    cleared: Vec<u64>,
+    /// For each port, what was charged to its socket when a peer left it last, or less if less was charged to it since.
+    left_at: Vec<usize>,
+    aged_at: Option<Instant>,
+}
+
+impl Suspects {
+    #[cold]
+    fn age(&mut self, now: Instant) {
+        if self.aged_at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY) {
+            self.aged_at = Some(now);
+            self.peers.iter_mut().for_each(|(_, sum)| *sum /= 2);
+        }
+    }
+
+    /// The peer that was sent most and has not moved, if a socket is crowded and has filled further since a peer left it: what that
+    /// one had been sent stays.
+    fn take(&mut self, port: usize, backlog: SendBacklog, moved: &Moved) -> Option<u64> {
+        let SendBacklog { charged, limit } = backlog;
+        if self.left_at.len() <= port {
+            self.left_at.resize(port + 1, 0);
+        }
+        let left_at = self.left_at.get_mut(port)?;
+        // Ups and downs of a few batches say nothing.
+        *left_at = (charged + limit / 8).min(*left_at);
+        if !is_crowded(backlog) || charged < *left_at + limit / 64 {
+            return None;
+        }
+        let stays = self.peers.iter().take(self.len).filter(|(peer, _)| moved.index_of(*peer).is_none());
+        let &(peer, _) = stays.max_by_key(|(_, sum)| *sum)?;
+        if !self.has_filled(peer, backlog) {
+            return None;
+        }
+        if let Some(left_at) = self.left_at.get_mut(port) {
+            *left_at = charged;
+        }
+        Some(peer)
+    }
+
+    /// Whether a peer can have filled a socket: not if it was sent little, or much less than another one.
+    fn has_filled(&self, peer: u64, backlog: SendBacklog) -> bool {
+        let counted = || self.peers.iter().take(self.len);
+        let most = counted().map(|(_, sum)| *sum).max().unwrap_or(0);
+        let sum = counted().find(|(known, _)| *known == peer).map_or(0, |(_, sum)| *sum);
+        sum >= (backlog.limit / 64).max(most / 4)
+    }
+
+    fn forget(&mut self, peer: u64) {
+        if let Some(index) = self.peers.iter().take(self.len).position(|(known, _)| *known == peer) {
+            self.len -= 1;
+            self.peers.swap(index, self.len);
+        }
+    }
+
+    fn add(&mut self, peer: u64, bytes: usize) {
+        if self.cleared.contains(&peer) {
+            return;
+        }
+        if let Some((_, sum)) = self.peers.iter_mut().take(self.len).find(|(known, _)| *known == peer) {
+            *sum += bytes;
+        } else if let Some(slot) = self.peers.get_mut(self.len) {
+            *slot = (peer, bytes);
+            self.len += 1;
+        } else if let Some(least) = self.peers.iter_mut().min_by_key(|(_, sum)| *sum) {
+            *least = (peer, least.1 + bytes);
+        }
+    }
+
+    fn clear(&mut self, peer: u64) {
+        // So many that they are not all what they were any more.
+        if self.cleared.len() == SUSPECTS_MAX {
+            self.cleared.clear();
+        }
+        self.cleared.push(peer);
+    }
+
+    fn forget_all(&mut self) {
+        self.len = 0;
+        self.cleared.clear();
+    }
+}
+
+/// A number for a destination: its own for each IPv4 address and port.
+#[inline]
+fn key_of(destination: SocketAddr) -> u64 {
+    let address = match destination.ip() {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => {
+            // Spread, so that addresses of one subnet do not cancel out.
+            let (high, low) = ((address.to_bits() >> 64) as u64, address.to_bits() as u64);
+            high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low.rotate_left(17)
+        }
+    };
+    address << 16 ^ u64::from(destination.port()) ^ address >> 48
+}
+
+/// A socket on the address and port of another one, which receives nothing and sends as that one does.
+fn make_lane(shared: &UdpSocket, calls: &Calls) -> io::Result<UdpSocket> {
+    let local = shared.local_addr()?;
+    let was_shared = syscall::socket_option(shared.as_fd(), SocketOption::ReusePort)?;
+    let address = match local {
+        SocketAddr::V4(local) => SocketAddr::from((local.ip().to_ipv6_mapped(), local.port())),
+        // It would receive a share.
+        SocketAddr::V6(_) if was_shared != 0 => return Err(io::ErrorKind::Unsupported.into()),
+        SocketAddr::V6(_) => local,
+    };
+    let lane = UdpSocket::from(calls.socket(address)?);
+    if local.is_ipv4() {
+        syscall::set_socket_option(lane.as_fd(), SocketOption::Ipv6Only, 0)?;
+    }
+    for option in COPIED {
+        copy_option(*option, shared, &lane)?;
+    }
+    set_sending_options(&lane, address)?;
+    // What the kernel grants at least. Nothing arrives but copies of broadcasts, which nobody reads.
+    syscall::set_socket_option(lane.as_fd(), SocketOption::ReceiveBuffer, 0)?;
+    // The kernel tells twice what was asked for (SO_SNDBUF in socket(7)).
+    let buffer = syscall::socket_option(shared.as_fd(), SocketOption::SendBuffer)? / 2;
+    set_buffer(&lane, usize::try_from(buffer).ok(), SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
+    // A thread may have another network namespace than the socket. The port is free there.
+    if syscall::bind(lane.as_fd(), address).is_ok() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let reuse = |socket: &UdpSocket, value| syscall::set_socket_option(socket.as_fd(), SocketOption::ReusePort, value);
+    reuse(&lane, 1)?;
+    reuse(shared, 1)?;
+    let bound = syscall::bind(lane.as_fd(), address);
+    reuse(shared, was_shared)?;
+    reuse(&lane, 0)?;
+    bound.map(|()| lane)
+}
+
+/// The options that say which way packets go, and how. They may have been set by whoever made the socket.
+const COPIED: &[(libc::c_int, libc::c_int)] = &[
+    (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+    (libc::SOL_SOCKET, libc::SO_MARK),
+    (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE),
+    (libc::IPPROTO_IP, libc::IP_FREEBIND),
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IP, libc::IP_UNICAST_IF),
+    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF),
+    // After IP_TOS, which changes it.
+    (libc::SOL_SOCKET, libc::SO_PRIORITY),
+];
+
+fn copy_option((level, name): (libc::c_int, libc::c_int), from: &UdpSocket, to: &UdpSocket) -> io::Result<()> {
+    let (mut wanted, mut has) = ([0; 64], [0; 64]);
+    // One that the kernel or the socket does not have is not set.
+    let Ok(length) = syscall::raw_option(from.as_fd(), level, name, &mut wanted) else { return Ok(()) };
+    let wanted = wanted.get(..length).unwrap_or_default();
+    let same =
+        syscall::raw_option(to.as_fd(), level, name, &mut has).is_ok_and(|length| has.get(..length) == Some(wanted));
+    // To set some options takes rights, even if they have that value.
+    if same { Ok(()) } else { syscall::set_raw_option(to.as_fd(), level, name, wanted) }
+}
+
+#[cfg(test)]
+mod tests;

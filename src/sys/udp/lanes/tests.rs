@@ -1,0 +1,511 @@
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, Ipv6Addr};
+use core::num::{NonZeroU16, NonZeroUsize};
+use std::os::fd::AsRawFd;
+
+use super::*;
+use crate::forward::PathMode;
+use crate::sys::script::{Answer, Call, Script};
+use crate::sys::{Feature, RecvError, SendErrorKind, UdpConfig, UdpOffload, UdpTransport};
+use crate::wire::Ecn;
+
+const BUFFER: usize = 4 << 20;
+const DATAGRAM: usize = 1400;
+
+/// Lanes are IPv6 sockets.
+fn has_lanes() -> bool {
+    let has = testbed::has_ipv6();
+    if !has {
+        std::println!("skipped: lanes, for which the kernel needs IPv6");
+    }
+    has
+}
+
+fn peer(number: u16) -> SocketAddr {
+    let [high, low] = number.to_be_bytes();
+    ([10, 168, high, low], 8285).into()
+}
+
+/// A transport, its script, and what each peer was sent.
+struct Stage {
+    script: Script,
+    udp: UdpTransport,
+    sent: BTreeMap<SocketAddr, u64>,
+    refused: BTreeMap<SocketAddr, Vec<SendErrorKind>>,
+    /// Which sockets sent to each peer, in the order in which each began to.
+    sockets: BTreeMap<SocketAddr, Vec<i32>>,
+    /// The number of the next datagram of each peer.
+    next: BTreeMap<SocketAddr, u64>,
+    now: Instant,
+}
+
+impl Stage {
+    fn new(flows: usize) -> Self {
+        let script = Script::default();
+        script.limit_send_buffers(BUFFER);
+        let udp = UdpTransport::scripted(&script, UdpOffload::ALL, flows);
+        let (sent, refused, sockets, next) = Default::default();
+        Self { script, udp, sent, refused, sockets, next, now: Instant::now() }
+    }
+
+    /// Sends one peer some datagrams in one batch, each with its number in front, or notes why that was refused.
+    fn send(&mut self, to: SocketAddr, datagrams: usize) {
+        self.send_flow(to, 0, datagrams);
+    }
+
+    fn send_flow(&mut self, to: SocketAddr, flow: u16, datagrams: usize) {
+        let next = self.sent.entry(to).or_default();
+        let mut contents = vec![0; datagrams * DATAGRAM];
+        for (number, datagram) in (*next..).zip(contents.chunks_mut(DATAGRAM)) {
+            datagram[..8].copy_from_slice(&number.to_be_bytes());
+        }
+        let segment_size = NonZeroUsize::new(DATAGRAM);
+        let batch = Transmit { destination: to, contents: &contents, segment_size, ecn: Ecn::NotEct, flow };
+        match self.udp.send(&batch) {
+            Ok(()) => *next += datagrams as u64,
+            Err(error) => {
+                assert_eq!(error.segment, 0, "a batch is taken or refused");
+                self.refused.entry(to).or_default().push(error.kind);
+            }
+        }
+    }
+
+    fn tick(&mut self, time: Duration) {
+        self.now += time;
+        self.udp.retry_trains(self.now);
+        self.look();
+    }
+
+    fn is_refused(&self, to: SocketAddr) -> bool {
+        self.refused.contains_key(&to)
+    }
+
+    /// Looks at what was sent: the datagrams of each peer in order.
+    fn look(&mut self) {
+        for sent in self.script.take_sends().into_iter().flatten() {
+            let of_peer = self.sockets.entry(sent.to).or_default();
+            if of_peer.last() != Some(&sent.socket) {
+                of_peer.push(sent.socket);
+            }
+            for datagram in sent.datagrams {
+                let number = u64::from_be_bytes(*datagram.first_chunk().unwrap());
+                let next = self.next.entry(sent.to).or_default();
+                assert_eq!(number, *next, "{} in order", sent.to);
+                *next += 1;
+            }
+        }
+    }
+
+    fn is_shared(&self, socket: i32) -> bool {
+        socket == self.udp.as_fd().as_raw_fd()
+    }
+}
+
+/// The slow peer fills a lane of its own, and the idle one never meets a full socket.
+#[test]
+fn fault_51_r69_a_slow_peer_fills_a_lane_of_its_own() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let [slow, idle] = [1, 2].map(peer);
+    stage.script.slow_down(slow);
+    for _ in 0..200 {
+        stage.send(slow, 40);
+        stage.send(idle, 1);
+    }
+    stage.look();
+    assert!(!stage.is_refused(idle));
+    assert!(stage.refused[&slow].iter().all(|kind| *kind == SendErrorKind::PathFull), "{:?}", stage.refused[&slow]);
+    let own = stage.udp.as_fd().as_raw_fd();
+    assert!(stage.script.charged(own) < BUFFER / 2, "{}", stage.script.charged(own));
+    assert_eq!(stage.sockets[&idle], [own]);
+    let [first, lane] = stage.sockets[&slow][..] else { panic!("{:?}", stage.sockets) };
+    assert!(first == own && lane != own && stage.script.charged(lane) >= BUFFER);
+    assert_eq!(stage.udp.disabled().count(), 0);
+}
+
+/// One call may be for several peers. The refused one alone is named, and what was before it was sent.
+#[test]
+fn fault_51_r69_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let [slow, idle] = [1, 2].map(peer);
+    stage.script.slow_down(slow);
+    for _ in 0..120 {
+        stage.send(slow, 40);
+    }
+    assert!(stage.is_refused(slow));
+    stage.script.take_sends();
+    let contents = [0; 10];
+    let [to_slow, to_idle] = [slow, idle].map(|to| Transmit::datagram(to, &contents));
+    let error = stage.udp.send_batch(&[to_idle, to_idle, to_slow, to_idle], 0).unwrap_err();
+    assert_eq!((error.transmit, error.segment, error.datagrams), (2, 0, 1));
+    assert_eq!(error.kind, SendErrorKind::PathFull);
+    assert_eq!(stage.script.take_datagrams().len(), 2);
+}
+
+/// Eight slow peers have eight lanes. A ninth is limited, and is still sent what its path takes.
+#[test]
+fn fault_51_r69_more_slow_peers_than_lanes() {
+    if !has_lanes() {
+        return;
+    }
+    for slow_peers in [1, 8, 9, 16] {
+        let mut stage = Stage::new(0);
+        let (idle, slow) = (peer(0), (1..=slow_peers).map(peer).collect::<Vec<_>>());
+        slow.iter().for_each(|slow| stage.script.slow_down(*slow));
+        let mut before = BTreeMap::new();
+        for round in 0..800 {
+            for to in &slow {
+                stage.send(*to, 20);
+                stage.script.free(*to, 5 * DATAGRAM);
+            }
+            stage.send(idle, 1);
+            stage.tick(Duration::from_millis(50));
+            if round == 400 {
+                before = stage.sent.clone();
+            }
+        }
+        assert!(!stage.is_refused(idle), "{slow_peers}");
+        let is_busy = |to: &&SocketAddr| stage.sent[*to] - before[*to] >= 400 * 5 - 40;
+        let busy = slow.iter().filter(is_busy).count();
+        // Those that are limited share one buffer.
+        assert!(busy >= if slow_peers <= 9 { slow_peers.into() } else { LANES_MAX }, "{busy} of {slow_peers}");
+        assert!(slow.iter().all(|slow| stage.is_refused(*slow)));
+        let sockets: alloc::collections::BTreeSet<_> = stage.sockets.values().flatten().collect();
+        assert_eq!(sockets.len(), 1 + LANES_MAX.min(slow_peers.into()));
+    }
+}
+
+/// Peers that are sent more than the slow one, and many that are sent little.
+#[test]
+fn fault_51_r69_the_slow_peer_is_found_among_many() {
+    if !has_lanes() {
+        return;
+    }
+    for (fast, few) in [(10, 0), (20, 0), (0, 1000), (4, 1000)] {
+        let mut stage = Stage::new(0);
+        let slow = peer(0);
+        stage.script.slow_down(slow);
+        let fast: Vec<_> = (1..=fast).map(peer).collect();
+        let few: Vec<_> = (1000..1000 + few).map(peer).collect();
+        let per_round = fast.len() * 40 + few.len() / 10;
+        for round in 0..2000_usize {
+            // A fiftieth of all, until its buffer would have been full twice.
+            stage.send(slow, per_round / 50 + 1);
+            fast.iter().for_each(|to| stage.send(*to, 40));
+            few.iter().skip(round % 10).step_by(10).for_each(|to| stage.send(*to, 1));
+            stage.tick(Duration::from_millis(1));
+            if stage.sent[&slow] as usize * DATAGRAM > 2 * BUFFER {
+                break;
+            }
+        }
+        assert!(stage.is_refused(slow), "its lane is full");
+        let refused: Vec<_> = stage.refused.keys().filter(|to| **to != slow).collect();
+        assert!(refused.is_empty(), "{} fast, {} few: {refused:?}", fast.len(), few.len());
+    }
+}
+
+/// What was sent leaves, and the peer returns to the shared socket; nothing is asked then.
+#[test]
+fn a_peer_returns_when_its_lane_is_empty() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let slow = peer(1);
+    stage.script.slow_down(slow);
+    for _ in 0..120 {
+        stage.send(slow, 40);
+    }
+    for _ in 0..10 {
+        stage.tick(Duration::from_secs(1));
+    }
+    stage.send(slow, 1);
+    assert_eq!(stage.sockets[&slow].len(), 2, "it has its lane while that is full");
+    stage.script.free(slow, usize::MAX);
+    stage.tick(Duration::from_secs(1));
+    assert!(stage.udp.lanes.moved().is_some(), "after one look");
+    stage.tick(Duration::from_millis(999));
+    assert!(stage.udp.lanes.moved().is_some(), "no look before a second is over");
+    stage.tick(Duration::from_millis(1));
+    assert!(stage.udp.lanes.moved().is_none());
+    let asked = stage.script.count(Call::SendBacklog);
+    stage.tick(Duration::from_secs(1));
+    stage.send(slow, 1);
+    stage.look();
+    assert!(stage.is_shared(*stage.sockets[&slow].last().unwrap()));
+    assert_eq!(stage.script.count(Call::SendBacklog), asked);
+}
+
+/// No socket is made and nothing is remembered of peers whose paths take everything; a socket is asked once in 128 KiB at most.
+#[test]
+fn lanes_cost_nothing_while_no_path_is_slow() {
+    let mut stage = Stage::new(0);
+    // Twice of the send buffer.
+    for round in 0..400 {
+        stage.send(peer(round % 7), 15);
+    }
+    assert_eq!(stage.script.count(Call::Socket), 0);
+    assert!(stage.udp.lanes.moved().is_none());
+    let (asked, bytes) = (stage.script.count(Call::SendBacklog), 400 * 15 * DATAGRAM);
+    assert!((1..=bytes / BYTES_UNCHECKED).contains(&asked), "{asked} for {bytes} bytes");
+}
+
+/// A sandbox may refuse the sockets, or the question. That is named, and the peers that are sent most are limited.
+#[test]
+fn fault_51_without_lanes_the_peer_that_fills_the_socket_is_limited() {
+    let mut stage = Stage::new(0);
+    let [slow, idle] = [1, 2].map(peer);
+    stage.script.slow_down(slow);
+    stage.script.then(Call::Socket, [Answer::Error(libc::EMFILE)]);
+    for _ in 0..400 {
+        stage.send(slow, 40);
+        stage.send(idle, 1);
+        stage.script.free(slow, 10 * DATAGRAM);
+        stage.tick(Duration::from_millis(10));
+    }
+    assert!(!stage.is_refused(idle) && stage.is_refused(slow));
+    assert_eq!(stage.sockets[&slow].len(), 1);
+    assert_eq!(stage.script.count(Call::Socket), 1, "it is not tried again and again");
+    assert_eq!(stage.udp.disabled().collect::<Vec<_>>(), [Feature::SendLanes]);
+
+    let mut stage = Stage::new(0);
+    stage.script.then(Call::SendBacklog, [Answer::Error(libc::EPERM)]);
+    (0..10).for_each(|_| stage.send(idle, 40));
+    assert_eq!(stage.udp.disabled().collect::<Vec<_>>(), [Feature::SendLanes]);
+}
+
+/// Each flow keeps its source port, and the slow peer's flows have lanes of their own ports.
+#[test]
+fn r60_flows_keep_their_ports_in_a_lane() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(3);
+    let ports: Vec<_> = stage.udp.flows.iter().map(|flow| flow.local_addr().unwrap().port()).collect();
+    let [slow, idle] = [1, 2].map(peer);
+    stage.script.slow_down(slow);
+    for round in 0..600_u16 {
+        stage.send_flow(slow, round % 3, 40);
+        stage.send_flow(idle, round % 3, 1);
+    }
+    assert!(!stage.is_refused(idle) && stage.is_refused(slow));
+    assert!(stage.refused[&slow].iter().all(|kind| *kind == SendErrorKind::PathFull));
+    let moved = stage.udp.lanes.moved().unwrap();
+    let Some(Exit::Lane(lane)) = moved.exit_of(slow) else { panic!("{moved:?}") };
+    for (number, port) in ports.into_iter().enumerate() {
+        let socket = stage.udp.sender((1 + usize::from(lane)) * 3 + number);
+        assert_eq!(socket.local_addr().unwrap().port(), port);
+        assert!(stage.script.charged(socket.as_raw_fd()) > 0);
+    }
+}
+
+/// The mode is set on the socket that sends, and is as before afterwards.
+#[test]
+fn a_lane_sends_in_the_mode_of_the_path() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let slow = peer(1);
+    stage.script.slow_down(slow);
+    for _ in 0..60 {
+        stage.send(slow, 40);
+    }
+    let batch = [Transmit::datagram(slow, b"abc")];
+    stage.script.free(slow, usize::MAX);
+    stage.udp.send_batch_in(PathMode::Probe, &batch, 0).unwrap();
+    let lane = stage.udp.sender(1);
+    assert_eq!(stage.script.take_sends().last().unwrap()[0].socket, lane.as_raw_fd());
+    let mode = syscall::socket_option(lane.as_fd(), SocketOption::Ipv4MtuDiscover).unwrap();
+    assert_eq!(mode, libc::IP_PMTUDISC_DO);
+}
+
+fn on_loopback(test: impl FnOnce() + Send) {
+    testbed::Namespace::new().expect("these tests make network namespaces, and need root").enter(test);
+}
+
+/// Everything that arrives reaches the sockets that receive, whichever addresses they have; nobody else can have the port.
+#[test]
+fn a_lane_receives_nothing_and_lets_nobody_in() {
+    if !has_lanes() {
+        return;
+    }
+    let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+    let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+    let has = |address: &IpAddr| address.is_ipv4() || testbed::has_ipv6();
+    for address in [loopback, any].concat().into_iter().filter(has) {
+        for queues in [1, 3] {
+            on_loopback(|| {
+                let config = UdpConfig::default();
+                let queues = NonZeroUsize::new(queues).unwrap();
+                let mut transports = UdpTransport::bind_queues((address, 0).into(), &config, queues).unwrap();
+                let local = transports[0].local_addr();
+                let lanes: Vec<_> = (0..8).map(|_| make_lane(&transports[0].socket, &Calls::default())).collect();
+                if address.is_ipv6() && queues.get() > 1 {
+                    assert!(lanes.iter().all(Result::is_err), "they would receive a share");
+                    return;
+                }
+                let lanes: Vec<_> = lanes.into_iter().map(Result::unwrap).collect();
+                let to = SocketAddr::new(if address.is_ipv4() { loopback[0] } else { loopback[1] }, local.port());
+                let expect_all = |transports: &[UdpTransport]| {
+                    let senders: Vec<_> = (0..100).map(|_| UdpSocket::bind((to.ip(), 0)).unwrap()).collect();
+                    senders.iter().for_each(|sender| assert_eq!(sender.send_to(b"abc", to).unwrap(), 3));
+                    let mut buffer = [0; 65_536];
+                    let mut count = 0;
+                    for transport in transports {
+                        while let Ok(meta) = transport.recv(&mut buffer) {
+                            assert_eq!(meta.len, 3);
+                            count += 1;
+                        }
+                        assert_eq!(transport.recv(&mut buffer), Err(RecvError::WouldBlock));
+                    }
+                    assert_eq!(count, 100, "{address} {queues}");
+                    let empty =
+                        |lane: &UdpSocket| lane.recv(&mut [0; 8]).unwrap_err().kind() == io::ErrorKind::WouldBlock;
+                    assert!(lanes.iter().all(empty));
+                };
+                expect_all(&transports);
+                if queues.get() == 1 {
+                    for stranger in
+                        [local, SocketAddr::new(any[0], local.port()), SocketAddr::new(any[1], local.port())]
+                    {
+                        if !has(&stranger.ip()) || (address.is_ipv6() && stranger.is_ipv4() && address == loopback[1]) {
+                            continue;
+                        }
+                        let socket = syscall::socket(stranger).unwrap();
+                        syscall::set_socket_option(socket.as_fd(), SocketOption::ReusePort, 1).unwrap();
+                        let error = syscall::bind(socket.as_fd(), stranger).unwrap_err();
+                        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE), "{stranger}");
+                    }
+                } else {
+                    transports.remove(0);
+                    expect_all(&transports);
+                }
+                // Peers see the same address and port.
+                let receiver = UdpSocket::bind((to.ip(), 0)).unwrap();
+                lanes[7].send_to(b"abc", mapped(receiver.local_addr().unwrap())).unwrap();
+                assert_eq!(receiver.recv_from(&mut [0; 8]).unwrap(), (3, to));
+            });
+        }
+    }
+}
+
+/// As an IPv6 socket is told an address by std.
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(address) => (address.ip().to_ipv6_mapped(), address.port()).into(),
+        SocketAddr::V6(_) => address,
+    }
+}
+
+/// A batch by a lane is cut by the kernel, and carries the ECN field.
+#[test]
+fn a_lane_sends_batches_and_the_ecn_field() {
+    if !has_lanes() {
+        return;
+    }
+    on_loopback(|| {
+        let config = UdpConfig::default();
+        let [from, to] = [0, 1].map(|_| UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), &config).unwrap());
+        let shared = &from.socket;
+        let peer = Leaving { peer: key_of(to.local_addr()), may_be_limited: false };
+        let outcome = from.lanes.move_away(peer, 0, shared, &Calls::default());
+        assert_eq!(outcome, MoveOutcome::Lane { evicted: None });
+        let contents = [7; 3000];
+        let segment_size = NonZeroUsize::new(1000);
+        let batch = Transmit { segment_size, ecn: Ecn::Ect0, ..Transmit::datagram(to.local_addr(), &contents) };
+        from.send(&batch).unwrap();
+        let (mut buffer, mut datagrams) = ([0; 65_536], 0);
+        while datagrams < 3 {
+            let meta = to.recv(&mut buffer).unwrap();
+            assert_eq!((meta.from, meta.ecn, meta.stride), (from.local_addr(), Ecn::Ect0, 1000));
+            datagrams += meta.len / meta.stride;
+        }
+        let number_of_lane = from.plan(&from.lanes.moved()).socket_of(&batch);
+        assert_eq!(number_of_lane, 1);
+        assert_ne!(from.sender(1).as_raw_fd(), shared.as_raw_fd());
+    });
+}
+
+/// Options that say which way packets go are those of the socket that receives.
+#[test]
+fn a_lane_has_the_options_of_the_socket() {
+    if !has_lanes() {
+        return;
+    }
+    on_loopback(|| {
+        for flow_ports in [0, 2] {
+            let config = UdpConfig { flow_ports, send_buffer: Some(300_000), ..UdpConfig::default() };
+            let transport = UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), &config).unwrap();
+            let shared = transport.shared_socket(usize::from(flow_ports.saturating_sub(1)));
+            let set =
+                |(level, name), value: &[u8]| syscall::set_raw_option(shared.as_fd(), level, name, value).unwrap();
+            // A socket that is bound to a device has no other one.
+            if flow_ports == 0 {
+                set((libc::SOL_SOCKET, libc::SO_BINDTODEVICE), b"lo");
+            } else {
+                set((libc::IPPROTO_IP, libc::IP_UNICAST_IF), &1_i32.to_be_bytes());
+            }
+            for (option, value) in [
+                ((libc::SOL_SOCKET, libc::SO_MARK), 77_i32),
+                ((libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE), 1_000_000),
+                ((libc::IPPROTO_IP, libc::IP_FREEBIND), 1),
+                ((libc::IPPROTO_IP, libc::IP_TOS), 0x28),
+                ((libc::IPPROTO_IP, libc::IP_TRANSPARENT), 1),
+                ((libc::IPPROTO_IP, libc::IP_TTL), 33),
+                ((libc::SOL_SOCKET, libc::SO_PRIORITY), 3),
+            ] {
+                set(option, &value.to_ne_bytes());
+            }
+            let lane = make_lane(shared, &Calls::default()).unwrap();
+            let also = [(libc::SOL_SOCKET, libc::SO_SNDBUF), (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)];
+            let also =
+                also.into_iter().chain([(libc::SOL_SOCKET, libc::SO_NO_CHECK), (libc::IPPROTO_IP, libc::IP_RECVERR)]);
+            for (level, name) in COPIED.iter().copied().filter(|(level, _)| *level != libc::IPPROTO_IPV6).chain(also) {
+                let value = |socket: &UdpSocket| {
+                    let mut value = [0; 64];
+                    let length = syscall::raw_option(socket.as_fd(), level, name, &mut value).unwrap();
+                    value[..length].to_vec()
+                };
+                assert_eq!(value(&lane), value(shared), "{level} {name}");
+            }
+            assert_eq!(syscall::socket_option(lane.as_fd(), SocketOption::ReusePort).unwrap(), 0);
+            assert_eq!(syscall::socket_option(shared.as_fd(), SocketOption::ReusePort).unwrap(), 0);
+        }
+    });
+}
+
+/// A thread with another namespace makes no lane: it would send into that one.
+#[test]
+fn no_lane_in_another_network_namespace() {
+    if !has_lanes() {
+        return;
+    }
+    let [here, there] = [0, 1].map(|_| testbed::Namespace::new().expect("these tests need root"));
+    let bind = || UdpTransport::bind((Ipv4Addr::UNSPECIFIED, 0).into(), &UdpConfig::default()).unwrap();
+    let transport = here.enter(bind);
+    there.enter(|| make_lane(&transport.socket, &Calls::default()).unwrap_err());
+    here.enter(|| make_lane(&transport.socket, &Calls::default()).unwrap());
+}
+
+/// Each IPv4 address and port has a number of its own.
+#[test]
+fn numbers_of_destinations_differ() {
+    let ports = [1, 8285, 8286, u16::MAX].map(|port| NonZeroU16::new(port).unwrap().get());
+    let addresses = [[0, 0, 0, 0], [10, 168, 0, 2], [10, 168, 0, 3], [10, 169, 0, 2], [255; 4]].map(IpAddr::from);
+    let ipv6 =
+        ["::1", "fd00::1", "fd00:1::", "fd00:0:0:1::", "fd00:0:0:1::1"].map(|text| text.parse::<IpAddr>().unwrap());
+    let all = addresses.into_iter().chain(ipv6).flat_map(|address| ports.map(|port| key_of((address, port).into())));
+    let mut numbers: Vec<_> = all.collect();
+    let count = numbers.len();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), count);
+}
