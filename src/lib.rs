@@ -36,13 +36,15 @@
 //!
 //! # Without
 //! ```
-//! use loden::forward::{Encap, Forwarder, Overlay};
+//! use loden::Host;
+//! use loden::forward::{Encap, Forwarder, ForwarderConfig};
 //! use loden::route::{Route, RouteTable};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let network: ipnet::Ipv4Net = "100.96.0.0/16".parse()?;
 //! let (ours, theirs) = ("100.96.1.0/24".parse::<ipnet::Ipv4Net>()?, "100.96.2.0/24".parse::<ipnet::Ipv4Net>()?);
-//! let forwarder = Forwarder::new(Overlay::new(network, ours, ([10, 168, 0, 2], 8285)))?;
+//! let host = Host::new(network, ours, ([10, 168, 0, 2], 8285))?;
+//! let forwarder = Forwarder::new(ForwarderConfig::new(&host))?;
 //! let (routes, refused) = RouteTable::try_from_routes([Route::new(theirs, ([10, 168, 0, 3], 8285))]);
 //! assert!(refused.is_empty());
 //!
@@ -92,7 +94,7 @@
 //! # Longer than the path
 //! A packet that is longer than the path to its peer carries is answered with "fragmentation needed" if it has DF set, and goes
 //! in fragments if not, which its destination puts together; so do the segments of a GSO packet. How much a path carries
-//! say [`forward::Overlay::mtu`] and [`route::Route::mtu`]; when it turns out to be less, the worker learns that from the kernel's
+//! say [`forward::ForwarderConfig::mtu`] and [`route::Route::mtu`]; when it turns out to be less, the worker learns that from the kernel's
 //! routes and from the reports of routers, which it verifies ([`forward::PathMtus`]).
 //!
 //! # What it is not
@@ -111,6 +113,7 @@ pub mod control;
 pub mod endpoint;
 pub mod engine;
 pub mod forward;
+mod host;
 pub mod lease;
 pub mod offload;
 #[cfg(all(feature = "preflight", target_os = "linux"))]
@@ -127,5 +130,6 @@ pub mod worker;
 
 #[cfg(feature = "sim")]
 pub use bytes;
+pub use host::{Host, HostError, Mtu, MtuError, Overhead};
 pub use ipnet;
 pub use transmit::Transmit;

@@ -15,7 +15,7 @@ pub fn run(bytes: &[u8]) {
         message.assert_sound(&packet);
         assert!(may_be_answered(&packet), "R36 to R40: {packet:02x?}");
         // Our own error, should it come by again where nothing is routed, is an error about which there is none.
-        let nowhere = Host::new(*host.overlay(), Vec::new());
+        let nowhere = Host::new(host.config().clone(), Vec::new());
         assert_eq!(nowhere.encapsulate(answer).icmp(), None, "R36");
     }
 }

@@ -14,7 +14,8 @@ mod subnet_file;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::Host;
+use loden::lease::{Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{Route, RouteChange};
 use support::allocations::Counting;
 
@@ -33,7 +34,7 @@ fn net(text: &str) -> IpNet {
 
 /// 10.168.0.2, which owns 100.96.1.0/24 of 100.96.0.0/16.
 fn host() -> Host {
-    Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285))
+    Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285)).unwrap()
 }
 
 /// A lease of the host with this last byte, known by its subnet as it is written.
@@ -63,7 +64,7 @@ fn added((key, lease): (&'static str, Lease)) -> LeaseEvent<&'static str> {
 
 /// A reconciler that had this list at second 0, its changes taken.
 fn listed<const N: usize>(leases: [(&'static str, Lease); N]) -> Reconciler<&'static str> {
-    let mut reconciler = Reconciler::new(host());
+    let mut reconciler = Reconciler::new(&host());
     reconciler.handle_event(SOURCE, snapshot(leases), at(0));
     drop((reconciler.take_changes(), reconciler.take_conflict_changes()));
     reconciler

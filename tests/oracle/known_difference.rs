@@ -27,7 +27,7 @@ known_differences! {
     LinkLocal = "R18: routers do not forward 169.254/16 (RFC 3927 7). Linux does",
     TtlZero = "R29: no host may send it, so that it is dropped in silence. Linux answers as it does for a TTL of 1",
     Loop = "R62, fault 6: what is for the tunnel's own sockets, or for the next hop itself, never leaves. A router has no tunnel",
-    Broadcast = "R40: we know the broadcast addresses of the overlay, of our subnet and of those with a route. On Linux's links \
+    Broadcast = "R40: we know the broadcast addresses of the config, of our subnet and of those with a route. On Linux's links \
                  there is no such network",
     PeerAddress = "R65 lets a peer send from its underlay address, to which no route of the overlay leads back. Linux has one here",
     ForeignDestination = "R66: what a peer sends us that is for others is dropped in silence. A router forwards it, and answers",

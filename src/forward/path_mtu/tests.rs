@@ -29,15 +29,6 @@ fn a_value_that_is_confirmed_holds_for_longer() {
 }
 
 #[test]
-fn an_outer_packet_leaves_room_for_an_inner_one() {
-    let six = IpAddr::from([0; 16]);
-    for (outer, four_left, six_left) in [(1500, 1472, 1452), (68, 40, 20), (30, 2, 0), (0, 0, 0)] {
-        assert_eq!((PathMtus::inner(outer, PEER), PathMtus::inner(outer, six)), (four_left, six_left));
-    }
-    assert_eq!(PathMtus::inner(u32::MAX, PEER), u16::MAX);
-}
-
-#[test]
 fn what_is_forgotten_is_learned_anew() {
     let (mut paths, now) = (PathMtus::default(), Duration::from_secs(5));
     assert!(paths.is_empty());
