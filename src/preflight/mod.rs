@@ -73,8 +73,7 @@ pub struct PreflightConfig {
     pub port: u16,
     /// The name of the TUN device, which need not exist. A pattern such as `loden%d` never exists.
     pub tun: String,
-    /// The MTU that the device will get. Default `None`: its current MTU, or the MTU that the underlay
-    /// leaves.
+    /// The MTU that the device will get. Default `None`: its current MTU, or the MTU that the underlay leaves.
     pub mtu: Option<crate::Mtu>,
     /// Known addresses of other hosts. For a listen address on a loopback or dummy device, the routes to them determine
     /// the interface that carries the datagrams. Default none: the default route determines it.

@@ -185,7 +185,9 @@ impl Links {
         let (tun, name, outer) = (link.interface(), &underlay.name, underlay.mtu);
         let report = match &limit {
             Ok(limit) => {
-                format!("inner packets have at most {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} is {outer}")
+                format!(
+                    "inner packets have at most {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} is {outer}"
+                )
             }
             Err(error) => format!("the MTU of inner packets stays as it is: {error}"),
         };

@@ -187,6 +187,15 @@ fn wrong_arguments_are_errors_before_any_change() {
         let error = Link::configure_with("loden0", &outside).expect_err("outside").to_string();
         assert!(error.contains("100.97.1.0") && error.contains("100.96.0.0/16"), "{error}");
         assert!(world.is_bare("loden0") && !world.state("loden0").up);
+        // A TAP device keeps room for an Ethernet header.
+        let added = Command::new("ip").args(["tuntap", "add", "dev", "tap0", "mode", "tap"]).status();
+        assert!(added.expect("iproute2 is installed").success());
+        match Link::configure_with("tap0", &host.with_mtu(Mtu::MAX)) {
+            Err(LinkError::MtuOutOfRange { interface, mtu, min, max }) => {
+                assert_eq!((interface.as_str(), mtu, min, max), ("tap0", 65_535, 68, 65_521));
+            }
+            other => panic!("{other:?}"),
+        }
         for mtu in [Mtu::MIN, Mtu::MAX] {
             Link::configure_with("loden0", &host.with_mtu(mtu)).expect("legal").remove().expect("removed");
             assert_eq!(world.state("loden0").mtu, u32::from(mtu));
