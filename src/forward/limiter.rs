@@ -40,6 +40,7 @@ pub struct Rate {
 ///
 /// ```
 /// use core::time::Duration;
+/// use loden::Host;
 /// use loden::forward::{Encap, Forwarder, IcmpLimiter, ForwarderConfig};
 /// use loden::route::RouteTable;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

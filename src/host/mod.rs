@@ -25,7 +25,7 @@ pub use self::mtu::{Mtu, MtuError, Overhead};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let (network, subnet) = ("100.96.0.0/16".parse::<Ipv4Net>()?, "100.96.1.0/24".parse::<Ipv4Net>()?);
 /// let host = Host::new(network, subnet, ([10, 168, 0, 2], 8285))?;
-/// assert_eq!(host.tun_address(), [100, 96, 1, 0]);
+/// assert_eq!(host.tun_address().octets(), [100, 96, 1, 0]);
 /// # Ok(())
 /// # }
 /// ```

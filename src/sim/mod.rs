@@ -31,6 +31,7 @@
 //!
 //! ```
 //! use core::time::Duration;
+//! use loden::Host;
 //! use loden::forward::ForwarderConfig;
 //! use loden::lease::{Lease, LeaseEvent, SourceId};
 //! use loden::sim::{Loss, Sim, udp_packet};

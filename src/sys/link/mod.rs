@@ -19,7 +19,7 @@
 //!   the link and the address, but not those routes (`fib_table_flush` sends no message).
 //! - **Underlay monitor.** The MTU of the tunnel is the smaller of the device's MTU and of the MTU that the underlay's
 //!   interface ([`interface_of`]) leaves. Both may change at any time.
-//!   [`Worker::set_mtu`](crate::worker::Worker::set_mtu) takes the new value.
+//!   [`Handle::set_mtu`](crate::worker::Handle::set_mtu) takes the new value.
 //! - **Removal.** [`Link::remove`] removes the address and route that this `Link` added. Dropping a `Link` changes
 //!   nothing in the kernel, so a persistent device survives a restart. [`Link::configure`] then keeps the existing
 //!   configuration.
@@ -156,7 +156,7 @@ impl Link {
     /// Configures the TUN device of `host` with [`LinkConfig::new`]. See [`Link::configure_with`].
     ///
     /// # Errors
-    /// The errors of [`interface_of`] and [`Link::configure_with`].
+    /// The errors of [`Link::configure_with`].
     pub fn configure(tun: &Tun, host: &Host) -> Result<Self, LinkError> {
         Self::configure_with(tun.name(), &LinkConfig::new(host))
     }
@@ -170,6 +170,7 @@ impl Link {
     /// prevents that. It is added where it is needed.
     ///
     /// # Errors
+    /// The errors of [`interface_of`] and [`LinkError::Mtu`] if the configuration has no MTU.
     /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::NoPermission`] (needs
     /// `CAP_NET_ADMIN`), [`LinkError::NoSuchInterface`], [`LinkError::RouteTaken`] if another interface has the route,
     /// or another error of the kernel. After an error the device has its previous configuration.
