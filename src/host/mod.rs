@@ -1,4 +1,4 @@
-//! The identity of one host, said once: networks, own subnets, underlay addresses. And the MTU.
+//! The identity of a host, and MTUs.
 
 mod mtu;
 pub(crate) mod special;
