@@ -1,7 +1,8 @@
-//! Leases: a list with one difference, events one by one with and without the table behind them, and a million at once.
+//! Leases: a list with one difference, single events with and without the table behind them, and a million leases at
+//! once.
 //!
-//! `cargo bench --bench leases -- sustained 60` has instead as many changes as there can be for 60 seconds, while another
-//! thread forwards packets by the tables of the moment, and checks every verdict (fault 43).
+//! `cargo bench --bench leases -- sustained 60` runs changes at full speed for 60 seconds instead. Another thread
+//! forwards packets by the current tables and checks every verdict (fault 43).
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,7 +21,7 @@ const UNDERLAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(
 
 type Leases = Vec<(Ipv4Net, Lease)>;
 
-/// /28s of 10.0.0.0/8, each of a host of its own.
+/// Returns /28s of 10.0.0.0/8, each with its own host.
 fn leases(count: u32) -> Leases {
     let lease = |number: u32| {
         let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + 16 * number), 28).expect("a short prefix");
@@ -65,7 +66,7 @@ fn snapshot(criterion: &mut Criterion) {
     });
 }
 
-/// Every event moves one of 100,000 leases.
+/// Measures events that move one of 100,000 leases.
 fn events(criterion: &mut Criterion) {
     const LEASES: u32 = 100_000;
     let leases = leases(LEASES);
@@ -121,7 +122,7 @@ fn million(_: &mut Criterion) {
     );
 }
 
-/// Megabytes of this process, beside this name.
+/// Returns a memory counter of this process in megabytes.
 fn memory(name: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
     let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line with this name");
@@ -129,14 +130,14 @@ fn memory(name: &str) -> f64 {
     kibibytes * 1024.0 / 1e6
 }
 
-/// Processor time of this thread: what other processes take of the machine is not in it.
+/// Returns the processor time of this thread, which excludes other processes.
 fn cpu_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("procfs with schedstat");
     let nanos = stat.split(' ').next().and_then(|first| first.parse().ok());
     Duration::from_nanos(nanos.expect("proc(5): nanoseconds on the processor"))
 }
 
-/// So many seconds of changes, a third each with so many leases at a time.
+/// Runs changes for this many seconds, a third each with every batch size.
 fn sustained(seconds: f64) {
     const SIZES: [u32; 3] = [10, 100, 1000];
     let mut feeder = churn::Feeder::new();

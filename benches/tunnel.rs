@@ -1,7 +1,7 @@
-//! TCP through a tunnel, beside the plainest loop that does the same: read, look a list up, `sendto`, and back.
+//! TCP through a tunnel, compared with the simplest equivalent loop: read, search a list, `sendto`, and the reverse.
 //!
-//! Both run as two threads of this process, in hosts of their own, one after the other in each round; the ratio of a round is
-//! what counts, because the machine's speed drifts. Needs root.
+//! Both run as two threads of this process in two network namespaces, one after the other in each round. Only the ratio
+//! within a round is comparable, because the machine's speed drifts. Needs root.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -26,7 +26,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const ROUNDS: usize = 5;
 const PORT: u16 = 8285;
 
-/// One host's side of the tunnel.
+/// One host's end of the tunnel.
 #[derive(Clone, Copy)]
 struct Side {
     own: Ipv4Addr,
@@ -58,7 +58,7 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// Gigabits a second from pod to pod through two of these loops.
+/// Returns the throughput from pod to pod through two of these loops, in Gbit/s.
 fn transfer(run: Loop, seconds: f64) -> Result<f64, Error> {
     let hosts = TwoHosts::new()?;
     let (a, b) = (TwoHosts::HOST_A, TwoHosts::HOST_B);
@@ -132,7 +132,7 @@ fn run(mut worker: Worker, stop: &AtomicBool) -> Result<(), Error> {
     Ok(())
 }
 
-/// What flannel's proxy does, less its mistakes: no check but the length, and a list that is searched and reordered.
+/// Forwards like flannel's proxy without its bugs: it checks only the length, and searches and reorders a list.
 fn linear_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
     let (tun, _link) = device(side, TunOffload::NONE)?;
     let udp = UdpSocket::bind((side.own, PORT))?;
@@ -183,7 +183,8 @@ fn decrement_ttl(packet: &mut [u8]) -> bool {
     true
 }
 
-/// Which of the two can be read. Looks up from time to time, to see whether it is time to stop.
+/// Waits until one of the two is readable and returns which. It returns periodically, so that the caller can check the
+/// stop flag.
 fn wait(tun: &impl AsFd, udp: &impl AsFd, only_look: bool) -> Result<(bool, bool), Error> {
     let mut fds = [PollFd::new(tun.as_fd(), PollFlags::POLLIN), PollFd::new(udp.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, if only_look { 0u8 } else { 50u8 })?;

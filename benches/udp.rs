@@ -1,7 +1,7 @@
-//! UDP over loopback, with and without trains each way, with one message per system call and with many.
+//! UDP over loopback, with and without GSO and GRO batches, with one and with many messages per system call.
 //!
-//! One thread sends four trains and then receives them: on loopback a datagram is in the receiver's queue when the call that
-//! sent it returns, so that what is timed is the system calls and the kernel's stack, and no scheduler.
+//! One thread sends four batches and then receives them. On loopback a datagram is in the receive queue when the send
+//! call returns. So the bench measures the system calls and the kernel's stack without the scheduler.
 
 use core::net::{Ipv4Addr, SocketAddr};
 use core::num::NonZeroUsize;
@@ -12,11 +12,11 @@ use loden::sys::{RecvBatch, RecvError, UdpConfig, UdpOffload, UdpTransport};
 
 /// Bytes in a datagram.
 const DATAGRAM: usize = 1400;
-/// Datagrams in a train: as many as fit into 64 KiB.
-const TRAIN: usize = 46;
-const TRAINS: usize = 4;
+/// The datagrams of a GSO batch: as many as fit into 64 KiB.
+const BATCH: usize = 46;
+const BATCHES: usize = 4;
 
-/// How many messages a system call passes.
+/// The number of messages per system call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Calls {
     One,
@@ -31,13 +31,13 @@ fn bind(offload: UdpOffload) -> UdpTransport {
     transport
 }
 
-/// Sends everything and receives it, by turns of what the socket's buffers hold.
+/// Sends and receives everything, in portions that fit the socket buffers.
 fn pass(from: &UdpTransport, to: &UdpTransport, transmits: &[Transmit<'_>], calls: Calls, batch: &mut RecvBatch) {
     match calls {
         Calls::One => transmits.iter().for_each(|transmit| from.send(transmit).expect("sent")),
         Calls::Many => from.send_batch(transmits, 0).expect("sent"),
     }
-    let mut missing = DATAGRAM * TRAIN * TRAINS;
+    let mut missing = DATAGRAM * BATCH * BATCHES;
     while missing > 0 {
         match to.recv_batch(batch) {
             Ok(_count) => {
@@ -51,22 +51,24 @@ fn pass(from: &UdpTransport, to: &UdpTransport, transmits: &[Transmit<'_>], call
 }
 
 fn loopback(criterion: &mut Criterion) {
-    let contents = vec![7; DATAGRAM * TRAIN];
+    let contents = vec![7; DATAGRAM * BATCH];
     let mut group = criterion.benchmark_group("udp_loopback");
-    group.throughput(Throughput::Bytes((DATAGRAM * TRAIN * TRAINS) as u64));
+    group.throughput(Throughput::Bytes((DATAGRAM * BATCH * BATCHES) as u64));
     let both = [false, true];
     let rows = both.into_iter().flat_map(|gso| both.into_iter().map(move |gro| UdpOffload { gso, gro }));
     for (offload, calls) in rows.flat_map(|offload| [(offload, Calls::One), (offload, Calls::Many)]) {
         let (from, to) = (bind(offload), bind(offload));
-        let train =
+        let batch =
             Transmit { segment_size: NonZeroUsize::new(DATAGRAM), ..Transmit::datagram(to.local_addr(), &contents) };
-        // Without trains each datagram is a transmit, as it is to whoever has no GSO packets.
-        let trains = vec![train; TRAINS];
+        // Without GSO batches each datagram is one transmit.
+        let batches = vec![batch; BATCHES];
         let transmits: Vec<_> = match offload.gso {
-            true => trains,
-            false => {
-                trains.iter().flat_map(Transmit::segments).map(|one| Transmit::datagram(to.local_addr(), one)).collect()
-            }
+            true => batches,
+            false => batches
+                .iter()
+                .flat_map(Transmit::segments)
+                .map(|one| Transmit::datagram(to.local_addr(), one))
+                .collect(),
         };
         let mut batch = RecvBatch::new(if calls == Calls::Many { RecvBatch::MESSAGES_MAX } else { 1 });
         let named = |on, name: &'static str| if on { name } else { "-" };
@@ -78,7 +80,7 @@ fn loopback(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One short datagram there: what a system call costs with what is around it.
+/// Measures one short datagram, which shows the cost of a system call.
 fn small(criterion: &mut Criterion) {
     let (from, to) = (bind(UdpOffload::ALL), bind(UdpOffload::ALL));
     let transmit = Transmit::datagram(to.local_addr(), &[7; 64]);

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 const NOT_BUILT: &str = "not built yet";
 /// Directories with Rust code, and documents, which may cite numbers.
 const DIRECTORIES: [&str; 6] = ["benches", "examples", "fuzz", "src", "testbed", "tests"];
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 8] = [
     "CHANGELOG.md",
     "README.md",
     "SECURITY.md",
     "docs/conformance.md",
     "docs/faults.md",
+    "docs/operations.md",
     "examples/flannel-node/README.md",
     "fuzz/README.md",
 ];

@@ -1,4 +1,5 @@
-//! The packet path without its system calls: encapsulate, decapsulate, checksum; beside them a lookup of `prefix-trie`.
+//! The packet path without system calls: encapsulate, decapsulate and checksum, compared with a lookup of
+//! `prefix-trie`.
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,10 +15,10 @@ use prefix_trie::PrefixMap;
 
 const HEADER: usize = 20;
 
-/// Packets in flight at once, each to another destination.
+/// The number of packets, each with another destination.
 const PACKETS: usize = 256;
 
-/// A packet in its buffer, and the header it began with: a forwarder changes it in place.
+/// A packet in its buffer and its original header, because a forwarder changes packets in place.
 struct Packet {
     bytes: Vec<u8>,
     header: [u8; HEADER],
@@ -54,7 +55,7 @@ fn forwarder() -> Result<(Forwarder, RouteTable), Box<dyn std::error::Error>> {
 pub(crate) fn forward(criterion: &mut Criterion) {
     let (forwarder, table) = forwarder().expect("the settings are sound");
     let routes = cluster();
-    // One host's own subnet is none of its routes' destinations.
+    // The own subnet has no route.
     let remote: Vec<Route> = routes[..255].to_vec();
     let own = Ipv4Addr::new(100, 96, 255, 7);
     let mut group = criterion.benchmark_group("forward");
@@ -83,7 +84,7 @@ pub(crate) fn forward(criterion: &mut Criterion) {
             });
         });
     }
-    // The yardstick: what one lookup alone costs elsewhere.
+    // A reference: one lookup in another crate.
     let trie: PrefixMap<Ipv4Net, SocketAddr> = routes.iter().map(|route| (subnet(route), route.next_hop)).collect();
     let wanted = destinations(&remote, PACKETS);
     group.bench_function("one lookup of prefix-trie", |bench| {

@@ -1,4 +1,4 @@
-//! The core without its system calls: route tables and the packet path.
+//! The core without system calls: route tables and the packet path.
 
 mod forward;
 mod offload;

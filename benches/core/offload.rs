@@ -1,4 +1,4 @@
-//! GSO packets: cutting and joining beside a plain copy of the same bytes, and the checksums they rest on.
+//! GSO packets: segmentation and coalescing compared with a plain copy of the same bytes, and their checksums.
 
 use std::hint::black_box;
 
@@ -10,12 +10,12 @@ const IP: usize = 20;
 const TCP: usize = 6;
 const UDP: usize = 17;
 
-/// Payload of a segment: an MTU of 1472, less 20 and 20 and 12 of timestamps.
+/// The payload of a segment: an MTU of 1472, less 20 and 20 bytes of headers and 12 of timestamps.
 const PAYLOAD: usize = 1420;
 const TCP_HEADER: usize = 32;
 const SEGMENTS: usize = 45;
 
-/// A GSO packet of `segments` times `size` bytes, the last one shorter.
+/// Returns a GSO packet of `segments` times `size` bytes with a shorter last segment.
 fn gso_packet(protocol: usize, segments: usize, size: usize) -> (VnetHeader, Vec<u8>) {
     let header = if protocol == TCP { TCP_HEADER } else { transport::UDP_HEADER_LEN };
     let total = IP + header + segments * size - 1;
@@ -91,7 +91,7 @@ pub(crate) fn coalesce(criterion: &mut Criterion) {
     let tcp = segments(&vnet, &packet);
     let (vnet, packet) = gso_packet(UDP, 64, 64);
     let udp = segments(&vnet, &packet);
-    // Four flows whose packets come by turns.
+    // Four flows whose packets alternate.
     let mixed: Vec<_> = udp
         .iter()
         .enumerate()

@@ -1,4 +1,5 @@
-//! Route tables: lookup beside `prefix-trie` and flannel's linear table, building, and publishing one change.
+//! Route tables: lookup compared with `prefix-trie` and flannel's linear table, construction, and publication of one
+//! change.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
@@ -10,11 +11,11 @@ use ipnet::Ipv4Net;
 use loden::route::{NextHop, Route, RouteChange, RoutePublisher, RouteTable};
 use prefix_trie::PrefixMap;
 
-/// Destinations that are looked up in turn: so many that no branch predictor learns their order, and that the parts of a large
-/// table they touch do not fit the second-level cache.
+/// The number of destinations. No branch predictor learns the order of so many, and their parts of a large table exceed
+/// the L2 cache.
 const LOOKUPS: usize = 1 << 16;
 
-/// flannel's table: first match of a list from front to back, moved to the front.
+/// flannel's table: the first match of a list, which is then moved to the front.
 struct Linear(Vec<(Ipv4Net, std::net::SocketAddr)>);
 
 impl Linear {
@@ -77,7 +78,7 @@ pub(crate) fn build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a table takes, by the memory the process has before and after.
+/// Prints the memory of a table as the difference of the process's memory.
 pub(crate) fn memory(_: &mut Criterion) {
     let resident = || -> Option<f64> {
         let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
@@ -93,7 +94,7 @@ pub(crate) fn memory(_: &mut Criterion) {
     }
 }
 
-/// One change, published while a reader holds the table before, as a worker does.
+/// Publishes one change while a reader holds the previous table, as a worker does.
 pub(crate) fn publish(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("publish one change");
     group.sample_size(20).measurement_time(Duration::from_secs(3));
@@ -107,9 +108,9 @@ pub(crate) fn publish(criterion: &mut Criterion) {
         let (mut next, mut port) = (0, 1000);
         group.bench_function(kind.name, |bench| {
             bench.iter(|| {
-                // Far apart, so that no change finds the parts it needs in the cache.
+                // The changes are far apart, so no change finds its parts in the cache.
                 next = (next + 7919) % changes.len();
-                // Coprime to the stride through the routes: none is ever set to what it is.
+                // It is coprime to the number of routes, so no route is set to its current value.
                 port = 1000 + (port + 1) % 1009;
                 let mut route = changes[next];
                 route.next_hop.set_port(port);

@@ -1,11 +1,11 @@
-//! The route tables that the benches share.
+//! The route tables of the benches.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 use loden::route::Route;
 
-/// SplitMix64: repeatable numbers without a dependency.
+/// SplitMix64: repeatable random numbers without a dependency.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -21,7 +21,7 @@ impl Random {
     }
 }
 
-/// Which of the tables: a small cluster, a large one, and the Internet.
+/// A kind of route table: a small cluster, a large one, or the Internet.
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
     pub(crate) name: &'static str,
@@ -34,13 +34,13 @@ pub(crate) const TABLES: [Table; 3] = [
     Table { name: "1,000,000 internet-like", routes: internet_like },
 ];
 
-/// 256 hosts, each with a /24 of 100.96.0.0/16.
+/// Returns 256 hosts, each with a /24 of 100.96.0.0/16.
 pub(crate) fn cluster() -> Vec<Route> {
     let subnet = |i: u32| net(0x6460_0000 | i << 8, 24);
     (0..256).map(|i| Route::new(subnet(i), host(i))).collect()
 }
 
-/// 10,000 prefixes between /16 and /28 anywhere in 10.0.0.0/8, by way of 1,000 hosts.
+/// Returns 10,000 prefixes between /16 and /28 in 10.0.0.0/8 with 1,000 next hops.
 pub(crate) fn mixed() -> Vec<Route> {
     let mut random = Random(1);
     unique(10_000, || {
@@ -49,10 +49,10 @@ pub(crate) fn mixed() -> Vec<Route> {
     })
 }
 
-/// A million prefixes whose lengths are spread as in the global routing table (six in ten are /24, nearly all others between
-/// /16 and /23), and one in fifty longer than /24, as no global table has but overlays do.
+/// Returns a million prefixes with the lengths of the global routing table: six in ten are /24, nearly all others are
+/// between /16 and /23. One in fifty is longer than /24, as in overlays.
 pub(crate) fn internet_like() -> Vec<Route> {
-    /// Prefix lengths and how many of a thousand have them.
+    /// Prefix lengths with their share in thousandths.
     const SPREAD: [(u8, u64); 16] = [
         (8, 1),
         (12, 2),
@@ -84,7 +84,7 @@ pub(crate) fn internet_like() -> Vec<Route> {
     })
 }
 
-/// Destinations that hit, spread over the whole table.
+/// Returns destinations with a route, spread over the whole table.
 pub(crate) fn destinations(routes: &[Route], count: usize) -> Vec<Ipv4Addr> {
     let mut random = Random(3);
     let mut pick = || {

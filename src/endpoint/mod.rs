@@ -1,6 +1,8 @@
 //! One host of the overlay without its system calls: the decisions, and all that is remembered and counted around them.
 
 mod datagrams;
+#[cfg(test)]
+mod tests;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;

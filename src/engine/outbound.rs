@@ -98,7 +98,7 @@ impl Engine {
             if unsent.reason == SendFailure::Closed {
                 return;
             }
-            self.overcome(&unsent, routes, now, sink);
+            self.handle_unsent(&unsent, routes, now, sink);
         }
     }
 
@@ -137,7 +137,7 @@ impl Engine {
     }
 
     #[cold]
-    fn overcome(&mut self, unsent: &Unsent, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
+    fn handle_unsent(&mut self, unsent: &Unsent, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
         let since = self.queue.blocked_since();
         let waits = |limit: Duration| since.is_none_or(|since| now.saturating_sub(since) < limit);
         match unsent.reason {
@@ -148,7 +148,12 @@ impl Engine {
                 self.drop_blocked(peer);
             }
             SendFailure::TooLong => self.handle_too_long(routes, now, sink),
-            reason => {
+            reason @ (SendFailure::Closed
+            | SendFailure::Failed
+            | SendFailure::Forbidden
+            | SendFailure::NoBuffers
+            | SendFailure::Refused
+            | SendFailure::Unreachable) => {
                 let lost = self.queue.lose(unsent.datagrams.max(1));
                 self.lose(lost, reason.drop_reason());
             }

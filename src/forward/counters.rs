@@ -1,5 +1,6 @@
 //! Packet counters: plain numbers, one set per worker.
 
+use core::fmt::{self, Debug, Formatter};
 use core::ops::AddAssign;
 
 use super::{DropReason, Reject};
@@ -19,7 +20,7 @@ pub struct Counters {
 ///
 /// At every moment each received packet is counted in exactly one of the others (R67): `received = forwarded + answered
 /// + held + Σ dropped`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct DirectionCounters {
     received: u64,
     forwarded: u64,
@@ -193,6 +194,20 @@ impl DirectionCounters {
     #[must_use]
     pub fn is_conserved(&self) -> bool {
         self.received == self.forwarded + self.answered + self.held + self.dropped.iter().sum::<u64>()
+    }
+}
+
+/// Names the reasons of drops, and leaves out those that never occurred.
+impl Debug for DirectionCounters {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { received, forwarded, answered, held, dropped: _ } = self;
+        let mut fields = f.debug_struct("DirectionCounters");
+        fields.field("received", received).field("forwarded", forwarded).field("answered", answered);
+        fields.field("held", held);
+        for (reason, count) in self.drops() {
+            fields.field(reason.name(), &count);
+        }
+        fields.finish()
     }
 }
 

@@ -217,11 +217,11 @@ impl PathMtus {
 
     /// Handles a router's report that a datagram was too big (R54, RFC 1191).
     ///
-    /// It lowers the MTU of the peer if the quoted datagram may be one that `forwarder` sent to a next hop in `routes`,
-    /// and if it is longer than the reported MTU.
+    /// It lowers the MTU of the peer under two conditions. `forwarder` may have sent the quoted datagram to a next hop
+    /// in `routes`. And the datagram is longer than the reported MTU.
     ///
-    /// - A report that quotes the header of an inner packet routed to that peer lowers the MTU to at least 552 bytes of
-    ///   outer packet, Linux's own minimum. Lower values are raised to it.
+    /// - A report may quote the header of an inner packet that is routed to that peer. It lowers the MTU to at least
+    ///   552 bytes of outer packet, Linux's own minimum. Lower values are raised to it.
     /// - Anybody who knows addresses and ports can forge a report without such a header. It lowers the MTU to at least
     ///   1280.
     /// - If such reports continue for datagrams within that minimum, datagrams to this peer no longer have DF until the

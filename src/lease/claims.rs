@@ -12,7 +12,7 @@ use core::ops::Bound;
 
 use ipnet::IpNet;
 
-use super::conflict::{Book, Conflict, Subject};
+use super::conflict::{Conflict, ConflictLog, Subject};
 use super::event::{Lease, LeaseId};
 use crate::route::{NextHop, Route, RouteChange};
 
@@ -27,7 +27,7 @@ pub(super) struct Claims<K> {
     hosts: BTreeMap<SocketAddr, usize>,
     /// The previous routes of all subnets whose route changed since the last call.
     before: BTreeMap<IpNet, Option<NextHop>>,
-    pub(super) book: Book<K>,
+    pub(super) conflicts: ConflictLog<K>,
 }
 
 /// The claimants of one subnet. Most subnets have one, which needs no list.
@@ -51,7 +51,7 @@ impl<K: Ord + Clone> Claims<K> {
             lengths: [BTreeMap::new(), BTreeMap::new()],
             hosts: BTreeMap::new(),
             before: BTreeMap::new(),
-            book: Book::new(),
+            conflicts: ConflictLog::new(),
         }
     }
 
@@ -128,7 +128,7 @@ impl<K: Ord + Clone> Claims<K> {
         let after = claimants.map(|claimants| claimants.first.hop);
         if was_contested || claimants.is_some_and(|claimants| !claimants.others.is_empty()) {
             let duplicate = claimants.and_then(|claimants| claimants.conflict(subnet));
-            self.book.set(Subject::Claims(subnet), duplicate);
+            self.conflicts.set(Subject::Claims(subnet), duplicate);
         }
         if before == after {
             return;
@@ -158,7 +158,7 @@ impl<K: Ord + Clone> Claims<K> {
         let routes = self.hosts.entry(host).or_insert(0);
         *routes += 1;
         if *routes == 2 {
-            self.book.set(Subject::Host(host), Some(Conflict::SharedNextHop { next_hop: host }));
+            self.conflicts.set(Subject::Host(host), Some(Conflict::SharedNextHop { next_hop: host }));
         }
     }
 
@@ -169,7 +169,7 @@ impl<K: Ord + Clone> Claims<K> {
             0 => {
                 routes.remove();
             }
-            1 => self.book.set(Subject::Host(host), None),
+            1 => self.conflicts.set(Subject::Host(host), None),
             _ => {}
         }
     }
@@ -225,14 +225,14 @@ impl<K: Ord + Clone> Claims<K> {
     }
 
     fn outer_of(&self, inner: IpNet) -> Option<IpNet> {
-        match self.book.get(&Subject::Inner(inner)) {
+        match self.conflicts.get(&Subject::Inner(inner)) {
             Some(Conflict::Overlap { outer, .. }) => Some(*outer),
             Some(Conflict::Duplicate { .. } | Conflict::Refused { .. } | Conflict::SharedNextHop { .. }) | None => None,
         }
     }
 
     fn set_outer(&mut self, inner: IpNet, outer: Option<IpNet>) {
-        self.book.set(Subject::Inner(inner), outer.map(|outer| Conflict::Overlap { inner, outer }));
+        self.conflicts.set(Subject::Inner(inner), outer.map(|outer| Conflict::Overlap { inner, outer }));
     }
 
     fn lengths_mut(&mut self, subnet: IpNet) -> &mut BTreeMap<u8, usize> {

@@ -177,7 +177,7 @@ pub(super) enum Subject<K> {
 
 /// The current conflicts, and the changes since the last call.
 #[derive(Clone, Debug)]
-pub(super) struct Book<K> {
+pub(super) struct ConflictLog<K> {
     conflicts: BTreeMap<Subject<K>, Conflict<K>>,
     /// The previous conflicts of all subjects whose conflict changed since the last call.
     before: BTreeMap<Subject<K>, Option<Conflict<K>>>,
@@ -185,7 +185,7 @@ pub(super) struct Book<K> {
     ever: ConflictCounts,
 }
 
-impl<K: Ord + Clone> Book<K> {
+impl<K: Ord + Clone> ConflictLog<K> {
     pub(super) fn new() -> Self {
         let counts = ConflictCounts::default();
         Self { conflicts: BTreeMap::new(), before: BTreeMap::new(), now: counts, ever: counts }

@@ -20,7 +20,7 @@ pub(crate) struct Identity {
 
 /// The relation of a single lease to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Relation {
     /// It gets a route, unless another lease for its subnet precedes it.
     Contender,
     /// It is this host's own lease.
@@ -40,9 +40,9 @@ impl Identity {
     }
 
     /// Judges a lease, which must be normalised.
-    pub(super) fn judge(&self, lease: &Lease) -> Standing {
+    pub(super) fn judge(&self, lease: &Lease) -> Relation {
         if lease.subnet == self.subnet && lease.next_hop == self.underlay {
-            return Standing::Own;
+            return Relation::Own;
         }
         let refusal = if self.subnet.contains(&lease.subnet) && lease.next_hop != self.underlay {
             Refusal::OwnSubnet { own: self.subnet }
@@ -55,8 +55,8 @@ impl Identity {
         } else if self.network.contains(&lease.next_hop.ip()) {
             Refusal::NextHopInOverlay { network: self.network }
         } else {
-            return Standing::Contender;
+            return Relation::Contender;
         };
-        Standing::Refused(refusal)
+        Relation::Refused(refusal)
     }
 }

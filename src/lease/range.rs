@@ -8,8 +8,8 @@ use crate::host::special;
 
 /// An overlay network divided into subnets of one length, and the range of subnets that may be leased.
 ///
-/// A value is always valid: there are at least four subnets of at least four addresses each, and the first and the last
-/// one are aligned and inside the network.
+/// A value is always valid: there are at least four subnets of at least four addresses each. The first and the last one
+/// are aligned and inside the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubnetRange {
     network: IpNet,

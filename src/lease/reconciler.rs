@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::claims::Claims;
 use super::conflict::{Conflict, ConflictChange, ConflictCounts, Subject};
 use super::event::{Lease, LeaseEvent, LeaseId, SourceId};
-use super::identity::{Identity, Standing};
+use super::identity::{Identity, Relation};
 use super::source::Source;
 use crate::host::Host;
 use crate::route::{Route, RouteChange};
@@ -157,24 +157,24 @@ impl<K: Ord + Clone> Reconciler<K> {
     /// Returns the conflicts that began or ended since the last call, but not those that did both.
     #[must_use = "changes are handed out once"]
     pub fn take_conflict_changes(&mut self) -> Vec<ConflictChange<K>> {
-        self.claims.book.take_changes()
+        self.claims.conflicts.take_changes()
     }
 
     /// Returns the current conflicts.
     pub fn conflicts(&self) -> impl Iterator<Item = &Conflict<K>> {
-        self.claims.book.iter()
+        self.claims.conflicts.iter()
     }
 
     /// Returns the number of current conflicts of each kind.
     #[must_use]
     pub fn conflict_counts(&self) -> ConflictCounts {
-        self.claims.book.now()
+        self.claims.conflicts.now()
     }
 
     /// Returns the number of conflicts of each kind that ever began. A changed conflict counts again.
     #[must_use]
     pub fn conflict_totals(&self) -> ConflictCounts {
-        self.claims.book.ever()
+        self.claims.conflicts.ever()
     }
 
     /// Returns the time since which a source is unreachable; `None` if it is reachable. Its leases stay in force and do
@@ -202,7 +202,8 @@ impl<K: Ord + Clone> Reconciler<K> {
         self.counters
     }
 
-    /// Both lists are traversed in key order, so an unchanged lease costs one comparison.
+    /// Replaces all leases of a source. Both lists are traversed in key order, so an unchanged lease costs one
+    /// comparison.
     fn replace_all(&mut self, source: SourceId, mut leases: Vec<(K, Lease)>) {
         self.counters.snapshots += 1;
         let Some(said) = self.sources.get(&source) else { return };
@@ -251,17 +252,17 @@ impl<K: Ord + Clone> Reconciler<K> {
             Some(_) => self.counters.changed += 1,
         }
         let id = LeaseId { source, key };
-        let standing = self.identity.judge(&lease);
+        let relation = self.identity.judge(&lease);
         if let Some(old) = old {
-            self.withdraw(&id, &old, standing == Standing::Contender && old.subnet == lease.subnet);
+            self.withdraw(&id, &old, relation == Relation::Contender && old.subnet == lease.subnet);
         }
-        match standing {
-            Standing::Contender => self.claims.set(id, &lease),
-            Standing::Own => self.own += 1,
-            Standing::Refused(reason) => {
+        match relation {
+            Relation::Contender => self.claims.set(id, &lease),
+            Relation::Own => self.own += 1,
+            Relation::Refused(reason) => {
                 let Lease { subnet, next_hop, .. } = lease;
                 let conflict = Conflict::Refused { id: id.clone(), subnet, next_hop, reason };
-                self.claims.book.set(Subject::Lease(id), Some(conflict));
+                self.claims.conflicts.set(Subject::Lease(id), Some(conflict));
             }
         }
     }
@@ -276,10 +277,10 @@ impl<K: Ord + Clone> Reconciler<K> {
     /// Reverts all effects of a lease, except a claim that is about to be replaced.
     fn withdraw(&mut self, id: &LeaseId<K>, old: &Lease, claim_stays: bool) {
         match self.identity.judge(old) {
-            Standing::Contender if claim_stays => {}
-            Standing::Contender => self.claims.remove(id, old.subnet),
-            Standing::Own => self.own -= 1,
-            Standing::Refused(_) => self.claims.book.set(Subject::Lease(id.clone()), None),
+            Relation::Contender if claim_stays => {}
+            Relation::Contender => self.claims.remove(id, old.subnet),
+            Relation::Own => self.own -= 1,
+            Relation::Refused(_) => self.claims.conflicts.set(Subject::Lease(id.clone()), None),
         }
     }
 }

@@ -128,7 +128,7 @@ impl RouteReader {
     /// Takes over the newest table and returns true if one was published since the last call.
     ///
     /// Queued packets that an older table routed may have a next hop that no longer exists, see
-    /// [`Trains::give_up_where`](crate::transmit::Trains::give_up_where).
+    /// [`SendQueue::drop_peers`](crate::transmit::SendQueue::drop_peers).
     #[inline]
     pub fn update(&mut self) -> bool {
         let is_newer = self.shared.generation.load(Ordering::Acquire) != self.generation;

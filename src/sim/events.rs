@@ -7,7 +7,7 @@ use core::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::node::Output;
-use super::underlay::{Datagram, Journey};
+use super::underlay::{Datagram, Outcome};
 use super::{Delivered, Direction, Event, Fate, Loss, Node, NodeId, Record, Sim};
 use crate::forward::DatagramMeta;
 use crate::wire::Ecn;
@@ -107,12 +107,12 @@ impl<K: Ord + Clone> Sim<K> {
         self.underlay.counters.sent += 1;
         let mut datagram = Datagram { from, to, ecn, payload };
         match self.underlay.carry(id, &datagram, self.now) {
-            Journey::Lost(loss) => self.lose(from, to, loss),
-            Journey::TooLong { told_at, mtu } => {
+            Outcome::Lost(loss) => self.lose(from, to, loss),
+            Outcome::TooLong { reported_at, mtu } => {
                 self.lose(from, to, Loss::TooLong);
-                self.queue.push(told_at, Next::FragmentationNeeded { node: id, datagram, mtu });
+                self.queue.push(reported_at, Next::FragmentationNeeded { node: id, datagram, mtu });
             }
-            Journey::Arrives { node, at, ecn, copy_at } => {
+            Outcome::Arrives { node, at, ecn, copy_at } => {
                 datagram.ecn = ecn;
                 self.underlay.counters.in_flight += 1;
                 if let Some(copy_at) = copy_at {

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_add_up_is_named() {
+    fn each_violation_is_reported() {
         assert_eq!(
             found(|sim, node| sim.node_mut(node).seen.to_tun += 1),
             "node 1, packets to the TUN: the node counted 0, and 1 crossed it"

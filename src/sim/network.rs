@@ -267,8 +267,8 @@ impl<K: Ord + Clone> Sim<K> {
         &self.underlay.counters
     }
 
-    /// Checks that every packet and datagram is accounted for: at each node, at each border of a node, on the underlay,
-    /// and between the underlay and all nodes. This holds at every moment.
+    /// Checks that every packet and datagram is accounted for. It compares each node with its counters, each border of
+    /// a node, the underlay, and the underlay with all nodes. This holds at every moment.
     ///
     /// # Errors
     /// The first violation, which is a bug in this crate.

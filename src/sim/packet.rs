@@ -48,7 +48,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_are_those_of_another_maker(
+        fn packets_equal_those_of_another_implementation(
             (source, destination) in (any::<[u8; 4]>(), any::<[u8; 4]>()),
             (from, to) in (any::<u16>(), any::<u16>()),
             data in proptest::collection::vec(any::<u8>(), 0..100),

@@ -71,14 +71,14 @@ mod tests {
 
     /// The first words of the reference implementation (Vigna, splitmix64.c) for the seed 1234567.
     #[test]
-    fn the_words_are_those_of_the_reference() {
+    fn the_words_equal_those_of_the_reference() {
         let mut random = Random::new(1_234_567);
         let words = [(); 3].map(|()| random.next());
         assert_eq!(words, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]
-    fn never_always_and_in_between() {
+    fn probabilities_of_zero_one_and_between() {
         let mut random = Random::new(1);
         let mut count = |probability| (0..10_000).filter(|_| random.happens(probability)).count();
         assert_eq!((count(Probability::NEVER), count(Probability::ALWAYS)), (0, 10_000));

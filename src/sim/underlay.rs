@@ -52,7 +52,7 @@ pub struct UnderlayCounters {
 
 /// The outcome of a datagram.
 #[derive(Debug)]
-pub(super) enum Journey {
+pub(super) enum Outcome {
     /// It arrives, perhaps with a congestion mark, and perhaps with a copy.
     Arrives {
         node: NodeId,
@@ -63,7 +63,7 @@ pub(super) enum Journey {
     Lost(Loss),
     /// It is lost as too long, and its sender gets an ICMP error.
     TooLong {
-        told_at: Duration,
+        reported_at: Duration,
         mtu: u16,
     },
 }
@@ -131,8 +131,8 @@ impl Underlay {
 
     /// Decides on a datagram. Each decision draws the same number of random numbers, so a changed profile does not
     /// affect other random events.
-    pub(super) fn carry(&mut self, from: NodeId, datagram: &Datagram, now: Duration) -> Journey {
-        let Some(node) = self.hosts.get(&datagram.to).copied() else { return Journey::Lost(Loss::NoHost) };
+    pub(super) fn carry(&mut self, from: NodeId, datagram: &Datagram, now: Duration) -> Outcome {
+        let Some(node) = self.hosts.get(&datagram.to).copied() else { return Outcome::Lost(Loss::NoHost) };
         let profile = self.special.get(&(from, node)).copied().unwrap_or(self.profile);
         let LinkProfile { latency, jitter, loss, duplication, congestion, mtu } = profile;
         let random = &mut self.random;
@@ -140,16 +140,16 @@ impl Underlay {
             [loss, duplication, congestion].map(|probability| random.happens(probability));
         let [at, copy_at] = [(); 2].map(|()| now.saturating_add(latency).saturating_add(random.up_to(jitter)));
         if self.is_parted(from, node) {
-            return Journey::Lost(Loss::Partition);
+            return Outcome::Lost(Loss::Partition);
         }
         if outer_len(datagram) > usize::from(mtu) {
-            return Journey::TooLong { told_at: now.saturating_add(latency), mtu };
+            return Outcome::TooLong { reported_at: now.saturating_add(latency), mtu };
         }
         if is_lost {
-            return Journey::Lost(Loss::Random);
+            return Outcome::Lost(Loss::Random);
         }
         let ecn = if is_marked && datagram.ecn != Ecn::NotEct { Ecn::Ce } else { datagram.ecn };
-        Journey::Arrives { node, at, ecn, copy_at: is_copied.then_some(copy_at) }
+        Outcome::Arrives { node, at, ecn, copy_at: is_copied.then_some(copy_at) }
     }
 }
 

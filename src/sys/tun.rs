@@ -10,7 +10,7 @@ use core::ffi::c_int;
 use core::num::NonZeroUsize;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -110,7 +110,7 @@ impl Tun {
             return Err(OpenError::WrongFlags { name, have });
         }
         if let Err(source) = set_non_blocking(&fd) {
-            return Err(OpenError::Other { name, doing: "set O_NONBLOCK on", source });
+            return Err(OpenError::Other { name, operation: "set O_NONBLOCK on", source });
         }
         let vnet = have & flags::VNET_HDR != 0;
         let offload = if vnet { offload } else { TunOffload::NONE };
@@ -119,7 +119,7 @@ impl Tun {
         match tun.has_packet_information() {
             Ok(false) => Ok(tun),
             Ok(true) => Err(OpenError::WrongFlags { name: tun.name, have: have & !flags::NO_PI }),
-            Err(source) => Err(OpenError::Other { name: tun.name, doing: "find out the packet format of", source }),
+            Err(source) => Err(OpenError::Other { name: tun.name, operation: "find out the packet format of", source }),
         }
     }
 
@@ -139,6 +139,13 @@ impl Tun {
     #[must_use]
     pub fn offload(&self) -> TunOffload {
         self.offload
+    }
+
+    /// Returns true if the device was opened with `IFF_VNET_HDR`: every packet that is read from or written to its file
+    /// descriptor then has a [`VnetHeader`] of 10 bytes in front. [`recv`](Self::recv) and [`send`](Self::send) take care of it.
+    #[must_use]
+    pub fn has_vnet_header(&self) -> bool {
+        self.vnet
     }
 
     /// Returns the requested features that the kernel lacks or did not grant.
@@ -213,7 +220,7 @@ impl Tun {
                 self.offload = offload;
                 Ok(self)
             }
-            Err((doing, source)) => Err(OpenError::Other { name: self.name, doing, source }),
+            Err((operation, source)) => Err(OpenError::Other { name: self.name, operation, source }),
         }
     }
 
@@ -238,8 +245,8 @@ impl Tun {
         Ok(())
     }
 
-    /// Without a virtio-net header, a GSO packet would look too long, and a packet with an incomplete checksum would
-    /// look damaged. All offloads must be off then.
+    /// Sets the offloads and returns the granted ones. Without a virtio-net header all must be off: a GSO packet would look
+    /// too long, and a packet with an incomplete checksum would look damaged.
     fn set_offload(&self) -> Result<TunOffload, (&'static str, io::Error)> {
         let set = |offload: TunOffload| syscall::set_offload(self.file.as_fd(), offload.mask()).map(|()| offload);
         let wish = self.offload;
@@ -274,6 +281,12 @@ impl Tun {
                 },
             }
         }
+    }
+}
+
+impl AsRawFd for Tun {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 

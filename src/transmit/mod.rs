@@ -1,20 +1,37 @@
-//! What leaves for the underlay: transmits, and trains of datagrams that are collected for one.
+//! Datagrams on their way to the underlay: one transmit for each GSO batch, and the queue that collects them.
 
 mod queue;
-mod trains;
 
 use core::net::SocketAddr;
 use core::num::NonZeroUsize;
 
 pub use self::queue::{Lost, PendingPacket, QueueLimits, SELECTED_MAX, SendQueue};
-pub use self::trains::{GivenUp, Trains, Way};
 use crate::wire::Ecn;
 
-/// Datagrams in a GSO batch: `UDP_MAX_SEGMENTS` of the kernel's linux/udp.h before 6.9; later ones take more.
-pub const SEGMENTS_MAX: usize = Trains::SEGMENTS_MAX;
+/// Datagrams in a GSO batch: one less than `UDP_MAX_SEGMENTS` of the kernel's linux/udp.h before 6.9. Linux 4.18, 4.19 and some
+/// 5.x refuse that many, because they compare the length with all headers to it.
+pub const SEGMENTS_MAX: usize = 63;
 
 /// Bytes in a GSO batch: what a UDP datagram over IPv4 carries, since the kernel builds one of all before it cuts it.
-pub const BATCH_BYTES_MAX: usize = Trains::BYTES_MAX;
+pub const BATCH_BYTES_MAX: usize = 65_507;
+
+/// The destination of a datagram, and how it is sent: datagrams that differ in this do not travel in one batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Underlay address and port.
+    pub destination: SocketAddr,
+    /// The ECN field of the outer packet.
+    pub ecn: Ecn,
+    /// See [`Transmit::flow`].
+    pub flow: u16,
+}
+
+impl From<&Transmit<'_>> for Way {
+    #[inline]
+    fn from(transmit: &Transmit<'_>) -> Self {
+        Self { destination: transmit.destination, ecn: transmit.ecn, flow: transmit.flow }
+    }
+}
 
 /// One datagram, or a train of equally long ones, to one peer.
 ///

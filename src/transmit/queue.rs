@@ -316,7 +316,7 @@ impl SendQueue {
         self.ready.retain(|ready| *ready != at);
         self.blocked.push(at);
         let mut packets = 0;
-        while self.free() < CHUNKS_RESERVED && self.peer(at).is_some_and(|peer| peer.destination == destination) {
+        while self.free() < CHUNKS_RESERVED && self.peer(at).is_some_and(|peer| peer.head != NONE) {
             packets += self.drop_newest_chunk(at);
         }
         self.selected_len = 0;

@@ -146,7 +146,7 @@ mod tests {
         }
 
         #[test]
-        fn a_copy_is_a_copy_and_its_sum_the_naive_sum(
+        fn a_copy_equals_its_source_and_its_sum_the_naive_sum(
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
             room in 0usize..300,
         ) {
@@ -165,13 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn a_longest_packet_of_ones_does_not_overflow() {
+    fn the_longest_packet_of_ones_does_not_overflow() {
         assert_eq!(sum(&[0xff; 65_535]), naive(&[0xff; 65_535]));
     }
 
     /// Sums that carry at every width to which they are folded.
     #[test]
-    fn carries_ripple_through_every_fold() {
+    fn carries_propagate_through_every_fold() {
         for len in (0..400).step_by(4) {
             for last in [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0xff, 0xff, 0, 1], [1, 0, 0xff, 0xff], [0, 0, 1, 0]]
             {

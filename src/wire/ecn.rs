@@ -34,8 +34,8 @@ impl Ecn {
     /// Returns the field of a packet that leaves a tunnel: `self` is the inner field, `outer` the outer one (RFC 6040
     /// section 4.2, figure 4).
     ///
-    /// `None` means that the packet must be dropped: a router on the path was congested, and its sender does not
-    /// support ECN.
+    /// `None` means that the packet must be dropped: a router on the path was congested, and the packet's sender does
+    /// not support ECN.
     #[must_use]
     #[inline]
     pub const fn after_tunnel(self, outer: Self) -> Option<Self> {

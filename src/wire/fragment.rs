@@ -65,8 +65,10 @@ impl Fragmenter {
     /// Returns a cursor for fragments of at most `mtu` bytes of the packet with this header. Nothing is cut before the
     /// first [`advance`](Self::advance).
     ///
-    /// Returns `None` in three cases: DF is set; the MTU does not hold the header and 8 bytes, which an MTU of 68
-    /// always does; or a piece would begin beyond the largest offset, 8191.
+    /// Returns `None` in three cases:
+    /// - DF is set.
+    /// - The MTU does not hold the header and 8 bytes. An MTU of 68 always does.
+    /// - A piece would begin beyond the largest offset, 8191.
     #[must_use]
     pub fn new(header: &Ipv4Header, mtu: u16) -> Option<Self> {
         let (total, header_len) = (header.total_len(), header.header_len());

@@ -453,7 +453,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_prints_who_sent_what_to_whom() {
+    fn a_header_prints_its_addresses_and_protocol() {
         let bytes = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0x5f, 0xcc, 10, 1, 2, 3, 10, 4, 5, 6];
         let printed = std::format!("{:?}", Ipv4Packet::parse(&bytes).unwrap().header());
         let fields = "source: 10.1.2.3, destination: 10.4.5.6, protocol: 17, ttl: 64, total_len: 20";

@@ -18,7 +18,8 @@ pub struct DatagramTooBig {
     pub source: SocketAddrV4,
     /// The destination of the datagram.
     pub destination: SocketAddrV4,
-    /// The total length in the quoted IP header, in bytes. The local kernel quotes the length of a whole GSO batch.
+    /// The total length in the quoted IP header, in bytes. A kernel that received a whole GSO batch quotes the length
+    /// of the batch.
     pub len: u16,
     /// The first bytes of the datagram's payload. Many routers quote none of it.
     pub inner: Option<[u8; HEADER_LEN]>,

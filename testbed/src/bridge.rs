@@ -1,31 +1,32 @@
-//! Bridges, as container runtimes and switches have them.
+//! Bridges, as container runtimes and switches use them.
 
 use crate::Namespace;
 use crate::error::Context;
-use crate::link::index_of;
-use rtnetlink::{LinkBridge, LinkUnspec};
+use crate::link::{index_of, named, new_link, up};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute};
 use std::io;
 
 impl Namespace {
-    /// Makes a bridge without ports and brings it up.
+    /// Creates a bridge without ports and sets it up.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken; otherwise what the kernel refused.
+    /// `AlreadyExists` if the name is in use; otherwise the kernel's error.
     pub fn add_bridge(&self, name: &str) -> io::Result<()> {
-        let bridge = LinkBridge::new(name).up().build();
-        self.netlink(async |handle| Ok(handle.link().add(bridge).execute().await?))
+        let bridge = up(new_link(name, InfoKind::Bridge, None));
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewLink(bridge)))
             .context(|| format!("cannot make the bridge {name}"))
     }
 
-    /// Makes a link a port of a bridge.
+    /// Creates a link a port of a bridge.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link or bridge among it.
+    /// The kernel's error, for example for an unknown link or bridge.
     pub fn add_port(&self, bridge: &str, link: &str) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let controller = index_of(&handle, bridge).await?;
-            let port = LinkUnspec::new_with_name(link).controller(controller).build();
-            Ok(handle.link().change(port).execute().await?)
+        self.netlink(|kernel| {
+            let mut port = named(link);
+            port.attributes.push(LinkAttribute::Controller(index_of(kernel, bridge)?));
+            kernel.change(RouteNetlinkMessage::NewLink(port))
         })
         .context(|| format!("cannot make {link} a port of {bridge}"))
     }

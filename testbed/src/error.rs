@@ -1,10 +1,10 @@
-//! What was being done, put in front of why the kernel refused.
+//! Context for kernel errors: the attempted operation.
 
 use std::io;
 
 /// Adds the attempted operation to an error; its kind stays.
 pub(crate) trait Context<T> {
-    /// `what` reads as the start of a sentence, e.g. "cannot add 10.0.0.1/24 to eth0".
+    /// Prefixes the error's message with `what`, the start of a sentence such as "cannot add 10.0.0.1/24 to eth0".
     fn context(self, what: impl FnOnce() -> String) -> io::Result<T>;
 }
 

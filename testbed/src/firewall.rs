@@ -1,4 +1,4 @@
-//! A firewall rule of nftables, in the messages that its own program sends (linux/netfilter/nf_tables.h).
+//! A firewall rule of nftables, in the messages of nft(8) (linux/netfilter/nf_tables.h).
 
 use core::net::Ipv4Addr;
 use std::io;
@@ -22,10 +22,10 @@ const IPV4: u8 = 2;
 const OUTPUT: u32 = 3;
 
 impl Namespace {
-    /// Has the firewall drop all packets that this host sends to an address. The sender gets `EPERM`.
+    /// Makes the firewall drop all packets from this host to an address. The sender gets `EPERM`.
     ///
     /// # Errors
-    /// What the kernel refused, a second call among it.
+    /// The kernel's error, for example for a second call.
     pub fn forbid_sending(&self, to: Ipv4Addr) -> io::Result<()> {
         let [table, chain, rule] = CHANGES.map(|kind| NFTABLES << 8 | kind);
         let change = |kind, attributes: &[Vec<u8>]| message(kind, CREATE, [IPV4, 0, 0, 0], attributes);
@@ -41,11 +41,11 @@ impl Namespace {
     }
 }
 
-/// The expressions of `ip daddr ADDRESS drop`.
+/// Returns the expressions of `ip daddr ADDRESS drop`.
 fn drops(to: Ipv4Addr) -> [Vec<u8>; 3] {
     let expression = |name, data: &[Vec<u8>]| nested(1, &[text(1, name), nested(2, data)]);
     [
-        // 4 bytes of the network header from byte 16 on, to register 1.
+        // 4 bytes of the network header from byte 16 on are loaded into register 1.
         expression("payload", &[number(1, 1), number(2, 1), number(3, 16), number(4, 4)]),
         expression("cmp", &[number(1, 1), number(2, 0), nested(3, &[attribute(1, &to.octets())])]),
         // The verdict 0, `NF_DROP`.
@@ -53,7 +53,7 @@ fn drops(to: Ipv4Addr) -> [Vec<u8>; 3] {
     ]
 }
 
-/// Sends a batch, and reads as many acknowledgements.
+/// Sends a batch and reads as many acknowledgements.
 fn commit(batch: &[u8], acknowledgements: usize) -> io::Result<()> {
     let (flags, netfilter) = (SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter);
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, netfilter)?;
@@ -106,7 +106,7 @@ mod tests {
     use std::net::UdpSocket;
 
     #[test]
-    fn sending_to_one_address_is_forbidden() {
+    fn packets_to_one_address_are_dropped() {
         let here = Namespace::new().expect("namespace");
         here.forbid_sending([127, 0, 0, 2].into()).expect("a rule");
         here.enter(|| {

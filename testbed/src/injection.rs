@@ -1,32 +1,51 @@
-//! System calls of a running process that fail, by strace(1).
+//! Failing system calls of a running process, by strace(1).
 
 use core::time::Duration;
-use std::io;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
+use std::{env, fs, io};
 
 use nix::sys::signal::Signal;
+use nix::unistd::mkstemp;
 
 use crate::{Child, Namespace};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// strace(1) at work on a process, until this is dropped.
+/// A strace(1) that is attached to a process until this is dropped.
 pub struct Injection {
     strace: Child,
-    trace: tempfile::NamedTempFile,
+    trace: TraceFile,
+}
+
+/// A temporary file that is removed on drop.
+struct TraceFile(PathBuf);
+
+impl TraceFile {
+    fn new() -> io::Result<Self> {
+        let (_descriptor, path) = mkstemp(&env::temp_dir().join("loden-strace-XXXXXX"))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for TraceFile {
+    fn drop(&mut self) {
+        // Nobody misses a file that is gone already.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 impl Injection {
-    /// Fails system calls of a process and all its threads from now on. Each fault names calls and says how they fail, in the
-    /// words of strace's `--inject`; one call is in one fault only.
+    /// Makes system calls of a process and all its threads fail from now on. Each fault names calls and their failure
+    /// in the syntax of strace's `--inject`. One call may be in one fault only.
     ///
     /// # Errors
-    /// Where there is no strace, it may not trace the process, or it does not know the words.
+    /// strace is missing, may not trace the process, or does not accept the syntax.
     pub fn begin(namespace: &Namespace, process: u32, faults: &[(&str, &str)]) -> io::Result<Self> {
-        let trace = tempfile::NamedTempFile::new()?;
+        let trace = TraceFile::new()?;
         let mut command = Command::new("strace");
-        command.args(["-f", "-p", &process.to_string(), "-o"]).arg(trace.path());
+        command.args(["-f", "-p", &process.to_string(), "-o"]).arg(&trace.0);
         let calls: Vec<&str> = faults.iter().map(|(calls, _)| *calls).collect();
         command.args(["-e", &format!("trace={}", calls.join(","))]);
         for (calls, how) in faults {
@@ -46,18 +65,18 @@ impl Injection {
         }
     }
 
-    /// The calls that it has seen so far.
+    /// Returns the calls so far.
     ///
     /// # Errors
-    /// Where what it writes cannot be read.
+    /// The output of strace is unreadable.
     pub fn trace(&self) -> io::Result<String> {
-        std::fs::read_to_string(self.trace.path())
+        fs::read_to_string(&self.trace.0)
     }
 
-    /// Leaves the process alone again. Returns how many calls have failed.
+    /// Detaches from the process. Returns the number of failed calls.
     ///
     /// # Errors
-    /// Where strace does not end.
+    /// strace does not end.
     pub fn end(mut self) -> io::Result<usize> {
         self.strace.signal(Signal::SIGTERM)?;
         self.strace.wait(SOON)?.ok_or_else(|| io::Error::other("strace does not end"))?;

@@ -1,9 +1,9 @@
-//! The kernel that the tests run on.
+//! Properties of the running kernel.
 
 use nix::sys::utsname::uname;
 use std::path::Path;
 
-/// Whether the kernel has IPv6: its module may not be loaded, or `ipv6.disable=1` was given.
+/// Returns true if the kernel has IPv6. Its module may not be loaded, or `ipv6.disable=1` was given.
 pub fn has_ipv6() -> bool {
     let has = Path::new("/proc/sys/net/ipv6").exists();
     if !has {
@@ -12,10 +12,10 @@ pub fn has_ipv6() -> bool {
     has
 }
 
-/// Returns the running kernel's version and patch level, e.g. (6, 1): an oracle for what it has.
+/// Returns the running kernel's version and patch level, for example (6, 1). It is an oracle for kernel features.
 ///
 /// # Panics
-/// When the kernel does not tell, or in other words than `6.1.0-50-amd64`.
+/// The kernel's version has another form than `6.1.0-50-amd64`.
 pub fn kernel_version() -> (u32, u32) {
     let name = uname().map(|system| system.release().to_string_lossy().into_owned()).unwrap_or_default();
     let mut numbers = name.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);

@@ -1,4 +1,4 @@
-//! Network topologies in anonymous Linux network namespaces, and the probes a person would run in them.
+//! Network topologies in anonymous Linux network namespaces, and network probes.
 //!
 //! ```text
 //!   pod_a ──pod0── host_a ──eth0 ~~~ eth0── host_b ──pod0── pod_b        TwoHosts
@@ -6,10 +6,10 @@
 //!  enter(ping)   enter(open a TUN)        Child::spawn(…)                threads and processes inside
 //! ```
 //!
-//! A [`Namespace`] is a file descriptor without a name in any file system, so the kernel removes it, its links and its
-//! routes when the last descriptor, thread and process in it is gone, even after `SIGKILL`.
+//! A [`Namespace`] is a file descriptor without a name in any file system. The kernel removes it with its links and
+//! routes when its last descriptor, thread and process is gone, even after `SIGKILL`.
 //!
-//! Everything here needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`: a `main` calls [`ensure_privileges`] first.
+//! All functions need `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`. A `main` function calls [`ensure_privileges`] first.
 
 extern crate alloc;
 

@@ -1,99 +1,102 @@
-//! Links: veth pairs between namespaces, and what can be set on any link.
+//! Links: veth pairs between namespaces, and the settings of any link.
 
 use crate::Namespace;
 use crate::error::Context;
-use crate::netlink::NetlinkError;
+use crate::netlink::Netlink;
 use core::time::Duration;
-use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+};
+use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::Instant;
 
-/// How long a veth pair may take until both ends carry packets.
+/// The time limit until both ends of a veth pair carry packets.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Namespace {
-    /// Lays a veth pair, `name` here and `peer_name` in `peer`, and returns when both ends carry packets.
+    /// Creates a veth pair, `name` here and `peer_name` in `peer`, and returns when both ends carry packets.
     ///
     /// # Errors
-    /// `AlreadyExists` when either name is taken; `TimedOut` when the pair does not come up; otherwise what the kernel
-    /// refused.
+    /// `AlreadyExists` if either name is in use; `TimedOut` if the pair does not carry packets; otherwise the
+    /// kernel's error.
     pub fn connect(&self, name: &str, peer: &Self, peer_name: &str) -> io::Result<()> {
-        let far_end = LinkUnspec::new_with_name(peer_name).setns_by_fd(peer.as_fd().as_raw_fd()).build();
-        let pair = LinkVeth::new(name, peer_name).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end))).build();
-        self.netlink(async |handle| Ok(handle.link().add(pair).execute().await?))
+        let mut far_end = named(peer_name);
+        far_end.attributes.push(LinkAttribute::NetNsFd(peer.as_fd().as_raw_fd()));
+        let pair = new_link(name, InfoKind::Veth, Some(InfoData::Veth(InfoVeth::Peer(far_end))));
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewLink(pair)))
             .context(|| format!("cannot make the veth pair {name} and {peer_name}"))?;
-        // Not together with the creation: drivers/net/veth.c opens an end only once it knows its peer.
+        // The ends are set up after the creation: drivers/net/veth.c opens an end only once it knows its peer.
         self.set_up(name)?;
         peer.set_up(peer_name)?;
         self.wait_for_carrier(name)?;
         peer.wait_for_carrier(peer_name)
     }
 
-    /// Brings a link up.
+    /// Sets a link up.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn set_up(&self, link: &str) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_name(link).up()).context(|| format!("cannot bring {link} up"))
+        self.change(up(named(link))).context(|| format!("cannot bring {link} up"))
     }
 
-    /// Takes a link down; the kernel drops the routes through it.
+    /// Sets a link down. The kernel drops the routes through it.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn set_down(&self, link: &str) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_name(link).down()).context(|| format!("cannot take {link} down"))
+        let mut down = named(link);
+        down.header.change_mask = LinkFlags::Up;
+        self.change(down).context(|| format!("cannot take {link} down"))
     }
 
     /// Sets the MTU of a link, in bytes.
     ///
     /// # Errors
-    /// `InvalidInput` when the device does not support the size; otherwise what the kernel refused.
+    /// `InvalidInput` if the device does not support the size; otherwise the kernel's error.
     pub fn set_mtu(&self, link: &str, mtu: u32) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_name(link).mtu(mtu))
-            .context(|| format!("cannot set the MTU of {link} to {mtu}"))
+        self.set(link, LinkAttribute::Mtu(mtu)).context(|| format!("cannot set the MTU of {link} to {mtu}"))
     }
 
-    /// Sets how many packets a link may hold: for a TUN device those that nobody has read yet.
+    /// Sets the queue length of a link in packets. For a TUN device it limits the unread packets.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn set_queue_len(&self, link: &str, packets: u32) -> io::Result<()> {
-        let len = LinkAttribute::TxQueueLen(packets);
-        self.change(LinkUnspec::new_with_name(link).append_extra_attribute(len))
+        self.set(link, LinkAttribute::TxQueueLen(packets))
             .context(|| format!("cannot set the queue of {link} to {packets} packets"))
     }
 
-    /// Sets the longest GSO packet, in bytes, that the kernel makes for a link.
+    /// Sets the largest GSO packet that the kernel makes for a link, in bytes.
     ///
     /// # Errors
-    /// `InvalidInput` when the device does not support the size; otherwise what the kernel refused.
+    /// `InvalidInput` if the device does not support the size; otherwise the kernel's error.
     pub fn set_gso_max_size(&self, link: &str, bytes: u32) -> io::Result<()> {
-        let size = LinkAttribute::GsoMaxSize(bytes);
-        self.change(LinkUnspec::new_with_name(link).append_extra_attribute(size))
+        self.set(link, LinkAttribute::GsoMaxSize(bytes))
             .context(|| format!("cannot set the longest GSO packet of {link} to {bytes} bytes"))
     }
 
     /// Deletes a link, and the other end of a veth pair with it.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn delete_link(&self, link: &str) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            Ok(handle.link().del(index).execute().await?)
+        self.netlink(|kernel| {
+            let mut message = LinkMessage::default();
+            message.header.index = index_of(kernel, link)?;
+            kernel.change(RouteNetlinkMessage::DelLink(message))
         })
         .context(|| format!("cannot delete {link}"))
     }
 
-    /// The MTU of a link in bytes, or `None` when there is no such link.
+    /// Returns the MTU of a link in bytes, or `None` if there is no such link.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn link_mtu(&self, link: &str) -> io::Result<Option<u32>> {
         let message = self.find_link(link)?;
         Ok(message.and_then(|message| {
@@ -102,33 +105,35 @@ impl Namespace {
         }))
     }
 
-    /// The names of all links, in the order of their indices.
+    /// Returns the names of all links, in the order of their indices.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn links(&self) -> io::Result<Vec<String>> {
-        let links = self.netlink(async |handle| all_links(&handle).await).context(|| "cannot list the links".into())?;
+        let links = self.netlink(all_links).context(|| "cannot list the links".into())?;
         Ok(links.into_iter().map(|(_, name)| name).collect())
     }
 
-    fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
-        let message = link.build();
-        self.netlink(async |handle| Ok(handle.link().change(message).execute().await?))
+    fn set(&self, link: &str, attribute: LinkAttribute) -> io::Result<()> {
+        let mut message = named(link);
+        message.attributes.push(attribute);
+        self.change(message)
+    }
+
+    fn change(&self, link: LinkMessage) -> io::Result<()> {
+        self.netlink(|kernel| kernel.change(RouteNetlinkMessage::NewLink(link)))
     }
 
     fn find_link(&self, link: &str) -> io::Result<Option<LinkMessage>> {
-        self.netlink(async |handle| match handle.link().get().match_name(link).execute().try_next().await {
-            Ok(message) => Ok(message),
-            Err(error) => {
-                let error = NetlinkError::from(error);
-                if error.is_no_such_device() { Ok(None) } else { Err(error) }
-            }
+        self.netlink(|kernel| match link_named(kernel, link) {
+            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
+            found => found,
         })
         .context(|| format!("cannot look {link} up"))
     }
 
-    /// A link that was just brought up drops packets until the kernel's link watcher has seen its carrier
-    /// (net/core/link_watch.c).
+    /// Waits until a link carries packets. A link that was just set up drops packets until the kernel's link watcher
+    /// has seen its carrier (net/core/link_watch.c).
     fn wait_for_carrier(&self, link: &str) -> io::Result<()> {
         let start = Instant::now();
         while start.elapsed() < CARRIER_PATIENCE {
@@ -142,18 +147,44 @@ impl Namespace {
     }
 }
 
-/// The kernel's number for a link.
-pub(crate) async fn index_of(handle: &Handle, link: &str) -> Result<u32, NetlinkError> {
-    let message = handle.link().get().match_name(link).execute().try_next().await?;
-    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no link {link}"));
-    Ok(message.ok_or_else(missing)?.header.index)
+/// Returns a message about the link of this name.
+pub(crate) fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
 }
 
-/// Number and name of every link.
-pub(crate) async fn all_links(handle: &Handle) -> Result<Vec<(u32, String)>, NetlinkError> {
+/// Returns a message that creates a link.
+pub(crate) fn new_link(name: &str, kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
+    let mut message = named(name);
+    let info = [LinkInfo::Kind(kind)].into_iter().chain(data.map(LinkInfo::Data));
+    message.attributes.push(LinkAttribute::LinkInfo(info.collect()));
+    message
+}
+
+/// Adds to a message that the link is set up.
+pub(crate) fn up(mut message: LinkMessage) -> LinkMessage {
+    message.header.flags |= LinkFlags::Up;
+    message.header.change_mask |= LinkFlags::Up;
+    message
+}
+
+fn link_named(kernel: &mut Netlink, link: &str) -> io::Result<Option<LinkMessage>> {
+    let answer = kernel.get(RouteNetlinkMessage::GetLink(named(link)))?;
+    Ok(answer.and_then(|answer| if let RouteNetlinkMessage::NewLink(message) = answer { Some(message) } else { None }))
+}
+
+/// Returns the interface index of a link.
+pub(crate) fn index_of(kernel: &mut Netlink, link: &str) -> io::Result<u32> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no link {link}"));
+    Ok(link_named(kernel, link)?.ok_or_else(missing)?.header.index)
+}
+
+/// Returns index and name of every link.
+pub(crate) fn all_links(kernel: &mut Netlink) -> io::Result<Vec<(u32, String)>> {
     let mut links = Vec::new();
-    let mut messages = core::pin::pin!(handle.link().get().execute());
-    while let Some(message) = messages.try_next().await? {
+    for message in kernel.list(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+        let RouteNetlinkMessage::NewLink(message) = message else { continue };
         let index = message.header.index;
         links.extend(message.attributes.into_iter().find_map(|attribute| {
             if let LinkAttribute::IfName(name) = attribute { Some((index, name)) } else { None }

@@ -1,4 +1,4 @@
-//! A network namespace that lives as long as somebody holds it.
+//! A network namespace that exists as long as it is referenced.
 
 use crate::error::Context;
 use alloc::sync::Arc;
@@ -12,23 +12,22 @@ use std::thread::{self, JoinHandle};
 
 /// A network namespace. Clones refer to the same one.
 ///
-/// It has no name: the kernel removes it with its links when the last clone, the last thread and process inside and the
+/// It has no name. The kernel removes it with its links when the last clone, the last thread and process inside and the
 /// last socket opened inside are gone.
 #[derive(Clone, Debug)]
 pub struct Namespace {
-    // Shared and not duplicated, so that cloning cannot run out of descriptors.
+    // It is shared and not duplicated, so a clone needs no further descriptor.
     handle: Arc<OwnedFd>,
 }
 
 impl Namespace {
-    /// Makes a namespace with nothing but `lo`, which is up.
+    /// Creates a namespace that has only `lo`, which is up.
     ///
-    /// The kernel copies the IPv4 settings of the initial namespace (`rp_filter`, for one) unless
-    /// `net.core.devconf_inherit_init_net` says otherwise.
+    /// The kernel copies the IPv4 settings of the initial namespace, for example `rp_filter`, unless
+    /// `net.core.devconf_inherit_init_net` is set otherwise.
     ///
     /// # Errors
-    /// `PermissionDenied` without `CAP_SYS_ADMIN`, with a sentence that says what is needed; otherwise what the kernel
-    /// refused.
+    /// `PermissionDenied` without `CAP_SYS_ADMIN`, with the needed rights; otherwise the kernel's error.
     pub fn new() -> io::Result<Self> {
         let namespace = on_a_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).map_err(refused)?;
@@ -38,21 +37,21 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The namespace of the calling thread.
+    /// Returns the namespace of the calling thread.
     ///
     /// # Errors
-    /// When `/proc` is not mounted or the process is out of descriptors.
+    /// `/proc` is not mounted, or the process is out of descriptors.
     pub fn current() -> io::Result<Self> {
         let file = File::open("/proc/thread-self/ns/net").context(|| "cannot open the current namespace".into())?;
         Ok(Self { handle: Arc::new(file.into()) })
     }
 
-    /// Runs `f` inside, on a thread of its own, and returns its result.
+    /// Runs `f` inside the namespace in a new thread, and returns its result.
     ///
-    /// Sockets, TUN devices, threads and child processes made by `f` belong to the namespace and stay there.
+    /// Sockets, TUN devices, threads and child processes that `f` creates belong to the namespace.
     ///
     /// # Panics
-    /// With the panic of `f`; and when the thread cannot be made or may not enter.
+    /// With the panic of `f`, or if the thread cannot be created or cannot enter.
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         let outcome = on_a_thread(|| {
             self.join();
@@ -64,10 +63,10 @@ impl Namespace {
         }
     }
 
-    /// Starts a thread inside that runs `f`.
+    /// Starts a thread inside the namespace that runs `f`.
     ///
     /// # Panics
-    /// When the thread cannot be made. The thread itself panics when it may not enter.
+    /// The thread cannot be created. The thread itself panics if it cannot enter.
     pub fn spawn<T: Send + 'static>(
         &self,
         name: impl Into<String>,
@@ -76,7 +75,7 @@ impl Namespace {
         let namespace = self.clone();
         let spawned = thread::Builder::new().name(name.into()).spawn(move || {
             namespace.join();
-            // Otherwise the thread would keep a namespace alive that its `f` has left for good.
+            // Otherwise the thread would keep a namespace alive that `f` has left.
             drop(namespace);
             f()
         });
@@ -86,29 +85,29 @@ impl Namespace {
         }
     }
 
-    /// Writes `value` to `/proc/sys/<path>` as seen inside, e.g. `sysctl("net/ipv4/ip_forward", "1")`.
+    /// Writes `value` to `/proc/sys/<path>` inside the namespace, for example `sysctl("net/ipv4/ip_forward", "1")`.
     ///
     /// # Errors
-    /// `NotFound` for an unknown setting; otherwise what the kernel refused.
+    /// `NotFound` for an unknown setting; otherwise the kernel's error.
     pub fn sysctl(&self, path: &str, value: &str) -> io::Result<()> {
         self.enter(|| fs::write(format!("/proc/sys/{path}"), value))
             .context(|| format!("cannot set the sysctl {path} to {value:?}"))
     }
 
-    /// Keeps the kernel inside from sending anything unasked over its links, those to come too. A kernel without IPv6 (the
-    /// parameter `ipv6.disable=1`, or its module not loaded) sends nothing and has no such setting.
+    /// Disables IPv6 on all links, including later ones, so that the kernel sends no unrequested packets. A kernel
+    /// without IPv6 (`ipv6.disable=1`, or its module not loaded) has no such setting and sends nothing.
     ///
     /// # Errors
-    /// When the kernel refuses it.
+    /// The kernel's error.
     pub fn disable_ipv6(&self) -> io::Result<()> {
-        // It sets `default` and every link too (`addrconf_disable_ipv6` in net/ipv6/addrconf.c).
+        // This sets `default` and every link too (`addrconf_disable_ipv6` in net/ipv6/addrconf.c).
         match self.sysctl("net/ipv6/conf/all/disable_ipv6", "1") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
         }
     }
 
-    /// Moves the calling thread inside.
+    /// Moves the calling thread into the namespace.
     fn join(&self) {
         if let Err(errno) = setns(self, CloneFlags::CLONE_NEWNET) {
             panic!("cannot enter a network namespace: {errno}");
@@ -122,7 +121,7 @@ impl AsFd for Namespace {
     }
 }
 
-/// Runs `f` on a thread of its own, so that the namespace of the caller's thread stays what it is.
+/// Runs `f` in a new thread, so that the caller's thread stays in its namespace.
 fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let handle = thread::Builder::new().name("netns".into()).spawn_scoped(scope, f)?;
@@ -221,7 +220,8 @@ mod tests {
         Namespace::new().expect("namespace").enter(|| panic!("from inside"));
     }
 
-    // The kernel deletes both ends of a veth pair with the namespace of either, so the survivor's end is the witness.
+    // The kernel deletes both ends of a veth pair with the namespace of either end, so the remaining end shows the
+    // deletion.
     #[test]
     fn a_dropped_namespace_is_removed_by_the_kernel() {
         let survivor = Namespace::new().expect("namespace");

@@ -1,4 +1,4 @@
-//! What a program needs before it can make namespaces and TUN devices.
+//! The privileges that programs need for namespaces and TUN devices.
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid};
@@ -8,24 +8,24 @@ use std::io::{self, ErrorKind};
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, as bits of `CapEff` (linux/capability.h).
 const NEEDED: u64 = 1 << 12 | 1 << 21;
 
-/// Makes sure that this process may make network namespaces and open `/dev/net/tun`.
+/// Ensures that this process may create network namespaces and open `/dev/net/tun`.
 ///
-/// Without the capabilities it enters a new user namespace in which it is root. The kernel allows that only while the
-/// process has one thread, so this is the first call of `main`.
+/// Without the capabilities it enters a new user namespace in which it is root. The kernel permits that only to a
+/// process with one thread, so call this first in `main`.
 ///
 /// # Errors
-/// One sentence that says what is needed and what the kernel refused.
+/// A sentence with the needed rights and the kernel's error.
 pub fn ensure_privileges() -> io::Result<()> {
     let because = |sentence: &str, error: io::Error| io::Error::new(error.kind(), format!("{sentence}: {error}"));
     let needs = |error| because("needs root, or a user namespace in which /dev/net/tun may be opened", error);
-    // Not the uid: root in a container may lack both capabilities.
+    // The capabilities are checked, not the uid: root in a container may lack both.
     if effective_capabilities()? & NEEDED != NEEDED {
         become_root_in_user_namespace().map_err(needs)?;
     }
     match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(needs(error)),
-        // Not a matter of rights: there is no node, or no driver behind it.
+        // This is no matter of rights: there is no node or no driver behind it.
         Err(error) => Err(because(
             "needs the device node /dev/net/tun; load the kernel's module (`modprobe tun`), in a container pass the \
              device in (`--device /dev/net/tun`), or make the node (`mknod /dev/net/tun c 10 200`)",
@@ -43,7 +43,7 @@ fn effective_capabilities() -> io::Result<u64> {
 }
 
 fn become_root_in_user_namespace() -> io::Result<()> {
-    // Inside the new namespace both read as the overflow id until they are mapped.
+    // Inside the new namespace both are the overflow id until they are mapped.
     let (user, group) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER)?;
     fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;

@@ -1,4 +1,4 @@
-//! A program that runs in a namespace and does not outlive its guard.
+//! A program that runs in a namespace and ends with its guard.
 
 use crate::Namespace;
 use crate::error::Context;
@@ -21,13 +21,13 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-/// How often [`Child::wait`] looks.
+/// The interval of the checks in [`Child::wait`].
 const WAIT_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A running program, killed and reaped when dropped. The programs that it started itself are not.
+/// A running program, killed and reaped on drop. Programs that it has started are not killed.
 ///
-/// `SIGKILL` of this process runs no drop. The program's standard input is a pipe that ends then, so a program that calls
-/// [`exit_with_parent`], or reads its input, ends too; any other does if [`exec_with_parent`] started it.
+/// `SIGKILL` of this process runs no drop. The program's standard input is a pipe that ends then. So a program that
+/// calls [`exit_with_parent`] or reads its input ends too. Another program ends if [`exec_with_parent`] started it.
 #[derive(Debug)]
 pub struct Child {
     program: String,
@@ -39,10 +39,10 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a program inside a namespace. Its three standard streams become pipes to this guard.
+    /// Starts a program inside a namespace. This guard holds pipes to its three standard streams.
     ///
     /// # Errors
-    /// When the program cannot be started, e.g. `NotFound`.
+    /// The program cannot be started, for example `NotFound`.
     pub fn spawn(namespace: &Namespace, mut command: Command) -> io::Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -58,7 +58,7 @@ impl Child {
                 let mut line = Vec::new();
                 while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
                     let text = String::from_utf8_lossy(&line);
-                    // The guard may be gone; reading on keeps the program from dying of SIGPIPE before it is killed.
+                    // The guard may be gone. Continued reading keeps the program from a SIGPIPE before it is killed.
                     let _ = sender.send(text.strip_suffix('\n').unwrap_or(&text).to_owned());
                     line.clear();
                 }
@@ -77,15 +77,15 @@ impl Child {
         Ok(child)
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// The next line the program wrote to standard output, without its end.
+    /// Returns the next line of the program's standard output, without its end.
     ///
     /// # Errors
-    /// `TimedOut` when none came in time and `UnexpectedEof` after the last; both show what is on standard error.
+    /// `TimedOut` without a line in time, and `UnexpectedEof` after the last line. Both contain the standard error.
     pub fn next_line(&self, timeout: Duration) -> io::Result<String> {
         self.lines.recv_timeout(timeout).map_err(|error| {
             let (kind, what) = match error {
@@ -99,26 +99,26 @@ impl Child {
     /// Writes a line to the program's standard input.
     ///
     /// # Errors
-    /// `BrokenPipe` when the program closed it.
+    /// `BrokenPipe` if the program closed it.
     pub fn send_line(&mut self, line: &str) -> io::Result<()> {
         let Some(stdin) = &mut self.stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
         stdin.write_all(format!("{line}\n").as_bytes())
     }
 
-    /// Ends the program's standard input.
+    /// Closes the program's standard input.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
     }
 
-    /// What the program wrote to standard error until now.
+    /// Returns the program's standard error so far.
     pub fn stderr(&self) -> String {
         self.stderr.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Sends a signal to this process and no other.
+    /// Sends a signal to this process only.
     ///
     /// # Errors
-    /// `NotFound` when it was waited for already, because its number may belong to somebody else by now.
+    /// `NotFound` if it was already reaped, because its process id may be reused.
     pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
         if self.process.try_wait()?.is_some() {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} has ended", self.program)));
@@ -127,10 +127,10 @@ impl Child {
         Ok(signal::kill(Pid::from_raw(pid), signal)?)
     }
 
-    /// How the program ended, or `None` when it still runs after `timeout`.
+    /// Returns the exit status of the program, or `None` if it still runs after `timeout`.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let start = Instant::now();
         loop {
@@ -142,13 +142,13 @@ impl Child {
         }
     }
 
-    /// Processor time of all its threads, user and system, in steps of the kernel's clock tick (10 ms).
+    /// Returns the processor time of all its threads, user and system, in units of the kernel's clock tick (10 ms).
     ///
     /// # Errors
-    /// `NotFound` when it was waited for already.
+    /// `NotFound` if it was already reaped.
     pub fn cpu_time(&self) -> io::Result<Duration> {
         let stat = self.proc_file("stat")?;
-        // proc_pid_stat(5): the second field may contain anything, and utime and stime are the 14th and 15th.
+        // proc_pid_stat(5): the second field may contain anything; utime and stime are the 14th and 15th.
         let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let mut fields = after_name.split_ascii_whitespace().skip(11);
         let ticks = number::<u64>(fields.next())? + number::<u64>(fields.next())?;
@@ -156,32 +156,32 @@ impl Child {
         Ok(Duration::from_millis(ticks * 1000 / per_second.max(1)))
     }
 
-    /// Context switches of all its living threads, voluntary and not.
+    /// Returns the context switches of all its living threads, voluntary and involuntary.
     ///
     /// # Errors
-    /// `NotFound` when it was waited for already.
+    /// `NotFound` if it was already reaped.
     pub fn context_switches(&self) -> io::Result<u64> {
         let mut switches = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.id()))? {
-            // A thread may end while we read.
+            // A thread may end during the read.
             let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
             switches += field(&status, "voluntary_ctxt_switches:")? + field(&status, "nonvoluntary_ctxt_switches:")?;
         }
         Ok(switches)
     }
 
-    /// Resident memory in KiB.
+    /// Returns the resident memory in KiB.
     ///
     /// # Errors
-    /// `InvalidData` when the program has ended, `NotFound` when it was also waited for.
+    /// `InvalidData` if the program has ended, `NotFound` if it was also reaped.
     pub fn rss_kib(&self) -> io::Result<u64> {
         field(&self.proc_file("status")?, "VmRSS:")
     }
 
-    /// The most resident memory it ever had, in KiB.
+    /// Returns the peak resident memory in KiB.
     ///
     /// # Errors
-    /// `InvalidData` when the program has ended, `NotFound` when it was also waited for.
+    /// `InvalidData` if the program has ended, `NotFound` if it was also reaped.
     pub fn peak_rss_kib(&self) -> io::Result<u64> {
         field(&self.proc_file("status")?, "VmHWM:")
     }
@@ -193,18 +193,18 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Both fail only when it has been waited for.
+        // Both fail only if the process was already reaped.
         let _ = self.process.kill();
         let _ = self.process.wait();
         self.parent.end();
     }
 }
 
-/// The thread that started a program, kept until the program has ended: to the kernel it is the parent (prctl(2),
-/// `PR_SET_PDEATHSIG`).
+/// The thread that started a program. It lives until the program has ended, because it is the parent for the kernel
+/// (prctl(2), `PR_SET_PDEATHSIG`).
 #[derive(Debug)]
 struct Parent {
-    /// The thread ends when this is dropped.
+    /// Dropping this ends the thread.
     hold: Option<Sender<Infallible>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -215,7 +215,7 @@ impl Parent {
         let (report, spawned) = mpsc::channel();
         let thread = namespace.spawn("child-parent", move || {
             if report.send(command.spawn()).is_ok() {
-                // Nothing can be sent: it returns when the other end is dropped.
+                // Nothing is ever sent: it returns when the other end is dropped.
                 let _ = held.recv();
             }
         });
@@ -225,21 +225,21 @@ impl Parent {
 
     fn end(&mut self) {
         drop(self.hold.take());
-        // Its panic would have been reported already.
+        // Its panic was already reported.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// Ends this process with status 1 as soon as its standard input ends.
+/// Exits this process with status 1 as soon as its standard input ends.
 ///
-/// For programs started by [`Child::spawn`]: they end with the process that started them, however that ended. The
-/// standard input must not be used for anything else.
+/// For programs started by [`Child::spawn`]: they end with the process that started them, even if it was killed. The
+/// standard input must not be used otherwise.
 ///
 /// # Panics
-/// When the thread cannot be made.
+/// The thread cannot be created.
 pub fn exit_with_parent() {
     let watch = || {
-        // An unreadable input ends it as well: there is nobody behind it either.
+        // An unreadable input ends it too, because the parent is gone then.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         process::exit(1);
     };
@@ -248,8 +248,8 @@ pub fn exit_with_parent() {
     }
 }
 
-/// A program for [`Child::spawn`] that the kernel kills with the process that starts it, however that ended (prctl(2),
-/// `PR_SET_PDEATHSIG`). Its process id is the program's: setpriv(1) of util-linux becomes it.
+/// Returns a program for [`Child::spawn`] that the kernel kills when its parent ends (prctl(2), `PR_SET_PDEATHSIG`). It
+/// keeps its process id, because setpriv(1) of util-linux executes the program in place.
 #[must_use]
 pub fn tied_to_its_parent(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
@@ -257,15 +257,15 @@ pub fn tied_to_its_parent(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Becomes another program, which the kernel kills with the process that started this one, however that ended.
+/// Replaces this process by another program, which the kernel kills when this process's parent ends.
 ///
-/// For programs that do not watch their parent themselves: the program given to [`Child::spawn`] calls this, and has not
-/// touched its standard input. It returns only when that fails.
+/// For programs that do not watch their parent: the program of [`Child::spawn`] calls this before it reads its standard
+/// input. It returns only on failure.
 pub fn exec_with_parent(mut command: Command) -> io::Error {
     if let Err(errno) = set_pdeathsig(Signal::SIGKILL) {
         return errno.into();
     }
-    // The kernel says nothing of a parent that had ended by then, but its end of our standard input is closed.
+    // The kernel does not signal a parent that has already ended. But then its end of our standard input is closed.
     match poll(&mut [PollFd::new(io::stdin().as_fd(), PollFlags::empty())], PollTimeout::ZERO) {
         Ok(0) => command.exec(),
         Ok(_) => io::Error::new(io::ErrorKind::BrokenPipe, "the process that started this one has ended"),
@@ -359,17 +359,17 @@ mod tests {
         let mut child = Child::spawn(&Namespace::new().expect("namespace"), command).expect("spawn");
         while !child.next_line(SOON).expect("a line").contains("ready") {}
         assert_eq!(child.wait(Duration::from_millis(50)).expect("wait"), None);
-        // What the kernel does to the pipe of a process that was killed.
+        // The kernel closes the pipes of a killed process.
         drop(child.stdin.take());
         assert_eq!(child.wait(SOON).expect("wait").and_then(|status| status.code()), Some(1));
     }
 
     #[test]
-    fn a_program_that_does_not_watch_ends_with_the_process_that_started_it() {
+    fn a_program_that_does_not_watch_ends_with_its_parent() {
         const ROLE: &str = "LODEN_TESTBED_STARTER";
         let again = |role| {
             let mut command = Command::new(env::current_exe().expect("own path"));
-            let own = "process::tests::a_program_that_does_not_watch_ends_with_the_process_that_started_it";
+            let own = "process::tests::a_program_that_does_not_watch_ends_with_its_parent";
             command.args(["--exact", own, "--nocapture"]).env(ROLE, role);
             command
         };
@@ -402,13 +402,13 @@ mod tests {
             }
         };
         let directory = format!("/proc/{line}");
-        // Longer than the thread that started it would live if nobody kept it.
+        // Longer than the lifetime of the starting thread if nothing kept it alive.
         thread::sleep(Duration::from_millis(50));
         assert!(Path::new(&directory).exists());
         starter.signal(Signal::SIGKILL).expect("kill");
         assert!(starter.wait(SOON).expect("wait").is_some());
         let start = Instant::now();
-        // A zombie until somebody reaps it.
+        // The process is a zombie until it is reaped.
         while fs::read_to_string(format!("{directory}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
             assert!(start.elapsed() < SOON, "the sleeper outlived the process that started it");
             thread::sleep(Duration::from_millis(1));
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn its_consumption_is_measured() {
+    fn processor_time_and_memory_are_measured() {
         let child = shell("i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo done; sleep 0.01; exec sleep 60");
         child.next_line(Duration::from_secs(60)).expect("a line");
         assert!(child.cpu_time().expect("CPU time") >= Duration::from_millis(20));

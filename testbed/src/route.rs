@@ -4,25 +4,25 @@ use crate::Namespace;
 use crate::error::Context;
 use crate::link::{all_links, index_of};
 use core::net::{IpAddr, Ipv4Addr};
-use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
 
-/// One route of the main table.
+/// A route of the main table.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RouteEntry {
-    /// The addresses it is for.
+    /// The destination.
     pub destination: Ipv4Net,
-    /// The name of the link it goes through.
+    /// The name of the outgoing link.
     pub link: Option<String>,
-    /// The router it goes to; `None` when the destination is on the link.
+    /// The gateway; `None` if the destination is on the link.
     pub gateway: Option<Ipv4Addr>,
-    /// The preferred source address, `src` in iproute2's words.
+    /// The preferred source address (`src` in iproute2).
     pub source: Option<Ipv4Addr>,
     /// `rtm_scope` of rtnetlink(7): 0 is global, 253 link, 254 host.
     pub scope: u8,
@@ -31,28 +31,40 @@ pub struct RouteEntry {
 }
 
 impl Namespace {
-    /// Gives a link an address; the kernel adds the route to its network.
+    /// Adds an address to a link. The kernel adds the route to its network.
     ///
     /// # Errors
-    /// `AlreadyExists` when the link has it; otherwise what the kernel refused.
+    /// `AlreadyExists` if the link has it; otherwise the kernel's error.
     pub fn add_address(&self, link: &str, address: Ipv4Net) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            Ok(handle.address().add(index, address.addr().into(), address.prefix_len()).execute().await?)
+        self.netlink(|kernel| {
+            let mut message = AddressMessage::default();
+            message.header.family = AddressFamily::Inet;
+            message.header.index = index_of(kernel, link)?;
+            message.header.prefix_len = address.prefix_len();
+            let [local, own] =
+                [AddressAttribute::Local, AddressAttribute::Address].map(|kind| kind(address.addr().into()));
+            message.attributes = vec![own, local];
+            if address.prefix_len() < 31 {
+                message.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
+            }
+            kernel.add(RouteNetlinkMessage::NewAddress(message))
         })
         .context(|| format!("cannot add {address} to {link}"))
     }
 
-    /// The IPv4 addresses of a link, in the kernel's order.
+    /// Returns the IPv4 addresses of a link, in the kernel's order.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown link among it.
+    /// The kernel's error, for example for an unknown link.
     pub fn addresses(&self, link: &str) -> io::Result<Vec<Ipv4Net>> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
+        self.netlink(|kernel| {
+            let index = index_of(kernel, link)?;
             let mut addresses = Vec::new();
-            let mut messages = core::pin::pin!(handle.address().get().set_link_index_filter(index).execute());
-            while let Some(message) = messages.try_next().await? {
+            for message in kernel.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+                let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+                if message.header.index != index {
+                    continue;
+                }
                 let local = message.attributes.iter().find_map(|attribute| {
                     if let AddressAttribute::Local(IpAddr::V4(address)) = attribute { Some(*address) } else { None }
                 });
@@ -63,72 +75,73 @@ impl Namespace {
         .context(|| format!("cannot list the addresses of {link}"))
     }
 
-    /// Adds a route through a link: by way of a gateway, or to a destination that is on the link.
+    /// Adds a route through a link, with a gateway or to a destination on the link.
     ///
     /// # Errors
-    /// `AlreadyExists` when there is one for this destination; otherwise what the kernel refused.
+    /// `AlreadyExists` if there is one for this destination; otherwise the kernel's error.
     pub fn add_route(&self, destination: Ipv4Net, via: Option<Ipv4Addr>, link: &str) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            let route = route_to(destination).output_interface(index);
-            let route = match via {
-                Some(gateway) => route.gateway(gateway),
-                None => route.scope(RouteScope::Link),
-            };
-            Ok(handle.route().add(route.build()).execute().await?)
+        self.netlink(|kernel| {
+            let mut route = route_through(destination, index_of(kernel, link)?);
+            match via {
+                Some(gateway) => route.attributes.push(RouteAttribute::Gateway(gateway.into())),
+                None => route.header.scope = RouteScope::Link,
+            }
+            kernel.add(RouteNetlinkMessage::NewRoute(route))
         })
         .context(|| format!("cannot add a route to {destination} through {link}"))
     }
 
-    /// Adds a route by way of a gateway; the kernel finds the link.
+    /// Adds a route with a gateway. The kernel determines the link.
     ///
     /// # Errors
-    /// `AlreadyExists` when there is one for this destination; otherwise what the kernel refused.
+    /// `AlreadyExists` if there is one for this destination; otherwise the kernel's error.
     pub fn add_route_via(&self, destination: Ipv4Net, gateway: Ipv4Addr) -> io::Result<()> {
-        let route = route_to(destination).gateway(gateway).build();
-        self.netlink(async |handle| Ok(handle.route().add(route).execute().await?))
+        let mut route = route_to(destination);
+        route.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewRoute(route)))
             .context(|| format!("cannot add a route to {destination} via {gateway}"))
     }
 
-    /// Adds a route that makes a destination unreachable: the sender gets `EHOSTUNREACH`.
+    /// Adds an unreachable route: senders get `EHOSTUNREACH`.
     ///
     /// # Errors
-    /// `AlreadyExists` when there is one for this destination; otherwise what the kernel refused.
+    /// `AlreadyExists` if there is one for this destination; otherwise the kernel's error.
     pub fn add_unreachable_route(&self, destination: Ipv4Net) -> io::Result<()> {
-        let route = route_to(destination).kind(RouteType::Unreachable).build();
-        self.netlink(async |handle| Ok(handle.route().add(route).execute().await?))
+        let mut route = route_to(destination);
+        route.header.kind = RouteType::Unreachable;
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewRoute(route)))
             .context(|| format!("cannot make {destination} unreachable"))
     }
 
-    /// Makes the path to one neighbour on a link narrower than the link: a host route with an MTU of its own, in bytes, as a
-    /// narrow tunnel on the way would have one.
+    /// Reduces the MTU of the path to a neighbour, as for a tunnel with a smaller MTU. It adds a host route with its
+    /// own MTU in bytes.
     ///
     /// # Errors
-    /// `AlreadyExists` when there is a route for this neighbour; otherwise what the kernel refused.
+    /// `AlreadyExists` if there is a route for this neighbour; otherwise the kernel's error.
     pub fn narrow_path(&self, neighbour: Ipv4Addr, link: &str, mtu: u32) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            let route = route_to(neighbour.into()).output_interface(index).scope(RouteScope::Link);
-            let mut route = route.build();
+        self.netlink(|kernel| {
+            let mut route = route_through(neighbour.into(), index_of(kernel, link)?);
+            route.header.scope = RouteScope::Link;
             route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
-            Ok(handle.route().add(route).execute().await?)
+            kernel.add(RouteNetlinkMessage::NewRoute(route))
         })
         .context(|| format!("cannot narrow the path to {neighbour} to {mtu} bytes"))
     }
 
-    /// Deletes the first route to exactly this destination, whoever made it.
+    /// Deletes the first route to exactly this destination.
     ///
     /// # Errors
-    /// What the kernel refused, an unknown route (`ESRCH`) among it.
+    /// The kernel's error, for example `ESRCH` for an unknown route.
     pub fn delete_route(&self, destination: Ipv4Net) -> io::Result<()> {
-        let mut route = route_to(destination).scope(RouteScope::NoWhere).build();
+        let mut route = route_to(destination);
+        route.header.scope = RouteScope::NoWhere;
         // In a deletion, "unspecified" and RT_SCOPE_NOWHERE match anything (fib_table_delete in net/ipv4/fib_trie.c).
         route.header.protocol = Default::default();
-        self.netlink(async |handle| Ok(handle.route().del(route).execute().await?))
+        self.netlink(|kernel| kernel.change(RouteNetlinkMessage::DelRoute(route)))
             .context(|| format!("cannot delete the route to {destination}"))
     }
 
-    /// Makes the kernel forget the path MTUs it learnt from "fragmentation needed" errors.
+    /// Removes the path MTUs that the kernel learned from "fragmentation needed" errors.
     ///
     /// # Errors
     /// See [`sysctl`](Self::sysctl).
@@ -136,17 +149,18 @@ impl Namespace {
         self.sysctl("net/ipv4/route/flush", "1")
     }
 
-    /// The IPv4 routes of the main table, in the kernel's order.
+    /// Returns the IPv4 routes of the main table, in the kernel's order.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn routes(&self) -> io::Result<Vec<RouteEntry>> {
-        self.netlink(async |handle| {
-            let links = all_links(&handle).await?;
+        self.netlink(|kernel| {
+            let links = all_links(kernel)?;
             let mut routes = Vec::new();
-            let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-            let mut messages = core::pin::pin!(handle.route().get(request).execute());
-            while let Some(message) = messages.try_next().await? {
+            let mut request = RouteMessage::default();
+            request.header.address_family = AddressFamily::Inet;
+            for message in kernel.list(RouteNetlinkMessage::GetRoute(request))? {
+                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
                 // A dump also contains the path MTUs that the kernel learnt, as cloned routes.
                 let learnt = message.header.flags.contains(RouteFlags::Cloned);
                 if message.header.table == RouteHeader::RT_TABLE_MAIN && !learnt {
@@ -159,8 +173,24 @@ impl Namespace {
     }
 }
 
-pub(crate) fn route_to(destination: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
-    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination.network(), destination.prefix_len())
+/// Returns a route of the main table without a next hop.
+fn route_to(destination: Ipv4Net) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet;
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.scope = RouteScope::Universe;
+    route.header.kind = RouteType::Unicast;
+    route.header.destination_prefix_length = destination.prefix_len();
+    route.attributes.push(RouteAttribute::Destination(destination.network().into()));
+    route
+}
+
+/// Returns a route through the link with this index.
+pub(crate) fn route_through(destination: Ipv4Net, link: u32) -> RouteMessage {
+    let mut route = route_to(destination);
+    route.attributes.push(RouteAttribute::Oif(link));
+    route
 }
 
 fn entry(message: &RouteMessage, links: &[(u32, String)]) -> io::Result<RouteEntry> {
@@ -228,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_path_is_that_of_one_neighbour() {
+    fn a_path_mtu_applies_to_one_neighbour() {
         let (here, there) = (Namespace::new().expect("namespace"), Namespace::new().expect("namespace"));
         here.connect("eth0", &there, "eth0").expect("veth");
         here.add_address("eth0", net("10.0.0.2/24")).expect("address");

@@ -1,81 +1,88 @@
-//! Routing tables beside the main one, for what comes in by a certain link.
+//! Routing rules and tables other than the main one.
 
 use crate::Namespace;
 use crate::error::Context;
 use crate::link::index_of;
-use crate::route::route_to;
+use crate::route::route_through;
 use core::net::Ipv4Addr;
 use core::ops::RangeInclusive;
 use ipnet::Ipv4Net;
-use rtnetlink::packet_route::IpProtocol;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RulePortRange};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMetric, RouteScope};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use std::io;
 
-/// Before the main table's, which is 32766.
+/// Lower than 32766, the priority of the main table.
 const TABLE_PRIORITY: u32 = 100;
 
 impl Namespace {
-    /// Routes what comes in by `link` by the table of this number, 1 to 252, and by no other but the kernel's own of local
-    /// addresses. For what the table has no route for the network is unreachable.
+    /// Routes packets received on `link` by the table with this number, 1 to 252. No other table applies, except the
+    /// kernel's own of local addresses. Destinations without a route in the table are unreachable.
     ///
     /// # Errors
-    /// `AlreadyExists` when this was said of the link before; otherwise what the kernel refused.
+    /// `AlreadyExists` if the link already has such a rule; otherwise the kernel's error.
     pub fn route_input(&self, link: &str, table: u8) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let rule = || handle.rule().add().v4().input_interface(link);
-            let by_table = rule().priority(TABLE_PRIORITY).action(RuleAction::ToTable).table_id(table.into());
-            by_table.execute().await?;
-            Ok(rule().priority(TABLE_PRIORITY + 1).action(RuleAction::Unreachable).execute().await?)
+        let input = || RuleAttribute::Iifname(link.to_owned());
+        let by_table = rule(TABLE_PRIORITY, RuleAction::ToTable, table, [input()]);
+        let otherwise = rule(TABLE_PRIORITY + 1, RuleAction::Unreachable, RouteHeader::RT_TABLE_MAIN, [input()]);
+        self.netlink(|kernel| {
+            kernel.add(RouteNetlinkMessage::NewRule(by_table))?;
+            kernel.add(RouteNetlinkMessage::NewRule(otherwise))
         })
         .context(|| format!("cannot route what comes in by {link} by table {table}"))
     }
 
-    /// Routes what is sent over UDP from a port of this range, 65,534 at most, by the table of this number, 1 to 252.
+    /// Routes UDP packets from a port of this range, 65,534 at most, by the table with this number, 1 to 252.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn route_udp_from(&self, ports: RangeInclusive<u16>, table: u8) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let rule = handle.rule().add().v4().priority(TABLE_PRIORITY).action(RuleAction::ToTable);
-            let mut rule = rule.table_id(table.into());
-            let ports = RulePortRange { start: *ports.start(), end: *ports.end() };
-            rule.message_mut()
-                .attributes
-                .extend([RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(ports)]);
-            Ok(rule.execute().await?)
-        })
-        .context(|| format!("cannot route UDP by table {table}"))
+        let ports = RulePortRange { start: *ports.start(), end: *ports.end() };
+        let of_udp = [RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(ports)];
+        let rule = rule(TABLE_PRIORITY, RuleAction::ToTable, table, of_udp);
+        self.netlink(|kernel| kernel.add(RouteNetlinkMessage::NewRule(rule)))
+            .context(|| format!("cannot route UDP by table {table}"))
     }
 
-    /// Adds a route to a neighbour on a link, with an MTU of its own, to a table other than the main one.
+    /// Adds a route to a neighbour on a link with its own MTU, to a table other than the main one.
     ///
     /// # Errors
-    /// `AlreadyExists` when the table has one for this neighbour; otherwise what the kernel refused.
+    /// `AlreadyExists` if the table has one for this neighbour; otherwise the kernel's error.
     pub fn narrow_path_in_table(&self, table: u8, neighbour: Ipv4Addr, link: &str, mtu: u32) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            let route =
-                route_to(neighbour.into()).output_interface(index).scope(RouteScope::Link).table_id(table.into());
-            let mut route = route.build();
+        self.netlink(|kernel| {
+            let mut route = route_through(neighbour.into(), index_of(kernel, link)?);
+            (route.header.scope, route.header.table) = (RouteScope::Link, table);
             route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
-            Ok(handle.route().add(route).execute().await?)
+            kernel.add(RouteNetlinkMessage::NewRoute(route))
         })
         .context(|| format!("cannot add a route to {neighbour} of {mtu} bytes to table {table}"))
     }
 
-    /// Adds a route to a table other than the main one, to a destination that is on a link.
+    /// Adds a route to a destination on a link, to a table other than the main one.
     ///
     /// # Errors
-    /// `AlreadyExists` when the table has one for this destination; otherwise what the kernel refused.
+    /// `AlreadyExists` if the table has one for this destination; otherwise the kernel's error.
     pub fn add_route_to_table(&self, table: u8, destination: Ipv4Net, link: &str) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let index = index_of(&handle, link).await?;
-            let route = route_to(destination).output_interface(index).scope(RouteScope::Link).table_id(table.into());
-            Ok(handle.route().add(route.build()).execute().await?)
+        self.netlink(|kernel| {
+            let mut route = route_through(destination, index_of(kernel, link)?);
+            (route.header.scope, route.header.table) = (RouteScope::Link, table);
+            kernel.add(RouteNetlinkMessage::NewRoute(route))
         })
         .context(|| format!("cannot add a route to {destination} through {link} to table {table}"))
     }
+}
+
+fn rule(
+    priority: u32,
+    action: RuleAction,
+    table: u8,
+    selectors: impl IntoIterator<Item = RuleAttribute>,
+) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    (rule.header.family, rule.header.action, rule.header.table) = (AddressFamily::Inet, action, table);
+    rule.attributes.push(RuleAttribute::Priority(priority));
+    rule.attributes.extend(selectors);
+    rule
 }
 
 #[cfg(test)]
@@ -87,9 +94,9 @@ mod tests {
     const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
     const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
-    /// A router that has a way to both hosts, and then none for what the one sends.
+    /// A router with routes to both hosts that then has none for packets from one of them.
     #[test]
-    fn what_comes_in_by_a_link_has_a_table_of_its_own() {
+    fn packets_received_on_a_link_use_their_own_table() {
         let [near, router, far] = [(); 3].map(|()| Namespace::new().expect("namespace"));
         router.sysctl("net/ipv4/ip_forward", "1").expect("sysctl");
         for (host, link, address, own) in [(&near, "near0", NEAR, [10, 0, 1, 1]), (&far, "far0", FAR, [10, 0, 2, 1])] {

@@ -1,4 +1,4 @@
-//! Two hosts of one overlay network, each with a container, joined by an underlay network.
+//! Two hosts of an overlay network, each with a container, connected by an underlay network.
 
 use crate::Namespace;
 use core::net::Ipv4Addr;
@@ -13,12 +13,12 @@ use std::io;
 ///  100.96.1.2   100.96.1.1    10.168.0.2     10.168.0.3    100.96.2.1   100.96.2.3
 /// ```
 ///
-/// All prefixes are /24. A pod's default route is its host, and the hosts forward. The hosts know no way to each
-/// other's pods: that is the tunnel's business, and it is not made here.
+/// All prefixes are /24. A pod's default route is its host, and the hosts forward packets. The hosts have no routes to
+/// each other's pods; the tunnel under test adds them.
 ///
-/// Everything else is as the kernel sets it up, and two of its defaults matter to probes. It sends at most six ICMP
-/// errors at once and then one a second to one destination (`net/ipv4/icmp_ratelimit`, in milliseconds, 0 for no
-/// limit). And it sends IPv6 router solicitations into every link.
+/// All other settings are the kernel's. Two of its defaults affect probes. It sends at most six ICMP errors at once and
+/// then one per second to a destination (`net/ipv4/icmp_ratelimit`, in milliseconds, 0 for no limit). And it sends IPv6
+/// router solicitations on every link.
 #[derive(Debug)]
 pub struct TwoHosts {
     /// The container on host A.
@@ -29,48 +29,48 @@ pub struct TwoHosts {
     pub host_b: Namespace,
     /// The container on host B.
     pub pod_b: Namespace,
-    /// What is between the hosts, from A to B: nothing, or the routers of [`with_narrow_middle`](Self::with_narrow_middle).
+    /// The routers between the hosts, from A to B: none, or those of [`with_narrow_middle`](Self::with_narrow_middle).
     pub routers: Vec<Namespace>,
 }
 
 impl TwoHosts {
     /// The pod on host A.
     pub const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
-    /// Host A as its pod sees it.
+    /// The address of host A for its pod.
     pub const GATEWAY_A: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 1);
     /// Host A on the underlay.
     pub const HOST_A: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 2);
     /// Host B on the underlay.
     pub const HOST_B: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 3);
-    /// Host B as its pod sees it.
+    /// The address of host B for its pod.
     pub const GATEWAY_B: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 1);
     /// The pod on host B.
     pub const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
-    /// The pods of host A.
+    /// The subnet of host A's pods.
     pub const SUBNET_A: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 1, 0), 24);
-    /// The pods of host B.
+    /// The subnet of host B's pods.
     pub const SUBNET_B: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 2, 0), 24);
-    /// The pods of all hosts.
+    /// The network of all pods.
     pub const OVERLAY: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 0, 0), 16);
-    /// The link to the other host on a host, and the link to its host in a pod.
+    /// The name of a host's link to the other host, and of a pod's link to its host.
     pub const UPLINK: &str = "eth0";
-    /// The link to its pod on a host.
+    /// The name of a host's link to its pod.
     pub const POD_LINK: &str = "pod0";
     /// The links of the router of [`through_a_router`](Self::through_a_router), to host A and to host B.
     pub const ROUTER_LINKS: [&str; 2] = ["a0", "b0"];
 
-    /// Makes the topology with an underlay MTU of 1500 bytes.
+    /// Creates the topology with an underlay MTU of 1500 bytes.
     ///
     /// # Errors
-    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    /// See [`Namespace::new`]; otherwise the kernel's error.
     pub fn new() -> io::Result<Self> {
         Self::with_underlay_mtu(1500)
     }
 
-    /// Makes the topology with another MTU between the hosts; the pods keep 1500 bytes.
+    /// Creates the topology with another MTU between the hosts. The pods keep 1500 bytes.
     ///
     /// # Errors
-    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    /// See [`Namespace::new`]; otherwise the kernel's error.
     pub fn with_underlay_mtu(mtu: u32) -> io::Result<Self> {
         let hosts = Self::apart()?;
         hosts.host_a.connect(Self::UPLINK, &hosts.host_b, Self::UPLINK)?;
@@ -81,8 +81,8 @@ impl TwoHosts {
         hosts.with_pods()
     }
 
-    /// Makes the topology with two routers between the hosts, and another MTU on the link between these. The hosts see 1500
-    /// bytes until a router tells them more:
+    /// Creates the topology with two routers between the hosts, and another MTU on the link between the routers. The
+    /// hosts' links have 1500 bytes, so they learn the path MTU from a router:
     ///
     /// ```text
     ///  ┌ host_a ┐      ┌───── routers[0] ─────┐        ┌───── routers[1] ─────┐      ┌ host_b ┐
@@ -92,7 +92,7 @@ impl TwoHosts {
     /// ```
     ///
     /// # Errors
-    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    /// See [`Namespace::new`]; otherwise the kernel's error.
     pub fn with_narrow_middle(mtu: u32) -> io::Result<Self> {
         const HOST_LINK: &str = "host0";
         const MIDDLE: &str = "middle0";
@@ -110,7 +110,7 @@ impl TwoHosts {
             router.set_mtu(MIDDLE, mtu)?;
             router.add_address(MIDDLE, Ipv4Net::new_assert(ends[index], 24))?;
             router.add_route_via(one(other), ends[1 - index])?;
-            // The hosts' addresses are neighbours' by their looks, so that their own network must be no route.
+            // The hosts' addresses are in one prefix, so its connected route must not exist.
             host.connect(Self::UPLINK, router, HOST_LINK)?;
             host.add_address(Self::UPLINK, one(address))?;
             router.add_address(HOST_LINK, one(gateway))?;
@@ -122,11 +122,11 @@ impl TwoHosts {
         hosts.with_pods()
     }
 
-    /// Makes the topology with one router between the hosts, which forwards as its kernel does until it is told otherwise. Its
+    /// Creates the topology with one router between the hosts, which forwards with its kernel's default settings. Its
     /// links are [`ROUTER_LINKS`](Self::ROUTER_LINKS), of 1500 bytes.
     ///
     /// # Errors
-    /// See [`Namespace::new`]; otherwise what the kernel refused.
+    /// See [`Namespace::new`]; otherwise the kernel's error.
     pub fn through_a_router() -> io::Result<Self> {
         let gateway = Ipv4Addr::new(10, 168, 0, 1);
         let one = |address| Ipv4Net::new_assert(address, 32);
@@ -149,7 +149,7 @@ impl TwoHosts {
         hosts.with_pods()
     }
 
-    /// The namespaces, and no links.
+    /// Creates the namespaces without links.
     fn apart() -> io::Result<Self> {
         let hosts = Self {
             pod_a: Namespace::new()?,
@@ -164,7 +164,7 @@ impl TwoHosts {
         Ok(hosts)
     }
 
-    /// The same with the pods' links.
+    /// Adds the pods' links.
     fn with_pods(self) -> io::Result<Self> {
         join_pod(&self.host_a, Self::GATEWAY_A, &self.pod_a, Self::POD_A)?;
         join_pod(&self.host_b, Self::GATEWAY_B, &self.pod_b, Self::POD_B)?;
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pods_reach_each_other_once_the_hosts_know_the_way() {
+    fn the_pods_reach_each_other_once_the_hosts_have_routes() {
         let hosts = TwoHosts::new().expect("topology");
         hosts.host_a.add_route_via(TwoHosts::SUBNET_B, TwoHosts::HOST_B).expect("route");
         hosts.host_b.add_route_via(TwoHosts::SUBNET_A, TwoHosts::HOST_A).expect("route");
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(one(&hosts.pod_a, TwoHosts::POD_B, longer), PingOutcome::TooLong);
     }
     #[test]
-    fn a_narrow_middle_is_found_out_from_both_ends() {
+    fn both_ends_discover_a_smaller_mtu_in_the_middle() {
         let hosts = TwoHosts::with_narrow_middle(1400).expect("topology");
         for (from, to) in [(&hosts.host_a, TwoHosts::HOST_B), (&hosts.host_b, TwoHosts::HOST_A)] {
             assert_eq!(from.link_mtu(TwoHosts::UPLINK).expect("MTU"), Some(1500));

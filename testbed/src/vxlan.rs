@@ -1,40 +1,47 @@
-//! VXLAN devices: the kernel's own overlay, to compare with.
+//! VXLAN devices: the kernel's own overlay, for comparison.
 
 use crate::Namespace;
 use crate::error::Context;
-use crate::link::index_of;
+use crate::link::{index_of, new_link, up};
 use core::net::Ipv4Addr;
-use rtnetlink::LinkVxlan;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan};
 use std::io;
 
-/// IANA's port for VXLAN (RFC 7348, 5).
+/// IANA's port for VXLAN (RFC 7348 section 5).
 const PORT: u16 = 4789;
 
-/// One end of a VXLAN that has two.
+/// One end of a VXLAN with two ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Vxlan<'a> {
-    /// Number of the VXLAN, the same at both ends; 24 bits.
+    /// The number of the VXLAN, the same at both ends; 24 bits.
     pub vni: u32,
     /// The link to the other end.
     pub underlay: &'a str,
-    /// Own address on that link.
+    /// The own address on that link.
     pub local: Ipv4Addr,
-    /// The other end's.
+    /// The address of the other end.
     pub remote: Ipv4Addr,
 }
 
 impl Namespace {
-    /// Makes a VXLAN device and brings it up. Its MTU is the underlay's, less 50 bytes for the headers.
+    /// Creates a VXLAN device and sets it up. Its MTU is the underlay's, less 50 bytes of headers.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken; otherwise what the kernel refused, an unknown underlay among it.
+    /// `AlreadyExists` if the name is in use; otherwise the kernel's error, for example for an unknown underlay.
     pub fn add_vxlan(&self, name: &str, vxlan: Vxlan<'_>) -> io::Result<()> {
-        self.netlink(async |handle| {
-            let underlay = index_of(&handle, vxlan.underlay).await?;
-            let device = LinkVxlan::new(name, vxlan.vni).dev(underlay).local(vxlan.local).remote(vxlan.remote);
-            // There is one place to send to, and nothing to learn.
-            let device = device.port(PORT).learning(false).up().build();
-            Ok(handle.link().add(device).execute().await?)
+        self.netlink(|kernel| {
+            let data = vec![
+                InfoVxlan::Id(vxlan.vni),
+                InfoVxlan::Link(index_of(kernel, vxlan.underlay)?),
+                InfoVxlan::Local(vxlan.local),
+                InfoVxlan::Group(vxlan.remote),
+                InfoVxlan::Port(PORT),
+                // There is one remote end, so the device needs no learning.
+                InfoVxlan::Learning(false),
+            ];
+            let device = new_link(name, InfoKind::Vxlan, Some(InfoData::Vxlan(data)));
+            kernel.add(RouteNetlinkMessage::NewLink(up(device)))
         })
         .context(|| format!("cannot make the VXLAN device {name}"))
     }

@@ -17,13 +17,13 @@ use std::time::Instant;
 
 use super::support::{SOON, namespace, with_tun};
 
-/// How many packets the healthy peer gets, and how many the dead one gets for each of these.
+/// The number of packets for the healthy peer, and of packets for the dead peer per healthy one.
 const HEALTHY: u32 = 4000;
 const FLOOD: u32 = 8;
-/// How many packets of the healthy peer may be on their way, so that no queue is full.
+/// The limit of the healthy peer's packets in flight, so that no queue is full.
 const WINDOW: u32 = 16;
 
-/// How many "destination unreachable" the calling thread's namespace has received.
+/// Returns the number of "destination unreachable" messages that the calling thread's namespace has received.
 fn unreachables() -> u64 {
     let snmp = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("procfs");
     let [names, values] = [0, 1].map(|at| snmp.lines().filter(|line| line.starts_with("Icmp:")).nth(at).expect("ICMP"));

@@ -1,4 +1,4 @@
-//! What needs a process of its own because it counts or limits the process's file descriptors.
+//! Tests that need their own process, because they count or limit its file descriptors.
 
 use core::num::NonZeroUsize;
 use core::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use super::support::{in_a_child, namespace, within, worker};
 
-/// How many file descriptors this process has open, less the one that tells.
+/// Returns the number of open file descriptors of this process, without the one that reads it.
 fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("procfs").count() - 1
 }

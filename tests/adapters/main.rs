@@ -4,6 +4,7 @@
 mod dead_peer;
 mod gso_packets;
 mod limits;
+mod loops;
 mod signals;
 mod support;
 mod trains;

@@ -17,10 +17,10 @@ use std::time::Instant;
 
 use super::support::{SOON, in_a_child, with_tun, worker};
 
-/// How often the loop must have been interrupted, and how many packets must have gone there and back.
+/// The minimum number of interruptions, and the number of packets in each direction.
 const INTERRUPTIONS: u64 = 300;
 const PACKETS: u32 = 5000;
-/// How many may be on their way, so that no queue is full.
+/// The limit of packets in flight, so that no queue is full.
 const WINDOW: u32 = 64;
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -47,7 +47,7 @@ fn run(worker: &mut Worker, stop: &AtomicBool) {
 }
 
 /// Sends each inner packet back to where it came from, until it gets an empty datagram.
-fn send_back(peer: &UdpSocket) {
+pub(crate) fn send_back(peer: &UdpSocket) {
     let mut packet = [0; 2048];
     loop {
         let (len, from) = peer.recv_from(&mut packet).expect("another");

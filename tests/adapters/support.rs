@@ -24,17 +24,17 @@ pub(crate) fn named(name: &str) -> TunConfig {
     TunConfig { name: name.to_owned(), offload: TunOffload::NONE }
 }
 
-/// What a kernel grants of what is wished for: UDP GSO packets since Linux 6.2.
+/// Returns the offloads that a kernel grants of the requested ones: UDP GSO packets since Linux 6.2.
 pub(crate) fn granted(wish: TunOffload) -> TunOffload {
     TunOffload { uso: wish.uso && testbed::kernel_version() >= (6, 2), ..wish }
 }
 
-/// Whether a case can be tried: its address is IPv4's, or the kernel has IPv6.
+/// Returns true if a case can run: its address is IPv4, or the kernel has IPv6.
 pub(crate) fn can_have(address: &str) -> bool {
     !address.starts_with('[') || testbed::has_ipv6()
 }
 
-/// Whether what is awaited comes about within `limit`.
+/// Returns true if a condition becomes true within `limit`.
 pub(crate) fn within(limit: Duration, mut comes_about: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     loop {

@@ -21,8 +21,8 @@ fn every_offload() -> impl Iterator<Item = UdpOffload> {
     [(false, false), (false, true), (true, false), (true, true)].into_iter().map(|(gso, gro)| UdpOffload { gso, gro })
 }
 
-/// Whether `lo` and veth pass a batch on in one piece (`NETIF_F_GSO_SOFTWARE` in linux/netdev_features.h). Older kernels cut
-/// it before, and a receiver gets single datagrams.
+/// Returns true if `lo` and veth pass a batch in one piece (`NETIF_F_GSO_SOFTWARE` in linux/netdev_features.h). Older
+/// kernels segment it before, and a receiver gets single datagrams.
 fn arrives_whole() -> bool {
     let whole = testbed::kernel_version() >= (5, 11);
     if !whole {

@@ -123,8 +123,8 @@ fn fault_29_nothing_is_fragmented_and_the_path_tells_what_fits() {
     });
 }
 
-/// What the router said is had whole, and told from what is configured. In the other modes the kernel's own word does not count,
-/// and the next send has the first mode again.
+/// The router's MTU is reported, and distinguished from the configured one. In the other modes the kernel's learned MTU
+/// does not count, and the next send uses the first mode again.
 #[test]
 fn r54_a_report_is_received_and_the_modes_overrule_the_kernel() {
     let (left, _router, right) = narrow_path();

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use loden::forward::{Counters, DirectionCounters, DropReason, Stats};
 use proptest::prelude::*;
 
-/// What a caller does about packets: it receives some, and later gives one of those it holds a fate.
+/// A step of a caller: it receives packets, and later gives a held packet its outcome.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Receive,
@@ -193,6 +193,15 @@ fn reasons_have_names_of_their_own() {
         assert_eq!(name, snake_case(&format!("{reason:?}")), "the name is that of the variant");
         assert_eq!(name, reason.to_string());
     }
+}
+
+#[test]
+fn debug_output_names_the_reasons() {
+    let mut counters = DirectionCounters::default();
+    counters.receive();
+    counters.discard(DropReason::NoRoute);
+    let text = "DirectionCounters { received: 1, forwarded: 0, answered: 0, held: 0, no_route: 1 }";
+    assert_eq!(format!("{counters:?}"), text);
 }
 
 /// `Ipv6NotCarried` → `ipv6_not_carried`.

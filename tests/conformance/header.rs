@@ -8,7 +8,7 @@ use support::packet::{
     with_ttl,
 };
 
-/// What becomes of both ways: the edit applied to a packet of ours, and to one for us.
+/// Returns the outcomes in both directions: the edit is applied to a packet of this host, and to one for it.
 fn both_ways(host: &Host, edit: impl Fn(Ipv4) -> Ipv4) -> [Outcome; 2] {
     [host.encapsulate(&edit(outbound()).bytes()), host.decapsulate(&edit(inbound()).bytes(), host_a())]
 }

@@ -29,7 +29,7 @@ fn everywhere(edit: impl Fn(Ipv4) -> Ipv4) -> [Outcome; 4] {
     ]
 }
 
-/// Whether there is an answer; it is the same in all places. All of them are rejected, answered or not.
+/// Returns true if there is an answer, which is the same in all places. Every packet is rejected, answered or not.
 fn is_answered(what: &str, edit: impl Fn(Ipv4) -> Ipv4) -> bool {
     let outcomes = everywhere(edit);
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Reject { .. })), "{what}: {outcomes:?}");

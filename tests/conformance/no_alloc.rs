@@ -13,7 +13,7 @@ use support::packet::{
     DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, repair_checksum, udp,
 };
 
-/// What a worker keeps beside the forwarder.
+/// The state of a worker beside the forwarder.
 struct Worker {
     host: Host,
     counters: Counters,

@@ -32,7 +32,7 @@ fn with_inner(from: SocketAddr, to: SocketAddr, inner: &Ipv4) -> Ipv4 {
     Ipv4 { fragment: DF, payload, ..Ipv4::new(*v4(from).ip(), *v4(to).ip()) }
 }
 
-/// What a router says about it that quotes so many bytes.
+/// Returns a router's report about the packet that quotes this many bytes.
 fn report(mtu: u16, about: &Ipv4, quoted: usize) -> Ipv4 {
     let mut message = vec![3, 4, 0, 0, 0, 0];
     message.extend(mtu.to_be_bytes());

@@ -58,7 +58,7 @@ fn r23_r24_no_route_is_net_unreachable_whatever_the_ttl() {
     }
 }
 
-/// What is deleted is unreachable from then on; what is moved goes elsewhere from then on.
+/// A deleted subnet is unreachable from then on, and a moved one has its new next hop.
 #[test]
 fn a_verdict_follows_the_table_it_is_given() {
     use loden::forward::Encap;

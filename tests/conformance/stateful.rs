@@ -309,7 +309,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 FLUSH,
             ],
         ),
-        ("path-full-up-to-its-bound", 0, vec![vec![pieces; 6], vec![to_b, gso(full, n::GSO_480), FLUSH]].concat()),
+        ("path-full-up-to-its-bound", 0, [[pieces; 6].as_slice(), &[to_b, gso(full, n::GSO_480), FLUSH]].concat()),
         ("path-narrows-in-a-train", 0, vec![full, pieces, short, flush(0, n::TOO_LONG)]),
         (
             "path-narrows-for-what-cannot-be-fragmented",

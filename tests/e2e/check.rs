@@ -21,7 +21,7 @@ fn hosts() -> TwoHosts {
     hosts
 }
 
-/// What it did: its status, its lines, and what it said.
+/// The result of a run: its status, its lines, and its errors.
 struct Checked {
     status: ExitStatus,
     lines: Vec<Value>,
@@ -88,7 +88,7 @@ fn a_good_host_has_nothing_to_say() {
     assert_eq!(hosts.host_a.enter(|| check(&config)), []);
 }
 
-/// What keeps it from working is status 1, what may is status 0.
+/// A problem that prevents operation gives status 1, a possible one status 0.
 #[test]
 fn the_status_is_the_answer() {
     let hosts = hosts();

@@ -34,7 +34,7 @@ impl Controlled {
         connect(&self.path)
     }
 
-    /// Whether one of three pings is answered: on a busy machine one may come too late.
+    /// Returns true if one of three pings is answered: on a busy machine one may be late.
     fn reaches(&self) -> bool {
         let answered = || {
             let quick = Ping { timeout: SECOND / 2, ..Ping::default() };

@@ -104,7 +104,7 @@ fn bound(namespace: &Namespace, port: u16) -> UdpSocket {
     socket
 }
 
-/// What a socket receives within a second.
+/// Returns a datagram that a socket receives within a second.
 fn received(socket: &UdpSocket) -> Option<Vec<u8>> {
     let mut buffer = [0; 2048];
     socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())
@@ -185,9 +185,9 @@ fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
     assert!(is_reached());
 }
 
-/// The README's commands are for a host like this one.
+/// The commands of `docs/operations.md` are for a host like this one.
 #[test]
-fn the_commands_of_the_readme_are_enough_for_the_preflight() {
+fn the_commands_for_operations_are_enough_for_the_preflight() {
     let hosts = quiet_hosts();
     let host = &hosts.host_a;
     shell(
@@ -200,8 +200,7 @@ fn the_commands_of_the_readme_are_enough_for_the_preflight() {
     let look = || host.enter(|| check(&config));
     let names = |found: &[Finding]| found.iter().map(Finding::name).collect::<Vec<_>>();
     assert_eq!(names(&look()), ["forward_dropped", "input_dropped", "input_dropped", "port_tracked"]);
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
-    let (_, operations) = readme.split_once("## Operations").unwrap();
+    let operations = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
     // Forwarding, firewall, masquerade.
     for block in operations.split("```sh").skip(1).take(3) {
         let commands = block.split("```").next().unwrap();

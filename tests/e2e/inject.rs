@@ -49,12 +49,12 @@ fn counted(event: &Value) -> BTreeMap<(&str, &str), u64> {
 struct Fault {
     calls: &'static str,
     how: &'static str,
-    /// How many calls fail by that.
+    /// The number of failed calls.
     failures: usize,
     cost: Cost,
 }
 
-/// What it costs, by the name of its counter.
+/// The cost of the fault, by the name of its counter.
 #[derive(Clone, Copy)]
 enum Cost {
     Nothing,

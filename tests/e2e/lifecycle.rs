@@ -12,7 +12,7 @@ use testbed::probe::{Ping, PingOutcome, ping};
 
 use crate::support::{SECOND, Tunnel, Tunnels, quiet_hosts, wait_until};
 
-/// Whether one of three pings is answered: on a busy machine one may come too late.
+/// Returns true if one of three pings is answered: on a busy machine one may be late.
 fn reaches(hosts: &TwoHosts) -> bool {
     let answered = || {
         let outcome = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default())).unwrap();
@@ -21,7 +21,7 @@ fn reaches(hosts: &TwoHosts) -> bool {
     (0..3).any(|_| answered())
 }
 
-/// Which of the directions of the tunnel on host A are flooded.
+/// The flooded directions of the tunnel on host A.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flood {
     Both,
@@ -138,7 +138,7 @@ fn fault_37_down_and_up_again_goes_on() {
     a.stop();
 }
 
-/// What comes while the device is down is counted as that, and costs nothing afterwards.
+/// Packets that arrive while the device is down are counted as such, and later packets pass.
 #[test]
 fn fault_37_packets_for_a_downed_device_are_counted() {
     let Tunnels { hosts, a: _a, mut b } = Tunnels::start();

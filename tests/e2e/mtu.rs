@@ -131,7 +131,7 @@ impl Drop for Stops<'_> {
     }
 }
 
-/// What one path refused is forgotten when the underlay changes, and learned again if it is still so.
+/// A change of the underlay removes the learned MTU of a path, which is learned again if it is still the same.
 #[test]
 fn fault_38_a_change_of_the_underlay_forgets_what_was_learned() {
     let mut tunnels = wide(&[]);
@@ -171,8 +171,8 @@ fn fault_38_every_queue_has_the_new_limit() {
     tunnels.b.stop();
 }
 
-/// What the sender of one UDP datagram is told of the path's MTU, within half a second. Linux sets DF on those that fit what it
-/// knows of the path.
+/// Returns the path MTU that the sender of one UDP datagram learns within half a second. Linux sets DF on datagrams
+/// that fit the path MTU that it knows.
 fn told_mtu(flow: u16, len: usize) -> Option<u32> {
     let socket = UdpSocket::bind((TwoHosts::POD_A, 40_000 + flow)).unwrap();
     setsockopt(&socket, Ipv4RecvErr, &true).unwrap();

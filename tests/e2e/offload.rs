@@ -67,7 +67,7 @@ fn tcp_and_udp_arrive_whole_with_every_switch() {
     }
 }
 
-/// Where GSO packets of the test's own come from: a second device on host A.
+/// The source of the test's own GSO packets: a second device on host A.
 const INJECTOR: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 77);
 
 struct Injector {

@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use self::output::{Missing, Output, RateLimit};
 use crate::support::SECOND;
 
+// Part of a program: there is no crate to take it from.
 #[path = "../../examples/tunnel/output.rs"]
 mod output;
 

@@ -9,7 +9,7 @@ use testbed::{Child, Injection, Namespace, TwoHosts};
 
 use crate::support::{SECOND, Tunnel, program, wait_until};
 
-/// How many of five pings from pod A to pod B are answered.
+/// Returns the number of answered pings of five from pod A to pod B.
 fn answered(hosts: &TwoHosts) -> usize {
     let settings = Ping { count: 5, timeout: SECOND / 3, ..Ping::default() };
     let outcomes = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, settings)).unwrap();

@@ -119,7 +119,7 @@ pub(crate) fn assert_conserved(event: &Value) {
     }
 }
 
-/// How often a reason occurs in an event.
+/// Returns the count of a reason in an event.
 pub(crate) fn dropped(event: &Value, direction: &str, reason: &str) -> u64 {
     event[direction]["dropped"][reason].as_u64().unwrap_or(0)
 }

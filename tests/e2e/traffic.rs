@@ -1,4 +1,4 @@
-//! What people send through a tunnel.
+//! Typical traffic through a tunnel.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 

@@ -20,9 +20,9 @@ use testbed::{Child, Namespace, TwoHosts};
 use static_leases::LeaseFile;
 
 const SOON: Duration = Duration::from_secs(5);
-/// How long the demo may take, on a machine that has more to do.
+/// The time limit of the demo on a busy machine.
 const DEMO: Duration = Duration::from_secs(15);
-/// What `poll_loop` and `tokio_loop` are called with on either host.
+/// The arguments of `poll_loop` and `tokio_loop` on either host.
 const ON_A: [&str; 5] = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2:8285", "100.96.2.0/24", "10.168.0.3:8285"];
 const ON_B: [&str; 5] = ["100.96.2.0/24", "100.96.0.0/16", "10.168.0.3:8285", "100.96.1.0/24", "10.168.0.2:8285"];
 
@@ -35,7 +35,7 @@ fn example(name: &str) -> Command {
     Command::new(path)
 }
 
-/// Where the test is.
+/// Returns the namespace of the test.
 fn here() -> Namespace {
     Namespace::current().expect("the namespace this test runs in")
 }
@@ -58,7 +58,7 @@ fn run(program: Command, limit: Duration) -> (String, Child, ExitStatus) {
     (output, child, status)
 }
 
-/// What a program says on standard error, which a thread collects: it may come a little after its end.
+/// Returns a program's standard error, which a thread collects: it may arrive a little after the program's end.
 fn stderr_of(child: &Child, wanted: &str) -> String {
     for _ in 0..1000 {
         if child.stderr().contains(wanted) {

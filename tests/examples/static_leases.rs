@@ -222,7 +222,7 @@ fn wait_for_line(child: &Child, wanted: &str) {
     while child.next_line(SOON).expect(wanted) != wanted {}
 }
 
-/// Whether one of three pings is answered: on a busy machine one may come too late.
+/// Returns true if one of three pings is answered: on a busy machine one may be late.
 fn reaches(hosts: &TwoHosts) -> bool {
     let answered = || {
         let outcomes = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default())).expect("ping");

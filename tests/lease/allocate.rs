@@ -1,4 +1,4 @@
-//! Which subnet a host should lease, against a search through all of them.
+//! Allocation of a subnet lease, compared with a search through all subnets.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

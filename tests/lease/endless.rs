@@ -11,7 +11,7 @@ use loden::forward::{DirectionCounters, DropReason};
 use support::allocations::bytes_kept;
 use support::churn::Feeder;
 
-/// What is drained and published at once, at most, in leases.
+/// The largest number of leases that are drained and published at once.
 const BATCH: u32 = 2000;
 /// At least so many events in each half, and more until its time is over and who looks has seen so many tables.
 const EVENTS: usize = 25_000;
@@ -19,15 +19,15 @@ const TABLES: u32 = 20;
 /// For both halves, without a word from the environment.
 const SECONDS: f64 = 5.0;
 
-/// What may be kept once all leases are back where they were, of the 14 MB that they take: arrays and places for those that
-/// came and went in between, which the table has for the next ones.
+/// The limit of retained memory after all leases have returned to their first state, of the 14 MB that they take. The
+/// table keeps arrays and places of deleted routes for later ones.
 const ROOM: i64 = 2 << 20;
-/// What a second half may add to what the first one kept: how full a map's nodes are is a matter of chance.
+/// The limit of additional memory of the second half: the occupancy of a map's nodes is random.
 const CHANCE: i64 = 1 << 19;
-/// What may be kept once all leases are gone: the roots of maps.
+/// The limit of retained memory after all leases are gone: the roots of maps.
 const ROOTS: i64 = 1 << 14;
 
-/// How long each half lasts at least.
+/// Returns the minimum duration of each half.
 fn half() -> Duration {
     let seconds = std::env::var("LODEN_UPDATES_SECONDS").ok().map(|text| text.parse().expect("a number of seconds"));
     Duration::from_secs_f64(seconds.unwrap_or(SECONDS) / 2.0)
@@ -72,15 +72,15 @@ fn fault_43_under_updates_without_end_no_lookup_is_torn_and_memory_is_given_back
     assert_eq!((list.is_empty, end.is_empty), (false, true));
 }
 
-/// What came of it while somebody looked.
+/// The result of an observed run.
 struct Watched {
-    /// What was allocated and not freed again, by both.
+    /// The bytes that both threads allocated and did not free.
     bytes: i64,
-    /// How many tables were seen.
+    /// The number of observed tables.
     tables: u32,
-    /// How many looks found nothing at all.
+    /// The number of empty tables.
     empty_looks: u32,
-    /// Whether the last one was empty.
+    /// The last table was empty.
     is_empty: bool,
     flow: DirectionCounters,
 }

@@ -86,7 +86,7 @@ fn keys_have_one_spelling() {
     assert!("x".repeat(100_000).parse::<LeaseKey>().unwrap_err().to_string().len() < 200);
 }
 
-/// What is no lease of ours holds its subnet all the same, and a candidate that it overlaps is none.
+/// An unusable lease holds its subnet too, and no subnet that overlaps it is allocated.
 #[test]
 fn every_key_holds_its_subnet() {
     let reader = LeaseReader::new("/coreos.com/network", 8285);

@@ -1,4 +1,4 @@
-//! How long a lease is held, against the rules of flannel: a margin before the end, a minute after an error.
+//! Renewal of a lease by flannel's rules: a margin before the end, and a minute after an error.
 
 use std::time::Duration;
 

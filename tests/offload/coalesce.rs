@@ -12,7 +12,7 @@ use support::packet::{DF, Ipv4, MF, TCP, pattern, udp};
 
 pub(crate) const BOTH: Coalesce = Coalesce { tcp: true, udp: true };
 
-/// How many packets each write stands for; checks the round trip on the way.
+/// Returns the number of packets of each write, and checks the round trip.
 pub(crate) fn writes_of(what: Coalesce, packets: &[Vec<u8>]) -> Vec<usize> {
     let steps: Vec<_> = packets.iter().map(|packet| Step { packet: packet.clone(), flush: false }).collect();
     round_trip(what, &steps);
@@ -63,7 +63,7 @@ pub(crate) fn udp_train(count: usize, len: usize, at: usize, edit: impl Fn(&mut 
     (0..count).map(packet).collect()
 }
 
-/// What becomes of three packets of which the second is edited.
+/// Returns the writes of three packets of which the second is edited.
 fn second_tcp(edit: impl Fn(&mut Parts)) -> Vec<usize> {
     writes(&tcp_train(3, 100, 1, edit))
 }

@@ -1,4 +1,4 @@
-//! What the kernel left to be done: faults 14 to 21 and R35.
+//! The actions that packets from the kernel need: faults 14 to 21 and R35.
 
 use loden::offload::{OffloadAction, OffloadError, VNET_HEADER_LEN, VnetHeader};
 use loden::wire::transport::TransportError;
@@ -230,7 +230,7 @@ fn fault_21_a_fragment_is_no_gso_packet() {
     }
 }
 
-/// What is wrong with a packet is for the forwarder to say.
+/// The forwarder reports the errors of a packet.
 #[test]
 fn a_packet_that_is_none_needs_nothing() {
     let mut broken = tcp_super();

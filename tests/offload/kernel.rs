@@ -29,7 +29,7 @@ struct Router {
     /// With offloads: what is sent here is forwarded to `plain`.
     with_offload: Tun,
     plain: Tun,
-    /// What the latter carries.
+    /// The MTU of the plain device.
     mtu: u16,
 }
 
@@ -69,7 +69,7 @@ fn packet() -> Ipv4 {
 }
 
 impl Router {
-    /// What leaves by the plain device: at least `count` packets, and all there are then.
+    /// Returns the packets that leave by the plain device: at least `count`, and all that are available then.
     fn forwarded(&self, count: usize) -> Vec<Vec<u8>> {
         let mut buffer = vec![0; PACKET_MAX + 1];
         let mut packets = Vec::new();

@@ -1,4 +1,4 @@
-//! What waits for what: order within a flow, and what stays open.
+//! Order within a flow, and open batches.
 
 use loden::offload::{Coalesced, Coalescer};
 
@@ -89,7 +89,7 @@ fn what_passes_by_and_what_does_not() {
     assert_eq!(lengths.len(), packets.len());
 }
 
-/// What was handed in alone is handed on byte for byte, also if it is no packet at all.
+/// A packet that is not joined is delivered byte for byte, even an invalid one.
 #[test]
 fn what_is_broken_passes_as_it_is() {
     let mut coalescer = Coalescer::new(BOTH);

@@ -17,7 +17,8 @@ use support::icmp::Message;
 use support::model::option_kinds;
 use support::packet::with_ttl;
 
-/// How often the kernel says to one source that a network is unreachable before it waits: see `SETTINGS` in the router.
+/// The number of "network unreachable" errors that the kernel sends to one source before its limit: see `SETTINGS` in
+/// the router.
 const UNREACHABLE_BURST: u8 = 5;
 
 pub(crate) struct Run {
@@ -26,7 +27,7 @@ pub(crate) struct Run {
     /// Packets that the kernel is no measure for.
     pub(crate) left_out: u64,
     pub(crate) applied: Applied,
-    /// What became of the packets.
+    /// The outcomes of the packets.
     pub(crate) fates: BTreeMap<String, u64>,
     sources: u32,
     unreachable: BTreeMap<[u8; 4], u8>,
@@ -98,7 +99,7 @@ impl Run {
         emissions.iter().map(|(place, bytes)| format!("\n  {}: {}", name(*place), hex(bytes))).collect()
     }
 
-    /// What we send on our own account, as etherparse reads it.
+    /// Checks the packets of loden's own with etherparse.
     fn second_opinion(&self, ours: &Outcome, packet: &[u8]) {
         match ours {
             Outcome::Reject { reason, answer: Some((_, message)) } => {
@@ -120,7 +121,7 @@ impl Run {
         }
     }
 
-    /// Whether the kernel's answer says nothing about this packet. Counts what it would have to say.
+    /// Returns true if the kernel cannot be an oracle for this packet. Counts its errors for the limit.
     fn is_beyond(&mut self, reference: &Reference, packet: &[u8]) -> bool {
         if self.world.concerns_the_router(packet) {
             return true;

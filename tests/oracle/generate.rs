@@ -89,7 +89,7 @@ fn destination(way: Way) -> impl Strategy<Value = (Ipv4Addr, usize)> {
     prop_oneof![3 => known, 1 => (others, select(vec![576, 1472]))]
 }
 
-/// How long a packet is.
+/// The length of a packet.
 #[derive(Clone, Copy, Debug)]
 enum Size {
     Total(usize),

@@ -1,4 +1,4 @@
-//! What the kernel makes of a packet that both of us let pass, or answer, where we differ by choice in its bytes.
+//! The kernel's result for a packet that both forward or answer, where the bytes differ intentionally.
 
 use core::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,5 +1,5 @@
-//! In what we and Linux differ by choice. Each difference says exactly what the kernel makes of a packet instead, see `reference` and
-//! `kernel`: a packet to which one applies must come out like that and no other way.
+//! Intended differences between loden and Linux. Each one determines the kernel's result exactly, see `reference` and
+//! `kernel`: a packet to which a difference applies must have that result and no other.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ macro_rules! known_differences {
         }
 
         impl KnownDifference {
-            /// Why we do not do as the kernel does.
+            /// Returns the reason for the difference.
             pub(crate) fn why(self) -> &'static str {
                 match self {
                     $(Self::$variant => $why,)+
@@ -24,31 +24,32 @@ macro_rules! known_differences {
 known_differences! {
     ZeroNetwork = "R14, R15: 0/8 is this network (RFC 1122 3.2.1.3). Linux 5.3 and later forward all of it but 0.0.0.0",
     ReservedNetwork = "R14, R15: 240/4 is reserved (RFC 1112 4). Linux forwards it like any network",
-    LinkLocal = "R18: routers do not forward 169.254/16 (RFC 3927 7). Linux does",
-    TtlZero = "R29: no host may send it, so that it is dropped in silence. Linux answers as it does for a TTL of 1",
-    Loop = "R62, fault 6: what is for the tunnel's own sockets, or for the next hop itself, never leaves. A router has no tunnel",
-    Broadcast = "R40: we know the broadcast addresses of the config, of our subnet and of those with a route. On Linux's links \
-                 there is no such network",
-    PeerAddress = "R65 lets a peer send from its underlay address, to which no route of the overlay leads back. Linux has one here",
-    ForeignDestination = "R66: what a peer sends us that is for others is dropped in silence. A router forwards it, and answers",
-    BadOption = "R13, R41: a header that fails a check is dropped in silence. Linux tells the sender where the options break off",
-    OptionContents = "R11: what is inside an option that fits is not our business. Linux checks record routes, timestamps, source \
-                      routes and router alerts, and tells the sender where it does not like them",
-    OptionsFilled = "R11: we add nothing to options. Linux writes its address into record routes and the time into timestamps",
-    OptionsCleared = "R11: options go on byte for byte. Linux clears what is behind the end of the list",
-    FragmentOptions = "R51: later fragments have the copied options alone (RFC 791 3.1). Linux keeps the room of the others, as \
-                       no-operations, and all options of what is a later fragment already",
-    ReservedFlag = "R10: the reserved flag goes on, in fragments too. Linux clears it when it cuts",
-    OffsetWraps = "fault 5: a fragment that reaches past the longest packet is not cut. Linux lets the offset run into the flags",
-    RouterDiscovery = "R36: router advertisements and solicitations are queries (RFC 1256). Linux takes them for errors, and sends \
-                       none about them (`icmp_pointers` in net/ipv4/icmp.c)",
-    IcmpSource = "R42: at the near end an error comes from the offender's destination, because Linux drops its own TUN's address \
-                  as a martian. A router answers from its own address",
-    IcmpIdentification = "R47: DF set and no identification (RFC 6864 4.1). Linux leaves DF clear and gives one",
-    IcmpEcn = "R44: the ECN bits are 0. Linux copies the upper one, which RFC 1349 had for cost",
-    IcmpQuote = "R45: the quote is the offender as it arrived. Linux quotes it with the options already written to",
-    IcmpOptions = "R45: an error has no options. Linux has the offender's record route and timestamp in it, filled in, and \
-                   quotes that much less; no error at all if they have room for half an entry",
+    LinkLocal = "R18: routers do not forward 169.254/16 (RFC 3927 7). Linux forwards it",
+    TtlZero = "R29: no host may send a TTL of 0, so loden drops it without an answer. Linux answers as for a TTL of 1",
+    Loop = "R62, fault 6: loden drops packets to the tunnel's own sockets and to the next hop itself. A router has no tunnel",
+    Broadcast = "R40: loden knows the broadcast addresses of the overlay, of the own subnet and of routed subnets. The links of the \
+                 Linux router have no such network",
+    PeerAddress = "R65 lets a peer send from its underlay address, which has no route in the overlay. Linux has a route to it here",
+    ForeignDestination = "R66: loden drops packets from a peer to other subnets without an answer. A router forwards them and answers",
+    BadOption = "R13, R41: loden drops a header that fails a check without an answer. Linux reports the position of the option",
+    OptionContents = "R11: loden does not check the contents of an option that fits. Linux checks record routes, timestamps, source \
+                      routes and router alerts, and reports the position of an error",
+    OptionsFilled = "R11: loden does not change options. Linux writes its address into record routes and the time into timestamps",
+    OptionsCleared = "R11: loden keeps options byte for byte. Linux clears the bytes after the end of the list",
+    FragmentOptions = "R51: later fragments have only the copied options (RFC 791 3.1). Linux replaces the others by no-operations, \
+                       and keeps all options of a packet that is already a later fragment",
+    ReservedFlag = "R10: loden keeps the reserved flag, also in fragments. Linux clears it when it fragments",
+    OffsetWraps = "fault 5: loden does not fragment a packet that extends past the longest one. Linux lets the offset overflow into \
+                   the flags",
+    RouterDiscovery = "R36: router advertisements and solicitations are queries (RFC 1256). Linux treats them as errors and does not \
+                       answer them (`icmp_pointers` in net/ipv4/icmp.c)",
+    IcmpSource = "R42: an error to the own TUN comes from the offender's destination, because Linux drops its own TUN's address as a \
+                  martian. A router answers from its own address",
+    IcmpIdentification = "R47: loden sets DF and no identification (RFC 6864 4.1). Linux clears DF and sets one",
+    IcmpEcn = "R44: loden clears the ECN bits. Linux copies the upper one, which was the cost bit of RFC 1349",
+    IcmpQuote = "R45: loden quotes the offender as it arrived. Linux quotes it with its changes to the options",
+    IcmpOptions = "R45: an error of loden has no options. Linux adds the offender's record route and timestamp, updated, and shortens \
+                   the quote; it sends no error if they have room for half an entry",
 }
 
 impl KnownDifference {
@@ -74,7 +75,8 @@ impl KnownDifference {
         Self::IcmpOptions,
     ];
 
-    /// Odd sources are no peer's, nothing is too long, and the router has our TUN's address.
+    /// The differences for packets from peers. Special sources are no peer's, no packet is too long, and the router has the TUN's
+    /// address.
     pub(crate) const INBOUND: [Self; 16] = [
         Self::ZeroNetwork,
         Self::ReservedNetwork,
@@ -95,7 +97,7 @@ impl KnownDifference {
     ];
 }
 
-/// How often each difference applied.
+/// The number of packets to which each difference applied.
 #[derive(Debug, Default)]
 pub(crate) struct Applied(BTreeMap<KnownDifference, u64>);
 
@@ -106,7 +108,7 @@ impl Applied {
         }
     }
 
-    /// Those that never did: dead ones, which might hide anything one day.
+    /// Returns the differences that applied to no packet, which could hide a bug.
     pub(crate) fn dead<'e>(&self, of: &'e [KnownDifference]) -> Vec<&'e KnownDifference> {
         of.iter().filter(|known_difference| !self.0.contains_key(known_difference)).collect()
     }

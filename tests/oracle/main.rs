@@ -1,8 +1,8 @@
-//! The kernel as the oracle: every packet goes through our forwarder and through a Linux router, and what comes out is the same,
-//! byte for byte, but for what [`known_difference::KnownDifference`] lists, each with its reason. Needs root.
+//! The kernel as the oracle: every packet passes our forwarder and a Linux router. Their outputs must be equal byte for byte,
+//! except for the differences of [`known_difference::KnownDifference`], each with its reason. Needs root.
 //!
-//! A run is the packets of [`sweeps`], those of a seed that stays, and those of a new one. Whatever differs is printed with the
-//! seed; `LODEN_ORACLE_SEED` repeats it.
+//! A run has the packets of [`sweeps`], those of a fixed seed, and those of a new seed. A difference is printed with the seed;
+//! `LODEN_ORACLE_SEED` repeats it.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod answer;
@@ -33,7 +33,7 @@ const SEED: &str = "LODEN_ORACLE_SEED";
 /// Generated packets of each seed.
 const PACKETS: u32 = 5500;
 
-/// What comes out of the TUN.
+/// Checks packets from the TUN.
 #[test]
 fn encapsulation_is_the_kernels_forwarding() {
     run(
@@ -53,7 +53,7 @@ fn encapsulation_is_the_kernels_forwarding() {
     );
 }
 
-/// What peers send: the kernel checks sources against its routes.
+/// Checks packets from peers. The kernel checks sources against its routes.
 #[test]
 fn decapsulation_is_the_kernels_forwarding() {
     let fates =
@@ -61,7 +61,7 @@ fn decapsulation_is_the_kernels_forwarding() {
     run(World::inbound(), &fates);
 }
 
-/// `fates` are those that must have occurred, beside those of every direction.
+/// Runs all packets. `fates` must occur, beside those of every direction.
 fn run(world: World, fates: &[&str]) {
     let mut run = Run::new(world);
     let entries = run.world.entries.clone();
@@ -120,7 +120,7 @@ const FATES: [&str; 15] = [
     "drop ttl_zero",
 ];
 
-/// The packets of a seed; the first that differs is made as simple as it can be and still differ.
+/// Runs the packets of a seed. The first difference is reduced to the simplest packet that shows it.
 fn generated(run: &RefCell<Run>, way: Way, seed: u64, packets: u32) -> Result<(), String> {
     let config = Config { cases: packets, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let bytes = [seed.to_le_bytes(); 4].concat();

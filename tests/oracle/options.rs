@@ -1,5 +1,5 @@
-//! What Linux does with options that we do not touch: `__ip_options_compile` when a packet comes in, `ip_forward_options` when
-//! it goes on, `__ip_options_echo` when there is an error about it, `ip_options_fragment` when it is cut (net/ipv4/ip_options.c).
+//! Linux's treatment of options that loden does not change (net/ipv4/ip_options.c): `__ip_options_compile` on arrival,
+//! `ip_forward_options` on forwarding, `__ip_options_echo` in an error, and `ip_options_fragment` in a fragment.
 
 use core::net::Ipv4Addr;
 
@@ -25,13 +25,13 @@ mod stamp {
 pub(crate) struct Walk {
     /// The packet as the walk left it. Its header checksum is what it was: the kernel mends it later, or never.
     pub(crate) packet: Vec<u8>,
-    /// Where in the header the kernel stopped because it does not like what is there.
+    /// The position in the header at which the kernel found an error.
     pub(crate) error: Option<u8>,
-    /// Whether it wrote into a record route or a timestamp option.
+    /// The kernel wrote into a record route or a timestamp option.
     pub(crate) filled: bool,
-    /// Whether it cleared bytes behind the end of the options.
+    /// The kernel cleared bytes after the end of the options.
     pub(crate) cleared: bool,
-    /// Where it wrote the time.
+    /// The position of the time that the kernel wrote.
     pub(crate) time_at: Option<usize>,
     record_route: Option<Found>,
     timestamp: Option<Found>,
@@ -184,7 +184,7 @@ impl Walk {
         Ok(())
     }
 
-    /// What goes on: a record route has the address of the link it leaves by.
+    /// Returns the forwarded packet: a record route has the address of its outgoing link.
     pub(crate) fn forwarded(&self, exit: Ipv4Addr) -> Vec<u8> {
         let mut packet = self.packet.clone();
         if let Some(Found { at, needs_address: true, .. }) = self.record_route {
@@ -235,12 +235,12 @@ impl Walk {
         Some((echo, time_at))
     }
 
-    /// Whether an error about it has options.
+    /// Returns true if an error about it has options.
     pub(crate) fn echoes(&self) -> bool {
         self.record_route.is_some() || self.timestamp.is_some()
     }
 
-    /// Whether an error about it would be sent along a source route that was under way.
+    /// Returns true if an error about it would follow a reversed source route.
     pub(crate) fn reverses_a_source_route(&self) -> bool {
         self.source_route.is_some_and(|at| self.packet[at + 2] >= 8)
     }
@@ -250,7 +250,7 @@ impl Walk {
         self.filled = true;
     }
 
-    /// What time it was is filled in later, from what the kernel wrote.
+    /// Reserves the place of the time, which is filled in later from the kernel's packet.
     fn write_time(&mut self, at: usize) {
         self.write(at, &[0; 4]);
         self.time_at = Some(at);

@@ -1,5 +1,5 @@
-//! What our forwarder would make of a packet, were it not for what it drops by choice: the packet is changed in just that
-//! respect, handed to the forwarder again, and the change is undone in what comes out.
+//! The forwarder's result without its intended drops: the packet is changed so that it is not dropped, passed to the
+//! forwarder again, and the change is reverted in the result.
 
 use core::net::Ipv4Addr;
 use core::ops::Range;
@@ -18,7 +18,7 @@ const TTL: usize = 8;
 const SOURCE: Range<usize> = 12..16;
 const DESTINATION: Range<usize> = 16..20;
 
-/// What is to come out, in a form that can still be changed.
+/// The expected result in a form that can still be changed.
 #[derive(Clone, Debug)]
 pub(crate) enum Expected {
     Silence,
@@ -42,7 +42,7 @@ pub(crate) struct Reference {
     pub(crate) known_differences: Vec<KnownDifference>,
     /// The kernel's way through the options, if it looks at any.
     pub(crate) walk: Option<Walk>,
-    /// Whether it finds no route, be it that it says so or not.
+    /// There is no route, whether or not that is reported.
     pub(crate) no_route: bool,
 }
 
@@ -80,7 +80,7 @@ struct Attempt<'w> {
     elsewhere: bool,
     /// It is not for us, and for nobody.
     nowhere: bool,
-    /// Where the kernel does not like the options, which are gone from the packet since.
+    /// The position at which the kernel found an error in the options, which have been removed from the packet.
     problem: Option<u8>,
 }
 
@@ -175,7 +175,7 @@ impl Attempt<'_> {
         repair_checksum(&mut self.packet);
     }
 
-    /// What came out, as if the original had gone in.
+    /// Reverts the changes in the result.
     fn undo(&self, outcome: Outcome, original: &[u8]) -> Expected {
         let addresses = |bytes: &mut Vec<u8>| {
             let field = SOURCE.start..DESTINATION.end;
@@ -208,7 +208,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether a header got as far as its options.
+/// Returns true if the checks of a header reached its options.
 fn has_sound_lengths(outcome: &Outcome) -> bool {
     let too_bad = [
         DropReason::TooShort,

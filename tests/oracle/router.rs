@@ -17,10 +17,10 @@ const SOON: Duration = Duration::from_secs(20);
 /// More than the fragments of any packet, so that none is lost.
 const QUEUE: u32 = 10_000;
 
-/// What a marker's payload begins with; no test packet is made of it.
+/// The beginning of a marker's payload. No test packet contains it.
 const MAGIC: [u8; 8] = *b"MARKER\xfb\xfb";
 
-/// Where a packet goes to or comes from: our own TUN, or a peer; or where there is nobody.
+/// The source or destination of a packet: the own TUN, a peer, or an unused link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Tun,
@@ -36,11 +36,11 @@ pub(crate) struct Link {
     /// The router's own address on it.
     pub(crate) address: Ipv4Addr,
     pub(crate) mtu: u16,
-    /// Whether a source must be routed to the link it comes in by (RFC 3704 2.2).
+    /// A source must be routed to the incoming link (RFC 3704 section 2.2).
     pub(crate) strict_source: bool,
 }
 
-/// Where all goes that comes in by some links.
+/// The routes for packets from some links.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     pub(crate) number: u8,
@@ -94,7 +94,7 @@ impl Router {
         &self.end(place).0
     }
 
-    /// Whether an address is the router's own.
+    /// Returns true if an address is the router's own.
     pub(crate) fn owns(&self, address: Ipv4Addr) -> bool {
         self.ends.iter().any(|(link, _)| link.address == address)
     }
@@ -133,7 +133,7 @@ impl Router {
     }
 }
 
-/// What the router must not inherit from this host.
+/// The settings that the router must not inherit from this host.
 const SETTINGS: [(&str, &str); 16] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/ip_default_ttl", "64"),
@@ -173,8 +173,8 @@ fn open(namespace: &Namespace, link: &Link) -> Tun {
     tun
 }
 
-/// What comes out of a link before the marker. The kernel takes one packet after the other, all the way, so that nothing comes
-/// behind it. `None` if there is no marker.
+/// Returns the packets that leave a link before the marker. The kernel processes one packet completely before the next,
+/// so none follows the marker. Returns `None` if there is no marker.
 fn until_sealed(tun: &Tun, seal: &[u8], buffer: &mut [u8]) -> Option<Vec<Vec<u8>>> {
     /// A marker comes as it is, or quoted by an error about it.
     const AT: [usize; 2] = [20 + 8, 20 + 8 + 20 + 8];

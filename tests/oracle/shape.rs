@@ -10,9 +10,9 @@ pub(crate) const FRESH: Ipv4Addr = Ipv4Addr::new(100, 65, 43, 21);
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) packet: Ipv4,
-    /// What the byte at each place becomes.
+    /// The changes of bytes, by position.
     pub(crate) edits: Vec<(usize, Edit)>,
-    /// Whether the header checksum is put right after that.
+    /// The header checksum is corrected after the changes.
     pub(crate) repair: bool,
 }
 

@@ -188,7 +188,10 @@ impl World {
         }
         match self.hopeful.refused_as_too_long(&mut bytes, mtu) {
             Outcome::Drop(DropReason::PathTooNarrow) => self.hopeful.encapsulate_over(packet, mtu),
-            outcome => outcome,
+            outcome @ (Outcome::Forward { .. }
+            | Outcome::Fragments { .. }
+            | Outcome::Reject { .. }
+            | Outcome::Drop(_)) => outcome,
         }
     }
 

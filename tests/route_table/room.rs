@@ -1,4 +1,4 @@
-//! What a table takes: no more for what was in it once, and nothing for what nobody reads any more.
+//! Memory of route tables: deleted routes and unused versions are freed.
 
 use std::net::Ipv4Addr;
 
@@ -77,8 +77,9 @@ fn room_is_used_again() {
     assert_eq!(table.len(), 8);
 }
 
-/// What is left of many routes answers as before, and takes what a table takes that never had more: at once when nearly all go
-/// together, and up to four times that, and the first few blocks of each kind, when they go little by little.
+/// The remaining routes of a large table give the same results. The table has the memory of a small one at once if
+/// nearly all routes are deleted together. If they are deleted one by one, it has up to four times that, and the first
+/// few blocks of each kind.
 #[test]
 fn a_table_that_shrank_gives_back_its_room() {
     const BLOCKS: i64 = 4 * (64 + 64 + 36) * 1024;

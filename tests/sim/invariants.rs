@@ -113,7 +113,7 @@ fn perform(sim: &mut Sim<u32>, nodes: &[NodeId], act: Act) {
     }
 }
 
-/// What a trace says of a node.
+/// The events of a node in the trace.
 #[derive(Default)]
 struct Account {
     read: u64,

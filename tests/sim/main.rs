@@ -83,7 +83,7 @@ fn packet_of(len: usize, from: u32, to: u32) -> Bytes {
     udp_packet(SocketAddrV4::new(pod(from), 4000), SocketAddrV4::new(pod(to), 53), &vec![0; len - 28])
 }
 
-/// Where in a header something is.
+/// Offsets in a header.
 mod at {
     pub(crate) const TOS: usize = 1;
     pub(crate) const FLAGS: usize = 6;

@@ -137,7 +137,7 @@ pub(crate) fn route(subnet: Ipv4Net, owner: Ipv4Addr) -> Command {
     Command::SetRoute { subnet, next_hop: SocketAddrV4::new(owner, 8285) }
 }
 
-/// What the other end owns.
+/// Returns the subnet of the other end.
 pub(crate) fn subnet(side: Side) -> Ipv4Net {
     side.other().place().subnet.parse().unwrap()
 }

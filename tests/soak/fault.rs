@@ -1,4 +1,4 @@
-//! What is done to the tunnels, and what it may cost.
+//! The injected faults, and the losses that each permits.
 
 use core::time::Duration;
 use std::sync::Arc;

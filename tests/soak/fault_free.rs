@@ -16,10 +16,10 @@ use crate::side::{SIDES, Side};
 use crate::stage::Stage;
 use crate::traffic::Traffic;
 
-/// How long what was sent may take to be counted and to arrive.
+/// The time limit until sent packets are counted and received.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(40);
-/// What nobody is said to own.
+/// A subnet without owner.
 const DEAD: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 3);
 
 pub(crate) struct FaultFree<'a> {
@@ -81,7 +81,7 @@ impl FaultFree<'_> {
     }
 }
 
-/// What the kernels lost, to tell a loss of theirs from one of ours.
+/// The losses of the kernels, to distinguish them from losses of the tunnels.
 mod kernel {
     use std::fs;
 

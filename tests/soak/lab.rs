@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(10);
 pub(crate) struct Lab {
     /// In the order of the sides.
     tunnels: [Tunnel; 2],
-    /// What tunnels counted that are no more.
+    /// The counters of tunnels that have ended.
     departed: [Tally; 2],
     pub(crate) hosts: Arc<TwoHosts>,
     directory: tempfile::TempDir,

@@ -20,7 +20,7 @@ pub(crate) const HOLE: [u8; 4] = [100, 96, 200, 7];
 /// A host that is not there, and yet is said to own something.
 pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 99);
 
-/// What one tunnel has to have counted.
+/// The expected counters of one tunnel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
     pub(crate) encap: Counts,
@@ -110,7 +110,7 @@ impl Misfits {
         expected.to_nobody += 1;
     }
 
-    /// What has no route, and what the near tunnel is one hop too far for.
+    /// Sends packets without a route, and packets whose TTL expires in the near tunnel.
     fn send_from_pod(&self, side: Side, chance: &mut Chance, expected: &mut Expected) {
         let pod = &self.sockets[side as usize].pod;
         let counts = &mut expected.encap;
@@ -193,7 +193,7 @@ fn into_tun(from: Side) -> [(Ipv4, &'static str); 7] {
 }
 
 impl Expected {
-    /// Whether a tunnel counted just this: nothing less, nothing more, and nothing else.
+    /// Returns an error unless a tunnel counted exactly this.
     pub(crate) fn compare(&self, counted: &Tally) -> Result<(), String> {
         let unanswered = self.encap.compare(&counted.encap, self.to_nobody).map_err(|what| format!("encap: {what}"))?
             + self.decap.compare(&counted.decap, 0).map_err(|what| format!("decap: {what}"))?;

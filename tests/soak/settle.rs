@@ -11,7 +11,7 @@ use crate::side::{SIDES, Side};
 use crate::stage::Stage;
 use crate::tunnel::Tally;
 
-/// What the underlay carries of an inner packet.
+/// The longest inner packet of the underlay.
 const MOST: usize = 1472;
 /// Both tunnels' rates of ICMP errors, and TCP's patience with a path that was gone, are within this.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub(crate) fn settle(lab: &mut Lab, stage: &Stage, after: &str) {
     }
 }
 
-/// What a pod's kernel believes of any path.
+/// Removes the path MTUs that a pod's kernel has learned.
 fn forget(lab: &Lab, side: Side) {
     side.pod(&lab.hosts).forget_path_mtus().unwrap();
 }

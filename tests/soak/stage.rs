@@ -15,11 +15,11 @@ pub(crate) struct Stage {
     failure: Mutex<Option<String>>,
 }
 
-/// What a sender sees.
+/// The state that a sender sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Phase {
     pub(crate) fault_free: bool,
-    /// How often it has changed.
+    /// The number of changes.
     pub(crate) changes: u64,
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Tunnel {
     pub(crate) side: Side,
     pub(crate) device: String,
     latest: Tally,
-    /// How many of its lines were read, each of them conserved.
+    /// The number of its output lines, each of them conserved.
     pub(crate) lines: u64,
 }
 
@@ -123,7 +123,7 @@ fn conserved(flow: &Value, line: &str, map: impl Fn(&Value) -> BTreeMap<String, 
 }
 
 impl Tally {
-    /// What was added since an earlier one of the same tunnel.
+    /// Returns the difference to an earlier tally of the same tunnel.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         Self {
             encap: self.encap.since(&earlier.encap),

@@ -11,7 +11,7 @@ use loden::route::{Route, RouteError};
 
 pub type Key = u8;
 
-/// What should be routed, and what should be complained about.
+/// The expected routes and conflicts.
 #[derive(Debug, PartialEq)]
 pub struct Expected {
     pub routes: Vec<Route>,

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench may fail by panicking")]
 #![expect(dead_code, reason = "the fixtures of the tests have more than is used here")]
 
+// The tests and this benchmark are two programs of one package, which has no library.
 #[path = "../tests/cluster/etcd.rs"]
 mod etcd;
 #[path = "../tests/cluster/hosts.rs"]
@@ -84,7 +85,7 @@ fn main() {
     report(&mut delays);
 }
 
-/// The time in milliseconds; negative if the packet came first.
+/// Returns the time in milliseconds, which is negative if the packet came first.
 fn one_move(
     operator: &mut Operator,
     places: [Ipv4Addr; 2],

@@ -39,7 +39,7 @@ pub(crate) enum How {
     /// It existed for the own address.
     TakenOver,
     /// It was free, and the own lease in an earlier run.
-    AsBefore,
+    Previous,
     /// It was free.
     New,
 }
@@ -115,7 +115,7 @@ async fn acquire_with(
                         registry.delete(&key, revision).await?;
                         break;
                     }
-                    let how = if Some(subnet) == previous { How::AsBefore } else { How::New };
+                    let how = if Some(subnet) == previous { How::Previous } else { How::New };
                     return Ok((Holding { key, host, revision, grant: Some(grant) }, how));
                 }
                 Step::Delete(subnet) | Step::TakeOver(subnet) => {

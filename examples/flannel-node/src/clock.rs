@@ -7,7 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
 /// The interval at which a wait checks the clock: timers stop while the host is suspended.
-const LOOK: Duration = Duration::from_secs(60);
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A clock that started at zero.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ async fn sleep_until(at: Duration, mut now: impl FnMut() -> Duration) {
         if left.is_zero() {
             return;
         }
-        sleep(left.min(LOOK)).await;
+        sleep(left.min(CHECK_INTERVAL)).await;
     }
 }
 
@@ -53,7 +53,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_at_its_time() {
+    async fn a_wait_ends_on_time() {
         let start = Instant::now();
         sleep_until(23 * HOUR, || start.elapsed()).await;
         assert_eq!(start.elapsed(), 23 * HOUR);
@@ -62,12 +62,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_that_slept_past_it_is_a_minute_late_at_most() {
+    async fn a_suspended_host_wakes_at_most_a_minute_late() {
         let start = Instant::now();
         let slept = 20 * HOUR;
         // The host is suspended for most of a day, four hours after the start.
         let now = || start.elapsed() + if start.elapsed() < 4 * HOUR { Duration::ZERO } else { slept };
         sleep_until(23 * HOUR, now).await;
-        assert!(start.elapsed() <= 4 * HOUR + LOOK, "{:?}", start.elapsed());
+        assert!(start.elapsed() <= 4 * HOUR + CHECK_INTERVAL, "{:?}", start.elapsed());
     }
 }

@@ -105,11 +105,11 @@ impl Etcd {
             }
             let reason = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => self.hinted(&error),
+                Ok(Err(error)) => self.with_hint(&error),
                 Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
             };
             let error = EtcdError { endpoint: self.endpoint().to_owned(), reason };
-            self.go_on();
+            self.use_next_member();
             left = left.saturating_sub(1);
             if left == 0 {
                 return Err(error);
@@ -118,14 +118,14 @@ impl Etcd {
     }
 
     /// Changes to the next member.
-    pub(crate) fn go_on(&mut self) {
+    pub(crate) fn use_next_member(&mut self) {
         self.client = None;
         self.at = (self.at + 1) % self.endpoints.len().max(1);
     }
 
     /// Adds a hint to an error. etcd closes connections early that lack a client certificate or use TLS wrongly.
-    fn hinted(&self, error: &Error) -> String {
-        let reason = explained(error);
+    fn with_hint(&self, error: &Error) -> String {
+        let reason = root_cause(error);
         let hint = match self.endpoint().split_once("://") {
             Some(("https", _)) if self.certified => "etcd may not trust the certificate authority of --etcd-certfile",
             Some(("https", _)) => "if etcd requires client certificates, use --etcd-certfile and --etcd-keyfile",
@@ -161,7 +161,7 @@ fn read(option: &str, path: &Path, part: &str) -> Result<String, String> {
 }
 
 /// Returns the innermost reason. The outer ones say only "transport error".
-pub(crate) fn explained(error: &Error) -> String {
+pub(crate) fn root_cause(error: &Error) -> String {
     let (outer, mut cause) = if let Error::TransportError(error) = error {
         (error.to_string(), error.source())
     } else if let Error::GRpcStatus(status) = error {

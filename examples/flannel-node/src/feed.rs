@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::acquire::random;
 use crate::clock::Clock;
-use crate::etcd::{EtcdError, explained};
+use crate::etcd::{EtcdError, root_cause};
 use crate::registry::{Entry, Listing, Moment, Registry};
 
 /// The capacity of the event queue. A watch waits while it is full.
@@ -38,7 +38,7 @@ pub(crate) enum Change {
 
 /// The reason why a watch ended.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+enum WatchError {
     #[error("etcd has compacted the events since; all leases are listed again")]
     Compacted,
     #[error(transparent)]
@@ -50,7 +50,7 @@ enum Trouble {
     OtherHistory { endpoint: String },
     /// The receiver was dropped.
     #[error("the node has ended")]
-    Unheard,
+    ReceiverGone,
 }
 
 /// The end of the longest time for a watch.
@@ -83,7 +83,7 @@ impl Feed {
             let due = self.clock.now() + self.every.mul_f64(1.0 - random() as f64 / u64::MAX as f64 / 10.0);
             let trouble = match self.listen(&mut backoff, due).await {
                 Ok(Due) => continue,
-                Err(Trouble::Unheard) => return,
+                Err(WatchError::ReceiverGone) => return,
                 Err(trouble) => trouble,
             };
             let retry = backoff.failed(self.clock.now(), random());
@@ -100,7 +100,7 @@ impl Feed {
     /// Watches, lists, and continues to watch until the watch ends.
     ///
     /// The watch begins before the listing, so both have the same history: a restore in between ends the watch.
-    async fn listen(&mut self, backoff: &mut Backoff, due: Duration) -> Result<Due, Trouble> {
+    async fn listen(&mut self, backoff: &mut Backoff, due: Duration) -> Result<Due, WatchError> {
         let mut watch = self.registry.watch().await?;
         let confirmed = timeout(CONFIRM, watch.message()).await.map_err(|_| self.ended("it does not confirm it"))?;
         let mut watched = Moment::of(self.intact(confirmed)?.header());
@@ -117,7 +117,7 @@ impl Feed {
             let response = tokio::select! {
                 response = watch.message() => response,
                 () = self.clock.sleep_until(due) => return Ok(Due),
-                () = self.sender.closed() => return Err(Trouble::Unheard),
+                () = self.sender.closed() => return Err(WatchError::ReceiverGone),
             };
             let response = self.intact(response)?;
             let now = Moment::of(response.header());
@@ -130,8 +130,8 @@ impl Feed {
         }
     }
 
-    fn other_history(&self) -> Trouble {
-        Trouble::OtherHistory { endpoint: self.registry.endpoint().to_owned() }
+    fn other_history(&self) -> WatchError {
+        WatchError::OtherHistory { endpoint: self.registry.endpoint().to_owned() }
     }
 
     /// Describes the difference between two histories.
@@ -147,26 +147,26 @@ impl Feed {
     fn intact(
         &mut self,
         response: Result<Option<WatchResponse>, etcd_client::Error>,
-    ) -> Result<WatchResponse, Trouble> {
+    ) -> Result<WatchResponse, WatchError> {
         match response {
-            Ok(Some(response)) if response.compact_revision() > 0 => Err(Trouble::Compacted),
+            Ok(Some(response)) if response.compact_revision() > 0 => Err(WatchError::Compacted),
             Ok(Some(response)) if response.canceled() => Err(self.ended(response.cancel_reason())),
             Ok(Some(response)) => Ok(response),
             Ok(None) => Err(self.ended("it closed the connection")),
-            Err(error) => Err(self.ended(&explained(&error))),
+            Err(error) => Err(self.ended(&root_cause(&error))),
         }
     }
 
     /// Returns an error of the member and changes to the next one.
-    fn ended(&mut self, reason: &str) -> Trouble {
+    fn ended(&mut self, reason: &str) -> WatchError {
         let endpoint = self.registry.endpoint().to_owned();
-        self.registry.go_on();
+        self.registry.use_next_member();
         let reason = if reason.is_empty() { "it gives no reason" } else { reason };
-        Trouble::Ended { endpoint, reason: reason.to_owned() }
+        WatchError::Ended { endpoint, reason: reason.to_owned() }
     }
 
     /// Passes on the events of a response that are newer than the listing.
-    async fn take_in(&mut self, response: &WatchResponse, listed: i64) -> Result<(), Trouble> {
+    async fn take_in(&mut self, response: &WatchResponse, listed: i64) -> Result<(), WatchError> {
         let new = response.events().iter().filter_map(|event| Some((event.event_type(), event.kv()?)));
         let new = new.filter(|(_, kv)| kv.mod_revision() > listed);
         let changes: Vec<Change> = new
@@ -178,7 +178,7 @@ impl Feed {
         if changes.is_empty() { Ok(()) } else { self.deliver(News::Changed(changes)).await }
     }
 
-    async fn deliver(&mut self, news: News) -> Result<(), Trouble> {
-        self.sender.send(news).await.map_err(|_| Trouble::Unheard)
+    async fn deliver(&mut self, news: News) -> Result<(), WatchError> {
+        self.sender.send(news).await.map_err(|_| WatchError::ReceiverGone)
     }
 }

@@ -18,7 +18,7 @@ use crate::dataplane::deleted;
 use crate::output::{Event, Output};
 
 /// The interval of the search for a missing interface.
-const LOOK: Duration = Duration::from_secs(2);
+const SEARCH_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(crate) struct Links {
     tun: Watched,
@@ -28,7 +28,7 @@ pub(crate) struct Links {
     /// `None` while no interface has the own address.
     underlay_watched: Option<Watched>,
     /// The timer of the search. Any other event interrupts it and restarts it.
-    looks: Interval,
+    search_timer: Interval,
 }
 
 /// An event and its source.
@@ -77,9 +77,9 @@ impl Watched {
 impl Links {
     pub(crate) fn new(tun: LinkMonitor, link: Link, (underlay, watched): (Underlay, Watched)) -> Result<Self, Error> {
         let (tun, tun_mtu, underlay_watched) = (Watched::new(tun)?, link.mtu().into(), Some(watched));
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { tun, tun_mtu, link, underlay, underlay_watched, looks })
+        let mut search_timer = interval(SEARCH_INTERVAL);
+        search_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { tun, tun_mtu, link, underlay, underlay_watched, search_timer })
     }
 
     /// Waits for an event.
@@ -87,7 +87,9 @@ impl Links {
         let underlay = async {
             match &mut self.underlay_watched {
                 Some(watched) => watched.events().await.map(News::Underlay),
-                None => Ok(News::UnderlayIsBack(Box::new(found_again(self.underlay.address, &mut self.looks).await))),
+                None => {
+                    Ok(News::UnderlayIsBack(Box::new(found_again(self.underlay.address, &mut self.search_timer).await)))
+                }
             }
         };
         tokio::select! {
@@ -201,9 +203,9 @@ impl Links {
 }
 
 /// Waits until an interface has the address again and returns it.
-async fn found_again(address: IpAddr, looks: &mut Interval) -> (Underlay, Watched) {
+async fn found_again(address: IpAddr, search_timer: &mut Interval) -> (Underlay, Watched) {
     loop {
-        looks.tick().await;
+        search_timer.tick().await;
         if let Ok(found) = Watched::underlay(address) {
             return found;
         }

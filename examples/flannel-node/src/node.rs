@@ -27,12 +27,12 @@ use crate::{Error, Failure};
 
 const SOURCE: SourceId = SourceId(0);
 /// The number of changes that a report lists individually.
-const MOST_ROUTES: usize = 16;
+const LISTED_CHANGES: usize = 16;
 /// The shortest time between two writes in reply to other writers of the own lease. Two hosts that reply to each other
 /// would write endlessly.
 const REPLIES: Duration = Duration::from_secs(60);
 /// The longest time that the end of the node waits for etcd.
-const LAST_CALL: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Node {
     pub(crate) clock: Clock,
@@ -54,7 +54,7 @@ pub(crate) struct Node {
     /// The revision of the own lease if it must be deleted at the end, because another host's is older.
     pub(crate) gives_up: Option<i64>,
     /// The printed messages about skipped keys, so that the next listing does not repeat them.
-    pub(crate) set_aside: BTreeSet<String>,
+    pub(crate) reported_skips: BTreeSet<String>,
     pub(crate) links: Links,
     pub(crate) dataplane: Dataplane,
     pub(crate) news: Receiver<News>,
@@ -86,7 +86,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
         Err(reason) = node.live(output) => Err(reason),
     };
     if let Some(revision) = node.gives_up {
-        let delete = timeout(LAST_CALL, node.registry.delete(&node.holding.key, revision));
+        let delete = timeout(STOP_TIMEOUT, node.registry.delete(&node.holding.key, revision));
         tokio::select! {
             () = stop.asked() => {}
             _ = delete => {}
@@ -163,14 +163,14 @@ impl Node {
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
                 self.check_own(own, output)?;
                 self.check_elder(own, &listing.entries)?;
-                let said = std::mem::take(&mut self.set_aside);
+                let reported = std::mem::take(&mut self.reported_skips);
                 for entry in listing.entries.iter().filter(|entry| entry.oversized) {
-                    self.report_skipped(entry.too_long(), &said, output);
+                    self.report_skipped(entry.too_long(), &reported, output);
                 }
                 let entries = listing.entries.iter().filter(|entry| !entry.oversized);
                 let entries = entries.map(|entry| (entry.key.as_slice(), entry.value.as_slice()));
                 let update = self.reader.snapshot(entries);
-                self.read(update, &said, output);
+                self.read(update, &reported, output);
             }
             News::Changed(changes) => {
                 for change in changes {
@@ -209,16 +209,16 @@ impl Node {
     }
 
     /// Prints a reason unless it was printed before.
-    fn report_skipped(&mut self, reason: String, said: &BTreeSet<String>, output: &Output) {
-        if !said.contains(&reason) {
+    fn report_skipped(&mut self, reason: String, reported: &BTreeSet<String>, output: &Output) {
+        if !reported.contains(&reason) {
             output.print(&Event::SetAside { reason: reason.clone() });
         }
-        self.set_aside.insert(reason);
+        self.reported_skips.insert(reason);
     }
 
-    fn read(&mut self, update: ParsedUpdate, said: &BTreeSet<String>, output: &Output) {
+    fn read(&mut self, update: ParsedUpdate, reported: &BTreeSet<String>, output: &Output) {
         for skipped in update.skipped {
-            self.report_skipped(skipped.to_string(), said, output);
+            self.report_skipped(skipped.to_string(), reported, output);
         }
         if let Some(event) = update.event {
             self.reconciler.handle_event(SOURCE, event, self.clock.now());
@@ -243,7 +243,7 @@ impl Node {
             output.print(&Event::SetAside { reason: refused.to_string() });
         }
         let (mut set, mut deleted) = (Vec::new(), Vec::new());
-        for change in changes.iter().take(MOST_ROUTES) {
+        for change in changes.iter().take(LISTED_CHANGES) {
             match change {
                 RouteChange::Set(route) => set.push(route.to_string()),
                 RouteChange::Delete(subnet) => deleted.push(subnet.to_string()),

@@ -310,8 +310,8 @@ impl Registry {
     }
 
     /// Changes to another member after a watch of the current one ended.
-    pub(crate) fn go_on(&mut self) {
-        self.etcd.go_on();
+    pub(crate) fn use_next_member(&mut self) {
+        self.etcd.use_next_member();
     }
 
     fn full_key(&self, key: &LeaseKey) -> String {

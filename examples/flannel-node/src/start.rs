@@ -28,7 +28,7 @@ use crate::registry::Registry;
 use crate::{Error, Failure};
 
 /// The longest delay between two attempts. An operator who has just corrected an error is waiting.
-const PAUSE: Duration = Duration::from_secs(10);
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// The underlay interface, and the address by which other hosts reach this one.
 pub(crate) struct Place {
@@ -79,7 +79,7 @@ pub(crate) async fn start(
     let reader = LeaseReader::new(&args.etcd.etcd_prefix, config.port());
     let previous = previous_subnet(&args.node.subnet_file, output);
     let ttl = Duration::from_secs(args.node.subnet_lease_ttl);
-    let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
+    let mut backoff = Backoff::new(Backoff::LEAST, MAX_DELAY);
     let (holding, how) = loop {
         match acquire(&mut registry, &reader, config.range(), place.public_ip, previous, ttl).await {
             Ok(acquired) => break acquired,
@@ -93,7 +93,7 @@ pub(crate) async fn start(
         public_ip: holding.host.to_string(),
         how: match how {
             How::TakenOver => "which had it already",
-            How::AsBefore => "as in an earlier run",
+            How::Previous => "as in an earlier run",
             How::New => "which is new",
         },
         seconds: holding.grant.map(|grant| grant.ttl.as_secs()),
@@ -136,7 +136,7 @@ pub(crate) async fn start(
         renew_how: Renew::Write,
         replied: None,
         gives_up: None,
-        set_aside: BTreeSet::new(),
+        reported_skips: BTreeSet::new(),
         links,
         dataplane,
         news,
@@ -154,7 +154,7 @@ fn look_around(host: &Host, mtu: Mtu, tun: &str, output: &Output) {
 
 /// Waits for a valid network config and returns it.
 async fn config(registry: &mut Registry, clock: Clock, output: &Output) -> NetworkConfig {
-    let mut backoff = Backoff::new(Backoff::LEAST, PAUSE);
+    let mut backoff = Backoff::new(Backoff::LEAST, MAX_DELAY);
     loop {
         let reason = match registry.config().await {
             Ok(Some(text)) => match NetworkConfig::from_json(&text) {
@@ -192,7 +192,7 @@ pub(crate) fn report_config(config: &NetworkConfig, output: &Output) {
 /// Returns the subnet of an earlier run, if its file is readable.
 fn previous_subnet(path: &Path, output: &Output) -> Option<Ipv4Net> {
     let warn = |reason| output.print(&Event::Warning { reason });
-    let unread = "the subnet of an earlier run is not known";
+    let unread = "the subnet of an earlier run is unknown";
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,

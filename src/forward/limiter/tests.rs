@@ -243,7 +243,7 @@ fn r48_sources_in_one_set_get_no_more_than_their_limit() {
 
 /// Several hundred sources share only the sets of the table.
 #[test]
-fn every_source_has_tokens_of_its_own() {
+fn every_source_has_its_own_tokens() {
     let one = Rate { per_second: 1, burst: 1 };
     let mut limiter = IcmpLimiter::new(one, Rate { per_second: 1000, burst: 1000 });
     let first = (0..300).filter(|i| limiter.asked(Error::near(source(*i)), Duration::ZERO)).count();
@@ -252,7 +252,7 @@ fn every_source_has_tokens_of_its_own() {
 }
 
 #[test]
-fn a_source_refused_by_the_limit_over_all_keeps_its_own_tokens() {
+fn a_source_refused_by_the_total_limit_keeps_its_tokens() {
     let one = Rate { per_second: 1, burst: 1 };
     let mut limiter = IcmpLimiter::new(one, one);
     assert!(limiter.asked(Error::near(source(9)), Duration::ZERO));
@@ -261,7 +261,7 @@ fn a_source_refused_by_the_limit_over_all_keeps_its_own_tokens() {
 }
 
 #[test]
-fn a_clock_that_goes_back_stands_still() {
+fn an_earlier_time_counts_as_the_latest() {
     let mut limiter = IcmpLimiter::new(Rate { per_second: 1, burst: 2 }, IcmpLimiter::TOTAL);
     let allowed = [10, 5, 0, 10, 11, 4].map(|second| limiter.asked(Error::near(A), Duration::from_secs(second)));
     assert_eq!(allowed, [true, true, false, false, true, false]);
@@ -271,7 +271,7 @@ fn a_clock_that_goes_back_stands_still() {
 }
 
 #[test]
-fn without_a_rate_the_burst_is_all() {
+fn without_a_rate_only_the_burst_is_sent() {
     let none = Rate { per_second: 0, burst: 3 };
     let mut limiter = IcmpLimiter::new(none, IcmpLimiter::TOTAL);
     let sent = (0..10).filter(|i| limiter.asked(Error::near(A), Duration::from_secs(i * 3600))).count();

@@ -4,7 +4,7 @@ use core::net::Ipv4Addr;
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 168, 0, 3));
 
 #[test]
-fn lowers_never_raises_and_forgets_after_ten_minutes() {
+fn an_mtu_is_lowered_never_raised_and_expires_after_ten_minutes() {
     let (mut paths, start) = (PathMtus::default(), Duration::from_secs(5));
     assert_eq!(paths.lookup(PEER, start), None);
     assert!(paths.lower(PEER, 1300, start));
@@ -19,7 +19,7 @@ fn lowers_never_raises_and_forgets_after_ten_minutes() {
 
 /// RFC 1191 section 3: a value that was just confirmed is not raised soon.
 #[test]
-fn a_value_that_is_confirmed_holds_for_longer() {
+fn a_confirmed_value_is_renewed() {
     let (mut paths, start) = (PathMtus::default(), Duration::ZERO);
     let late = Duration::from_secs(599);
     assert!(paths.lower(PEER, 1300, start));
@@ -29,7 +29,7 @@ fn a_value_that_is_confirmed_holds_for_longer() {
 }
 
 #[test]
-fn what_is_forgotten_is_learned_anew() {
+fn a_removed_value_is_learned_again() {
     let (mut paths, now) = (PathMtus::default(), Duration::from_secs(5));
     assert!(paths.is_empty());
     paths.lower(PEER, 1200, now);
@@ -50,7 +50,7 @@ fn configured(outer: u32) -> SystemPath {
 }
 
 #[test]
-fn a_refusal_is_explained_by_what_is_known_or_configured() {
+fn a_known_or_configured_mtu_explains_a_refusal() {
     let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
     let mut after = |len, system| refused(&mut paths, len, system, &mut stats);
     assert_eq!(after(1400, configured(1328)), EmsgsizeOutcome::Limit(1300));
@@ -122,7 +122,7 @@ fn r54_over_ipv6_what_the_kernel_learned_is_an_unverified_report() {
 
 /// A change of the mode keeps the MTU of a path and its expiry.
 #[test]
-fn another_mode_keeps_what_is_known() {
+fn another_mode_keeps_the_value() {
     let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
     paths.lower(PEER, 1300, Duration::ZERO);
     let system = SystemPath { configured: Some(1500), learned: Some(552), has_reports: true };
@@ -136,7 +136,7 @@ fn another_mode_keeps_what_is_known() {
 }
 
 #[test]
-fn a_full_table_forgets_the_oldest() {
+fn a_full_table_removes_the_oldest() {
     let mut paths = PathMtus::default();
     let peer = |i: u32| IpAddr::V4(Ipv4Addr::from_bits(0x0aa8_0000 + i));
     for i in 0..=PathMtus::PEERS as u32 {

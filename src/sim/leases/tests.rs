@@ -64,12 +64,12 @@ fn sorted(table: &RouteTable) -> Vec<Route> {
 }
 
 /// A host with its own reconciler and publisher.
-struct Alone {
+struct Reference {
     reconciler: Reconciler<u8>,
     publisher: RoutePublisher,
 }
 
-impl Alone {
+impl Reference {
     fn new(host: &Host) -> Self {
         let publisher = RoutePublisher::for_host(host);
         Self { reconciler: Reconciler::new(host), publisher }
@@ -85,67 +85,67 @@ proptest! {
 
     /// A node's routes equal those of its own reconciler, for all leases and at all times.
     #[test]
-    fn every_node_sees_what_it_would_see_alone(
+    fn every_node_has_the_routes_of_its_own_reconciler(
         steps in vec((any_event(), 0u64..4, 0usize..5), 1..40),
     ) {
         let mut leases = Leases::new(network());
         let mut nodes = hosts().each_ref().map(NodeRoutes::new);
-        let mut alone = hosts().each_ref().map(Alone::new);
+        let mut reference = hosts().each_ref().map(Reference::new);
         let mut now = Duration::ZERO;
         for (event, passed, who) in steps {
             now += Duration::from_secs(passed);
             leases.handle_timeout(now);
             leases.handle_event(SOURCE, event.clone(), now);
-            for alone in &mut alone {
-                alone.reconciler.handle_event(SOURCE, event.clone(), now);
-                alone.follow();
+            for reference in &mut reference {
+                reference.reconciler.handle_event(SOURCE, event.clone(), now);
+                reference.follow();
             }
             // One node, all nodes or none update their tables.
-            for (at, (node, alone)) in nodes.iter_mut().zip(&alone).enumerate() {
+            for (at, (node, reference)) in nodes.iter_mut().zip(&reference).enumerate() {
                 if who == 4 || who == at {
                     leases.refresh(node);
-                    prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()), "host {}", at);
+                    prop_assert_eq!(sorted(node.table()), sorted(reference.publisher.table()), "host {}", at);
                 }
             }
         }
         // A table after many changes equals one built at once.
-        for (host, alone) in hosts().into_iter().zip(&alone) {
+        for (host, reference) in hosts().into_iter().zip(&reference) {
             let mut node = NodeRoutes::new(&host);
             leases.refresh(&mut node);
-            prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()));
+            prop_assert_eq!(sorted(node.table()), sorted(reference.publisher.table()));
         }
     }
 
     /// Fixed routes are independent of all leases, before and after.
     #[test]
-    fn fixed_routes_stand(
+    fn leases_do_not_change_fixed_routes(
         before in vec(any_event(), 0..10),
         changes in vec(any_change(), 0..8),
         after in vec(any_event(), 0..10),
     ) {
         let mut leases = Leases::new(network());
         let [host, ..] = hosts();
-        let (mut node, mut alone) = (NodeRoutes::new(&host), Alone::new(&host));
+        let (mut node, mut reference) = (NodeRoutes::new(&host), Reference::new(&host));
         for event in before.into_iter().chain([LeaseEvent::Removed { key: 99 }]).chain(after) {
             if event == (LeaseEvent::Removed { key: 99 }) {
                 leases.refresh(&mut node);
-                alone.follow();
-                let expected = alone.publisher.apply(changes.iter().copied());
+                reference.follow();
+                let expected = reference.publisher.apply(changes.iter().copied());
                 prop_assert_eq!(node.change(changes.clone()), expected);
-                prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()));
+                prop_assert_eq!(sorted(node.table()), sorted(reference.publisher.table()));
             }
             leases.handle_event(SOURCE, event.clone(), Duration::ZERO);
-            alone.reconciler.handle_event(SOURCE, event, Duration::ZERO);
+            reference.reconciler.handle_event(SOURCE, event, Duration::ZERO);
         }
         leases.refresh(&mut node);
-        alone.follow();
-        let _ = alone.publisher.apply(changes);
-        prop_assert_eq!(sorted(node.table()), sorted(alone.publisher.table()));
+        reference.follow();
+        let _ = reference.publisher.apply(changes);
+        prop_assert_eq!(sorted(node.table()), sorted(reference.publisher.table()));
     }
 
     /// A node without leases keeps its routes, and catches up later.
     #[test]
-    fn one_that_hears_again_has_missed_nothing(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
+    fn a_node_that_receives_leases_again_catches_up(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
         let mut leases = Leases::new(network());
         let mut nodes = [0; 2].map(|first| NodeRoutes::new(&hosts()[first]));
         for event in before {

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_read_as_it_was_written() {
+    fn an_address_is_decoded_as_it_was_encoded() {
         for (address, length) in [("10.168.0.3:8285", 16), ("[2001:db8::7]:1", 28), ("[fe80::1%3]:65535", 28)] {
             let address: SocketAddr = address.parse().unwrap();
             let (name, bytes) = SocketName::new(address);

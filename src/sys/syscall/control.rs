@@ -88,7 +88,7 @@ mod tests {
     use std::vec::Vec;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn control_messages_are_decoded_as_they_were_encoded() {
         let mut control = Control::EMPTY;
         let one = control.put(0, Kind::UDP_SEGMENT, 1400_u16.to_ne_bytes());
         let two = control.put(one, Kind::IP_TOS, 3_i32.to_ne_bytes());
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn no_length_leads_astray() {
+    fn entries_of_any_length_are_safe() {
         for length in [0, 1, HEADER - 1, ROOM + 1, usize::MAX, usize::MAX - 7] {
             let mut control = Control::EMPTY;
             let end = control.put(0, Kind::IP_TOS, [1]);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out() {
+    fn messages_that_do_not_fit_are_omitted() {
         let mut control = Control::EMPTY;
         assert_eq!(control.put(0, Kind::IP_TOS, [0; ROOM]), 0);
         assert_eq!(control.put(ROOM, Kind::IP_TOS, [0]), ROOM);

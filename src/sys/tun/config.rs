@@ -42,7 +42,7 @@ impl TunOffload {
     /// Neither.
     pub const NONE: Self = Self { tso: false, uso: false };
 
-    /// `TUN_F_*` of linux/if_tun.h.
+    /// Returns the `TUN_F_*` flags of linux/if_tun.h.
     pub(super) fn mask(self) -> u32 {
         let Self { tso, uso } = self;
         let of = |asked, features| if asked { libc::TUN_F_CSUM | features } else { 0 };

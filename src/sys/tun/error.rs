@@ -43,7 +43,7 @@ pub enum OpenError {
     },
     /// The process may not open the device node, or may not create or attach to a device.
     #[error(
-        "no permission to {doing} the TUN device {name}: {source}; it needs read and write access to /dev/net/tun, and \
+        "no permission to {operation} the TUN device {name}: {source}; it needs read and write access to /dev/net/tun, and \
          CAP_NET_ADMIN in the user namespace that owns this network namespace unless the device was made for this \
          user: run as root, or grant both"
     )]
@@ -51,7 +51,7 @@ pub enum OpenError {
         /// The requested name.
         name: String,
         /// The refused operation.
-        doing: &'static str,
+        operation: &'static str,
         /// The system's error.
         source: io::Error,
     },
@@ -94,12 +94,12 @@ pub enum OpenError {
         have: u16,
     },
     /// The kernel refused for another reason.
-    #[error("could not {doing} the TUN device {name}: {source}; see the kernel's log (`dmesg`)")]
+    #[error("could not {operation} the TUN device {name}: {source}; see the kernel's log (`dmesg`)")]
     Other {
         /// The device.
         name: String,
         /// The refused operation.
-        doing: &'static str,
+        operation: &'static str,
         /// The system's error.
         source: io::Error,
     },
@@ -110,11 +110,11 @@ impl OpenError {
     pub(super) fn of_node(node: &Path, name: &str, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => {
-                Self::NoPermission { name: name.to_owned(), doing: "open /dev/net/tun for", source }
+                Self::NoPermission { name: name.to_owned(), operation: "open /dev/net/tun for", source }
             }
             // The last two mean that the node has no driver.
             Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO) => Self::missing(node, source),
-            _ => Self::Other { name: name.to_owned(), doing: "open /dev/net/tun for", source },
+            _ => Self::Other { name: name.to_owned(), operation: "open /dev/net/tun for", source },
         }
     }
 
@@ -123,10 +123,10 @@ impl OpenError {
         let name = name.to_owned();
         match source.raw_os_error() {
             Some(libc::EBUSY) => Self::Busy { name },
-            Some(libc::EACCES | libc::EPERM) => Self::NoPermission { name, doing: "make or attach to", source },
+            Some(libc::EACCES | libc::EPERM) => Self::NoPermission { name, operation: "make or attach to", source },
             // The name is valid, so the existing interface is of another kind.
             Some(libc::EINVAL) => Self::WrongKind { name, queues },
-            _ => Self::Other { name, doing: "make or attach to", source },
+            _ => Self::Other { name, operation: "make or attach to", source },
         }
     }
 

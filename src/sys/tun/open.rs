@@ -78,7 +78,7 @@ impl<'a> Opening<'a> {
         let name = name_of(&request);
         let now = match syscall::interface(file.as_fd()) {
             Ok(now) => now.flags,
-            Err(source) => return Err(OpenError::Other { name, doing: "read the flags of", source }),
+            Err(source) => return Err(OpenError::Other { name, operation: "read the flags of", source }),
         };
         // A device with several queues accepts a second process, and keeps the first one's packet format.
         let persistent = now & flags::PERSIST != 0;

@@ -44,7 +44,7 @@ fn raw(name: &str, flags: u16) -> OwnedFd {
 }
 
 #[test]
-fn a_name_is_refused_for_a_reason() {
+fn an_invalid_name_is_refused_with_the_reason() {
     for (name, reason) in [
         ("", "empty"),
         ("sixteen-letters-", "15 bytes"),

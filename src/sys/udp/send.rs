@@ -10,7 +10,7 @@ use super::fallback::Fallbacks;
 use crate::Transmit;
 use crate::sys::feature::{Disabled, Feature, is_missing};
 use crate::sys::syscall::{MESSAGES, Message};
-use crate::transmit::Trains;
+use crate::transmit::{BATCH_BYTES_MAX, SEGMENTS_MAX};
 use crate::wire::Ecn;
 
 /// What does not change while transmits are sent.
@@ -157,7 +157,7 @@ impl Place {
 fn segments_max(size: usize) -> usize {
     const UDP_MAX_SEGMENTS: usize = 64;
     const HEADERS: usize = 48;
-    if size >= HEADERS { Trains::SEGMENTS_MAX } else { UDP_MAX_SEGMENTS - HEADERS.div_ceil(size.max(1)) }
+    if size >= HEADERS { SEGMENTS_MAX } else { UDP_MAX_SEGMENTS - HEADERS.div_ceil(size.max(1)) }
 }
 
 #[cold]
@@ -211,7 +211,7 @@ impl<'m> Messages<'m, '_> {
         let most = if !self.plan.gso || self.trainless == Some(peer) || self.plan.fallbacks.contains(peer) {
             1
         } else {
-            (Trains::BYTES_MAX / size).clamp(1, segments_max(size))
+            (BATCH_BYTES_MAX / size).clamp(1, segments_max(size))
         };
         let payload = rest.get(..most * size).unwrap_or(rest);
         Some(Next { transmit, payload, segments: payload.len().div_ceil(size), size })
@@ -228,7 +228,7 @@ impl<'m> Iterator for Messages<'m, '_> {
         if *self.socket.get_or_insert(socket) != socket {
             return None;
         }
-        // At most `Trains::SEGMENTS_MAX`.
+        // At most `SEGMENTS_MAX`.
         *self.counts.next()? = next.segments as u8;
         self.place.segment += next.segments;
         // A single datagram says nothing about segments: some drivers fail with EIO otherwise.

@@ -164,6 +164,18 @@ fn blocked_peers_leave_room_for_others() {
     assert_eq!(lengths_selected(&mut queue), [(250, 1400, None)]);
 }
 
+/// With one chunk for each of them: the one that is blocked loses all it has, and no more can be had from it.
+#[test]
+fn a_peer_that_is_blocked_with_its_only_chunk_gives_that_up() {
+    let mut queue = small();
+    for peer in 0..=CHUNKS_RESERVED as u8 + 4 {
+        assert!(put(&mut queue, &way(peer, 0), &[100], 0));
+    }
+    assert_eq!(queue.select(), SELECTED_MAX);
+    assert_eq!(queue.block(Duration::ZERO, SECOND), Some(Lost { destination: way(0, 0).destination, packets: 1 }));
+    assert_eq!((queue.packets(), queue.retry_at()), (CHUNKS_RESERVED as u64 + 4, None));
+}
+
 #[test]
 fn what_waits_for_a_peer_that_is_gone_is_dropped_and_reported() {
     let mut queue = small();

@@ -20,6 +20,7 @@ mod bounds;
 mod budget;
 mod ends;
 mod failing;
+mod group;
 mod inbound;
 mod interrupted;
 mod outbound;

@@ -1,4 +1,4 @@
-//! The ICMP messages that a ping sends and receives (RFC 792), as an IPv4 raw socket shows them.
+//! The ICMP messages of ping (RFC 792), as an IPv4 raw socket passes them.
 
 use core::net::Ipv4Addr;
 
@@ -15,20 +15,20 @@ pub(crate) const PROTOCOL: u8 = 1;
 /// A message that may answer an echo request.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Answer<'a> {
-    /// Somebody returned the payload.
+    /// The destination returned the payload.
     Reply { from: Ipv4Addr, ttl: u8, request: Request, payload: &'a [u8] },
-    /// Somebody could not deliver the request.
+    /// A router or host could not deliver the request.
     Error { from: Ipv4Addr, kind: u8, code: u8, mtu: u16, destination: Ipv4Addr, request: Request },
 }
 
-/// What names an echo request.
+/// The identity of an echo request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Request {
     pub(crate) identifier: u16,
     pub(crate) sequence: u16,
 }
 
-/// An echo request, without an IP header.
+/// Returns an echo request without an IP header.
 pub(crate) fn echo_request(request: Request, payload: &[u8]) -> Vec<u8> {
     let mut message = vec![ECHO_REQUEST, 0, 0, 0];
     message.extend(request.identifier.to_be_bytes());
@@ -39,7 +39,7 @@ pub(crate) fn echo_request(request: Request, payload: &[u8]) -> Vec<u8> {
     message
 }
 
-/// `None` for anything but a sound echo reply, or a sound error about an echo request.
+/// Parses a valid echo reply, or a valid error about an echo request. Returns `None` for other messages.
 pub(crate) fn parse(packet: &[u8]) -> Option<Answer<'_>> {
     let (outer, message) = Header::split(packet)?;
     if outer.protocol != PROTOCOL || checksum(message) != 0 {
@@ -60,12 +60,12 @@ pub(crate) fn parse(packet: &[u8]) -> Option<Answer<'_>> {
         return None;
     }
     let request = Request { identifier: u16::from_be_bytes([e, f]), sequence: u16::from_be_bytes([g, h]) };
-    // RFC 1191 section 4: the low half of what is unused in the other messages.
+    // RFC 1191 section 4: the MTU is in the low half of a field that other messages leave unused.
     let mtu = if (kind, code) == (UNREACHABLE, FRAGMENTATION_NEEDED) { u16::from_be_bytes([c, d]) } else { 0 };
     Some(Answer::Error { from, kind, code, mtu, destination: inner.destination, request })
 }
 
-/// The internet checksum (RFC 1071); 0 over bytes that include a correct one.
+/// Returns the internet checksum (RFC 1071). It is 0 for bytes that include a correct one.
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let (pairs, last) = bytes.as_chunks::<2>();
     let mut sum: u64 = pairs.iter().map(|pair| u64::from(u16::from_be_bytes(*pair))).sum();
@@ -86,7 +86,7 @@ struct Header {
 }
 
 impl Header {
-    /// Parts an IPv4 packet, or the beginning of one, into header and what follows.
+    /// Splits an IPv4 packet, or the beginning of one, into header and payload.
     fn split(packet: &[u8]) -> Option<(Self, &[u8])> {
         let fixed: &[u8; 20] = packet.first_chunk()?;
         let &[version_ihl, _, _, _, _, _, _, _, ttl, protocol, _, _, a, b, c, d, e, f, g, h] = fixed;

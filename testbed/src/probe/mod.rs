@@ -1,7 +1,7 @@
-//! What a person would do with ping and iperf.
+//! Probes like ping and iperf.
 //!
-//! Everything runs in the network namespace of the calling thread: wrap it in [`Namespace::enter`](crate::Namespace::enter).
-//! Nothing here waits for ever; a peer that stays silent ends in an outcome or a `TimedOut`.
+//! They run in the network namespace of the calling thread; wrap them in [`Namespace::enter`](crate::Namespace::enter).
+//! All waits are limited: without an answer they end in an outcome or in `TimedOut`.
 
 mod icmp;
 mod pattern;

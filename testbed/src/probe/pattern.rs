@@ -1,17 +1,17 @@
-//! Content that can be made, sent and checked at many gigabits a second.
+//! Content that can be generated, sent and verified at many gigabits per second.
 
-/// A stream of bytes that looks random and is the same for the same seed: one block, repeated.
+/// A pseudo-random stream of bytes that depends on a seed: one block, repeated.
 ///
-/// Blocks are checked by comparing memory, so the check costs less than the copy out of the kernel.
+/// Blocks are verified by comparing memory, which costs less than the copy out of the kernel.
 pub(crate) struct Pattern {
     block: Vec<u8>,
 }
 
 impl Pattern {
-    /// A prime, so that bytes moved by any round number (a segment, a page, 64 KiB) do not match again.
+    /// A prime, so that bytes shifted by a round number (a segment, a page, 64 KiB) do not match.
     pub(crate) const STREAM_BLOCK: usize = 262_139;
 
-    /// A pattern that repeats after `length` bytes.
+    /// Creates a pattern that repeats after `length` bytes.
     pub(crate) fn new(seed: u64, length: usize) -> Self {
         let mut state = seed;
         let mut block = Vec::with_capacity(length + 8);
@@ -22,13 +22,13 @@ impl Pattern {
         Self { block }
     }
 
-    /// The bytes from `position` in the stream to the end of the block.
+    /// Returns the bytes from `position` in the stream to the end of the block.
     pub(crate) fn at(&self, position: u64) -> &[u8] {
         let offset = position.checked_rem(self.block.len() as u64).unwrap_or(0);
         self.block.get(offset as usize..).unwrap_or_default()
     }
 
-    /// Where in the stream the first of `bytes`, read at `position`, differs.
+    /// Returns the position in the stream of the first difference in `bytes`, which were read at `position`.
     pub(crate) fn mismatch(&self, mut position: u64, mut bytes: &[u8]) -> Option<u64> {
         while !bytes.is_empty() {
             let expected = self.at(position);
@@ -45,7 +45,7 @@ impl Pattern {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014): a full period from any seed, zero included.
+/// Returns the next number of SplitMix64 (Steele, Lea and Flood 2014), which has a full period from any seed.
 fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;

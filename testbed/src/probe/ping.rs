@@ -16,21 +16,21 @@ use std::time::Instant;
 const DEFAULT_TTL: u8 = 64;
 const LARGEST_PACKET: usize = 65_535;
 
-/// How to ping. The default is one request of 56 bytes, a second of patience, and an identifier no other default of this
-/// process has.
+/// The settings of a ping. The default is one request of 56 bytes, a timeout of one second, and an identifier that no
+/// other default of this process has.
 #[derive(Clone, Debug)]
 pub struct Ping {
-    /// How many requests; the next leaves when the fate of the last is known.
+    /// The number of requests. Each is sent when the outcome of the previous one is known.
     pub count: u16,
-    /// Bytes behind the ICMP header, 0..=65507. The IP packet is 28 bytes longer.
+    /// The bytes after the ICMP header, 0..=65507. The IP packet is 28 bytes longer.
     pub payload_len: usize,
-    /// Time to live of the requests; 64 when `None`.
+    /// The TTL of the requests; 64 if `None`.
     pub ttl: Option<u8>,
-    /// How long to wait for each answer.
+    /// The timeout of each answer.
     pub timeout: Duration,
-    /// Names the requests; two pings in one namespace at the same time need two of them.
+    /// The identifier of the requests. Two simultaneous pings in one namespace need different identifiers.
     pub identifier: u16,
-    /// What may become of a request that is too long for a link.
+    /// The treatment of requests that are too long for a link.
     pub fragmentation: Fragmentation,
 }
 
@@ -48,59 +48,58 @@ impl Default for Ping {
     }
 }
 
-/// What may become of a request that is too long for a link.
+/// The treatment of requests that are too long for a link.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Fragmentation {
-    /// As any Linux program: the don't-fragment bit is set up to the path MTU the kernel knows; longer requests leave in
-    /// fragments.
+    /// As any Linux program: DF is set up to the path MTU that the kernel knows. The kernel fragments longer requests.
     #[default]
     Kernel,
-    /// The don't-fragment bit is clear and routers may fragment. Longer than the sender's own link is
+    /// DF is clear, and routers may fragment. A request longer than the MTU of the sender's own link is
     /// [`PingOutcome::TooLong`].
     Allowed,
-    /// The don't-fragment bit is set. The first request that is too long for the path ends in the router's
-    /// [`PingOutcome::Error`], and the next in [`PingOutcome::TooLong`], because the kernel learnt the path MTU
+    /// DF is set. The first request that is too long for the path gets the router's [`PingOutcome::Error`]. The next
+    /// one is [`PingOutcome::TooLong`], because the kernel has learned the path MTU
     /// ([`Namespace::forget_path_mtus`](crate::Namespace::forget_path_mtus)).
     Forbidden,
 }
 
-/// The fate of one request.
+/// The outcome of one request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum PingOutcome {
-    /// The payload came back, byte for byte.
+    /// The payload was returned unchanged.
     Reply {
-        /// Who answered.
+        /// The sender of the reply.
         from: Ipv4Addr,
-        /// What was left of the answer's time to live.
+        /// The remaining TTL of the reply.
         ttl: u8,
-        /// From before the request was sent to after the answer was read.
+        /// The time from before the request was sent to after the reply was read.
         rtt: Duration,
     },
     /// An ICMP error that quotes the request.
     Error {
-        /// Who sent the error.
+        /// The sender of the error.
         from: Ipv4Addr,
         /// The ICMP type: 3 unreachable, 11 time exceeded, 12 parameter problem.
         kind: u8,
         /// The ICMP code.
         code: u8,
-        /// The next hop's MTU in bytes when this is "fragmentation needed" (3/4), else 0.
+        /// The next hop's MTU in bytes for "fragmentation needed" (3/4), otherwise 0.
         mtu: u16,
-        /// From before the request was sent to after the error was read.
+        /// The time from before the request was sent to after the error was read.
         rtt: Duration,
     },
-    /// The sender's kernel refused the request because it is longer than its link, or may not be fragmented and is longer than the
-    /// path MTU (`EMSGSIZE`).
+    /// The sender's kernel refused the request (`EMSGSIZE`). It is longer than the MTU of its link, or it may not be
+    /// fragmented and is longer than the path MTU.
     TooLong,
-    /// Nothing came in time.
+    /// No answer arrived in time.
     Timeout,
 }
 
-/// Sends echo requests and says what became of each, in order.
+/// Sends echo requests and returns their outcomes in order.
 ///
 /// # Errors
-/// `InvalidData` when a payload came back changed; otherwise what the kernel refused: `NetworkUnreachable` without a
-/// route, `PermissionDenied` without `CAP_NET_RAW`.
+/// `InvalidData` if a payload was returned changed, `NetworkUnreachable` without a route, `PermissionDenied` without
+/// `CAP_NET_RAW`; otherwise the kernel's error.
 pub fn ping(destination: Ipv4Addr, ping: Ping) -> io::Result<Vec<PingOutcome>> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))
         .context(|| "cannot open a raw ICMP socket".into())?;
@@ -126,20 +125,20 @@ pub fn ping(destination: Ipv4Addr, ping: Ping) -> io::Result<Vec<PingOutcome>> {
     Ok(outcomes)
 }
 
-/// The path MTU to a destination in bytes, as the kernel knows it now; nothing is sent.
+/// Returns the kernel's current path MTU to a destination, in bytes. It sends nothing.
 ///
 /// # Errors
-/// `NetworkUnreachable` without a route; otherwise what the kernel refused.
+/// `NetworkUnreachable` without a route; otherwise the kernel's error.
 pub fn path_mtu(destination: Ipv4Addr) -> io::Result<u32> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    // The discard port of RFC 863: a connected UDP socket has a route, and that is all it is for.
+    // The discard port of RFC 863. A connected UDP socket has a route, which is all this needs.
     socket.connect((destination, 9)).context(|| format!("no path to {destination}"))?;
     u32::try_from(getsockopt(&socket, sockopt::IpMtu)?).map_err(io::Error::other)
 }
 
-/// The message, behind an IP header of our own where the kernel's would not do.
+/// Returns the message, with an IP header where the kernel's header is unsuitable.
 ///
-/// raw(7): the kernel fills in the total length, the checksum, and the zero source address and identification.
+/// raw(7): the kernel fills in the total length and the checksum, and a source address and identification of zero.
 fn packet(ping: &Ping, destination: Ipv4Addr, message: Vec<u8>) -> Vec<u8> {
     let dont_fragment = match ping.fragmentation {
         Fragmentation::Kernel => return message,
@@ -153,7 +152,7 @@ fn packet(ping: &Ping, destination: Ipv4Addr, message: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-/// Reads until the request is answered; a raw socket sees the ICMP messages of the whole namespace.
+/// Reads until the request is answered. A raw socket receives the ICMP messages of the whole namespace.
 fn await_answer(
     mut socket: &Socket,
     buffer: &mut [u8],

@@ -1,4 +1,4 @@
-//! One TCP stream whose every byte is checked.
+//! A TCP stream whose every byte is verified.
 
 use super::pattern::Pattern;
 use crate::error::Context;
@@ -11,46 +11,46 @@ use std::os::fd::AsFd;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-/// How long to wait for a connection, and for a connection that makes no progress.
+/// The timeout of a connection attempt, and of a connection without progress.
 const PATIENCE: Duration = Duration::from_secs(15);
 const BUFFER: usize = 256 * 1024;
 
-/// How much to send.
+/// The amount of data to send.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Amount {
-    /// This many bytes.
+    /// This number of bytes.
     Bytes(u64),
-    /// As much as goes in this time.
+    /// As many bytes as possible in this time.
     For(Duration),
 }
 
-/// What one side saw of a stream.
+/// One side's measurements of a stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Transfer {
     /// Bytes of content.
     pub bytes: u64,
-    /// At the sender from the connection until the receiver has read everything; at the receiver from the first byte to
-    /// the last.
+    /// At the sender, the time from the connection until the receiver has read everything. At the receiver, the time
+    /// from the first byte to the last.
     pub elapsed: Duration,
 }
 
 impl Transfer {
-    /// The mean rate of the content; 0 when no time passed.
+    /// Returns the mean rate of the content; 0 if no time passed.
     pub fn bits_per_second(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         if seconds > 0.0 { self.bytes as f64 * 8.0 / seconds } else { 0.0 }
     }
 }
 
-/// Accepts one connection on a thread of its own, and reads it to the end while comparing it with what [`tcp_send`] sends
-/// for the same seed.
+/// Accepts one connection in a new thread, reads it to the end, and compares it with the data of [`tcp_send`] for the
+/// same seed.
 ///
-/// The thread ends with `InvalidData` at the first byte that differs, and with `TimedOut` when nobody connects or the
-/// stream stands still for 15 seconds. That the stream is complete is for the caller to check: compare
+/// The thread ends with `InvalidData` at the first difference. It ends with `TimedOut` if no connection arrives, or
+/// after 15 seconds without progress. The caller must check that the stream is complete: compare
 /// [`bytes`](Transfer::bytes) with the sender's.
 ///
 /// # Panics
-/// When the thread cannot be made.
+/// The thread cannot be created.
 pub fn tcp_sink(listener: TcpListener, seed: u64) -> JoinHandle<io::Result<Transfer>> {
     let run = move || receive(accept(&listener)?, &Pattern::new(seed, Pattern::STREAM_BLOCK));
     match thread::Builder::new().name("tcp-sink".into()).spawn(run) {
@@ -62,7 +62,7 @@ pub fn tcp_sink(listener: TcpListener, seed: u64) -> JoinHandle<io::Result<Trans
 /// Connects to a [`tcp_sink`], sends, and returns when the sink has read everything.
 ///
 /// # Errors
-/// `TimedOut` when the connection or the stream stands still for 15 seconds; otherwise what the kernel refused.
+/// `TimedOut` after 15 seconds without a connection or without progress; otherwise the kernel's error.
 pub fn tcp_send(destination: SocketAddr, amount: Amount, seed: u64) -> io::Result<Transfer> {
     let pattern = Pattern::new(seed, Pattern::STREAM_BLOCK);
     let mut stream = TcpStream::connect_timeout(&destination, PATIENCE)
@@ -125,7 +125,7 @@ fn receive(mut stream: TcpStream, pattern: &Pattern) -> io::Result<Transfer> {
     }
 }
 
-/// A socket timeout shows as `WouldBlock`, which says nothing to the reader of a test report.
+/// Converts `WouldBlock`, the result of a socket timeout, to an error that names the timeout.
 fn stalled(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::WouldBlock {
         return io::Error::new(io::ErrorKind::TimedOut, format!("the TCP stream stood still for {PATIENCE:?}"));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn other_content_is_found_out() {
+    fn other_content_is_detected() {
         let (_, received) = run(Amount::Bytes(1000), [9, 10]);
         assert_eq!(received.expect_err("content differs").kind(), io::ErrorKind::InvalidData);
     }

@@ -1,4 +1,4 @@
-//! UDP datagrams that come back.
+//! UDP echo.
 
 use super::pattern::Pattern;
 use crate::error::Context;
@@ -11,14 +11,14 @@ use std::net::UdpSocket;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-/// How soon an echo server notices that it shall stop.
+/// The interval at which an echo server checks its stop flag.
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
 const LARGEST_DATAGRAM: usize = 65_507;
-/// What is in flight at once: enough for a tunnel to batch, and little enough for any default receive buffer.
+/// The limit of data in flight: enough for a tunnel to batch, and less than any default receive buffer.
 const BURST: usize = 16;
 const BURST_BYTES: usize = 32 * 1024;
 
-/// A thread that returns every datagram to its sender, until it is stopped or dropped.
+/// A thread that returns every datagram to its sender until it is stopped or dropped.
 #[derive(Debug)]
 pub struct UdpEcho {
     stop: Arc<AtomicBool>,
@@ -29,7 +29,7 @@ impl UdpEcho {
     /// Serves a bound socket.
     ///
     /// # Errors
-    /// When the socket or the thread cannot be set up.
+    /// The socket or the thread cannot be set up.
     pub fn start(socket: UdpSocket) -> io::Result<Self> {
         socket.set_read_timeout(Some(STOP_INTERVAL))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -38,10 +38,10 @@ impl UdpEcho {
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    /// Stops the thread and returns how many datagrams it returned.
+    /// Stops the thread and returns the number of returned datagrams.
     ///
     /// # Errors
-    /// What ended the thread before: the socket did not receive.
+    /// The receive error that ended the thread before.
     pub fn stop(mut self) -> io::Result<u64> {
         self.finish()
     }
@@ -58,19 +58,19 @@ impl UdpEcho {
 
 impl Drop for UdpEcho {
     fn drop(&mut self) {
-        // Nobody is left who could be told about an error.
+        // There is no caller left for an error.
         let _ = self.finish();
     }
 }
 
-/// Sends one datagram of each size to an echo server, and waits until all came back with their content.
+/// Sends one datagram of each size to an echo server, and waits until all are returned with their content.
 ///
-/// Up to 16 datagrams or 32 KiB are in flight at once; they may come back in any order. `timeout` is for each such
+/// Up to 16 datagrams or 32 KiB are in flight at once, and they may return in any order. `timeout` applies to each such
 /// burst.
 ///
 /// # Errors
-/// `TimedOut` when a datagram did not come back, `InvalidData` when something came back that was not sent,
-/// `ConnectionRefused` without a server; otherwise what the kernel refused.
+/// `TimedOut` if a datagram was not returned, `InvalidData` if an unexpected one arrived, `ConnectionRefused` without a
+/// server; otherwise the kernel's error.
 pub fn udp_exchange(destination: SocketAddr, sizes: &[usize], timeout: Duration) -> io::Result<()> {
     let any: IpAddr = if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
@@ -124,7 +124,7 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<u64> {
     while !stop.load(Ordering::Relaxed) {
         match socket.recv_from(&mut buffer) {
             Ok((length, from)) => {
-                // No way back, e.g. while a link is down, is a loss like any other and not the end.
+                // A missing route, for example while a link is down, is a loss like any other.
                 returned += u64::from(socket.send_to(&buffer[..length], from).is_ok());
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}

@@ -13,10 +13,10 @@ use crate::world::POD_C;
 use support::host::{NOBODY, POD, POD_A, POD_B, host_a};
 use support::packet::{DF, Ipv4, pattern, udp};
 
-/// What is done with a packet.
+/// A function that checks a packet.
 pub(crate) type Check<'c> = &'c mut dyn FnMut(Shape);
 
-/// Where packets come in by, and for whom.
+/// An entry of packets, with their destinations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
     pub(crate) entry: Place,
@@ -51,7 +51,8 @@ impl Way {
         sizes::sweep(self, check);
     }
 
-    /// How likely a source is that is nobody's who may send this way, or that is heard of too often by chance: of 23 others.
+    /// Returns the likelihood, in 23rds, of a source that may not send here, or that exceeds the kernel's limit by
+    /// chance.
     pub(crate) fn other_sources(self) -> u32 {
         if self.entry == Place::Tun { 1 } else { 4 }
     }

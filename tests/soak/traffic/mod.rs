@@ -23,7 +23,7 @@ pub(crate) struct Traffic {
     done: Arc<Done>,
 }
 
-/// What came to a good end.
+/// The completed operations.
 #[derive(Default)]
 pub(crate) struct Done {
     pub(crate) transfers: AtomicU64,
@@ -46,7 +46,7 @@ impl Traffic {
         Self { stage: Arc::clone(stage), threads, flows, done }
     }
 
-    /// What was sent in the fault-free phases and is not there, if anything.
+    /// Describes the packets that were sent in fault-free phases and are missing, if any.
     pub(crate) fn missing(&self) -> Option<String> {
         let missing: Vec<_> = self.flows.iter().filter_map(|flow| flow.missing()).collect();
         (!missing.is_empty()).then(|| missing.join(", "))

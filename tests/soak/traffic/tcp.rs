@@ -17,7 +17,8 @@ use crate::stage::Stage;
 const BYTES: u64 = 2 << 20;
 /// So that two cores have time for everything else.
 const PAUSE: Duration = Duration::from_millis(100);
-/// What may be on its way at once: less than any queue on the way holds, so that no queue of a kernel drops in a fault-free phase.
+/// The limit of data in flight. It is below the size of every queue on the path, so no kernel queue drops packets in a
+/// fault-free phase.
 const WINDOW: usize = 256 << 10;
 
 pub(crate) fn start(hosts: &Arc<TwoHosts>, stage: &Arc<Stage>, done: &Arc<Done>, from: Side) -> JoinHandle<()> {

@@ -24,7 +24,7 @@ pub(crate) struct Kind {
     /// Bytes of content.
     len: usize,
     pause: Duration,
-    /// Whether routers may fragment it.
+    /// Routers may fragment it.
     may_be_cut: bool,
 }
 

@@ -88,7 +88,7 @@ fn variables_that_are_empty_are_not_set() {
 
 /// Without a certificate or the right password, access is refused with an error.
 #[test]
-fn who_is_not_let_in_is_told() {
+fn missing_credentials_are_reported() {
     let site = Site::new(1, 1, true);
     Operator::of(&site.etcd, &site.switch);
     let stranger: Vec<_> =
@@ -126,7 +126,7 @@ fn site_with_users() -> Site {
 /// etcd tokens expire, and renewals are rare: with a margin of a minute, the first failed renewal would be the last
 /// one.
 #[test]
-fn a_token_that_etcd_has_forgotten_is_asked_for_anew() {
+fn an_expired_token_is_requested_again() {
     let site = site_with_users();
     let rarely = format!("--subnet-lease-ttl={}", 60 + 5 * TOKEN_TTL.as_secs());
     let args = [&rarely, "--subnet-lease-renew-margin=1", "--etcd-username=root", "--etcd-password=secret"];
@@ -136,7 +136,7 @@ fn a_token_that_etcd_has_forgotten_is_asked_for_anew() {
 }
 
 #[test]
-fn mistakes_end_it_with_status_2_and_a_sentence() {
+fn invalid_options_end_the_node_with_status_2_and_a_message() {
     let site = Site::new(2, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);

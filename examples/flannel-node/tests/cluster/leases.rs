@@ -90,7 +90,7 @@ fn a_lease_that_another_host_holds_is_lost() {
 /// The key has an etcd lease that ends earlier or later than the node's own. The node keeps it alive, and nobody writes
 /// endlessly.
 #[test]
-fn a_lease_that_somebody_else_wrote_anew_is_renewed_at_once() {
+fn a_lease_that_another_program_rewrote_is_renewed_at_once() {
     let site = Site::new(1, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
@@ -160,7 +160,7 @@ fn a_lease_of_an_older_network_is_replaced() {
 
 /// Both nodes with one address report it, in any order of start, and neither writes endlessly.
 #[test]
-fn two_hosts_with_one_address_both_say_so() {
+fn two_hosts_with_one_address_both_report_it() {
     for reserved in [false, true] {
         let site = Site::new(2, 1, false);
         let mut operator = Operator::of(&site.etcd, &site.switch);

@@ -20,7 +20,7 @@ fn ping(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     packet
 }
 
-/// A host whose packets come from another address than its lease's, usually because of NAT.
+/// Checks a host whose packets come from another address than its lease's, usually because of NAT.
 #[test]
 fn r64_r68_senders_that_no_lease_names_are_told_or_trusted() {
     for (check, behind_nat, port, delivered) in [

@@ -5,7 +5,7 @@ use crate::node::Node;
 use crate::operator::{Operator, PREFIX, subnets};
 
 #[test]
-fn poisoned_keys_are_set_aside_one_by_one() {
+fn invalid_keys_are_skipped_one_by_one() {
     let site = Site::new(2, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
@@ -57,7 +57,7 @@ fn poisoned_keys_are_set_aside_one_by_one() {
 
 /// The own key has an invalid value. The node writes its lease again.
 #[test]
-fn a_node_mends_its_own_lease() {
+fn a_node_restores_its_own_lease() {
     let site = Site::new(2, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
@@ -80,7 +80,7 @@ fn a_node_mends_its_own_lease() {
 
 /// A listing of four such values exceeds gRPC's limit for one message.
 #[test]
-fn values_as_long_as_etcd_takes_them_hide_no_lease() {
+fn values_of_any_length_do_not_hide_a_lease() {
     let site = Site::new(2, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);

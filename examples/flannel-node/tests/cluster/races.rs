@@ -15,7 +15,7 @@ use crate::wait_until;
 /// The delay of each piece of data on the slow connection.
 const SLOW: Duration = Duration::from_millis(150);
 
-/// A proxy to etcd that delays every message. It ends with the test's process.
+/// Starts a proxy to etcd that delays every message. It ends with the test's process.
 fn slow_line(namespace: &Namespace) -> String {
     let listener = namespace.enter(|| TcpListener::bind((ADDRESS, 0))).unwrap();
     let port = listener.local_addr().unwrap().port();

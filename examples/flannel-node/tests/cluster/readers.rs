@@ -51,7 +51,7 @@ fn a_list_waits_for_its_reader() {
 
 /// The reader does not read and the pipe is full. The node leases, forwards and stops nevertheless.
 #[test]
-fn a_node_waits_for_no_reader() {
+fn a_node_does_not_wait_for_a_reader() {
     let site = site();
     let host = &site.hosts[0];
     let (mut sleeper, writer) = std::io::pipe().unwrap();

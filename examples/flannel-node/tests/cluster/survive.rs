@@ -28,7 +28,7 @@ fn is_route(subnet: &str, host: Ipv4Addr) -> impl Fn(&serde_json::Value) -> bool
 }
 
 #[test]
-fn forwarding_goes_on_without_etcd_and_what_was_missed_comes() {
+fn forwarding_continues_without_etcd_and_missed_events_are_applied() {
     let (mut site, mut operator, mut nodes, pods) = two_nodes(3);
     site.etcd.kill_all();
     for node in &mut nodes {
@@ -50,7 +50,7 @@ fn forwarding_goes_on_without_etcd_and_what_was_missed_comes() {
 
 /// Events during an outage are compacted. The node lists again, reports it once, and applies the differences.
 #[test]
-fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() {
+fn after_a_compaction_leases_are_listed_again_and_only_differences_are_applied() {
     let (mut site, mut operator, mut nodes, pods) = two_nodes(3);
     operator.put_lease("100.96.170.0-24", [10, 168, 0, 70].into());
     operator.put_lease("100.96.171.0-24", [10, 168, 0, 71].into());
@@ -84,7 +84,7 @@ fn after_a_compaction_all_is_listed_again_and_only_the_difference_is_a_change() 
 
 /// A restore removes a write after the backup, even a single one.
 #[test]
-fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
+fn after_a_restore_of_etcd_leases_are_listed_again() {
     let (mut site, mut operator, mut nodes, pods) = two_nodes(1);
     site.etcd.kill_all();
     let backup = site.etcd.back_up();
@@ -110,7 +110,7 @@ fn after_etcd_is_restored_from_a_backup_all_is_listed_again() {
 
 /// The wall clock is a day ahead, then a day behind. No lease ends and no action is early.
 #[test]
-fn a_clock_that_jumps_ends_nothing() {
+fn a_wall_clock_that_jumps_ends_no_lease() {
     let site = Site::new(2, 1, true);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
@@ -154,7 +154,7 @@ fn faketime() -> PathBuf {
 
 /// A host that starts before etcd waits and reports the reason.
 #[test]
-fn what_is_not_there_yet_is_waited_for() {
+fn missing_resources_are_awaited() {
     let mut site = Site::new(1, 1, false);
     site.etcd.kill_all();
     let mut node = Node::spawn(&site.hosts[0], &site.etcd, &[]);

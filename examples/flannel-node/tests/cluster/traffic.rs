@@ -167,7 +167,7 @@ fn a_node_that_was_killed_gets_its_subnet_again() {
 
 /// A host that uses only flannel's formats: a plain socket, and a lease in flannel's older form.
 #[test]
-fn packets_to_flannel_are_bare() {
+fn packets_to_flannel_have_no_extra_header() {
     let site = Site::new(2, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"network":"100.96.0.0/16","backend":{"type":"UDP"}}"#);
@@ -201,7 +201,7 @@ fn packets_to_flannel_are_bare() {
 
 /// The MTU of the underlay interface decreases and increases: packets adapt without a restart.
 #[test]
-fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
+fn packets_use_the_mtu_of_the_underlay_interface() {
     let (site, _operator, mut nodes, pods) = cluster();
     pods[2].must_reach(&pods[0]);
     let longest = |fits: u16, too_long: bool| {
@@ -228,7 +228,7 @@ fn packets_are_as_long_as_the_interface_to_the_other_hosts_carries() {
 
 /// The underlay interface is deleted and created again while leases change continuously.
 #[test]
-fn an_interface_that_comes_back_is_found_whatever_else_happens() {
+fn an_interface_that_returns_is_found_during_other_events() {
     let site = Site::new(1, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"100.96.0.0/16"}"#);
@@ -255,7 +255,7 @@ fn an_interface_that_comes_back_is_found_whatever_else_happens() {
 
 /// The kernel has one route for any number of hosts.
 #[test]
-fn a_thousand_leases_are_one_route() {
+fn a_thousand_leases_need_one_kernel_route() {
     let site = Site::new(1, 1, false);
     let mut operator = Operator::of(&site.etcd, &site.switch);
     operator.set_config(r#"{"Network":"10.0.0.0/8","SubnetLen":24}"#);
