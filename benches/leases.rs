@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput};
 use ipnet::Ipv4Net;
-use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::Host;
+use loden::lease::{Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::RoutePublisher;
 use support::churn;
 
@@ -29,9 +30,13 @@ fn leases(count: u32) -> Leases {
     (1..=count).map(lease).collect()
 }
 
-fn reconciler() -> Reconciler<Ipv4Net> {
+fn host() -> Host {
     let net = |bits: u32, len| Ipv4Net::new(Ipv4Addr::from_bits(bits), len).expect("a short prefix");
-    Reconciler::new(Host::new(net(0x0a00_0000, 8), net(0x0a00_0000, 28), UNDERLAY))
+    Host::new(net(0x0a00_0000, 8), net(0x0a00_0000, 28), UNDERLAY).expect("an identity")
+}
+
+fn reconciler() -> Reconciler<Ipv4Net> {
+    Reconciler::new(&host())
 }
 
 fn moved(lease: Lease, port: u16) -> Lease {
@@ -68,7 +73,7 @@ fn events(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("events");
     for (name, per_change) in [("reconciler alone", 0), ("published one by one", 1), ("published by thousands", 1000)] {
         let mut reconciler = reconciler();
-        let mut publisher = RoutePublisher::bound_to(UNDERLAY);
+        let mut publisher = RoutePublisher::for_host(&host());
         let mut reader = publisher.reader();
         reconciler.handle_event(SOURCE, LeaseEvent::Snapshot(leases.clone()), Duration::ZERO);
         assert!(publisher.apply(reconciler.take_changes()).refused.is_empty());
@@ -96,7 +101,7 @@ fn events(criterion: &mut Criterion) {
 
 fn million(_: &mut Criterion) {
     let leases = leases(1_000_000);
-    let (mut reconciler, mut publisher) = (reconciler(), RoutePublisher::bound_to(UNDERLAY));
+    let (mut reconciler, mut publisher) = (reconciler(), RoutePublisher::for_host(&host()));
     let (before, started) = (memory("VmRSS:"), Instant::now());
     reconciler.handle_event(SOURCE, LeaseEvent::Snapshot(leases.clone()), Duration::ZERO);
     let reconciled = started.elapsed();

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use loden::forward::{Forwarder, Overlay};
+use loden::forward::{Forwarder, ForwarderConfig};
 use loden::route::{Route, RouteChange, RoutePublisher};
-use loden::sys::link::{AddressForm, Link, LinkConfig};
+use loden::sys::link::Link;
 use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpOffload, UdpTransport};
 use loden::worker::{Budget, Ready, Worker};
+use loden::{Host, HostError};
 use nix::poll::{PollFd, PollFlags, poll};
 use testbed::TwoHosts;
 use testbed::probe::{Amount, tcp_send, tcp_sink};
@@ -87,11 +88,13 @@ fn transfer(run: Loop, seconds: f64) -> Result<f64, Error> {
     Ok(sent?.bits_per_second() / 1e9)
 }
 
+fn host(side: Side) -> Result<Host, HostError> {
+    Host::new(TwoHosts::OVERLAY, side.subnet, (side.own, PORT))
+}
+
 fn device(side: Side, offload: TunOffload) -> Result<(Tun, Link), Error> {
     let tun = Tun::open(&TunConfig { offload, ..TunConfig::default() })?;
-    let config =
-        LinkConfig { address: side.subnet.network(), network: TwoHosts::OVERLAY, mtu: 1472, form: AddressForm::Host };
-    let link = Link::configure(tun.name(), &config)?;
+    let link = Link::configure(&tun, &host(side)?)?;
     Ok((tun, link))
 }
 
@@ -108,12 +111,12 @@ fn single_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
 }
 
 fn worker(tun: Tun, side: Side, offload: UdpOffload) -> Result<Worker, Error> {
-    let own = SocketAddr::from((side.own, PORT));
-    let udp = UdpTransport::bind(own, &UdpConfig { offload, ..UdpConfig::default() })?;
-    let mut publisher = RoutePublisher::bound_to(own);
+    let host = host(side)?;
+    let udp = UdpTransport::bind(host.underlay(), &UdpConfig { offload, ..UdpConfig::default() })?;
+    let mut publisher = RoutePublisher::for_host(&host);
     let applied = publisher.apply([RouteChange::Set(Route::new(side.peer_subnet, (side.peer, PORT)))]);
     assert!(applied.refused.is_empty());
-    let forwarder = Forwarder::new(Overlay::new(TwoHosts::OVERLAY, side.subnet, own))?;
+    let forwarder = Forwarder::new(ForwarderConfig::new(&host))?;
     Ok(Worker::new(tun, udp, forwarder, publisher.reader()))
 }
 

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, error::Error, net::SocketAddr, time::Duration};
 
 use etherparse::PacketBuilder;
 use loden::endpoint::{Endpoint, Inbound, Outbound, Reply};
-use loden::forward::{Forwarder, Overlay};
+use loden::forward::{Forwarder, ForwarderConfig};
 use loden::offload::VnetHeader;
 use loden::route::{Route, RouteTable};
 use loden::{ipnet::Ipv4Net, wire::ipv4::Ipv4Packet};
@@ -96,7 +96,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn host(subnet: Ipv4Net, own: SocketAddr, peer: Route) -> Result<Host<Queues>, Box<dyn Error>> {
-    let forwarder = Forwarder::new(Overlay::new(Ipv4Net::new(subnet.addr(), 16)?, subnet, own))?;
+    let host = loden::Host::new(Ipv4Net::new(subnet.addr(), 16)?, subnet, own)?;
+    let forwarder = Forwarder::new(ForwarderConfig::new(&host))?;
     let (routes, refused) = RouteTable::try_from_routes([peer]);
     assert_eq!(refused, []);
     Ok(Host { endpoint: Endpoint::new(forwarder), routes, pods: Queues::default(), peer: Queues::default() })

@@ -7,11 +7,12 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::{env, error::Error, fs, os::fd::AsFd, process::ExitCode, thread, time::Duration};
 
-use loden::forward::{Forwarder, Overlay};
+use loden::Host;
+use loden::forward::{Forwarder, ForwarderConfig};
 use loden::ipnet::{IpNet, Ipv4Net};
-use loden::lease::{ConflictChange, Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::lease::{ConflictChange, Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::RoutePublisher;
-use loden::sys::link::{AddressForm, Link, LinkConfig, LinkError, LinkMonitor, interface_of};
+use loden::sys::link::{Link, LinkError, LinkMonitor};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Running, Worker};
 use nix::errno::Errno;
@@ -101,11 +102,11 @@ fn parse_line(words: &[&str], port: u16) -> Option<Line> {
 /// Follows the file. It becomes an event, the event becomes route changes, and those become the next table.
 ///
 /// It has a thread of its own, so that packets wait neither for a long file nor for a new table.
-fn follow(file: &Path, watch: &Inotify, host: Host, port: u16, mut routes: RoutePublisher) -> Result<(), AnyError> {
+fn follow(file: &Path, watch: &Inotify, host: &Host, mut routes: RoutePublisher) -> Result<(), AnyError> {
     let mut reconciler = Reconciler::new(host);
     loop {
         let mut complaints = Complaints { file, count: 0 };
-        let event = read(file, port, &mut complaints);
+        let event = read(file, host.underlay().port(), &mut complaints);
         reconciler.handle_event(SourceId(0), event, Duration::ZERO); // Here no lease ends with time.
         for change in reconciler.take_conflict_changes() {
             if let ConflictChange::Began(conflict) = change {
@@ -134,21 +135,20 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, file: &Path) -> Res
     let news = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
     watch.add_watch(directory, news).map_err(|error| format!("cannot watch {}: {error}", directory.display()))?;
 
-    let routes = RoutePublisher::new();
-    let mtu = interface_of((*own.ip()).into())?.tun_mtu();
-    let forwarder = Forwarder::new(Overlay { mtu: mtu.try_into()?, ..Overlay::new(network, subnet, own) })?;
-    let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(own.into(), &UdpConfig::default())?);
+    let host = Host::new(network, subnet, own)?;
+    let routes = RoutePublisher::for_host(&host);
+    let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(host.underlay(), &UdpConfig::default())?);
     let mut monitor = LinkMonitor::open(tun.name())?;
-    let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
-    let mut link = Link::configure(tun.name(), &config)?;
+    let mut link = Link::configure(&tun, &host)?;
+    let forwarder = Forwarder::new(ForwarderConfig::new(&host).with_mtu(link.mtu()))?;
     let worker = Worker::new(tun, udp, forwarder, routes.reader());
     print(io::stdout(), &format!("ready {}", worker.tun_name()));
     let running = Running::start([worker])?;
     // The thread holds one end of a pipe, which ends with it.
-    let (file, host, (ended, alive)) = (PathBuf::from(file), Host::new(network, subnet, own), io::pipe()?);
+    let (file, (ended, alive)) = (PathBuf::from(file), io::pipe()?);
     let following = thread::spawn(move || {
         let _alive = alive;
-        follow(&file, &watch, host, own.port(), routes)
+        follow(&file, &watch, &host, routes)
     });
     loop {
         let waited_for = [signals.as_fd(), ended.as_fd(), monitor.as_fd(), running.as_fd()];

@@ -2,10 +2,11 @@
 
 use std::{env, error::Error, net::SocketAddrV4, process::ExitCode};
 
-use loden::forward::{Forwarder, Overlay};
+use loden::Host;
+use loden::forward::{Forwarder, ForwarderConfig};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
-use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
+use loden::sys::link::Link;
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Worker, run_tokio};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+// The whole tunnel, from the arguments to forwarding.
 fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, Route)> {
     let [subnet, network, own, peer_subnet, peer] = args else { return None };
     let peer = Route::new(peer_subnet.parse::<Ipv4Net>().ok()?, peer.parse::<SocketAddrV4>().ok()?);
@@ -31,13 +33,12 @@ fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, Route)> {
 }
 
 fn open(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Result<Worker, Box<dyn Error>> {
-    let mut routes = RoutePublisher::bound_to(own.into());
+    let host = Host::new(network, subnet, own)?;
+    let mut routes = RoutePublisher::for_host(&host);
     routes.apply([RouteChange::Set(peer)]).into_result()?;
-    let mtu = interface_of((*own.ip()).into())?.tun_mtu();
-    let forwarder = Forwarder::new(Overlay { mtu: mtu.try_into()?, ..Overlay::new(network, subnet, own) })?;
-    let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(own.into(), &UdpConfig::default())?);
-    let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
-    Link::configure(tun.name(), &link)?;
+    let (tun, udp) = (Tun::open(&TunConfig::default())?, UdpTransport::bind(host.underlay(), &UdpConfig::default())?);
+    let link = Link::configure(&tun, &host)?;
+    let forwarder = Forwarder::new(ForwarderConfig::new(&host).with_mtu(link.mtu()))?;
     Ok(Worker::new(tun, udp, forwarder, routes.reader()))
 }
 
@@ -46,10 +47,8 @@ async fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     println!("ready {}", worker.tun_name());
     let stop = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
     };
     Ok(run_tokio(&mut worker, stop).await?)
 }
+// The end of the tunnel.

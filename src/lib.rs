@@ -38,8 +38,9 @@
 //! # Without the adapters
 //! ```
 //! use core::time::Duration;
+//! use loden::Host;
 //! use loden::endpoint::{Endpoint, Outbound};
-//! use loden::forward::{Forwarder, Overlay};
+//! use loden::forward::{Forwarder, ForwarderConfig};
 //! use loden::offload::VnetHeader;
 //! use loden::route::{Route, RouteTable};
 //!
@@ -47,7 +48,8 @@
 //! // 1. Who we are.
 //! let network: ipnet::Ipv4Net = "100.96.0.0/16".parse()?;
 //! let (ours, theirs) = ("100.96.1.0/24".parse::<ipnet::Ipv4Net>()?, "100.96.2.0/24".parse::<ipnet::Ipv4Net>()?);
-//! let mut endpoint = Endpoint::new(Forwarder::new(Overlay::new(network, ours, ([10, 168, 0, 2], 8285)))?);
+//! let host = Host::new(network, ours, ([10, 168, 0, 2], 8285))?;
+//! let mut endpoint = Endpoint::new(Forwarder::new(ForwarderConfig::new(&host))?);
 //! // 2. Where others are.
 //! let (routes, refused) = RouteTable::try_from_routes([Route::new(theirs, ([10, 168, 0, 3], 8285))]);
 //! assert!(refused.is_empty());
@@ -106,7 +108,7 @@
 //! # Long packets
 //! A packet that is longer than the path to its peer carries is answered with "fragmentation needed" if it has DF set. Otherwise it
 //! is sent in fragments, which its destination reassembles. The same holds for the segments of a GSO packet.
-//! [`forward::Overlay::mtu`] and [`route::Route::mtu`] set the path MTU. The worker learns lower values from the kernel's routes and
+//! [`forward::ForwarderConfig::mtu`] and [`route::Route::mtu`] set the path MTU. The worker learns lower values from the kernel's routes and
 //! from the reports of routers, which it verifies ([`forward::PathMtus`]). Packets that were queued when the path turned out to
 //! be narrower are answered if they have DF set, and dropped otherwise.
 //!
@@ -126,6 +128,7 @@ pub mod control;
 pub mod endpoint;
 pub mod engine;
 pub mod forward;
+mod host;
 pub mod lease;
 pub mod offload;
 #[cfg(all(feature = "preflight", target_os = "linux"))]
@@ -142,5 +145,6 @@ pub mod worker;
 
 #[cfg(feature = "sim")]
 pub use bytes;
+pub use host::{Host, HostError, Mtu, MtuError, Overhead};
 pub use ipnet;
 pub use transmit::Transmit;

@@ -55,7 +55,7 @@ pub use self::strangers::Stranger;
 use self::strangers::Strangers;
 use crate::endpoint::Endpoint;
 use crate::engine::Engine;
-use crate::forward::{Counters, DropReason, Forwarder, Outer};
+use crate::forward::{Counters, DatagramMeta, DropReason, Forwarder};
 use crate::offload::Coalesce;
 use crate::route::RouteReader;
 use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, UdpTransport};
@@ -261,7 +261,7 @@ impl Worker {
                             engine.endpoint_mut().counters_mut().stats.read_errors += 1;
                             continue;
                         };
-                        let outer = Outer { from: meta.from, ecn: meta.ecn };
+                        let outer = DatagramMeta { from: meta.from, ecn: meta.ecn };
                         for datagram in meta.datagrams_mut(bytes) {
                             left = left.saturating_sub(1);
                             let dropped = engine.from_udp(outer, datagram, routes.table(), clock, &mut io);

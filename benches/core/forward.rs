@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::tables::{cluster, destinations, subnet};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use ipnet::Ipv4Net;
-use loden::forward::{Decap, Encap, Forwarder, Overlay};
+use loden::Host;
+use loden::forward::{Decap, Encap, Forwarder, ForwarderConfig};
 use loden::route::{Route, RouteTable};
 use loden::wire::checksum;
 use prefix_trie::PrefixMap;
@@ -48,7 +49,7 @@ fn forwarder() -> Result<(Forwarder, RouteTable), Box<dyn std::error::Error>> {
     let network: Ipv4Net = "100.96.0.0/16".parse()?;
     let own: Ipv4Net = "100.96.255.0/24".parse()?;
     let (table, _) = RouteTable::try_from_routes(cluster());
-    Ok((Forwarder::new(Overlay::new(network, own, ([10, 168, 0, 1], 8285)))?, table))
+    Ok((Forwarder::new(ForwarderConfig::new(&Host::new(network, own, ([10, 168, 0, 1], 8285))?))?, table))
 }
 
 pub(crate) fn forward(criterion: &mut Criterion) {

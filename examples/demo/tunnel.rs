@@ -5,10 +5,10 @@ use core::net::Ipv4Addr;
 use std::io::{self, PipeWriter};
 use std::thread::JoinHandle;
 
-use loden::forward::{Counters, Forwarder, Overlay};
+use loden::forward::{Counters, Forwarder, ForwarderConfig};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
-use loden::sys::link::{AddressForm, Link, LinkConfig, interface_of};
+use loden::sys::link::Link;
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Worker, run};
 use testbed::{Namespace, TwoHosts};
@@ -71,16 +71,13 @@ pub(crate) fn check_removed(hosts: &TwoHosts) -> Result<(), End> {
 }
 
 fn open(own: &Host, peer: &Host) -> Result<Worker, AnyError> {
-    let underlay = (own.underlay, PORT).into();
-    let mtu = interface_of(own.underlay.into())?.tun_mtu();
-    let overlay = Overlay { mtu: mtu.try_into()?, ..Overlay::new(TwoHosts::OVERLAY, own.subnet, underlay) };
-    let forwarder = Forwarder::new(overlay)?;
+    let host = loden::Host::new(TwoHosts::OVERLAY, own.subnet, (own.underlay, PORT))?;
     let tun = Tun::open(&TunConfig { name: DEVICE.into(), ..TunConfig::default() })?;
-    let udp = UdpTransport::bind(underlay, &UdpConfig::default())?;
-    let address = forwarder.tun_address();
-    Link::configure(tun.name(), &LinkConfig { address, network: TwoHosts::OVERLAY, mtu, form: AddressForm::Host })?;
+    let udp = UdpTransport::bind(host.underlay(), &UdpConfig::default())?;
+    let link = Link::configure(&tun, &host)?;
+    let forwarder = Forwarder::new(ForwarderConfig::new(&host).with_mtu(link.mtu()))?;
     // A caller that kept the publisher could change the routes of the running tunnel.
-    let mut routes = RoutePublisher::bound_to(underlay);
+    let mut routes = RoutePublisher::for_host(&host);
     let applied = routes.apply([RouteChange::Set(Route::new(peer.subnet, (peer.underlay, PORT)))]);
     match applied.refused.first() {
         Some(refused) => Err((*refused).into()),

@@ -12,10 +12,11 @@ use std::process;
 use std::thread;
 
 use clap::Args;
-use loden::Transmit;
+use loden::ipnet::Ipv4Net;
 use loden::offload::{VNET_HEADER_LEN, VnetHeader};
-use loden::sys::link::{AddressForm, Link, LinkConfig};
+use loden::sys::link::{Link, LinkConfig};
 use loden::sys::{PACKET_MAX, RecvError, SendErrorKind, Tun, TunConfig, TunError, TunOffload, UdpConfig, UdpTransport};
+use loden::{Host, Mtu, Transmit};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::TwoHosts;
@@ -59,9 +60,8 @@ pub(crate) fn run(end: NullEnd) -> Error {
 fn open(end: NullEnd) -> Result<(Tun, UdpTransport), Error> {
     let tun = Tun::open(&TunConfig { name: "null0".to_owned(), offload: TunOffload::ALL })?;
     let udp = UdpTransport::bind((end.own, PORT).into(), &UdpConfig::default())?;
-    let network = TwoHosts::OVERLAY;
-    let config = LinkConfig { address: end.tun, network, mtu: TUN_MTU, form: AddressForm::Host };
-    Link::configure(tun.name(), &config)?;
+    let host = Host::new(TwoHosts::OVERLAY, Ipv4Net::from(end.tun), (end.own, PORT))?;
+    Link::configure_with(tun.name(), &LinkConfig::new(&host).with_mtu(Mtu::new(TUN_MTU)?))?;
     Ok((tun, udp))
 }
 

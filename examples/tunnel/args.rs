@@ -8,10 +8,10 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use ipnet::Ipv4Net;
 use loden::forward::{
-    EcnEgress, EcnIngress, IcmpSource, Overlay, PeerCheck, SourceCheck, SourcePort, Transit, TtlPolicy,
+    EcnEgress, EcnIngress, ForwarderConfig, IcmpSource, PeerCheck, SourceCheck, SourcePort, Transit, TtlPolicy,
 };
-use loden::sys::link::{MTU_MAX, MTU_MIN};
 use loden::sys::{TunOffload, UdpOffload};
+use loden::{Host, HostError, Mtu};
 
 /// flannel's port.
 const DEFAULT_PORT: u16 = 8285;
@@ -39,8 +39,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) routes_file: Option<PathBuf>,
     /// MTU of the TUN device [default: that of the interface to the peers, less 28]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(MTU_MIN)..=i64::from(MTU_MAX)))]
-    pub(crate) mtu: Option<u32>,
+    #[arg(long, value_name = "BYTES", value_parser = mtu)]
+    pub(crate) mtu: Option<Mtu>,
     /// Ends of the tunnel that decrement the TTL: both as flannel does, the sending one, or neither
     #[arg(long, value_name = "POLICY", default_value = "both")]
     pub(crate) ttl: Ttl,
@@ -94,21 +94,24 @@ impl Args {
         self.route.iter().map(|route| IpAddr::V4(*route.next_hop.or_port(0).ip())).collect()
     }
 
-    /// Returns the forwarder's settings, for this MTU or flannel's default.
-    pub(crate) fn overlay(&self, mtu: Option<u16>) -> Overlay {
-        let overlay = Overlay::new(self.network, self.subnet, self.listen);
-        Overlay {
-            mtu: mtu.unwrap_or(overlay.mtu),
-            ttl: self.ttl.into(),
-            peer_check: self.peer_check.into(),
-            source_check: if self.no_source_check { SourceCheck::Off } else { SourceCheck::Strict },
-            transit: if self.transit { Transit::Allowed } else { Transit::Refused },
-            icmp_source: self.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed),
-            ecn_ingress: if self.ecn_copy { EcnIngress::Normal } else { EcnIngress::Compatibility },
-            ecn_egress: if self.ecn_ignore { EcnEgress::Ignored } else { EcnEgress::Combined },
-            source_port: if self.source_ports > 0 { SourcePort::ByFlow } else { SourcePort::Fixed },
-            ..overlay
-        }
+    /// The settings of the forwarder, for packets of so many bytes or flannel's usual ones.
+    pub(crate) fn config(&self, host: &Host, mtu: Option<Mtu>) -> ForwarderConfig {
+        let mut config = ForwarderConfig::new(host)
+            .with_ttl(self.ttl.into())
+            .with_peer_check(self.peer_check.into())
+            .with_icmp_source(self.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed));
+        config.mtu = mtu.unwrap_or(config.mtu);
+        config.source_check = if self.no_source_check { SourceCheck::Off } else { SourceCheck::Strict };
+        config.transit = if self.transit { Transit::Allowed } else { Transit::Refused };
+        config.ecn_ingress = if self.ecn_copy { EcnIngress::Normal } else { EcnIngress::Compatibility };
+        config.ecn_egress = if self.ecn_ignore { EcnEgress::Ignored } else { EcnEgress::Combined };
+        config.source_port = if self.source_ports > 0 { SourcePort::ByFlow } else { SourcePort::Fixed };
+        config
+    }
+
+    /// The identity of this host.
+    pub(crate) fn host(&self) -> Result<Host, HostError> {
+        Host::new(self.network, self.subnet, self.listen)
     }
 
     pub(crate) fn tun_offload(&self) -> TunOffload {
@@ -221,6 +224,11 @@ fn listen_address(text: &str) -> Result<SocketAddrV4, String> {
         return Err("peers check the sender, so name the one address of this host that they know it by".into());
     }
     Ok(listen)
+}
+
+fn mtu(text: &str) -> Result<Mtu, String> {
+    let mtu = text.parse().map_err(|_| format!("{text:?} is no number of bytes"))?;
+    Mtu::new(mtu).map_err(|error| error.to_string())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

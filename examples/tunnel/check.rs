@@ -1,12 +1,12 @@
 //! Findings about this host. `--check` prints them and exits, and a tunnel prints them once at its start.
 
 use std::io::Write;
-use std::net::IpAddr;
 use std::process::ExitCode;
 
+use loden::Host;
 use loden::forward::Forwarder;
 use loden::preflight::{Finding, PreflightConfig, Severity, check};
-use loden::sys::link::{Underlay, interface_to};
+use loden::sys::link::interface_to;
 use serde_json::json;
 
 use crate::Error;
@@ -19,9 +19,10 @@ use crate::routes::Routes;
 /// # Errors
 /// An error of the command line.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    Forwarder::new(args.overlay(args.mtu.and_then(|mtu| u16::try_from(mtu).ok())))?;
+    let host = args.host()?;
+    Forwarder::new(args.config(&host, args.mtu))?;
     Routes::of(args)?.read_file()?;
-    let findings = check(&config(args));
+    let findings = check(&config(args, &host));
     for finding in &findings {
         let (severity, name) = (finding.severity().name(), finding.name());
         let says = finding.to_string();
@@ -37,8 +38,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 }
 
 /// Prints the findings as warnings before a tunnel starts.
-pub(crate) fn warn(args: &Args) {
-    for sentence in sentences(&check(&config(args))) {
+pub(crate) fn warn(args: &Args, host: &Host) {
+    for sentence in sentences(&check(&config(args, host))) {
         answer(format_args!("{sentence}"));
     }
 }
@@ -47,13 +48,10 @@ fn sentences(findings: &[Finding]) -> impl Iterator<Item = String> {
     findings.iter().map(|finding| format!("{}: {finding}", finding.severity()))
 }
 
-fn config(args: &Args) -> PreflightConfig {
-    let listen = IpAddr::V4(*args.listen.ip());
+fn config(args: &Args, host: &Host) -> PreflightConfig {
     // The MTU that the tunnel will set, not the current MTU of the device.
-    let mtu = args.mtu.or_else(|| interface_to(listen, args.peers()).as_ref().map(Underlay::tun_mtu).ok());
-    let mut config = PreflightConfig::new(args.network, args.subnet, listen, &args.tun)
-        .with_port(args.listen.port())
-        .with_peers(args.peers());
+    let mtu = args.mtu.or_else(|| interface_to(host.underlay().ip(), args.peers()).ok()?.tun_mtu().ok());
+    let mut config = PreflightConfig::new(host, &args.tun).with_peers(args.peers());
     (config.mtu, config.bridge) = (mtu, args.bridge.clone());
     config
 }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, LinkStats, Restored};
+use loden::{Mtu, MtuError};
 
 use crate::report::say;
 use crate::underlay::Underlay;
@@ -25,13 +26,15 @@ pub(crate) struct Limit {
     pub(crate) tun_mtu: u32,
     pub(crate) underlay_mtu: u32,
     /// The longest packet in bytes: the smaller of the TUN's MTU and the underlay's MTU less headers.
-    pub(crate) packet: u16,
+    pub(crate) packet: Mtu,
 }
 
 impl Limit {
-    pub(crate) fn new(tun_mtu: u32, underlay: &Underlay) -> Self {
-        let packet = u16::try_from(tun_mtu.min(underlay.tun_mtu())).unwrap_or(u16::MAX);
-        Self { tun_mtu, underlay_mtu: underlay.mtu(), packet }
+    /// # Errors
+    /// One of them is too small for any packet.
+    pub(crate) fn new(tun_mtu: u32, underlay: &Underlay) -> Result<Self, MtuError> {
+        let packet = Mtu::new(tun_mtu)?.min(underlay.tun_mtu()?);
+        Ok(Self { tun_mtu, underlay_mtu: underlay.mtu(), packet })
     }
 }
 
@@ -39,12 +42,13 @@ impl Links {
     /// Configures the TUN device, and begins to watch it.
     pub(crate) fn configure(name: &str, config: &LinkConfig, underlay: Underlay) -> Result<Self, Error> {
         let monitor = LinkMonitor::open(name)?;
-        let mut link = Link::configure(name, config)?;
+        let mut link = Link::configure_with(name, config)?;
         let stats_before = link.stats()?;
-        Ok(Self { monitor, link, tun_mtu: config.mtu, underlay, stats_before })
+        let tun_mtu = link.mtu().into();
+        Ok(Self { monitor, link, tun_mtu, underlay, stats_before })
     }
 
-    pub(crate) fn limit(&self) -> Limit {
+    pub(crate) fn limit(&self) -> Result<Limit, MtuError> {
         Limit::new(self.tun_mtu, &self.underlay)
     }
 

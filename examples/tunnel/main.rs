@@ -111,8 +111,9 @@ impl Tunnel {
         }
         let listen = SocketAddr::V4(args.listen);
         let underlay = Underlay::watch(listen.ip(), args.peers())?;
-        let mtu = args.mtu.unwrap_or(underlay.tun_mtu());
-        let forwarder = Forwarder::new(args.overlay(Some(Limit::new(mtu, &underlay).packet)))?;
+        let mtu = args.mtu.map_or_else(|| underlay.tun_mtu(), Ok)?;
+        let host = args.host()?;
+        let forwarder = Forwarder::new(args.config(&host, Some(Limit::new(mtu.into(), &underlay)?.packet)))?;
         let routing = Routing::start(Routes::of(args)?)?;
         // A signal must not wait for a long file.
         while !routing.has_read(Duration::from_millis(20))? {
@@ -120,7 +121,7 @@ impl Tunnel {
                 return Ok(None);
             }
         }
-        check::warn(args);
+        check::warn(args, &host);
 
         let control = args.control.as_deref().map(Control::open).transpose()?;
         let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);
@@ -131,9 +132,7 @@ impl Tunnel {
         let sockets = UdpTransport::bind_queues(listen, &config, queues)?;
         let name = tuns[0].name().to_owned();
         let offloads = offloads(&tuns[0], &sockets[0]);
-        let network = args.network.trunc();
-        let config = LinkConfig { address: forwarder.tun_address(), network, mtu, form: Default::default() };
-        let links = Links::configure(&name, &config, underlay)?;
+        let links = Links::configure(&name, &LinkConfig::new(&host).with_mtu(mtu), underlay)?;
         let report = Report::new(args.stats);
         let mut workers = Worker::group(tuns.into_iter().zip(sockets), &forwarder, &routing.reader());
         if args.no_offload {
@@ -147,7 +146,7 @@ impl Tunnel {
         });
         say_notices(&handle);
         let running = Some(Running::start(workers)?);
-        report.ready(&name, listen, mtu, &offloads);
+        report.ready(&name, listen, mtu.into(), &offloads);
         Ok(Some(Self { signals, workers: handle, running, news, links, routing, control, report }))
     }
 
@@ -229,9 +228,11 @@ impl Tunnel {
 
     /// Sets the longest packet of all workers, even if it is unchanged: the links may have been narrower meanwhile.
     fn apply_limit(&mut self) {
-        let limit = self.links.limit();
-        match self.workers.set_mtu(limit.packet) {
-            Ok(()) => self.report.limit(limit),
+        match self.links.limit() {
+            Ok(limit) => {
+                self.workers.set_mtu(limit.packet);
+                self.report.limit(limit);
+            }
             Err(error) => say("the MTU", format_args!("the longest packet stays what it was: {error}")),
         }
     }

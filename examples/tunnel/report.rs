@@ -62,7 +62,7 @@ impl Report {
         }
         let Limit { tun_mtu, underlay_mtu, packet } = limit;
         if let Some(stdout) = &*STDOUT {
-            let line = json!({ "event": "mtu", "limit": packet, "tun": tun_mtu, "underlay": underlay_mtu });
+            let line = json!({ "event": "mtu", "limit": packet.get(), "tun": tun_mtu, "underlay": underlay_mtu });
             stdout.say("the MTU", || line.to_string());
         }
         say(

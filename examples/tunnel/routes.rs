@@ -1,7 +1,6 @@
 //! The origin of each route: the command line, the file, or the control socket.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -35,9 +34,9 @@ struct Line {
 impl Routes {
     /// Sets the routes of the command line. An invalid one is an error.
     pub(crate) fn of(args: &Args) -> Result<Self, String> {
-        let (listen, file) = (SocketAddr::V4(args.listen), args.routes_file.clone());
-        let publisher = RoutePublisher::bound_to(listen).owning(args.subnet);
-        let mut routes = Self { publisher, origins: HashMap::new(), file, port: listen.port() };
+        let (host, file) = (args.host().map_err(|error| error.to_string())?, args.routes_file.clone());
+        let publisher = RoutePublisher::for_host(&host);
+        let mut routes = Self { publisher, origins: HashMap::new(), file, port: host.underlay().port() };
         for RouteArg { subnet, next_hop } in &args.route {
             let route = Route::new(subnet.trunc(), next_hop.or_port(routes.port));
             let applied = routes.publisher.apply([RouteChange::Set(route)]);

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use loden::sys::link::{self, LinkEvent, LinkMonitor, interface_to};
+use loden::{Mtu, MtuError};
 
 use crate::Error;
 use crate::report::say;
@@ -44,7 +45,7 @@ impl Underlay {
     }
 
     /// Returns the longest inner packet that it carries.
-    pub(crate) fn tun_mtu(&self) -> u32 {
+    pub(crate) fn tun_mtu(&self) -> Result<Mtu, MtuError> {
         self.interface.tun_mtu()
     }
 

@@ -15,7 +15,7 @@ pub fn run(bytes: &[u8]) {
         message.assert_sound(&packet);
         assert!(may_be_answered(&packet), "R36 to R40: {packet:02x?}");
         // An ICMP error that arrives where nothing is routed is not answered.
-        let nowhere = Host::new(*host.overlay(), Vec::new());
+        let nowhere = Host::new(host.config().clone(), Vec::new());
         assert_eq!(nowhere.encapsulate(answer).icmp(), None, "R36");
     }
 }

@@ -6,10 +6,10 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
 use std::collections::HashMap;
 
-use loden::forward::{IcmpOutcome, Overlay, PathMode, PathMtus, SourcePort};
+use loden::forward::{IcmpOutcome, PathMode, PathMtus, SourcePort};
 use loden::wire::DatagramTooBig;
 
-use support::host::{Host, host_a, host_b, overlay, own, routes};
+use support::host::{Host, config, host_a, host_b, own, routes};
 use support::packet::{ICMP, UDP, ones_sum, repair_checksum};
 
 /// A switch: source ports by flow.
@@ -29,7 +29,7 @@ pub fn encode<'b>(switches: u8, reports: impl IntoIterator<Item = (u8, &'b [u8])
 pub fn run(bytes: &[u8]) {
     let [switches, rest @ ..] = bytes else { return };
     let source_port = if switches & BY_FLOW == 0 { SourcePort::Fixed } else { SourcePort::ByFlow };
-    let host = Host::new(Overlay { source_port, ..overlay() }, routes());
+    let host = Host::new(config().with_source_port(source_port), routes());
     let (mut paths, mut known, mut now) = (PathMtus::default(), HashMap::new(), 5);
     let mut rest = rest;
     while let [tens_of_seconds, len, behind @ ..] = rest {
@@ -102,7 +102,7 @@ fn in_force(known: &Known, peer: IpAddr, now: u64) -> Option<Path> {
 /// Returns the outcome of a report by the sentences of R54, in bytes of outer packet.
 fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -> IcmpOutcome {
     let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
-    let any_port = host.overlay().source_port == SourcePort::ByFlow;
+    let any_port = host.config().source_port == SourcePort::ByFlow;
     let from_us = source.ip() == own().ip() && (source.port() == own().port() || any_port);
     if !from_us || ![host_a(), host_b()].contains(&destination) {
         return IcmpOutcome::Foreign;

@@ -11,10 +11,11 @@ use core::time::Duration;
 
 pub use self::datagrams::Datagrams;
 use crate::forward::{
-    AllowIcmp, Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, OverlayError,
-    PathMode, PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
+    AllowIcmp, Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, PathMode,
+    PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
 };
-use crate::forward::{DirectionCounters, Outer};
+use crate::forward::{DatagramMeta, DirectionCounters};
+use crate::host::Mtu;
 use crate::offload::{OffloadAction, VnetHeader};
 use crate::route::RouteTable;
 use crate::transmit::{BATCH_BYTES_MAX, Transmit, Way};
@@ -165,16 +166,12 @@ impl Endpoint {
 
     /// Sets the length in bytes of the longest inner packet that the underlay carries. Unless the limit becomes lower,
     /// learned path MTUs are forgotten, because the narrow link may have been this host's interface.
-    ///
-    /// # Errors
-    /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
-        let before = self.forwarder.overlay().mtu;
-        self.forwarder.set_mtu(mtu)?;
+    pub fn set_mtu(&mut self, mtu: Mtu) {
+        let before = self.forwarder.config().mtu;
+        self.forwarder.set_mtu(mtu);
         if mtu >= before {
             self.paths.forget();
         }
-        Ok(())
     }
 
     /// Decides on a packet from the TUN. `header` describes the offloads that the kernel requests
@@ -239,14 +236,14 @@ impl Endpoint {
     pub fn handle_inbound<'p, 'e>(
         &'e mut self,
         datagram: &'p mut [u8],
-        outer: impl Into<Outer>,
+        meta: impl Into<DatagramMeta>,
         routes: &RouteTable,
         now: Duration,
     ) -> Inbound<'p, 'e> {
         let received = datagram.len();
         let Self { forwarder, counters, limiter, message, .. } = self;
         counters.decap.receive();
-        match forwarder.decapsulate(datagram, outer, routes) {
+        match forwarder.decapsulate(datagram, meta, routes) {
             Decap::Deliver(packet) => {
                 counters.trim(packet, received);
                 counters.decap.forward();

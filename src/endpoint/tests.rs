@@ -1,5 +1,6 @@
 use super::*;
-use crate::forward::Overlay;
+use crate::forward::ForwarderConfig;
+use crate::host::Host;
 use crate::route::Route;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -13,10 +14,10 @@ fn peer() -> SocketAddr {
 
 fn endpoint() -> (Endpoint, RouteTable) {
     let net = |text: &str| text.parse::<ipnet::Ipv4Net>().unwrap();
-    let overlay = Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285));
+    let host = Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285)).unwrap();
     let (routes, refused) = RouteTable::try_from_routes([Route::new(net("100.96.2.0/24"), peer())]);
     assert_eq!(refused, []);
-    (Endpoint::new(Forwarder::new(overlay).unwrap()), routes)
+    (Endpoint::new(Forwarder::new(ForwarderConfig::new(&host)).unwrap()), routes)
 }
 
 /// Returns a UDP packet without DF.
@@ -81,9 +82,9 @@ fn a_learned_path_mtu_applies_from_the_next_packet() {
     assert_eq!((send(&mut endpoint, &routes, 1000), send(&mut endpoint, &routes, 500)), (2, 1));
     assert_eq!((endpoint.path_limit(peer().ip(), NOW), endpoint.counters().stats.fragments_made), (600, 2));
     // A lower limit of our own says nothing about the path, a higher one may.
-    endpoint.set_mtu(1400).unwrap();
+    endpoint.set_mtu(Mtu::new(1400).unwrap());
     assert_eq!(send(&mut endpoint, &routes, 1000), 2);
-    endpoint.set_mtu(1472).unwrap();
+    endpoint.set_mtu(Mtu::new(1472).unwrap());
     assert_eq!(send(&mut endpoint, &routes, 1000), 1);
     let Counters { encap, .. } = endpoint.counters();
     assert_eq!((encap.is_conserved(), encap.forwarded(), encap.received()), (true, 4, 5));

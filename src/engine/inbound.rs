@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use super::{Engine, SendFailure, Sink, Unsent, WriteFailure};
 use crate::endpoint::{Direction, Endpoint, Inbound};
-use crate::forward::{DropReason, Outer, PathMode, ReplyTo};
+use crate::forward::{DatagramMeta, DropReason, PathMode, ReplyTo};
 use crate::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, VnetHeader, vnet_gso};
 use crate::route::RouteTable;
 use crate::transmit::Transmit;
@@ -55,14 +55,14 @@ impl Engine {
     #[inline]
     pub fn from_udp(
         &mut self,
-        outer: impl Into<Outer>,
+        meta: impl Into<DatagramMeta>,
         datagram: &mut [u8],
         routes: &RouteTable,
         now: Duration,
         sink: &mut impl Sink,
     ) -> Option<DropReason> {
         let Self { endpoint, writer, .. } = self;
-        match endpoint.handle_inbound(datagram, outer, routes, now) {
+        match endpoint.handle_inbound(datagram, meta, routes, now) {
             Inbound::Deliver(packet) => {
                 let Writer { coalescer, granted, scratch, refusals } = writer;
                 if let (Some(coalescer), Some(_)) = (&mut *coalescer, refusals.retry_at.filter(|at| *at <= now)) {

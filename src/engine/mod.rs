@@ -13,7 +13,8 @@ use core::time::Duration;
 
 use self::inbound::Writer;
 use crate::endpoint::Endpoint;
-use crate::forward::{Counters, DropReason, OverlayError, PathMode, SystemPath};
+use crate::forward::{Counters, DropReason, PathMode, SystemPath};
+use crate::host::Mtu;
 use crate::offload::{Coalesce, Coalescer, VnetHeader};
 use crate::transmit::{Lost, QueueLimits, SendQueue, Transmit, Way};
 use crate::wire::DatagramTooBig;
@@ -150,11 +151,8 @@ impl Engine {
     }
 
     /// Sets the path MTU of the underlay: see [`Endpoint::set_mtu`].
-    ///
-    /// # Errors
-    /// [`OverlayError::Mtu`] below 68 bytes; nothing changes then.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
-        self.endpoint.set_mtu(mtu)
+    pub fn set_mtu(&mut self, mtu: Mtu) {
+        self.endpoint.set_mtu(mtu);
     }
 
     /// Returns the time of the next flush, if packets are queued.

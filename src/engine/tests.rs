@@ -8,7 +8,8 @@ use etherparse::{IpFragOffset, IpNumber, Ipv4Header, UdpHeader};
 use std::format;
 
 use super::*;
-use crate::forward::{DirectionCounters, Forwarder, IcmpLimiter, Overlay, Rate, SourcePort};
+use crate::forward::{DirectionCounters, Forwarder, ForwarderConfig, IcmpLimiter, Rate, SourcePort};
+use crate::host::Host;
 use crate::offload::{OffloadAction, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteTable};
 
@@ -138,14 +139,12 @@ struct Stage {
 impl Stage {
     fn new(limits: QueueLimits) -> Self {
         let net = |text: &str| text.parse::<ipnet::Ipv4Net>().unwrap();
-        let overlay = Overlay {
-            source_port: SourcePort::ByFlow,
-            ..Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), host(1))
-        };
+        let identity = Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), host(1)).unwrap();
+        let config = ForwarderConfig::new(&identity).with_source_port(SourcePort::ByFlow);
         let routes = (2..=60).map(|number| Route::new(net(&format!("100.96.{number}.0/24")), host(number)));
         let (routes, refused) = RouteTable::try_from_routes(routes);
         assert_eq!(refused, []);
-        let mut endpoint = Endpoint::new(Forwarder::new(overlay).unwrap());
+        let mut endpoint = Endpoint::new(Forwarder::new(config).unwrap());
         let plenty = Rate { per_second: 1_000_000, burst: 1_000_000 };
         endpoint.set_icmp_limiter(IcmpLimiter::new(plenty, plenty));
         let engine = Engine::new(endpoint, limits, Coalesce { tcp: true, udp: true });

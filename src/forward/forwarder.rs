@@ -7,26 +7,27 @@ use ipnet::Ipv4Net;
 use super::policy::check_addresses;
 use super::verdict::Answer;
 use super::{
-    Decap, DropReason, EcnEgress, EcnIngress, Encap, Fragments, IcmpSource, Overlay, OverlayError, PeerCheck, Reject,
-    RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
+    ConfigError, Decap, DropReason, EcnEgress, EcnIngress, Encap, ForwarderConfig, Fragments, IcmpSource, PeerCheck,
+    Reject, RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
 };
+use crate::host::Mtu;
 use crate::route::{NextHop, RouteTable};
 use crate::transmit::{Transmit, Way};
 use crate::wire::fragment::Fragmenter;
 use crate::wire::ipv4::{Ipv4Header, Ipv4PacketMut};
 use crate::wire::{Ecn, icmpv4, protocol};
 
-/// What is known of a datagram from the underlay beside its bytes.
+/// The metadata of a datagram from the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outer {
-    /// Who sent it.
+pub struct DatagramMeta {
+    /// The sender's address and port.
     pub from: SocketAddr,
-    /// The ECN field it arrived with.
+    /// The ECN field of the outer packet.
     pub ecn: Ecn,
 }
 
 /// Without a congestion mark.
-impl From<SocketAddr> for Outer {
+impl From<SocketAddr> for DatagramMeta {
     fn from(from: SocketAddr) -> Self {
         Self { from, ecn: Ecn::NotEct }
     }
@@ -39,7 +40,7 @@ impl From<SocketAddr> for Outer {
 /// No call allocates, and a forwarder may be shared by any number of threads.
 #[derive(Clone, Debug)]
 pub struct Forwarder {
-    overlay: Overlay,
+    config: ForwarderConfig,
     network: Ipv4Net,
     subnet: Ipv4Net,
     /// Address and netmask of `subnet`, which are asked for with every packet.
@@ -52,37 +53,31 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// A forwarder for one host of an overlay.
+    /// Creates a forwarder for one host.
     ///
     /// # Errors
-    /// If the subnet is no IPv4 subnet of the network, or a setting makes no sense.
-    pub fn new(overlay: Overlay) -> Result<Self, OverlayError> {
-        let (network, subnet) = overlay.check()?;
-        let own = SocketAddr::new(overlay.underlay.ip().to_canonical(), overlay.underlay.port());
-        let has_usual_checks = overlay.peer_check == PeerCheck::Address && overlay.source_check == SourceCheck::Strict;
+    /// A setting cannot work.
+    pub fn new(config: ForwarderConfig) -> Result<Self, ConfigError> {
+        config.check()?;
+        let (network, subnet, own) = (config.host.network(), config.host.subnet(), config.host.underlay());
+        let has_usual_checks = config.peer_check == PeerCheck::Address && config.source_check == SourceCheck::Strict;
         let (prefix, mask) = (subnet.addr().to_bits(), subnet.netmask().to_bits());
-        Ok(Self { overlay, network, subnet, prefix, mask, own, has_usual_checks })
+        Ok(Self { config, network, subnet, prefix, mask, own, has_usual_checks })
     }
 
-    /// The settings it was made with, and the limit it was given last.
+    /// Returns the settings, with the MTU that was set last.
     #[must_use]
-    pub fn overlay(&self) -> &Overlay {
-        &self.overlay
+    pub fn config(&self) -> &ForwarderConfig {
+        &self.config
     }
 
-    /// From now on the underlay carries inner packets of at most `mtu` bytes ([`Overlay::mtu`]); for when its interface, or the
-    /// TUN device, has another MTU than before. Packets that were decided on already are not looked at again.
-    ///
-    /// # Errors
-    /// [`OverlayError::Mtu`] below 68 bytes; the limit stays what it was then.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), OverlayError> {
-        let overlay = Overlay { mtu, ..self.overlay };
-        overlay.check()?;
-        self.overlay = overlay;
-        Ok(())
+    /// Sets the longest inner packet that the underlay carries ([`ForwarderConfig::mtu`]). Call it when the MTU of the underlay's
+    /// interface or of the TUN device changes. It does not affect earlier verdicts.
+    pub fn set_mtu(&mut self, mtu: Mtu) {
+        self.config.mtu = mtu;
     }
 
-    /// The address of our TUN device: as flannel has it, the network address of our subnet.
+    /// Returns the address of this host's TUN device: [`Host::tun_address`](crate::Host::tun_address).
     #[must_use]
     pub fn tun_address(&self) -> Ipv4Addr {
         self.subnet.network()
@@ -128,18 +123,19 @@ impl Forwarder {
         if hop.address.ip() == IpAddr::V4(destination) || self.is_tunnelled_already(&packet, routes) {
             return Encap::Drop(DropReason::Loop);
         }
-        match (ttl, self.overlay.ttl) {
+        match (ttl, self.config.ttl) {
             (0, _) => return Encap::Drop(DropReason::TtlZero),
             (1, TtlPolicy::BothEnds | TtlPolicy::Ingress) => {
                 return self.encapsulate_rejected(packet.into_bytes(), RejectReason::TimeExceeded, routes);
             }
             _ => {}
         }
-        let mtu = hop.mtu.map_or(self.overlay.mtu, |mtu| mtu.min(self.overlay.mtu)).min(path(hop.address.ip()));
+        let mtu =
+            hop.mtu.map_or(self.config.mtu.get(), |mtu| mtu.min(self.config.mtu.get())).min(path(hop.address.ip()));
         if segment_len.unwrap_or(len) > mtu {
             return self.encapsulate_too_long(packet.into_bytes(), hop, mtu, routes);
         }
-        if self.overlay.ttl != TtlPolicy::Preserve {
+        if self.config.ttl != TtlPolicy::Preserve {
             packet.decrement_ttl();
         }
         let (ecn, flow) = (self.outer_ecn(&packet), self.flow(&packet));
@@ -175,7 +171,7 @@ impl Forwarder {
         let Some(fragmenter) = Fragmenter::new(packet.header(), mtu) else {
             return Encap::Drop(DropReason::NotFragmented);
         };
-        if self.overlay.ttl != TtlPolicy::Preserve {
+        if self.config.ttl != TtlPolicy::Preserve {
             packet.decrement_ttl();
         }
         Encap::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter))
@@ -197,7 +193,7 @@ impl Forwarder {
         if !packet.header().dont_fragment() {
             return Err(DropReason::PathTooNarrow);
         }
-        if self.overlay.ttl != TtlPolicy::Preserve {
+        if self.config.ttl != TtlPolicy::Preserve {
             packet.set_ttl(packet.header().ttl().saturating_add(1));
         }
         Ok(self.reject_near(packet, RejectReason::FragmentationNeeded { mtu }, routes))
@@ -205,19 +201,24 @@ impl Forwarder {
 
     /// A datagram that came from the underlay.
     ///
-    /// `outer` may be its sender alone. The first failing check gives the reason: peer, header, addresses, inner source, inner
+    /// `meta` may be its sender alone. The first failing check gives the reason: peer, header, addresses, inner source, inner
     /// destination, TTL, congestion.
     #[inline]
-    pub fn decapsulate<'p>(&self, datagram: &'p mut [u8], outer: impl Into<Outer>, routes: &RouteTable) -> Decap<'p> {
-        let outer = outer.into();
-        let peer = outer.from.ip().to_canonical();
+    pub fn decapsulate<'p>(
+        &self,
+        datagram: &'p mut [u8],
+        meta: impl Into<DatagramMeta>,
+        routes: &RouteTable,
+    ) -> Decap<'p> {
+        let meta = meta.into();
+        let peer = meta.from.ip().to_canonical();
         // R64, and of R68 what is the same for all packets.
-        if !routes.has_peer(peer) && self.overlay.peer_check != PeerCheck::Off {
+        if !routes.has_peer(peer) && self.config.peer_check != PeerCheck::Off {
             return Decap::Drop(DropReason::UnknownPeer);
         }
         if !self.has_usual_checks {
-            let sender = SocketAddr::new(peer, outer.from.port());
-            return self.decapsulate_unusually(datagram, sender, outer.ecn, routes);
+            let sender = SocketAddr::new(peer, meta.from.port());
+            return self.decapsulate_unusually(datagram, sender, meta.ecn, routes);
         }
         let packet = match self.admit(datagram) {
             Ok(packet) => packet,
@@ -232,7 +233,7 @@ impl Forwarder {
         if let Err(reason) = self.check_destination(&packet, |hop| hop.address.ip() == peer, routes) {
             return Decap::Drop(reason);
         }
-        self.deliver(packet, outer.ecn, routes)
+        self.deliver(packet, meta.ecn, routes)
     }
 
     /// The rest of it with any checks of senders. The address of this one is a peer's, if that is asked for.
@@ -245,7 +246,7 @@ impl Forwarder {
         routes: &RouteTable,
     ) -> Decap<'p> {
         // R68
-        if self.overlay.peer_check == PeerCheck::AddressPort && !routes.has_next_hop(sender) {
+        if self.config.peer_check == PeerCheck::AddressPort && !routes.has_next_hop(sender) {
             return Decap::Drop(DropReason::UnknownPeer);
         }
         let packet = match self.admit(datagram) {
@@ -270,17 +271,17 @@ impl Forwarder {
         if ttl == 0 {
             return Decap::Drop(DropReason::TtlZero);
         }
-        if ttl == 1 && self.overlay.ttl == TtlPolicy::BothEnds {
+        if ttl == 1 && self.config.ttl == TtlPolicy::BothEnds {
             return self.deliver_expired(packet.into_bytes(), routes);
         }
-        if outer != Ecn::NotEct && self.overlay.ecn_egress == EcnEgress::Combined {
+        if outer != Ecn::NotEct && self.config.ecn_egress == EcnEgress::Combined {
             match packet.header().ecn().after_tunnel(outer) {
                 None => return Decap::Drop(DropReason::EcnNotCapable),
                 Some(ecn) if ecn == packet.header().ecn() => {}
                 Some(ecn) => return self.deliver_marked(packet.into_bytes(), ecn),
             }
         }
-        if self.overlay.ttl == TtlPolicy::BothEnds {
+        if self.config.ttl == TtlPolicy::BothEnds {
             packet.decrement_ttl();
         }
         Decap::Deliver(packet.into_bytes())
@@ -305,7 +306,7 @@ impl Forwarder {
             Err(error) => return Decap::Drop(error.into()),
         };
         packet.set_ecn(ecn);
-        if self.overlay.ttl == TtlPolicy::BothEnds {
+        if self.config.ttl == TtlPolicy::BothEnds {
             packet.decrement_ttl();
         }
         Decap::Deliver(packet.into_bytes())
@@ -316,7 +317,7 @@ impl Forwarder {
     fn admit<'p>(&self, bytes: &'p mut [u8]) -> Result<Ipv4PacketMut<'p>, DropReason> {
         let packet = Ipv4PacketMut::parse(bytes)?;
         let header = packet.header();
-        if header.has_source_route() && self.overlay.source_routes == SourceRoutes::Dropped {
+        if header.has_source_route() && self.config.source_routes == SourceRoutes::Dropped {
             return Err(DropReason::SourceRoute);
         }
         check_addresses(header, &self.network)?;
@@ -327,7 +328,7 @@ impl Forwarder {
     /// legal if it is a peer's.
     fn may_send_from(&self, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
         let hop = routes.lookup_v4(source);
-        match (self.overlay.source_check, self.overlay.peer_check) {
+        match (self.config.source_check, self.config.peer_check) {
             (SourceCheck::Strict, _) => {
                 let routed = hop.is_some_and(|hop| self.is_sender(hop, sender)) && !self.owns(source);
                 routed || sender.ip() == IpAddr::V4(source) && routes.has_peer(sender.ip())
@@ -340,7 +341,7 @@ impl Forwarder {
     /// Whether a next hop is who sent a datagram, as far as the peer check tells senders apart.
     fn is_sender(&self, hop: &NextHop, sender: SocketAddr) -> bool {
         let same_address = hop.address.ip() == sender.ip();
-        match self.overlay.peer_check {
+        match self.config.peer_check {
             PeerCheck::Address => same_address,
             PeerCheck::AddressPort => same_address && hop.address.port() == sender.port(),
             PeerCheck::Off => true,
@@ -349,7 +350,7 @@ impl Forwarder {
 
     /// Fault 13. A sender that is not checked may be behind NAT: it is the peer that its inner source is routed to.
     fn leads_back(&self, hop: &NextHop, source: Ipv4Addr, sender: SocketAddr, routes: &RouteTable) -> bool {
-        match (self.overlay.peer_check, routes.lookup_v4(source)) {
+        match (self.config.peer_check, routes.lookup_v4(source)) {
             (PeerCheck::Off, Some(origin)) => origin.address == hop.address,
             (PeerCheck::Off, None) => hop.address.ip() == sender.ip(),
             (PeerCheck::Address | PeerCheck::AddressPort, _) => self.is_sender(hop, sender),
@@ -371,7 +372,7 @@ impl Forwarder {
         if self.owns(destination) {
             return Ok(());
         }
-        if self.overlay.transit == Transit::Refused {
+        if self.config.transit == Transit::Refused {
             return Err(DropReason::ForeignDestination);
         }
         match routes.lookup_v4(destination) {
@@ -409,7 +410,7 @@ impl Forwarder {
 
     #[inline(always)]
     fn outer_ecn(&self, packet: &Ipv4PacketMut<'_>) -> Ecn {
-        match self.overlay.ecn_ingress {
+        match self.config.ecn_ingress {
             EcnIngress::Compatibility => Ecn::NotEct,
             EcnIngress::Normal => packet.header().ecn(),
         }
@@ -417,7 +418,7 @@ impl Forwarder {
 
     #[inline(always)]
     fn flow(&self, packet: &Ipv4PacketMut<'_>) -> u16 {
-        match self.overlay.source_port {
+        match self.config.source_port {
             SourcePort::Fixed => 0,
             SourcePort::ByFlow => flow_number(*packet.header(), packet.payload()),
         }
@@ -425,7 +426,7 @@ impl Forwarder {
 
     /// A reject whose answer goes to our own TUN.
     fn reject_near<'p>(&self, packet: Ipv4PacketMut<'p>, reason: RejectReason, routes: &RouteTable) -> Reject<'p> {
-        let source = match self.overlay.icmp_source {
+        let source = match self.config.icmp_source {
             IcmpSource::OffenderDestination => packet.header().destination(),
             IcmpSource::Fixed(source) => source,
         };
@@ -442,7 +443,7 @@ impl Forwarder {
         let offender = packet.freeze();
         let answer = reply
             .filter(|_| icmpv4::may_answer_host(&offender, |address| self.is_broadcast(address, routes)))
-            .map(|(source, reply_to)| Answer { source, ttl: self.overlay.icmp_ttl, reply_to });
+            .map(|(source, reply_to)| Answer { source, ttl: self.config.icmp_ttl, reply_to });
         Reject { offender, reason, answer }
     }
 }

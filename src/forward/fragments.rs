@@ -10,7 +10,7 @@ use crate::wire::fragment::Fragmenter;
 /// send each before you request the next. Together they count as one packet. If one is not sent, the packet is lost.
 ///
 /// ```
-/// # use loden::forward::{Encap, Forwarder, Overlay};
+/// # use loden::forward::{Encap, Forwarder, ForwarderConfig};
 /// # use loden::route::{Route, RouteTable};
 /// # use loden::Transmit;
 /// # fn send(_: &Transmit<'_>) -> bool { true }

@@ -40,11 +40,12 @@ pub struct Rate {
 ///
 /// ```
 /// use core::time::Duration;
-/// use loden::forward::{Encap, Forwarder, IcmpLimiter, Overlay};
+/// use loden::Host;
+/// use loden::forward::{Encap, Forwarder, IcmpLimiter, ForwarderConfig};
 /// use loden::route::RouteTable;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let (network, subnet) = ("100.96.0.0/16".parse::<ipnet::Ipv4Net>()?, "100.96.1.0/24".parse::<ipnet::Ipv4Net>()?);
-/// let forwarder = Forwarder::new(Overlay::new(network, subnet, ([10, 168, 0, 2], 8285)))?;
+/// let forwarder = Forwarder::new(ForwarderConfig::new(&Host::new(network, subnet, ([10, 168, 0, 2], 8285))?))?;
 /// // From 100.96.1.2 to 100.96.9.9, which has no route.
 /// let mut packet = *b"\x45\0\0\x14\0\0\0\0\x40\x11\xa8\x0e\x64\x60\x01\x02\x64\x60\x09\x09";
 /// let Encap::Reject(reject) = forwarder.encapsulate(&mut packet, &RouteTable::new()) else { panic!("no route") };

@@ -12,12 +12,12 @@ mod policy;
 mod verdict;
 
 pub use counters::{Counters, DirectionCounters, Stats};
-pub use forwarder::{Forwarder, Outer};
+pub use forwarder::{DatagramMeta, Forwarder};
 pub use fragments::Fragments;
 pub use limiter::{AllowIcmp, IcmpLimiter, Rate};
 pub use path_mtu::{EmsgsizeOutcome, IcmpOutcome, PathMode, PathMtus, SystemPath};
 pub use policy::{
-    EcnEgress, EcnIngress, IcmpSource, Overlay, OverlayError, PeerCheck, SourceCheck, SourcePort, SourceRoutes,
+    ConfigError, EcnEgress, EcnIngress, ForwarderConfig, IcmpSource, PeerCheck, SourceCheck, SourcePort, SourceRoutes,
     Transit, TtlPolicy,
 };
 pub use verdict::{Decap, DropReason, Encap, Reject, RejectReason, ReplyTo};

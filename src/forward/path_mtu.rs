@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use self::report::{Believed, judge};
 use super::{Forwarder, Stats};
+use crate::host::Overhead;
 use crate::route::RouteTable;
 use crate::wire::DatagramTooBig;
 
@@ -161,7 +162,8 @@ impl PathMtus {
         stats: &mut Stats,
     ) -> EmsgsizeOutcome {
         let peer = destination.ip();
-        let inner = |outer: u32| Self::inner(outer, peer);
+        let overhead = Overhead::of(peer);
+        let inner = |outer: u32| overhead.inner(outer);
         let refuses = |mtu: &u16| usize::from(*mtu) < len;
         if let Some(known) = self.lookup(peer, now).filter(refuses) {
             return EmsgsizeOutcome::Limit(known);
@@ -184,7 +186,7 @@ impl PathMtus {
                 limit
             }
             (None, None) => {
-                let outer = u16::try_from(len + Self::overhead(peer)).unwrap_or(u16::MAX);
+                let outer = u16::try_from(overhead.outer(len)).unwrap_or(u16::MAX);
                 let least = if peer.is_ipv4() { VERIFIED_MIN } else { UNVERIFIED_MIN };
                 inner(plateau_below(outer).max(least).into())
             }
@@ -254,7 +256,7 @@ impl PathMtus {
             Ok(believed) => believed,
             Err(ignored) => return ignored,
         };
-        let known = self.lookup(peer, now).unwrap_or(forwarder.overlay().mtu);
+        let known = self.lookup(peer, now).unwrap_or(forwarder.config().mtu.get());
         let mode = self.mode(peer, now);
         if mode == PathMode::Fragment {
             // Datagrams without DF are not refused, so the report is late or forged.
@@ -265,25 +267,10 @@ impl PathMtus {
             return IcmpOutcome::Fragmented { peer };
         }
         let mtu = mtu.max(least);
-        if mtu < forwarder.overlay().mtu && self.lower(peer, mtu, now) {
+        if mtu < forwarder.config().mtu.get() && self.lower(peer, mtu, now) {
             IcmpOutcome::Lowered { peer, mtu }
         } else {
             IcmpOutcome::NotLower
-        }
-    }
-
-    /// Returns the length of the inner packet in an outer packet: 28 bytes less over IPv4, 48 less over IPv6.
-    #[must_use]
-    pub fn inner(outer: u32, peer: IpAddr) -> u16 {
-        let left = (outer as usize).saturating_sub(Self::overhead(peer));
-        u16::try_from(left).unwrap_or(u16::MAX)
-    }
-
-    /// Returns the bytes of IP and UDP header.
-    fn overhead(peer: IpAddr) -> usize {
-        match peer {
-            IpAddr::V4(_) => 28,
-            IpAddr::V6(_) => 48,
         }
     }
 

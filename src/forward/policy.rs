@@ -1,38 +1,36 @@
-//! The settings of an overlay, and the addresses that no packet may have.
+//! The settings of a forwarder, and the addresses that no packet may have.
 
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::Ipv4Addr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 
 use super::DropReason;
-use crate::route::special;
+use crate::host::{Host, Mtu, special};
 use crate::wire::icmpv4::is_single_host;
-use crate::wire::ipv4::{Ipv4Header, MTU_MIN};
+use crate::wire::ipv4::Ipv4Header;
 
-/// The settings of one host: its view of the overlay, and its rules of forwarding.
+/// The settings of a forwarder: the identity of its host, and its rules.
 ///
-/// [`Overlay::new`] has flannel's settings with every check enabled. Change others with a struct update:
+/// [`ForwarderConfig::new`] has flannel's settings with every check enabled.
 ///
 /// ```
-/// use loden::forward::{Overlay, Transit, TtlPolicy};
+/// use loden::Host;
+/// use loden::forward::{ForwarderConfig, Transit, TtlPolicy};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let network = "100.96.0.0/16".parse::<ipnet::Ipv4Net>()?;
 /// let subnet = "100.96.1.0/24".parse::<ipnet::Ipv4Net>()?;
-/// let overlay = Overlay::new(network, subnet, ([10, 168, 0, 2], 8285));
-/// let overlay = Overlay { ttl: TtlPolicy::Ingress, transit: Transit::Allowed, ..overlay };
+/// let host = Host::new(network, subnet, ([10, 168, 0, 2], 8285))?;
+/// let config = ForwarderConfig::new(&host).with_ttl(TtlPolicy::Ingress).with_transit(Transit::Allowed);
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overlay {
-    /// The network of all hosts, for example 100.96.0.0/16.
-    pub network: IpNet,
-    /// The subnet of the network that this host owns, for example 100.96.1.0/24.
-    pub subnet: IpNet,
-    /// The underlay address and port that this host is bound to.
-    pub underlay: SocketAddr,
-    /// The longest inner packet that the underlay carries, in bytes: the interface MTU less 28. Default 1472.
-    pub mtu: u16,
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForwarderConfig {
+    /// The identity of the host.
+    pub host: Host,
+    /// The longest inner packet that the underlay carries: the interface's MTU less the overhead. Default 1472 bytes.
+    pub mtu: Mtu,
     /// The ends of the tunnel that decrement the TTL.
     pub ttl: TtlPolicy,
     /// Check of a datagram's sender.
@@ -55,15 +53,13 @@ pub struct Overlay {
     pub source_port: SourcePort,
 }
 
-impl Overlay {
+impl ForwarderConfig {
     /// Returns flannel's settings with all checks enabled.
     #[must_use]
-    pub fn new(network: impl Into<IpNet>, subnet: impl Into<IpNet>, underlay: impl Into<SocketAddr>) -> Self {
+    pub fn new(host: &Host) -> Self {
         Self {
-            network: network.into(),
-            subnet: subnet.into(),
-            underlay: underlay.into(),
-            mtu: 1472,
+            host: host.clone(),
+            mtu: Mtu::DEFAULT,
             ttl: TtlPolicy::BothEnds,
             peer_check: PeerCheck::Address,
             source_check: SourceCheck::Strict,
@@ -77,45 +73,91 @@ impl Overlay {
         }
     }
 
-    /// Returns network and subnet if the settings are valid.
-    pub(super) fn check(&self) -> Result<(Ipv4Net, Ipv4Net), OverlayError> {
-        let own = self.underlay;
-        if own.ip().is_unspecified() || own.ip().is_multicast() || own.port() == 0 {
-            return Err(OverlayError::Underlay { address: own });
-        }
+    /// Sets the longest inner packet that the underlay carries.
+    #[must_use]
+    pub fn with_mtu(self, mtu: Mtu) -> Self {
+        Self { mtu, ..self }
+    }
+
+    /// Sets the ends of the tunnel that decrement the TTL.
+    #[must_use]
+    pub fn with_ttl(self, ttl: TtlPolicy) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// Sets the check of a datagram's sender.
+    #[must_use]
+    pub fn with_peer_check(self, peer_check: PeerCheck) -> Self {
+        Self { peer_check, ..self }
+    }
+
+    /// Sets the check of the inner source.
+    #[must_use]
+    pub fn with_source_check(self, source_check: SourceCheck) -> Self {
+        Self { source_check, ..self }
+    }
+
+    /// Sets the permission of packets from peers to other subnets.
+    #[must_use]
+    pub fn with_transit(self, transit: Transit) -> Self {
+        Self { transit, ..self }
+    }
+
+    /// Sets the treatment of packets with a source route option.
+    #[must_use]
+    pub fn with_source_routes(self, source_routes: SourceRoutes) -> Self {
+        Self { source_routes, ..self }
+    }
+
+    /// Sets the source address of the ICMP errors to the own TUN device.
+    #[must_use]
+    pub fn with_icmp_source(self, icmp_source: IcmpSource) -> Self {
+        Self { icmp_source, ..self }
+    }
+
+    /// Sets the TTL of ICMP errors, in hops.
+    #[must_use]
+    pub fn with_icmp_ttl(self, icmp_ttl: u8) -> Self {
+        Self { icmp_ttl, ..self }
+    }
+
+    /// Sets the ECN field of outer packets.
+    #[must_use]
+    pub fn with_ecn_ingress(self, ecn_ingress: EcnIngress) -> Self {
+        Self { ecn_ingress, ..self }
+    }
+
+    /// Sets the treatment of a congestion mark on an outer packet.
+    #[must_use]
+    pub fn with_ecn_egress(self, ecn_egress: EcnEgress) -> Self {
+        Self { ecn_egress, ..self }
+    }
+
+    /// Sets the UDP source ports of outer packets.
+    #[must_use]
+    pub fn with_source_port(self, source_port: SourcePort) -> Self {
+        Self { source_port, ..self }
+    }
+
+    /// Checks the settings that the types do not.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.icmp_ttl == 0 {
-            return Err(OverlayError::IcmpTtl);
-        }
-        if self.mtu < MTU_MIN {
-            return Err(OverlayError::Mtu { mtu: self.mtu });
-        }
-        let (network, subnet) = match (self.network.trunc(), self.subnet.trunc()) {
-            (IpNet::V4(_), IpNet::V4(subnet)) if subnet.network().is_unspecified() => {
-                return Err(OverlayError::SubnetUnspecified { subnet: self.subnet });
-            }
-            (IpNet::V4(network), IpNet::V4(subnet)) if network.contains(&subnet) => (network, subnet),
-            (IpNet::V4(_), IpNet::V4(_)) => {
-                return Err(OverlayError::SubnetOutside { subnet: self.subnet, network: self.network });
-            }
-            (net @ IpNet::V6(_), _) | (_, net @ IpNet::V6(_)) => return Err(OverlayError::Ipv6 { net }),
-        };
-        if let Some(range) = special::range_of(subnet.network().into(), subnet.broadcast().into(), network.into()) {
-            return Err(OverlayError::Special { subnet: self.subnet, range });
+            return Err(ConfigError::IcmpTtl);
         }
         if let IcmpSource::Fixed(address) = self.icmp_source
             && (!is_single_host(address) || address.is_link_local())
-            && !special::is_made_ordinary(address, network)
+            && !special::is_made_ordinary(address, self.host.network())
         {
-            return Err(OverlayError::IcmpSource { address });
+            return Err(ConfigError::IcmpSource { address });
         }
-        Ok((network, subnet))
+        Ok(())
     }
 }
 
 /// The reason why a forwarder refuses settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum OverlayError {
+pub enum ConfigError {
     /// The address cannot be the source of a packet.
     #[error("{address} cannot be the source of ICMP errors; name an address of one host that the pods have a route to")]
     IcmpSource {
@@ -125,48 +167,6 @@ pub enum OverlayError {
     /// The ICMP errors would never arrive.
     #[error("the TTL of ICMP errors is 0; choose 1 or more, 64 is common")]
     IcmpTtl,
-    /// The overlay does not carry IPv6 yet.
-    #[error("{net} is IPv6, which the overlay does not carry yet")]
-    Ipv6 {
-        /// The network or subnet.
-        net: IpNet,
-    },
-    /// The MTU is below 68 bytes, which every IPv4 path carries (RFC 791).
-    #[error("MTU {mtu} is below the IPv4 minimum of 68; choose 68 or more")]
-    Mtu {
-        /// The MTU.
-        mtu: u16,
-    },
-    /// Routers do not forward packets of these addresses (R71), unless the whole network is inside 240/4 or 169.254/16.
-    #[error(
-        "subnet {subnet} is in {range}, whose addresses are not carried; choose another network such as 100.96.0.0/16"
-    )]
-    Special {
-        /// The subnet.
-        subnet: IpNet,
-        /// The range.
-        range: IpNet,
-    },
-    /// The subnet must be part of the network.
-    #[error("subnet {subnet} is not inside the overlay network {network}; choose a part of it")]
-    SubnetOutside {
-        /// The subnet.
-        subnet: IpNet,
-        /// The network.
-        network: IpNet,
-    },
-    /// The forwarder recognises its own packets inside the tunnel by the address and port that peers send to.
-    #[error("{address} is not the address and port of one host; use those that the socket is bound to")]
-    Underlay {
-        /// The address and port.
-        address: SocketAddr,
-    },
-    /// The address of the TUN device would be 0.0.0.0.
-    #[error("subnet {subnet} begins at 0.0.0.0, which cannot be the TUN device's address; choose another")]
-    SubnetUnspecified {
-        /// The subnet.
-        subnet: IpNet,
-    },
 }
 
 /// The ends of the tunnel that decrement a packet's TTL.

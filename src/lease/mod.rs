@@ -25,15 +25,16 @@
 //!
 //! ```
 //! use core::time::Duration;
-//! use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+//! use loden::Host;
+//! use loden::lease::{Lease, LeaseEvent, Reconciler, SourceId};
 //! use loden::route::{Route, RouteChange};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let host = Host::new(
 //!     "100.96.0.0/16".parse::<ipnet::Ipv4Net>()?,
 //!     "100.96.1.0/24".parse::<ipnet::Ipv4Net>()?,
 //!     ([10, 168, 0, 2], 8285),
-//! );
-//! let mut reconciler = Reconciler::new(host);
+//! )?;
+//! let mut reconciler = Reconciler::new(&host);
 //! let source = SourceId::default();
 //! let theirs = "100.96.2.0/24".parse::<ipnet::Ipv4Net>()?;
 //! let list = vec![
@@ -74,7 +75,7 @@ mod conflict;
 mod event;
 #[cfg(feature = "flannel")]
 pub mod flannel;
-mod host;
+mod identity;
 mod range;
 mod reconciler;
 mod renewal_timer;
@@ -84,7 +85,8 @@ pub use allocate::{AllocateError, Held, Step, allocation_order};
 pub use backoff::{Backoff, Retry};
 pub use conflict::{Conflict, ConflictChange, ConflictCounts, Refusal};
 pub use event::{Lease, LeaseEvent, LeaseId, SourceId};
-pub use host::Host;
+#[cfg(feature = "sim")]
+pub(crate) use identity::Identity;
 pub use range::{RangeEnd, RangeError, SubnetRange};
 pub use reconciler::{Counters, Reconciler};
 pub use renewal_timer::RenewalTimer;

@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::route::special;
+use crate::host::special;
 
 /// An overlay network divided into subnets of one length, and the range of subnets that may be leased.
 ///

@@ -2,7 +2,6 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-#[cfg(feature = "sim")]
 use core::net::SocketAddr;
 use core::time::Duration;
 
@@ -12,8 +11,9 @@ use ipnet::IpNet;
 use super::claims::Claims;
 use super::conflict::{Conflict, ConflictChange, ConflictCounts, Subject};
 use super::event::{Lease, LeaseEvent, LeaseId, SourceId};
-use super::host::{Host, Relation};
+use super::identity::{Identity, Relation};
 use super::source::Source;
+use crate::host::Host;
 use crate::route::{Route, RouteChange};
 
 /// The state that turns leases into routes. See the [module](super) for the loop and for the rules.
@@ -21,7 +21,7 @@ use crate::route::{Route, RouteChange};
 /// `K` is the type of the sources' names for leases. The leases of one source have different names.
 #[derive(Clone, Debug)]
 pub struct Reconciler<K> {
-    host: Host,
+    identity: Identity,
     /// The latest time passed so far.
     now: Duration,
     sources: BTreeMap<SourceId, Source<K>>,
@@ -51,15 +51,25 @@ pub struct Counters {
 }
 
 impl<K: Ord + Clone> Reconciler<K> {
-    /// Creates a reconciler without leases.
+    /// Creates a reconciler without leases, which judges leases by the identity of `host`.
     #[must_use]
-    pub fn new(host: Host) -> Self {
-        let host = host.normalised();
+    pub fn new(host: &Host) -> Self {
+        Self::judging_by(Identity::new(host))
+    }
+
+    /// Sets the address and port by which others reach this host, as in its own lease. The default is the bound address
+    /// and port ([`Host::underlay`]). NAT may translate these.
+    #[must_use]
+    pub fn with_public_address(self, address: SocketAddr) -> Self {
+        Self { identity: self.identity.with_underlay(address), ..self }
+    }
+
+    pub(crate) fn judging_by(identity: Identity) -> Self {
         Self {
-            host,
+            identity,
             now: Duration::ZERO,
             sources: BTreeMap::new(),
-            claims: Claims::new(host.subnet),
+            claims: Claims::new(identity.subnet),
             own: 0,
             counters: Counters::default(),
         }
@@ -242,7 +252,7 @@ impl<K: Ord + Clone> Reconciler<K> {
             Some(_) => self.counters.changed += 1,
         }
         let id = LeaseId { source, key };
-        let relation = self.host.judge(&lease);
+        let relation = self.identity.judge(&lease);
         if let Some(old) = old {
             self.withdraw(&id, &old, relation == Relation::Contender && old.subnet == lease.subnet);
         }
@@ -266,7 +276,7 @@ impl<K: Ord + Clone> Reconciler<K> {
 
     /// Reverts all effects of a lease, except a claim that is about to be replaced.
     fn withdraw(&mut self, id: &LeaseId<K>, old: &Lease, claim_stays: bool) {
-        match self.host.judge(old) {
+        match self.identity.judge(old) {
             Relation::Contender if claim_stays => {}
             Relation::Contender => self.claims.remove(id, old.subnet),
             Relation::Own => self.own -= 1,

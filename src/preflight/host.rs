@@ -95,7 +95,7 @@ impl Host {
     /// Returns the MTU that the TUN device has or will have in bytes.
     pub(super) fn tun_mtu(&self, config: &PreflightConfig) -> Option<u32> {
         let of_device = || self.named(&config.tun).map(|link| link.state.mtu);
-        config.mtu.or_else(of_device).or_else(|| self.underlay.as_ref().map(Underlay::tun_mtu))
+        config.mtu.map(u32::from).or_else(of_device).or_else(|| self.underlay.as_ref().map(Underlay::inner_len))
     }
 }
 

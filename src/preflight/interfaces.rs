@@ -40,7 +40,7 @@ impl Host {
         let is_overlay = |(destination, route): &(Ipv4Net, RouteEntry)| {
             *destination == config.network && self.is_ours(route, config)
         };
-        let has_mtu = config.mtu.is_none_or(|mtu| mtu == device.state.mtu);
+        let has_mtu = config.mtu.is_none_or(|mtu| u32::from(mtu) == device.state.mtu);
         device.is_tun() && device.state.up && has_mtu && has_address && self.routes.iter().any(is_overlay)
     }
 
@@ -55,14 +55,14 @@ impl Host {
             return findings;
         }
         if let (Some(mtu), Some(underlay)) = (self.tun_mtu(config), &self.underlay)
-            && mtu > underlay.tun_mtu()
+            && mtu > underlay.inner_len()
         {
             findings.push(Finding::MtuTooLarge {
                 tun: config.tun.clone(),
                 mtu,
                 interface: underlay.name.clone(),
                 interface_mtu: underlay.mtu,
-                max_mtu: underlay.tun_mtu(),
+                max_mtu: underlay.inner_len(),
             });
         }
         findings
@@ -112,7 +112,7 @@ impl Host {
 
     /// Returns the largest packet in bytes that the TUN device and the underlay carry.
     fn path_mtu(&self, config: &PreflightConfig) -> Option<u32> {
-        let underlay = self.underlay.as_ref().map(Underlay::tun_mtu);
+        let underlay = self.underlay.as_ref().map(Underlay::inner_len);
         self.tun_mtu(config).into_iter().chain(underlay).min()
     }
 }

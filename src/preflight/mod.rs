@@ -1,7 +1,7 @@
 //! Findings about this host that keep a tunnel from working (feature `preflight`, Linux).
 //!
 //! ```text
-//!   PreflightConfig { network, subnet, listen, tun, … }
+//!   PreflightConfig::new(&host, tun)
 //!       │                                     rights      CAP_NET_ADMIN, /dev/net/tun
 //!       │       ┌── rtnetlink ──────────────▶ interfaces  listen address, overlap, TUN device, bridges, MTUs
 //!       ▼       │                             routes      routes of a former backend
@@ -19,11 +19,14 @@
 //! - **Network namespace.** All readings are of the namespace of the calling thread.
 //!
 //! ```no_run
+//! use loden::Host;
+//! use loden::ipnet::Ipv4Net;
 //! use loden::preflight::{PreflightConfig, Severity, check};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (network, subnet) = ("100.96.0.0/16".parse()?, "100.96.1.0/24".parse()?);
-//! let findings = check(&PreflightConfig::new(network, subnet, [10, 168, 0, 2], "loden0"));
+//! let (network, subnet) = ("100.96.0.0/16".parse::<Ipv4Net>()?, "100.96.1.0/24".parse::<Ipv4Net>()?);
+//! let host = Host::new(network, subnet, ([10, 168, 0, 2], 8285))?;
+//! let findings = check(&PreflightConfig::new(&host, "loden0"));
 //! for finding in &findings {
 //!     eprintln!("{}: {finding}", finding.severity());
 //! }
@@ -56,9 +59,6 @@ pub use self::firewall::NftablesChain;
 use self::host::Host;
 pub use self::routes::KernelRoute;
 
-/// The default port of flannel.
-const DEFAULT_PORT: u16 = 8285;
-
 /// The configuration of a tunnel that is planned or runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -69,13 +69,12 @@ pub struct PreflightConfig {
     pub subnet: Ipv4Net,
     /// The address of this host that peers send to.
     pub listen: IpAddr,
-    /// The UDP port that peers send to. Default 8285.
+    /// The UDP port that peers send to.
     pub port: u16,
     /// The name of the TUN device, which need not exist. A pattern such as `loden%d` never exists.
     pub tun: String,
-    /// The MTU that the device will get, in bytes. Default `None`: its current MTU, or the MTU that the underlay
-    /// leaves.
-    pub mtu: Option<u32>,
+    /// The MTU that the device will get. Default `None`: its current MTU, or the MTU that the underlay leaves.
+    pub mtu: Option<crate::Mtu>,
     /// Known addresses of other hosts. For a listen address on a loopback or dummy device, the routes to them determine
     /// the interface that carries the datagrams. Default none: the default route determines it.
     pub peers: Vec<IpAddr>,
@@ -84,22 +83,17 @@ pub struct PreflightConfig {
 }
 
 impl PreflightConfig {
-    /// Creates a configuration with the default port and without MTU, peers and bridge.
+    /// Creates a configuration without MTU, peers and bridge.
     #[must_use]
-    pub fn new(network: Ipv4Net, subnet: Ipv4Net, listen: impl Into<IpAddr>, tun: impl Into<String>) -> Self {
-        let (listen, tun) = (listen.into(), tun.into());
-        Self { network, subnet, listen, port: DEFAULT_PORT, tun, mtu: None, peers: Vec::new(), bridge: None }
+    pub fn new(host: &crate::Host, tun: impl Into<String>) -> Self {
+        let (network, subnet, underlay, tun) = (host.network(), host.subnet(), host.underlay(), tun.into());
+        let (listen, port) = (underlay.ip(), underlay.port());
+        Self { network, subnet, listen, port, tun, mtu: None, peers: Vec::new(), bridge: None }
     }
 
-    /// Sets the UDP port that peers send to.
+    /// Sets the MTU that the device will get.
     #[must_use]
-    pub fn with_port(self, port: u16) -> Self {
-        Self { port, ..self }
-    }
-
-    /// Sets the MTU that the device will get, in bytes.
-    #[must_use]
-    pub fn with_mtu(self, mtu: u32) -> Self {
+    pub fn with_mtu(self, mtu: crate::Mtu) -> Self {
         Self { mtu: Some(mtu), ..self }
     }
 
@@ -119,7 +113,7 @@ impl PreflightConfig {
 /// Checks this host and returns all findings, the most severe first.
 ///
 /// The settings are not checked against each other, for example that the network contains the subnet.
-/// [`Forwarder::new`](crate::forward::Forwarder::new) does that.
+/// [`Host::new`](crate::Host::new) does that.
 #[must_use]
 pub fn check(config: &PreflightConfig) -> Vec<Finding> {
     let config = PreflightConfig { network: config.network.trunc(), subnet: config.subnet.trunc(), ..config.clone() };

@@ -8,14 +8,13 @@ mod next_hops;
 #[cfg(feature = "std")]
 mod publish;
 mod rib;
-pub(crate) mod special;
 mod table;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::wire::ipv4::MTU_MIN;
+use crate::host::Mtu;
 
 #[cfg(feature = "std")]
 pub use publish::{RoutePublisher, RouteReader};
@@ -134,11 +133,12 @@ pub(crate) struct Own {
     subnet: Option<IpNet>,
 }
 
-#[cfg(feature = "sim")]
+#[cfg(any(feature = "sim", feature = "std"))]
 impl Own {
-    pub(crate) fn new(address: SocketAddr, subnet: IpNet) -> Self {
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        Self { address: Some(address), subnet: Some(subnet.trunc()) }
+    pub(crate) fn new(host: &crate::Host) -> Self {
+        // Like a next hop, without an IPv6 scope.
+        let address = SocketAddr::new(host.underlay().ip(), host.underlay().port());
+        Self { address: Some(address), subnet: Some(host.subnet().into()) }
     }
 }
 
@@ -154,7 +154,7 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
         _ if route.next_hop.port() == 0 => Err(RouteError::ZeroPort),
         _ if Some(route.next_hop) == own.address => Err(RouteError::OwnAddress),
         _ if Some(route.subnet) == own.subnet => Err(RouteError::OwnSubnet),
-        Some(mtu) if mtu < MTU_MIN => Err(RouteError::MtuTooSmall { mtu }),
+        Some(mtu) if mtu < Mtu::MIN.get() => Err(RouteError::MtuTooSmall { mtu }),
         _ => Ok(()),
     }
 }

@@ -5,13 +5,11 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::SocketAddr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
-
 use super::{Applied, Own, RouteChange, RouteTable};
+use crate::host::Host;
 
 /// The owner of the current table. It publishes the next table to every reader.
 ///
@@ -53,18 +51,11 @@ impl RoutePublisher {
         Self { shared: Arc::new(shared), table, own: Own::default(), retired: Vec::new() }
     }
 
-    /// Creates a publisher that also refuses routes to `own`, the address and port that this host is bound to.
+    /// Creates a publisher of an empty table. It refuses routes to the address and port that `host` is bound to, and a
+    /// route for the subnet that `host` owns.
     #[must_use]
-    pub fn bound_to(own: SocketAddr) -> Self {
-        let address = Some(SocketAddr::new(own.ip().to_canonical(), own.port()));
-        Self { own: Own { address, subnet: None }, ..Self::new() }
-    }
-
-    /// Returns the publisher with one more rule: it refuses a route for `subnet`, the subnet that this host owns.
-    #[must_use]
-    pub fn owning(mut self, subnet: impl Into<IpNet>) -> Self {
-        self.own.subnet = Some(subnet.into().trunc());
-        self
+    pub fn for_host(host: &Host) -> Self {
+        Self { own: Own::new(host), ..Self::new() }
     }
 
     /// Applies all changes in their order and publishes the new table once, if anything changed.

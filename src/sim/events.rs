@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::node::Output;
 use super::underlay::{Datagram, Outcome};
 use super::{Delivered, Direction, Event, Fate, Loss, Node, NodeId, Record, Sim};
-use crate::forward::Outer;
+use crate::forward::DatagramMeta;
 use crate::wire::Ecn;
 
 /// A scheduled event.
@@ -68,7 +68,7 @@ impl<K: Ord + Clone> Sim<K> {
         self.underlay.counters.arrived += 1;
         self.record(|| Event::Arrived { node, from, datagram: payload.clone() });
         self.node_mut(node).seen.from_underlay += 1;
-        let outer = Outer { from, ecn };
+        let outer = DatagramMeta { from, ecn };
         self.decide(node, Direction::Inbound, |node, now, out| node.decapsulate(owned(payload), outer, now, out));
     }
 
@@ -102,7 +102,7 @@ impl<K: Ord + Clone> Sim<K> {
     fn put_on_underlay(&mut self, id: NodeId, to: SocketAddr, ecn: Ecn, payload: Bytes) {
         let node = self.node_mut(id);
         node.seen.to_underlay += 1;
-        let from = node.overlay().underlay;
+        let from = node.config().host.underlay();
         self.record(|| Event::Sent { node: id, to, datagram: payload.clone() });
         self.underlay.counters.sent += 1;
         let mut datagram = Datagram { from, to, ecn, payload };

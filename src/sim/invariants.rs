@@ -114,7 +114,8 @@ fn check_node(id: NodeId, node: &Node) -> Result<(), InvariantViolation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forward::Overlay;
+    use crate::Host;
+    use crate::forward::ForwarderConfig;
     use crate::sim::Sim;
     use ipnet::Ipv4Net;
     use std::string::ToString;
@@ -124,7 +125,8 @@ mod tests {
         let net = |octet, len| Ipv4Net::new_assert([100, 96, octet, 0].into(), len);
         let mut sim = Sim::new(net(0, 16), 1);
         let nodes = [1, 2]
-            .map(|host| sim.add_node(Overlay::new(net(0, 16), net(host, 24), ([10, 168, 0, host], 8285))).unwrap());
+            .map(|host| Host::new(net(0, 16), net(host, 24), ([10, 168, 0, host], 8285)).unwrap())
+            .map(|host| sim.add_node(ForwarderConfig::new(&host)).unwrap());
         assert_eq!(sim.check(), Ok(()));
         tamper(&mut sim, nodes[1]);
         sim.check().unwrap_err().to_string()

@@ -11,7 +11,8 @@ use core::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::lease::{Counters, Host, LeaseEvent, Reconciler, SourceId};
+use crate::host::Host;
+use crate::lease::{Counters, Identity, LeaseEvent, Reconciler, SourceId};
 use crate::route::{Applied, Own, Route, RouteChange, RouteTable};
 
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(super) struct Leases<K> {
 /// One node's routes.
 #[derive(Debug)]
 pub(super) struct NodeRoutes {
-    host: Host,
+    identity: Identity,
     own: Own,
     table: RouteTable,
     /// The revision of the leases that the table was built from.
@@ -39,7 +40,8 @@ impl<K: Ord + Clone> Leases<K> {
     pub(super) fn new(network: IpNet) -> Self {
         // IPv6 is never routed, so neither value can match an IPv4 lease.
         let nobody = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-        let reconciler = Reconciler::new(Host::new(network, Ipv6Net::from(Ipv6Addr::UNSPECIFIED), nobody));
+        let subnet = Ipv6Net::from(Ipv6Addr::UNSPECIFIED).into();
+        let reconciler = Reconciler::judging_by(Identity { network, subnet, underlay: nobody });
         Self { reconciler, table: RouteTable::new(), routed: BTreeMap::new() }
     }
 
@@ -98,7 +100,7 @@ impl<K: Ord + Clone> Leases<K> {
     }
 
     fn table_of(&self, node: &NodeRoutes) -> RouteTable {
-        let Host { subnet: own, underlay, .. } = node.host;
+        let Identity { subnet: own, underlay, .. } = node.identity;
         let mut changes: Vec<_> = self.reconciler.routed_inside(own).map(RouteChange::Delete).collect();
         let to_itself = self.routed.get(&underlay).into_iter().flatten().filter(|subnet| !own.contains(*subnet));
         changes.extend(to_itself.map(|subnet| {
@@ -114,11 +116,10 @@ impl<K: Ord + Clone> Leases<K> {
 }
 
 impl NodeRoutes {
-    pub(super) fn new(host: Host) -> Self {
-        let host = host.normalised();
+    pub(super) fn new(host: &Host) -> Self {
         Self {
-            host,
-            own: Own::new(host.underlay, host.subnet),
+            identity: Identity::new(host),
+            own: Own::new(host),
             table: RouteTable::new(),
             revision: 0,
             fixed: BTreeMap::new(),

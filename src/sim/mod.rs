@@ -31,15 +31,16 @@
 //!
 //! ```
 //! use core::time::Duration;
-//! use loden::forward::Overlay;
+//! use loden::Host;
+//! use loden::forward::ForwarderConfig;
 //! use loden::lease::{Lease, LeaseEvent, SourceId};
 //! use loden::sim::{Loss, Sim, udp_packet};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let network: ipnet::Ipv4Net = "100.96.0.0/16".parse()?;
 //! let (subnet_a, subnet_b): (ipnet::Ipv4Net, ipnet::Ipv4Net) = ("100.96.1.0/24".parse()?, "100.96.2.0/24".parse()?);
 //! let mut sim = Sim::new(network, 42);
-//! let a = sim.add_node(Overlay::new(network, subnet_a, ([10, 168, 0, 2], 8285)))?;
-//! let b = sim.add_node(Overlay::new(network, subnet_b, ([10, 168, 0, 3], 8285)))?;
+//! let a = sim.add_node(ForwarderConfig::new(&Host::new(network, subnet_a, ([10, 168, 0, 2], 8285))?))?;
+//! let b = sim.add_node(ForwarderConfig::new(&Host::new(network, subnet_b, ([10, 168, 0, 3], 8285))?))?;
 //! // The leases of your own source, here with names as keys.
 //! let found = [("a", Lease::new(subnet_a, ([10, 168, 0, 2], 8285))), ("b", Lease::new(subnet_b, ([10, 168, 0, 3], 8285)))];
 //! sim.lease_event(SourceId::default(), LeaseEvent::Snapshot(found.to_vec()));

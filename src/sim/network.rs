@@ -15,7 +15,7 @@ use super::node::Output;
 use super::queue::Queue;
 use super::underlay::{Datagram, Underlay};
 use super::{LinkProfile, Node, NodeId, Record, UnderlayCounters};
-use crate::forward::{Counters, Forwarder, Outer, Overlay, OverlayError};
+use crate::forward::{ConfigError, Counters, DatagramMeta, Forwarder, ForwarderConfig};
 use crate::lease::{LeaseEvent, Reconciler, SourceId};
 use crate::route::{Applied, RouteChange, RouteTable};
 
@@ -74,7 +74,7 @@ pub enum NodeError {
     },
     /// The forwarder refuses the settings.
     #[error(transparent)]
-    Overlay(#[from] OverlayError),
+    Config(#[from] ConfigError),
 }
 
 impl<K: Ord + Clone> Sim<K> {
@@ -101,13 +101,13 @@ impl<K: Ord + Clone> Sim<K> {
     ///
     /// # Errors
     /// The settings are invalid, or conflict with those of another node.
-    pub fn add_node(&mut self, overlay: Overlay) -> Result<NodeId, NodeError> {
-        let forwarder = Forwarder::new(overlay)?;
-        let (network, ours, id) = (overlay.network.trunc(), self.network, NodeId(self.nodes.len()));
+    pub fn add_node(&mut self, config: ForwarderConfig) -> Result<NodeId, NodeError> {
+        let (network, underlay) = (config.host.network().into(), config.host.underlay());
+        let (forwarder, ours, id) = (Forwarder::new(config)?, self.network, NodeId(self.nodes.len()));
         if network != ours {
             return Err(NodeError::OtherNetwork { network, ours });
         }
-        let address = SocketAddr::new(overlay.underlay.ip().to_canonical(), overlay.underlay.port());
+        let address = SocketAddr::new(underlay.ip(), underlay.port());
         self.underlay.connect(id, address).map_err(|node| NodeError::AddressTaken { address, node })?;
         self.nodes.push(Node::new(forwarder));
         Ok(id)
@@ -135,9 +135,9 @@ impl<K: Ord + Clone> Sim<K> {
     }
 
     /// Delivers a datagram to a node that no node has sent, from a stranger or with a forged sender.
-    pub fn inject(&mut self, node: NodeId, outer: impl Into<Outer>, datagram: impl Into<Bytes>) {
-        let Outer { from, ecn } = outer.into();
-        let datagram = Datagram { from, to: self[node].overlay().underlay, ecn, payload: datagram.into() };
+    pub fn inject(&mut self, node: NodeId, outer: impl Into<DatagramMeta>, datagram: impl Into<Bytes>) {
+        let DatagramMeta { from, ecn } = outer.into();
+        let datagram = Datagram { from, to: self[node].config().host.underlay(), ecn, payload: datagram.into() };
         self.underlay.counters.injected += 1;
         self.receive(node, datagram);
     }

@@ -11,10 +11,10 @@ use super::leases::NodeRoutes;
 use super::underlay::{Datagram, outer_len};
 use crate::endpoint::{Direction, Endpoint, Inbound, Outbound, Reply};
 use crate::forward::{
-    Counters, DropReason, EmsgsizeOutcome, Forwarder, IcmpOutcome, Outer, Overlay, PathMtus, RejectReason, ReplyTo,
-    SystemPath,
+    Counters, DatagramMeta, DropReason, EmsgsizeOutcome, Forwarder, ForwarderConfig, IcmpOutcome, RejectReason,
+    ReplyTo, SystemPath,
 };
-use crate::lease::Host;
+use crate::host::Overhead;
 use crate::offload::VnetHeader;
 use crate::transmit::Way;
 use crate::wire::{DatagramTooBig, Ecn};
@@ -80,20 +80,14 @@ pub(super) struct Seen {
 
 impl Node {
     pub(super) fn new(forwarder: Forwarder) -> Self {
-        let Overlay { network, subnet, underlay, .. } = *forwarder.overlay();
-        Self {
-            endpoint: Endpoint::new(forwarder),
-            routes: NodeRoutes::new(Host::new(network, subnet, underlay)),
-            link_mtu: LINK_MTU,
-            is_up: true,
-            seen: Seen::default(),
-        }
+        let routes = NodeRoutes::new(&forwarder.config().host);
+        Self { endpoint: Endpoint::new(forwarder), routes, link_mtu: LINK_MTU, is_up: true, seen: Seen::default() }
     }
 
     /// Returns the settings of its forwarder.
     #[must_use]
-    pub fn overlay(&self) -> &Overlay {
-        self.endpoint.forwarder().overlay()
+    pub fn config(&self) -> &ForwarderConfig {
+        self.endpoint.forwarder().config()
     }
 
     /// Returns the counters of all packets. A restart keeps them.
@@ -169,7 +163,7 @@ impl Node {
             Outbound::Drop(reason) => return Fate::Dropped(reason),
         };
         // The node's link refuses it at once, as EMSGSIZE does.
-        let link = PathMtus::inner((*link_mtu).into(), way.destination.ip());
+        let link = Overhead::of(way.destination.ip()).inner((*link_mtu).into());
         if let Some(longest) = datagrams.iter_mut().max_by_key(|datagram| datagram.len())
             && longest.len() > link.into()
         {
@@ -194,7 +188,7 @@ impl Node {
     pub(super) fn decapsulate(
         &mut self,
         mut datagram: BytesMut,
-        outer: Outer,
+        outer: DatagramMeta,
         now: Duration,
         out: &mut Vec<Output>,
     ) -> Fate {
@@ -202,7 +196,7 @@ impl Node {
         let len = match endpoint.handle_inbound(&mut datagram, outer, routes.table(), now) {
             Inbound::Deliver(packet) => packet.len(),
             Inbound::Reply(Reply { message, to: to @ ReplyTo::Peer(peer), reason }) => {
-                if message.len() > PathMtus::inner((*link_mtu).into(), peer.ip()).into() {
+                if message.len() > Overhead::of(peer.ip()).inner((*link_mtu).into()).into() {
                     endpoint.handle_reply_error(Direction::Inbound, to, reason);
                     return Fate::Dropped(reason.into());
                 }

@@ -10,9 +10,6 @@ use super::{Ecn, checksum};
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
 
-/// The smallest MTU of an IPv4 path, in bytes (RFC 791 section 3.2).
-pub const MTU_MIN: u16 = 68;
-
 pub(super) mod field {
     pub(crate) const TYPE_OF_SERVICE: usize = 1;
     pub(crate) const TOTAL_LEN: usize = 2;

@@ -18,7 +18,8 @@ use super::failing::{Failing, Failure};
 use super::strangers::{Stranger, Strangers};
 use crate::endpoint::Endpoint;
 use crate::engine::Engine;
-use crate::forward::{AllowIcmp, Counters, Forwarder, IcmpLimiter, OverlayError, PathMtus, Reject};
+use crate::forward::{AllowIcmp, Counters, Forwarder, IcmpLimiter, PathMtus, Reject};
+use crate::host::Mtu;
 use crate::sys::Feature;
 
 /// The longest time for which a busy worker does not publish its counters.
@@ -139,18 +140,14 @@ impl Handle {
     /// - Unless the limit becomes lower, learned path MTUs are forgotten, because the narrow link may have been this
     ///   host's interface. A path with another narrow link is learned again with one packet.
     /// - Packets from peers have no limit: every packet that the underlay carried is written to the TUN.
-    ///
-    /// # Errors
-    /// [`OverlayError::Mtu`] below 68 bytes. Nothing changes then.
-    pub fn set_mtu(&self, mtu: u16) -> Result<(), OverlayError> {
+    pub fn set_mtu(&self, mtu: Mtu) {
         let mut forwarder = lock(&self.0.forwarder);
-        let before = forwarder.overlay().mtu;
-        forwarder.set_mtu(mtu)?;
+        let before = forwarder.config().mtu;
+        forwarder.set_mtu(mtu);
         if mtu >= before {
             lock(&self.0.paths).forget();
         }
         self.0.mtu_version.fetch_add(1, Ordering::Release);
-        Ok(())
     }
 
     /// Replaces the limits on ICMP errors, which hold for the group as a whole.
@@ -256,9 +253,8 @@ impl Membership {
         let mtu_version = group.mtu_version.load(Ordering::Acquire);
         if mtu_version != self.mtu_version {
             self.mtu_version = mtu_version;
-            let mtu = lock(&group.forwarder).overlay().mtu;
-            // `Handle::set_mtu` has checked it.
-            let _ = endpoint.set_mtu(mtu);
+            let mtu = lock(&group.forwarder).config().mtu;
+            endpoint.set_mtu(mtu);
         }
         let mut paths = lock(&group.paths);
         if endpoint.paths().changes() != self.path_changes && paths.merge(endpoint.paths()) {

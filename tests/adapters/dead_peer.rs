@@ -3,7 +3,8 @@
 use core::net::{Ipv4Addr, SocketAddr};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
-use loden::forward::{Forwarder, Overlay};
+use loden::Host;
+use loden::forward::{Forwarder, ForwarderConfig};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::{TunOffload, UdpConfig, UdpTransport};
@@ -67,8 +68,8 @@ fn r61_fault_33_a_flood_to_a_dead_peer_costs_a_healthy_one_no_packet() {
             let changes = peers.map(|(subnet, host)| RouteChange::Set(Route::new(net(subnet), (host, 8285))));
             assert!(routes.apply(changes).refused.is_empty());
             let own = SocketAddr::from(([10, 1, 1, 1], 8285));
-            let forwarder =
-                Forwarder::new(Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), own)).expect("valid");
+            let host = Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), own).expect("valid");
+            let forwarder = Forwarder::new(ForwarderConfig::new(&host)).expect("valid");
             let mut worker = Worker::new(tun, udp, forwarder, routes.reader());
             if receive_errors {
                 // One packet per call, so that the next call that meets the error is a send.

@@ -2,7 +2,8 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
-use loden::forward::{Forwarder, Overlay};
+use loden::Host;
+use loden::forward::{Forwarder, ForwarderConfig};
 use loden::ipnet::Ipv4Net;
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpTransport};
@@ -74,10 +75,11 @@ pub(crate) fn peer(address: &str) -> (UdpSocket, SocketAddr) {
 /// Returns a worker for 100.96.1.0/24 whose route to 100.96.2.0/24 leads to `peer`.
 pub(crate) fn worker(tun: Tun, udp: UdpTransport, peer: SocketAddr) -> Worker {
     let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
-    let mut routes = RoutePublisher::bound_to(udp.local_addr());
+    let host = Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), udp.local_addr()).expect("an identity");
+    let mut routes = RoutePublisher::for_host(&host);
     assert!(routes.apply([RouteChange::Set(Route::new(net("100.96.2.0/24"), peer))]).refused.is_empty());
-    let overlay = Overlay::new(net("100.96.0.0/16"), net("100.96.1.0/24"), udp.local_addr());
-    Worker::new(tun, udp, Forwarder::new(overlay).expect("an overlay"), routes.reader())
+    let forwarder = Forwarder::new(ForwarderConfig::new(&host)).expect("valid settings");
+    Worker::new(tun, udp, forwarder, routes.reader())
 }
 
 /// Runs an ignored test of this program in a process of its own.

@@ -2,10 +2,10 @@
 
 use core::net::Ipv4Addr;
 
-use loden::forward::{DropReason, IcmpSource, Overlay, Transit};
+use loden::forward::{DropReason, IcmpSource, Transit};
 use loden::route::Route;
 
-use support::host::{Host, Outcome, POD, POD_A, host_a, host_b, net, overlay};
+use support::host::{Host, Outcome, POD, POD_A, config, config_of, host_a, host_b, net, own};
 use support::model;
 use support::packet::{ICMP, Ipv4, icmp};
 
@@ -24,7 +24,7 @@ const CLASSES: [([u8; 4], [u8; 4], DropReason, DropReason); 5] = {
 
 /// Returns a host that routes every address: to B, except A's own. B may send anything for anyone.
 fn open() -> Host {
-    Host::with_default_route(Overlay { transit: Transit::Allowed, ..overlay() }, host_b())
+    Host::with_default_route(config().with_transit(Transit::Allowed), host_b())
 }
 
 fn naive(address: Ipv4Addr, of: fn(&(DropReason, DropReason)) -> DropReason) -> Option<DropReason> {
@@ -143,10 +143,10 @@ fn r71_a_network_that_linux_carries_makes_its_own_addresses_ordinary() {
         let (network, ours, theirs, special) = (parse(network), parse(ours), parse(theirs), parse(special));
         let host = |net: loden::ipnet::Ipv4Net, last: u32| Ipv4Addr::from_bits(net.network().to_bits() + last);
         let (pod, pod_a, stranger) = (host(ours, 2), host(theirs, 3), host(special, 4));
-        let settings = Overlay { transit: Transit::Allowed, ..Overlay::new(network, ours, overlay().underlay) };
+        let settings = config_of(network, ours, own()).with_transit(Transit::Allowed);
         let routes = vec![Route::new(theirs, host_a()), Route::new(net([0; 4], 0), host_b())];
         let of = |settings| Host::new(settings, routes.clone());
-        let hosts = [of(settings), of(Overlay { icmp_source: IcmpSource::Fixed(host(network, 9)), ..settings })];
+        let hosts = [of(settings.clone()), of(settings.with_icmp_source(IcmpSource::Fixed(host(network, 9))))];
         let addresses = [pod, pod_a, host(theirs, 255), stranger, Ipv4Addr::BROADCAST, POD, [127, 0, 0, 1].into()];
         for host in &hosts {
             for (source, destination) in addresses.iter().flat_map(|from| addresses.map(|to| (*from, to))) {
@@ -175,9 +175,9 @@ fn r71_a_network_that_linux_carries_makes_its_own_addresses_ordinary() {
 /// R71: the ICMP source may be a single host of such a network too, and no other special address.
 #[test]
 fn r71_an_icmp_source_in_the_network_is_a_host() {
-    let settings = Overlay::new(net([240, 96, 0, 0], 16), net([240, 96, 1, 0], 24), overlay().underlay);
+    let settings = config_of(net([240, 96, 0, 0], 16), net([240, 96, 1, 0], 24), own());
     for (source, is_good) in [([240, 96, 3, 1], true), ([240, 97, 3, 1], false), ([169, 254, 1, 1], false)] {
-        let overlay = Overlay { icmp_source: IcmpSource::Fixed(source.into()), ..settings };
-        assert_eq!(loden::forward::Forwarder::new(overlay).is_ok(), is_good, "{source:?}");
+        let config = settings.clone().with_icmp_source(IcmpSource::Fixed(source.into()));
+        assert_eq!(loden::forward::Forwarder::new(config).is_ok(), is_good, "{source:?}");
     }
 }

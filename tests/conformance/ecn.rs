@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use loden::forward::{
-    Decap, DropReason, EcnEgress, EcnIngress, Encap, Outer, Overlay, SourceCheck, SourcePort, TtlPolicy,
+    DatagramMeta, Decap, DropReason, EcnEgress, EcnIngress, Encap, SourceCheck, SourcePort, TtlPolicy,
 };
 use loden::wire::Ecn::{self, Ce, Ect0, Ect1, NotEct};
 
-use support::host::{Host, host_a, inbound, outbound, overlay, routes};
+use support::host::{Host, config, host_a, inbound, outbound, routes};
 use support::packet::{Ipv4, MF, TCP, ones_sum, repair_checksum, udp};
 
 const ALL: [Ecn; 4] = [NotEct, Ect0, Ect1, Ce];
@@ -20,7 +20,8 @@ fn tos(ecn: Ecn) -> u8 {
 fn decapsulated(host: &Host, inner: Ecn, outer: Ecn) -> Result<Vec<u8>, DropReason> {
     let mut bytes = Ipv4 { tos: tos(inner), ..inbound() }.bytes();
     let before = bytes.clone();
-    let verdict = match host.forwarder.decapsulate(&mut bytes, Outer { from: host_a(), ecn: outer }, &host.table) {
+    let verdict = match host.forwarder.decapsulate(&mut bytes, DatagramMeta { from: host_a(), ecn: outer }, &host.table)
+    {
         Decap::Deliver(packet) => Ok(packet.to_vec()),
         Decap::Drop(reason) => Err(reason),
         Decap::Reject(reject) => panic!("{reject:?}"),
@@ -41,7 +42,7 @@ fn r57_every_cell_of_the_figure() {
         (Ce, [Some(Ce), Some(Ce), Some(Ce), Some(Ce)]),
     ];
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Preserve] {
-        let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
+        let host = Host::new(config().with_ttl(policy), routes());
         for (inner, row) in figure {
             for (outer, cell) in ALL.into_iter().zip(row) {
                 let expected = cell.ok_or(DropReason::EcnNotCapable).map(|ecn| {
@@ -59,7 +60,7 @@ fn r57_every_cell_of_the_figure() {
 /// A checksum of 0xFFFF stays, too. It verifies, and a rewrite would make it 0 (R33).
 #[test]
 fn r57_a_mark_that_stays_the_same_touches_nothing() {
-    let host = Host::new(Overlay { ttl: TtlPolicy::Ingress, ..overlay() }, routes());
+    let host = Host::new(config().with_ttl(TtlPolicy::Ingress), routes());
     let marked = Ipv4 { tos: tos(Ect0), ..inbound() };
     let id = u16::MAX - ones_sum(&Ipv4 { id: 0, checksum: Some(0), ..marked.clone() }.bytes()[..20]);
     let before = Ipv4 { id, checksum: Some(0xffff), ..marked }.bytes();
@@ -69,7 +70,7 @@ fn r57_a_mark_that_stays_the_same_touches_nothing() {
     {
         let mut bytes = before.clone();
         let Decap::Deliver(packet) =
-            host.forwarder.decapsulate(&mut bytes, Outer { from: host_a(), ecn: outer }, &host.table)
+            host.forwarder.decapsulate(&mut bytes, DatagramMeta { from: host_a(), ecn: outer }, &host.table)
         else {
             panic!("not delivered");
         };
@@ -79,7 +80,7 @@ fn r57_a_mark_that_stays_the_same_touches_nothing() {
 
 #[test]
 fn r57_a_host_may_ignore_outer_marks() {
-    let host = Host::new(Overlay { ecn_egress: EcnEgress::Ignored, ..overlay() }, routes());
+    let host = Host::new(config().with_ecn_egress(EcnEgress::Ignored), routes());
     for inner in ALL {
         for outer in ALL {
             assert_eq!(decapsulated(&host, inner, outer).unwrap()[1], tos(inner));
@@ -90,7 +91,7 @@ fn r57_a_host_may_ignore_outer_marks() {
 #[test]
 fn r56_the_outer_field_is_not_ect_unless_it_is_to_be_copied() {
     for (policy, copies) in [(EcnIngress::Compatibility, false), (EcnIngress::Normal, true)] {
-        let host = Host::new(Overlay { ecn_ingress: policy, ..overlay() }, routes());
+        let host = Host::new(config().with_ecn_ingress(policy), routes());
         for inner in ALL {
             let mut bytes = Ipv4 { tos: tos(inner), ..outbound() }.bytes();
             let Encap::Send(transmit) = host.forwarder.encapsulate(&mut bytes, &host.table) else { panic!() };
@@ -109,7 +110,7 @@ fn flow(host: &Host, packet: &Ipv4) -> u16 {
 /// R60: a flow has one number, whatever else differs. Different flows have different numbers, so that they spread.
 #[test]
 fn r60_a_flow_has_one_number() {
-    let host = Host::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() }, routes());
+    let host = Host::new(config().with_source_port(SourcePort::ByFlow), routes());
     let packet = |source: u16, data: &[u8]| Ipv4 { payload: udp(source, 53, data), ..outbound() };
     for port in [1, 4000, 65_535] {
         let number = flow(&host, &packet(port, b"one"));
@@ -128,8 +129,7 @@ fn r60_a_flow_has_one_number() {
 /// Each bit of a flow's fields changes its number, except by chance (one pair of 65,536).
 #[test]
 fn r60_every_bit_of_a_flow_counts() {
-    let host =
-        Host::new(Overlay { source_port: SourcePort::ByFlow, source_check: SourceCheck::Off, ..overlay() }, routes());
+    let host = Host::new(config().with_source_port(SourcePort::ByFlow).with_source_check(SourceCheck::Off), routes());
     let number = |[source, destination, source_port, port]: [u32; 4], protocol: u8| {
         let source = u32::from_be_bytes([100, 96, 1, 0]) | source & 0xff;
         let destination = u32::from_be_bytes([100, 96, 2, 0]) | destination & 0x7f;
@@ -152,7 +152,7 @@ fn r60_every_bit_of_a_flow_counts() {
 /// Only the first fragment has ports. The others must not overtake it.
 #[test]
 fn r60_fragments_of_a_packet_stay_together() {
-    let host = Host::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() }, routes());
+    let host = Host::new(config().with_source_port(SourcePort::ByFlow), routes());
     let first = Ipv4 { fragment: MF, payload: udp(4000, 53, &[1; 16]), ..outbound() };
     let second = Ipv4 { fragment: 3, payload: vec![2; 16], ..outbound() };
     assert_eq!(flow(&host, &first), flow(&host, &second));
@@ -161,9 +161,9 @@ fn r60_fragments_of_a_packet_stay_together() {
 /// Each fragment that loden makes has the metadata of its packet.
 #[test]
 fn r56_r60_fragments_of_ours_have_the_packets_mark_and_flow() {
-    let settings = Overlay { source_port: SourcePort::ByFlow, ecn_ingress: EcnIngress::Normal, ..overlay() };
+    let settings = config().with_source_port(SourcePort::ByFlow).with_ecn_ingress(EcnIngress::Normal);
     let packet = |len: usize| Ipv4 { tos: tos(Ect1), payload: udp(4000, 53, &vec![7; len]), ..outbound() };
-    let number = flow(&Host::new(settings, routes()), &packet(100));
+    let number = flow(&Host::new(settings.clone(), routes()), &packet(100));
     assert_ne!(number, 0);
     let host = Host::new(settings, routes());
     let mut bytes = packet(4000).bytes();

@@ -2,7 +2,7 @@
 
 use etherparse::SlicedPacket;
 use etherparse::defrag::IpDefragPool;
-use loden::forward::{DropReason, Encap, Overlay};
+use loden::forward::{DropReason, Encap};
 use loden::wire::fragment::Fragmenter;
 use loden::wire::ipv4::Ipv4Packet;
 use proptest::collection::vec;
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use support::fragments::{assert_sound, reassembled};
-use support::host::{Host, Outcome, host_a, outbound, overlay, routes};
+use support::host::{Host, Outcome, config, host_a, mtu_of, outbound, routes};
 use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, ROUTER_ALERT, TCP, UDP, pattern, with_ttl};
 
 fn options() -> impl Strategy<Value = Vec<u8>> {
@@ -59,7 +59,7 @@ proptest! {
     /// R51: the reassembled packet is the original with one hop less, for any order of arrival.
     #[test]
     fn r51_reassembles_to_the_original(packet in packet(), mtu in 68u16..=1500, order: usize) {
-        let host = Host::new(Overlay { mtu, ..overlay() }, routes());
+        let host = Host::new(config().with_mtu(mtu_of(mtu)), routes());
         let bytes = packet.bytes();
         let hop = with_ttl(&bytes, packet.ttl - 1);
         match host.encapsulate(&bytes) {

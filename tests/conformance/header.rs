@@ -1,8 +1,8 @@
 //! Header: the conditions of a header, in both directions.
 
-use loden::forward::{DropReason, Overlay, SourceRoutes};
+use loden::forward::{DropReason, SourceRoutes};
 
-use support::host::{Host, Outcome, host_a, inbound, outbound, overlay, routes};
+use support::host::{Host, Outcome, config, host_a, inbound, mtu_of, outbound, routes};
 use support::packet::{
     DF, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, pattern, repair_checksum,
     with_ttl,
@@ -160,7 +160,7 @@ fn r11_fault_4_well_formed_options_pass_byte_for_byte() {
 
 #[test]
 fn r12_source_routes_are_dropped_unless_allowed() {
-    let allowed = Overlay { source_routes: SourceRoutes::Forwarded, ..overlay() };
+    let allowed = config().with_source_routes(SourceRoutes::Forwarded);
     let allowed = Host::new(allowed, routes());
     for route in [LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE] {
         for before in [vec![], vec![1; 3], RECORD_ROUTE.to_vec()] {
@@ -225,7 +225,7 @@ fn fault_3_every_flip_of_a_single_bit_is_noticed() {
 /// Fault 2: the longest datagram and the longest TUN packet.
 #[test]
 fn fault_2_the_longest_packets_are_read_in_full() {
-    let wide = Host::new(Overlay { mtu: u16::MAX, ..overlay() }, routes());
+    let wide = Host::new(config().with_mtu(mtu_of(u16::MAX)), routes());
     for total in [65_507, 65_535] {
         let payload = pattern(total - 20);
         assert_forwarded(&wide, &format!("{total} bytes"), |packet| Ipv4 { payload: payload.clone(), ..packet });

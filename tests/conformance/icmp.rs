@@ -4,9 +4,12 @@ use core::net::Ipv4Addr;
 
 use etherparse::Icmpv4Type;
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
-use loden::forward::{Forwarder, IcmpSource, Overlay, OverlayError, RejectReason, ReplyTo, SourceCheck};
+use loden::forward::{ConfigError, Forwarder, ForwarderConfig, IcmpSource, RejectReason, ReplyTo, SourceCheck};
+use loden::{Mtu, MtuError};
 
-use support::host::{CANARY, Host, NOBODY, Outcome, POD, POD_A, host_a, inbound, net, outbound, overlay, own, routes};
+use support::host::{
+    CANARY, Host, NOBODY, Outcome, POD, POD_A, config, host_a, inbound, mtu_of, net, outbound, own, routes,
+};
 use support::icmp::Message;
 use support::packet::{DF, Ipv4, pattern};
 
@@ -22,7 +25,7 @@ fn offenders(edit: impl Fn(Ipv4) -> Ipv4) -> Vec<(Ipv4, Outcome)> {
         (expired.clone(), host.encapsulate(&expired.bytes())),
         (expired_there.clone(), host.decapsulate(&expired_there.bytes(), host_a())),
     ];
-    let narrow = Host::new(Overlay { mtu: 68, ..overlay() }, routes());
+    let narrow = Host::new(config().with_mtu(mtu_of(68)), routes());
     let too_long = Ipv4 { fragment: DF, ..edit(outbound()) };
     if too_long.bytes().len() > 68 {
         all.push((too_long.clone(), narrow.encapsulate(&too_long.bytes())));
@@ -103,7 +106,7 @@ fn each_reason_has_its_message() {
 fn r42_the_source_address_of_an_error() {
     let fixed = Ipv4Addr::new(192, 0, 2, 77);
     for (icmp_source, expected) in [(IcmpSource::OffenderDestination, NOBODY), (IcmpSource::Fixed(fixed), fixed)] {
-        let host = Host::new(Overlay { icmp_source, ..overlay() }, routes());
+        let host = Host::new(config().with_icmp_source(icmp_source), routes());
         let near = Ipv4 { destination: NOBODY, ..outbound() }.bytes();
         let Outcome::Reject { answer: Some((reply_to, message)), .. } = host.encapsulate(&near) else { panic!() };
         assert_eq!((reply_to, Message::parse(&message).source()), (ReplyTo::Tun, expected));
@@ -122,24 +125,23 @@ fn r42_the_source_address_of_an_error() {
 fn r42_r43_r50_senseless_settings_are_refused() {
     for address in [[0, 0, 0, 0], [224, 0, 0, 1], [239, 1, 2, 3], [255, 255, 255, 255]] {
         let address = Ipv4Addr::from(address);
-        let fixed = Overlay { icmp_source: IcmpSource::Fixed(address), ..overlay() };
-        assert_eq!(Forwarder::new(fixed).unwrap_err(), OverlayError::IcmpSource { address });
+        let fixed = config().with_icmp_source(IcmpSource::Fixed(address));
+        assert_eq!(Forwarder::new(fixed).unwrap_err(), ConfigError::IcmpSource { address });
     }
-    assert_eq!(Forwarder::new(Overlay { icmp_ttl: 0, ..overlay() }).unwrap_err(), OverlayError::IcmpTtl);
+    assert_eq!(Forwarder::new(config().with_icmp_ttl(0)).unwrap_err(), ConfigError::IcmpTtl);
     for mtu in [0, 1, 67] {
-        assert_eq!(Forwarder::new(Overlay { mtu, ..overlay() }).unwrap_err(), OverlayError::Mtu { mtu });
+        assert_eq!(Mtu::new(mtu).unwrap_err(), MtuError::TooSmall { mtu });
     }
-    assert!(Forwarder::new(Overlay { mtu: 68, icmp_ttl: 1, ..overlay() }).is_ok());
+    assert!(Forwarder::new(config().with_mtu(mtu_of(68)).with_icmp_ttl(1)).is_ok());
 }
 
 /// R42 at the remote host: a subnet whose network address is 0.0.0.0 has no TUN address as source. It is refused, or
 /// there is no ICMP error.
 #[test]
 fn r42_never_from_the_unspecified_address() {
-    let overlay =
-        Overlay { source_check: SourceCheck::Off, ..Overlay::new(net([0, 0, 0, 0], 0), net([0, 0, 0, 0], 1), own()) };
-    if Forwarder::new(overlay).is_ok() {
-        let outcome = Host::new(overlay, routes()).decapsulate(&Ipv4 { ttl: 1, ..inbound() }.bytes(), host_a());
+    if let Ok(host) = loden::Host::new(net([0, 0, 0, 0], 0), net([0, 0, 0, 0], 1), own()) {
+        let config = ForwarderConfig::new(&host).with_source_check(SourceCheck::Off);
+        let outcome = Host::new(config, routes()).decapsulate(&Ipv4 { ttl: 1, ..inbound() }.bytes(), host_a());
         let source = outcome.icmp().map(|message| Message::parse(message).source());
         assert_ne!(source, Some(Ipv4Addr::UNSPECIFIED));
     }
@@ -153,7 +155,7 @@ fn r43_the_ttl_of_an_error_is_its_own() {
         let message = Host::ordinary().encapsulate(&offender);
         assert_eq!(Message::parse(message.icmp().unwrap()).ip.time_to_live, 64);
         for icmp_ttl in [1, 32, 255] {
-            let host = Host::new(Overlay { icmp_ttl, ..overlay() }, routes());
+            let host = Host::new(config().with_icmp_ttl(icmp_ttl), routes());
             let near = host.encapsulate(&offender);
             let far = host.decapsulate(&Ipv4 { ttl: 1, ..inbound() }.bytes(), host_a());
             for outcome in [near, far] {

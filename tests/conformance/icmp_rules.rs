@@ -3,18 +3,20 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
-use loden::forward::{IcmpLimiter, Overlay, Rate, RejectReason, SourceCheck};
+use loden::forward::{IcmpLimiter, Rate, RejectReason, SourceCheck};
 use loden::wire::icmpv4::may_answer;
 use loden::wire::ipv4::Ipv4Packet;
 
-use support::host::{Host, NOBODY, Outcome, POD, host_a, inbound, net, outbound, overlay, own, routes};
+use support::host::{
+    Host, NOBODY, Outcome, POD, config, config_of, host_a, inbound, mtu_of, net, outbound, own, routes,
+};
 use support::icmp::Message;
 use support::packet::{DF, ICMP, Ipv4, MF, TCP, icmp, pattern};
 
 /// Returns the outcomes at the three places that may send an ICMP error about this packet.
 fn everywhere(edit: impl Fn(Ipv4) -> Ipv4) -> [Outcome; 4] {
     let host = Host::ordinary();
-    let narrow = Host::new(Overlay { mtu: 68, ..overlay() }, routes());
+    let narrow = Host::new(config().with_mtu(mtu_of(68)), routes());
     let long = |packet: Ipv4| {
         let payload = [packet.payload, pattern(100)].concat();
         Ipv4 { payload, fragment: packet.fragment | DF, ..packet }
@@ -124,7 +126,7 @@ fn r40_broadcasts_are_not_answered() {
             panic!("{other:?}")
         }
     };
-    let hosts = [Host::ordinary(), Host::with_default_route(overlay(), host_a())];
+    let hosts = [Host::ordinary(), Host::with_default_route(config(), host_a())];
     for host in hosts {
         for (address, answered) in [
             ([100, 96, 255, 255], false),
@@ -144,7 +146,7 @@ fn r40_broadcasts_are_not_answered() {
     assert_eq!(Host::ordinary().decapsulate(&expiring(255), host_a()).icmp(), None);
     assert!(Host::ordinary().decapsulate(&expiring(254), host_a()).icmp().is_some());
     let from_all = Ipv4 { ttl: 1, source: [100, 96, 255, 255].into(), ..inbound() }.bytes();
-    let unchecked = Overlay { source_check: SourceCheck::Off, ..overlay() };
+    let unchecked = config().with_source_check(SourceCheck::Off);
     assert_eq!(Host::with_default_route(unchecked, host_a()).decapsulate(&from_all, host_a()).icmp(), None);
 }
 
@@ -156,7 +158,7 @@ fn r40_the_broadcast_address_of_a_routed_subnet_is_not_answered() {
         [([100, 96, 8, 0], 22), ([100, 96, 9, 0], 24), ([100, 96, 9, 6], 31), ([100, 96, 9, 9], 32)]
             .map(|(address, len)| loden::route::Route::new(net(address, len), host_a())),
     );
-    let host = Host::new(overlay(), all);
+    let host = Host::new(config(), all);
     for (address, answered) in [
         ([100, 96, 2, 255], false),
         ([100, 96, 3, 255], false),
@@ -195,7 +197,7 @@ fn r40_broadcasts_that_a_path_refuses_are_not_answered() {
 #[test]
 fn r40_a_network_of_one_or_two_has_no_broadcast() {
     for len in [31, 32] {
-        let narrow = Overlay::new(net([100, 96, 1, 2], len), net([100, 96, 1, 2], len), own());
+        let narrow = config_of(net([100, 96, 1, 2], len), net([100, 96, 1, 2], len), own());
         let last = Ipv4Addr::from_bits(net([100, 96, 1, 2], len).broadcast().to_bits());
         let packet = Ipv4 { ttl: 1, ..Ipv4::new(last, [100, 96, 2, 3]) };
         assert!(Host::new(narrow, routes()).encapsulate(&packet.bytes()).icmp().is_some(), "/{len}");

@@ -2,7 +2,6 @@
 
 use core::net::Ipv4Addr;
 
-use loden::forward::Overlay;
 use loden::route::Route;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,7 +13,7 @@ use support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, UDP, icmp, pattern,
     repair_checksum, udp,
 };
-use support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
+use support::scenario::{PEER_CHECKS, config_from, next_hops, senders};
 
 /// Returns addresses with a meaning for the overlay, their neighbours, and any others.
 fn address() -> impl Strategy<Value = Ipv4Addr> {
@@ -132,9 +131,9 @@ fn host() -> impl Strategy<Value = Host> {
             table
         },
     );
-    let overlay = (any::<u8>(), select(PEER_CHECKS.to_vec()), select(vec![68u16, 576, 1472, u16::MAX]), 1u8..=255);
-    (overlay, table).prop_map(|((policy, peer_check, mtu, icmp_ttl), table)| {
-        Host::new(Overlay { peer_check, icmp_ttl, ..overlay_of(policy, mtu) }, table)
+    let config = (any::<u8>(), select(PEER_CHECKS.to_vec()), select(vec![68u16, 576, 1472, u16::MAX]), 1u8..=255);
+    (config, table).prop_map(|((policy, peer_check, mtu, icmp_ttl), table)| {
+        Host::new(config_from(policy, mtu).with_peer_check(peer_check).with_icmp_ttl(icmp_ttl), table)
     })
 }
 

@@ -4,11 +4,11 @@ use core::hint::black_box;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
-use loden::forward::{Counters, Decap, DropReason, Encap, IcmpLimiter, Overlay, PathMtus, Reject, Transit};
+use loden::forward::{Counters, Decap, DropReason, Encap, ForwarderConfig, IcmpLimiter, PathMtus, Reject, Transit};
 use loden::route::{Route, RouteChange, RoutePublisher};
 
 use support::allocations::allocations;
-use support::host::{Host, NOBODY, POD_B, host_a, inbound, net, outbound, overlay, routes};
+use support::host::{Host, NOBODY, POD_B, config, host_a, inbound, net, outbound, routes};
 use support::packet::{
     DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, repair_checksum, udp,
 };
@@ -24,14 +24,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(overlay: Overlay) -> Self {
+    fn new(config: ForwarderConfig) -> Self {
         // A route to host A's own underlay network makes loops possible.
         let mut routes = routes();
         routes.push(Route::new(net([10, 168, 0, 0], 24), host_a()));
         let mut paths = PathMtus::default();
         paths.lower(host_a().ip(), 1300, Duration::ZERO);
         Self {
-            host: Host::new(overlay, routes),
+            host: Host::new(config, routes),
             counters: Counters::default(),
             limiter: IcmpLimiter::default(),
             paths,
@@ -142,8 +142,8 @@ fn packets() -> Vec<Ipv4> {
 #[test]
 fn no_verdict_allocates() {
     const ROUNDS: u32 = 500;
-    for overlay in [overlay(), Overlay { transit: Transit::Allowed, ..overlay() }] {
-        let mut worker = Worker::new(overlay);
+    for config in [config(), config().with_transit(Transit::Allowed)] {
+        let mut worker = Worker::new(config);
         let originals: Vec<_> = packets().iter().map(Ipv4::bytes).collect();
         let mut buffer = vec![0; 65_536];
         let calls = allocations(|| {
@@ -179,7 +179,7 @@ fn no_verdict_allocates() {
 
 #[test]
 fn handling_a_refusal_does_not_allocate() {
-    let mut worker = Worker::new(overlay());
+    let mut worker = Worker::new(config());
     let mut refused = Ipv4 { payload: pattern(1452), fragment: DF, ..outbound() }.bytes();
     let cut = Ipv4 { payload: pattern(1452), ..outbound() }.bytes();
     let mut buffer = cut.clone();

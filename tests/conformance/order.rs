@@ -2,9 +2,9 @@
 
 use core::net::SocketAddr;
 
-use loden::forward::{DropReason, Overlay, Transit};
+use loden::forward::{DropReason, Transit};
 
-use support::host::{Host, NOBODY, POD_B, host_a, host_b, inbound, outbound, overlay, own};
+use support::host::{Host, NOBODY, POD_B, config, host_a, host_b, inbound, outbound, own};
 use support::packet::{DF, Ipv4, STRICT_SOURCE_ROUTE, pattern, udp};
 
 /// A defect of a packet. Two defects can be in one packet if they are in different fields.
@@ -89,7 +89,7 @@ fn out_of_the_tun_policy_before_ttl_and_size() {
             p.fragment = DF;
         }),
     ];
-    let host = Host::with_default_route(overlay(), host_a());
+    let host = Host::with_default_route(config(), host_a());
     let defects: Vec<_> = SHARED.iter().chain(&own_part).collect();
     assert_order(&defects[..SHARED.len() + 3], outbound, |packet| host.encapsulate(packet).reason());
     let by_itself: Vec<_> = own_part.iter().collect();
@@ -122,7 +122,7 @@ fn from_the_underlay_header_addresses_source_destination_ttl() {
     let defects: Vec<_> = SHARED.iter().chain(&own_part).collect();
     assert_order(&defects, inbound, |packet| host.decapsulate(packet, host_a()).reason());
 
-    let transit = Host::with_default_route(Overlay { transit: Transit::Allowed, ..overlay() }, host_b());
+    let transit = Host::with_default_route(config().with_transit(Transit::Allowed), host_b());
     let own_part = [
         defect(DropReason::SpoofedSource, &["source"], |p| p.source = POD_B),
         defect(DropReason::Loop, &["destination", "payload"], |p| {

@@ -3,11 +3,11 @@
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
 
-use loden::forward::{IcmpOutcome, Overlay, PathMode, PathMtus, SourcePort, Transit};
+use loden::forward::{ForwarderConfig, IcmpOutcome, PathMode, PathMtus, SourcePort, Transit};
 use loden::wire::DatagramTooBig;
 
 use bodies::path_mtu::{BY_FLOW, REPAIR, encode};
-use support::host::{Host, NOBODY, POD, POD_A, POD_B, host_a, host_b, overlay, own, routes};
+use support::host::{Host, NOBODY, POD, POD_A, POD_B, config, host_a, host_b, own, routes};
 use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, TCP, UDP, ones_sum, pattern, udp};
 
 /// A router on the way.
@@ -62,8 +62,8 @@ struct Paths {
 }
 
 impl Paths {
-    fn new(overlay: Overlay) -> Self {
-        Self { host: Host::new(overlay, routes()), paths: PathMtus::default() }
+    fn new(config: ForwarderConfig) -> Self {
+        Self { host: Host::new(config, routes()), paths: PathMtus::default() }
     }
 
     fn handle(&mut self, report: &DatagramTooBig, now: u64) -> IcmpOutcome {
@@ -150,7 +150,7 @@ fn r54_other_messages_change_nothing() {
 /// Only datagrams from the own address and port to a next hop and its port count.
 #[test]
 fn r54_only_a_quoted_datagram_of_the_tunnel_counts() {
-    let mut paths = Paths::new(overlay());
+    let mut paths = Paths::new(config());
     let at = |address: SocketAddr, port| SocketAddr::new(address.ip(), port);
     let elsewhere = |last| SocketAddr::from((Ipv4Addr::new(10, 168, 0, last), 8285));
     let foreign = [
@@ -168,7 +168,7 @@ fn r54_only_a_quoted_datagram_of_the_tunnel_counts() {
     assert_eq!(paths.handle(&too_big(1300, own(), host_a()), 1), lowered(host_a(), 1272));
     assert_eq!((paths.known(host_a(), 1), paths.known(host_b(), 1)), (Some(1272), None));
 
-    let mut by_flow = Paths::new(Overlay { source_port: SourcePort::ByFlow, ..overlay() });
+    let mut by_flow = Paths::new(config().with_source_port(SourcePort::ByFlow));
     let from_any_port = too_big(1300, at(own(), 40_000), host_a());
     assert_eq!(by_flow.handle(&from_any_port, 1), lowered(host_a(), 1272));
     assert_eq!(by_flow.handle(&too_big(1300, elsewhere(9), host_a()), 1), IcmpOutcome::Foreign);
@@ -177,7 +177,7 @@ fn r54_only_a_quoted_datagram_of_the_tunnel_counts() {
 /// A path MTU is never raised by a report and never below the minimum. It is forgotten after ten minutes.
 #[test]
 fn r54_a_value_only_falls_to_the_floor_and_holds_for_ten_minutes() {
-    let mut paths = Paths::new(overlay());
+    let mut paths = Paths::new(config());
     let mut handle = |mtu, now| paths.handle(&too_big(mtu, own(), host_a()), now);
     assert_eq!(handle(1499, 2), lowered(host_a(), 1471));
     assert_eq!(handle(1000, 100), lowered(host_a(), 972));
@@ -196,7 +196,7 @@ fn r54_a_value_only_falls_to_the_floor_and_holds_for_ten_minutes() {
 /// Fault 52: a real report is about a datagram that is longer than its MTU, and that loden would send.
 #[test]
 fn fault_52_a_datagram_that_was_not_too_big_is_ignored() {
-    let mut paths = Paths::new(overlay());
+    let mut paths = Paths::new(config());
     let empty = Ipv4 { payload: udp(8285, 8285, &[]), ..datagram(own(), host_a()) };
     for mtu in [28, 68, 552, 1000, 1500] {
         assert_eq!(paths.handle(&parsed(mtu, &empty, LEAST), 1), IcmpOutcome::Implausible, "28 bytes and {mtu}");
@@ -216,7 +216,7 @@ fn fault_52_a_datagram_that_was_not_too_big_is_ignored() {
 /// A quote of an inner packet that loden would not send to that peer is not accepted.
 #[test]
 fn r54_the_inner_packet_is_routed_to_that_peer() {
-    let mut paths = Paths::new(overlay());
+    let mut paths = Paths::new(config());
     let sound = inner(host_a());
     let none_of_ours = [
         ("to another peer", Ipv4 { destination: POD_B, ..sound.clone() }),
@@ -242,17 +242,17 @@ fn r54_without_a_proven_inner_header_no_lower_than_1280() {
         ("longer than the datagram it is in", DatagramTooBig { len: 1499, ..parsed(552, &sent, MORE) }),
     ];
     for (what, report) in unproven {
-        let mut paths = Paths::new(overlay());
+        let mut paths = Paths::new(config());
         assert_eq!(paths.handle(&report, 1), lowered(host_a(), 1252), "{what}");
         assert_eq!(paths.handle(&report, 2), IcmpOutcome::NotLower, "{what}");
         assert_eq!((paths.known(host_a(), 2), paths.mode(host_a(), 2)), (Some(1252), PathMode::System), "{what}");
     }
-    let mut paths = Paths::new(overlay());
+    let mut paths = Paths::new(config());
     assert_eq!(paths.handle(&parsed(1400, &sent, LEAST), 1), lowered(host_a(), 1372), "above 1280 as it says");
     // The inner header proves it, also with transit from another source or from the host itself.
     let own_host = Ipv4 { source: *v4(own()).ip(), ..inner(host_a()) };
     for (inner, transit) in [(stranger, Transit::Allowed), (own_host, Transit::Refused)] {
-        let mut paths = Paths::new(Overlay { transit, ..overlay() });
+        let mut paths = Paths::new(config().with_transit(transit));
         let report = parsed(700, &with_inner(own(), host_a(), &inner), 48);
         assert_eq!(paths.handle(&report, 1), lowered(host_a(), 672));
     }
@@ -276,7 +276,7 @@ fn r54_a_report_may_quote_a_whole_gso_batch() {
         (1272, 28 + 2 * 1272, 1300, IcmpOutcome::Implausible),
         (1473, 28 + 2 * 1473, 1300, IcmpOutcome::Implausible),
     ] {
-        let mut paths = Paths::new(overlay());
+        let mut paths = Paths::new(config());
         assert_eq!(paths.handle(&batch(inner_len, len, mtu), 1), expected, "{inner_len} {len} {mtu}");
     }
 }
@@ -285,7 +285,7 @@ fn r54_a_report_may_quote_a_whole_gso_batch() {
 /// hole.
 #[test]
 fn r54_df_is_clear_if_such_reports_continue() {
-    let mut paths = Paths::new(overlay());
+    let mut paths = Paths::new(config());
     let of_len = |inner_len: usize, quoted| {
         let inner = Ipv4 { payload: pattern(inner_len - 20), ..inner(host_a()) };
         parsed(1000, &with_inner(own(), host_a(), &inner), quoted)
@@ -311,12 +311,12 @@ fn r54_df_is_clear_if_such_reports_continue() {
 #[test]
 fn r54_a_report_without_a_number_goes_down_the_plateaus() {
     for (inner_len, mtu) in [(1472, 1492), (1465, 1492), (1464, 1006), (979, 1006), (978, 552), (525, 552)] {
-        let mut paths = Paths::new(overlay());
+        let mut paths = Paths::new(config());
         let inner = Ipv4 { payload: pattern(inner_len - 20), ..inner(host_a()) };
         let report = parsed(0, &with_inner(own(), host_a(), &inner), MORE);
         assert_eq!(paths.handle(&report, 1), lowered(host_a(), mtu - 28), "{inner_len}");
     }
-    let mut paths = Paths::new(overlay());
+    let mut paths = Paths::new(config());
     assert_eq!(paths.handle(&parsed(0, &datagram(own(), host_a()), LEAST), 1), lowered(host_a(), 1464));
 }
 

@@ -3,7 +3,7 @@
 use loden::forward::{RejectReason, ReplyTo};
 use loden::route::Route;
 
-use support::host::{Host, NOBODY, Outcome, POD, host_a, host_b, net, outbound, overlay, routes};
+use support::host::{Host, NOBODY, Outcome, POD, config, host_a, host_b, net, outbound, routes};
 use support::icmp::Message;
 use support::packet::Ipv4;
 
@@ -21,7 +21,7 @@ fn r21_the_longest_prefix_wins() {
     let outer = Route::new(net([10, 1, 0, 0], 16), host_a());
     let inner = Route::new(net([10, 1, 2, 0], 24), host_b());
     for order in [vec![outer, inner], vec![inner, outer]] {
-        let host = Host::new(overlay(), order);
+        let host = Host::new(config(), order);
         assert_eq!(sent_to(&host, [10, 1, 2, 3]), Some(host_b()));
         assert_eq!(sent_to(&host, [10, 1, 3, 3]), Some(host_a()));
     }
@@ -32,18 +32,18 @@ fn r21_the_longest_prefix_wins() {
 
 #[test]
 fn r22_the_default_route_matches_the_remaining_addresses() {
-    let host = Host::with_default_route(overlay(), host_b());
+    let host = Host::with_default_route(config(), host_b());
     assert_eq!(sent_to(&host, [8, 8, 8, 8]), Some(host_b()));
     assert_eq!(sent_to(&host, NOBODY.octets()), Some(host_b()));
     assert_eq!(sent_to(&host, [100, 96, 2, 3]), Some(host_a()));
     let everything = Route::new(net([0, 0, 0, 0], 0), host_a());
-    assert_eq!(sent_to(&Host::new(overlay(), vec![everything]), [1, 0, 0, 0]), Some(host_a()));
+    assert_eq!(sent_to(&Host::new(config(), vec![everything]), [1, 0, 0, 0]), Some(host_a()));
 }
 
 /// R23 and R24: a missing route is reported before TTL and length, and once.
 #[test]
 fn r23_r24_no_route_is_net_unreachable_whatever_the_ttl() {
-    for host in [Host::ordinary(), Host::new(overlay(), Vec::new())] {
+    for host in [Host::ordinary(), Host::new(config(), Vec::new())] {
         for ttl in 0..=255 {
             let offender = Ipv4 { ttl, destination: NOBODY, ..outbound() }.bytes();
             let outcome = host.encapsulate(&offender);
@@ -64,7 +64,7 @@ fn a_verdict_follows_the_table_it_is_given() {
     use loden::forward::Encap;
     use loden::route::RouteChange;
 
-    let host = Host::new(overlay(), routes());
+    let host = Host::new(config(), routes());
     let moved = RouteChange::Set(Route::new(net([100, 96, 2, 0], 24), host_b()));
     let (moved, _) = host.table.with_changes([moved]);
     let (deleted, _) = moved.with_changes([RouteChange::Delete(net([100, 96, 2, 0], 24).into())]);

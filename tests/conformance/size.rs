@@ -1,9 +1,9 @@
 //! Size: packets that are too long, and their ICMP errors.
 
-use loden::forward::{DropReason, Overlay, OverlayError, RejectReason, ReplyTo, TtlPolicy};
+use loden::forward::{DropReason, RejectReason, ReplyTo, TtlPolicy};
 use loden::route::Route;
 
-use support::host::{Host, Outcome, POD_A, host_a, inbound, net, outbound, overlay, routes};
+use support::host::{Host, Outcome, POD_A, config, host_a, inbound, mtu_of, net, outbound, routes};
 use support::icmp::Message;
 use support::model;
 use support::packet::{DF, Ipv4, MF, pattern, with_ttl};
@@ -16,7 +16,7 @@ fn of_length(total: usize, fragment: u16) -> Ipv4 {
 fn hosts() -> Vec<(Host, u16)> {
     let host = |mtu, route_mtu| {
         let route = Route { mtu: route_mtu, ..Route::new(net([100, 96, 2, 0], 24), host_a()) };
-        Host::new(Overlay { mtu, ..overlay() }, vec![route])
+        Host::new(config().with_mtu(mtu_of(mtu)), vec![route])
     };
     vec![
         (host(1472, None), 1472),
@@ -53,15 +53,12 @@ fn r50_too_long_with_df_is_answered_with_the_path_mtu() {
 #[test]
 fn fault_38_a_new_limit_equals_the_same_initial_limit() {
     const LIMITS: [u16; 5] = [68, 576, 1472, 8972, u16::MAX];
-    let with = |mtu| Host::new(Overlay { mtu, ..overlay() }, routes());
+    let with = |mtu| Host::new(config().with_mtu(mtu_of(mtu)), routes());
     for before in LIMITS {
         let mut host = with(before);
         for after in LIMITS {
-            host.forwarder.set_mtu(after).unwrap();
-            for refused in 0..68 {
-                assert_eq!(host.forwarder.set_mtu(refused), Err(OverlayError::Mtu { mtu: refused }));
-            }
-            assert_eq!(*host.forwarder.overlay(), Overlay { mtu: after, ..overlay() });
+            host.forwarder.set_mtu(mtu_of(after));
+            assert_eq!(*host.forwarder.config(), config().with_mtu(mtu_of(after)));
             for limit in LIMITS.map(usize::from) {
                 for total in [limit - 1, limit, limit + 1].map(|total| total.min(65_535)) {
                     for fragment in [0, DF] {
@@ -148,7 +145,7 @@ fn r63a_longer_than_our_mtu_is_delivered() {
 #[test]
 fn refused_as_too_long_undoes_the_hop_and_answers() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
-        let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
+        let host = Host::new(config().with_ttl(policy), routes());
         for ttl in 2..=255 {
             let offender = Ipv4 { ttl, ..of_length(1400, DF) }.bytes();
             let Outcome::Forward { mut bytes, .. } = host.encapsulate(&offender) else { panic!("1400 bytes fit") };
@@ -168,7 +165,7 @@ fn refused_as_too_long_undoes_the_hop_and_answers() {
 #[test]
 fn refused_as_too_long_drops_packets_without_df() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
-        let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
+        let host = Host::new(config().with_ttl(policy), routes());
         for fragment in [0, MF, 0x8000, 100, MF | 100, 0x1fff] {
             let packet = of_length(1400, fragment).bytes();
             let Outcome::Forward { mut bytes, .. } = host.encapsulate(&packet) else { panic!("1400 bytes fit") };
@@ -183,11 +180,11 @@ fn refused_as_too_long_drops_packets_without_df() {
 #[test]
 fn a_path_that_is_known_to_be_narrow_counts_as_a_narrow_route() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
-        let overlay = Overlay { ttl: policy, ..overlay() };
-        let host = Host::new(overlay, routes());
+        let config = config().with_ttl(policy);
+        let host = Host::new(config.clone(), routes());
         for path in [68, 576, 1300, 1471, 1472, u16::MAX] {
             let narrow = routes().into_iter().map(|route| Route { mtu: Some(path), ..route }).collect();
-            let narrow = Host::new(overlay, narrow);
+            let narrow = Host::new(config.clone(), narrow);
             for total in [path.min(1472) - 1, path.min(1472), path.min(1472) + 1, 3000] {
                 for (ttl, fragment) in [(64, 0), (64, DF), (1, DF), (0, 0), (2, MF), (2, 0x1fff)] {
                     let packet = Ipv4 { ttl, ..of_length(total.into(), fragment) }.bytes();

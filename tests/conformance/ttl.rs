@@ -1,8 +1,8 @@
 //! The TTL, its policies, and the header checksum.
 
-use loden::forward::{DropReason, Overlay, RejectReason, ReplyTo, TtlPolicy};
+use loden::forward::{DropReason, RejectReason, ReplyTo, TtlPolicy};
 
-use support::host::{Host, Outcome, POD, POD_A, POD_B, host_a, host_b, inbound, outbound, overlay, routes};
+use support::host::{Host, Outcome, POD, POD_A, POD_B, config, host_a, host_b, inbound, outbound, routes};
 use support::packet::{Ipv4, ones_sum, pattern, with_ttl};
 
 #[derive(Debug, PartialEq)]
@@ -26,7 +26,7 @@ fn fate(outcome: &Outcome) -> Fate {
 #[test]
 fn r27_to_r31_every_ttl_under_every_policy() {
     for policy in [TtlPolicy::BothEnds, TtlPolicy::Ingress, TtlPolicy::Preserve] {
-        let host = Host::new(Overlay { ttl: policy, ..overlay() }, routes());
+        let host = Host::new(config().with_ttl(policy), routes());
         for ttl in 0..=255u8 {
             let hop = match ttl {
                 0 => ArrivedDead,

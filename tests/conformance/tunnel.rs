@@ -2,16 +2,16 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use loden::forward::{DropReason, Overlay, PeerCheck, ReplyTo, SourceCheck, Transit};
+use loden::forward::{DropReason, ForwarderConfig, PeerCheck, ReplyTo, SourceCheck, Transit};
 use loden::route::Route;
 
 use support::host::{
-    Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, inbound, net, outbound, overlay, own, routes,
+    Host, NOBODY, Outcome, POD, POD_A, POD_B, config, host_a, host_b, inbound, net, outbound, own, routes,
 };
 use support::packet::{Ipv4, TCP, udp};
 
-fn transit() -> Overlay {
-    Overlay { transit: Transit::Allowed, ..overlay() }
+fn transit() -> ForwarderConfig {
+    config().with_transit(Transit::Allowed)
 }
 
 fn decap_reason(host: &Host, from: SocketAddr, packet: &Ipv4) -> Option<DropReason> {
@@ -21,7 +21,7 @@ fn decap_reason(host: &Host, from: SocketAddr, packet: &Ipv4) -> Option<DropReas
 /// R62: any packet for the underlay address of its own next hop, with any payload.
 #[test]
 fn r62_the_next_hops_own_address_is_not_tunnelled() {
-    let host = Host::with_default_route(overlay(), host_a());
+    let host = Host::with_default_route(config(), host_a());
     for (protocol, payload) in [(TCP, vec![0; 20]), (1, vec![8; 8]), (17, udp(1, 22, b"")), (17, vec![])] {
         let to_a = Ipv4 { protocol, payload, ..Ipv4::new(POD, [10, 168, 0, 3]) };
         assert_eq!(host.encapsulate(&to_a.bytes()).reason(), Some(DropReason::Loop));
@@ -80,7 +80,7 @@ fn r64_fault_12_only_known_peers_and_from_any_port() {
     ] {
         assert_eq!(decap_reason(&host, stranger, &inbound()), Some(DropReason::UnknownPeer), "{stranger}");
     }
-    let nobody = Host::new(overlay(), Vec::new());
+    let nobody = Host::new(config(), Vec::new());
     assert_eq!(decap_reason(&nobody, host_a(), &inbound()), Some(DropReason::UnknownPeer));
 }
 
@@ -88,7 +88,7 @@ fn r64_fault_12_only_known_peers_and_from_any_port() {
 #[test]
 fn r64_a_peer_with_an_ipv6_address() {
     let six = SocketAddr::from((Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3), 8285));
-    let host = Host::new(overlay(), vec![Route::new(net([100, 96, 2, 0], 24), six)]);
+    let host = Host::new(config(), vec![Route::new(net([100, 96, 2, 0], 24), six)]);
     assert_eq!(decap_reason(&host, six, &inbound()), None);
     assert_eq!(decap_reason(&host, host_a(), &inbound()), Some(DropReason::UnknownPeer));
 }
@@ -99,8 +99,8 @@ fn r68_address_port_tells_the_tunnel_from_others_on_its_host() {
     let neighbour = SocketAddr::new(host_a().ip(), 9000);
     let mut routes = routes();
     routes.push(Route::new(net([100, 96, 5, 0], 24), neighbour));
-    let host = Host::new(Overlay { peer_check: PeerCheck::AddressPort, ..overlay() }, routes.clone());
-    let any_port = Host::new(overlay(), routes);
+    let host = Host::new(config().with_peer_check(PeerCheck::AddressPort), routes.clone());
+    let any_port = Host::new(config(), routes);
     let of_neighbour = Ipv4::new([100, 96, 5, 5], POD);
     let mapped = |port| SocketAddr::new(Ipv4Addr::new(10, 168, 0, 3).to_ipv6_mapped().into(), port);
     let (spoofed, unknown) = (Some(DropReason::SpoofedSource), Some(DropReason::UnknownPeer));
@@ -128,8 +128,8 @@ fn r68_address_port_of_a_peer_with_a_link_local_address() {
         let address = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 3);
         SocketAddr::V6(core::net::SocketAddrV6::new(address, port, 0, scope))
     };
-    let overlay = Overlay { peer_check: PeerCheck::AddressPort, ..overlay() };
-    let host = Host::new(overlay, vec![Route::new(net([100, 96, 2, 0], 24), scoped(8285, 2))]);
+    let config = config().with_peer_check(PeerCheck::AddressPort);
+    let host = Host::new(config, vec![Route::new(net([100, 96, 2, 0], 24), scoped(8285, 2))]);
     assert_eq!(decap_reason(&host, scoped(8285, 2), &inbound()), None);
     assert_eq!(decap_reason(&host, scoped(8286, 2), &inbound()), Some(DropReason::UnknownPeer));
 }
@@ -138,7 +138,7 @@ fn r68_address_port_of_a_peer_with_a_link_local_address() {
 /// ICMP error goes to the next hop, not to the sender.
 #[test]
 fn r68_off_accepts_any_sender_whose_inner_source_has_a_route() {
-    let host = Host::new(Overlay { peer_check: PeerCheck::Off, ..overlay() }, routes());
+    let host = Host::new(config().with_peer_check(PeerCheck::Off), routes());
     let spoofed = Some(DropReason::SpoofedSource);
     let behind_nat: SocketAddr = ([192, 0, 2, 9], 40_000).into();
     for from in [behind_nat, (Ipv6Addr::LOCALHOST, 1).into(), host_a(), host_b()] {
@@ -148,14 +148,14 @@ fn r68_off_accepts_any_sender_whose_inner_source_has_a_route() {
     }
     assert_eq!(decap_reason(&host, host_a(), &Ipv4::new([10, 168, 0, 3], POD)), None, "its own underlay address");
     assert_eq!(decap_reason(&host, behind_nat, &Ipv4::new([192, 0, 2, 9], POD)), spoofed, "that of nobody");
-    let wide = Host::with_default_route(*host.overlay(), host_a());
+    let wide = Host::with_default_route(host.config().clone(), host_a());
     assert_eq!(decap_reason(&wide, behind_nat, &Ipv4::new([100, 96, 1, 9], POD)), spoofed, "fault 11");
     let outcome = host.decapsulate(&Ipv4 { ttl: 1, ..inbound() }.bytes(), behind_nat);
     assert!(
         matches!(&outcome, Outcome::Reject { answer: Some((ReplyTo::Peer(to), _)), .. } if *to == host_a()),
         "{outcome:?}"
     );
-    let unchecked = Host::new(Overlay { source_check: SourceCheck::Off, ..*host.overlay() }, routes());
+    let unchecked = Host::new(host.config().clone().with_source_check(SourceCheck::Off), routes());
     for (from, source, expected) in [(behind_nat, NOBODY, spoofed), (host_a(), NOBODY, None), (behind_nat, POD_A, None)]
     {
         assert_eq!(decap_reason(&unchecked, from, &Ipv4::new(source, POD)), expected, "{source} from {from}");
@@ -178,7 +178,7 @@ fn r68_fault_13_a_packet_does_not_go_back_to_the_peer_it_came_from() {
         (PeerCheck::AddressPort, host_a(), None),
         (PeerCheck::Off, behind_nat, None),
     ] {
-        let host = Host::new(Overlay { peer_check, ..transit() }, routes.clone());
+        let host = Host::new(transit().with_peer_check(peer_check), routes.clone());
         assert_eq!(decap_reason(&host, from, &back), foreign, "{peer_check:?}");
         assert_eq!(decap_reason(&host, from, &to_neighbour), neighbour, "{peer_check:?}");
         assert_eq!(decap_reason(&host, from, &Ipv4::new(POD_A, POD_B)), None, "{peer_check:?}");
@@ -210,7 +210,7 @@ fn r65_a_source_belongs_to_the_peer_its_route_leads_to() {
 /// Without the source check of R65 a known peer may send from any source. Strangers stay refused.
 #[test]
 fn r65_without_the_check_any_peer_may_send_from_anywhere() {
-    let host = Host::new(Overlay { source_check: SourceCheck::Off, ..overlay() }, routes());
+    let host = Host::new(config().with_source_check(SourceCheck::Off), routes());
     for source in [POD_A, POD_B, NOBODY, [8, 8, 8, 8].into()] {
         assert_eq!(decap_reason(&host, host_a(), &Ipv4::new(source, POD)), None, "{source}");
     }
@@ -223,7 +223,7 @@ fn r65_without_the_check_any_peer_may_send_from_anywhere() {
 fn fault_11_an_address_of_our_own_as_source_from_outside() {
     let mut wide = routes();
     wide.push(Route::new(net([100, 96, 0, 0], 16), host_a()));
-    for host in [Host::ordinary(), Host::new(overlay(), wide), Host::with_default_route(transit(), host_a())] {
+    for host in [Host::ordinary(), Host::new(config(), wide), Host::with_default_route(transit(), host_a())] {
         for last in [0, 1, 2, 254, 255] {
             let packet = Ipv4::new([100, 96, 1, last], POD);
             assert_eq!(decap_reason(&host, host_a(), &packet), Some(DropReason::SpoofedSource), "100.96.1.{last}");
@@ -285,6 +285,6 @@ fn fault_6_a_next_hop_inside_the_overlay_network() {
     routes.push(Route::new(net([100, 96, 4, 0], 24), inside));
     routes.push(Route::new(net([100, 96, 200, 0], 24), host_a()));
     let packet = Ipv4 { payload: udp(4000, 8285, b""), ..Ipv4::new(POD, [100, 96, 200, 7]) };
-    let host = Host::new(overlay(), routes);
+    let host = Host::new(config(), routes);
     assert_eq!(host.encapsulate(&packet.bytes()).reason(), Some(DropReason::Loop));
 }

@@ -84,8 +84,7 @@ fn a_good_host_has_nothing_to_say() {
         Checked::on(&hosts.host_a, more).assert(0, &[]);
     }
     assert_eq!(state(&hosts.host_a), before, "it makes nothing");
-    let listen = TwoHosts::HOST_A;
-    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, listen, "loden0");
+    let config = PreflightConfig::new(&crate::host::identity(), "loden0");
     assert_eq!(hosts.host_a.enter(|| check(&config)), []);
 }
 

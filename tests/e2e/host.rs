@@ -5,8 +5,10 @@ use std::process::Command;
 
 use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
+use loden::Host;
+use loden::Mtu;
 use loden::preflight::{Finding, PreflightConfig, check};
-use loden::sys::link::{AddressForm, Link, LinkConfig};
+use loden::sys::link::{Link, LinkConfig};
 use loden::sys::{Tun, TunConfig};
 use testbed::probe::{Ping, PingOutcome, ping};
 use testbed::{Child, Namespace, TwoHosts, tied_to_its_parent};
@@ -27,9 +29,13 @@ fn a_listen_address_on_lo_has_the_mtu_of_the_route_to_the_peers() {
     tunnel.stop();
 }
 
-/// A user without the right to configure the network, with a persistent device that an administrator has prepared.
-/// Settings that are right already are not set. In a user namespace, where no node can be created, it is root without
-/// any capability.
+/// Host a.
+pub(crate) fn identity() -> Host {
+    Host::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, (TwoHosts::HOST_A, 8285)).unwrap()
+}
+
+/// A user who may not configure the network, with a persistent device that an administrator has prepared: nothing is set
+/// that is as it has to be. In a user namespace, where no node can be made, it is root without any capability.
 #[test]
 fn a_user_without_capabilities_starts_a_tunnel_on_a_prepared_device() {
     const AS_USER: &str = "\
@@ -42,8 +48,8 @@ fn a_user_without_capabilities_starts_a_tunnel_on_a_prepared_device() {
         host.enter(|| {
             let tun = Tun::open(&TunConfig { name: "loden0".into(), ..TunConfig::default() }).unwrap();
             tun.set_persistent(true).unwrap();
-            let (address, network) = (TwoHosts::SUBNET_A.network(), TwoHosts::OVERLAY);
-            Link::configure("loden0", &LinkConfig { address, network, mtu, form: AddressForm::Host }).unwrap();
+            let config = LinkConfig::new(&identity()).with_mtu(Mtu::new(mtu).unwrap());
+            Link::configure_with("loden0", &config).unwrap();
         });
     };
     let start = || {
@@ -136,7 +142,7 @@ fn fault_57_a_masqueraded_pod_cannot_take_over_the_port_after_what_the_preflight
     let diverted = received(&pod).expect("the tunnel's datagram arrives in the pod");
     assert_eq!(diverted[12..20], [TwoHosts::POD_B.octets(), TwoHosts::POD_A.octets()].concat());
 
-    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let config = PreflightConfig::new(&identity(), "loden0");
     let look = || hosts.host_a.enter(|| check(&config));
     let found = look();
     let names: Vec<_> = found.iter().map(Finding::name).collect();
@@ -172,7 +178,7 @@ fn an_input_chain_that_drops_is_mended_by_what_the_preflight_says() {
         matches!(outcomes[..], [PingOutcome::Reply { .. }])
     };
     assert!(!is_reached());
-    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let config = PreflightConfig::new(&identity(), "loden0");
     let found = hosts.host_a.enter(|| check(&config));
     assert_eq!(found.iter().map(Finding::name).collect::<Vec<_>>(), ["input_dropped"], "{found:#?}");
     mend(&hosts.host_a, &found);
@@ -191,7 +197,7 @@ fn the_commands_for_operations_are_enough_for_the_preflight() {
         nft 'add chain inet filter input { type filter hook input priority 0; policy drop; }'; \
         iptables -t nat -A POSTROUTING -s 100.96.1.0/24 ! -o pod0 -j MASQUERADE",
     );
-    let config = PreflightConfig::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, TwoHosts::HOST_A, "loden0");
+    let config = PreflightConfig::new(&identity(), "loden0");
     let look = || host.enter(|| check(&config));
     let names = |found: &[Finding]| found.iter().map(Finding::name).collect::<Vec<_>>();
     assert_eq!(names(&look()), ["forward_dropped", "input_dropped", "input_dropped", "port_tracked"]);

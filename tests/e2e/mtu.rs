@@ -243,6 +243,6 @@ fn an_invalid_mtu_changes_nothing() {
     let hosts = TwoHosts::new().unwrap();
     let mut tunnel = Tunnel::on_a(&hosts, &[]);
     hosts.host_a.set_mtu(TwoHosts::UPLINK, 90).unwrap();
-    tunnel.says("the longest packet stays what it was: MTU 62 is below the IPv4 minimum of 68");
+    tunnel.says("the longest packet stays what it was: the underlay's MTU 90 leaves 62 bytes");
     tunnel.stop();
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::forward::{Forwarder, Overlay};
-use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::Host;
+use loden::forward::{Forwarder, ForwarderConfig};
+use loden::lease::{Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{RoutePublisher, RouteReader};
-use loden::sys::link::{AddressForm, Link, LinkConfig};
+use loden::sys::link::Link;
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Running, Worker};
 use testbed::TwoHosts;
@@ -94,8 +95,8 @@ struct Leases {
 
 impl Leases {
     fn new() -> Self {
-        let reconciler = Reconciler::new(Host::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, OWN));
-        Self { reconciler, publisher: RoutePublisher::bound_to(OWN.into()), round: 0 }
+        let reconciler = Reconciler::new(&own_host());
+        Self { reconciler, publisher: RoutePublisher::for_host(&own_host()), round: 0 }
     }
 
     /// Applies the next batch of events, and publishes it at once.
@@ -129,11 +130,14 @@ fn added(lease: Lease) -> LeaseEvent<Ipv4Net> {
     LeaseEvent::Added { key, lease }
 }
 
+fn own_host() -> Host {
+    Host::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, OWN).unwrap()
+}
+
 fn open(routes: RouteReader) -> Worker {
-    let forwarder = Forwarder::new(Overlay::new(TwoHosts::OVERLAY, TwoHosts::SUBNET_A, OWN)).unwrap();
+    let forwarder = Forwarder::new(ForwarderConfig::new(&own_host())).unwrap();
     let tun = Tun::open(&TunConfig::default()).unwrap();
     let udp = UdpTransport::bind(SocketAddr::from(OWN), &UdpConfig::default()).unwrap();
-    let (address, network) = (forwarder.tun_address(), TwoHosts::OVERLAY);
-    Link::configure(tun.name(), &LinkConfig { address, network, mtu: 1472, form: AddressForm::Host }).unwrap();
+    Link::configure(&tun, &own_host()).unwrap();
     Worker::new(tun, udp, forwarder, routes)
 }

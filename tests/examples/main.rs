@@ -172,6 +172,28 @@ fn without_tun(program: &mut Command) -> std::process::Output {
     program.output().expect("run")
 }
 
+/// A minimal tunnel is at most 25 lines with a loop of the library, and at most 45 with a loop of one's own. Blank lines and
+/// comments do not count.
+#[test]
+fn a_minimal_tunnel_is_short() {
+    let (tokio, poll) = (include_str!("../../examples/tokio_loop.rs"), include_str!("../../examples/poll_loop.rs"));
+    for (name, source, most) in [("tokio_loop", tokio, 25), ("poll_loop", poll, 45)] {
+        let (before, rest) =
+            source.split_once("// The whole tunnel, from the arguments to forwarding.\n").expect("a begin");
+        let (tunnel, after) = rest.split_once("// The end of the tunnel.\n").expect("an end");
+        assert_eq!(after, "", "{name}");
+        // The lines before import, and print the usage and errors.
+        assert!(!before.contains("::new(") && !before.contains("::open("), "{name}");
+        let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
+        let lines = tunnel.lines().filter(is_code).count();
+        assert!(lines <= most, "{name} has {lines} lines, at most {most} are allowed");
+        for step in ["fn parse(", "Host::new(", "Link::configure(", "Forwarder::new(", "Worker::new("] {
+            assert!(tunnel.contains(step), "{name} has no {step}");
+        }
+        assert!(!source.contains("try_into"), "{name} converts an MTU by itself");
+    }
+}
+
 #[test]
 fn a_loop_prints_its_usage() {
     let without_port = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"];

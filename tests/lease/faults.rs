@@ -9,7 +9,7 @@ use support::allocations::bytes_kept;
 /// Fault 45, in one list: every odd lease is reported by name, and the good ones are routed.
 #[test]
 fn fault_45_odd_subnets_are_reported_and_the_others_routed() {
-    let mut reconciler = Reconciler::new(host());
+    let mut reconciler = Reconciler::new(&host());
     let list = snapshot([
         ours(),
         lease("100.96.2.77/24", 3),
@@ -103,7 +103,7 @@ fn fault_43_removed_routes_leave_no_memory() {
 /// Of leases with one key in one list the last one applies, and the others are counted.
 #[test]
 fn a_key_twice_in_a_list_is_counted_and_the_last_stands() {
-    let mut reconciler = Reconciler::new(host());
+    let mut reconciler = Reconciler::new(&host());
     let again = ("100.96.2.0/24", lease("100.96.2.0/24", 4).1);
     reconciler.handle_event(SOURCE, snapshot([lease("100.96.2.0/24", 3), ours(), again]), at(0));
     assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 4)]);

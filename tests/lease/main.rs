@@ -15,7 +15,8 @@ mod subnet_file;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::Host;
+use loden::lease::{Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{Route, RouteChange};
 use support::allocations::Counting;
 
@@ -34,7 +35,7 @@ fn net(text: &str) -> IpNet {
 
 /// Returns 10.168.0.2, which owns 100.96.1.0/24 of 100.96.0.0/16.
 fn host() -> Host {
-    Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285))
+    Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285)).unwrap()
 }
 
 /// Returns a lease of the host with this last byte. Its key is its subnet as text.
@@ -64,7 +65,7 @@ fn added((key, lease): (&'static str, Lease)) -> LeaseEvent<&'static str> {
 
 /// Returns a reconciler after this list at second 0, with its changes drained.
 fn listed<const N: usize>(leases: [(&'static str, Lease); N]) -> Reconciler<&'static str> {
-    let mut reconciler = Reconciler::new(host());
+    let mut reconciler = Reconciler::new(&host());
     reconciler.handle_event(SOURCE, snapshot(leases), at(0));
     drop((reconciler.take_changes(), reconciler.take_conflict_changes()));
     reconciler

@@ -22,6 +22,21 @@ fn fault_47_mistake_1_a_lease_that_moved_during_a_gap_is_seen_by_its_attributes(
     assert_eq!(reconciler.counters().changed, 2);
 }
 
+/// NAT: the own lease names the address that others see, and the bound address may be another host's.
+#[test]
+fn the_own_lease_is_the_one_with_the_public_address() {
+    let mut reconciler = Reconciler::new(&host()).with_public_address("[::ffff:10.168.0.77]:8285".parse().unwrap());
+    let list = snapshot([lease("100.96.1.0/24", 77), lease("100.96.2.0/24", 2), lease("100.96.3.0/24", 77)]);
+    reconciler.handle_event(SOURCE, list, at(0));
+    assert!(reconciler.holds_own_lease());
+    assert_eq!(routes(&reconciler), ["100.96.2.0/24 via 10.168.0.2:8285"]);
+    assert_eq!(reconciler.conflict_counts().own_address, 1);
+    let mut bound = Reconciler::new(&host());
+    bound.handle_event(SOURCE, snapshot([lease("100.96.1.0/24", 77)]), at(0));
+    assert!(!bound.holds_own_lease());
+    assert_eq!(bound.conflict_counts().own_subnet, 1);
+}
+
 #[test]
 fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
     let mut reader = LeaseReader::new("/coreos.com/network/", 8285);
@@ -44,7 +59,7 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
         entries.splice(place..place, bad);
         let update = reader.snapshot(entries);
         assert_eq!(update.skipped.len(), bad.len());
-        let mut reconciler = Reconciler::new(host());
+        let mut reconciler = Reconciler::new(&host());
         reconciler.handle_event(SOURCE, update.event.unwrap(), at(0));
         assert_eq!(reconciler.take_changes(), [set("100.96.2.0/24", 3), set("100.96.3.0/24", 4)]);
     }
@@ -53,7 +68,7 @@ fn fault_47_mistake_2_an_unreadable_key_or_value_is_set_aside_alone() {
     assert_eq!((counts.unreadable_values, counts.other_backends), (6, 2));
 
     // The same during a watch: a value that became unreadable removes its own lease, as a new list would.
-    let mut reconciler = Reconciler::new(host());
+    let mut reconciler = Reconciler::new(&host());
     reconciler.handle_event(SOURCE, reader.snapshot(good).event.unwrap(), at(0));
     drop(reconciler.take_changes());
     let put = reader.put(good[0].0, b"garbage");
@@ -136,7 +151,7 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
         reason,
     };
     let in_overlay = ("100.96.4.0/24", Lease::new(net("100.96.4.0/24"), ([100, 96, 3, 7], 8285)));
-    let network = host().network;
+    let network = host().network().into();
     let cases = [
         (
             vec![lease("100.96.3.0/24", 4), ("again", lease("100.96.3.0/24", 5).1)],
@@ -166,7 +181,7 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
         (
             vec![lease("100.96.5.0/24", 5), lease("100.96.1.0/24", 9)],
             vec!["100.96.5.0/24 via 10.168.0.5:8285"],
-            refused("100.96.1.0/24", hop(9), Refusal::OwnSubnet { own: host().subnet }),
+            refused("100.96.1.0/24", hop(9), Refusal::OwnSubnet { own: host().subnet().into() }),
         ),
     ];
     for (leases, expected, conflict) in cases {
@@ -194,8 +209,8 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
 #[test]
 fn fault_47_mistake_6_the_loser_takes_over_when_the_winner_leaves() {
     let (etcd, operator) = (SourceId(1), SourceId(0));
-    let mut publisher = RoutePublisher::bound_to(host().underlay).owning(host().subnet);
-    let mut reconciler = Reconciler::new(host());
+    let mut publisher = RoutePublisher::for_host(&host());
+    let mut reconciler = Reconciler::new(&host());
     reconciler.handle_event(etcd, added(lease("100.96.2.0/24", 3)), at(0));
     assert_eq!(publisher.apply(reconciler.take_changes()).changed, 1);
     reconciler.handle_event(operator, added(("by hand", lease("100.96.2.0/24", 4).1)), at(1));

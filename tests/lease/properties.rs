@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use loden::lease::{ConflictChange, Host, Lease, LeaseEvent, LeaseId, Reconciler, SourceId};
+use loden::Host;
+use loden::lease::{ConflictChange, Lease, LeaseEvent, LeaseId, Reconciler, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -103,7 +104,7 @@ struct Follower {
 
 impl Follower {
     fn new(host: &Host) -> Self {
-        let publisher = RoutePublisher::bound_to(host.underlay).owning(host.subnet);
+        let publisher = RoutePublisher::for_host(host);
         Self { publisher, conflicts: BTreeSet::new() }
     }
 
@@ -145,7 +146,7 @@ proptest! {
     #[test]
     fn any_events_give_what_a_full_recompute_gives(steps in vec(any_step(), 1..40)) {
         let host = host();
-        let (mut reconciler, mut model) = (Reconciler::new(host), Model::default());
+        let (mut reconciler, mut model) = (Reconciler::new(&host), Model::default());
         let mut follower = Follower::new(&host);
         let mut now = Duration::from_secs(20);
         for (passed, step) in steps {
@@ -183,13 +184,13 @@ proptest! {
     ) {
         let leases: BTreeMap<(u16, Key), Lease> =
             leases.into_iter().map(|(id, lease)| (id, Lease { expires: None, ..lease })).collect();
-        let mut in_order = Reconciler::new(host());
+        let mut in_order = Reconciler::new(&host());
         for ((source, key), lease) in &leases {
             let event = LeaseEvent::Added { key: *key, lease: *lease };
             in_order.handle_event(SourceId(*source), event, Duration::ZERO);
         }
 
-        let mut otherwise = Reconciler::new(host());
+        let mut otherwise = Reconciler::new(&host());
         for (source, event) in before {
             otherwise.handle_event(SourceId(source), event, Duration::ZERO);
         }
@@ -216,7 +217,7 @@ proptest! {
     ) {
         let source = SourceId(1);
         let leases: Vec<_> = leases.into_iter().map(|(key, lease)| (key, Lease { expires: None, ..lease })).collect();
-        let mut reconciler = Reconciler::new(host());
+        let mut reconciler = Reconciler::new(&host());
         for event in before {
             reconciler.handle_event(source, event, Duration::ZERO);
         }

@@ -8,13 +8,15 @@
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use loden::forward::{DropReason, Overlay, ReplyTo};
+use loden::forward::{DropReason, ReplyTo};
 use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::Route;
 
 use crate::known_difference::KnownDifference;
 use crate::router::{Link, Place, Router, Table};
-use support::host::{Host, NOBODY, Outcome, POD, POD_A, POD_B, host_a, host_b, net, overlay, routes};
+use support::host::{
+    Host, NOBODY, Outcome, POD, POD_A, POD_B, config, config_of, host_a, host_b, identity, mtu_of, net, own, routes,
+};
 use support::model;
 use support::packet::{Ipv4, address_at};
 
@@ -105,12 +107,12 @@ impl World {
         };
         let (tun, nowhere) = (link(Place::Tun, "tun0", 1), link(Place::Nowhere, "void0", 2));
         // R42 at the remote host: the TUN address.
-        let own = Host::new(overlay(), all.clone()).forwarder.tun_address();
+        let own = Host::new(config(), all.clone()).forwarder.tun_address();
         let peer = |place, name| Link { place, name, address: own, mtu: 1472, strict_source: true };
         let table = Table {
             number: 101,
             links: vec![a, b],
-            routes: vec![(v4(overlay().subnet), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
+            routes: vec![(identity().subnet(), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
         };
         let main = all.iter().map(|route| (v4(route.subnet), Place::Peer(route.next_hop)));
         // R65: the underlay address of a peer is its own.
@@ -118,7 +120,7 @@ impl World {
             IpAddr::V4(address) => (Ipv4Net::from(address), Place::Peer(peer)),
             IpAddr::V6(address) => panic!("{address}"),
         });
-        let main: Vec<_> = main.chain(own_addresses).chain([(v4(overlay().subnet), Place::Tun)]).collect();
+        let main: Vec<_> = main.chain(own_addresses).chain([(identity().subnet(), Place::Tun)]).collect();
         let marker = |place, ttl, source: Ipv4Addr, to| (place, Ipv4 { ttl, ..Ipv4::new(source, to) });
         let markers = vec![
             marker(a, 64, MARKER, POD),
@@ -137,11 +139,11 @@ impl World {
         known_differences: &'static [KnownDifference],
     ) -> Self {
         let wide = routes.iter().map(|route| Route { mtu: None, ..*route }).collect();
-        let hopeful = Host::new(Overlay { mtu: u16::MAX, ..overlay() }, wide);
+        let hopeful = Host::new(config().with_mtu(mtu_of(u16::MAX)), wide);
         Self {
             elsewhere: elsewhere(&routes),
             hopeful,
-            host: Host::new(overlay(), routes),
+            host: Host::new(config(), routes),
             router,
             entries,
             known_differences,
@@ -197,7 +199,7 @@ impl World {
     /// Returns an ordinary address, with the same route or also without one.
     pub(crate) fn ordinary(&self, like: Ipv4Addr) -> Ipv4Addr {
         let next_hop = self.host.naive_route(like).map(|route| route.next_hop);
-        let own = v4(overlay().subnet).contains(&like).then_some(POD);
+        let own = identity().subnet().contains(&like).then_some(POD);
         let found = [POD_A, POD_B, POD_C]
             .into_iter()
             .find(|pod| next_hop.is_some() && self.host.naive_route(*pod).map(|route| route.next_hop) == next_hop);
@@ -244,8 +246,8 @@ fn v4(net: IpNet) -> Ipv4Net {
 /// Returns the host in 203.0.0.0/24, which has no route here, instead of 10.168.0.0/24.
 fn elsewhere(routes: &[Route]) -> Host {
     let away = |address| moved(address, 203, 0);
-    let overlay = Overlay { underlay: away(overlay().underlay), ..overlay() };
-    Host::new(overlay, routes.iter().map(|route| Route { next_hop: away(route.next_hop), ..*route }).collect())
+    let config = config_of(identity().network(), identity().subnet(), away(own()));
+    Host::new(config, routes.iter().map(|route| Route { next_hop: away(route.next_hop), ..*route }).collect())
 }
 
 fn moved(address: SocketAddr, first: u8, second: u8) -> SocketAddr {

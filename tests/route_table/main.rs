@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
+use loden::Host;
 use loden::route::{Route, RouteChange, RouteError, RoutePublisher, RouteTable};
 use proptest::prelude::*;
 use support::allocations::{Counting, bytes_kept};
@@ -169,7 +170,8 @@ fn r21_the_longest_prefix_wins_in_any_order() {
 /// R20 and R63: each bad route is named with its reason, and the good ones of the batch are added.
 #[test]
 fn r20_bad_routes_are_refused_by_name_and_the_others_taken() {
-    let own: SocketAddr = "10.168.0.2:8285".parse().unwrap();
+    let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+    let host = Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285)).unwrap();
     let bad = [
         (route("100.96.2.0/24", "0.0.0.0:8285"), RouteError::UnspecifiedNextHop),
         (route("100.96.2.0/24", "224.0.0.1:8285"), RouteError::MulticastNextHop),
@@ -178,18 +180,20 @@ fn r20_bad_routes_are_refused_by_name_and_the_others_taken() {
         (route("100.96.2.0/24", "10.168.0.3:0"), RouteError::ZeroPort),
         (route("100.96.2.0/24", "10.168.0.2:8285"), RouteError::OwnAddress),
         (route("100.96.2.0/24", "[::ffff:10.168.0.2]:8285"), RouteError::OwnAddress),
+        (route("100.96.1.9/24", "10.168.0.3:8285"), RouteError::OwnSubnet),
         (route("100.96.2.0/24", "[::]:8285"), RouteError::UnspecifiedNextHop),
         (route("100.96.2.0/24", "[ff02::1]:8285"), RouteError::MulticastNextHop),
         (route("fd00:1::/64", "10.168.0.3:8285"), RouteError::Ipv6Subnet),
         (Route { mtu: Some(67), ..route("100.96.2.0/24", "10.168.0.3:8285") }, RouteError::MtuTooSmall { mtu: 67 }),
     ];
     let good = [
+        route("100.96.1.0/25", "10.168.0.3:8285"),
         route("100.96.3.0/24", "127.0.0.1:8285"),
         route("100.96.4.0/24", "10.168.0.2:8286"),
         route("100.96.5.0/24", "10.168.0.3:1"),
         route("100.96.6.0/24", "10.168.0.3:65535"),
     ];
-    let mut publisher = RoutePublisher::bound_to(own);
+    let mut publisher = RoutePublisher::for_host(&host);
     let batch = bad.iter().map(|(route, _)| *route).chain(good).map(RouteChange::Set);
     let applied = publisher.apply(batch);
     assert_eq!(applied.changed, good.len());

@@ -1,7 +1,7 @@
 //! R67 over random histories, after every step. A separate account is kept from the trace.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use loden::forward::{Counters, DropReason};
 use loden::lease::{Lease, LeaseEvent};
@@ -187,7 +187,7 @@ fn history(seed: u64, acts: Vec<Act>) -> Sim<u32> {
     // A delivered packet is for a pod there, or an ICMP error for a sender there.
     for delivered in sim.take_delivered() {
         let destination = Ipv4Addr::from(<[u8; 4]>::try_from(&delivered.packet[16..20]).unwrap());
-        let is_ours = sim[delivered.node].overlay().subnet.contains(&IpAddr::V4(destination));
+        let is_ours = sim[delivered.node].config().host.subnet().contains(&destination);
         assert!(is_ours || delivered.packet[9] == 1, "{destination} at {}", delivered.node);
     }
     sim

@@ -1,15 +1,15 @@
 //! Leases that are added, moved and ended, and nodes that miss these events.
 
-use loden::forward::{DropReason, Overlay};
+use loden::forward::DropReason;
 use loden::lease::{Lease, LeaseEvent};
 use loden::route::{Route, RouteChange, RouteError};
 use loden::sim::{Event, LinkProfile, NodeId, Record, Sim};
 
-use crate::{SOURCE, icmp, lease, mesh, ms, numbers, overlay, packet, subnet, underlay};
+use crate::{SOURCE, config_at, icmp, lease, mesh, ms, numbers, packet, subnet, underlay};
 
 /// Adds host 9, which replaces host 1.
 fn successor(sim: &mut Sim<u32>) -> NodeId {
-    sim.add_node(Overlay { underlay: underlay(9), ..overlay(1) }).unwrap()
+    sim.add_node(config_at(1, underlay(9))).unwrap()
 }
 
 fn moved() -> LeaseEvent<u32> {

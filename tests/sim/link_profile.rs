@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use loden::forward::{EcnIngress, Overlay};
+use loden::forward::EcnIngress;
 use loden::sim::{LinkProfile, Loss, Probability, Sim};
 use loden::wire::Ecn;
 
-use crate::{SOURCE, at, lease, mesh, ms, network, numbers, overlay, packet, with_byte};
+use crate::{SOURCE, at, config, lease, mesh, ms, network, numbers, packet, with_byte};
 use loden::lease::LeaseEvent;
 
 const PACKETS: u32 = 10_000;
@@ -90,8 +90,7 @@ fn a_profile_applies_to_the_direction_it_is_set_for() {
 #[test]
 fn a_congested_link_marks_ecn_capable_packets() {
     let mut sim = Sim::new(network(), 1);
-    let [a, b] =
-        [0, 1].map(|number| sim.add_node(Overlay { ecn_ingress: EcnIngress::Normal, ..overlay(number) }).unwrap());
+    let [a, b] = [0, 1].map(|number| sim.add_node(config(number).with_ecn_ingress(EcnIngress::Normal)).unwrap());
     sim.lease_event(SOURCE, LeaseEvent::Snapshot(vec![lease(0), lease(1)]));
     sim.set_link_profile_from(a, b, LinkProfile { congestion: Probability::ALWAYS, ..LinkProfile::default() });
     for ecn in [Ecn::NotEct, Ecn::Ect0] {

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ipnet::Ipv4Net;
-use loden::forward::Overlay;
+use loden::Host;
+use loden::forward::ForwarderConfig;
 use loden::lease::{Lease, LeaseEvent, SourceId};
 use loden::sim::{Delivered, NodeId, Sim, udp_packet};
 use loden::wire::checksum;
@@ -45,9 +46,14 @@ fn pod(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from(subnet(number).addr()) + 7)
 }
 
-/// Returns the overlay of the host with this number: host 1 with subnet 1, and so on.
-fn overlay(number: u32) -> Overlay {
-    Overlay::new(network(), subnet(number), underlay(number))
+/// Host 1 with subnet 1, and so on.
+fn config(number: u32) -> ForwarderConfig {
+    config_at(number, underlay(number))
+}
+
+/// The host of a subnet, at any underlay address.
+fn config_at(number: u32, underlay: SocketAddr) -> ForwarderConfig {
+    ForwarderConfig::new(&Host::new(network(), subnet(number), underlay).unwrap())
 }
 
 fn lease(number: u32) -> (u32, Lease) {
@@ -57,7 +63,7 @@ fn lease(number: u32) -> (u32, Lease) {
 /// Returns hosts 0, 1, 2 …, with routes to each other.
 fn mesh<const N: usize>(seed: u64) -> (Sim<u32>, [NodeId; N]) {
     let mut sim = Sim::new(network(), seed);
-    let nodes = core::array::from_fn(|number| sim.add_node(overlay(number as u32)).unwrap());
+    let nodes = core::array::from_fn(|number| sim.add_node(config(number as u32)).unwrap());
     sim.lease_event(SOURCE, LeaseEvent::Snapshot((0..N as u32).map(lease).collect()));
     (sim, nodes)
 }

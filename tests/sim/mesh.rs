@@ -4,13 +4,13 @@ use loden::lease::{Lease, LeaseEvent};
 use loden::sim::{LinkProfile, Loss, NodeId, Probability, Sim};
 
 use crate::memory::peak;
-use crate::{SOURCE, lease, ms, network, overlay, packet, subnet, underlay};
+use crate::{SOURCE, config, lease, ms, network, packet, subnet, underlay};
 
 const NODES: u32 = 1000;
 
 fn thousand() -> (Sim<u32>, Vec<NodeId>) {
     let mut sim = Sim::new(network(), 1);
-    let nodes = (0..NODES).map(|number| sim.add_node(overlay(number)).unwrap()).collect();
+    let nodes = (0..NODES).map(|number| sim.add_node(config(number)).unwrap()).collect();
     sim.lease_event(SOURCE, LeaseEvent::Snapshot((0..NODES).map(lease).collect()));
     (sim, nodes)
 }

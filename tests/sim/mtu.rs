@@ -1,9 +1,10 @@
 //! Paths that are too narrow, at the sender's link and in the middle.
 
-use loden::forward::{DropReason, Overlay, PathMtus};
+use loden::Mtu;
+use loden::forward::{DropReason, PathMtus};
 use loden::sim::{LinkProfile, Loss, Sim};
 
-use crate::{at, icmp, mesh, ms, network, overlay, packet_of, underlay, with_byte};
+use crate::{at, config, icmp, mesh, ms, network, packet_of, underlay, with_byte};
 
 /// As with EMSGSIZE, nothing is sent, and the packet's sender gets an ICMP error at once.
 #[test]
@@ -76,7 +77,7 @@ fn an_impossible_mtu_is_a_hole() {
 #[test]
 fn an_answer_that_is_too_long_is_not_sent() {
     let mut sim: Sim = Sim::new(network(), 1);
-    let [a, b] = [0, 1].map(|number| sim.add_node(Overlay { mtu: 1472, ..overlay(number) }).unwrap());
+    let [a, b] = [0, 1].map(|number| sim.add_node(config(number).with_mtu(Mtu::new(1472).unwrap())).unwrap());
     for (node, other) in [(a, 1), (b, 0)] {
         let (subnet, next_hop) = (crate::subnet(other), underlay(other));
         assert_eq!(

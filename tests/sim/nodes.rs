@@ -1,25 +1,28 @@
 //! Nodes that are added, stopped and restarted, and datagrams from elsewhere.
 
-use loden::forward::{DropReason, Outer, Overlay, OverlayError};
+use ipnet::Ipv4Net;
+use loden::Host;
+use loden::forward::{ConfigError, DatagramMeta, DropReason, ForwarderConfig};
 use loden::sim::{LinkProfile, Loss, NodeError, Sim};
 use loden::wire::Ecn;
 
-use crate::{icmp, mesh, ms, network, numbers, overlay, packet, packet_of, subnet, underlay};
+use crate::{config, config_at, icmp, mesh, ms, network, numbers, packet, packet_of, subnet, underlay};
 
 #[test]
 fn an_invalid_node_is_refused() {
     let mut sim: Sim = Sim::new(network(), 1);
-    let first = sim.add_node(overlay(1)).unwrap();
-    let other = Overlay { underlay: underlay(1), ..overlay(2) };
+    let first = sim.add_node(config(1)).unwrap();
+    let other = config_at(2, underlay(1));
     assert_eq!(sim.add_node(other), Err(NodeError::AddressTaken { address: underlay(1), node: first }));
-    let elsewhere = Overlay { network: "100.64.0.0/16".parse().unwrap(), ..overlay(2) };
+    let elsewhere = Ipv4Net::new_assert(network().addr(), 16);
+    let elsewhere = ForwarderConfig::new(&Host::new(elsewhere, subnet(2), underlay(2)).unwrap());
     let error = sim.add_node(elsewhere).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the overlay network of this simulation is 100.64.0.0/10, not 100.64.0.0/16; use one network for all nodes"
     );
-    assert_eq!(sim.add_node(Overlay { mtu: 1, ..overlay(2) }), Err(OverlayError::Mtu { mtu: 1 }.into()));
-    assert!(sim.add_node(overlay(2)).is_ok());
+    assert_eq!(sim.add_node(config(2).with_icmp_ttl(0)), Err(ConfigError::IcmpTtl.into()));
+    assert!(sim.add_node(config(2)).is_ok());
     assert_eq!(sim.nodes().count(), 2);
 }
 
@@ -84,7 +87,7 @@ fn datagrams_from_outside_the_simulation_can_arrive() {
     let inner = packet(0, 1, 1);
     sim.inject(b, underlay(99), inner.clone());
     sim.inject(b, underlay(2), inner.clone());
-    sim.inject(b, Outer { from: underlay(0), ecn: Ecn::Ce }, inner.clone());
+    sim.inject(b, DatagramMeta { from: underlay(0), ecn: Ecn::Ce }, inner.clone());
     sim.inject(b, underlay(0), inner.clone());
     let decap = &sim[b].counters().decap;
     let reasons = [DropReason::UnknownPeer, DropReason::SpoofedSource, DropReason::EcnNotCapable];

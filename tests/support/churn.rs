@@ -10,8 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::forward::{DirectionCounters, Encap, Forwarder, Overlay};
-use loden::lease::{Host, Lease, LeaseEvent, Reconciler, SourceId};
+use loden::Host;
+use loden::forward::{DirectionCounters, Encap, Forwarder, ForwarderConfig};
+use loden::lease::{Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{RoutePublisher, RouteReader, RouteTable};
 use loden::wire::checksum::checksum;
 
@@ -40,14 +41,18 @@ pub struct Feeder {
     is_over: Vec<bool>,
 }
 
+fn host() -> Host {
+    Host::new(network(), own_subnet(), OWN).expect("an identity")
+}
+
 impl Feeder {
     /// Returns a feeder without leases.
     #[expect(clippy::new_without_default, reason = "nobody needs a default one")]
     pub fn new() -> Self {
-        let host = Host::new(network(), own_subnet(), OWN);
+        let host = host();
         Self {
-            reconciler: Reconciler::new(host),
-            publisher: RoutePublisher::bound_to(OWN).owning(own_subnet()),
+            reconciler: Reconciler::new(&host),
+            publisher: RoutePublisher::for_host(&host),
             random: Random(1),
             version: 0,
             is_there: vec![false; TWINS as usize],
@@ -56,7 +61,7 @@ impl Feeder {
     }
 
     pub fn observer(&self, seed: u64) -> Observer {
-        let forwarder = Forwarder::new(Overlay::new(network(), own_subnet(), OWN)).expect("an overlay");
+        let forwarder = Forwarder::new(ForwarderConfig::new(&host())).expect("valid settings");
         Observer {
             reader: self.publisher.reader(),
             forwarder,

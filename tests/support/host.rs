@@ -2,7 +2,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use loden::forward::{Decap, DropReason, Encap, Forwarder, Fragments, Overlay, Reject, RejectReason, ReplyTo};
+use loden::Mtu;
+use loden::forward::{Decap, DropReason, Encap, Forwarder, ForwarderConfig, Fragments, Reject, RejectReason, ReplyTo};
 use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::{Route, RouteTable};
 use loden::transmit::Way;
@@ -38,8 +39,21 @@ pub fn net(address: impl Into<Ipv4Addr>, len: u8) -> Ipv4Net {
     Ipv4Net::new(address.into(), len).unwrap()
 }
 
-pub fn overlay() -> Overlay {
-    Overlay::new(net([100, 96, 0, 0], 16), net([100, 96, 1, 0], 24), own())
+pub fn config() -> ForwarderConfig {
+    ForwarderConfig::new(&identity())
+}
+
+/// The host that the tests are about.
+pub fn identity() -> loden::Host {
+    loden::Host::new(net([100, 96, 0, 0], 16), net([100, 96, 1, 0], 24), own()).unwrap()
+}
+
+pub fn config_of(network: Ipv4Net, subnet: Ipv4Net, underlay: SocketAddr) -> ForwarderConfig {
+    ForwarderConfig::new(&loden::Host::new(network, subnet, underlay).unwrap())
+}
+
+pub fn mtu_of(mtu: u16) -> Mtu {
+    Mtu::new(mtu.into()).unwrap()
 }
 
 pub fn routes() -> Vec<Route> {
@@ -108,40 +122,40 @@ pub struct Host {
 
 impl core::fmt::Debug for Host {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Host").field("overlay", self.overlay()).field("routes", &self.routes).finish()
+        f.debug_struct("Host").field("config", self.config()).field("routes", &self.routes).finish()
     }
 }
 
 impl Host {
-    pub fn new(overlay: Overlay, routes: Vec<Route>) -> Self {
+    pub fn new(config: ForwarderConfig, routes: Vec<Route>) -> Self {
         let table = table_of(&routes);
-        Self::with_table(overlay, routes, table)
+        Self::with_table(config, routes, table)
     }
 
     /// Returns a host with a table that was built from these routes before.
-    pub fn with_table(overlay: Overlay, routes: Vec<Route>, table: RouteTable) -> Self {
+    pub fn with_table(config: ForwarderConfig, routes: Vec<Route>, table: RouteTable) -> Self {
         // Of several routes for one subnet the last one holds.
         let stands = |(i, route): &(usize, &Route)| {
             let mut later = routes.iter().skip(i + 1);
             later.all(|later| later.subnet.trunc() != route.subnet.trunc())
         };
         let routes = routes.iter().enumerate().filter(stands).map(|(_, route)| *route).collect();
-        Self { forwarder: Forwarder::new(overlay).unwrap(), table, routes }
+        Self { forwarder: Forwarder::new(config).unwrap(), table, routes }
     }
 
     pub fn ordinary() -> Self {
-        Self::new(overlay(), routes())
+        Self::new(config(), routes())
     }
 
     /// Returns a host with a default route to `next_hop` beside the others.
-    pub fn with_default_route(overlay: Overlay, next_hop: SocketAddr) -> Self {
+    pub fn with_default_route(config: ForwarderConfig, next_hop: SocketAddr) -> Self {
         let mut routes = routes();
         routes.push(Route::new(net([0, 0, 0, 0], 0), next_hop));
-        Self::new(overlay, routes)
+        Self::new(config, routes)
     }
 
-    pub fn overlay(&self) -> &Overlay {
-        self.forwarder.overlay()
+    pub fn config(&self) -> &ForwarderConfig {
+        self.forwarder.config()
     }
 
     /// Returns the longest match, by comparing every route.

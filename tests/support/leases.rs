@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use loden::lease::{Conflict, Host, Lease, LeaseEvent, LeaseId, Refusal, SourceId};
+use loden::Host;
+use loden::lease::{Conflict, Lease, LeaseEvent, LeaseId, Refusal, SourceId};
 use loden::route::{Route, RouteError};
 
 pub type Key = u8;
@@ -24,21 +25,21 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 /// Returns `Ok(true)` for a contender.
 fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
     let (subnet, hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
-    let ours = hop == host.underlay;
-    let ip = hop.ip();
+    let ours = hop == host.underlay();
+    let (ip, own, network) = (hop.ip(), IpNet::from(host.subnet()), IpNet::from(host.network()));
     let conditions = [
-        (host.subnet.contains(&subnet) && !ours, Refusal::OwnSubnet { own: host.subnet }),
+        (own.contains(&subnet) && !ours, Refusal::OwnSubnet { own }),
         (subnet.addr().is_ipv6(), Refusal::Unroutable(RouteError::Ipv6Subnet)),
         (ip.is_unspecified(), Refusal::Unroutable(RouteError::UnspecifiedNextHop)),
         (ip.is_multicast(), Refusal::Unroutable(RouteError::MulticastNextHop)),
         (ip == IpAddr::V4(Ipv4Addr::BROADCAST), Refusal::Unroutable(RouteError::BroadcastNextHop)),
         (hop.port() == 0, Refusal::Unroutable(RouteError::ZeroPort)),
         (lease.mtu == Some(67), Refusal::Unroutable(RouteError::MtuTooSmall { mtu: 67 })),
-        (!host.network.contains(&subnet), Refusal::OutsideOverlay { network: host.network }),
+        (!network.contains(&subnet), Refusal::OutsideOverlay { network }),
         (ours, Refusal::OwnAddress),
-        (host.network.contains(&ip), Refusal::NextHopInOverlay { network: host.network }),
+        (network.contains(&ip), Refusal::NextHopInOverlay { network }),
     ];
-    if subnet == host.subnet && ours {
+    if subnet == own && ours {
         return Ok(false);
     }
     match conditions.into_iter().find(|(holds, _)| *holds) {
@@ -71,7 +72,8 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
             }
         }
     }
-    for inner in routes.keys().chain([&host.subnet]) {
+    let own = IpNet::from(host.subnet());
+    for inner in routes.keys().chain([&own]) {
         let around = routes.keys().filter(|outer| *outer != inner && outer.contains(inner));
         if let Some(outer) = around.max_by_key(|outer| outer.prefix_len()) {
             conflicts.push(Conflict::Overlap { inner: *inner, outer: *outer });

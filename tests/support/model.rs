@@ -3,7 +3,8 @@
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use loden::forward::{
-    DropReason, IcmpSource, Overlay, PeerCheck, RejectReason, ReplyTo, SourceCheck, SourceRoutes, Transit, TtlPolicy,
+    DropReason, ForwarderConfig, IcmpSource, PeerCheck, RejectReason, ReplyTo, SourceCheck, SourceRoutes, Transit,
+    TtlPolicy,
 };
 
 use super::host::{Host, Outcome, holds};
@@ -18,12 +19,12 @@ struct Packet<'a> {
 }
 
 pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
-    let overlay = host.overlay();
-    let packet = match Packet::check(bytes, overlay) {
+    let config = host.config();
+    let packet = match Packet::check(bytes, config) {
         Ok(packet) => packet,
         Err(reason) => return Outcome::Drop(reason),
     };
-    let from = match overlay.icmp_source {
+    let from = match config.icmp_source {
         IcmpSource::Fixed(address) => address,
         IcmpSource::OffenderDestination => packet.destination,
         other => panic!("the list knows no {other:?}"),
@@ -33,13 +34,13 @@ pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
     if route.next_hop.ip() == packet.destination || packet.is_for_a_tunnel_socket(host) {
         return Outcome::Drop(DropReason::Loop);
     }
-    let ttl = match (packet.ttl(), overlay.ttl) {
+    let ttl = match (packet.ttl(), config.ttl) {
         (0, _) => return Outcome::Drop(DropReason::TtlZero),
         (ttl, TtlPolicy::Preserve) => ttl,
         (1, _) => return reject(RejectReason::TimeExceeded),
         (ttl, _) => ttl - 1,
     };
-    let mtu = route.mtu.unwrap_or(u16::MAX).min(overlay.mtu);
+    let mtu = route.mtu.unwrap_or(u16::MAX).min(config.mtu.get());
     if packet.bytes.len() > usize::from(mtu) {
         if packet.bytes[6] & 0x40 != 0 {
             return reject(RejectReason::FragmentationNeeded { mtu });
@@ -53,14 +54,14 @@ pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
 }
 
 pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
-    let overlay = host.overlay();
+    let config = host.config();
     let peer = match from.ip() {
         IpAddr::V6(address) => address.to_ipv4_mapped().map_or(from.ip(), IpAddr::V4),
         IpAddr::V4(_) => from.ip(),
     };
     let by_address = host.routes.iter().any(|route| route.next_hop.ip() == peer);
     let by_port = host.routes.iter().any(|route| route.next_hop == SocketAddr::new(peer, from.port()));
-    let is_known = match overlay.peer_check {
+    let is_known = match config.peer_check {
         PeerCheck::Address => by_address,
         PeerCheck::AddressPort => by_port,
         PeerCheck::Off => true,
@@ -69,23 +70,23 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     if !is_known {
         return Outcome::Drop(DropReason::UnknownPeer);
     }
-    let packet = match Packet::check(bytes, overlay) {
+    let packet = match Packet::check(bytes, config) {
         Ok(packet) => packet,
         Err(reason) => return Outcome::Drop(reason),
     };
     let next_hop = |address| host.naive_route(address).map(|route| route.next_hop);
     let origin = next_hop(packet.source);
-    let leads_to_peer = match overlay.peer_check {
+    let leads_to_peer = match config.peer_check {
         PeerCheck::AddressPort => origin == Some(SocketAddr::new(peer, from.port())),
         PeerCheck::Off => origin.is_some(),
         PeerCheck::Address => origin.is_some_and(|hop| hop.ip() == peer),
         other => panic!("the list knows no {other:?}"),
     };
-    let may_send = match overlay.source_check {
+    let may_send = match config.source_check {
         SourceCheck::Strict => {
-            by_address && peer == packet.source || leads_to_peer && !holds(overlay.subnet, packet.source)
+            by_address && peer == packet.source || leads_to_peer && !holds(config.host.subnet().into(), packet.source)
         }
-        SourceCheck::Off => overlay.peer_check != PeerCheck::Off || by_address || origin.is_some(),
+        SourceCheck::Off => config.peer_check != PeerCheck::Off || by_address || origin.is_some(),
         other => panic!("the list knows no {other:?}"),
     };
     if !may_send {
@@ -94,24 +95,24 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     if packet.is_for_a_tunnel_socket(host) {
         return Outcome::Drop(DropReason::Loop);
     }
-    if !holds(overlay.subnet, packet.destination) {
+    if !holds(config.host.subnet().into(), packet.destination) {
         let hop = next_hop(packet.destination);
-        let back = match (overlay.peer_check, origin) {
+        let back = match (config.peer_check, origin) {
             (PeerCheck::AddressPort, _) => hop == Some(SocketAddr::new(peer, from.port())),
             (PeerCheck::Off, Some(origin)) => hop == Some(origin),
             _ => hop.map(|hop| hop.ip()) == Some(peer),
         };
-        if overlay.transit == Transit::Refused || back {
+        if config.transit == Transit::Refused || back {
             return Outcome::Drop(DropReason::ForeignDestination);
         }
         if hop.map(|hop| hop.ip()) == Some(IpAddr::V4(packet.destination)) {
             return Outcome::Drop(DropReason::Loop);
         }
     }
-    match (packet.ttl(), overlay.ttl) {
+    match (packet.ttl(), config.ttl) {
         (0, _) => Outcome::Drop(DropReason::TtlZero),
         (1, TtlPolicy::BothEnds) => {
-            let IpAddr::V4(tun) = overlay.subnet.network() else { panic!("the tests' overlays are IPv4") };
+            let tun = config.host.subnet().network();
             let answer = next_hop(packet.source).map(|hop| (tun, ReplyTo::Peer(hop)));
             packet.reject(host, RejectReason::TimeExceeded, answer)
         }
@@ -172,7 +173,7 @@ fn copied_options(mut options: &[u8]) -> Vec<u8> {
 
 impl<'a> Packet<'a> {
     /// Checks header and addresses, in the order at the top of the list.
-    fn check(bytes: &'a [u8], overlay: &Overlay) -> Result<Self, DropReason> {
+    fn check(bytes: &'a [u8], config: &ForwarderConfig) -> Result<Self, DropReason> {
         if bytes.len() < 20 {
             return Err(DropReason::TooShort);
         }
@@ -192,16 +193,16 @@ impl<'a> Packet<'a> {
         }
         let kinds = option_kinds(&bytes[20..header]).ok_or(DropReason::BadOption)?;
         let source_route = kinds.iter().any(|kind| [131, 137].contains(kind));
-        if source_route && overlay.source_routes == SourceRoutes::Dropped {
+        if source_route && config.source_routes == SourceRoutes::Dropped {
             return Err(DropReason::SourceRoute);
         }
         let begins = |address: Ipv4Addr, first: u8, len: u32| {
             address.to_bits() >> (32 - len) == u32::from(first) << 24 >> (32 - len)
         };
-        let IpAddr::V4(network) = overlay.network.addr() else { panic!("the tests' overlays are IPv4") };
-        let len = overlay.network.prefix_len();
+        let network = config.host.network().addr();
+        let len = config.host.network().prefix_len();
         let carried = len >= 4 && begins(network, 240, 4) || len >= 16 && network.octets()[..2] == [169, 254];
-        let own = |address| carried && holds(overlay.network, address) && address != Ipv4Addr::BROADCAST;
+        let own = |address| carried && holds(config.host.network().into(), address) && address != Ipv4Addr::BROADCAST;
         let within = |address, nets: &[(u8, u32)]| {
             !own(address) && nets.iter().any(|(first, len)| begins(address, *first, *len))
         };
@@ -244,16 +245,16 @@ impl<'a> Packet<'a> {
         }
         let port = u16::from_be_bytes([self.payload()[2], self.payload()[3]]);
         let socket = SocketAddr::new(self.destination.into(), port);
-        host.overlay().underlay == socket || host.routes.iter().any(|route| route.next_hop == socket)
+        host.config().host.underlay() == socket || host.routes.iter().any(|route| route.next_hop == socket)
     }
 
     /// Returns a reject, with its ICMP error if the rules permit one.
     fn reject(&self, host: &Host, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
         let broadcast = |address: Ipv4Addr| {
             let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
-            let overlay = host.overlay();
+            let config = host.config();
             let routed = host.naive_route(address).is_some_and(|route| last(route.subnet));
-            last(overlay.network) || last(overlay.subnet) || routed
+            last(config.host.network().into()) || last(config.host.subnet().into()) || routed
         };
         let known_query = matches!(self.payload().first(), Some(0 | 8 | 9 | 10 | 13 | 14 | 15 | 16 | 17 | 18));
         let barred = self.fragment_offset() != 0
@@ -261,7 +262,7 @@ impl<'a> Packet<'a> {
             || broadcast(self.source)
             || self.bytes[9] == ICMP && !known_query;
         let answer = answer.filter(|_| !barred);
-        let write = |(from, to)| (to, self.icmp_error(reason, from, host.overlay().icmp_ttl));
+        let write = |(from, to)| (to, self.icmp_error(reason, from, host.config().icmp_ttl));
         Outcome::Reject { reason, answer: answer.map(write) }
     }
 

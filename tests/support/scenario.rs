@@ -7,10 +7,10 @@ use core::cell::RefCell;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
 
-use loden::forward::{IcmpSource, Overlay, PeerCheck, SourceCheck, SourceRoutes, Transit, TtlPolicy};
+use loden::forward::{ForwarderConfig, IcmpSource, PeerCheck, SourceCheck, SourceRoutes, Transit, TtlPolicy};
 use loden::route::{Route, RouteTable};
 
-use super::host::{Host, host_a, host_b, net, overlay, table_of};
+use super::host::{Host, config, host_a, host_b, mtu_of, net, table_of};
 use super::packet::repair_checksum;
 
 pub mod policy {
@@ -60,26 +60,24 @@ pub fn senders() -> [SocketAddr; 10] {
 }
 
 /// Returns the overlay of a policy byte.
-pub fn overlay_of(policy: u8, mtu: u16) -> Overlay {
-    Overlay {
-        mtu,
-        ttl: match policy & 3 {
+pub fn config_from(policy: u8, mtu: u16) -> ForwarderConfig {
+    config()
+        .with_mtu(mtu_of(mtu))
+        .with_ttl(match policy & 3 {
             policy::TTL_INGRESS => TtlPolicy::Ingress,
             policy::TTL_PRESERVE => TtlPolicy::Preserve,
             _ => TtlPolicy::BothEnds,
-        },
-        source_check: if policy & policy::SOURCE_CHECK_OFF == 0 { SourceCheck::Strict } else { SourceCheck::Off },
-        transit: if policy & policy::TRANSIT == 0 { Transit::Refused } else { Transit::Allowed },
-        source_routes: match policy & policy::SOURCE_ROUTES {
+        })
+        .with_source_check(if policy & policy::SOURCE_CHECK_OFF == 0 { SourceCheck::Strict } else { SourceCheck::Off })
+        .with_transit(if policy & policy::TRANSIT == 0 { Transit::Refused } else { Transit::Allowed })
+        .with_source_routes(match policy & policy::SOURCE_ROUTES {
             0 => SourceRoutes::Dropped,
             _ => SourceRoutes::Forwarded,
-        },
-        icmp_source: match policy & policy::ICMP_SOURCE_FIXED {
+        })
+        .with_icmp_source(match policy & policy::ICMP_SOURCE_FIXED {
             0 => IcmpSource::OffenderDestination,
             _ => IcmpSource::Fixed(ICMP_SOURCE),
-        },
-        ..overlay()
-    }
+        })
 }
 
 impl Scenario {
@@ -104,11 +102,9 @@ impl Scenario {
         }
         let from = senders()[usize::from(choice >> 2) % senders().len()];
         let table = table_of_known(&routes);
-        let overlay = Overlay {
-            peer_check: PEER_CHECKS[usize::from(count / ROUTES_MAX) % PEER_CHECKS.len()],
-            ..overlay_of(*policy, MTUS[usize::from(choice & 3)])
-        };
-        let host = Host::with_table(overlay, routes, table);
+        let config = config_from(*policy, MTUS[usize::from(choice & 3)])
+            .with_peer_check(PEER_CHECKS[usize::from(count / ROUTES_MAX) % PEER_CHECKS.len()]);
+        let host = Host::with_table(config, routes, table);
         Some(Self { host, from, packet })
     }
 

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use loden::sys::link::{Link, LinkEvent, LinkMonitor, MTU_MIN, Restored, Underlay, interface_of};
+use loden::Mtu;
+use loden::sys::link::{Link, LinkEvent, LinkMonitor, Restored, Underlay, interface_of};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -75,7 +76,7 @@ impl Watched {
 
 impl Links {
     pub(crate) fn new(tun: LinkMonitor, link: Link, (underlay, watched): (Underlay, Watched)) -> Result<Self, Error> {
-        let (tun, tun_mtu, underlay_watched) = (Watched::new(tun)?, link.config().mtu, Some(watched));
+        let (tun, tun_mtu, underlay_watched) = (Watched::new(tun)?, link.mtu().into(), Some(watched));
         let mut search_timer = interval(SEARCH_INTERVAL);
         search_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self { tun, tun_mtu, link, underlay, underlay_watched, search_timer })
@@ -98,7 +99,7 @@ impl Links {
     }
 
     /// Handles an event. Returns the new MTU of inner packets in bytes if it may have changed.
-    pub(crate) fn handle(&mut self, news: News, output: &Output) -> Result<Option<u16>, Error> {
+    pub(crate) fn handle(&mut self, news: News, output: &Output) -> Result<Option<Mtu>, Error> {
         match news {
             News::Tun(events) => self.handle_tun(&events, output),
             News::Underlay(events) => Ok(self.handle_underlay(&events, output)),
@@ -121,7 +122,7 @@ impl Links {
         Ok(self.link.remove()?)
     }
 
-    fn handle_tun(&mut self, events: &[LinkEvent], output: &Output) -> Result<Option<u16>, Error> {
+    fn handle_tun(&mut self, events: &[LinkEvent], output: &Output) -> Result<Option<Mtu>, Error> {
         // A deleted device goes down and loses its route first. Nothing must be restored then.
         if events.contains(&LinkEvent::Deleted) {
             return Err(deleted(self.link.interface()));
@@ -149,7 +150,7 @@ impl Links {
         Ok(limit)
     }
 
-    fn handle_underlay(&mut self, events: &[LinkEvent], output: &Output) -> Option<u16> {
+    fn handle_underlay(&mut self, events: &[LinkEvent], output: &Output) -> Option<Mtu> {
         let (name, mut limit) = (self.underlay.name.clone(), None);
         for event in events {
             match event {
@@ -180,17 +181,20 @@ impl Links {
     }
 
     /// Returns the MTU of inner packets by both MTUs, if it is valid.
-    fn limit(&self, output: &Output) -> Option<u16> {
-        let limit = self.tun_mtu.min(self.underlay.tun_mtu());
+    fn limit(&self, output: &Output) -> Option<Mtu> {
+        let limit = Mtu::new(self.tun_mtu).and_then(|of_tun| Ok(of_tun.min(self.underlay.tun_mtu()?)));
         let Self { link, underlay, tun_mtu, .. } = self;
         let (tun, name, outer) = (link.interface(), &underlay.name, underlay.mtu);
-        self.report(
-            output,
-            format!(
-                "inner packets have at most {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} is {outer}"
-            ),
-        );
-        u16::try_from(limit).ok().filter(|limit| u32::from(*limit) >= MTU_MIN)
+        let report = match &limit {
+            Ok(limit) => {
+                format!(
+                    "inner packets have at most {limit} bytes: the MTU of {tun} is {tun_mtu}, that of {name} is {outer}"
+                )
+            }
+            Err(error) => format!("the MTU of inner packets stays as it is: {error}"),
+        };
+        self.report(output, report);
+        limit.ok()
     }
 
     fn report(&self, output: &Output, state: String) {

@@ -139,7 +139,7 @@ impl Node {
                 }
                 news = self.links.news() => {
                     if let Some(mtu) = self.links.handle(news?, output)? {
-                        self.dataplane.worker.set_mtu(mtu)?;
+                        self.dataplane.worker.set_mtu(mtu);
                     }
                 }
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),

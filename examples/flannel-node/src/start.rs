@@ -6,14 +6,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use loden::forward::{Forwarder, Overlay};
+use loden::forward::{Forwarder, ForwarderConfig};
 use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_env};
-use loden::lease::{Backoff, Host, Reconciler, RenewalTimer};
+use loden::lease::{Backoff, Reconciler, RenewalTimer};
 use loden::preflight::{PreflightConfig, check};
 use loden::route::RoutePublisher;
-use loden::sys::link::{AddressForm, Link, LinkConfig, LinkMonitor, interface_named, interface_of};
+use loden::sys::link::{Link, LinkConfig, LinkMonitor, interface_named, interface_of};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
+use loden::{Host, Mtu};
 
 use crate::acquire::{How, Renew, acquire, random};
 use crate::args::{Arguments, NodeArgs};
@@ -99,32 +100,28 @@ pub(crate) async fn start(
     });
     // The state is read only now, because the steps before may have waited.
     let underlay = Watched::underlay(place.address)?;
-    let mtu = underlay.0.tun_mtu();
-    look_around(network, subnet, listen, mtu, &name, output);
-    let env = SubnetEnv::new(network, subnet, u16::try_from(mtu).unwrap_or(u16::MAX), false)?;
+    let (host, mtu) = (Host::new(network, subnet, listen)?, underlay.0.tun_mtu()?);
+    look_around(&host, mtu, &name, output);
+    let env = SubnetEnv::new(network, subnet, mtu.get(), false)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
-    let routes = RoutePublisher::bound_to(listen).owning(subnet);
-    let overlay = Overlay {
-        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
-        peer_check: args.node.peer_check.into(),
-        ..Overlay::new(network, subnet, listen)
-    };
-    let forwarder = Forwarder::new(overlay)?;
+    let routes = RoutePublisher::for_host(&host);
+    let rules = ForwarderConfig::new(&host).with_mtu(mtu).with_peer_check(args.node.peer_check.into());
+    let forwarder = Forwarder::new(rules)?;
     // The monitor is opened first, so no event of the device is missed.
     let monitor = LinkMonitor::open(&name)?;
-    let link = LinkConfig { address: forwarder.tun_address(), network, mtu, form: AddressForm::Host };
-    let links = Links::new(monitor, Link::configure(&name, &link)?, underlay)?;
+    let link = Link::configure_with(&name, &LinkConfig::new(&host).with_mtu(mtu))?;
+    let links = Links::new(monitor, link, underlay)?;
     let dataplane = Dataplane::start(Worker::new(tun, udp, forwarder, routes.reader()))?;
     let news = follow(registry.clone(), clock, Duration::from_secs(args.node.list_interval));
     output.print(&Event::Ready {
         tun: name,
         listen: listen.to_string(),
-        mtu,
+        mtu: mtu.into(),
         subnet_file: args.node.subnet_file.display().to_string(),
     });
     let own = SocketAddr::new(holding.host.into(), config.port());
-    let reconciler = Reconciler::new(Host::new(network, subnet, own));
+    let reconciler = Reconciler::new(&host).with_public_address(own);
     Ok(Node {
         clock,
         registry,
@@ -148,9 +145,8 @@ pub(crate) async fn start(
 
 /// Reports the settings of this host that may keep packets from their destination. The operator may correct them now or
 /// later.
-fn look_around(network: Ipv4Net, subnet: Ipv4Net, listen: SocketAddr, mtu: u32, tun: &str, output: &Output) {
-    let config = PreflightConfig::new(network, subnet, listen.ip(), tun).with_mtu(mtu).with_port(listen.port());
-    for finding in check(&config) {
+fn look_around(host: &Host, mtu: Mtu, tun: &str, output: &Output) {
+    for finding in check(&PreflightConfig::new(host, tun).with_mtu(mtu)) {
         let (severity, says) = (finding.severity().name(), finding.to_string());
         output.print(&Event::Finding { finding: finding.name(), severity, says });
     }

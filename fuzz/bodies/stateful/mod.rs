@@ -26,8 +26,8 @@ pub fn run(bytes: &[u8]) {
 
 /// Runs a history and returns the counters at its end.
 pub fn history(bytes: &[u8]) -> Option<Counters> {
-    let (overlay, steps) = script::decode(bytes)?;
-    let (mut subject, mut reference) = (Subject::new(overlay), Reference::new(overlay));
+    let (config, steps) = script::decode(bytes)?;
+    let (mut subject, mut reference) = (Subject::new(config.clone()), Reference::new(config));
     let mut now = Duration::from_secs(3600);
     for step in steps.into_iter().take(STEPS).chain([Step::Stop]) {
         if let Step::Pass { time, back } = step {

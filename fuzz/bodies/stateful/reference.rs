@@ -5,7 +5,9 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use loden::engine::{SendFailure, WriteFailure};
-use loden::forward::{DropReason, IcmpOutcome, Overlay, PathMode, RejectReason, ReplyTo, SourcePort, Stats, Transit};
+use loden::forward::{
+    DropReason, ForwarderConfig, IcmpOutcome, PathMode, RejectReason, ReplyTo, SourcePort, Stats, Transit,
+};
 use loden::ipnet::IpNet;
 use loden::lease;
 use loden::route::{Route, RouteChange};
@@ -16,7 +18,7 @@ use super::account::{Account, Budget, Error, PER_PEER, Paths, inner, plateau_bel
 use super::script::{Mishap, Step, hops};
 use super::subject::Subject;
 use crate::offload::model::{self as segments, complete};
-use support::host::{Host, Outcome, holds, routes};
+use support::host::{Host, Outcome, holds, mtu_of, routes};
 use support::leases::{self, recompute};
 use support::model;
 use support::packet::{address_at, with_ttl};
@@ -65,9 +67,9 @@ struct Waiting {
 }
 
 impl Reference {
-    pub(crate) fn new(overlay: Overlay) -> Self {
+    pub(crate) fn new(config: ForwarderConfig) -> Self {
         Self {
-            host: Host::new(overlay, routes()),
+            host: Host::new(config, routes()),
             published: routes(),
             leases: leases::Model::default(),
             leased: Vec::new(),
@@ -179,13 +181,8 @@ impl Reference {
         }
     }
 
-    fn lease_host(&self) -> lease::Host {
-        let Overlay { network, subnet, underlay, .. } = *self.host.overlay();
-        lease::Host::new(network, subnet, underlay)
-    }
-
     fn assert_leases(&self, subject: &Subject) {
-        let expected = recompute(&self.lease_host(), &self.leases.leases());
+        let expected = recompute(&self.host.config().host, &self.leases.leases());
         assert_eq!(subject.reconciler.routes().collect::<Vec<_>>(), expected.routes);
         assert_eq!(subject.reconciler.conflicts().map(leases::text).collect::<BTreeSet<_>>(), expected.conflicts);
         assert_eq!(subject.reconciler.poll_timeout(), self.leases.next_deadline());
@@ -196,7 +193,7 @@ impl Reference {
 
     /// Publishes the fewest changes: those since the last publication.
     fn publish(&mut self, subject: &mut Subject) {
-        let routes = recompute(&self.lease_host(), &self.leases.leases()).routes;
+        let routes = recompute(&self.host.config().host, &self.leases.leases()).routes;
         let with = |routes: &[Route], subnet: IpNet| routes.iter().find(|route| route.subnet == subnet).copied();
         let subnets: BTreeSet<IpNet> = routes.iter().chain(&self.leased).map(|route| route.subnet).collect();
         let differ = subnets.into_iter().filter(|subnet| with(&routes, *subnet) != with(&self.leased, *subnet));
@@ -219,7 +216,7 @@ impl Reference {
             let hop = next_hop.ip();
             let broadcast = hop == IpAddr::from([255; 4]);
             let nobody = hop.is_unspecified() || hop.is_multicast() || broadcast || next_hop.port() == 0;
-            let Overlay { underlay, subnet: own, .. } = *self.host.overlay();
+            let (underlay, own) = (self.host.config().host.underlay(), self.host.config().host.subnet().into());
             if nobody || next_hop == underlay || subnet == own || mtu.is_some_and(|mtu| mtu < 68) {
                 return (0, false);
             }
@@ -233,15 +230,15 @@ impl Reference {
     }
 
     fn report(&mut self, report: &DatagramTooBig) -> IcmpOutcome {
-        let overlay = *self.host.overlay();
+        let config = self.host.config().clone();
         let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
-        let ours = source == overlay.underlay && overlay.source_port == SourcePort::Fixed;
+        let ours = source == config.host.underlay() && config.source_port == SourcePort::Fixed;
         if !ours || self.published.iter().all(|route| route.next_hop != destination) {
             return IcmpOutcome::Foreign;
         }
         let peer = destination.ip();
         let reported = if report.mtu == 0 { plateau_below(report.len.into()) } else { report.mtu };
-        if report.len <= reported || inner(report.len, peer) > overlay.mtu {
+        if report.len <= reported || inner(report.len, peer) > config.mtu.get() {
             return IcmpOutcome::Implausible;
         }
         let floor = match report.inner {
@@ -253,22 +250,22 @@ impl Reference {
                 if route.is_none_or(|route| route.next_hop != destination) {
                     return IcmpOutcome::Foreign;
                 }
-                let own_host = IpAddr::V4(source) == overlay.underlay.ip();
-                let ours = own_host || holds(overlay.subnet, source) || overlay.transit == Transit::Allowed;
+                let own_host = IpAddr::V4(source) == config.host.underlay().ip();
+                let ours = own_host || holds(config.host.subnet().into(), source) || config.transit == Transit::Allowed;
                 if ours { 552 } else { 1280 }
             }
         };
         if self.paths.is_fragmented(peer, self.now) {
             return IcmpOutcome::NotLower;
         }
-        let known = self.paths.lookup(peer, self.now).unwrap_or(overlay.mtu);
+        let known = self.paths.lookup(peer, self.now).unwrap_or(config.mtu.get());
         let floor = inner(floor, peer);
         if inner(reported, peer) < floor && known <= floor && inner(report.len, peer) <= floor {
             self.paths.fragment(peer, floor, self.now);
             return IcmpOutcome::Fragmented { peer };
         }
         let mtu = inner(reported, peer).max(floor);
-        if mtu >= overlay.mtu || !self.paths.lower(peer, mtu, self.now) {
+        if mtu >= config.mtu.get() || !self.paths.lower(peer, mtu, self.now) {
             return IcmpOutcome::NotLower;
         }
         self.stats.path_mtu_lowered += 1;
@@ -305,14 +302,14 @@ impl Reference {
             return self.encapsulate(&complete(packet.to_vec()));
         }
         let wide = |route: &Route| Route { mtu: None, ..*route };
-        let overlay = Overlay { mtu: u16::MAX, ..*self.host.overlay() };
-        let wide = Host::new(overlay, self.host.routes.iter().map(wide).collect());
+        let config = self.host.config().clone().with_mtu(mtu_of(u16::MAX));
+        let wide = Host::new(config, self.host.routes.iter().map(wide).collect());
         let Outcome::Forward { to: Some(to), bytes } = model::encapsulate(&wide, packet) else {
             return self.encapsulate(packet);
         };
         let mtu = usize::from(self.narrowly(|host| {
             let route = host.naive_route(address_at(packet, 16)).unwrap();
-            route.mtu.unwrap_or(u16::MAX).min(host.overlay().mtu)
+            route.mtu.unwrap_or(u16::MAX).min(host.config().mtu.get())
         }));
         let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index));
         let fits = size + segments::headers_len(packet) <= mtu;

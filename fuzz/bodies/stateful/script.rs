@@ -8,7 +8,7 @@ use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
 use loden::engine::{SendFailure, WriteFailure};
-use loden::forward::Overlay;
+use loden::forward::ForwarderConfig;
 use loden::ipnet::IpNet;
 use loden::lease::{Lease, LeaseEvent, SourceId};
 use loden::offload::VnetHeader;
@@ -19,7 +19,7 @@ use crate::offload::model::{partial, vnet};
 use support::host::{NOBODY, POD, POD_A, POD_B, net, own};
 use support::leases::Key;
 use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, UDP, icmp, pattern, udp};
-use support::scenario::{PEER_CHECKS, next_hops, overlay_of, senders};
+use support::scenario::{PEER_CHECKS, config_from, next_hops, senders};
 
 /// The low four bits of a step's first byte.
 pub mod op {
@@ -127,14 +127,12 @@ impl Step {
     }
 }
 
-pub(crate) fn decode(bytes: &[u8]) -> Option<(Overlay, Vec<Step>)> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<(ForwarderConfig, Vec<Step>)> {
     let ([policy, choice], steps) = bytes.split_first_chunk()?;
-    let overlay = Overlay {
-        peer_check: PEER_CHECKS[usize::from(*choice) / MTUS.len() % PEER_CHECKS.len()],
-        ..overlay_of(*policy, MTUS[usize::from(*choice) % MTUS.len()])
-    };
+    let config = config_from(*policy, MTUS[usize::from(*choice) % MTUS.len()])
+        .with_peer_check(PEER_CHECKS[usize::from(*choice) / MTUS.len() % PEER_CHECKS.len()]);
     let steps = steps.as_chunks::<STEP>().0.iter().enumerate();
-    Some((overlay, steps.filter_map(|(number, step)| decode_step(number, *step)).collect()))
+    Some((config, steps.filter_map(|(number, step)| decode_step(number, *step)).collect()))
 }
 
 fn decode_step(number: usize, [first, a, b, c, d]: [u8; STEP]) -> Option<Step> {

@@ -6,8 +6,10 @@ use std::collections::VecDeque;
 
 use loden::endpoint::Endpoint;
 use loden::engine::{Engine, Sink, Unsent, WriteFailure};
-use loden::forward::{Counters, DropReason, Forwarder, IcmpLimiter, IcmpOutcome, Overlay, PathMode, SystemPath};
-use loden::lease::{Host, Reconciler};
+use loden::forward::{
+    Counters, DropReason, Forwarder, ForwarderConfig, IcmpLimiter, IcmpOutcome, PathMode, SystemPath,
+};
+use loden::lease::Reconciler;
 use loden::offload::{Coalesce, VnetHeader};
 use loden::route::{Applied, RouteChange, RoutePublisher, RouteReader, RouteTable};
 use loden::transmit::{QueueLimits, Transmit, Way};
@@ -48,18 +50,19 @@ pub(crate) struct Lists {
 }
 
 impl Subject {
-    pub(crate) fn new(overlay: Overlay) -> Self {
-        let mut publisher = RoutePublisher::bound_to(overlay.underlay).owning(overlay.subnet);
+    pub(crate) fn new(config: ForwarderConfig) -> Self {
+        let mut publisher = RoutePublisher::for_host(&config.host);
         assert_eq!(publisher.apply(routes().into_iter().map(RouteChange::Set)).refused, []);
         let mut reader = publisher.reader();
-        let mut endpoint = Endpoint::new(Forwarder::new(overlay).unwrap());
+        let reconciler = Reconciler::new(&config.host);
+        let mut endpoint = Endpoint::new(Forwarder::new(config).unwrap());
         endpoint.set_icmp_limiter(IcmpLimiter::new(PER_SOURCE, TOTAL));
         Self {
             engine: Engine::new(endpoint, LIMITS, Coalesce { tcp: false, udp: false }),
             batch: reader.load().clone(),
             publisher,
             reader,
-            reconciler: Reconciler::new(Host::new(overlay.network, overlay.subnet, overlay.underlay)),
+            reconciler,
             sink: Lists::default(),
             changes: Vec::new(),
             applied: None,

@@ -2,8 +2,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::{IcmpOutcome, PathMtus, UNVERIFIED_MIN, VERIFIED_MIN, plateau_below};
+use super::{IcmpOutcome, UNVERIFIED_MIN, VERIFIED_MIN, plateau_below};
 use crate::forward::{Forwarder, SourcePort, Transit};
+use crate::host::Overhead;
 use crate::route::RouteTable;
 use crate::wire::DatagramTooBig;
 use crate::wire::ipv4::HEADER_LEN;
@@ -26,18 +27,18 @@ pub(super) fn judge(
     forwarder: &Forwarder,
     routes: &RouteTable,
 ) -> Result<Believed, IcmpOutcome> {
-    let overlay = forwarder.overlay();
-    let (own, source) = (overlay.underlay, SocketAddr::V4(report.source));
-    let is_own_port = overlay.source_port == SourcePort::ByFlow || source.port() == own.port();
+    let config = forwarder.config();
+    let (own, source) = (config.host.underlay(), SocketAddr::V4(report.source));
+    let is_own_port = config.source_port == SourcePort::ByFlow || source.port() == own.port();
     let destination = SocketAddr::V4(report.destination);
-    if source.ip() != own.ip().to_canonical() || !is_own_port || !routes.has_next_hop(destination) {
+    if source.ip() != own.ip() || !is_own_port || !routes.has_next_hop(destination) {
         return Err(IcmpOutcome::Foreign);
     }
     let (peer, len) = (destination.ip(), datagram_len(report));
     // Routers older than RFC 1191 report 0.
     let mtu = if report.mtu == 0 { plateau_below(len) } else { report.mtu };
-    let inner = |outer: u16| PathMtus::inner(outer.into(), peer);
-    if len <= mtu || inner(len) > overlay.mtu {
+    let inner = |outer: u16| Overhead::of(peer).inner(outer.into());
+    if len <= mtu || inner(len) > config.mtu.get() {
         return Err(IcmpOutcome::Implausible);
     }
     let is_proven = match &report.inner {
@@ -54,8 +55,8 @@ pub(super) fn judge(
 /// has the length of the batch (`ip_forward` in net/ipv4/ip_forward.c passes the packet to `icmp_send` unchanged). All
 /// datagrams of a batch are as long as the first one, whose inner header is quoted.
 fn datagram_len(report: &DatagramTooBig) -> u16 {
-    const HEADERS: u16 = 28;
-    let first = report.inner.map(|[_, _, l0, l1, ..]| u16::from_be_bytes([l0, l1]).saturating_add(HEADERS));
+    let first =
+        report.inner.map(|[_, _, l0, l1, ..]| u16::from_be_bytes([l0, l1]).saturating_add(Overhead::IPV4.get()));
     first.map_or(report.len, |first| first.min(report.len))
 }
 
@@ -74,10 +75,10 @@ fn proves(
     if !(0x45..=0x4f).contains(&version_and_length) || !is_routed_there {
         return Err(IcmpOutcome::Foreign);
     }
-    let has_same_len = PathMtus::inner(outer_len.into(), peer.ip()) == u16::from_be_bytes([l0, l1]);
-    let overlay = forwarder.overlay();
+    let has_same_len = Overhead::of(peer.ip()).inner(outer_len.into()) == u16::from_be_bytes([l0, l1]);
+    let config = forwarder.config();
     let is_source_ours = forwarder.owns(source)
-        || overlay.underlay.ip().to_canonical() == IpAddr::V4(source)
-        || overlay.transit == Transit::Allowed;
+        || config.host.underlay().ip() == IpAddr::V4(source)
+        || config.transit == Transit::Allowed;
     Ok(has_same_len && is_source_ours)
 }

@@ -29,15 +29,6 @@ fn a_confirmed_value_is_renewed() {
 }
 
 #[test]
-fn the_inner_mtu_is_the_outer_one_less_the_overhead() {
-    let six = IpAddr::from([0; 16]);
-    for (outer, four_left, six_left) in [(1500, 1472, 1452), (68, 40, 20), (30, 2, 0), (0, 0, 0)] {
-        assert_eq!((PathMtus::inner(outer, PEER), PathMtus::inner(outer, six)), (four_left, six_left));
-    }
-    assert_eq!(PathMtus::inner(u32::MAX, PEER), u16::MAX);
-}
-
-#[test]
 fn a_removed_value_is_learned_again() {
     let (mut paths, now) = (PathMtus::default(), Duration::from_secs(5));
     assert!(paths.is_empty());

@@ -68,5 +68,5 @@ fn a_bridge_with_a_larger_mtu_than_the_tunnel_is_a_hint() {
     let hint = |mtu, max_mtu| Finding::BridgeMtu { bridge: "br0".into(), mtu, max_mtu };
     let wide = |world: &mut World| world.set_mtu("br0", 1500);
     assert_found(wide, config(), hint(1500, 1472), &["MTU of 1500", "1472 bytes", "--mtu 1472"]);
-    assert_found(|_| {}, PreflightConfig { mtu: Some(1400), ..config() }, hint(1472, 1400), &["1400"]);
+    assert_found(|_| {}, config().with_mtu(crate::Mtu::new(1400).expect("an MTU")), hint(1472, 1400), &["1400"]);
 }

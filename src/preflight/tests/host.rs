@@ -178,7 +178,7 @@ fn the_devices_mtu_has_to_fit_the_underlay() {
         interface_mtu: 1500,
         max_mtu: 1472,
     };
-    let given = |mtu| PreflightConfig { mtu: Some(mtu), ..config() };
+    let given = |mtu| PreflightConfig { mtu: crate::Mtu::new(mtu).ok(), ..config() };
     assert_found(|_| {}, given(1473), too_large(1473), &["1473", "eth0 with its MTU of 1500", "mtu 1472`"]);
     assert_nothing_found(|_| {}, given(1472));
     in_namespace(move || {

@@ -43,7 +43,8 @@ fn net(text: &str) -> Ipv4Net {
 }
 
 fn config() -> PreflightConfig {
-    PreflightConfig::new(network(), subnet(), LISTEN, "loden0")
+    let host = crate::Host::new(network(), subnet(), (LISTEN, 8285)).expect("an identity");
+    PreflightConfig::new(&host, "loden0")
 }
 
 /// Writes a sysctl of the namespace.

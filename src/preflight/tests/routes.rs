@@ -170,7 +170,7 @@ fn a_running_tunnel_is_no_finding() {
         let _tun = world.open_tun("loden0");
         assert_eq!(check(&config()), [], "an unconfigured device");
         for form in [AddressForm::Host, AddressForm::Network] {
-            let link = Link::configure("loden0", &link_config(form)).expect("configured");
+            let link = Link::configure_with("loden0", &link_config(form)).expect("configured");
             assert_eq!(check(&config()), []);
             let other = PreflightConfig { tun: "loden%d".into(), ..config() };
             let taken = Finding::RouteTaken { network: network(), interface: Some("loden0".into()) };

@@ -259,7 +259,7 @@ fn masquerading_on_the_way_to_the_peers_is_found_if_the_listen_address_is_on_a_s
         let config = PreflightConfig {
             listen: [10, 200, 0, 1].into(),
             peers: [[10, 200, 0, 3].into()].into(),
-            mtu: Some(8972),
+            mtu: crate::Mtu::new(8972).ok(),
             ..config()
         };
         assert_eq!(check(&config), [], "the datagrams travel by eth1");

@@ -53,7 +53,7 @@ fn underlay(host: u8) -> SocketAddr {
 
 /// Returns four hosts. The last one's subnet contains other hosts' subnets.
 fn hosts() -> [Host; 4] {
-    let host = |subnet, host| Host::new(network(), net(subnet), underlay(host));
+    let host = |subnet, host| Host::new(network(), net(subnet), underlay(host)).unwrap();
     [host("100.96.1.0/24", 2), host("100.96.2.0/24", 3), host("100.96.1.0/24", 4), host("100.96.0.0/22", 5)]
 }
 
@@ -70,8 +70,8 @@ struct Reference {
 }
 
 impl Reference {
-    fn new(host: Host) -> Self {
-        let publisher = RoutePublisher::bound_to(host.underlay).owning(host.subnet);
+    fn new(host: &Host) -> Self {
+        let publisher = RoutePublisher::for_host(host);
         Self { reconciler: Reconciler::new(host), publisher }
     }
 
@@ -89,8 +89,8 @@ proptest! {
         steps in vec((any_event(), 0u64..4, 0usize..5), 1..40),
     ) {
         let mut leases = Leases::new(network());
-        let mut nodes = hosts().map(NodeRoutes::new);
-        let mut reference = hosts().map(Reference::new);
+        let mut nodes = hosts().each_ref().map(NodeRoutes::new);
+        let mut reference = hosts().each_ref().map(Reference::new);
         let mut now = Duration::ZERO;
         for (event, passed, who) in steps {
             now += Duration::from_secs(passed);
@@ -110,7 +110,7 @@ proptest! {
         }
         // A table after many changes equals one built at once.
         for (host, reference) in hosts().into_iter().zip(&reference) {
-            let mut node = NodeRoutes::new(host);
+            let mut node = NodeRoutes::new(&host);
             leases.refresh(&mut node);
             prop_assert_eq!(sorted(node.table()), sorted(reference.publisher.table()));
         }
@@ -124,8 +124,8 @@ proptest! {
         after in vec(any_event(), 0..10),
     ) {
         let mut leases = Leases::new(network());
-        let host = hosts()[0];
-        let (mut node, mut reference) = (NodeRoutes::new(host), Reference::new(host));
+        let [host, ..] = hosts();
+        let (mut node, mut reference) = (NodeRoutes::new(&host), Reference::new(&host));
         for event in before.into_iter().chain([LeaseEvent::Removed { key: 99 }]).chain(after) {
             if event == (LeaseEvent::Removed { key: 99 }) {
                 leases.refresh(&mut node);
@@ -147,7 +147,7 @@ proptest! {
     #[test]
     fn a_node_that_receives_leases_again_catches_up(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
         let mut leases = Leases::new(network());
-        let mut nodes = [hosts()[0]; 2].map(NodeRoutes::new);
+        let mut nodes = [0; 2].map(|first| NodeRoutes::new(&hosts()[first]));
         for event in before {
             leases.handle_event(SOURCE, event, Duration::ZERO);
         }

@@ -7,6 +7,7 @@ use std::io;
 use ipnet::Ipv4Net;
 
 use super::netlink::NetlinkError;
+use crate::host::MtuError;
 
 /// An error of link set-up, of the link monitor or of a request about the underlay.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum LinkError {
         /// The defect of the reply.
         source: MalformedReply,
     },
+    /// The underlay's interface is too narrow for a tunnel.
+    #[error(transparent)]
+    Mtu(#[from] MtuError),
     /// The MTU is out of range for the device.
     #[error(
         "MTU {mtu} is out of range for {interface}, which takes {min}..={max}; use the MTU of the underlay less 28"

@@ -13,7 +13,7 @@ use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteProtocol, RouteType};
 
 use super::error::MalformedReply;
-use super::{MTU_MAX, MTU_MIN};
+use crate::host::Mtu;
 
 /// Sizes of the fixed parts of messages: struct `ifinfomsg`, `ifaddrmsg` and `rtmsg` in linux/rtnetlink.h and
 /// linux/if_addr.h.
@@ -113,8 +113,9 @@ impl LinkState {
 
     /// Returns the smallest and largest MTU of the device with IPv4. A reported 0 means no limit of the device.
     pub(crate) fn mtu_range(&self) -> (u32, u32) {
-        let max = if self.max_mtu == 0 { MTU_MAX } else { self.max_mtu.min(MTU_MAX) };
-        (self.min_mtu.max(MTU_MIN), max)
+        let (least, most) = (Mtu::MIN.into(), Mtu::MAX.into());
+        let max = if self.max_mtu == 0 { most } else { self.max_mtu.min(most) };
+        (self.min_mtu.max(least), max)
     }
 }
 

@@ -41,9 +41,12 @@ pub(crate) mod tests;
 mod underlay;
 
 use alloc::string::String;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
+
+use super::Tun;
+use crate::host::{Host, Mtu};
 
 pub use self::error::{LinkError, MalformedReply};
 use self::message::LinkState;
@@ -51,12 +54,7 @@ pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::AddOutcome;
-pub use self::underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay, interface_named, interface_of, interface_to};
-
-/// Smallest MTU of an IPv4 interface in bytes (RFC 791). Linux disables IPv4 on a device with a smaller MTU.
-pub const MTU_MIN: u32 = 68;
-/// Largest MTU of a TUN device in bytes (`MAX_MTU` in the kernel's `drivers/net/tun.c`).
-pub const MTU_MAX: u32 = 65_535;
+pub use self::underlay::{Underlay, interface_named, interface_of, interface_to};
 
 /// The prefix length of the TUN device's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -70,20 +68,44 @@ pub enum AddressForm {
 }
 
 /// The configuration of a TUN device.
+///
+/// [`LinkConfig::new`] is flannel's: the address and the route of a host, and the MTU that the underlay leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LinkConfig {
-    /// The device's own address: the network address of the host's lease, for example `100.96.1.0`. Must be in
-    /// `network`.
+    /// The device's own address ([`Host::tun_address`]), for example `100.96.1.0`.
     pub address: Ipv4Addr,
-    /// The whole overlay network, for example `100.96.0.0/16`. Host bits are ignored.
+    /// The whole overlay network, for example `100.96.0.0/16`.
     pub network: Ipv4Net,
-    /// Largest inner packet in bytes, [`MTU_MIN`]`..=`[`MTU_MAX`]. [`Underlay::tun_mtu`] returns it.
-    pub mtu: u32,
+    /// The address of the underlay, whose interface determines the MTU.
+    pub underlay: IpAddr,
+    /// The MTU of the device. Default `None`: the MTU that the underlay's interface leaves ([`interface_of`],
+    /// [`Underlay::tun_mtu`]) when the device is configured.
+    pub mtu: Option<Mtu>,
     /// The prefix length of the address.
     pub form: AddressForm,
 }
 
 impl LinkConfig {
+    /// Creates the configuration of a host's device.
+    #[must_use]
+    pub fn new(host: &Host) -> Self {
+        let (address, network, underlay) = (host.tun_address(), host.network(), host.underlay().ip());
+        Self { address, network, underlay, mtu: None, form: AddressForm::Host }
+    }
+
+    /// Sets the MTU of the device.
+    #[must_use]
+    pub fn with_mtu(self, mtu: Mtu) -> Self {
+        Self { mtu: Some(mtu), ..self }
+    }
+
+    /// Sets the prefix length of the address.
+    #[must_use]
+    pub fn with_form(self, form: AddressForm) -> Self {
+        Self { form, ..self }
+    }
+
     fn prefix_len(&self) -> u8 {
         match self.form {
             AddressForm::Host => 32,
@@ -114,6 +136,7 @@ pub struct Link {
     interface: String,
     index: u32,
     config: LinkConfig,
+    mtu: Mtu,
     /// The parts that existed before. Restoring them does not make them ours.
     existing: Parts,
     /// The parts that were added.
@@ -130,6 +153,14 @@ struct Parts {
 }
 
 impl Link {
+    /// Configures the TUN device of `host` with [`LinkConfig::new`]. See [`Link::configure_with`].
+    ///
+    /// # Errors
+    /// The errors of [`Link::configure_with`].
+    pub fn configure(tun: &Tun, host: &Host) -> Result<Self, LinkError> {
+        Self::configure_with(tun.name(), &LinkConfig::new(host))
+    }
+
     /// Configures the existing device `interface`: MTU, address, state and the overlay route (scope global, protocol
     /// boot, metric 0, no source). An existing address or route of this device is kept, and [`Link::remove`] keeps it
     /// too. A device that needs no change needs no privilege.
@@ -139,21 +170,26 @@ impl Link {
     /// prevents that. It is added where it is needed.
     ///
     /// # Errors
+    /// The errors of [`interface_of`] and [`LinkError::Mtu`] if the configuration has no MTU.
     /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::NoPermission`] (needs
     /// `CAP_NET_ADMIN`), [`LinkError::NoSuchInterface`], [`LinkError::RouteTaken`] if another interface has the route,
     /// or another error of the kernel. After an error the device has its previous configuration.
-    pub fn configure(interface: &str, config: &LinkConfig) -> Result<Self, LinkError> {
+    pub fn configure_with(interface: &str, config: &LinkConfig) -> Result<Self, LinkError> {
         if !config.network.contains(&config.address) {
             return Err(LinkError::AddressOutside { address: config.address, network: config.network });
         }
+        let mtu = match config.mtu {
+            Some(mtu) => mtu,
+            None => interface_of(config.underlay)?.tun_mtu()?,
+        };
         let mut kernel = Netlink::open()?;
         let before = requests::link_named(&mut kernel, interface)?;
         let (min, max) = before.mtu_range();
-        if !(min..=max).contains(&config.mtu) {
-            return Err(LinkError::MtuOutOfRange { interface: interface.into(), mtu: config.mtu, min, max });
+        if !(min..=max).contains(&u32::from(mtu)) {
+            return Err(LinkError::MtuOutOfRange { interface: interface.into(), mtu: mtu.into(), min, max });
         }
         let (interface, index, none) = (String::from(interface), before.index, Parts::default());
-        let mut link = Self { kernel, interface, index, config: *config, existing: none, added: none };
+        let mut link = Self { kernel, interface, index, config: *config, mtu, existing: none, added: none };
         match link.set_up(&before) {
             Ok(()) => {
                 link.existing = Parts { address: !link.added.address, local: false, route: !link.added.route };
@@ -176,6 +212,12 @@ impl Link {
     #[must_use]
     pub fn interface(&self) -> &str {
         &self.interface
+    }
+
+    /// Returns the MTU that the device was given.
+    #[must_use]
+    pub fn mtu(&self) -> Mtu {
+        self.mtu
     }
 
     /// Returns the configuration of the device.
@@ -219,8 +261,8 @@ impl Link {
     }
 
     fn set_up(&mut self, before: &LinkState) -> Result<(), LinkError> {
-        if before.mtu != self.config.mtu {
-            requests::set_mtu(&mut self.kernel, self.index, &self.interface, self.config.mtu)?;
+        if before.mtu != u32::from(self.mtu) {
+            requests::set_mtu(&mut self.kernel, self.index, &self.interface, self.mtu.into())?;
         }
         self.add_address()?;
         if !before.up {
@@ -239,7 +281,7 @@ impl Link {
         if !before.up {
             let _ = requests::set_up(&mut self.kernel, self.index, &self.interface, false);
         }
-        if before.mtu != self.config.mtu {
+        if before.mtu != u32::from(self.mtu) {
             let _ = requests::set_mtu(&mut self.kernel, self.index, &self.interface, before.mtu);
         }
     }

@@ -11,15 +11,8 @@ use super::error::LinkError;
 use super::message::{AddressEntry, Message};
 use super::netlink::Netlink;
 use super::requests;
+use crate::host::{Mtu, MtuError, Overhead};
 
-/// Bytes that a datagram over IPv4 adds to an inner packet: IPv4 header 20 (RFC 791, no options) and UDP header 8 (RFC
-/// 768).
-pub const OVERHEAD_IPV4: u32 = 20 + 8;
-/// Bytes that a datagram over IPv6 adds to an inner packet: IPv6 header 40 (RFC 8200, no extensions) and UDP header 8.
-pub const OVERHEAD_IPV6: u32 = 40 + 8;
-/// Largest IP packet in bytes, because the length fields of IPv4 and UDP have 16 bits. The MTU of the loopback
-/// interface is 65,536.
-const PACKET_MAX: u32 = 65_535;
 /// MTU of an Ethernet (RFC 894).
 const ETHERNET: u32 = 1500;
 /// Addresses that no host has (RFC 5737, RFC 3849). The route to them is the default route.
@@ -41,12 +34,19 @@ pub struct Underlay {
 }
 
 impl Underlay {
-    /// Returns the largest inner packet in bytes that fits into one datagram: the MTU, at most 65,535, less
-    /// [`OVERHEAD_IPV4`] or [`OVERHEAD_IPV6`]. An Ethernet MTU of 1500 gives 1472, as in flannel.
-    #[must_use]
-    pub fn tun_mtu(&self) -> u32 {
-        let overhead = if self.address.is_ipv4() { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 };
-        self.mtu.min(PACKET_MAX).saturating_sub(overhead)
+    /// Returns the length of the longest inner packet that fits into one datagram: the MTU less the [`Overhead`] of the
+    /// address. An Ethernet MTU of 1500 gives 1472, as in flannel.
+    ///
+    /// # Errors
+    /// [`MtuError::UnderlayTooSmall`].
+    pub fn tun_mtu(&self) -> Result<Mtu, MtuError> {
+        Mtu::of_inner(self.mtu, Overhead::of(self.address))
+    }
+
+    /// Returns the length in bytes of the longest inner packet that fits into one datagram, even if it is no MTU.
+    #[cfg(feature = "preflight")]
+    pub(crate) fn inner_len(&self) -> u32 {
+        Overhead::of(self.address).inner(self.mtu).into()
     }
 }
 
@@ -162,9 +162,10 @@ mod unit {
             let address = address.parse().expect("an address");
             Underlay { index: 1, name: "eth0".into(), mtu, address }.tun_mtu()
         };
-        assert_eq!(underlay(1500, "10.0.0.1"), 1472);
-        assert_eq!(underlay(1500, "fd00::1"), 1452);
-        assert_eq!(underlay(65_536, "127.0.0.1"), 65_507);
-        assert_eq!(underlay(20, "10.0.0.1"), 0);
+        assert_eq!(underlay(1500, "10.0.0.1"), Mtu::new(1472));
+        assert_eq!(underlay(1500, "fd00::1"), Mtu::new(1452));
+        assert_eq!(underlay(65_536, "127.0.0.1"), Mtu::new(65_507));
+        let too_small = MtuError::UnderlayTooSmall { outer: 20, overhead: Overhead::IPV4 };
+        assert_eq!(underlay(20, "10.0.0.1"), Err(too_small));
     }
 }

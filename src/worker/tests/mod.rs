@@ -7,7 +7,8 @@ use core::time::Duration;
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
 
 use super::*;
-use crate::forward::{DirectionCounters, Overlay};
+use crate::forward::{DirectionCounters, ForwarderConfig};
+use crate::host::{Host, Mtu};
 use crate::offload::{OffloadAction, VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteChange, RoutePublisher};
 use crate::sys::script::{Answer, Arrival, Call, Script, Sent};
@@ -80,12 +81,11 @@ impl Stage {
 
     fn with(of_tun: TunOffload, of_udp: UdpOffload) -> Self {
         let net = |text: &str| text.parse::<ipnet::Ipv4Net>().unwrap();
-        let own = SocketAddr::from(([10, 168, 0, 2], 8285));
-        let (network, subnet) = (net("100.96.0.0/16"), net("100.96.1.0/24"));
-        let mut routes = RoutePublisher::bound_to(own).owning(subnet);
+        let host = Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), ([10, 168, 0, 2], 8285)).unwrap();
+        let mut routes = RoutePublisher::for_host(&host);
         let both = [Route::new(net("100.96.2.0/24"), host_a()), Route::new(net("100.96.3.0/24"), host_b())];
         assert!(routes.apply(both.map(RouteChange::Set)).refused.is_empty());
-        let forwarder = Forwarder::new(Overlay::new(network, subnet, own)).unwrap();
+        let forwarder = Forwarder::new(ForwarderConfig::new(&host)).unwrap();
         let script = Script::default();
         let (tun, udp) = (Tun::scripted(&script, of_tun), UdpTransport::scripted(&script, of_udp, 0));
         let worker = Worker::new(tun, udp, forwarder, routes.reader());

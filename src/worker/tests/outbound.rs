@@ -352,7 +352,7 @@ fn fault_15_28_a_read_that_fails_is_counted_and_the_next_one_goes_on() {
 #[test]
 fn fault_2_the_longest_packet_out_of_the_device() {
     let mut stage = Stage::new();
-    stage.worker.remote().set_mtu(u16::MAX).unwrap();
+    stage.worker.remote().set_mtu(Mtu::MAX);
     for (number, df) in [(1, Df::Clear), (2, Df::Set)] {
         stage.give(&udp(POD, POD_A, number, df, 65_507));
     }

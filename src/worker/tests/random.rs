@@ -214,7 +214,7 @@ proptest! {
             if turn == later {
                 stage.script.narrow(host_a().ip(), mtu, libc::EINVAL);
                 if wider {
-                    stage.worker.remote().set_mtu(1472).unwrap();
+                    stage.worker.remote().set_mtu(Mtu::new(1472).unwrap());
                 }
             }
             if turn == play.removed {

@@ -52,11 +52,11 @@ fn fault_38_a_learned_path_mtu_is_kept_only_when_the_limit_is_lowered() {
     };
     assert_eq!(sends_and_mtu(&mut stage), (1, Some(1272)));
     for (mtu, sends) in [(1400, 0), (1390, 0), (1390, 1), (1400, 1)] {
-        stage.worker.remote().set_mtu(mtu).unwrap();
+        stage.worker.remote().set_mtu(Mtu::new(mtu).unwrap());
         assert_eq!(sends_and_mtu(&mut stage), (sends, Some(1272)), "after {mtu}");
     }
     stage.script.narrow(host_a().ip(), 1500, libc::EMSGSIZE);
-    assert_eq!(sends_and_mtu(&mut stage), (0, Some(1272)), "kept until the limit changes");
-    stage.worker.remote().set_mtu(1472).unwrap();
+    assert_eq!(sends_and_mtu(&mut stage), (0, Some(1272)), "believed until something changes");
+    stage.worker.remote().set_mtu(Mtu::new(1472).unwrap());
     assert_eq!(sends_and_mtu(&mut stage), (1, None));
 }

@@ -101,8 +101,8 @@ fn fault_61_a_tunnel_starts_while_addresses_change() {
             assert!(matches!(missing, Err(LinkError::NoSuchAddress { .. })), "{missing:?}");
             assert_eq!(interface_named("eth2").expect("its address").address, IpAddr::from([10, 168, 0, 2]));
             assert_eq!(interface_named("eth0").expect("its first").address, IpAddr::from([10, 7, 0, 0]));
-            let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
-            Link::configure("loden0", &config(AddressForm::Host)).expect("configured again");
+            let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
+            Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured again");
             assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
         });
     });

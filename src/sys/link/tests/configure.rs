@@ -7,6 +7,7 @@ use std::process::Command;
 use netlink_packet_route::link::LinkFlags;
 
 use super::*;
+use crate::host::MtuError;
 use crate::sys::{Tun, TunConfig, TunOffload};
 
 #[test]
@@ -14,7 +15,7 @@ fn the_host_form_makes_exactly_flannels_address_and_route_and_takes_them_back() 
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
-        let link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
         let state = world.state("loden0");
         assert_eq!((link.index(), state.up, state.mtu), (index, true, 1472));
         assert_eq!(world.addresses(index), [(32, ADDRESS)]);
@@ -43,14 +44,17 @@ fn configure_and_remove_keep_existing_parts() {
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
-        let first = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
-        let second = Link::configure("loden0", &config(AddressForm::Host)).expect("configured again");
+        let first = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
+        let second = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured again");
         second.remove().expect("nothing to remove");
         assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 1));
         drop(first);
         assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 1), "a restart finds everything");
         world.remove_route("loden0");
-        Link::configure("loden0", &config(AddressForm::Host)).expect("half of it").remove().expect("the route only");
+        Link::configure_with("loden0", &config(AddressForm::Host))
+            .expect("half of it")
+            .remove()
+            .expect("the route only");
         assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 0));
     });
 }
@@ -60,7 +64,7 @@ fn the_network_form_leaves_the_route_to_the_kernel() {
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
-        let mut link = Link::configure("loden0", &config(AddressForm::Network)).expect("configured");
+        let mut link = Link::configure_with("loden0", &config(AddressForm::Network)).expect("configured");
         assert_eq!(world.addresses(index), [(16, ADDRESS)]);
         let protocols =
             |world: &mut World| world.routes().iter().map(|route| route.header.protocol).collect::<Vec<_>>();
@@ -83,9 +87,9 @@ fn host_bits_and_the_default_route_are_accepted() {
         for network in ["100.96.7.9/16", "0.0.0.0/0", "100.96.1.0/32"] {
             let config = LinkConfig { network: network.parse().expect("a network"), ..config(AddressForm::Host) };
             for _ in 0..2 {
-                let link = Link::configure("loden0", &config).expect(network);
+                let link = Link::configure_with("loden0", &config).expect(network);
                 assert_eq!((link.interface(), link.config()), ("loden0", &config));
-                drop(Link::configure("loden0", &config).expect("exists"));
+                drop(Link::configure_with("loden0", &config).expect("exists"));
                 link.remove().expect(network);
             }
             assert!(world.is_bare("loden0"), "{network}");
@@ -102,7 +106,7 @@ fn with_route_taken(take: fn(&mut World), holder: Option<&'static str>, form: Ad
         take(&mut world);
         let before = world.routes();
         let index = world.add_link("loden0");
-        match Link::configure("loden0", &config(form)) {
+        match Link::configure_with("loden0", &config(form)) {
             Err(LinkError::RouteTaken { network: taken, interface }) => {
                 assert_eq!((taken, interface.as_deref()), (network(), holder));
             }
@@ -135,7 +139,7 @@ fn restore_adds_what_the_kernel_removed() {
     in_namespace(|| {
         let mut world = World::new();
         let index = world.add_link("loden0");
-        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
         assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
         world.set_up("loden0", false);
         assert_eq!(link.restore().expect("asked"), Restored::LinkDown);
@@ -157,7 +161,7 @@ fn a_device_that_is_gone_is_an_error_for_restore_and_none_for_remove() {
     in_namespace(|| {
         let mut world = World::new();
         world.add_link("loden0");
-        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
         world.delete_link("loden0");
         world.add_link("loden0");
         match link.restore() {
@@ -175,26 +179,53 @@ fn wrong_arguments_are_errors_before_any_change() {
         world.add_link("loden0");
         let host = config(AddressForm::Host);
         for name in ["", "loden1", "a-name-that-is-too-long", "loden0\0x"] {
-            let error = Link::configure(name, &host).expect_err("no such interface");
+            let error = Link::configure_with(name, &host).expect_err("no such interface");
             assert!(matches!(&error, LinkError::NoSuchInterface { interface } if interface == name), "{error:?}");
             assert!(matches!(LinkMonitor::open(name), Err(LinkError::NoSuchInterface { .. })));
         }
         let outside = LinkConfig { address: Ipv4Addr::new(100, 97, 1, 0), ..host };
-        let error = Link::configure("loden0", &outside).expect_err("outside").to_string();
+        let error = Link::configure_with("loden0", &outside).expect_err("outside").to_string();
         assert!(error.contains("100.97.1.0") && error.contains("100.96.0.0/16"), "{error}");
-        for mtu in [0, 67, 65_536, u32::MAX] {
-            match Link::configure("loden0", &LinkConfig { mtu, ..host }) {
-                Err(LinkError::MtuOutOfRange { mtu: asked, min, max, .. }) => {
-                    assert_eq!((asked, min, max), (mtu, MTU_MIN, MTU_MAX));
-                }
-                other => panic!("{other:?}"),
-            }
-        }
         assert!(world.is_bare("loden0") && !world.state("loden0").up);
-        for mtu in [MTU_MIN, MTU_MAX] {
-            Link::configure("loden0", &LinkConfig { mtu, ..host }).expect("legal").remove().expect("removed");
-            assert_eq!(world.state("loden0").mtu, mtu);
+        // A TAP device keeps room for an Ethernet header.
+        let added = Command::new("ip").args(["tuntap", "add", "dev", "tap0", "mode", "tap"]).status();
+        assert!(added.expect("iproute2 is installed").success());
+        match Link::configure_with("tap0", &host.with_mtu(Mtu::MAX)) {
+            Err(LinkError::MtuOutOfRange { interface, mtu, min, max }) => {
+                assert_eq!((interface.as_str(), mtu, min, max), ("tap0", 65_535, 68, 65_521));
+            }
+            other => panic!("{other:?}"),
         }
+        for mtu in [Mtu::MIN, Mtu::MAX] {
+            Link::configure_with("loden0", &host.with_mtu(mtu)).expect("legal").remove().expect("removed");
+            assert_eq!(world.state("loden0").mtu, u32::from(mtu));
+        }
+    });
+}
+
+/// The device gets what the underlay's interface leaves, and the link tells how much that is.
+#[test]
+fn the_mtu_is_that_of_the_underlay_unless_it_is_set() {
+    in_namespace(|| {
+        let mut world = World::new();
+        world.add_link("loden0");
+        world.add_link("eth0");
+        let host = LinkConfig { mtu: None, ..config(AddressForm::Host) };
+        let error = Link::configure_with("loden0", &host).expect_err("no interface has the address");
+        assert!(matches!(error, LinkError::NoSuchAddress { .. }), "{error:?}");
+        world.add_address("eth0", "10.168.0.2/24");
+        for (outer, inner) in [(1500, 1472), (9000, 8972), (96, 68)] {
+            world.set_mtu("eth0", outer);
+            let link = Link::configure_with("loden0", &host).expect("configured");
+            assert_eq!((link.mtu().get(), world.state("loden0").mtu), (inner, inner.into()));
+            link.remove().expect("removed");
+        }
+        world.set_mtu("eth0", 95);
+        let error = Link::configure_with("loden0", &host).expect_err("too small");
+        assert!(matches!(error, LinkError::Mtu(MtuError::UnderlayTooSmall { outer: 95, .. })), "{error:?}");
+        assert!(world.is_bare("loden0"));
+        let given = Link::configure_with("loden0", &host.with_mtu(Mtu::DEFAULT)).expect("the underlay is not asked");
+        assert_eq!(given.mtu(), Mtu::DEFAULT);
     });
 }
 
@@ -221,7 +252,7 @@ fn run_without_the_capability(test: &str) {
 #[test]
 #[ignore = "run by without_the_capability_the_error_says_which_one"]
 fn child_without_the_capability() {
-    let error = Link::configure("loden0", &config(AddressForm::Host)).expect_err("not permitted");
+    let error = Link::configure_with("loden0", &config(AddressForm::Host)).expect_err("not permitted");
     assert!(matches!(error, LinkError::NoPermission { .. }), "{error:?}");
     assert!(error.to_string().contains("CAP_NET_ADMIN"));
     LinkMonitor::open("loden0").expect("watching is free");
@@ -240,8 +271,11 @@ fn the_underlay_is_the_interface_with_the_address() {
         world.add_address("eth1", "10.168.0.10/32");
         world.change_route(RouteType::Local, "10.77.0.0/16", Some(index));
         let ask = |address: &str| interface_of(address.parse().expect("an address"));
-        let found =
-            |address| ask(address).map(|found| (found.name.clone(), found.mtu, found.tun_mtu())).expect(address);
+        let found = |address| {
+            ask(address)
+                .map(|found| (found.name.clone(), found.mtu, u32::from(found.tun_mtu().expect("an MTU"))))
+                .expect(address)
+        };
         assert_eq!(found("10.168.0.9"), ("eth0".into(), 9000, 8972));
         assert_eq!(found("10.168.0.10"), ("eth1".into(), 1500, 1472));
         assert_eq!(found("127.0.0.1"), ("lo".into(), 65_536, 65_507));
@@ -271,12 +305,12 @@ fn an_address_on_a_loopback_device_has_the_mtu_of_the_route_to_the_peers() {
         }
         let of = |address: &str| {
             let found = interface_of(address.parse().expect("an address")).expect(address);
-            (found.name.clone(), found.tun_mtu(), found.address.to_string())
+            (found.name.clone(), u32::from(found.tun_mtu().expect("an MTU")), found.address.to_string())
         };
         let to = |address: &str, peers: &[&str]| {
             let peers = peers.iter().map(|peer| peer.parse().expect("an address"));
             let found = interface_to(address.parse().expect("an address"), peers).expect(address);
-            (found.name.clone(), found.tun_mtu())
+            (found.name.clone(), u32::from(found.tun_mtu().expect("an MTU")))
         };
         assert_eq!(of("10.255.0.1"), ("lo".into(), 1472, "10.255.0.1".into()), "nothing is known of any way out");
         assert_eq!(of("127.0.0.1").1, 65_507);
@@ -316,9 +350,12 @@ fn an_address_that_is_a_broadcast_address_of_a_bridge_is_made_local() {
         world.remove_address("loden0", "100.96.1.0/32");
 
         let mut monitor = LinkMonitor::open("loden0").expect("watched");
-        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
         assert!(is_local(&mut world));
-        Link::configure("loden0", &config(AddressForm::Host)).expect("again").remove().expect("nothing of its own");
+        Link::configure_with("loden0", &config(AddressForm::Host))
+            .expect("again")
+            .remove()
+            .expect("nothing of its own");
         assert!(is_local(&mut world));
         assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
         while monitor.next_event().expect("an event").is_some() {}
@@ -342,7 +379,7 @@ fn a_configured_device_needs_no_capability() {
     in_namespace(|| {
         let mut world = World::new();
         world.add_link("loden0");
-        drop(Link::configure("loden0", &config(AddressForm::Host)).expect("prepared"));
+        drop(Link::configure_with("loden0", &config(AddressForm::Host)).expect("prepared"));
         run_without_the_capability("child_on_a_prepared_device");
         world.remove_route("loden0");
         run_without_the_capability("child_without_the_capability");
@@ -356,7 +393,7 @@ fn a_configured_device_needs_no_capability() {
 #[test]
 #[ignore = "run by a_configured_device_needs_no_capability"]
 fn child_on_a_prepared_device() {
-    let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("nothing has to change");
+    let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("nothing has to change");
     assert_eq!(link.restore().expect("whole"), Restored::Complete { address: false, route: false });
     link.remove().expect("nothing is ours");
 }
@@ -386,7 +423,7 @@ fn r72_packets_that_the_queue_of_the_device_dropped_are_counted() {
         let _world = World::new();
         let config = TunConfig { name: "loden0".into(), offload: TunOffload::NONE };
         let tun = Tun::open(&config).expect("a TUN device");
-        let mut link = Link::configure("loden0", &self::config(AddressForm::Host)).expect("configured");
+        let mut link = Link::configure_with("loden0", &self::config(AddressForm::Host)).expect("configured");
         let before = link.stats().expect("counters").tx_dropped;
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
         for _ in 0..700 {

@@ -31,7 +31,8 @@ pub(crate) fn network() -> Ipv4Net {
 }
 
 pub(crate) fn config(form: AddressForm) -> LinkConfig {
-    LinkConfig { address: ADDRESS, network: network(), mtu: 1472, form }
+    let host = Host::new(network(), Ipv4Net::from(ADDRESS), ([10, 168, 0, 2], 8285)).expect("an identity");
+    LinkConfig::new(&host).with_mtu(Mtu::DEFAULT).with_form(form)
 }
 
 /// Runs `test` in a new network namespace, which ends with the thread and its sockets.

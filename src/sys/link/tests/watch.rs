@@ -25,7 +25,7 @@ fn a_link_stays_in_its_namespace_when_the_thread_leaves() {
         let mut world = World::new();
         let index = world.add_link("loden0");
         let mut monitor = LinkMonitor::open("loden0").expect("watched");
-        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
         unshare(CloneFlags::CLONE_NEWNET).expect("root");
         let mut elsewhere = World::new();
         assert_eq!(elsewhere.add_link("victim"), index, "the same index, another device");
@@ -46,7 +46,7 @@ fn the_monitor_reports_changes_in_order() {
         let index = world.add_link("loden0");
         let mut monitor = LinkMonitor::open("loden0").expect("watched");
         assert_eq!((monitor.index(), events(&mut monitor)), (index, vec![]));
-        let mut link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
         assert_eq!(events(&mut monitor), [LinkEvent::MtuChanged(1472), LinkEvent::Up]);
         world.set_up("loden0", false);
         world.set_up("loden0", true);
@@ -89,7 +89,7 @@ fn other_links_and_routes_cause_no_wake_up() {
         let mut world = World::new();
         world.add_link("loden0");
         let mut monitor = LinkMonitor::open("loden0").expect("watched");
-        let _link = Link::configure("loden0", &config(AddressForm::Host)).expect("configured");
+        let _link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
         // The resulting events may come late on a slow machine.
         while is_readable(&monitor, Duration::from_millis(500)) {
             events(&mut monitor);

@@ -1,4 +1,4 @@
-//! This host's identity, by which leases are judged.
+//! The judgement of single leases, by the identity of this host.
 
 use core::net::SocketAddr;
 
@@ -6,18 +6,16 @@ use ipnet::IpNet;
 
 use super::conflict::Refusal;
 use super::event::Lease;
+use crate::host::Host;
 use crate::route;
 
-/// The identity of this host, by which it judges the leases of others.
+/// The values by which a host judges the leases of others, normalised as leases are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Host {
-    /// The network of all hosts, for example 100.96.0.0/16. Host bits are ignored.
-    pub network: IpNet,
-    /// The subnet of the network that this host owns, for example 100.96.1.0/24. Host bits are ignored.
-    pub subnet: IpNet,
-    /// The underlay address and port by which others reach this host, as in its own lease. It equals the bound address
-    /// and port unless NAT translates them. (`RoutePublisher::bound_to` always takes the bound ones.)
-    pub underlay: SocketAddr,
+pub(crate) struct Identity {
+    pub(crate) network: IpNet,
+    pub(crate) subnet: IpNet,
+    /// The address and port by which others reach this host.
+    pub(crate) underlay: SocketAddr,
 }
 
 /// The relation of a single lease to this host.
@@ -30,19 +28,18 @@ pub(super) enum Relation {
     Refused(Refusal),
 }
 
-impl Host {
-    /// Creates the identity of a host that owns a subnet and is reached at an underlay address.
-    #[must_use]
-    pub fn new(network: impl Into<IpNet>, subnet: impl Into<IpNet>, underlay: impl Into<SocketAddr>) -> Self {
-        Self { network: network.into(), subnet: subnet.into(), underlay: underlay.into() }
+impl Identity {
+    pub(crate) fn new(host: &Host) -> Self {
+        Self { network: host.network().into(), subnet: host.subnet().into(), underlay: host.underlay() }
+            .with_underlay(host.underlay())
     }
 
-    pub(crate) fn normalised(self) -> Self {
-        let underlay = SocketAddr::new(self.underlay.ip().to_canonical(), self.underlay.port());
-        Self { network: self.network.trunc(), subnet: self.subnet.trunc(), underlay }
+    /// Replaces the address and port by which others reach this host.
+    pub(crate) fn with_underlay(self, underlay: SocketAddr) -> Self {
+        Self { underlay: SocketAddr::new(underlay.ip().to_canonical(), underlay.port()), ..self }
     }
 
-    /// Judges a lease. Both must be normalised.
+    /// Judges a lease, which must be normalised.
     pub(super) fn judge(&self, lease: &Lease) -> Relation {
         if lease.subnet == self.subnet && lease.next_hop == self.underlay {
             return Relation::Own;
