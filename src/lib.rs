@@ -124,6 +124,11 @@ extern crate alloc;
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
+/// Compiles the example of the README.
+#[cfg(all(doctest, feature = "link"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod control;
 pub mod endpoint;
 pub mod engine;
