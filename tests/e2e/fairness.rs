@@ -159,7 +159,7 @@ fn assert_unaffected(idle: &[Duration], loaded: &[Duration]) {
 const MUCH: usize = 32 << 20;
 
 #[test]
-fn fault_51_r69_a_slow_peer_costs_an_idle_one_nothing() {
+fn r69_fault_51_a_slow_peer_costs_an_idle_one_nothing() {
     for (shaper, more) in [(TBF, &[][..]), (HTB, &[]), (TBF, &["--source-ports", "4"]), (TBF, &["--queues", "2"])] {
         let star = Star::new(&[shaper, NONE], more);
         let idle = delays_while(&star.host, 1, || std::thread::sleep(SECOND));
@@ -170,7 +170,7 @@ fn fault_51_r69_a_slow_peer_costs_an_idle_one_nothing() {
 }
 
 #[test]
-fn fault_51_r69_eight_slow_peers_cost_an_idle_one_nothing() {
+fn r69_fault_51_eight_slow_peers_cost_an_idle_one_nothing() {
     for slow in [8, 10] {
         let shapers: Vec<_> = (0..slow).map(|peer| if peer % 2 == 0 { TBF } else { HTB }).chain([NONE]).collect();
         let star = Star::new(&shapers, &[]);
@@ -184,7 +184,7 @@ fn fault_51_r69_eight_slow_peers_cost_an_idle_one_nothing() {
 
 /// 12 MB at once to a peer behind 1 Mbit/s.
 #[test]
-fn fault_51_r69_a_burst_to_a_slow_peer_delays_nobody_else() {
+fn r69_fault_51_a_burst_to_a_slow_peer_delays_nobody_else() {
     let star = Star::new(&[SLOW_TBF, NONE], &[]);
     let idle = delays_while(&star.host, 1, || std::thread::sleep(SECOND));
     let loaded = delays_while(&star.host, 1, || {

@@ -105,7 +105,7 @@ impl Stage {
 
 /// The slow peer fills a lane of its own, and the idle one never meets a full socket.
 #[test]
-fn fault_51_r69_a_slow_peer_fills_a_lane_of_its_own() {
+fn r69_fault_51_a_slow_peer_fills_a_lane_of_its_own() {
     if !has_lanes() {
         return;
     }
@@ -129,7 +129,7 @@ fn fault_51_r69_a_slow_peer_fills_a_lane_of_its_own() {
 
 /// One call may be for several peers. The refused one alone is named, and what was before it was sent.
 #[test]
-fn fault_51_r69_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
+fn r69_fault_51_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
     if !has_lanes() {
         return;
     }
@@ -151,7 +151,7 @@ fn fault_51_r69_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
 
 /// Eight slow peers have eight lanes. A ninth is limited, and is still sent what its path takes.
 #[test]
-fn fault_51_r69_more_slow_peers_than_lanes() {
+fn r69_fault_51_more_slow_peers_than_lanes() {
     if !has_lanes() {
         return;
     }
@@ -184,7 +184,7 @@ fn fault_51_r69_more_slow_peers_than_lanes() {
 
 /// Peers that are sent more than the slow one, and many that are sent little.
 #[test]
-fn fault_51_r69_the_slow_peer_is_found_among_many() {
+fn r69_fault_51_the_slow_peer_is_found_among_many() {
     if !has_lanes() {
         return;
     }
