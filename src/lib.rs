@@ -108,7 +108,7 @@
 //! # Long packets
 //! A packet that is longer than the path to its peer carries is answered with "fragmentation needed" if it has DF set. Otherwise it
 //! is sent in fragments, which its destination reassembles. The same holds for the segments of a GSO packet.
-//! [`forward::ForwarderConfig::mtu`] and [`route::Route::mtu`] set the path MTU. The worker learns lower values from the kernel's routes and
+//! [`forward::ForwarderConfig::mtu`] and [`route::Route::mtu`] set the path MTU. The endpoint learns lower values from the kernel's routes and
 //! from the reports of routers, which it verifies ([`forward::PathMtus`]). Packets that were queued when the path turned out to
 //! be narrower are answered if they have DF set, and dropped otherwise.
 //!

@@ -134,7 +134,7 @@ impl Worker {
             reports_due: None,
             ended: None,
         };
-        worker.publish();
+        worker.publish(Instant::now());
         worker
     }
 
@@ -163,12 +163,13 @@ impl Worker {
         if let Err(error) = &outcome {
             self.ended = Some(error.clone());
             self.drop_waiting();
-            self.publish();
+            self.membership.end();
+            self.publish(now);
             return outcome;
         }
         let is_idle = outcome.as_ref().is_ok_and(|next| next.wake_at.is_none_or(|at| at > now));
         if self.membership.is_due(is_idle, now) {
-            self.publish();
+            self.publish(now);
         }
         outcome
     }
@@ -201,7 +202,7 @@ impl Worker {
         if routes.update() {
             engine.drop_peers(|next_hop| !routes.table().has_next_hop(next_hop), DropReason::StaleRoute);
         }
-        membership.take_over(engine.endpoint_mut());
+        membership.take_over(engine.endpoint_mut(), clock);
         if self.reports_due.is_none_or(|due| due <= now) {
             let endpoint = engine.endpoint_mut();
             udp.receive_reports(|report| {
@@ -301,9 +302,9 @@ impl Worker {
     }
 
     /// Publishes counters and notices to the group's handles.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: Instant) {
         let disabled = self.tun.disabled().chain(self.udp.disabled());
-        self.membership.publish(&self.engine, disabled, &mut self.failing, &mut self.strangers);
+        self.membership.publish(&self.engine, disabled, &mut self.failing, &mut self.strangers, now);
     }
 
     fn drop_waiting(&mut self) {
@@ -313,7 +314,8 @@ impl Worker {
     /// Drops the queued packets, closes device and socket, and returns the final counters.
     pub fn stop(mut self) -> Counters {
         self.drop_waiting();
-        self.publish();
+        self.membership.end();
+        self.publish(Instant::now());
         self.counters()
     }
 

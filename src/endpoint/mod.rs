@@ -138,7 +138,7 @@ impl Endpoint {
     }
 
     /// Returns the number of packets that could not be sent to each peer, for the first 1,024 peers that had any.
-    pub fn send_errors(&self) -> impl Iterator<Item = (IpAddr, u64)> {
+    pub fn send_errors(&self) -> impl ExactSizeIterator<Item = (IpAddr, u64)> {
         self.send_errors.peers.iter().map(|(peer, count)| (*peer, *count))
     }
 
@@ -154,9 +154,14 @@ impl Endpoint {
         &self.paths
     }
 
-    /// Takes over path MTUs that other endpoints learned: see [`PathMtus::merge`].
-    pub fn merge_paths(&mut self, paths: &PathMtus) {
-        self.paths.merge(paths);
+    /// Takes over path MTUs that others learned: see [`PathMtus::merge`].
+    pub fn merge_paths(&mut self, paths: &PathMtus, now: Duration) {
+        self.paths.merge(paths, now);
+    }
+
+    /// Forgets the learned path MTUs: see [`PathMtus::forget`].
+    pub fn forget_paths(&mut self) {
+        self.paths.forget();
     }
 
     /// Resets all state but the counters, as a restart does.
@@ -200,7 +205,7 @@ impl Endpoint {
             }
         };
         let path = |peer| paths.lookup(peer, now).unwrap_or(u16::MAX).min(LONGEST);
-        match forwarder.encapsulate_within(packet, gso.map(|gso| gso.segment_len()), path, routes) {
+        match forwarder.encapsulate_segments(packet, gso.map(|gso| gso.segment_len()), path, routes) {
             Encap::Send(transmit) => {
                 counters.trim(transmit.contents, received);
                 counters.encap.forward();
@@ -231,7 +236,7 @@ impl Endpoint {
         }
     }
 
-    /// Decides on a datagram from the underlay. `outer` may be its sender's address alone.
+    /// Decides on a datagram from the underlay. `meta` may be its sender's address alone.
     #[inline]
     pub fn handle_inbound<'p, 'e>(
         &'e mut self,

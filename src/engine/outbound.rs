@@ -7,7 +7,7 @@ use crate::endpoint::{Direction, Outbound};
 use crate::forward::{DropReason, EmsgsizeOutcome, ReplyTo};
 use crate::offload::VnetHeader;
 use crate::route::RouteTable;
-use crate::transmit::{SELECTED_MAX, Transmit, Way};
+use crate::transmit::{Lost, SELECTED_MAX, Transmit, Way};
 
 /// Bytes that are collected before they are sent. They fit in a part of the second-level cache.
 const BYTES_COLLECTED: usize = 128 << 10;
@@ -165,8 +165,12 @@ impl Engine {
     fn block(&mut self, now: Duration, since: Option<Duration>) {
         // The pause is as long as the peer has been blocked already, so that the total doubles.
         let pause = since.map_or(PAUSE, |since| now.saturating_sub(since)).clamp(PAUSE, LONGEST_PAUSE);
-        let lost = self.queue.block(now, now + pause);
-        self.lose(lost, DropReason::SendBufferFull);
+        let Self { endpoint, queue, .. } = self;
+        queue.block(now, now + pause, |Lost { destination, packets }| {
+            if packets > 0 {
+                endpoint.handle_send_error(destination.ip(), DropReason::SendBufferFull, packets);
+            }
+        });
     }
 
     /// Drops all packets of a peer that has been blocked for too long.

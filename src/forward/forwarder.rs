@@ -88,23 +88,25 @@ impl Forwarder {
     /// The first failing check gives the reason: header, addresses, route, loops, TTL, size.
     #[inline]
     pub fn encapsulate<'p>(&self, packet: &'p mut [u8], routes: &RouteTable) -> Encap<'p> {
-        self.encapsulate_within(packet, None, |_| u16::MAX, routes)
+        self.encapsulate_within(packet, |_| u16::MAX, routes)
     }
 
-    /// A GSO packet that came out of the TUN, which is going to be cut into packets of at most `segment_len` bytes each
-    /// ([`GsoPacket::segment_len`](crate::offload::GsoPacket::segment_len)): these, and not the whole, have to fit the path.
-    ///
-    /// [`Encap::Send`] gives back the GSO packet; cutting it is the caller's. So does [`Encap::Fragment`], when these packets are
-    /// too long: see [`Fragments::fragmenter`].
-    #[inline]
-    pub fn encapsulate_gso_packet<'p>(&self, packet: &'p mut [u8], segment_len: u16, routes: &RouteTable) -> Encap<'p> {
-        self.encapsulate_within(packet, Some(segment_len), |_| u16::MAX, routes)
-    }
-
-    /// As [`encapsulate`](Self::encapsulate), over paths that carry less than the overlay: `path` tells for a next hop how many
-    /// bytes. `segment_len` is the length of the longest segment of a GSO packet, which is what has to fit then.
+    /// Decides as [`encapsulate`](Self::encapsulate) over paths that carry less than the overlay. `path` returns the bytes of
+    /// inner packet that reach a next hop.
     #[inline(always)]
     pub fn encapsulate_within<'p>(
+        &self,
+        packet: &'p mut [u8],
+        path: impl FnOnce(IpAddr) -> u16,
+        routes: &RouteTable,
+    ) -> Encap<'p> {
+        self.encapsulate_segments(packet, None, path, routes)
+    }
+
+    /// Decides on a GSO packet whose longest segment has `segment_len` bytes. The segments have to fit the path, and not the
+    /// whole. The caller cuts the packet that [`Encap::Send`] or [`Encap::Fragment`] returns.
+    #[inline(always)]
+    pub(crate) fn encapsulate_segments<'p>(
         &self,
         packet: &'p mut [u8],
         segment_len: Option<u16>,

@@ -32,7 +32,7 @@ pub struct PathMtus {
     changes: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Path {
     peer: IpAddr,
     mtu: u16,
@@ -41,7 +41,7 @@ struct Path {
 }
 
 /// The mode of sending to a peer: the limits, and DF.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum PathMode {
     /// DF is set, and the system enforces the path MTU that it knows (Linux: `IP_PMTUDISC_DO`).
@@ -117,6 +117,12 @@ const PLATEAUS: [u16; 11] = [65_535, 32_000, 17_914, 8166, 4352, 2002, 1492, 100
 /// Returns the next plateau below a length, in bytes of outer packet.
 fn plateau_below(len: u16) -> u16 {
     PLATEAUS.into_iter().find(|plateau| *plateau < len).unwrap_or(0)
+}
+
+impl Path {
+    fn is_in_force(&self, now: Duration) -> bool {
+        now.saturating_sub(self.learned) < PathMtus::LIFETIME
+    }
 }
 
 impl PathMtus {
@@ -315,18 +321,19 @@ impl PathMtus {
         self.changes
     }
 
-    /// Takes over what another host of the same underlay address learned, with the same clock: of two values for a peer the one
-    /// that was learned later, and of two from the same time the lower one. Returns whether anything changed.
-    pub fn merge(&mut self, other: &Self) -> bool {
+    /// Takes over the path MTUs that another host with the same underlay address and clock learned. For each peer the lower
+    /// value and the stronger mode hold, until the later end. Returns true if anything changed.
+    pub fn merge(&mut self, other: &Self, now: Duration) -> bool {
         let before = self.changes;
-        for path in &other.paths {
-            let known = self.find(path.peer).ok().and_then(|at| self.paths.get(at)).copied();
-            let is_news = known.is_none_or(|known| {
-                let is_lower = path.mtu < known.mtu || path.mode != known.mode;
-                path.learned > known.learned || path.learned == known.learned && is_lower
+        for path in other.paths.iter().filter(|path| path.is_in_force(now)) {
+            let merged = self.in_force(path.peer, now).map_or(*path, |known| Path {
+                peer: path.peer,
+                mtu: known.mtu.min(path.mtu),
+                learned: known.learned.max(path.learned),
+                mode: known.mode.max(path.mode),
             });
-            if is_news {
-                self.set(*path);
+            if self.in_force(path.peer, now) != Some(&merged) {
+                self.set(merged);
             }
         }
         self.changes != before
@@ -338,7 +345,7 @@ impl PathMtus {
             return None;
         }
         let path = self.paths.get(self.find(peer).ok()?)?;
-        (now.saturating_sub(path.learned) < Self::LIFETIME).then_some(path)
+        Some(path).filter(|path| path.is_in_force(now))
     }
 
     fn find(&self, peer: IpAddr) -> Result<usize, usize> {

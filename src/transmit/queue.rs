@@ -313,21 +313,23 @@ impl SendQueue {
     }
 
     /// Marks the peer of the first batch of the selection as blocked. It is not selected before `retry_at` or
-    /// [`unblock_all`](Self::unblock_all). If little room is left, it loses its newest packets.
-    pub fn block(&mut self, now: Duration, retry_at: Duration) -> Option<Lost> {
-        let at = self.first_selected()?;
-        let peer = self.peer_mut(at)?;
+    /// [`unblock_all`](Self::unblock_all). If little room is left, the blocked peers that use most lose their newest packets,
+    /// which are reported.
+    pub fn block(&mut self, now: Duration, retry_at: Duration, mut report: impl FnMut(Lost)) {
+        let Some(at) = self.first_selected() else { return };
+        self.selected_len = 0;
+        let Some(peer) = self.peer_mut(at) else { return };
         let since = peer.blocked.map_or(now, |blocked| blocked.since);
         peer.blocked = Some(Blocked { since, retry_at });
-        let destination = peer.destination;
         self.ready.retain(|ready| *ready != at);
         self.blocked.push(at);
-        let mut packets = 0;
-        while self.free() < CHUNKS_RESERVED && self.peer(at).is_some_and(|peer| peer.head != NONE) {
-            packets += self.drop_newest_chunk(at);
+        while self.free() < CHUNKS_RESERVED {
+            let most = self.blocked.iter().filter_map(|at| Some((self.peer(*at)?, *at)));
+            let most = most.max_by_key(|(peer, _)| peer.chunks).map(|(peer, at)| (peer.destination, at));
+            let Some((destination, at)) = most else { return };
+            let packets = self.drop_newest_chunk(at);
+            report(Lost { destination, packets });
         }
-        self.selected_len = 0;
-        Some(Lost { destination, packets })
     }
 
     /// Returns the time of the first block of the peer of the first batch of the selection, if none of its datagrams
@@ -484,7 +486,9 @@ impl SendQueue {
         let free = self.free();
         let (blocked, chunks) = self.peer(peer).map_or((false, 0), |peer| (peer.blocked.is_some(), peer.chunks));
         // A blocked peer's share shrinks as use grows (dynamic thresholds, Choudhury and Hahne 1998).
-        if free == 0 || (blocked && chunks >= free.saturating_sub(CHUNKS_RESERVED)) {
+        // Small packets of many flows fill chunks by little, so that their number is limited beside their bytes.
+        let most = (2 * self.limits.per_peer / CHUNK_LEN).clamp(1, free.saturating_sub(CHUNKS_RESERVED).max(1));
+        if free == 0 || (blocked && (chunks >= most || free <= CHUNKS_RESERVED)) {
             return None;
         }
         let chunk = self.free_chunks.pop().unwrap_or_else(|| {

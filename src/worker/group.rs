@@ -1,6 +1,5 @@
 //! Groups of workers, and the handle by which other threads reach them.
 
-use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -25,6 +24,9 @@ use crate::sys::Feature;
 /// The longest time for which a busy worker does not publish its counters.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
+/// Peers with send errors up to which each publication copies them. A longer table is copied every [`PUBLISH_EVERY`] at most.
+const SEND_ERRORS_AT_ONCE: usize = 64;
+
 /// Failures that one worker keeps until a handle takes them.
 const FAILURES_MAX: usize = 16;
 
@@ -44,7 +46,7 @@ struct Group {
     /// Holds the MTU that was set last.
     forwarder: Mutex<Forwarder>,
     mtu_version: AtomicU64,
-    paths: Mutex<PathMtus>,
+    paths: Mutex<SharedPaths>,
     paths_version: AtomicU64,
     reports: Mutex<Vec<Arc<Mutex<Report>>>>,
     /// Disabled features that a notice has named.
@@ -52,9 +54,17 @@ struct Group {
     listener: Mutex<Listener>,
 }
 
+/// The path MTUs of a group.
+#[derive(Debug, Default)]
+struct SharedPaths {
+    known: PathMtus,
+    /// How often all workers had to forget theirs.
+    forgotten: u64,
+}
+
 /// The function to call when there is a new notice or stranger.
 #[derive(Default)]
-struct Listener(Option<Box<dyn Fn() + Send>>);
+struct Listener(Option<Arc<dyn Fn() + Send + Sync>>);
 
 impl Debug for Listener {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -82,8 +92,11 @@ pub(super) struct Membership {
     paths_version: u64,
     /// The changes of the worker's own path MTUs that the group knows.
     path_changes: u64,
-    /// Packets that could not be sent, as published last.
+    /// Packets that could not be sent, as published last, and when that was.
     send_errors: u64,
+    copied_at: Option<Instant>,
+    /// The group's count, as seen last.
+    forgotten: u64,
 }
 
 /// The limiter of a group. It is locked only when an ICMP error is about to be sent.
@@ -127,6 +140,8 @@ impl Handle {
             paths_version: 0,
             path_changes: 0,
             send_errors: 0,
+            copied_at: None,
+            forgotten: 0,
         }
     }
 
@@ -145,7 +160,9 @@ impl Handle {
         let before = forwarder.config().mtu;
         forwarder.set_mtu(mtu);
         if mtu >= before {
-            lock(&self.0.paths).forget();
+            let mut paths = lock(&self.0.paths);
+            paths.known.forget();
+            paths.forgotten += 1;
         }
         self.0.mtu_version.fetch_add(1, Ordering::Release);
     }
@@ -183,8 +200,8 @@ impl Handle {
     /// Sets a function that the workers call when [`take_notices`](Self::take_notices) or
     /// [`take_strangers`](Self::take_strangers) has something new. It replaces the function that was set before. It
     /// runs on a worker's thread. It should only wake another thread, through an `eventfd` or a channel.
-    pub fn set_listener(&self, listener: impl Fn() + Send + 'static) {
-        *lock(&self.0.listener) = Listener(Some(Box::new(listener)));
+    pub fn set_listener(&self, listener: impl Fn() + Send + Sync + 'static) {
+        *lock(&self.0.listener) = Listener(Some(Arc::new(listener)));
     }
 
     /// Returns the notices since the last call. A feature that the kernel lacks is named once. A system call that fails
@@ -237,18 +254,18 @@ impl Membership {
 
     /// Takes over path MTUs that others of the group learned, and publishes those that this worker learned.
     #[inline]
-    pub(super) fn take_over(&mut self, endpoint: &mut Endpoint) {
+    pub(super) fn take_over(&mut self, endpoint: &mut Endpoint, clock: Duration) {
         let group = &self.group.0;
         if group.mtu_version.load(Ordering::Acquire) != self.mtu_version
             || group.paths_version.load(Ordering::Acquire) != self.paths_version
             || endpoint.paths().changes() != self.path_changes
         {
-            self.synchronize(endpoint);
+            self.synchronize(endpoint, clock);
         }
     }
 
     #[cold]
-    fn synchronize(&mut self, endpoint: &mut Endpoint) {
+    fn synchronize(&mut self, endpoint: &mut Endpoint, clock: Duration) {
         let group = &self.group.0;
         let mtu_version = group.mtu_version.load(Ordering::Acquire);
         if mtu_version != self.mtu_version {
@@ -257,11 +274,15 @@ impl Membership {
             endpoint.set_mtu(mtu);
         }
         let mut paths = lock(&group.paths);
-        if endpoint.paths().changes() != self.path_changes && paths.merge(endpoint.paths()) {
+        if paths.forgotten != self.forgotten {
+            self.forgotten = paths.forgotten;
+            endpoint.forget_paths();
+        }
+        if endpoint.paths().changes() != self.path_changes && paths.known.merge(endpoint.paths(), clock) {
             group.paths_version.fetch_add(1, Ordering::Release);
         }
         self.paths_version = group.paths_version.load(Ordering::Acquire);
-        endpoint.merge_paths(&paths);
+        endpoint.merge_paths(&paths.known, clock);
         self.path_changes = endpoint.paths().changes();
     }
 
@@ -275,36 +296,50 @@ impl Membership {
         is_due
     }
 
+    /// Makes the next publication complete.
+    pub(super) fn end(&mut self) {
+        self.copied_at = None;
+    }
+
     pub(super) fn publish(
         &mut self,
         engine: &Engine,
         disabled: impl Iterator<Item = Feature>,
         failing: &mut Failing,
         strangers: &mut Strangers,
+        now: Instant,
     ) {
         let mut report = lock(&self.report);
-        let before = (report.disabled.len(), report.failures.len());
+        let disabled_before = report.disabled.len();
+        let failures: Vec<_> = failing.take().collect();
+        let has_failures = !failures.is_empty();
         engine.counters_into(&mut report.counters);
         report.disabled.clear();
         report.disabled.extend(disabled);
-        report.failures.extend(failing.take());
+        report.failures.extend(failures);
         // A program may never take them, so only the newest are kept.
         let surplus = report.failures.len().saturating_sub(FAILURES_MAX);
         report.failures.drain(..surplus);
-        let has_failures = report.failures.len() != before.1;
         let strangers = strangers.take();
-        let is_news = has_failures || report.disabled.len() != before.0 || !strangers.is_empty();
+        let is_news = has_failures || report.disabled.len() != disabled_before || !strangers.is_empty();
         report.strangers.extend(strangers);
         let surplus = report.strangers.len().saturating_sub(Strangers::MAX);
         report.strangers.drain(..surplus);
-        let send_errors = engine.endpoint().send_error_count();
-        if send_errors != self.send_errors {
+        let endpoint = engine.endpoint();
+        let send_errors = endpoint.send_error_count();
+        let copied = endpoint.send_errors();
+        // A long table is not copied for every packet.
+        let is_due = copied.len() <= SEND_ERRORS_AT_ONCE
+            || self.copied_at.is_none_or(|at| now.saturating_duration_since(at) >= PUBLISH_EVERY);
+        if send_errors != self.send_errors && is_due {
+            self.copied_at = Some(now);
             self.send_errors = send_errors;
             report.send_errors.clear();
-            report.send_errors.extend(engine.endpoint().send_errors());
+            report.send_errors.extend(copied);
         }
         drop(report);
-        if is_news && let Listener(Some(listener)) = &*lock(&self.group.0.listener) {
+        let listener = if is_news { lock(&self.group.0.listener).0.clone() } else { None };
+        if let Some(listener) = listener {
             listener();
         }
     }

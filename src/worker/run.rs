@@ -35,9 +35,8 @@ pub fn run(workers: impl IntoIterator<Item = Worker>, stop: impl AsFd) -> Result
     let (ended, end) = io::pipe().map_err(|error| system("pipe", &error))?;
     let end = Mutex::new(Some(end));
     let run_until_any_ends = |worker| {
-        let counters = run_one(worker, [stop, ended.as_fd()]);
-        drop(end.lock().unwrap_or_else(PoisonError::into_inner).take());
-        counters
+        let _end = EndsAll(&end);
+        run_one(worker, [stop, ended.as_fd()])
     };
     thread::scope(|scope| {
         let mut outcomes = Vec::new();
@@ -48,7 +47,7 @@ pub fn run(workers: impl IntoIterator<Item = Worker>, stop: impl AsFd) -> Result
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     outcomes.push(Err(system("clone", &error)));
-                    drop(end.lock().unwrap_or_else(PoisonError::into_inner).take());
+                    drop(EndsAll(&end));
                 }
             }
         }
@@ -62,6 +61,15 @@ pub fn run(workers: impl IntoIterator<Item = Worker>, stop: impl AsFd) -> Result
         }
         Ok(sum)
     })
+}
+
+/// Ends all workers of a [`run`] when it is dropped, also by a panic.
+struct EndsAll<'a>(&'a Mutex<Option<PipeWriter>>);
+
+impl Drop for EndsAll<'_> {
+    fn drop(&mut self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }
 
 /// Workers that [`run`] on threads of their own.
@@ -135,7 +143,10 @@ fn run_one(mut worker: Worker, stops: [BorrowedFd<'_>; 2]) -> Result<Counters, W
         let timeout = next.timeout(Instant::now()).map(TimeSpec::from);
         match ppoll(&mut fds, timeout, None) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(system("ppoll", &errno.into())),
+            Err(errno) => {
+                worker.stop();
+                return Err(system("ppoll", &errno.into()));
+            }
         }
         let [stop, ended, tun, udp] = fds.map(|fd| fd.any().unwrap_or(true));
         if stop || ended {

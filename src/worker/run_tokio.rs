@@ -39,11 +39,12 @@ pub async fn run_tokio(worker: &mut Worker, stop: impl Future<Output = ()>) -> R
                 return Ok(());
             }
             tokio::task::yield_now().await;
+            // The other file descriptor is not starved meanwhile.
+            ready = Ready::ALL;
             continue;
         }
         let wake_at = next.wake_at.unwrap_or(now);
         tokio::select! {
-            biased;
             () = &mut stop => return Ok(()),
             guard = tun.ready(READABLE), if next.tun => {
                 // The file descriptor was drained when this readiness was consumed. Packets that arrived since then are

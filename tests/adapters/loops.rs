@@ -132,3 +132,41 @@ fn fault_36_workers_on_threads_end_together() {
         }
     });
 }
+
+/// Fault 49: a flood from outside, whose budget each call uses up, does not keep packets of the pods from being sent.
+#[test]
+fn fault_49_a_flood_does_not_starve_the_other_direction_of_the_future() {
+    with_worker(|mut worker, pod| {
+        let (done, address) = (AtomicBool::new(false), worker.local_addr());
+        thread::scope(|scope| {
+            let done = &done;
+            for _ in 0..2 {
+                scope.spawn(move || {
+                    let stranger = UdpSocket::bind("127.0.0.3:0").expect("bound");
+                    while !done.load(Ordering::Relaxed) {
+                        let _ = stranger.send_to(&[0x45; 64], address);
+                    }
+                });
+            }
+            let worker = &mut worker;
+            let forwarding = scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                let stop = async {
+                    while !done.load(Ordering::Relaxed) {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                runtime.block_on(run_tokio(worker, stop)).expect("no error");
+            });
+            // Answers may be lost in the flood, so only what is sent counts.
+            let sent = (0..200).filter(|_| pod.send_to(b"out!", "100.96.2.3:5000").is_ok()).count();
+            thread::sleep(Duration::from_millis(500));
+            done.store(true, Ordering::Relaxed);
+            forwarding.join().expect("no panic");
+            assert_eq!(sent, 200);
+        });
+        let counters = worker.counters();
+        assert_eq!(counters.encap.forwarded(), 200);
+        assert!(counters.decap.received() > 5000, "a flood: {counters:?}");
+    });
+}

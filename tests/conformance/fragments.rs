@@ -168,7 +168,7 @@ fn segments_are_cut_like_packets() {
     let one = Ipv4 { payload: pattern(1400), ..outbound() }.bytes();
     let (before, one) = (with_ttl(&many, 63), with_ttl(&one, 63));
     let expected = cut(&one, 600);
-    let verdict = host.forwarder.encapsulate_within(&mut many, Some(1420), |_| 600, &host.table);
+    let verdict = host.forwarder.encapsulate_within(&mut many, |_| 600, &host.table);
     let Encap::Fragment(mut fragments) = verdict else { panic!("{verdict:?}") };
     assert_eq!(fragments.packet(), before, "nothing is cut before it is asked for");
     let fresh = fragments.fragmenter();

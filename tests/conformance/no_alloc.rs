@@ -193,7 +193,7 @@ fn handling_a_refusal_does_not_allocate() {
             worker.counters.encap.receive();
             worker.counters.encap.answer();
             buffer.copy_from_slice(&cut);
-            let Encap::Fragment(mut fragments) = forwarder.encapsulate_within(&mut buffer, None, |_| 300, table) else {
+            let Encap::Fragment(mut fragments) = forwarder.encapsulate_within(&mut buffer, |_| 300, table) else {
                 return;
             };
             while let Some(transmit) = fragments.cut_next() {

@@ -99,15 +99,21 @@ fn run(side: Side, path: &Path, stage: &Stage, over: &AtomicBool, commands: &Ato
         }
         thread::sleep(PAUSE);
     }
-    let client = open()?;
-    for number in 0..OTHERS {
-        client.send(&Command::DeleteRoute { subnet: other_subnet(number) }.encode())?;
+    let delete_all = |client: &Socket| -> std::io::Result<()> {
+        for number in 0..OTHERS {
+            client.send(&Command::DeleteRoute { subnet: other_subnet(number) }.encode())?;
+        }
+        client.send(&in_use(side).encode())?;
+        for half in halves(side) {
+            client.send(&Command::DeleteRoute { subnet: half }.encode())?;
+        }
+        Ok(())
+    };
+    // By the same connection: commands of another one may overtake those that still wait there.
+    match &socket {
+        Some(client) if delete_all(client).is_ok() => Ok(()),
+        _ => delete_all(&open()?),
     }
-    client.send(&in_use(side).encode())?;
-    for half in halves(side) {
-        client.send(&Command::DeleteRoute { subnet: half }.encode())?;
-    }
-    Ok(())
 }
 
 /// Returns command `number`: mostly for another route, at times for the one in use, whole or in halves. The route in

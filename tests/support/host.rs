@@ -172,7 +172,7 @@ impl Host {
     /// Returns the same with a path MTU of `path` bytes.
     pub fn encapsulate_over(&self, packet: &[u8], path: u16) -> Outcome {
         let mut buffer = packet.to_vec();
-        let outcome = match self.forwarder.encapsulate_within(&mut buffer, None, |_| path, &self.table) {
+        let outcome = match self.forwarder.encapsulate_within(&mut buffer, |_| path, &self.table) {
             Encap::Send(transmit) => {
                 assert_eq!(transmit.segment_size, None, "one packet is one datagram");
                 Outcome::Forward { to: Some(transmit.destination), bytes: transmit.contents.to_vec() }

@@ -110,12 +110,36 @@ fn peers_are_served_in_turn() {
     assert_eq!(peers[..4], [3, 4, 5, 3]);
 }
 
+/// Blocks the first selected peer, and returns the losses.
+fn block(queue: &mut SendQueue, now: Duration, retry_at: Duration) -> Vec<Lost> {
+    let mut lost = Vec::new();
+    queue.block(now, retry_at, |of| lost.push(of));
+    lost
+}
+
+/// The peer that uses most makes room, and not the one that is blocked last.
+#[test]
+fn the_blocked_peer_that_uses_most_makes_room() {
+    let mut queue = small();
+    for _ in 0..12 {
+        assert!(put(&mut queue, &way(1, 0), &[60_000], 0));
+    }
+    queue.select();
+    assert_eq!(block(&mut queue, Duration::ZERO, SECOND), []);
+    for peer in 2..=9 {
+        assert!(put(&mut queue, &way(peer, 0), &[100], 0));
+    }
+    queue.select();
+    let lost = block(&mut queue, Duration::ZERO, SECOND);
+    assert!(!lost.is_empty() && lost.iter().all(|of| of.destination == way(1, 0).destination), "{lost:?}");
+}
+
 #[test]
 fn a_blocked_peer_is_skipped_until_its_retry() {
     let mut queue = small();
     assert!(put(&mut queue, &way(3, 0), &[100], 0) && put(&mut queue, &way(4, 0), &[200], 0));
     assert_eq!(queue.select(), 2);
-    assert_eq!(queue.block(SECOND, 2 * SECOND).unwrap().packets, 0);
+    assert_eq!(block(&mut queue, SECOND, 2 * SECOND), []);
     assert_eq!(lengths_selected(&mut queue), [(4, 200, None)]);
     assert_eq!(queue.sent(1), 1);
     assert_eq!((queue.select(), queue.retry_at(), queue.is_empty()), (0, Some(2 * SECOND), false));
@@ -154,9 +178,10 @@ fn blocked_peers_leave_room_for_others() {
         while put(&mut queue, &way(peer, 0), &[60_000], 0) && queue.free() > 0 {}
         queue.select();
         while queue.blocked.iter().all(|at| queue.peer(*at).unwrap().destination != way(peer, 0).destination) {
-            if queue.block(Duration::ZERO, SECOND).is_none() {
+            if queue.select() == 0 {
                 break;
             }
+            block(&mut queue, Duration::ZERO, SECOND);
         }
         assert!(queue.free() >= CHUNKS_RESERVED, "peer {peer} leaves {} of {chunks}", queue.free());
     }
@@ -172,7 +197,8 @@ fn a_blocked_peer_gives_up_its_only_chunk() {
         assert!(put(&mut queue, &way(peer, 0), &[100], 0));
     }
     assert_eq!(queue.select(), SELECTED_MAX);
-    assert_eq!(queue.block(Duration::ZERO, SECOND), Some(Lost { destination: way(0, 0).destination, packets: 1 }));
+    let lost = Lost { destination: way(0, 0).destination, packets: 1 };
+    assert_eq!(block(&mut queue, Duration::ZERO, SECOND), [lost]);
     assert_eq!((queue.packets(), queue.retry_at()), (CHUNKS_RESERVED as u64 + 4, None));
 }
 
@@ -317,22 +343,22 @@ proptest! {
                             lost += news;
                         }
                         Then::Block => {
-                            let Some(of) = queue.block(Duration::ZERO, SECOND) else { continue };
-                            prop_assert!(queue.free() >= CHUNKS_RESERVED);
-                            // The reported number of its newest packets is gone, of any flow.
-                            lost += of.packets;
-                            let mut kept = BTreeMap::<u16, usize>::new();
-                            for flow in 0..2 {
-                                kept.insert(flow, datagrams_of(&queue, of.destination, flow));
-                            }
-                            for (flow, kept) in kept {
-                                let Some(waiting) = model.waiting.get_mut(&(of.destination, flow)) else { continue };
-                                for (packet, _) in waiting.drain(kept..) {
-                                    model.lost.insert(packet);
-                                }
-                                if let Some((packet, is_last)) = waiting.back_mut() {
-                                    // A packet that continued in a freed chunk ends here.
-                                    *is_last |= model.lost.contains(packet);
+                            let lost_of = block(&mut queue, Duration::ZERO, SECOND);
+                            prop_assert!(queue.free() >= CHUNKS_RESERVED || queue.blocked.is_empty());
+                            for of in lost_of {
+                                // The reported number of its newest packets is gone, of any flow.
+                                lost += of.packets;
+                                for flow in 0..2 {
+                                    let kept = datagrams_of(&queue, of.destination, flow);
+                                    let waiting = model.waiting.get_mut(&(of.destination, flow));
+                                    let Some(waiting) = waiting else { continue };
+                                    for (packet, _) in waiting.drain(kept..) {
+                                        model.lost.insert(packet);
+                                    }
+                                    if let Some((packet, is_last)) = waiting.back_mut() {
+                                        // A packet that continued in a freed chunk ends here.
+                                        *is_last |= model.lost.contains(packet);
+                                    }
                                 }
                             }
                         }
