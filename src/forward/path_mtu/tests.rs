@@ -146,3 +146,20 @@ fn a_full_table_removes_the_oldest() {
     let known = (0..=PathMtus::PEERS as u32).filter(|i| paths.lookup(peer(*i), now).is_some()).count();
     assert_eq!((known, paths.lookup(peer(0), now)), (PathMtus::PEERS, None));
 }
+
+#[test]
+fn r54_a_merge_keeps_the_lower_value_and_the_stronger_mode() {
+    let peer = IpAddr::from([10, 168, 0, 3]);
+    let at = Duration::from_secs;
+    let (mut one, mut other) = (PathMtus::default(), PathMtus::default());
+    one.lower(peer, 1272, at(1));
+    one.set_mode(peer, u16::MAX, PathMode::Fragment, at(1));
+    other.lower(peer, 1372, at(2));
+    assert!(other.merge(&one, at(3)));
+    assert_eq!((other.lookup(peer, at(3)), other.mode(peer, at(3))), (Some(1272), PathMode::Fragment));
+    assert!(one.merge(&other, at(3)) && !one.merge(&other, at(3)), "it holds as long as the later of both");
+    let end = at(2) + PathMtus::LIFETIME;
+    assert_eq!((one.lookup(peer, end - at(1)), one.lookup(peer, end)), (Some(1272), None));
+    let mut late = PathMtus::default();
+    assert!(!late.merge(&one, end), "nothing that is forgotten comes back");
+}

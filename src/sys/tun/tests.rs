@@ -17,7 +17,9 @@ use testbed::Namespace;
 impl Tun {
     /// Returns a device whose packets come from a script, with a header in front of each if it has any offload.
     pub(crate) fn scripted(script: &Script, offload: TunOffload) -> Self {
-        let (file, name) = (File::open("/dev/null").expect("the null device"), "script0".to_owned());
+        // A descriptor that epoll accepts.
+        let (reader, _) = std::io::pipe().expect("a pipe");
+        let (file, name) = (File::from(OwnedFd::from(reader)), "script0".to_owned());
         let vnet = offload != TunOffload::NONE;
         Self { file, name, created: true, vnet, offload, disabled: Disabled::default(), calls: script.into() }
     }

@@ -60,6 +60,24 @@ fn r54_path_mtus_are_the_groups() {
     }
 }
 
+/// Fault 38: a worker that was idle while the limit fell and rose forgets what the others forgot.
+#[test]
+fn fault_38_no_worker_brings_a_forgotten_path_mtu_back() {
+    let [mut one, mut other] = pair();
+    other.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
+    other.give(&udp(POD, POD_A, 1, Df::Set, 1372));
+    assert_eq!((other.out(), other.out()), (Ok(Progress::Drained), Ok(Progress::Drained)));
+    other.script.narrow(host_a().ip(), 1500, libc::EMSGSIZE);
+    for mtu in [1300, 1400] {
+        one.worker.remote().set_mtu(Mtu::new(mtu).unwrap());
+    }
+    for (stage, number) in [(&mut other, 2), (&mut one, 3)] {
+        stage.give(&udp(POD, POD_A, number, Df::Set, 1372));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(numbers(&to(host_a(), &stage.script.take_datagrams())), [number]);
+    }
+}
+
 #[test]
 fn a_limit_that_is_set_from_outside_holds_for_the_next_packet_of_each_worker() {
     let mut stages = pair();

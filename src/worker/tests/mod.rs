@@ -20,6 +20,8 @@ mod bounds;
 mod budget;
 mod ends;
 mod failing;
+#[cfg(feature = "tokio")]
+mod future;
 mod group;
 mod inbound;
 mod interrupted;
