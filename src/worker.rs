@@ -187,7 +187,7 @@ impl Worker {
         if ready.udp && read.is_ok() && self.ended.is_none() {
             received = self.receive(budget, now, clock);
         }
-        self.udp.retry_trains(now);
+        self.udp.retry_gso(now);
         self.engine.endpoint_mut().counters_mut().stats.gso_fallbacks = self.udp.gso_fallbacks();
         self.left = Ready { tun: read?, udp: received? };
         match &self.ended {

@@ -48,7 +48,7 @@ pub struct Forwarder {
     mask: u32,
     /// Our own underlay address and port, as an inner packet would carry them.
     own: SocketAddr,
-    /// Whether the checks of senders are the usual ones. The others are apart, so that these stay fast.
+    /// Set if the checks of senders are the default ones. The others are separate, so that these stay fast.
     has_usual_checks: bool,
 }
 
@@ -340,7 +340,7 @@ impl Forwarder {
         }
     }
 
-    /// Whether a next hop is who sent a datagram, as far as the peer check tells senders apart.
+    /// Returns `true` if a datagram came from the next hop, as far as the peer check distinguishes senders.
     fn is_sender(&self, hop: &NextHop, sender: SocketAddr) -> bool {
         let same_address = hop.address.ip() == sender.ip();
         match self.config.peer_check {
@@ -384,7 +384,7 @@ impl Forwarder {
         }
     }
 
-    /// Whether an address is in our own subnet.
+    /// Returns `true` if an address is in the host's own subnet.
     #[inline]
     pub(super) fn owns(&self, address: Ipv4Addr) -> bool {
         address.to_bits() & self.mask == self.prefix

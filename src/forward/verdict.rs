@@ -208,8 +208,7 @@ drop_reasons! {
     PathTooNarrow = "path_too_narrow",
     /// The send queue of its peer was full, or the socket accepted nothing for this peer for too long.
     SendBufferFull = "send_buffer_full",
-    /// The kernel had no memory for the datagram, or its source port's socket had no room, several times in a row (ENOBUFS,
-    /// ENOMEM).
+    /// The kernel had no memory for the datagram, several times in a row (ENOBUFS, ENOMEM).
     SendNoBuffers = "send_no_buffers",
     /// The peer's host refused it (ECONNREFUSED).
     SendRefused = "send_refused",

@@ -16,7 +16,7 @@ macro_rules! features {
             const ALL: &'static [Self] = &[$(Self::$variant),+];
         }
 
-        /// Its name and the consequence of its absence.
+        /// Writes the name of the feature and the consequence of its absence.
         impl fmt::Display for Feature {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(match self { $(Self::$variant => $text,)+ })
@@ -26,33 +26,33 @@ macro_rules! features {
 }
 
 features! {
-    /// Routers' reports of narrow paths, if their verification was asked for ([`PathReports`](super::PathReports)). Without it, the
-    /// kernel is asked, which verifies little.
+    /// Verified reports of narrow paths, if they were requested ([`PathReports`](super::PathReports)). Without them,
+    /// the kernel's path MTU is used, which the kernel hardly verifies.
     PathReports = "raw ICMP sockets, which take CAP_NET_RAW (reports of narrow paths are not verified)",
     /// The ECN field of packets that are received. Without it, congestion marks of the underlay are not seen.
     ReceiveEcn = "IP_RECVTOS (congestion marks of the underlay are not seen)",
     /// Receiving several messages with one system call. Without it, each message costs a system call.
     ReceiveMany = "recvmmsg (each datagram costs a system call)",
-    /// Questions about routes. Without them, the MTU of a route that depends on ports or marks is not known.
+    /// Route queries. Without them, the MTU of a route that depends on ports or marks is not known.
     RouteQueries = "NETLINK_ROUTE sockets (the MTU of a route by policy is not known)",
     /// The ECN field of packets that are sent. Without it, outer packets carry none.
     SendEcn = "IP_TOS control messages (outer packets carry no ECN field)",
-    /// Further sockets on the UDP port, which only send ([`UdpTransport`](super::UdpTransport)). Without them, peers whose paths are
-    /// slow share one send buffer.
+    /// Further sockets on the UDP port that only send ([`UdpTransport`](super::UdpTransport)). Without them, peers
+    /// with slow paths share one send buffer.
     SendLanes = "further sockets on the UDP port (peers with slow paths share a send buffer)",
     /// Sending several messages with one system call. Without it, each message costs a system call.
     SendMany = "sendmmsg (each datagram costs a system call)",
-    /// Making a TUN device only if nobody has one of that name. Without it, two processes may open one device.
+    /// Creating a TUN device only if no process has one of that name. Without it, two processes may open one device.
     TunExclusive = "IFF_TUN_EXCL (two processes may open one TUN device)",
     /// Headers of unsegmented packets. Without them, there are no offloads.
     TunHeader = "IFF_VNET_HDR (the TUN device has no offloads)",
-    /// Unsegmented TCP packets, if they were asked for.
+    /// TCP GSO packets, if they were requested.
     TunTso = "TUN_F_TSO4 (TCP packets are passed one by one)",
-    /// Unsegmented UDP packets, if they were asked for.
+    /// UDP GSO packets, if they were requested.
     TunUso = "TUN_F_USO4 (UDP packets are passed one by one)",
-    /// Receiving trains of datagrams, if they were asked for.
+    /// GRO batches, if they were requested.
     UdpGro = "UDP_GRO (datagrams are received one by one)",
-    /// Sending trains of datagrams, if they were asked for.
+    /// GSO batches, if they were requested.
     UdpGso = "UDP_SEGMENT (datagrams are sent one by one)",
 }
 
@@ -81,7 +81,7 @@ impl Disabled {
     }
 }
 
-/// Whether an error tells that the kernel, or a sandbox, does not know or permit what it was asked for.
+/// Returns `true` if the error means that the kernel lacks a feature, or that a sandbox forbids it.
 pub(super) fn is_missing(error: &std::io::Error) -> bool {
     matches!(
         error.raw_os_error(),

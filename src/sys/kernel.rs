@@ -1,5 +1,5 @@
-//! Where the adapters meet the kernel: the system calls by which they are opened and by which packets pass. In the tests of
-//! this crate a script can stand in for it.
+//! The system calls of the adapters: those that open them and those that pass packets. In the tests of this crate a
+//! script replaces them.
 
 use core::net::SocketAddr;
 use std::fs::{File, OpenOptions};
@@ -11,22 +11,22 @@ use std::path::Path;
 use super::route_query::{FlowKey, RouteMtu, RouteSocket};
 use super::syscall::{self, Message, SendBacklog, Slot};
 
-/// The system calls an adapter is made with. Each method is one, and tells what that one told: whether to try again, and what
-/// an error means for which packet, is the adapter's business.
+/// The system calls of an adapter. Each method makes one call and returns its result. The adapter decides whether to
+/// try again, and which packet an error concerns.
 pub(super) trait SystemCalls {
-    /// open(2) of the node that TUN devices come from, non-blocking and closed on exec.
+    /// Opens the node of the TUN driver, non-blocking and closed on exec (open(2)).
     fn open(&self, node: &Path) -> io::Result<File>;
 
-    /// [`syscall::socket`].
+    /// Calls [`syscall::socket`].
     fn socket(&self, family_of: SocketAddr) -> io::Result<OwnedFd>;
 
-    /// [`syscall::send_messages`].
+    /// Calls [`syscall::send_messages`].
     fn send<'m>(&self, socket: BorrowedFd<'_>, messages: impl Iterator<Item = Message<'m>>) -> io::Result<usize>;
 
-    /// [`syscall::send_backlog`].
+    /// Calls [`syscall::send_backlog`].
     fn send_backlog(&self, socket: BorrowedFd<'_>) -> io::Result<SendBacklog>;
 
-    /// [`syscall::receive_messages`].
+    /// Calls [`syscall::receive_messages`].
     fn receive<'b, const N: usize>(
         &self,
         socket: BorrowedFd<'_>,
@@ -34,26 +34,26 @@ pub(super) trait SystemCalls {
         buffers: impl Iterator<Item = &'b mut [u8]>,
     ) -> io::Result<usize>;
 
-    /// read(2).
+    /// Calls read(2).
     fn read(&self, device: &File, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// readv(2).
+    /// Calls readv(2).
     fn read_parts(&self, device: &File, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
 
-    /// write(2).
+    /// Calls write(2).
     fn write(&self, device: &File, bytes: &[u8]) -> io::Result<usize>;
 
-    /// writev(2).
+    /// Calls writev(2).
     fn write_parts(&self, device: &File, parts: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// [`syscall::path_mtu`], which is a few.
+    /// Calls [`syscall::path_mtu`], which makes several system calls.
     fn path_mtu(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<u32>;
 
-    /// [`RouteSocket::ask`], which is a few too.
+    /// Calls [`RouteSocket::ask`], which makes several system calls.
     fn route_mtu(&self, socket: Option<&RouteSocket>, flow: &FlowKey) -> io::Result<RouteMtu>;
 }
 
-/// What every adapter has: outside of this crate's tests the kernel, which takes neither room nor time.
+/// The system calls that every adapter holds. Outside of this crate's tests it is the kernel, without size or cost.
 #[cfg(not(test))]
 pub(super) type Calls = Kernel;
 #[cfg(test)]

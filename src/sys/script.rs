@@ -131,7 +131,7 @@ impl Script {
         self.state().endless = true;
     }
 
-    pub(crate) fn refuse_trains(&self, to: IpAddr, errno: c_int) {
+    pub(crate) fn refuse_gso_batches(&self, to: IpAddr, errno: c_int) {
         self.state().no_gso_batches.insert(to, errno);
     }
 

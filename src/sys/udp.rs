@@ -37,45 +37,48 @@ use super::kernel::{Calls, SystemCalls};
 use super::syscall::{self, MESSAGES, Slot, SocketOption};
 use crate::Transmit;
 
-/// How a socket is made.
+/// The settings of a UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpConfig {
-    /// Bytes the kernel may hold for us that we have not received yet; its overhead of some hundred bytes per packet
-    /// counts. `None`: the system's default.
+    /// The size in bytes of the buffer for datagrams that the program has not received yet. The kernel's overhead of
+    /// some hundred bytes per packet counts. `None`: the system's default.
     ///
-    /// It is a wish: without `CAP_NET_ADMIN` the kernel grants no more than the sysctl `net.core.rmem_max`.
+    /// It is a request: without `CAP_NET_ADMIN` the kernel grants no more than the sysctl `net.core.rmem_max`.
     pub receive_buffer: Option<usize>,
-    /// Bytes the kernel may hold that we have sent and that are not on the wire yet; its overhead counts. `None`: the
-    /// system's default. A wish too, with `net.core.wmem_max`. Each lane for a peer with a slow path has as much: see
-    /// [`UdpTransport`].
+    /// The size in bytes of the buffer for datagrams that are not on the wire yet. The kernel's overhead counts.
+    /// `None`: the system's default. It is a request too, limited by `net.core.wmem_max`. Each lane for a peer with a
+    /// slow path has a buffer of the same size: see [`UdpTransport`].
     pub send_buffer: Option<usize>,
-    /// Which trains of datagrams to pass in one piece; a wish too.
+    /// The directions in which GSO and GRO batches are requested.
     pub offload: UdpOffload,
-    /// From how many source ports to send, by [`Transmit::flow`]. 0: from the port that it is bound to, as flannel does.
+    /// The number of source ports to send from, by [`Transmit::flow`]. 0: the port that the socket is bound to, as
+    /// flannel does.
     ///
-    /// Each costs a socket, whose port the kernel chooses. Routers and network cards that spread packets by their ports then
-    /// spread the flows of one peer. Nothing is received on them: peers answer to the port they know.
+    /// Each costs a socket, whose port the kernel chooses. Routers and network cards that spread packets by their
+    /// ports then spread the flows of one peer. The program receives nothing on them: peers answer to the port they
+    /// know.
     pub flow_ports: u16,
     /// The verification of routers' reports that a datagram was too big.
     pub path_reports: PathReports,
 }
 
-/// The verification of ICMP errors "fragmentation needed", before a path is taken for narrow.
+/// The verification of ICMP errors "fragmentation needed", before they lower a path MTU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathReports {
-    /// A raw ICMP socket is opened beside the UDP socket, and [`PathMtus`](crate::forward::PathMtus) verifies the reports. It
-    /// takes `CAP_NET_RAW`: without, as with [`KernelOnly`](Self::KernelOnly).
+    /// A raw ICMP socket is opened beside the UDP socket, and [`PathMtus`](crate::forward::PathMtus) verifies the
+    /// reports. It needs `CAP_NET_RAW`. Without that, the kernel verifies them, as with
+    /// [`KernelOnly`](Self::KernelOnly).
     #[default]
     Verified,
-    /// The kernel, which verifies that the quoted ports are ours, and nothing else. A report lowers a path to 1280 bytes at
-    /// most. A path that is said to carry less is sent to without DF.
+    /// The kernel verifies that the quoted ports are those of the socket, and nothing else. A report lowers a path to
+    /// 1280 bytes at most. Datagrams on a path that is reported to be narrower are sent without DF.
     KernelOnly,
 }
 
 impl Default for UdpConfig {
-    /// Buffers of 4 MiB each: 1,500-byte packets at 10 Gbit/s for about 2 ms, which is what a busy scheduler may keep us
-    /// waiting. Trains both ways, and one source port.
+    /// Returns settings with buffers of 4 MiB each, GSO and GRO, and one source port. 4 MiB hold 1,500-byte packets
+    /// at 10 Gbit/s for about 2 ms, for which a busy scheduler may delay a thread.
     fn default() -> Self {
         Self {
             receive_buffer: Some(4 << 20),
@@ -87,62 +90,64 @@ impl Default for UdpConfig {
     }
 }
 
-/// Which trains of equally long datagrams the kernel and we pass to each other in one piece.
+/// The directions in which the kernel and the program pass equally long datagrams to each other in batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpOffload {
-    /// Sending (`UDP_SEGMENT` in udp(7), Linux 4.18).
+    /// GSO batches on sending (`UDP_SEGMENT` in udp(7), Linux 4.18).
     pub gso: bool,
-    /// Receiving (`UDP_GRO` in udp(7), Linux 5.0). It takes buffers of 64 KiB.
+    /// GRO batches on receiving (`UDP_GRO` in udp(7), Linux 5.0). They need buffers of 64 KiB.
     pub gro: bool,
 }
 
 impl UdpOffload {
-    /// Both ways.
+    /// Both directions.
     pub const ALL: Self = Self { gso: true, gro: true };
-    /// Every datagram by itself.
+    /// No batches.
     pub const NONE: Self = Self { gso: false, gro: false };
 }
 
 impl Default for UdpOffload {
-    /// [`UdpOffload::ALL`].
+    /// Returns [`UdpOffload::ALL`].
     fn default() -> Self {
         Self::ALL
     }
 }
 
-/// A UDP socket that all packets to and from all peers pass through.
+/// A UDP socket for the packets to and from all peers.
 ///
-/// It never blocks; wait for its file descriptor ([`AsFd`]) to become ready. The outer packets carry DF and a checksum, and
-/// are never fragmented by this host: one that does not fit is [`SendErrorKind::TooLong`]. The exception is
-/// [`send_batch_in`](Self::send_batch_in) with [`PathMode::Fragment`](crate::forward::PathMode::Fragment).
+/// It never blocks: wait for its file descriptor ([`AsFd`]) to become ready. The outer packets carry DF and a
+/// checksum, and this host never fragments them. A packet that does not fit is [`SendErrorKind::TooLong`]. The
+/// exception is [`send_batch_in`](Self::send_batch_in) with
+/// [`PathMode::Fragment`](crate::forward::PathMode::Fragment).
 ///
-/// Beside the UDP socket it holds a netlink socket for questions about routes, and a raw socket for ICMP errors
-/// ([`PathReports`]). It does without those that it is not permitted.
+/// Beside the UDP socket it holds a netlink socket for route queries and a raw socket for ICMP errors
+/// ([`PathReports`]). Each is absent where the process is not permitted to open it.
 ///
 /// # Peers with slow paths
-/// Linux charges a datagram to the send buffer of its socket until the network device has sent it. A peer behind a slow interface
-/// would fill the buffer, and nothing could be sent to the others. Such a peer therefore gets a *lane*: a socket on the same
-/// address and port that only sends, with a send buffer of its own.
+/// Linux charges a datagram to the send buffer of its socket until the network device has sent it. A peer behind a
+/// slow interface would fill the buffer, and nothing could be sent to the others. Such a peer therefore gets a
+/// *lane*: a socket on the same address and port that only sends, with a send buffer of its own.
 ///
-/// - At most eight peers have a lane at once. Further peers that fill the shared buffer are refused while it is a quarter full.
-/// - [`SendErrorKind::PathFull`] concerns the peer of that datagram alone. Send to the other peers, and try this one again after a
-///   millisecond or so: no file descriptor becomes ready for it.
-/// - With [`flow_ports`](UdpConfig::flow_ports) a lane has a socket for each port, so that each flow keeps its source port.
-/// - A lane receives nothing. It is made when it is first needed, by the user who made the socket, in the network namespace of the
-///   socket. Where it cannot be made, because the kernel has no IPv6 (`ipv6.disable=1`) for example,
-///   [`Feature::SendLanes`] is disabled. An IPv6 socket has none if it shares its port with other
-///   queues.
+/// - At most eight peers have a lane at once. Datagrams to further peers that fill the shared buffer are refused
+///   while it is a quarter full.
+/// - [`SendErrorKind::PathFull`] concerns the peer of that datagram alone. Send to the other peers, and try this one
+///   again after a millisecond or so: no file descriptor becomes ready for it.
+/// - With [`flow_ports`](UdpConfig::flow_ports) a lane has a socket for each port, so that each flow keeps its source
+///   port.
+/// - A lane receives nothing. It is made when it is first needed, by the user who made the socket, in the network
+///   namespace of the socket. [`Feature::SendLanes`] is disabled where it cannot be made, for example because the
+///   kernel has no IPv6 (`ipv6.disable=1`). An IPv6 socket has no lanes if it shares its port with other queues.
 /// - The lane has the options that the socket has at that moment (`SO_MARK`, `SO_BINDTODEVICE`, `IP_TOS` and others).
 #[derive(Debug)]
 pub struct UdpTransport {
     socket: UdpSocket,
     local: SocketAddr,
     offload: UdpOffload,
-    /// What flows choose from, or nothing.
+    /// The sockets of the flow ports, if any.
     flows: Arc<[UdpSocket]>,
-    /// Held while the mode of a socket is another one; as many transports share it as share the flows.
+    /// Held while the path MTU discovery mode of a socket is changed. Transports that share flow ports share it.
     overruling: Arc<Mutex<()>>,
-    /// For peers that fill the sockets above; as many transports share them.
+    /// The lanes of peers that fill the sockets above. Transports of one port share them.
     lanes: Arc<Lanes>,
     meter: Meter,
     path_sockets: PathSockets,
@@ -152,52 +157,53 @@ pub struct UdpTransport {
 }
 
 impl UdpTransport {
-    /// Makes a socket and binds it to an address of this host. With port 0 the kernel chooses one:
+    /// Creates a socket and binds it to an address of this host. With port 0 the kernel chooses one:
     /// [`UdpTransport::local_addr`].
     ///
-    /// Bound to a wildcard address it receives on all, but the kernel chooses the source address, and peers may not
-    /// know it. `[::]` takes IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
+    /// A socket on a wildcard address receives on all addresses, but the kernel chooses the source address, and peers
+    /// may not know it. `[::]` accepts IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
     ///
     /// # Errors
-    /// [`BindError`]; nothing is left open then.
+    /// Returns [`BindError`]. No socket is left open then.
     pub fn bind(address: SocketAddr, config: &UdpConfig) -> Result<Self, BindError> {
         Binding::new(address, config).alone()
     }
 
-    /// Makes several sockets on the same address and port, one for each thread of a program. The kernel gives each sender to
-    /// one of them by a hash of addresses and ports (`SO_REUSEPORT` in socket(7)), so that its datagrams stay in order.
+    /// Creates several sockets on the same address and port, one for each thread of a program. The kernel assigns
+    /// each sender to one of them by a hash of addresses and ports (`SO_REUSEPORT` in socket(7)), so that its
+    /// datagrams stay in order.
     ///
-    /// The sockets share their [`flow_ports`](UdpConfig::flow_ports), so that a flow keeps its port whichever of them sends
-    /// it. With more than one, another process of the same user that asks for it can bind to the address too, and gets a
-    /// share; a second program that does as we do cannot.
+    /// The sockets share their [`flow_ports`](UdpConfig::flow_ports), so that a flow keeps its port whichever of them
+    /// sends it. With more than one socket, another process of the same user can bind to the address with
+    /// `SO_REUSEPORT` and gets a share of the datagrams. A second program that uses this function cannot.
     ///
     /// # Errors
-    /// [`BindError`]; nothing is left open then.
+    /// Returns [`BindError`]. No socket is left open then.
     pub fn bind_queues(address: SocketAddr, config: &UdpConfig, queues: NonZeroUsize) -> Result<Vec<Self>, BindError> {
         Binding::new(address, config).queues(queues)
     }
 
-    /// Takes over a bound socket, as systemd or a privileged parent passes it on.
+    /// Takes over a bound socket that systemd or a privileged parent passes on.
     ///
-    /// It becomes as [`UdpTransport::bind`] makes one, whatever options were set on it:
+    /// Its options become those of a socket that [`UdpTransport::bind`] creates:
     ///
-    /// | options | what becomes of them |
+    /// | options | result |
     /// | --- | --- |
     /// | `O_NONBLOCK`, `IP_MTU_DISCOVER`, `IP_RECVERR`, `SO_NO_CHECK`, `IP_RECVTOS`, `UDP_GRO`, and those of IPv6 | set |
-    /// | `IP_TOS`, `IP_TTL`, `IP_OPTIONS`; `IPV6_TCLASS`, `IPV6_UNICAST_HOPS`, sticky headers, `IPV6_PKTINFO`, `IPV6_MTU`, `IPV6_DONTFRAG` | reset: what packets carry is the transport's affair |
+    /// | `IP_TOS`, `IP_TTL`, `IP_OPTIONS`; `IPV6_TCLASS`, `IPV6_UNICAST_HOPS`, sticky headers, `IPV6_PKTINFO`, `IPV6_MTU`, `IPV6_DONTFRAG` | reset: the transport sets what packets carry |
     /// | `UDP_SEGMENT`, `UDP_CORK`, `UDP_ENCAP`, `UDP_NO_CHECK6_TX`, `UDP_NO_CHECK6_RX` | reset: one datagram in is one datagram out, with a checksum |
-    /// | `SO_TIMESTAMP` and its kin, `SO_RXQ_OVFL`, `SO_WIFI_STATUS`, `SO_RCVMARK`, `SO_RCVPRIORITY`; `IP_PKTINFO`, `IP_RECVTTL`, `IP_RECVOPTS`, `IP_RETOPTS`, `IP_PASSSEC`, `IP_CHECKSUM`, `IP_RECVORIGDSTADDR`, `IP_RECVFRAGSIZE`, and those of IPv6 | reset: for more control messages there is no room |
+    /// | `SO_TIMESTAMP` and its kin, `SO_RXQ_OVFL`, `SO_WIFI_STATUS`, `SO_RCVMARK`, `SO_RCVPRIORITY`; `IP_PKTINFO`, `IP_RECVTTL`, `IP_RECVOPTS`, `IP_RETOPTS`, `IP_PASSSEC`, `IP_CHECKSUM`, `IP_RECVORIGDSTADDR`, `IP_RECVFRAGSIZE`, and those of IPv6 | reset: the buffer has no room for more control messages |
     /// | `SO_ATTACH_FILTER` | detached: a filter may cut datagrams |
     /// | `SO_BROADCAST`, `SO_DONTROUTE`, `SO_PEEK_OFF`, `SO_RCVLOWAT`, `SO_SELECT_ERR_QUEUE` | reset |
-    /// | `SO_BINDTODEVICE`, `SO_MARK`, `SO_PRIORITY`, `SO_RCVBUF`, `SO_SNDBUF`, `SO_REUSEPORT` and its program, `SO_REUSEADDR`, `SO_MAX_PACING_RATE`, `SO_BUSY_POLL`, `IP_FREEBIND`, `IP_TRANSPARENT`, `IP_UNICAST_IF`, `IPV6_V6ONLY`, multicast memberships | kept: they say which packets are whose, and which way they go |
+    /// | `SO_BINDTODEVICE`, `SO_MARK`, `SO_PRIORITY`, `SO_RCVBUF`, `SO_SNDBUF`, `SO_REUSEPORT` and its program, `SO_REUSEADDR`, `SO_MAX_PACING_RATE`, `SO_BUSY_POLL`, `IP_FREEBIND`, `IP_TRANSPARENT`, `IP_UNICAST_IF`, `IPV6_V6ONLY`, multicast memberships | kept: they select the packets of the socket and their route |
     /// | `SO_RCVTIMEO`, `SO_SNDTIMEO`, `SO_LINGER`, `IP_HDRINCL`, `IP_MULTICAST_TTL` and others for TCP, multicast or raw sockets | no effect |
     ///
-    /// `IP_RECVERR`, which tells a sender what became of earlier packets, would cost healthy peers packets while another one is
-    /// dead. The transport has no flow ports. Its reports are [`PathReports::Verified`], if this process may open a raw socket.
+    /// `IP_RECVERR` reports the errors of earlier packets, so that a dead peer would cost healthy peers packets. The
+    /// transport has no flow ports. Its reports are [`PathReports::Verified`], if this process may open a raw socket.
     ///
     /// # Errors
-    /// [`TakeOverError`] for a socket that is connected, not bound or not one of UDP, or has an option that cannot be reset. The
-    /// socket is closed then.
+    /// Returns [`TakeOverError`] for a socket that is connected, not bound or not one of UDP, or that has an option
+    /// that cannot be reset. The socket is closed then.
     pub fn from_socket(socket: UdpSocket, offload: UdpOffload) -> Result<Self, TakeOverError> {
         take_over(&socket)?;
         Ok(Self::configured(socket, offload, PathReports::default())?)
@@ -209,16 +215,17 @@ impl UdpTransport {
         socket.set_nonblocking(true)?;
         set_sending_options(&socket, local)?;
         let set = |option, value| syscall::set_socket_option(socket.as_fd(), option, value);
-        // Measured: 0.1 µs for each message, be it a datagram or a train. An IPv6 socket receives IPv4 too, by its options.
-        let mut told = set(SocketOption::Ipv4ReceiveTos, 1);
+        // Measured: 0.1 µs for each message, for a datagram as for a batch. An IPv6 socket receives IPv4 too, by its
+        // options.
+        let mut ecn = set(SocketOption::Ipv4ReceiveTos, 1);
         if local.is_ipv6() {
-            told = told.and(set(SocketOption::Ipv6ReceiveTrafficClass, 1));
+            ecn = ecn.and(set(SocketOption::Ipv6ReceiveTrafficClass, 1));
         }
-        // A kernel that does not know them says ENOPROTOOPT.
+        // A kernel that does not know them returns ENOPROTOOPT.
         let gso = set(SocketOption::UdpSegment, 0).is_ok();
         let gro = set(SocketOption::UdpGro, c_int::from(offload.gro)).is_ok();
         let disabled = Disabled::default();
-        disabled.add_unless(told.is_ok(), Feature::ReceiveEcn);
+        disabled.add_unless(ecn.is_ok(), Feature::ReceiveEcn);
         disabled.add_unless(gro || !offload.gro, Feature::UdpGro);
         disabled.add_unless(gso || !offload.gso, Feature::UdpGso);
         let offload = UdpOffload { gso: gso && offload.gso, gro: gro && offload.gro };
@@ -228,37 +235,40 @@ impl UdpTransport {
         Ok(Self { socket, local, offload, flows, overruling, lanes, meter, path_sockets, fallbacks, disabled, calls })
     }
 
-    /// The address it is bound to, with the port that the kernel chose if 0 was asked for.
+    /// Returns the address that the socket is bound to, with the port that the kernel chose for port 0.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// What the kernel granted of what was asked for.
+    /// Returns the offloads in use: those that were requested and that the kernel has.
     #[must_use]
     pub fn offload(&self) -> UdpOffload {
         self.offload
     }
 
-    /// How often a train could not be sent and the same datagrams one by one could. Such a destination then gets no trains, as long
-    /// as it is among the 1,024 that are remembered, or until [`UdpTransport::retry_trains`].
+    /// Returns the number of GSO batches that the kernel refused although it accepted their datagrams one by one. The
+    /// destination then gets no batches until [`UdpTransport::retry_gso`], as long as it is among the 1,024 that are
+    /// remembered.
     #[must_use]
     pub fn gso_fallbacks(&self) -> u64 {
         self.fallbacks.count()
     }
 
-    /// Sends trains again to destinations that refused one: after a minute at first, and after twice the time with each further
-    /// refusal, up to an hour. Call it with the time before sending; the time of a refusal is that of the next call.
+    /// Enables GSO batches again for destinations that refused one: after a minute at first, and after twice the time
+    /// with each further refusal, up to an hour. Call it with the time before sending. A refusal counts from the next
+    /// call.
     ///
-    /// Once a second it also looks at the lanes. A peer whose lane was empty twice sends by the shared socket again.
+    /// Once a second it also checks the lanes. A peer whose lane was empty at two checks uses the shared socket
+    /// again.
     #[inline]
-    pub fn retry_trains(&self, now: Instant) {
+    pub fn retry_gso(&self, now: Instant) {
         self.fallbacks.expire(now);
         self.lanes.release(now, &self.calls);
         self.meter.age(now);
     }
 
-    /// The features that the kernel lacks, or refused when they were used for the first time.
+    /// Returns the features that the kernel lacks, or that it refused at their first use.
     pub fn disabled(&self) -> impl Iterator<Item = Feature> {
         self.disabled.iter()
     }
@@ -266,33 +276,33 @@ impl UdpTransport {
     /// Sends every datagram of a transmit, in order.
     ///
     /// # Errors
-    /// At the first datagram that was not sent. Go on with [`UdpTransport::send_from`].
+    /// Returns the error of the first datagram that was not sent. Continue with [`UdpTransport::send_from`].
     pub fn send(&self, transmit: &Transmit<'_>) -> Result<(), SendError> {
         self.send_from(transmit, 0)
     }
 
-    /// Sends the datagrams of a transmit from the one numbered `first_segment` on, counted from 0. Sends nothing when
-    /// there are not so many.
+    /// Sends the datagrams of a transmit from number `first_segment` on, counted from 0. Sends nothing if there are
+    /// fewer.
     ///
-    /// After a [`SendError`] `e`: from `e.segment` on once the socket is writable again if its kind is
-    /// [`SendErrorKind::WouldBlock`], or a little later if it is [`SendErrorKind::PathFull`], else from `e.segment + 1` on, which
-    /// gives that datagram up.
+    /// After a [`SendError`] `e`, continue at `e.segment + 1`, which drops that datagram. To try it again, continue
+    /// at `e.segment`: once the socket is writable for [`SendErrorKind::WouldBlock`], a little later for
+    /// [`SendErrorKind::PathFull`].
     ///
     /// # Errors
-    /// At the first datagram that was not sent.
+    /// Returns the error of the first datagram that was not sent.
     pub fn send_from(&self, transmit: &Transmit<'_>, first_segment: usize) -> Result<(), SendError> {
         self.send_batch(slice::from_ref(transmit), first_segment)
             .map_err(|BatchError { segment, kind, .. }| SendError { segment, kind })
     }
 
-    /// Sends the datagrams of several transmits, in order, up to 32 trains or datagrams in one system call (sendmmsg(2)).
-    /// Of the first transmit only those from the one numbered `first_segment` on.
+    /// Sends the datagrams of several transmits, in order, up to 32 GSO batches or datagrams in one system call
+    /// (sendmmsg(2)). Of the first transmit it sends those from number `first_segment` on.
     ///
-    /// A train that cannot be sent as one is sent as datagrams at once.
+    /// The datagrams of a GSO batch that the kernel refuses are sent one by one at once.
     ///
     /// # Errors
-    /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
-    /// [`UdpTransport::send_from`].
+    /// Returns the error of the first datagram that was not sent. [`BatchError`] describes how to continue. The
+    /// waiting times are those of [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
         let moved = self.lanes.moved();
         send_all(|socket, messages| self.send_messages(socket, messages), self.plan(&moved), transmits, first_segment)
@@ -304,14 +314,15 @@ impl UdpTransport {
         Plan { gso, flows, moved, fallbacks: &self.fallbacks, disabled: &self.disabled }
     }
 
-    /// Receives the next datagram, or train of them, into the begin of `buffer`.
+    /// Receives the next datagram or GRO batch into the beginning of `buffer`.
     ///
-    /// 65,536 bytes are always enough. With [`UdpOffload::gro`] less is too little even for short datagrams: a train that
-    /// does not fit is lost. See [`RecvMeta::stride`] for where its datagrams begin.
+    /// 65,536 bytes are always enough. With [`UdpOffload::gro`] a smaller buffer is too small even for short
+    /// datagrams: a GRO batch that does not fit is lost. [`RecvMeta::datagrams_mut`] divides a batch into its
+    /// datagrams.
     ///
     /// # Errors
-    /// [`RecvError::WouldBlock`] when there is none. [`RecvError::is_fatal`] ends it. What became of an earlier packet
-    /// of ours (refused, unreachable) is no error here.
+    /// Returns [`RecvError::WouldBlock`] when there is none, and an error with [`RecvError::is_fatal`] when the
+    /// socket is closed. Errors of packets sent earlier (refused, unreachable) are not returned.
     pub fn recv(&self, buffer: &mut [u8]) -> Result<RecvMeta, RecvError> {
         let room = buffer.len();
         let mut slot = Slot::EMPTY;
@@ -322,12 +333,12 @@ impl UdpTransport {
         RecvMeta::new(&slot, room)
     }
 
-    /// Receives as many datagrams, or trains of them, as there are and the batch has room for, in one system call
-    /// (recvmmsg(2)). Returns how many: at least one.
+    /// Receives as many datagrams or GRO batches as there are and the batch has room for, in one system call
+    /// (recvmmsg(2)). Returns their number, which is at least one.
     ///
     /// # Errors
-    /// As with [`UdpTransport::recv`], and the batch is empty then. What concerns one message alone is told where it is
-    /// taken from the batch.
+    /// Returns the errors of [`UdpTransport::recv`], and the batch is empty then. The batch itself returns an error
+    /// of one message.
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> Result<usize, RecvError> {
         batch.fill(|slots, bytes, room| {
             let most = if self.disabled.has(Feature::ReceiveMany) { 1 } else { slots.len() };
@@ -344,7 +355,7 @@ impl UdpTransport {
         })
     }
 
-    /// Receives a single message, if that works where several at a time failed because the system call is missing.
+    /// Receives a single message where the system call for several is missing.
     #[cold]
     fn receive_one(&self, error: io::Error, slots: &mut [Slot], bytes: &mut [u8], room: usize) -> io::Result<usize> {
         let (true, Some(slots)) = (slots.len() > 1 && is_missing(&error), slots.get_mut(..1)) else {
@@ -357,15 +368,16 @@ impl UdpTransport {
         one
     }
 
-    /// The largest outer packet, in bytes and with all its headers, that the path to `destination` is known to carry.
+    /// Returns the size in bytes, with all headers, of the largest outer packet that the kernel believes the path to
+    /// `destination` to carry.
     ///
-    /// It is the kernel's knowledge: the MTU of the interface at first, and less once somebody reported less, which the kernel
-    /// hardly verifies: [`system_path`](Self::system_path) tells the two apart. It comes
-    /// from a socket made for the question, bound to the same address (`IP_MTU` in ip(7), `IPV6_MTU` in ipv6(7)), so
-    /// this is nothing to ask per packet.
+    /// It is the MTU of the interface at first, and less after a report of a lower one, which the kernel hardly
+    /// verifies. [`system_path`](Self::system_path) tells the two apart. The function opens a socket on the same
+    /// address for the query (`IP_MTU` in ip(7), `IPV6_MTU` in ipv6(7)), so do not call it per packet.
     ///
     /// # Errors
-    /// Of the system call that failed: ENETUNREACH without a route, EMFILE without a free file descriptor.
+    /// Returns the error of the system call that failed: ENETUNREACH without a route, EMFILE without a free file
+    /// descriptor.
     pub fn path_mtu(&self, destination: SocketAddr) -> io::Result<u32> {
         let any: IpAddr = match destination {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -379,7 +391,7 @@ impl UdpTransport {
         self.calls.path_mtu(source, destination)
     }
 
-    /// Sends by the socket of that number.
+    /// Sends messages by the socket of a number.
     #[inline]
     fn send_messages(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
         if number >= self.ports() {
@@ -388,7 +400,7 @@ impl UdpTransport {
         self.send_shared(number, messages)
     }
 
-    /// Sends by a socket that peers share.
+    /// Sends messages by a shared socket.
     #[inline]
     fn send_shared(&self, port: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
         let first = messages.transmit();
@@ -400,7 +412,7 @@ impl UdpTransport {
         sent
     }
 
-    /// Sends by a lane, or by a socket that peers share while it has room.
+    /// Sends messages by a lane, or for a limited peer by a shared socket while that has room.
     #[cold]
     fn send_aside(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
         let (row, port) = (number / self.ports(), number % self.ports());
@@ -420,7 +432,7 @@ impl UdpTransport {
         self.send_shared(port, messages)
     }
 
-    /// Counts what was sent by a socket that peers share. If it fills, the peer that was sent most leaves it.
+    /// Counts the bytes that a shared socket sent. If the socket fills, the peer that was sent most moves to a lane.
     #[cold]
     fn make_room(&self, port: usize, sent: &[Transmit<'_>], is_full: bool) {
         let shared = self.shared_socket(port);
@@ -437,19 +449,19 @@ impl UdpTransport {
         }
     }
 
-    /// How many ports datagrams leave from.
+    /// Returns the number of source ports.
     #[inline]
     fn ports(&self) -> usize {
         self.flows.len().max(1)
     }
 
-    /// The socket that peers share for a port.
+    /// Returns the shared socket of a port.
     #[inline]
     fn shared_socket(&self, port: usize) -> &UdpSocket {
         self.flows.get(port).unwrap_or(&self.socket)
     }
 
-    /// The socket of that number.
+    /// Returns the socket of a number.
     #[cold]
     fn sender(&self, number: usize) -> &UdpSocket {
         let (row, port) = (number / self.ports(), number % self.ports());

@@ -117,13 +117,14 @@ fn a_udp_gso_batch_passes_as_one_gso_packet() {
         receiver.set_read_timeout(Some(SOON)).expect("timeout");
         let contents: Vec<u8> = (0..20_500_u32).map(|number| (number % 251) as u8).collect();
         let destination = "100.96.2.1:5001".parse().expect("an address");
-        let train = Transmit { segment_size: NonZeroUsize::new(1000), ..Transmit::datagram(destination, &contents) };
-        left.enter(|| transport("100.96.1.1:0").send(&train).expect("sent"));
+        let gso_batch =
+            Transmit { segment_size: NonZeroUsize::new(1000), ..Transmit::datagram(destination, &contents) };
+        left.enter(|| transport("100.96.1.1:0").send(&gso_batch).expect("sent"));
         let mut buffer = vec![0; PACKET_MAX + 1];
         let meta = pump(left_tun, right_tun, &mut buffer).expect("a packet");
         assert_eq!((meta.len, meta.header.gso_type, meta.header.gso_size), (20_528, GSO_UDP_L4, 1000));
         assert_eq!(left_tun.recv(&mut buffer), Err(TunError::WouldBlock), "it was all of it");
-        for segment in train.segments() {
+        for segment in gso_batch.segments() {
             let length = receiver.recv(&mut buffer).expect("received");
             assert_eq!(&buffer[..length], segment);
         }

@@ -2,12 +2,12 @@
 #![cfg(target_os = "linux")]
 
 mod dead_peer;
+mod gso_batches;
 mod gso_packets;
 mod limits;
 mod loops;
 mod signals;
 mod support;
-mod trains;
 mod tun;
 mod udp;
 mod worker;

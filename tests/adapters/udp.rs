@@ -44,7 +44,7 @@ fn a_datagram_is_its_payload_and_nothing_else() {
 }
 
 #[test]
-fn a_train_is_cut_and_can_be_resumed() {
+fn a_batch_is_divided_and_can_be_resumed() {
     namespace().enter(|| {
         let transport = transport("127.0.0.1:0");
         let (peer, destination) = peer("127.0.0.1:0");
@@ -114,10 +114,11 @@ fn fault_29_nothing_is_fragmented_and_the_path_tells_what_fits() {
         assert_eq!(peer.recv(&mut [0; 2048]).expect("received"), 1252, "and nothing came before it");
 
         let contents = vec![0; 3000];
-        let train = Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
-        assert_eq!(transport.send(&train), too_long);
-        assert_eq!(transport.send_from(&train, 1), Err(SendError { segment: 1, kind: SendErrorKind::TooLong }));
-        transport.send_from(&train, 2).expect("the rest fits");
+        let gso_batch =
+            Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
+        assert_eq!(transport.send(&gso_batch), too_long);
+        assert_eq!(transport.send_from(&gso_batch, 1), Err(SendError { segment: 1, kind: SendErrorKind::TooLong }));
+        transport.send_from(&gso_batch, 2).expect("the rest fits");
         assert_eq!(peer.recv(&mut [0; 2048]).expect("received"), 200);
         assert_eq!(transport.recv(&mut [0; 2048]), Err(RecvError::WouldBlock));
     });
@@ -223,8 +224,9 @@ fn fault_27_a_full_send_buffer_is_waited_for() {
         // Nobody answers ARP, so that packets stay queued.
         let contents = vec![0; 64 * 1400];
         let destination = "10.1.0.2:8285".parse().expect("an address");
-        let train = Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
-        let error = transport.send(&train).expect_err("full");
+        let gso_batch =
+            Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
+        let error = transport.send(&gso_batch).expect_err("full");
         assert_eq!(error.kind, SendErrorKind::WouldBlock);
         assert!((1..64).contains(&error.segment), "{error:?}");
         assert!(!error.is_fatal());

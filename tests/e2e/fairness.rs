@@ -1,4 +1,4 @@
-//! Peers behind slow interfaces, and others that must not notice (fault 51, R69). Takes tc(8).
+//! Peers behind slow interfaces, beside peers that must not be affected (fault 51, R69). The tests need tc(8).
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
@@ -18,7 +18,7 @@ const HOST: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 2);
 const DATAGRAM: usize = 1400;
 const GSO_BATCH: usize = 44;
 
-/// How the way to a peer is slowed down: arguments of tc(8), for each qdisc and class.
+/// The arguments of tc(8) that limit the rate to a peer, for each qdisc and class.
 type Shaper = &'static [&'static str];
 
 const TBF: Shaper = &["qdisc add dev {} root tbf rate 10mbit burst 128k limit 100mb"];
@@ -45,11 +45,12 @@ struct Star {
     peers: Vec<Namespace>,
 }
 
-/// The address of a peer on the underlay, and that of its TUN device.
+/// Returns the address of a peer on the underlay.
 fn underlay(peer: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 168, 0, 3 + peer as u8)
 }
 
+/// Returns the address of a peer's TUN device.
 fn inside(peer: usize) -> Ipv4Addr {
     Ipv4Addr::new(100, 96, 2 + peer as u8, 0)
 }
@@ -88,7 +89,7 @@ impl Star {
         Self { tunnel, _tunnels, host, peers }
     }
 
-    /// Ends the tunnel. Every packet that was dropped is counted for one of these peers, and each of them had some.
+    /// Stops the tunnel. Every dropped packet is counted for one of these peers, and each of them had some.
     fn stop(mut self, slow: &[usize]) -> Value {
         let event = self.tunnel.stop();
         let full = dropped(&event, "encap", "send_buffer_full");
@@ -101,7 +102,7 @@ impl Star {
     }
 }
 
-/// Pings a peer every 10 ms while something is done. None is lost.
+/// Pings a peer every 10 ms while `act` runs, and returns the sorted delays. No ping is lost.
 fn delays_while(host: &Namespace, peer: usize, act: impl FnOnce()) -> Vec<Duration> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -145,7 +146,7 @@ fn median(delays: &[Duration]) -> Duration {
     delays[delays.len() / 2]
 }
 
-/// The delay is what it is without the load. A scheduler that other tests keep busy costs the slowest few.
+/// Asserts that the delay is what it is without the load. A busy scheduler may delay the slowest few.
 #[track_caller]
 fn assert_unaffected(idle: &[Duration], loaded: &[Duration]) {
     let slow = loaded.len() * 9 / 10;
@@ -155,7 +156,7 @@ fn assert_unaffected(idle: &[Duration], loaded: &[Duration]) {
     assert!(loaded[slow] < 10 * most, "nine of ten within {:?}", loaded[slow]);
 }
 
-/// Four times what one send buffer holds, and ten times what the path takes.
+/// The number of bytes of a load: four times what one send buffer holds, and ten times what the path carries.
 const MUCH: usize = 32 << 20;
 
 #[test]

@@ -141,21 +141,22 @@ pub(in crate::sys) fn socket_option(socket: BorrowedFd<'_>, option: SocketOption
     raw_option(socket, level, name, &mut value).map(|_length| c_int::from_ne_bytes(value))
 }
 
-/// What is charged to the send buffer of a socket.
+/// The fill level of a socket's send buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::sys) struct SendBacklog {
-    /// Bytes that were sent and that the device has not freed yet, with the kernel's overhead.
+    /// The number of bytes that the device has not freed yet, with the kernel's overhead.
     pub(in crate::sys) charged: usize,
-    /// From how many bytes on the socket takes no more.
+    /// The number of bytes from which on the socket accepts no more.
     pub(in crate::sys) limit: usize,
 }
 
-/// getsockopt(2) of `SO_MEMINFO` (Linux 4.12): `SIOCOUTQ` and `SO_SNDBUF` in one call.
+/// Returns the fill level of a socket's send buffer: `SIOCOUTQ` and `SO_SNDBUF` in one call of getsockopt(2)
+/// (`SO_MEMINFO`, Linux 4.12).
 pub(in crate::sys) fn send_backlog(socket: BorrowedFd<'_>) -> io::Result<SendBacklog> {
-    // Of linux/sock_diag.h.
+    // Defined in linux/sock_diag.h.
     const SK_MEMINFO_SNDBUF: usize = 3;
     const SK_MEMINFO_WMEM_ALLOC: usize = 2;
-    // linux/sock_diag.h has 9 numbers. A newer kernel may have more, and tells as many as there is room for.
+    // linux/sock_diag.h has 9 numbers. A newer kernel may have more, and returns as many as fit.
     let mut value = [0; 9 * size_of::<u32>()];
     let length = raw_option(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut value)?;
     let numbers = value.get(..length).unwrap_or_default().as_chunks().0;

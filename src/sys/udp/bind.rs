@@ -1,4 +1,4 @@
-//! How sockets are made and bound, one or several to the same port.
+//! Creation of UDP sockets, one or several on a port.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -15,7 +15,7 @@ use super::{BindError, UdpConfig, UdpTransport, set_sending_options};
 use crate::sys::kernel::{Calls, SystemCalls};
 use crate::sys::syscall::{self, SocketOption};
 
-/// What is being bound, and by what.
+/// The address and the settings of sockets to be bound.
 #[derive(Clone, Debug)]
 pub(super) struct Binding<'a> {
     pub(super) calls: Calls,
@@ -23,7 +23,7 @@ pub(super) struct Binding<'a> {
     pub(super) config: &'a UdpConfig,
 }
 
-/// Whether other sockets may have the same address and port.
+/// The sharing of an address and port with other sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sharing {
     Alone,
@@ -35,24 +35,24 @@ impl<'a> Binding<'a> {
         Self { calls: Calls::default(), address, config }
     }
 
-    /// One socket, and those of its flows.
+    /// Creates one socket, and those of its flow ports.
     pub(super) fn alone(&self) -> Result<UdpTransport, BindError> {
         let transport = self.one(Sharing::Alone)?;
-        // After the port that was asked for, which could be among those that the kernel chooses from.
+        // After the requested port, which could be among those that the kernel chooses from.
         let flows = self.flows()?;
         let lanes = Arc::new(Lanes::new(flows.len()));
         Ok(UdpTransport { flows, lanes, ..transport })
     }
 
-    /// Several sockets on one port, which share those of their flows.
+    /// Creates several sockets on one port, which share those of the flow ports.
     pub(super) fn queues(&self, queues: NonZeroUsize) -> Result<Vec<UdpTransport>, BindError> {
-        // The first one alone, which fails if anybody has the port; only then others are let in.
+        // The first one alone, which fails if another socket has the port. Only then further ones may join.
         let first = self.alone()?;
         if queues > NonZeroUsize::MIN {
             syscall::set_socket_option(first.as_fd(), SocketOption::ReusePort, 1)
                 .map_err(|source| BindError::new(self.address, source))?;
         }
-        // With the port that the kernel chose, if it had the choice.
+        // With the port that the kernel chose for port 0.
         let binding = Self { address: first.local, ..self.clone() };
         let (flows, overruling, lanes) =
             (Arc::clone(&first.flows), Arc::clone(&first.overruling), Arc::clone(&first.lanes));
@@ -81,13 +81,14 @@ impl<'a> Binding<'a> {
         make().map_err(|source| BindError::new(address, source))
     }
 
-    /// Sockets on the same address that send from ports of the kernel's choice, and receive nothing.
+    /// Creates the sockets of the flow ports: on the same address, on ports that the kernel chooses. They receive
+    /// nothing.
     fn flows(&self) -> Result<Arc<[UdpSocket]>, BindError> {
         let Self { ref calls, address, config } = *self;
         let address = SocketAddr::new(address.ip(), 0);
         let make = || {
             let socket = UdpSocket::from(calls.socket(address)?);
-            // The kernel takes that for its least, about one packet. What arrives is never read.
+            // The kernel rounds that up to its minimum, about one packet. What arrives is never read.
             syscall::set_socket_option(socket.as_fd(), SocketOption::ReceiveBuffer, 0)?;
             set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
             set_sending_options(&socket, address)?;
@@ -101,13 +102,13 @@ impl<'a> Binding<'a> {
 
 pub(super) fn set_buffer(
     socket: &UdpSocket,
-    wish: Option<usize>,
+    size: Option<usize>,
     force: SocketOption,
     plain: SocketOption,
 ) -> io::Result<()> {
-    let Some(wish) = wish else { return Ok(()) };
+    let Some(size) = size else { return Ok(()) };
     // The kernel doubles it (SO_RCVBUF in socket(7)), and half of the largest int is its limit.
-    let size = c_int::try_from(wish).unwrap_or(c_int::MAX).min(c_int::MAX / 2);
+    let size = c_int::try_from(size).unwrap_or(c_int::MAX).min(c_int::MAX / 2);
     syscall::set_socket_option(socket.as_fd(), force, size)
         .or_else(|_not_permitted| syscall::set_socket_option(socket.as_fd(), plain, size))
 }

@@ -1,16 +1,16 @@
-//! Why there is no UDP socket, or nothing was sent or received.
+//! Errors of UDP sockets: of binding, sending and receiving.
 
 use core::net::SocketAddr;
 use std::io;
 
-/// Why there is no socket.
+/// The error of a socket that could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
     /// Another socket has the address and port.
     #[error(
-        "the UDP address {address} is in use; end who uses it (`ss -lunp` tells, a running flanneld for one), or \
-         choose another port for all hosts of the overlay"
+        "the UDP address {address} is in use; stop the program that uses it (`ss -lunp` lists it, it may be flanneld), \
+         or choose another port for all hosts of the overlay"
     )]
     AddressInUse {
         /// The address asked for.
@@ -25,7 +25,7 @@ pub enum BindError {
         /// The address asked for.
         address: SocketAddr,
     },
-    /// The address is not one of this host's.
+    /// No interface of this host has the address.
     #[error(
         "no interface of this host holds {}, so that {address} cannot be bound; use an address that `ip address` lists \
          in this network namespace",
@@ -36,7 +36,7 @@ pub enum BindError {
         address: SocketAddr,
     },
     /// The kernel refused for another reason.
-    #[error("could not make a UDP socket on {address}: {source}")]
+    #[error("could not create a UDP socket on {address}: {source}")]
     Other {
         /// The address asked for.
         address: SocketAddr,
@@ -56,15 +56,16 @@ impl BindError {
     }
 }
 
-/// Why nothing was received.
+/// The error of a call that received nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
-    /// EBADF: the file descriptor is not open. Final, and a bug: somebody closed a file descriptor that is not theirs.
-    #[error("the file descriptor of the UDP socket was closed by someone else in this process; find out by whom")]
+    /// EBADF: the file descriptor is not open. Every later call fails too. It is a bug: other code closed the file
+    /// descriptor.
+    #[error("the file descriptor of the UDP socket was closed by other code in this process; find that code")]
     Closed,
-    /// The kernel had more to say about a message than there was room for (`MSG_CTRUNC`), as happens with a socket that was
-    /// taken over with options of somebody else's. Where its datagrams begin is not known, so it is lost.
+    /// The control messages of a message did not fit (`MSG_CTRUNC`), as with a socket that was taken over with
+    /// unknown options. The sizes of its datagrams are not known, so it is lost.
     #[error(
         "a message of {len} bytes came with more control messages than fit; take over a socket without options such as \
          SO_TIMESTAMP or IP_PKTINFO"
@@ -73,7 +74,7 @@ pub enum RecvError {
         /// Bytes in the message.
         len: usize,
     },
-    /// A datagram, or a train of them, did not fit into the buffer and is lost.
+    /// A datagram or GRO batch did not fit into the buffer and is lost.
     #[error("a datagram of {len} bytes did not fit into a buffer of {have}; use one of 65536 bytes")]
     Truncated {
         /// Bytes in the datagram.
@@ -93,7 +94,7 @@ pub enum RecvError {
 }
 
 impl RecvError {
-    /// Whether every later call would fail too.
+    /// Returns `true` if every later call would fail too.
     #[must_use]
     pub fn is_fatal(self) -> bool {
         match self {
@@ -111,85 +112,85 @@ impl RecvError {
     }
 }
 
-/// One datagram of a transmit was not sent.
+/// The error of the first datagram of a transmit that was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("datagram {segment} of the transmit was not sent: {kind}")]
 pub struct SendError {
-    /// Its number, counted from 0. Those before it were sent, those after it were not tried.
+    /// The number of the datagram, counted from 0. Those before it were sent, and those after it were not tried.
     pub segment: usize,
-    /// Why.
+    /// The reason.
     pub kind: SendErrorKind,
 }
 
 impl SendError {
-    /// Whether every later call would fail too.
+    /// Returns `true` if every later call would fail too.
     #[must_use]
     pub fn is_fatal(self) -> bool {
         self.kind.is_fatal()
     }
 }
 
-/// One datagram of a batch of transmits was not sent.
+/// The error of the first datagram of several transmits that was not sent.
 ///
-/// Everything before it, in order, was sent; nothing behind it was tried. To go on, send the transmits from that number on,
-/// with `segment` as the first segment to try it again, or `segment + datagrams` to give up what was refused.
+/// All datagrams before it were sent, and none after it was tried. To continue, send the transmits from that number
+/// on. The first segment is `segment` to try it again, or `segment + datagrams` to drop what was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("datagram {segment} of transmit {transmit} was not sent: {kind}")]
 pub struct BatchError {
-    /// Number of the transmit, counted from 0.
+    /// The number of the transmit, counted from 0.
     pub transmit: usize,
-    /// Number of the datagram in the transmit, counted from 0.
+    /// The number of the datagram in the transmit, counted from 0.
     pub segment: usize,
-    /// How many datagrams the kernel refused with it: a train is refused as a whole.
+    /// The number of datagrams that were refused: the kernel refuses a GSO batch as a whole.
     pub datagrams: usize,
-    /// Why.
+    /// The reason.
     pub kind: SendErrorKind,
 }
 
 impl BatchError {
-    /// Whether every later call would fail too.
+    /// Returns `true` if every later call would fail too.
     #[must_use]
     pub fn is_fatal(self) -> bool {
         self.kind.is_fatal()
     }
 }
 
-/// Why a datagram was not sent. Nothing but [`SendErrorKind::Closed`] says anything about the next one.
+/// The reason why a datagram was not sent. Only [`SendErrorKind::Closed`] concerns the next one too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendErrorKind {
-    /// EBADF: the file descriptor is not open. Final, and a bug: somebody closed a file descriptor that is not theirs.
-    #[error("the file descriptor of the UDP socket was closed by someone else in this process; find out by whom")]
+    /// EBADF: the file descriptor is not open. Every later call fails too. It is a bug: other code closed the file
+    /// descriptor.
+    #[error("the file descriptor of the UDP socket was closed by other code in this process; find that code")]
     Closed,
     /// EPERM or EACCES: a firewall rule of this host, or a broadcast address.
-    #[error(
-        "this host forbids it; look for a firewall rule on its output, and whether the next hop is a broadcast address"
-    )]
+    #[error("this host forbids it; check its firewall's output rules, and that the next hop is no broadcast address")]
     Forbidden,
-    /// ENOBUFS or ENOMEM: there is no memory. (That a device's queue is full the kernel tells only sockets with
-    /// `IP_RECVERR`.) Wait a little, but not for readiness.
+    /// ENOBUFS or ENOMEM: the kernel has no memory. Try again a little later, without waiting for readiness. (The
+    /// kernel reports a full device queue only to sockets with `IP_RECVERR`.)
     #[error("the kernel has no buffer for it; send fewer at once")]
     NoBuffers,
-    /// EAGAIN, of a lane or of one of the [`flow_ports`](super::UdpConfig::flow_ports): the path to this peer takes no more. Others
-    /// are not concerned. The socket does not become writable when that is over: try this peer again a little later.
-    #[error("the path to the peer takes no more; try again a little later")]
+    /// EAGAIN of a lane or of one of the [`flow_ports`](super::UdpConfig::flow_ports): the path to this peer accepts
+    /// no more. Other peers are not affected. Try this peer again a little later: the socket does not become writable
+    /// for it.
+    #[error("the path to the peer accepts no more; try again a little later")]
     PathFull,
-    /// ECONNREFUSED: nobody listens on the peer's port.
-    #[error("nobody listens on the peer's port; see whether it runs")]
+    /// ECONNREFUSED: no socket listens on the peer's port.
+    #[error("no program listens on the peer's port; check that the peer's tunnel runs")]
     Refused,
-    /// EMSGSIZE: longer than the path to this peer carries, as far as the kernel knows.
-    /// [`PathMtus::handle_emsgsize`](crate::forward::PathMtus::handle_emsgsize) tells whether that is so.
+    /// EMSGSIZE: the datagram is longer than the path to this peer carries, as far as the kernel knows.
+    /// [`PathMtus::handle_emsgsize`](crate::forward::PathMtus::handle_emsgsize) decides what the path carries.
     #[error("it is longer than the path carries; lower the MTU of the TUN device")]
     TooLong,
-    /// EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN or ENONET: no way to the peer at the moment.
-    #[error("the peer cannot be reached; see `ip route get` for its address, and whether it answers a ping")]
+    /// EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN or ENONET: the peer is unreachable at the moment.
+    #[error("the peer is unreachable; check `ip route get` for its address, and that it answers a ping")]
     Unreachable,
-    /// EAGAIN: the send buffer that peers share is full. A peer that fills it gets another one: see
+    /// EAGAIN: the send buffer that peers share is full. A peer that fills it gets a lane: see
     /// [`UdpTransport`](super::UdpTransport).
     #[error("the send buffer is full; wait until the UDP socket is writable")]
     WouldBlock,
     /// Another error: EINVAL for the destination port 0, EAFNOSUPPORT for an IPv6 destination on an IPv4 socket.
-    #[error("{}; see whether the socket can send to such an address", io::Error::from_raw_os_error(*.0))]
+    #[error("{}; check that the socket can send to such an address", io::Error::from_raw_os_error(*.0))]
     Other(
         /// The error number.
         i32,
@@ -197,7 +198,7 @@ pub enum SendErrorKind {
 }
 
 impl SendErrorKind {
-    /// Whether every later call would fail too.
+    /// Returns `true` if every later call would fail too.
     #[must_use]
     pub fn is_fatal(self) -> bool {
         match self {

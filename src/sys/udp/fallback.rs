@@ -1,4 +1,4 @@
-//! Where trains have to be sent one by one, and for how long.
+//! The destinations whose GSO batches are sent as single datagrams for a while.
 
 use alloc::collections::BTreeMap;
 use core::net::IpAddr;
@@ -7,20 +7,22 @@ use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Destinations that are remembered. One that is forgotten costs one system call that fails.
+/// The number of destinations that are remembered. One that is forgotten costs one system call that fails.
 const REMEMBERED: usize = 1024;
 
-/// How long a destination gets no trains at first. It doubles with each further refusal.
+/// The time without batches after a first refusal. It doubles with each further refusal.
 const FIRST_WAIT: Duration = Duration::from_secs(60);
 
-/// How long at most, and how long a destination has to take trains until the wait is the first one again.
+/// The longest time without batches. A destination that accepts batches for that time starts with the first wait
+/// again.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// The destinations to which a train failed where the same datagrams one by one did not: the device on the way computes no
-/// checksums, or the packets go through IPsec (`udp_send_skb` in the kernel's net/ipv4/udp.c), or an error passed by.
+/// The destinations whose GSO batches failed although the same datagrams went one by one. The device on the path
+/// computes no checksums, or the packets go through IPsec (`udp_send_skb` in the kernel's net/ipv4/udp.c), or the
+/// error was a passing one.
 #[derive(Debug, Default)]
 pub(super) struct Fallbacks {
-    /// Whether any gets no trains, so that it usually takes no lock to know.
+    /// Set while a destination gets no batches. It usually saves the lock.
     any: AtomicBool,
     count: AtomicU64,
     destinations: Mutex<BTreeMap<IpAddr, Fallback>>,
@@ -34,11 +36,12 @@ struct Fallback {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It failed since the clock was looked at last. Before, it got trains again since then, if ever.
+    /// A batch failed since the last call of `expire`. The value is the time since which it had got batches again, if
+    /// ever.
     New(Option<Instant>),
-    /// It gets no trains before.
+    /// It gets no batches before this time.
     Until(Instant),
-    /// It gets trains again, since then.
+    /// It gets batches again since this time.
     Again(Instant),
 }
 
@@ -67,7 +70,7 @@ impl Fallbacks {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Looks at the clock: the destinations whose wait is over get trains again.
+    /// Enables batches again for the destinations whose wait is over.
     #[inline]
     pub(super) fn expire(&self, now: Instant) {
         if self.any.load(Ordering::Relaxed) {
@@ -92,7 +95,7 @@ impl Fallbacks {
         self.any.store(destinations.values().any(Fallback::is_in_force), Ordering::Relaxed);
     }
 
-    /// How often a destination was added.
+    /// Returns the number of refusals.
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -127,8 +130,8 @@ mod tests {
         assert_eq!(fallbacks.count(), 4 * REMEMBERED as u64);
     }
 
-    /// After each refusal twice as long as after the one before, from a minute to an hour, and from a minute on again once trains
-    /// have been fine for an hour.
+    /// After each refusal the wait is twice the last one, from a minute to an hour. It starts from a minute again
+    /// once batches were accepted for an hour.
     #[test]
     fn fault_55_the_wait_doubles_from_a_minute_to_an_hour() {
         let (fallbacks, mut now) = (Fallbacks::default(), Instant::now());

@@ -1,33 +1,37 @@
 //! Lanes: sockets that only send, each with a send buffer of its own, for peers whose paths are slow.
 //!
-//! Linux charges a packet to the send buffer of its socket until the device has freed it (`sock_wfree` in the kernel's
-//! net/core/sock.c). A slow interface therefore fills the whole buffer of one socket, and EAGAIN then concerns every peer.
-//! Measured with one peer behind a 10 Mbit/s interface that was sent 20 Mbit/s: 231 of 600 pings to a peer on another interface
-//! were lost. With a socket of its own for the slow peer none was.
+//! Linux charges a packet to the send buffer of its socket until the device has freed it (`sock_wfree` in the
+//! kernel's net/core/sock.c). A slow interface therefore fills the whole buffer of one socket, and EAGAIN then
+//! affects every peer. Measured with one peer behind a 10 Mbit/s interface that was sent 20 Mbit/s: 231 of 600 pings
+//! to a peer on another interface were lost. With a socket of its own for the slow peer none was.
 //!
-//! # Which peer gets a lane
-//! A socket that all peers share tells how much is charged to it, but not for whom. When it is a quarter full, the peer that was
-//! sent most since it was an eighth full gets a lane. If that was the wrong one, its lane stays empty, which costs nothing, the
-//! shared socket fills further, and the next one follows. A lane is free again when it is found empty at two looks, a second apart,
-//! or when another peer needs it.
-//! When every lane is in use and not empty, such a peer is limited instead: it is refused while the shared socket is a quarter
-//! full, so that the others do not find it full. A peer that does find it full gets a lane at once. A hash of the peer's address instead would put a slow and an idle peer together.
+//! # Choice of a peer
+//! A socket that all peers share shows how much is charged to it, but not for which peer. When it is a quarter full,
+//! the peer that was sent most since it was an eighth full gets a lane. If that was the wrong peer, its lane stays
+//! empty, which costs nothing. The shared socket then fills further, and the next peer follows. A lane is free again
+//! when it is empty at two checks, a second apart, or when another peer needs it.
 //!
-//! # How a lane shares the port and receives nothing
-//! A lane is an IPv6 socket on the IPv4-mapped address of the socket that receives. The kernel gives an IPv4 datagram to an IPv4
-//! socket first (`compute_score` in net/ipv4/udp.c), and puts IPv6 sockets that were bound with `SO_REUSEPORT` behind all others
-//! (`sk_add_node_rcu` in include/net/sock.h, Linux 4.7), also behind an IPv6 socket that receives. `SO_REUSEPORT` is on for the
-//! moment of the bind alone. Afterwards another program that asks for the port gets EADDRINUSE, as it does without lanes. Tried
-//! with eight lanes and 200 senders, one and three receivers, and with a receiver that was closed.
+//! When every lane is in use and not empty, such a peer is limited instead: its datagrams are refused while the
+//! shared socket is a quarter full, so that it does not become full for the others. A peer whose datagram meets a
+//! full socket gets a lane at once. A hash of the peer's address instead would put a slow and an idle peer together.
 //!
-//! A classic BPF program that gives every datagram to the first socket of the group does the same. But the sockets of a group keep
-//! `SO_REUSEPORT`, so that another program of the same user can join it and replace the program, and with several receivers the
-//! program has to follow the kernel's numbers of the sockets.
+//! # Sharing of the port
+//! A lane is an IPv6 socket on the IPv4-mapped address of the socket that receives. The kernel delivers an IPv4
+//! datagram to an IPv4 socket first (`compute_score` in net/ipv4/udp.c), and puts IPv6 sockets that were bound with
+//! `SO_REUSEPORT` behind all others (`sk_add_node_rcu` in include/net/sock.h, Linux 4.7), also behind an IPv6 socket
+//! that receives. `SO_REUSEPORT` is on for the moment of the bind alone. Afterwards another program that asks for the
+//! port gets EADDRINUSE, as it does without lanes. Tested with eight lanes and 200 senders, one and three receivers,
+//! and with a receiver that was closed.
+//!
+//! A classic BPF program that gives every datagram to the first socket of the group does the same. But the sockets of
+//! a group keep `SO_REUSEPORT`, so that another program of the same user can join it and replace the program, and
+//! with several receivers the program has to follow the kernel's numbers of the sockets.
 //!
 //! # Order
-//! A peer's datagrams keep their order when it moves. Sending hands a datagram to the queue of the interface at once, whatever its
-//! socket. The queues put packets of one address and port pair into one flow: `fq` takes the socket for the flow only if it is
-//! connected (`fq_classify` in net/sched/sch_fq.c), and the others do not look at it.
+//! A peer's datagrams keep their order when it moves. The kernel appends a datagram to the queue of the interface at
+//! once, whichever socket sends it. The queues put packets of one address and port pair into one flow: `fq` uses the
+//! socket for the flow only if it is connected (`fq_classify` in net/sched/sch_fq.c), and the others do not look at
+//! it.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -46,27 +50,28 @@ use crate::Transmit;
 use crate::sys::kernel::{Calls, SystemCalls};
 use crate::sys::syscall::{self, SendBacklog, SocketOption};
 
-/// Peers that have a lane at most. Each lane may fill a send buffer.
+/// The most peers that have a lane. Each lane may fill a send buffer.
 pub(super) const LANES_MAX: usize = 8;
 
-/// Peers that are limited at most.
+/// The most peers that are limited.
 const LIMITED_MAX: usize = 8;
 
-/// Peers whose bytes are counted while a shared socket fills.
+/// The number of peers whose bytes are counted while a shared socket fills.
 const SUSPECTS_MAX: usize = 64;
 
-/// Bytes that are sent by a shared socket before it is asked how full it is: the call is a thousandth of what sending them takes.
+/// The number of bytes that a shared socket sends between two queries of its fill level. A query takes a thousandth
+/// of the time of sending them.
 const BYTES_UNCHECKED: usize = 128 << 10;
 
-/// How often the lanes in use are looked at.
+/// The interval at which lanes in use are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Where the datagrams of a peer go.
+/// The socket for the datagrams of a peer that has moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
-    /// By the lane of this number.
+    /// The lane of this number.
     Lane(u8),
-    /// By the shared socket, while it is less than a quarter full.
+    /// The shared socket, while it is less than a quarter full.
     Limited,
 }
 
@@ -74,24 +79,24 @@ pub(super) enum Exit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Leaving {
     peer: u64,
-    /// Whether it is limited if there is no lane for it.
+    /// Set if it is limited when no lane is free.
     may_be_limited: bool,
 }
 
-/// Whether a lane is of use to its peer.
+/// The use of a lane to its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LaneUse {
-    /// Its path takes all that it is sent.
+    /// The path of the peer carries everything that the peer is sent.
     Fast,
-    /// Nothing waits in it, as at the last look.
+    /// The lane was empty at the last check and is empty now.
     Unused,
     Needed,
 }
 
-/// What became of a peer that had to leave.
+/// The result of moving a peer away from a shared socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MoveOutcome {
-    /// It has a lane, and another peer whose path is fast has lost it.
+    /// It has a lane. Another peer whose path is fast may have lost it.
     Lane {
         evicted: Option<u64>,
     },
@@ -100,7 +105,7 @@ pub(super) enum MoveOutcome {
     NoLanes,
 }
 
-/// The peers that do not simply send by the shared socket.
+/// The peers whose datagrams do not simply go by the shared sockets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     len: usize,
@@ -171,14 +176,14 @@ impl Moved {
 /// The lanes of one port. All transports of the port share them.
 #[derive(Debug)]
 pub(super) struct Lanes {
-    /// Whether any peer has moved, so that it usually takes no lock to know.
+    /// Set while a peer has moved. It usually saves the lock.
     is_used: AtomicBool,
-    /// Whether a lane could not be made. Nothing makes it likely that the next one can.
+    /// Set once a lane could not be created. The next attempt would most likely fail too.
     is_broken: AtomicBool,
-    /// For each lane, a socket for each port that datagrams leave from.
+    /// For each lane, a socket for each source port.
     sockets: Box<[OnceLock<UdpSocket>]>,
     ports: usize,
-    /// Bytes that each lane sent since its peer has it.
+    /// The number of bytes that each lane sent since its peer got it.
     sent: [AtomicUsize; LANES_MAX],
     table: Mutex<Table>,
 }
@@ -186,16 +191,17 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 struct Table {
     moved: Moved,
-    /// How many looks in a row each lane was found empty.
+    /// The number of consecutive checks at which each lane was empty.
     empty_looks: [u8; LANES_MAX],
-    /// When each lane was given to its peer, counted in lanes that were given.
+    /// The sequence number with which each lane was given to its peer.
     given: [u64; LANES_MAX],
     count: u64,
     looked_at: Option<Instant>,
 }
 
 impl Lanes {
-    /// Lanes for a socket, or for those of so many flows. None is made before it is needed.
+    /// Creates the lanes of a socket, or of as many flow ports. It opens no socket: each is opened when it is first
+    /// needed.
     pub(super) fn new(flows: usize) -> Self {
         let ports = flows.max(1);
         let (moved, empty_looks, given) = (Moved::NONE, [0; LANES_MAX], [0; LANES_MAX]);
@@ -210,13 +216,13 @@ impl Lanes {
         }
     }
 
-    /// The peers that have moved, if any.
+    /// Returns the peers that have moved, if any.
     #[inline]
     pub(super) fn moved(&self) -> Option<Moved> {
         self.is_used.load(Ordering::Relaxed).then(|| self.table().moved)
     }
 
-    /// The socket of a lane for the port of a shared socket. `None` if it cannot be made.
+    /// Returns the socket of a lane for the port of a shared socket, or `None` if it cannot be created.
     pub(super) fn socket(&self, lane: u8, port: usize, shared: &UdpSocket, calls: &Calls) -> Option<&UdpSocket> {
         let slot = self.sockets.get(usize::from(lane) * self.ports + port)?;
         if let Some(socket) = slot.get() {
@@ -226,7 +232,7 @@ impl Lanes {
         if self.is_broken.load(Ordering::Relaxed) {
             return None;
         }
-        // Another thread may have made it.
+        // Another thread may have created it.
         if slot.get().is_none() {
             match make_lane(shared, calls) {
                 Ok(made) => drop(slot.set(made)),
@@ -239,7 +245,7 @@ impl Lanes {
         slot.get()
     }
 
-    /// Takes a peer away from the shared socket of a port.
+    /// Moves a peer away from the shared socket of a port.
     pub(super) fn move_away(&self, peer: Leaving, port: usize, shared: &UdpSocket, calls: &Calls) -> MoveOutcome {
         let Leaving { peer, may_be_limited } = peer;
         let reserved = self.reserve(peer, calls);
@@ -257,15 +263,14 @@ impl Lanes {
         if self.is_broken.load(Ordering::Relaxed) { MoveOutcome::NoLanes } else { MoveOutcome::NoLaneIsFree }
     }
 
-    /// Notes that a lane sent bytes.
+    /// Adds to the number of bytes that a lane sent.
     pub(super) fn count(&self, lane: usize, bytes: usize) {
         if let Some(sent) = self.sent.get(lane) {
             sent.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
-    /// Gives a peer a lane that nobody has, or one that its peer does not need. That peer is returned if its path takes what it is
-    /// sent.
+    /// Gives a peer a lane that is free, or one that its peer does not need. Returns that peer if its path is fast.
     fn reserve(&self, peer: u64, calls: &Calls) -> Option<(u8, Option<u64>)> {
         let mut table = self.table();
         if self.is_broken.load(Ordering::Relaxed) {
@@ -304,7 +309,7 @@ impl Lanes {
         }
     }
 
-    /// Looks at the clock, and once a second at the lanes: peers whose lane is empty return.
+    /// Checks the lanes once a second: peers whose lane is empty return to the shared socket.
     #[inline]
     pub(super) fn release(&self, now: Instant, calls: &Calls) {
         if self.is_used.load(Ordering::Relaxed) {
@@ -327,7 +332,8 @@ impl Lanes {
                 moved.remove_if(|exit| exit == Exit::Lane(lane));
             }
         }
-        // A limited peer gets a lane that is free. Without one it stays limited: the shared socket may still be crowded.
+        // A limited peer gets a lane that is free. Without one it stays limited: the shared socket may still be
+        // crowded.
         while !self.is_broken.load(Ordering::Relaxed)
             && let Some(peer) = table.moved.limited()
             && let Some(lane) = (0..LANES_MAX as u8).find(|lane| table.moved.peer_of(*lane).is_none())
@@ -337,7 +343,7 @@ impl Lanes {
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
     }
 
-    /// No peer is limited any more: the shared socket is nearly empty.
+    /// Ends the limits of all peers, when the shared socket is nearly empty.
     pub(super) fn lift_limits(&self) {
         let mut table = self.table();
         table.moved.remove_if(|exit| exit == Exit::Limited);
@@ -361,7 +367,7 @@ impl Lanes {
         }
     }
 
-    /// What is charged to the sockets of a lane together, and the limit of one.
+    /// Returns the sum of what is charged to the sockets of a lane, and the limit of one.
     fn backlog(&self, lane: u8, calls: &Calls) -> SendBacklog {
         let sockets = self.sockets.chunks(self.ports).nth(lane.into()).unwrap_or_default();
         let backlogs = sockets.iter().filter_map(|socket| calls.send_backlog(socket.get()?.as_fd()).ok());
@@ -374,24 +380,24 @@ impl Lanes {
     }
 }
 
-/// How full a shared socket may be until the peers that fill it are looked for.
+/// Returns `true` if a shared socket is so full that bytes are counted for each peer.
 pub(super) fn is_filling(backlog: SendBacklog) -> bool {
     backlog.charged >= backlog.limit / 8
 }
 
-/// Whether a peer has to leave a shared socket.
+/// Returns `true` if a shared socket is so full that a peer has to leave it.
 pub(super) fn is_crowded(backlog: SendBacklog) -> bool {
     backlog.charged >= backlog.limit / 4
 }
 
-/// What one transport sends by the shared sockets.
+/// The bytes that one transport sends by the shared sockets.
 #[derive(Debug)]
 pub(super) struct Meter {
-    /// Bytes that were sent since a socket was asked how full it is.
+    /// The number of bytes sent since the last query of a fill level.
     unchecked: AtomicUsize,
-    /// After how many bytes one is asked.
+    /// The number of bytes after which the fill level is queried.
     check_every: AtomicUsize,
-    /// Whether a socket fills, so that bytes are counted for each peer.
+    /// Set while a socket fills and bytes are counted for each peer.
     is_counting: AtomicBool,
     suspects: Mutex<Suspects>,
 }
@@ -410,17 +416,17 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// Notes that bytes were sent. Returns whether [`find`](Self::find) is to be called.
+    /// Adds bytes that were sent. Returns `true` if [`find`](Self::find) is to be called.
     #[inline]
     pub(super) fn count(&self, bytes: usize) -> bool {
-        // Other threads that send by the same transport may lose a few bytes of each other.
+        // Threads that send by the same transport may lose a few bytes of each other.
         let unchecked = self.unchecked.load(Ordering::Relaxed) + bytes;
         self.unchecked.store(unchecked, Ordering::Relaxed);
         unchecked >= self.check_every.load(Ordering::Relaxed) || self.is_counting.load(Ordering::Relaxed)
     }
 
-    /// Counts what was sent, and finds the peer that has to leave the socket of a port, if any. `is_full`: the socket did not take
-    /// the first of what is given.
+    /// Counts what was sent, and finds the peer that has to leave the socket of a port, if any. `is_full` is set if
+    /// the socket refused the first of the transmits.
     #[cold]
     pub(super) fn find(
         &self,
@@ -451,7 +457,7 @@ impl Meter {
         Ok(suspects.take(port, backlog, moved).map(|peer| Leaving { peer, may_be_limited: true }))
     }
 
-    /// Looks at the clock: what was sent a second ago counts half.
+    /// Halves the counted bytes once a second.
     #[inline]
     pub(super) fn age(&self, now: Instant) {
         if self.is_counting.load(Ordering::Relaxed) {
@@ -459,7 +465,7 @@ impl Meter {
         }
     }
 
-    /// Notes that a peer has a lane, and that another one had a lane for nothing.
+    /// Updates the suspects after a peer got a lane, and another peer with a fast path lost it.
     #[cold]
     pub(super) fn has_left(&self, peer: Leaving, evicted: Option<u64>) {
         let mut suspects = self.suspects();
@@ -474,15 +480,15 @@ impl Meter {
     }
 }
 
-/// The peers that were sent most: every one that had more than a 64th of all bytes is among them (Metwally and others, "Efficient
-/// Computation of Frequent and Top-k Elements in Data Streams", 2005).
+/// The peers that were sent most. Every peer that was sent more than a 64th of all bytes is among them (Metwally and
+/// others, "Efficient Computation of Frequent and Top-k Elements in Data Streams", 2005).
 #[derive(Debug)]
 struct Suspects {
     len: usize,
     peers: [(u64, usize); SUSPECTS_MAX],
-    /// Peers whose lane stayed empty. They are not suspected again before the socket is nearly empty.
+    /// The peers whose lane stayed empty. They are not suspected again before the socket is nearly empty.
     cleared: Vec<u64>,
-    /// For each port, what was charged to its socket when a peer left it last, or less if less was charged to it since.
+    /// For each port, the bytes that were charged to its socket when a peer left it last, or the least since then.
     left_at: Vec<usize>,
     aged_at: Option<Instant>,
 }
@@ -496,15 +502,15 @@ impl Suspects {
         }
     }
 
-    /// The peer that was sent most and has not moved, if a socket is crowded and has filled further since a peer left it: what that
-    /// one had been sent stays.
+    /// Returns the peer that was sent most and has not moved, if a socket is crowded and has filled further since a
+    /// peer left it. What that peer was sent stays in the socket.
     fn take(&mut self, port: usize, backlog: SendBacklog, moved: &Moved) -> Option<u64> {
         let SendBacklog { charged, limit } = backlog;
         if self.left_at.len() <= port {
             self.left_at.resize(port + 1, 0);
         }
         let left_at = self.left_at.get_mut(port)?;
-        // Ups and downs of a few batches say nothing.
+        // A change by a few batches means nothing.
         *left_at = (charged + limit / 8).min(*left_at);
         if !is_crowded(backlog) || charged < *left_at + limit / 64 {
             return None;
@@ -520,7 +526,7 @@ impl Suspects {
         Some(peer)
     }
 
-    /// Whether a peer can have filled a socket: not if it was sent little, or much less than another one.
+    /// Returns `true` if a peer can have filled a socket: not if it was sent little, or much less than another peer.
     fn has_filled(&self, peer: u64, backlog: SendBacklog) -> bool {
         let counted = || self.peers.iter().take(self.len);
         let most = counted().map(|(_, sum)| *sum).max().unwrap_or(0);
@@ -550,7 +556,7 @@ impl Suspects {
     }
 
     fn clear(&mut self, peer: u64) {
-        // So many that they are not all what they were any more.
+        // With so many, the oldest entries are outdated.
         if self.cleared.len() == SUSPECTS_MAX {
             self.cleared.clear();
         }
@@ -563,13 +569,13 @@ impl Suspects {
     }
 }
 
-/// A number for a destination: its own for each IPv4 address and port.
+/// Returns a number for a destination. Each IPv4 address and port has a number of its own.
 #[inline]
 fn key_of(destination: SocketAddr) -> u64 {
     let address = match destination.ip() {
         IpAddr::V4(address) => u64::from(address.to_bits()),
         IpAddr::V6(address) => {
-            // Spread, so that addresses of one subnet do not cancel out.
+            // Multiplied and rotated, so that addresses of one subnet do not cancel out.
             let (high, low) = ((address.to_bits() >> 64) as u64, address.to_bits() as u64);
             high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low.rotate_left(17)
         }
@@ -577,7 +583,7 @@ fn key_of(destination: SocketAddr) -> u64 {
     address << 16 ^ u64::from(destination.port()) ^ address >> 48
 }
 
-/// A socket on the address and port of another one, which receives nothing and sends as that one does.
+/// Creates a socket on the address and port of another one. It receives nothing and sends with the same options.
 fn make_lane(shared: &UdpSocket, calls: &Calls) -> io::Result<UdpSocket> {
     let local = shared.local_addr()?;
     let was_shared = syscall::socket_option(shared.as_fd(), SocketOption::ReusePort)?;
@@ -595,12 +601,12 @@ fn make_lane(shared: &UdpSocket, calls: &Calls) -> io::Result<UdpSocket> {
         copy_option(*option, shared, &lane)?;
     }
     set_sending_options(&lane, address)?;
-    // What the kernel grants at least. Nothing arrives but copies of broadcasts, which nobody reads.
+    // The kernel rounds it up to its minimum. Nothing arrives but copies of broadcasts, which nobody reads.
     syscall::set_socket_option(lane.as_fd(), SocketOption::ReceiveBuffer, 0)?;
-    // The kernel tells twice what was asked for (SO_SNDBUF in socket(7)).
+    // The kernel returns twice the value that was set (SO_SNDBUF in socket(7)).
     let buffer = syscall::socket_option(shared.as_fd(), SocketOption::SendBuffer)? / 2;
     set_buffer(&lane, usize::try_from(buffer).ok(), SocketOption::SendBufferForce, SocketOption::SendBuffer)?;
-    // A thread may have another network namespace than the socket. The port is free there.
+    // A thread may be in another network namespace than the socket. The port is free there.
     if syscall::bind(lane.as_fd(), address).is_ok() {
         return Err(io::ErrorKind::Unsupported.into());
     }
@@ -613,7 +619,7 @@ fn make_lane(shared: &UdpSocket, calls: &Calls) -> io::Result<UdpSocket> {
     bound.map(|()| lane)
 }
 
-/// The options that say which way packets go, and how. They may have been set by whoever made the socket.
+/// The options that select the route and the priority of packets. The creator of the socket may have set them.
 const COPIED: &[(libc::c_int, libc::c_int)] = &[
     (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
     (libc::SOL_SOCKET, libc::SO_MARK),
@@ -632,12 +638,12 @@ const COPIED: &[(libc::c_int, libc::c_int)] = &[
 
 fn copy_option((level, name): (libc::c_int, libc::c_int), from: &UdpSocket, to: &UdpSocket) -> io::Result<()> {
     let (mut wanted, mut has) = ([0; 64], [0; 64]);
-    // One that the kernel or the socket does not have is not set.
+    // An option that the kernel or the socket lacks is not set.
     let Ok(length) = syscall::raw_option(from.as_fd(), level, name, &mut wanted) else { return Ok(()) };
     let wanted = wanted.get(..length).unwrap_or_default();
     let same =
         syscall::raw_option(to.as_fd(), level, name, &mut has).is_ok_and(|length| has.get(..length) == Some(wanted));
-    // To set some options takes rights, even if they have that value.
+    // Some options need privileges to be set, even to the value that they have.
     if same { Ok(()) } else { syscall::set_raw_option(to.as_fd(), level, name, wanted) }
 }
 

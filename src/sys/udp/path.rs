@@ -1,18 +1,20 @@
-//! Path MTU at the socket: questions to the kernel, reports of routers, and the mode in which a batch is sent.
+//! Path MTU at the socket: queries to the kernel, reports of routers, and the discovery mode in which a batch is
+//! sent.
 //!
-//! The kernel believes an ICMP error "fragmentation needed" that quotes the addresses and ports of a socket, whether or not such
-//! a datagram was sent, and then refuses longer ones (EMSGSIZE) for ten minutes. The settings of `IP_MTU_DISCOVER` were tried
-//! with routers that quote 28, 548 and more bytes, and with forged reports:
+//! The kernel believes an ICMP error "fragmentation needed" that quotes the addresses and ports of a socket, whether
+//! or not such a datagram was sent, and then refuses longer ones (EMSGSIZE) for ten minutes. The settings of
+//! `IP_MTU_DISCOVER` were tried with routers that quote 28, 548 and more bytes, and with forged reports:
 //!
-//! - `IP_PMTUDISC_PROBE` for everything ignores what was forged, but also the MTU of a route (`ip route … mtu 1300`). Every peer
-//!   would have to be asked for before the first packet, and again whenever routes change.
-//! - `IP_RECVERR` hands over the error, but not the outer headers that were quoted: from routers that quote 28 bytes it is
-//!   empty. It also makes the error of one peer fail the next send to another one.
-//! - `IP_PMTUDISC_DO` costs nothing while nobody lies, and it notices every change of a route at once. After a refusal a route
-//!   query tells a configured MTU from a learned one, and a raw ICMP socket has the report whole, to be verified.
+//! - `IP_PMTUDISC_PROBE` for everything ignores forged reports, but also the MTU of a route (`ip route … mtu 1300`).
+//!   Every peer would have to be asked for before the first packet, and again whenever routes change.
+//! - `IP_RECVERR` hands over the error, but not the outer headers that were quoted: from routers that quote 28 bytes
+//!   it is empty. It also makes the error of one peer fail the next send to another one.
+//! - `IP_PMTUDISC_DO` costs nothing while no report is forged, and it notices every change of a route at once. After
+//!   a refusal a route query distinguishes a configured MTU from a learned one. A raw ICMP socket receives the whole
+//!   report, which can be verified.
 //!
-//! So the sockets have `DO`, and peers of whom the kernel believes a report that nothing verifies are sent to with `PROBE`: the option
-//! is set for the one call, and only while somebody lies.
+//! So the sockets have `DO`. Datagrams to a peer about which the kernel believes an unverified report are sent with
+//! `PROBE`: the option is set for that call alone, and only while there is such a report.
 
 use alloc::vec::Vec;
 use core::ffi::c_int;
@@ -33,19 +35,19 @@ use crate::sys::syscall::{self, SocketOption, SpecialSocket};
 use crate::sys::udp::error::BatchError;
 use crate::wire::DatagramTooBig;
 
-/// The longest report that is read, in bytes: what routers may quote of a jumbo frame.
+/// The length in bytes of the longest report that is read: what routers may quote of a jumbo frame.
 const REPORT_MAX: usize = 9216;
 
-/// ICMP messages that are read at a time, at most: as many as the socket holds.
+/// The most ICMP messages that are read at a time: as many as the socket holds.
 const REPORTS_AT_ONCE: usize = 256;
 
-/// The sockets beside that of the datagrams. What a sandbox refuses is absent.
+/// The sockets beside the UDP socket. One that a sandbox refuses is absent.
 #[derive(Debug, Default)]
 pub(super) struct PathSockets {
-    /// The ICMP errors of type 3 to this host.
+    /// A raw socket for ICMP errors of type 3 to this host.
     reports: Option<File>,
     routes: Option<RouteSocket>,
-    /// The ports of the flows' sockets, so that a flood of reports costs no system call for each of them.
+    /// The flow ports, stored so that a flood of reports costs no system calls for them.
     flow_ports: OnceLock<Vec<u16>>,
 }
 
@@ -73,11 +75,11 @@ fn open_reports(address: Ipv4Addr) -> io::Result<OwnedFd> {
 }
 
 impl UdpTransport {
-    /// Sends as [`send_batch`](Self::send_batch) does, to peers whose paths have this [`mode`](crate::forward::PathMtus::mode). Over IPv6
-    /// every mode is [`PathMode::System`].
+    /// Sends as [`send_batch`](Self::send_batch) does, to peers whose paths have this
+    /// [`mode`](crate::forward::PathMtus::mode). Over IPv6 every mode is [`PathMode::System`].
     ///
     /// # Errors
-    /// Those of [`send_batch`](Self::send_batch).
+    /// Returns the errors of [`send_batch`](Self::send_batch).
     #[inline]
     pub fn send_batch_in(
         &self,
@@ -93,7 +95,7 @@ impl UdpTransport {
         send_all(|socket, messages| self.send_overruling(mode, socket, messages), plan, transmits, first_segment)
     }
 
-    /// Sends without regard to what the kernel learned of the path.
+    /// Sends messages while the kernel ignores the path MTU that it learned.
     #[cold]
     fn send_overruling(&self, mode: PathMode, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
         let value = match mode {
@@ -101,15 +103,15 @@ impl UdpTransport {
             PathMode::Probe => libc::IP_PMTUDISC_PROBE,
             PathMode::Fragment => libc::IP_PMTUDISC_OMIT,
         };
-        // Other queues send by the same sockets. One that sends as ever meanwhile may send a datagram that its path refuses,
-        // and is told as on the first one.
+        // Other queues send by the same sockets. One that sends in the usual mode meanwhile may send a datagram that
+        // its path refuses, and gets the report of it as before.
         let _alone = self.overruling.lock().unwrap_or_else(PoisonError::into_inner);
         let set = |value| syscall::set_socket_option(self.sender(socket).as_fd(), SocketOption::Ipv4MtuDiscover, value);
         // A sandbox may refuse it. Then the kernel refuses again what is too long for it.
         let is_set = set(value).is_ok();
         let sent = self.send_messages(socket, messages);
         if is_set {
-            // It cannot fail where it worked before, and what was sent has to be told.
+            // It cannot fail where it worked before, and the caller needs the number that was sent.
             let _ = set(libc::IP_PMTUDISC_DO);
         }
         sent
@@ -118,8 +120,8 @@ impl UdpTransport {
     /// Returns what the kernel knows of the path that the datagrams of a [flow](Transmit::flow) take, for
     /// [`PathMtus::handle_emsgsize`](crate::forward::PathMtus::handle_emsgsize).
     ///
-    /// The route is asked for with the flow's own port and with the mark and interface of its socket, so that rules by these are
-    /// obeyed (`ip rule … ipproto udp sport 8285`). It takes a few system calls.
+    /// The route is asked for with the flow's own port and with the mark and interface of its socket, so that rules
+    /// by these are obeyed (`ip rule … ipproto udp sport 8285`). It takes a few system calls.
     #[cold]
     #[must_use]
     pub fn system_path(&self, destination: SocketAddr, flow: u16) -> SystemPath {
@@ -136,12 +138,12 @@ impl UdpTransport {
         known_path(route, || self.path_mtu(destination).ok(), has_reports)
     }
 
-    /// Reads the reports of routers that came in about datagrams from our ports, up to 256, for
+    /// Reads the reports that routers sent about datagrams from the transport's ports, up to 256, for
     /// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp). Does nothing without a raw ICMP socket
     /// ([`PathReports`]).
     ///
     /// Call it after [`SendErrorKind::TooLong`](super::SendErrorKind::TooLong), and every 10 ms at most while
-    /// some path is not in [`PathMode::System`]. Nothing has to be waited for.
+    /// some path is not in [`PathMode::System`]. No file descriptor has to be waited for.
     #[cold]
     pub fn receive_reports(&self, mut handle: impl FnMut(&DatagramTooBig)) {
         let Some(mut socket) = self.path_sockets.reports.as_ref() else { return };
@@ -160,7 +162,7 @@ impl UdpTransport {
         }
     }
 
-    /// Returns `true` if datagrams leave from this port.
+    /// Returns `true` if the transport sends from this port.
     fn has_port(&self, port: u16) -> bool {
         let port_of = |socket: &UdpSocket| socket.local_addr().ok().map(|local| local.port());
         let ports = || self.path_sockets.flow_ports.get_or_init(|| self.flows.iter().filter_map(port_of).collect());
@@ -171,11 +173,11 @@ impl UdpTransport {
 /// The least MTU in bytes that is taken from another socket's path, which may have been forged.
 const LOCAL_MIN: u32 = 1280;
 
-/// Puts together the answer to a route query and, where it is asked, the MTU that another socket has to the same destination.
-/// That one may be on another route, but it alone shows the room that IPsec takes (`xfrm_mtu` in net/xfrm/xfrm_policy.c).
+/// Combines the answer to a route query with the MTU that another socket has to the same destination. That socket may
+/// be on another route, but it alone shows the room that IPsec takes (`xfrm_mtu` in net/xfrm/xfrm_policy.c).
 fn known_path(route: Option<RouteMtu>, elsewhere: impl Fn() -> Option<u32>, has_reports: bool) -> SystemPath {
     match route {
-        // Routers quote what IPsec made of a datagram, so that no report is about one of ours.
+        // Routers quote the datagram as IPsec encrypted it, so that no report matches one of ours.
         Some(RouteMtu { configured, learned: Some(learned) }) => match elsewhere().filter(|mtu| *mtu < learned) {
             Some(within) => SystemPath { configured: Some(configured), learned: Some(within), has_reports: false },
             None => SystemPath { configured: Some(configured), learned: Some(learned), has_reports },

@@ -1,4 +1,4 @@
-//! What was received, one message or many at a time.
+//! Received messages, one or many at a time.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -6,39 +6,39 @@ use core::net::SocketAddr;
 use std::io;
 
 use super::error::RecvError;
-use super::send::tells_of_an_earlier_packet;
+use super::send::may_concern_earlier_packet;
 use crate::sys::syscall::{MESSAGES, Slot};
 use crate::wire::Ecn;
 
-/// How many pending errors one call skips.
+/// The number of pending errors that one call skips.
 pub(super) const SKIPPED_ERRORS: usize = 16;
 
-/// Bytes of a buffer that every train fits into: what the kernel coalesces is an IP packet to it.
+/// The size in bytes of a buffer that every GRO batch fits into: the kernel coalesces up to an IP packet's length.
 const BUFFER: usize = 65_536;
 
-/// What was received: one datagram, or a train of them from one sender.
+/// The metadata of a received message: of one datagram, or of a GRO batch from one sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecvMeta {
     /// The sender. An IPv4 sender is an IPv4 address on an IPv6 socket too.
     pub from: SocketAddr,
-    /// Bytes received.
+    /// The number of bytes received.
     pub len: usize,
-    /// Bytes in every datagram but the last, which may be shorter; equal to `len` for a single datagram, also an empty
-    /// one.
+    /// The length in bytes of every datagram but the last, which may be shorter. It is `len` for a single datagram,
+    /// also for an empty one.
     pub stride: usize,
-    /// The ECN field of the outer packets, the same in all of a train.
+    /// The ECN field of the outer packets. It is the same for all datagrams of a batch.
     pub ecn: Ecn,
 }
 
 impl RecvMeta {
-    /// The datagrams of a message, whose bytes are given: one, also if it is empty, or a GRO batch.
+    /// Returns the datagrams of a message, whose bytes are given: one, also if it is empty, or those of a GRO batch.
     #[inline]
     pub fn datagrams_mut<'b>(&self, bytes: &'b mut [u8]) -> impl Iterator<Item = &'b mut [u8]> + use<'b> {
         let empty = bytes.is_empty().then(<&mut [u8]>::default);
         bytes.chunks_mut(self.stride.max(1)).chain(empty)
     }
 
-    /// What a slot tells about a message that was received into a buffer of `room` bytes.
+    /// Reads the metadata of a message that was received into a buffer of `room` bytes.
     #[inline]
     pub(super) fn new(slot: &Slot, room: usize) -> Result<Self, RecvError> {
         let len = slot.length;
@@ -55,31 +55,32 @@ impl RecvMeta {
     }
 }
 
-/// Buffers for [`UdpTransport::recv_batch`](super::UdpTransport::recv_batch), and what is in them.
+/// Buffers for [`UdpTransport::recv_batch`](super::UdpTransport::recv_batch), and the messages in them.
 #[derive(Debug)]
 pub struct RecvBatch {
     bytes: Box<[u8]>,
-    /// Bytes of one buffer.
+    /// The size of one buffer in bytes.
     room: usize,
     slots: Box<[Slot]>,
-    /// How many messages were received.
+    /// The number of messages that were received.
     filled: usize,
 }
 
 impl RecvBatch {
-    /// How many messages a batch has room for at most.
+    /// The most messages that a batch has room for.
     pub const MESSAGES_MAX: usize = MESSAGES;
 
-    /// Room for so many messages, taken for the nearest of 1 to [`RecvBatch::MESSAGES_MAX`], with 64 KiB each.
+    /// Creates a batch with buffers of 64 KiB for 1 to [`RecvBatch::MESSAGES_MAX`] messages. Other numbers count as
+    /// the nearest of these.
     ///
-    /// A message may be a train of datagrams, so that a few are enough where the kernel coalesces.
+    /// A message may be a GRO batch, so that a few messages are enough where the kernel coalesces.
     #[must_use]
     pub fn new(messages: usize) -> Self {
         Self::with_buffers(messages, BUFFER)
     }
 
-    /// The same with other buffers than of 64 KiB. In less, trains are lost: it is for sockets without
-    /// [`UdpOffload::gro`](super::UdpOffload::gro), and for tests.
+    /// Creates a batch with buffers of another size than 64 KiB. Smaller ones lose GRO batches. They are for sockets
+    /// without [`UdpOffload::gro`](super::UdpOffload::gro), and for tests.
     #[must_use]
     pub fn with_buffers(messages: usize, bytes: usize) -> Self {
         let (messages, room) = (messages.clamp(1, Self::MESSAGES_MAX), bytes.max(1));
@@ -87,41 +88,43 @@ impl RecvBatch {
         Self { bytes, room, slots: vec![Slot::EMPTY; messages].into_boxed_slice(), filled: 0 }
     }
 
-    /// How many messages there is room for.
+    /// Returns the number of messages that the batch has room for.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.slots.len()
     }
 
-    /// How many messages were received by the last call.
+    /// Returns the number of messages that the last call received.
     #[must_use]
     pub fn len(&self) -> usize {
         self.filled
     }
 
-    /// Whether nothing was received.
+    /// Returns `true` if the last call received nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
-    /// The message of that number, counted from 0 in the order of arrival, and its `len` bytes. `None` behind the last.
+    /// Returns the message of a number, counted from 0 in the order of arrival, and its `len` bytes. `None` behind
+    /// the last.
     ///
     /// # Errors
-    /// [`RecvError::Truncated`] and [`RecvError::ControlTruncated`] when that message is lost; the others are not.
+    /// Returns [`RecvError::Truncated`] or [`RecvError::ControlTruncated`] if that message is lost. The others are
+    /// not.
     pub fn get_mut(&mut self, number: usize) -> Option<Result<(RecvMeta, &mut [u8]), RecvError>> {
         let slot = self.slots.get(..self.filled)?.get(number)?;
         let buffer = self.bytes.chunks_exact_mut(self.room).nth(number)?;
         Some(contents(slot, buffer))
     }
 
-    /// The messages in the order of arrival, as [`RecvBatch::get_mut`] has them.
+    /// Returns the messages in the order of arrival, as [`RecvBatch::get_mut`] does.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = Result<(RecvMeta, &mut [u8]), RecvError>> {
         let filled = self.slots.iter().take(self.filled);
         filled.zip(self.bytes.chunks_exact_mut(self.room)).map(|(slot, buffer)| contents(slot, buffer))
     }
 
-    /// Has `receive` fill slots and buffers, and notes how many it filled.
+    /// Fills slots and buffers by `receive`, and stores the number that it filled.
     #[inline]
     pub(super) fn fill(
         &mut self,
@@ -139,7 +142,7 @@ fn contents<'b>(slot: &Slot, buffer: &'b mut [u8]) -> Result<(RecvMeta, &'b mut 
     Ok((meta, buffer.get_mut(..meta.len).unwrap_or_default()))
 }
 
-/// Receives, past errors that tell what became of packets sent earlier.
+/// Repeats a call, and skips errors of packets that were sent earlier.
 pub(super) fn skip_pending<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, RecvError> {
     let mut skipped = 0;
     loop {
@@ -148,7 +151,7 @@ pub(super) fn skip_pending<T>(mut call: impl FnMut() -> io::Result<T>) -> Result
             Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
                 libc::EINTR => {}
                 // EMSGSIZE: a router cannot carry a packet sent earlier.
-                errno if errno == libc::EMSGSIZE || tells_of_an_earlier_packet(errno) => {
+                errno if errno == libc::EMSGSIZE || may_concern_earlier_packet(errno) => {
                     // Not `WouldBlock`: there may be datagrams behind them.
                     if skipped == SKIPPED_ERRORS {
                         return Err(RecvError::Other(errno));
@@ -161,7 +164,7 @@ pub(super) fn skip_pending<T>(mut call: impl FnMut() -> io::Result<T>) -> Result
     }
 }
 
-/// The sender as it is known to the routes, whichever family the socket has.
+/// Returns the sender's address as the routes contain it: an IPv4-mapped address becomes an IPv4 address.
 fn unmapped(from: SocketAddr) -> SocketAddr {
     match from {
         SocketAddr::V6(address) => match address.ip().to_ipv4_mapped() {

@@ -1,4 +1,4 @@
-//! How transmits are cut into messages, and what each error of the system call means for the rest.
+//! Division of transmits into messages, and the consequences of each error of the system call.
 
 use core::ffi::c_int;
 use core::net::IpAddr;
@@ -14,14 +14,14 @@ use crate::sys::syscall::{MESSAGES, Message};
 use crate::transmit::{BATCH_BYTES_MAX, SEGMENTS_MAX};
 use crate::wire::Ecn;
 
-/// What does not change while transmits are sent.
+/// The values that stay the same while transmits are sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan<'f> {
-    /// Whether the kernel can cut trains.
+    /// Set if the kernel segments GSO batches.
     pub(super) gso: bool,
-    /// How many sockets there are for flows to choose from; with none all is sent by the socket 0.
+    /// The number of flow ports. With none, the socket 0 sends everything.
     pub(super) flows: usize,
-    /// The peers that send by others than these.
+    /// The peers whose datagrams do not simply go by the shared sockets.
     pub(super) moved: &'f Moved,
     pub(super) fallbacks: &'f Fallbacks,
     pub(super) disabled: &'f Disabled,
@@ -34,8 +34,8 @@ struct Place {
     segment: usize,
 }
 
-/// Sends what is in `transmits` from the datagram `first_segment` of the first one on. `send` sends the first of the messages
-/// it is given, of which there is at least one, by the socket of that number, and returns how many it sent.
+/// Sends `transmits`, of the first one from the datagram `first_segment` on. `send` gets at least one message. It
+/// sends the first messages it gets by the socket of a number, and returns how many it sent.
 pub(super) fn send_all(
     send: impl Fn(usize, &mut Messages<'_, '_>) -> io::Result<usize>,
     plan: Plan<'_>,
@@ -43,30 +43,31 @@ pub(super) fn send_all(
     first_segment: usize,
 ) -> Result<(), BatchError> {
     let mut place = Place { transmit: 0, segment: first_segment };
-    // Where an error was passed over that may concern a packet sent earlier.
+    // The place of an ignored error that may concern a packet sent earlier.
     let mut passed_over = None;
-    // A place from which on a train failed, and its datagrams are tried one by one.
-    let mut one_by_one = None;
-    // A place where a message with an ECN field failed, as a train or as a single datagram, and is tried once more, then without.
+    // The place of a GSO batch that failed and whose datagrams are tried one by one.
+    let mut unbatched = None;
+    // The place of a message with an ECN field that failed. It is tried once more, and then without the ECN field.
     let (mut once_more, mut unmarked) = (None, None);
     loop {
         let mut counts = [0; MESSAGES];
-        let attempt = (place, one_by_one == Some(place));
+        let attempt = (place, unbatched == Some(place));
         let marked = unmarked != Some(attempt) && !plan.disabled.has(Feature::SendEcn);
         let most = if unmarked == Some(attempt) || plan.disabled.has(Feature::SendMany) { 1 } else { MESSAGES };
-        let trainless = if attempt.1 { destination_at(transmits, place) } else { None };
+        let unbatched_peer = if attempt.1 { destination_at(transmits, place) } else { None };
         let room = counts.get_mut(..most).unwrap_or_default().iter_mut();
-        let mut messages = Messages { plan, transmits, place, trainless, marked, socket: None, bytes: 0, counts: room };
+        let mut messages =
+            Messages { plan, transmits, place, unbatched_peer, marked, socket: None, bytes: 0, counts: room };
         let Some(first) = messages.peek() else { return Ok(()) };
         place = messages.place;
         let socket = plan.socket_of(first.transmit);
         let sent = send(socket, &mut messages);
         let is_alone = messages.counts.len() + 1 == most;
         let error = match sent {
-            // Not a thing the kernel does with at least one message; it must not become a loop without end.
+            // The kernel does not do that with at least one message. It must not become an endless loop.
             Ok(0) => libc::EIO,
             Ok(sent) => {
-                if one_by_one == Some(place) {
+                if unbatched == Some(place) {
                     plan.fallbacks.insert(first.transmit.destination.ip());
                 }
                 if unmarked == Some(attempt) {
@@ -82,19 +83,20 @@ pub(super) fn send_all(
         };
         match error {
             libc::EINTR => {}
-            // EPERM is a firewall's word too, but not on a call without messages.
+            // A firewall returns EPERM too, but not on a call without messages.
             libc::ENOSYS | libc::EPERM if !is_alone && (error == libc::ENOSYS || is_barred(&send, plan, socket)) => {
                 plan.disabled.add(Feature::SendMany);
             }
-            // EINVAL and EIO have many reasons. The same message once more, then without its ECN field, and then the datagrams one
-            // by one, tell whether it was the control messages or passed by.
+            // EINVAL and EIO have many reasons. Sending the same message once more, then without its ECN field, and
+            // then its datagrams one by one shows whether the control messages were the reason or the error has
+            // passed.
             libc::EINVAL if marked && first.transmit.ecn != Ecn::NotEct => match once_more {
                 Some(failed) if failed == attempt => unmarked = Some(attempt),
                 _ => once_more = Some(attempt),
             },
-            libc::EINVAL | libc::EIO if first.segments > 1 => one_by_one = Some(place),
-            // The kernel reports it a single time, to whoever sends next, so it is tried once more at once.
-            errno if tells_of_an_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),
+            libc::EINVAL | libc::EIO if first.segments > 1 => unbatched = Some(place),
+            // The kernel reports it once, to the next sender, so it is tried once more at once.
+            errno if may_concern_earlier_packet(errno) && passed_over != Some(place) => passed_over = Some(place),
             errno => {
                 let kind = SendErrorKind::from_errno(errno);
                 let is_main = plan.flows == 0 && socket == 0;
@@ -107,19 +109,19 @@ pub(super) fn send_all(
     }
 }
 
-/// Whether the system call for several messages fails even without any.
+/// Returns `true` if the system call for several messages fails even without any.
 #[cold]
 fn is_barred(send: &impl Fn(usize, &mut Messages<'_, '_>) -> io::Result<usize>, plan: Plan<'_>, socket: usize) -> bool {
     let place = Place { transmit: 0, segment: 0 };
     let counts = [].iter_mut();
     let mut none =
-        Messages { plan, transmits: &[], place, trainless: None, marked: true, socket: None, bytes: 0, counts };
+        Messages { plan, transmits: &[], place, unbatched_peer: None, marked: true, socket: None, bytes: 0, counts };
     send(socket, &mut none).is_err_and(|error| is_missing(&error))
 }
 
-/// Whether an ICMP error may be behind it (`icmp_err_convert` in the kernel's net/ipv4/icmp.c, `icmpv6_err_convert` in
-/// net/ipv6/icmp.c), in contrast to EMSGSIZE, which on sending concerns the packet at hand.
-pub(super) fn tells_of_an_earlier_packet(errno: c_int) -> bool {
+/// Returns `true` if an ICMP error for an earlier packet may be the reason (`icmp_err_convert` in the kernel's
+/// net/ipv4/icmp.c, `icmpv6_err_convert` in net/ipv6/icmp.c). EMSGSIZE on sending concerns the packet at hand.
+pub(super) fn may_concern_earlier_packet(errno: c_int) -> bool {
     matches!(
         errno,
         libc::ECONNREFUSED
@@ -135,8 +137,8 @@ pub(super) fn tells_of_an_earlier_packet(errno: c_int) -> bool {
 }
 
 impl Plan<'_> {
-    /// The number of the socket that sends: those that peers share, then those of each lane, then these of the first again, for
-    /// peers that are limited.
+    /// Returns the number of the socket that sends a transmit. First come the shared sockets, then the sockets of
+    /// each lane. Last come the shared sockets once more, for limited peers.
     #[inline]
     pub(super) fn socket_of(&self, transmit: &Transmit<'_>) -> usize {
         let port = self.port_of(transmit.flow);
@@ -151,7 +153,7 @@ impl Plan<'_> {
         row * self.flows.max(1) + port
     }
 
-    /// The number of the socket that a flow's port belongs to.
+    /// Returns the number of the shared socket of a flow.
     #[inline]
     pub(super) fn port_of(&self, flow: u16) -> usize {
         usize::from(flow).checked_rem(self.flows).unwrap_or(0)
@@ -159,7 +161,7 @@ impl Plan<'_> {
 }
 
 impl Place {
-    /// The same, at the begin of the next transmit if it is at the end of one.
+    /// Returns the same place, or the beginning of the next transmit at the end of one.
     #[inline]
     fn normalized(self, transmits: &[Transmit<'_>]) -> Self {
         let mut place = self;
@@ -175,8 +177,9 @@ impl Place {
     }
 }
 
-/// How many datagrams of a size the kernel takes as a train. Linux 4.18, 4.19 and some 5.x refuse a train that is longer than
-/// `UDP_MAX_SEGMENTS` times its segment size together with the headers, IPv6 and UDP at most (`udp_send_skb` in net/ipv4/udp.c).
+/// Returns the number of datagrams of a size that the kernel accepts as a GSO batch. Linux 4.18, 4.19 and some 5.x
+/// refuse a batch longer than `UDP_MAX_SEGMENTS` times its segment size. They count the headers in, IPv6 and UDP at
+/// most (`udp_send_skb` in net/ipv4/udp.c).
 #[inline]
 fn segments_max(size: usize) -> usize {
     const UDP_MAX_SEGMENTS: usize = 64;
@@ -194,21 +197,21 @@ fn segment_size(transmit: &Transmit<'_>) -> usize {
     transmit.segment_size.map_or(transmit.contents.len().max(1), NonZeroUsize::get)
 }
 
-/// The messages to be sent by one socket, as many as one system call takes.
+/// The messages for one socket, as many as one system call takes.
 ///
-/// It notes how many datagrams each one is made of: what it would be made of when asked again may have changed.
+/// It stores the number of datagrams of each message, because that number may change when it is computed again.
 #[derive(Debug)]
 pub(super) struct Messages<'m, 'c> {
     plan: Plan<'m>,
     transmits: &'m [Transmit<'m>],
     place: Place,
-    /// Where nothing goes in trains, beside the places that are remembered.
-    trainless: Option<IpAddr>,
-    /// Whether messages carry an ECN field.
+    /// A destination without batches, beside those that are remembered.
+    unbatched_peer: Option<IpAddr>,
+    /// Set if messages carry an ECN field.
     marked: bool,
-    /// The socket of the first message; the messages end before another one's.
+    /// The socket of the first message. The messages end before one for another socket.
     socket: Option<usize>,
-    /// How many bytes they are.
+    /// The number of bytes in the messages.
     bytes: usize,
     counts: core::slice::IterMut<'c, u8>,
 }
@@ -218,24 +221,24 @@ pub(super) struct Messages<'m, 'c> {
 struct Next<'m> {
     transmit: &'m Transmit<'m>,
     payload: &'m [u8],
-    /// How many datagrams.
+    /// The number of datagrams.
     segments: usize,
     size: usize,
 }
 
 impl<'m> Messages<'m, '_> {
-    /// The number of the next transmit that messages are made of.
+    /// Returns the number of the next transmit to make messages of.
     pub(super) fn transmit(&self) -> usize {
         self.place.transmit
     }
 
-    /// The transmits from that number on that messages were made of.
+    /// Returns the transmits from a number on that messages were made of.
     pub(super) fn transmits_from(&self, first: usize) -> &'m [Transmit<'m>] {
         let end = self.place.transmit + usize::from(self.place.segment > 0);
         self.transmits.get(first..end.max(first + 1)).unwrap_or_default()
     }
 
-    /// How many bytes the messages are.
+    /// Returns the number of bytes in the messages.
     #[inline]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -251,7 +254,7 @@ impl<'m> Messages<'m, '_> {
             return Some(Next { transmit, payload: rest, segments: 1, size });
         }
         let peer = transmit.destination.ip();
-        let most = if !self.plan.gso || self.trainless == Some(peer) || self.plan.fallbacks.contains(peer) {
+        let most = if !self.plan.gso || self.unbatched_peer == Some(peer) || self.plan.fallbacks.contains(peer) {
             1
         } else {
             (BATCH_BYTES_MAX / size).clamp(1, segments_max(size))
@@ -275,7 +278,7 @@ impl<'m> Iterator for Messages<'m, '_> {
         *self.counts.next()? = next.segments as u8;
         self.place.segment += next.segments;
         self.bytes += next.payload.len();
-        // A single datagram says nothing about segments: some drivers fail with EIO otherwise.
+        // A single datagram has no segment size: some drivers fail with EIO otherwise.
         let segment = if next.segments > 1 { u16::try_from(next.size).ok() } else { None };
         let ecn = if self.marked { next.transmit.ecn } else { Ecn::NotEct };
         Some(Message { destination: next.transmit.destination, payload: next.payload, segment, ecn })

@@ -1,4 +1,4 @@
-//! Sockets that somebody else has made: which there may be, and which of their options are reset.
+//! Sockets that other programs created: the checks, and the options that are reset.
 
 use core::ffi::c_int;
 use core::net::SocketAddr;
@@ -8,11 +8,11 @@ use std::os::fd::AsFd;
 
 use crate::sys::syscall;
 
-/// Why a socket is not taken over.
+/// The reason why a socket is not taken over.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TakeOverError {
-    /// It receives from that address alone.
+    /// The socket is connected, and so receives from one address alone.
     #[error(
         "the socket is connected to {peer}, and so receives from no other peer; pass one that is bound and not connected"
     )]
@@ -20,10 +20,10 @@ pub enum TakeOverError {
         /// The address.
         peer: SocketAddr,
     },
-    /// No peer knows its port.
+    /// The socket has no port.
     #[error("the socket is not bound to a port; bind it before it is passed on")]
     NotBound,
-    /// It is a socket of TCP, UDP-Lite or another protocol.
+    /// The socket is one of TCP, UDP-Lite or another protocol.
     #[error("the socket is not one of UDP (type {kind}, protocol {protocol}); pass one of SOCK_DGRAM and IPPROTO_UDP")]
     NotUdp {
         /// `SO_TYPE`.
@@ -66,7 +66,8 @@ const EMPTY: &[u8] = &[];
 /// struct `in6_pktinfo` of linux/ipv6.h.
 const NO_PACKET_INFO: &[u8] = &[0; 20];
 
-/// Numbers that the libc crate does not have for every platform: asm-generic/socket.h, linux/in.h, linux/in6.h, linux/udp.h.
+/// Numbers that the libc crate does not have for every platform: asm-generic/socket.h, linux/in.h, linux/in6.h,
+/// linux/udp.h.
 mod number {
     use core::ffi::c_int;
 
@@ -100,7 +101,8 @@ macro_rules! resets {
     };
 }
 
-/// Of any socket. What makes the kernel tell more about each message than there is room for is in the second group of each list.
+/// Options of any socket. The second group of each list makes the kernel add control messages for which there is no
+/// room.
 const SOCKET: [Reset; 14] = resets![
     libc::SOL_SOCKET:
     libc::SO_BROADCAST = OFF,
@@ -129,7 +131,7 @@ const UDP: [Reset; 5] = resets![
     libc::UDP_SEGMENT = OFF,
 ];
 
-/// Of an IPv6 socket too, which sends and receives IPv4 by these.
+/// Options of an IPv6 socket too, which sends and receives IPv4 by these.
 const IPV4: [Reset; 11] = resets![
     libc::IPPROTO_IP:
     libc::IP_OPTIONS = EMPTY,
@@ -174,7 +176,7 @@ const IPV6: [Reset; 23] = resets![
     libc::IPV6_RECVRTHDR = OFF,
 ];
 
-/// The options that are reset on a socket with this address.
+/// Returns the options that are reset on a socket with this address.
 pub(super) fn resets(local: SocketAddr) -> impl Iterator<Item = &'static Reset> {
     let ipv6: &[Reset] = if local.is_ipv6() { &IPV6 } else { &[] };
     SOCKET.iter().chain(&UDP).chain(&IPV4).chain(ipv6)
@@ -206,8 +208,8 @@ pub(super) fn take_over(socket: &UdpSocket) -> Result<(), TakeOverError> {
 
 impl Reset {
     fn apply(&self, socket: &UdpSocket) -> Result<(), TakeOverError> {
-        // To set some options takes rights or costs something, even if they have that value: `UDP_ENCAP` makes the kernel look for
-        // tunnels in every datagram of the host.
+        // Some options need privileges or cost something, even if they have that value: `UDP_ENCAP` makes the kernel
+        // look for tunnels in every datagram of the host.
         let is_set_so = self.value(socket).is_ok_and(|value| value == self.value || is_zero(&value, self.value));
         if is_set_so {
             return Ok(());
@@ -225,13 +227,13 @@ impl Reset {
     }
 }
 
-/// Whether both are zero and not empty. Some options are longer on newer kernels.
+/// Returns `true` if both are zero and not empty. Some options are longer on newer kernels.
 fn is_zero(value: &[u8], wanted: &[u8]) -> bool {
     let zero = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(|byte| *byte == 0);
     zero(value) && zero(wanted)
 }
 
-/// The kernel does not know the option, so that it is not set.
+/// Returns `true` if the kernel does not know the option, so that it is not set.
 fn is_unknown(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::ENOSYS))
 }

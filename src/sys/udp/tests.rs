@@ -5,13 +5,13 @@ use crate::sys::script::{Answer, Call, Script};
 
 mod checksum;
 
-/// Runs a test where loopback is up, whoever started it.
+/// Runs a test in a network namespace whose loopback is up.
 fn on_loopback(test: impl FnOnce() + Send) {
     testbed::Namespace::new().expect("these tests make network namespaces, and need root").enter(test);
 }
 
 impl UdpTransport {
-    /// A socket whose packets a script sees to, with so many others for flows to choose from.
+    /// Returns a transport over a script, with a number of flow ports.
     pub(crate) fn scripted(script: &Script, offload: UdpOffload, flows: usize) -> Self {
         let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let transport = Self::from_socket(socket(), UdpOffload::ALL).unwrap();
@@ -21,9 +21,9 @@ impl UdpTransport {
     }
 }
 
-/// Whichever of the sockets cannot be had: the error is told with its number, and none of the others is left.
+/// Whichever socket cannot be created, the error has its number and no other socket is left open.
 #[test]
-fn fault_35_no_socket_is_left_of_queues_that_could_not_be_had() {
+fn fault_35_queues_that_cannot_be_created_leave_no_socket_open() {
     let config = UdpConfig { flow_ports: 3, ..UdpConfig::default() };
     let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let queues = NonZeroUsize::new(4).unwrap();
@@ -41,9 +41,9 @@ fn fault_35_no_socket_is_left_of_queues_that_could_not_be_had() {
     }
 }
 
-/// The path's MTU is asked with a socket of its own, for which there may be no descriptor.
+/// The query of a path MTU opens a socket, for which there may be no descriptor.
 #[test]
-fn fault_35_a_path_that_cannot_be_asked_for_is_told() {
+fn fault_35_a_path_query_without_a_descriptor_returns_its_error() {
     let script = Script::default();
     script.then(Call::PathMtu, [Answer::Error(libc::EMFILE)]);
     let transport = UdpTransport::scripted(&script, UdpOffload::ALL, 0);
@@ -62,7 +62,7 @@ fn every_errno_of_a_bind_has_its_meaning() {
     assert!(matches!(error(libc::EMFILE), BindError::Other { .. }));
 }
 
-/// With the option that a socket of ours never has.
+/// With the option that a socket of this library never has.
 #[test]
 fn fault_33_a_dead_peer_costs_a_healthy_one_no_packet() {
     on_loopback(|| {
@@ -115,7 +115,7 @@ fn buffers_are_as_large_as_permitted() {
         (value(SocketOption::ReceiveBuffer), value(SocketOption::SendBuffer))
     };
     let config = |bytes| UdpConfig { receive_buffer: bytes, send_buffer: bytes, ..UdpConfig::default() };
-    // The kernel doubles what was asked for. Root is limited by nothing, others by a sysctl.
+    // The kernel doubles the value. Root is limited by nothing, others by a sysctl.
     let limit = |name: &str| -> Option<usize> {
         std::fs::read_to_string(std::format!("/proc/sys/net/core/{name}")).ok()?.trim().parse().ok()
     };
@@ -130,15 +130,16 @@ fn buffers_are_as_large_as_permitted() {
     assert!(granted(&config(None)).0 < receive);
 }
 
-/// Without checksums the kernel cuts no trains (`udp_send_skb` in net/ipv4/udp.c): EINVAL, as over some devices and paths.
+/// Without checksums the kernel refuses GSO batches (`udp_send_skb` in net/ipv4/udp.c): EINVAL, as over some devices
+/// and paths.
 #[test]
-fn fault_30_the_kernel_refuses_a_train_and_the_datagrams_arrive() {
+fn fault_30_the_kernel_refuses_a_batch_and_the_datagrams_arrive() {
     on_loopback(|| {
         let loopback = |last| SocketAddr::from(([127, 0, 0, last], 0));
         let transport = UdpTransport::bind(loopback(1), &UdpConfig::default()).unwrap();
         let receivers = [2, 3].map(|last| UdpSocket::bind(loopback(last)).unwrap());
         let contents: Vec<u8> = (0..=255).cycle().take(10_500).collect();
-        let train = |to: &UdpSocket| Transmit {
+        let gso_batch = |to: &UdpSocket| Transmit {
             segment_size: NonZeroUsize::new(100),
             ..Transmit::datagram(to.local_addr().unwrap(), &contents)
         };
@@ -155,15 +156,18 @@ fn fault_30_the_kernel_refuses_a_train_and_the_datagrams_arrive() {
         let [first, second] = &receivers;
         syscall::set_socket_option(transport.as_fd(), SocketOption::NoChecksum, 1).unwrap();
         for _ in 0..2 {
-            transport.send_batch(&[train(first)], 0).unwrap();
+            transport.send_batch(&[gso_batch(first)], 0).unwrap();
             arrived(first);
             assert_eq!(transport.gso_fallbacks(), 1);
         }
         syscall::set_socket_option(transport.as_fd(), SocketOption::NoChecksum, 0).unwrap();
-        transport.send_batch(&[train(first), train(second)], 0).unwrap();
+        transport.send_batch(&[gso_batch(first), gso_batch(second)], 0).unwrap();
         receivers.iter().for_each(arrived);
         assert!(transport.fallbacks.contains(first.local_addr().unwrap().ip()));
-        assert!(!transport.fallbacks.contains(second.local_addr().unwrap().ip()), "trains go on elsewhere");
+        assert!(
+            !transport.fallbacks.contains(second.local_addr().unwrap().ip()),
+            "other destinations still get batches"
+        );
     });
 }
 

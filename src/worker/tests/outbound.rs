@@ -190,7 +190,7 @@ fn fault_29_35_53_an_unknown_path_mtu_is_lowered_by_plateaus() {
 fn fault_30_a_refused_gso_batch_is_sent_unbatched_to_that_peer_alone() {
     for errno in [libc::EIO, libc::EINVAL] {
         let mut stage = Stage::new();
-        stage.script.refuse_trains(host_a().ip(), errno);
+        stage.script.refuse_gso_batches(host_a().ip(), errno);
         for round in 0..2 {
             five(&stage);
             let gso_packet = udp(POD, POD_A, 10, Df::Set, 4000);
@@ -229,7 +229,7 @@ fn fault_55_gso_batches_are_enabled_again() {
     assert!(is_batched(&mut stage), "after a minute");
     stage.now += 60 * minute;
 
-    stage.script.refuse_trains(host_a().ip(), libc::EIO);
+    stage.script.refuse_gso_batches(host_a().ip(), libc::EIO);
     for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
         let fallbacks = stage.worker.counters().stats.gso_fallbacks;
         assert!(!is_batched(&mut stage));
@@ -247,7 +247,7 @@ fn fault_55_gso_batches_are_enabled_again() {
 #[test]
 fn fault_30_36_a_refused_gso_batch_is_counted_when_the_device_ends() {
     let mut stage = Stage::new();
-    stage.script.refuse_trains(host_a().ip(), libc::EIO);
+    stage.script.refuse_gso_batches(host_a().ip(), libc::EIO);
     five(&stage);
     let reads = core::iter::repeat_n(Answer::All, 5).chain([Answer::Error(libc::EBADFD)]);
     stage.script.then(Call::Read, reads);

@@ -127,7 +127,7 @@ impl Play {
         let stage = Stage::with(self.of_tun, UdpOffload::ALL);
         stage.script.narrow(host_a().ip(), self.mtu, libc::EINVAL);
         if self.no_gso_batches {
-            stage.script.refuse_trains(host_a().ip(), libc::EIO);
+            stage.script.refuse_gso_batches(host_a().ip(), libc::EIO);
         }
         if self.no_gso_packets {
             stage.script.refuse_gso_packets(libc::EINVAL);

@@ -14,7 +14,7 @@ use crate::wire::Ecn;
 const BUFFER: usize = 4 << 20;
 const DATAGRAM: usize = 1400;
 
-/// Lanes are IPv6 sockets.
+/// Returns `true` if the kernel can create lanes, which are IPv6 sockets.
 fn has_lanes() -> bool {
     let has = testbed::has_ipv6();
     if !has {
@@ -28,13 +28,13 @@ fn peer(number: u16) -> SocketAddr {
     ([10, 168, high, low], 8285).into()
 }
 
-/// A transport, its script, and what each peer was sent.
+/// A transport, its script, and the datagrams that each peer was sent.
 struct Stage {
     script: Script,
     udp: UdpTransport,
     sent: BTreeMap<SocketAddr, u64>,
     refused: BTreeMap<SocketAddr, Vec<SendErrorKind>>,
-    /// Which sockets sent to each peer, in the order in which each began to.
+    /// The sockets that sent to each peer, in the order of their first datagram.
     sockets: BTreeMap<SocketAddr, Vec<i32>>,
     /// The number of the next datagram of each peer.
     next: BTreeMap<SocketAddr, u64>,
@@ -50,7 +50,7 @@ impl Stage {
         Self { script, udp, sent, refused, sockets, next, now: Instant::now() }
     }
 
-    /// Sends one peer some datagrams in one batch, each with its number in front, or notes why that was refused.
+    /// Sends one peer numbered datagrams in one batch, or stores the error.
     fn send(&mut self, to: SocketAddr, datagrams: usize) {
         self.send_flow(to, 0, datagrams);
     }
@@ -74,16 +74,16 @@ impl Stage {
 
     fn tick(&mut self, time: Duration) {
         self.now += time;
-        self.udp.retry_trains(self.now);
-        self.look();
+        self.udp.retry_gso(self.now);
+        self.check();
     }
 
     fn is_refused(&self, to: SocketAddr) -> bool {
         self.refused.contains_key(&to)
     }
 
-    /// Looks at what was sent: the datagrams of each peer in order.
-    fn look(&mut self) {
+    /// Checks the datagrams that were sent: those of each peer are in order.
+    fn check(&mut self) {
         for sent in self.script.take_sends().into_iter().flatten() {
             let of_peer = self.sockets.entry(sent.to).or_default();
             if of_peer.last() != Some(&sent.socket) {
@@ -116,7 +116,7 @@ fn r69_fault_51_a_slow_peer_fills_a_lane_of_its_own() {
         stage.send(slow, 40);
         stage.send(idle, 1);
     }
-    stage.look();
+    stage.check();
     assert!(!stage.is_refused(idle));
     assert!(stage.refused[&slow].iter().all(|kind| *kind == SendErrorKind::PathFull), "{:?}", stage.refused[&slow]);
     let own = stage.udp.as_fd().as_raw_fd();
@@ -127,7 +127,7 @@ fn r69_fault_51_a_slow_peer_fills_a_lane_of_its_own() {
     assert_eq!(stage.udp.disabled().count(), 0);
 }
 
-/// One call may be for several peers. The refused one alone is named, and what was before it was sent.
+/// One call may be for several peers. The error names the peer that was refused, and what was before it was sent.
 #[test]
 fn r69_fault_51_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
     if !has_lanes() {
@@ -149,7 +149,7 @@ fn r69_fault_51_the_error_of_a_batch_names_the_peer_whose_lane_is_full() {
     assert_eq!(stage.script.take_datagrams().len(), 2);
 }
 
-/// Eight slow peers have eight lanes. A ninth is limited, and is still sent what its path takes.
+/// Eight slow peers have eight lanes. A ninth is limited, and is still sent what its path carries.
 #[test]
 fn r69_fault_51_more_slow_peers_than_lanes() {
     if !has_lanes() {
@@ -174,7 +174,7 @@ fn r69_fault_51_more_slow_peers_than_lanes() {
         assert!(!stage.is_refused(idle), "{slow_peers}");
         let is_busy = |to: &&SocketAddr| stage.sent[*to] - before[*to] >= 400 * 5 - 40;
         let busy = slow.iter().filter(is_busy).count();
-        // Those that are limited share one buffer.
+        // Limited peers share one buffer.
         assert!(busy >= if slow_peers <= 9 { slow_peers.into() } else { LANES_MAX }, "{busy} of {slow_peers}");
         assert!(slow.iter().all(|slow| stage.is_refused(*slow)));
         let sockets: alloc::collections::BTreeSet<_> = stage.sockets.values().flatten().collect();
@@ -182,7 +182,7 @@ fn r69_fault_51_more_slow_peers_than_lanes() {
     }
 }
 
-/// Peers that are sent more than the slow one, and many that are sent little.
+/// Many peers are sent more than the slow one, and many are sent little.
 #[test]
 fn r69_fault_51_the_slow_peer_is_found_among_many() {
     if !has_lanes() {
@@ -211,7 +211,7 @@ fn r69_fault_51_the_slow_peer_is_found_among_many() {
     }
 }
 
-/// What was sent leaves, and the peer returns to the shared socket; nothing is asked then.
+/// The lane becomes empty, and the peer returns to the shared socket. Then the fill level is not queried any more.
 #[test]
 fn a_peer_returns_when_its_lane_is_empty() {
     if !has_lanes() {
@@ -230,24 +230,25 @@ fn a_peer_returns_when_its_lane_is_empty() {
     assert_eq!(stage.sockets[&slow].len(), 2, "it has its lane while that is full");
     stage.script.free(slow, usize::MAX);
     stage.tick(Duration::from_secs(1));
-    assert!(stage.udp.lanes.moved().is_some(), "after one look");
+    assert!(stage.udp.lanes.moved().is_some(), "after one check");
     stage.tick(Duration::from_millis(999));
-    assert!(stage.udp.lanes.moved().is_some(), "no look before a second is over");
+    assert!(stage.udp.lanes.moved().is_some(), "no check before a second is over");
     stage.tick(Duration::from_millis(1));
     assert!(stage.udp.lanes.moved().is_none());
     let asked = stage.script.count(Call::SendBacklog);
     stage.tick(Duration::from_secs(1));
     stage.send(slow, 1);
-    stage.look();
+    stage.check();
     assert!(stage.is_shared(*stage.sockets[&slow].last().unwrap()));
     assert_eq!(stage.script.count(Call::SendBacklog), asked);
 }
 
-/// No socket is made and nothing is remembered of peers whose paths take everything; a socket is asked once in 128 KiB at most.
+/// While every path is fast, no socket is created and no peer is stored. A fill level is queried once in 128 KiB at
+/// most.
 #[test]
 fn lanes_cost_nothing_while_no_path_is_slow() {
     let mut stage = Stage::new(0);
-    // Twice of the send buffer.
+    // Twice the send buffer.
     for round in 0..400 {
         stage.send(peer(round % 7), 15);
     }
@@ -257,7 +258,8 @@ fn lanes_cost_nothing_while_no_path_is_slow() {
     assert!((1..=bytes / BYTES_UNCHECKED).contains(&asked), "{asked} for {bytes} bytes");
 }
 
-/// A sandbox may refuse the sockets, or the question. That is named, and the peers that are sent most are limited.
+/// A sandbox may refuse the sockets, or the query. The feature is then disabled, and the peers that are sent most are
+/// limited.
 #[test]
 fn fault_51_without_lanes_the_peer_that_fills_the_socket_is_limited() {
     let mut stage = Stage::new(0);
@@ -306,7 +308,7 @@ fn r60_flows_keep_their_ports_in_a_lane() {
     }
 }
 
-/// The mode is set on the socket that sends, and is as before afterwards.
+/// The discovery mode is set on the socket that sends, and restored afterwards.
 #[test]
 fn a_lane_sends_in_the_mode_of_the_path() {
     if !has_lanes() {
@@ -331,9 +333,10 @@ fn on_loopback(test: impl FnOnce() + Send) {
     testbed::Namespace::new().expect("these tests make network namespaces, and need root").enter(test);
 }
 
-/// Everything that arrives reaches the sockets that receive, whichever addresses they have; nobody else can have the port.
+/// Everything that arrives reaches the sockets that receive, whichever addresses they have. No other program can bind
+/// to the port.
 #[test]
-fn a_lane_receives_nothing_and_lets_nobody_in() {
+fn a_lane_receives_nothing_and_lets_no_other_program_bind() {
     if !has_lanes() {
         return;
     }
@@ -397,7 +400,7 @@ fn a_lane_receives_nothing_and_lets_nobody_in() {
     }
 }
 
-/// As an IPv6 socket is told an address by std.
+/// Returns the IPv4-mapped address, as an IPv6 socket needs it.
 fn mapped(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(address) => (address.ip().to_ipv6_mapped(), address.port()).into(),
@@ -405,7 +408,7 @@ fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A batch by a lane is cut by the kernel, and carries the ECN field.
+/// The kernel segments a GSO batch of a lane, and its datagrams carry the ECN field.
 #[test]
 fn a_lane_sends_batches_and_the_ecn_field() {
     if !has_lanes() {
@@ -434,7 +437,7 @@ fn a_lane_sends_batches_and_the_ecn_field() {
     });
 }
 
-/// Options that say which way packets go are those of the socket that receives.
+/// The options that select the route of packets are those of the socket that receives.
 #[test]
 fn a_lane_has_the_options_of_the_socket() {
     if !has_lanes() {
@@ -447,7 +450,7 @@ fn a_lane_has_the_options_of_the_socket() {
             let shared = transport.shared_socket(usize::from(flow_ports.saturating_sub(1)));
             let set =
                 |(level, name), value: &[u8]| syscall::set_raw_option(shared.as_fd(), level, name, value).unwrap();
-            // A socket that is bound to a device has no other one.
+            // A socket that is bound to a device cannot be bound to another one.
             if flow_ports == 0 {
                 set((libc::SOL_SOCKET, libc::SO_BINDTODEVICE), b"lo");
             } else {
@@ -482,7 +485,7 @@ fn a_lane_has_the_options_of_the_socket() {
     });
 }
 
-/// A thread with another namespace makes no lane: it would send into that one.
+/// A thread in another namespace creates no lane: it would send into that namespace.
 #[test]
 fn no_lane_in_another_network_namespace() {
     if !has_lanes() {

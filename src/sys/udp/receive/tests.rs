@@ -15,7 +15,8 @@ fn scripted() -> (Script, UdpTransport) {
     (script, transport)
 }
 
-/// What is received of one datagram of 7 bytes after so many errors, alone and in batches of each kind of call.
+/// Returns the result of receiving one datagram of 7 bytes after these errors, which is the same alone and in
+/// batches.
 fn outcome(errors: &[c_int]) -> Result<usize, RecvError> {
     let (script, transport) = scripted();
     let (mut outcomes, mut buffer) = (Vec::new(), [0; 64]);
@@ -37,7 +38,7 @@ fn outcome(errors: &[c_int]) -> Result<usize, RecvError> {
     outcomes[0]
 }
 
-/// What became of a packet sent earlier costs none that arrives; with no end to it the caller has a say.
+/// Errors of packets sent earlier cost no packet that arrives. Without an end of them the caller gets control.
 #[test]
 fn fault_33_pending_errors_are_skipped_but_not_for_ever() {
     assert_eq!(outcome(&[libc::ECONNREFUSED; SKIPPED_ERRORS]), Ok(7));
@@ -61,7 +62,7 @@ fn fault_26_28_34_every_errno_of_a_receive_has_its_meaning() {
     }
 }
 
-/// A call that was interrupted in the midst of a batch tells of what it has, and the next one goes on behind it.
+/// A call that was interrupted within a batch returns what it has, and the next one continues behind it.
 #[test]
 fn fault_26_a_batch_in_parts_is_whole_and_in_order() {
     let (script, transport) = scripted();
@@ -101,7 +102,7 @@ fn fault_24_a_stride_that_cannot_be_makes_one_datagram() {
 }
 
 #[test]
-fn fault_25_what_was_cut_is_an_error_of_that_message_alone() {
+fn fault_25_a_truncated_message_is_an_error_of_that_message_alone() {
     let (script, transport) = scripted();
     let mut batch = RecvBatch::with_buffers(5, 100);
     for (length, flags) in [(100, 0), (101, 0), (99, libc::MSG_CTRUNC), (100, libc::MSG_TRUNC), (7, 0)] {

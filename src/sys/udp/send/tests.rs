@@ -11,7 +11,7 @@ fn peer(number: u8) -> SocketAddr {
     ([10, 168, 0, number], 8285).into()
 }
 
-fn train(number: u8, contents: &[u8], size: usize) -> Transmit<'_> {
+fn gso_batch(number: u8, contents: &[u8], size: usize) -> Transmit<'_> {
     Transmit { segment_size: NonZeroUsize::new(size), ..Transmit::datagram(peer(number), contents) }
 }
 
@@ -23,7 +23,7 @@ fn expected(transmits: &[Transmit<'_>]) -> Vec<(SocketAddr, Vec<u8>)> {
     transmits.iter().flat_map(each).collect()
 }
 
-/// A socket, with or without trains, whose calls do this and then all they are asked for.
+/// Returns a transport with or without GSO. Its calls get these answers first, and then succeed.
 fn scripted(gso: bool, answers: impl IntoIterator<Item = Answer>) -> (Script, UdpTransport) {
     let script = Script::default();
     script.then(Call::Send, answers);
@@ -40,7 +40,7 @@ fn send(
         let BatchError { transmit, segment, datagrams, kind } = error;
         let left = transmits[transmit].segments().count() - segment;
         assert!((1..=left).contains(&datagrams), "{error:?} concerns datagrams of that transmit");
-        assert!(transport.offload().gso || datagrams == 1, "{error:?}: one by one, it concerns one");
+        assert!(transport.offload().gso || datagrams == 1, "{error:?}: without GSO, it concerns one");
         (transmit, segment, kind)
     })
 }
@@ -49,7 +49,7 @@ fn error(transmit: usize, segment: usize, kind: SendErrorKind) -> Result<(), (us
     Err((transmit, segment, kind))
 }
 
-/// What becomes of one datagram.
+/// Returns the result of sending one datagram.
 fn attempt(answers: &[Answer]) -> Result<(), SendErrorKind> {
     let (_script, transport) = scripted(true, answers.iter().copied());
     send(&transport, &[Transmit::datagram(peer(1), b"x")], 0).map_err(|(_, _, kind)| kind)
@@ -104,7 +104,7 @@ fn fault_33_a_send_is_tried_twice_only_where_an_earlier_one_may_be_to_blame() {
 }
 
 #[test]
-fn trains_are_cut_into_messages_the_kernel_takes() {
+fn batches_are_divided_into_messages_the_kernel_accepts() {
     let contents: Vec<u8> = (0..200_000_u32).map(|number| (number % 251) as u8).collect();
     for (length, size, gso, messages) in [
         (0, 1400, true, 1),
@@ -126,7 +126,7 @@ fn trains_are_cut_into_messages_the_kernel_takes() {
         (150_000, 1000, true, 3),
         (150_000, 1000, false, 150),
     ] {
-        let transmits = [train(1, &contents[..length], size)];
+        let transmits = [gso_batch(1, &contents[..length], size)];
         let (script, transport) = scripted(gso, []);
         assert_eq!(send(&transport, &transmits, 0), Ok(()));
         let sent = script.take_sends().concat();
@@ -143,16 +143,17 @@ fn trains_are_cut_into_messages_the_kernel_takes() {
     assert_eq!(script.count(Call::Send), 0);
 }
 
-/// Whatever is accepted and wherever it fails: going on from where the error says, nothing is lost or sent twice.
+/// Whatever is accepted and wherever it fails, a caller that continues where the error says loses nothing and sends
+/// nothing twice.
 #[test]
 fn fault_32_the_error_belongs_to_one_datagram_and_the_rest_goes_on() {
     let contents: Vec<u8> = (0..=255).cycle().take(70_000).collect();
     let transmits = [
-        train(1, &contents, 1000),
+        gso_batch(1, &contents, 1000),
         Transmit::datagram(peer(2), b""),
-        train(1, &contents[..100], 30),
+        gso_batch(1, &contents[..100], 30),
         Transmit::datagram(peer(3), b"x"),
-        train(2, &contents[..1500], 7),
+        gso_batch(2, &contents[..1500], 7),
     ];
     let mut seed = 1_u64;
     let mut random = move |below: usize| {
@@ -200,7 +201,7 @@ fn fault_32_the_error_belongs_to_one_datagram_and_the_rest_goes_on() {
 #[test]
 fn fault_26_interruptions_lose_nothing_and_send_nothing_twice() {
     let contents = vec![7; 70_000];
-    let transmits = [train(1, &contents, 1000), train(2, &contents, 500)];
+    let transmits = [gso_batch(1, &contents, 1000), gso_batch(2, &contents, 500)];
     let interrupted = [Answer::Error(libc::EINTR), Answer::Error(libc::EINTR), Answer::AtMost(1)];
     let (script, transport) = scripted(true, [interrupted; 100].concat());
     assert_eq!(send(&transport, &transmits, 0), Ok(()));
@@ -210,7 +211,7 @@ fn fault_26_interruptions_lose_nothing_and_send_nothing_twice() {
 #[test]
 fn fault_27_the_place_is_kept_when_the_buffer_is_full() {
     let contents = vec![7; 100_000];
-    let transmits = [Transmit::datagram(peer(2), b"x"), train(1, &contents, 1000)];
+    let transmits = [Transmit::datagram(peer(2), b"x"), gso_batch(1, &contents, 1000)];
     let (script, transport) = scripted(true, [[Answer::AtMost(1), Answer::Error(libc::EAGAIN)]; 2].concat());
     assert_eq!(send(&transport, &transmits, 0), error(1, 0, SendErrorKind::WouldBlock));
     assert_eq!(send(&transport, &transmits[1..], 0), error(0, 63, SendErrorKind::WouldBlock));
@@ -219,13 +220,17 @@ fn fault_27_the_place_is_kept_when_the_buffer_is_full() {
 }
 
 #[test]
-fn fault_30_a_train_that_fails_is_sent_one_by_one_and_only_there() {
+fn fault_30_a_batch_that_fails_is_sent_unbatched_and_only_there() {
     for errno in [libc::EINVAL, libc::EIO] {
         let contents: Vec<u8> = (0..=255).cycle().take(70_000).collect();
-        let transmits =
-            [train(1, &contents, 1000), train(2, &contents, 1000), train(3, &contents, 1000), train(2, &contents, 900)];
+        let transmits = [
+            gso_batch(1, &contents, 1000),
+            gso_batch(2, &contents, 1000),
+            gso_batch(3, &contents, 1000),
+            gso_batch(2, &contents, 900),
+        ];
         let (script, transport) = scripted(true, []);
-        script.refuse_trains(peer(2).ip(), errno);
+        script.refuse_gso_batches(peer(2).ip(), errno);
         assert_eq!(send(&transport, &transmits, 0), Ok(()));
         let sent = script.take_sends().concat();
         assert!(sent.iter().all(|sent| (sent.datagrams.len() > 1) == (sent.to != peer(2))), "{sent:?}");
@@ -234,23 +239,23 @@ fn fault_30_a_train_that_fails_is_sent_one_by_one_and_only_there() {
         assert_eq!(transport.gso_fallbacks(), 1, "once");
 
         // Also in the call that finds it out.
-        let short = [1, 2, 3].map(|number| train(number, &contents[..3000], 1000));
+        let short = [1, 2, 3].map(|number| gso_batch(number, &contents[..3000], 1000));
         let (script, transport) = scripted(true, []);
-        script.refuse_trains(peer(2).ip(), errno);
+        script.refuse_gso_batches(peer(2).ip(), errno);
         assert_eq!(send(&transport, &short[1..], 0), Ok(()));
         let sent = script.take_sends();
-        assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [4], "three datagrams and a train");
+        assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [4], "three datagrams and a GSO batch");
     }
 }
 
-/// Linux before 6.12 or so says EINVAL to a train whose datagrams do not fit the path.
+/// Linux before 6.12 or so returns EINVAL for a GSO batch whose datagrams do not fit the path.
 #[test]
 fn fault_29_a_path_that_shrank_is_not_taken_for_missing_support() {
     let contents = vec![7; 2500];
-    let transmits = [train(1, &contents, 1000)];
-    let narrow = |train_errno| {
+    let transmits = [gso_batch(1, &contents, 1000)];
+    let narrow = |batch_errno| {
         let (script, transport) = scripted(true, []);
-        script.narrow(peer(1).ip(), 928, train_errno);
+        script.narrow(peer(1).ip(), 928, batch_errno);
         (script, transport)
     };
     let (script, transport) = narrow(libc::EINVAL);
@@ -259,16 +264,16 @@ fn fault_29_a_path_that_shrank_is_not_taken_for_missing_support() {
     assert_eq!(send(&transport, &transmits, 2), Ok(()), "the last one is short");
     assert_eq!((transport.gso_fallbacks(), script.take_datagrams().len()), (0, 1));
 
-    // A newer one says EMSGSIZE at once.
+    // A newer one returns EMSGSIZE at once.
     let (script, transport) = narrow(libc::EMSGSIZE);
     assert_eq!(send(&transport, &transmits, 0), error(0, 0, SendErrorKind::TooLong));
     assert_eq!((transport.gso_fallbacks(), script.count(Call::Send)), (0, 1));
 }
 
 #[test]
-fn fault_30_what_fails_one_by_one_too_switches_nothing_off() {
+fn fault_30_what_fails_unbatched_too_disables_nothing() {
     let contents = vec![7; 2500];
-    let transmits = [train(1, &contents, 1000)];
+    let transmits = [gso_batch(1, &contents, 1000)];
     for (errno, kind) in [
         (libc::EINVAL, SendErrorKind::Other(libc::EINVAL)),
         (libc::EIO, SendErrorKind::Other(libc::EIO)),
@@ -281,7 +286,7 @@ fn fault_30_what_fails_one_by_one_too_switches_nothing_off() {
     }
 }
 
-/// Nobody can wait for the socket of a flow: that it is full is told as what one waits for by the clock.
+/// A caller cannot wait for the socket of a flow port, so a full one is a full path.
 #[test]
 fn fault_27_51_a_full_socket_of_a_flow_is_a_full_path() {
     for (flows, kind) in [(0, SendErrorKind::WouldBlock), (2, SendErrorKind::PathFull)] {
@@ -299,7 +304,7 @@ fn fault_27_51_a_full_socket_of_a_flow_is_a_full_path() {
 fn flows_choose_the_socket_and_order_is_kept() {
     let flows = [0, 3, 1, 1, 2, 5, 4, 4, 65_535];
     let contents = [7; 250];
-    let transmits: Vec<_> = flows.iter().map(|flow| Transmit { flow: *flow, ..train(1, &contents, 100) }).collect();
+    let transmits: Vec<_> = flows.iter().map(|flow| Transmit { flow: *flow, ..gso_batch(1, &contents, 100) }).collect();
     let sockets = |count| {
         let script = Script::default();
         let transport = UdpTransport::scripted(&script, UdpOffload::ALL, count);
@@ -321,7 +326,7 @@ fn flows_choose_the_socket_and_order_is_kept() {
     assert_eq!(sockets(3), [(Some(0), 2), (Some(1), 2), (Some(2), 2), (Some(1), 2), (Some(0), 1)]);
 }
 
-/// EPERM of a firewall is no sign that `sendmmsg` is forbidden: it works without messages.
+/// EPERM of a firewall does not mean that `sendmmsg` is forbidden: the call without messages works.
 #[test]
 fn fault_31_54_a_firewall_disables_nothing() {
     let transmits = [1, 2, 3].map(|number| Transmit::datagram(peer(number), b"x"));
@@ -337,18 +342,18 @@ fn fault_31_54_a_firewall_disables_nothing() {
     assert_eq!(transport.disabled().collect::<Vec<_>>(), [Feature::SendMany]);
 }
 
-/// Where control messages for the ECN field are refused, datagrams go without, in trains as before; and where trains are refused
-/// too, one by one.
+/// Datagrams go without an ECN field where its control messages are refused, in GSO batches as before. They go one by
+/// one where batches are refused too.
 #[test]
 fn fault_54_refused_control_messages_are_left_out() {
     let contents: Vec<u8> = (0..=255).cycle().take(3500).collect();
-    let marked = |number| Transmit { ecn: Ecn::Ect0, ..train(number, &contents, 1000) };
-    let transmits = [train(1, &contents, 1000), marked(1), marked(2)];
-    for no_trains in [false, true] {
+    let marked = |number| Transmit { ecn: Ecn::Ect0, ..gso_batch(number, &contents, 1000) };
+    let transmits = [gso_batch(1, &contents, 1000), marked(1), marked(2)];
+    for no_batches in [false, true] {
         let (script, transport) = scripted(true, []);
         script.refuse_marks(libc::EINVAL);
-        if no_trains {
-            script.refuse_trains(peer(1).ip(), libc::EINVAL);
+        if no_batches {
+            script.refuse_gso_batches(peer(1).ip(), libc::EINVAL);
         }
         for _ in 0..2 {
             assert_eq!(send(&transport, &transmits, 0), Ok(()));
@@ -356,27 +361,27 @@ fn fault_54_refused_control_messages_are_left_out() {
             assert!(sent.iter().all(|sent| sent.ecn == Ecn::NotEct));
             let datagrams = sent.iter().flat_map(|sent| sent.datagrams.iter().cloned());
             assert!(datagrams.eq(expected(&transmits).into_iter().map(|(_, datagram)| datagram)));
-            let trains = |number| sent.iter().filter(|sent| sent.to == peer(number)).count();
-            assert_eq!((trains(1), trains(2)), (if no_trains { 8 } else { 2 }, 1));
+            let messages = |number| sent.iter().filter(|sent| sent.to == peer(number)).count();
+            assert_eq!((messages(1), messages(2)), (if no_batches { 8 } else { 2 }, 1));
         }
         assert_eq!(transport.disabled().collect::<Vec<_>>(), [Feature::SendEcn]);
-        assert_eq!(transport.gso_fallbacks(), u64::from(no_trains));
+        assert_eq!(transport.gso_fallbacks(), u64::from(no_batches));
     }
-    // A train that is refused for another reason keeps its mark, one by one.
+    // The datagrams of a GSO batch that is refused for another reason keep their mark.
     let (script, transport) = scripted(true, []);
-    script.refuse_trains(peer(2).ip(), libc::EINVAL);
+    script.refuse_gso_batches(peer(2).ip(), libc::EINVAL);
     assert_eq!(send(&transport, &transmits, 0), Ok(()));
     let sent = script.take_sends().concat();
     assert!(sent.iter().all(|sent| sent.to == peer(1) || (sent.ecn, sent.datagrams.len()) == (Ecn::Ect0, 1)));
     assert_eq!((transport.disabled().count(), transport.gso_fallbacks()), (0, 1));
 }
 
-/// Fault 55: an error that passes by disables nothing.
+/// Fault 55: a passing error disables nothing.
 #[test]
 fn fault_54_55_one_error_does_not_disable_the_ecn_field() {
     let contents = [7; 2000];
     for marked in [
-        Transmit { ecn: Ecn::Ect0, ..train(1, &contents, 1000) },
+        Transmit { ecn: Ecn::Ect0, ..gso_batch(1, &contents, 1000) },
         Transmit { ecn: Ecn::Ect0, ..Transmit::datagram(peer(1), b"x") },
     ] {
         let (script, transport) = scripted(true, [Answer::Error(libc::EINVAL)]);
@@ -387,13 +392,13 @@ fn fault_54_55_one_error_does_not_disable_the_ecn_field() {
     }
 }
 
-/// Linux 4.18, 4.19 and some 5.x count all headers in when they compare a train to 64 segments.
+/// Linux 4.18, 4.19 and some 5.x count all headers in when they compare a batch to 64 segments.
 #[test]
-fn fault_30_a_full_train_of_any_size_fits_what_linux_4_18_takes() {
+fn fault_30_a_full_batch_of_any_size_fits_what_linux_4_18_accepts() {
     let contents = vec![7; 65_507];
     for size in 20..=1500 {
         let (script, transport) = scripted(true, []);
-        assert_eq!(send(&transport, &[train(1, &contents, size)], 0), Ok(()));
+        assert_eq!(send(&transport, &[gso_batch(1, &contents, size)], 0), Ok(()));
         for sent in script.take_sends().concat() {
             let length: usize = sent.datagrams.iter().map(Vec::len).sum();
             assert!(sent.datagrams.len() == 1 || length + 48 <= 64 * size, "{} of {size}", sent.datagrams.len());

@@ -18,11 +18,12 @@ fn bound(ip: impl Into<core::net::IpAddr>) -> UdpSocket {
     UdpSocket::bind(SocketAddr::new(ip.into(), 0)).unwrap()
 }
 
-/// A value that the option has on no socket of ours; as the kernel tells it, if it does.
+/// Returns a value that the option has on no socket of this library, in the form in which the kernel returns it, if
+/// it does.
 fn strange(option: &Reset) -> Vec<u8> {
     let int = |value: i32| value.to_ne_bytes().to_vec();
     match option.name {
-        // Record route, of no hop yet.
+        // Record route, without a hop yet.
         "IP_OPTIONS" => [7, 7, 4, 0, 0, 0, 0, 0].to_vec(),
         // Eight bytes of padding; a routing header of type 2 with an address in it.
         "IPV6_HOPOPTS" | "IPV6_DSTOPTS" | "IPV6_RTHDRDSTOPTS" => [0, 0, 1, 4, 0, 0, 0, 0].to_vec(),
@@ -53,7 +54,7 @@ fn fault_62_every_option_of_a_socket_that_is_taken_over_is_reset() {
                 let copy = socket.try_clone().unwrap();
                 let set = syscall::set_raw_option(socket.as_fd(), option.level, option.number, &strange(option));
                 if let Err(error) = set {
-                    // A routing header takes a kernel with Mobile IPv6.
+                    // A routing header needs a kernel with Mobile IPv6.
                     assert!(is_unknown(&error) || option.name == "IPV6_RTHDR", "{}: {error}", option.name);
                     unknown.push(option.name);
                     continue;
@@ -63,7 +64,7 @@ fn fault_62_every_option_of_a_socket_that_is_taken_over_is_reset() {
                 let transport = UdpTransport::from_socket(socket, UdpOffload::ALL).unwrap();
                 assert_eq!(option.value(&copy).ok(), on_new, "{}", option.name);
                 assert_eq!(transport.disabled().count(), 0);
-                // It receives datagrams of its own, alone and in batches, whole and with control messages that are understood.
+                // It receives datagrams, alone and in batches, whole and with the control messages that are expected.
                 let own = transport.local_addr();
                 for (count, segment_size) in [(1, None), (3, NonZeroUsize::new(1200))] {
                     let contents = &[7; 3 * 1200][..count * 1200];
@@ -87,7 +88,7 @@ fn fault_62_every_option_of_a_socket_that_is_taken_over_is_reset() {
     });
 }
 
-/// All of them at once, seen by who receives: the first one would set CE in every packet, so that peers drop it.
+/// The receiver sees no effect of any option: one of them would set CE in every packet, so that peers drop it.
 #[test]
 fn fault_62_what_a_socket_that_is_taken_over_sends_is_as_of_a_new_one() {
     on_loopback(|| {

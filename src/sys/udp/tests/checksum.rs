@@ -8,8 +8,8 @@ use testbed::kernel_version;
 
 use crate::sys::{Tun, TunConfig, TunOffload};
 
-/// The ones' complement sum of RFC 768 over the pseudo header and a UDP datagram, 16 bits at a time. A checksum that is there
-/// and right makes it `0xffff`.
+/// Returns the ones' complement sum of RFC 768 over the pseudo header and a UDP datagram, 16 bits at a time. It is
+/// `0xffff` with a right checksum.
 fn sum(packet: &[u8]) -> u16 {
     let (addresses, datagram) = (&packet[12..20], &packet[20..]);
     let pseudo = [&[0, 17][..], &u16::try_from(datagram.len()).unwrap().to_be_bytes()].concat();
@@ -19,12 +19,12 @@ fn sum(packet: &[u8]) -> u16 {
     u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
 }
 
-/// The checksum that is in a packet.
+/// Returns the checksum in a packet.
 fn checksum(packet: &[u8]) -> u16 {
     u16::from_be_bytes([packet[26], packet[27]])
 }
 
-/// Two bytes with which the sum of a datagram between these addresses is 0, which RFC 768 has written as `0xffff`.
+/// Returns two bytes with which the sum of a datagram between these addresses is 0. RFC 768 writes that as `0xffff`.
 fn with_sum_of_zero(from: SocketAddrV4, to: SocketAddrV4) -> [u8; 2] {
     let mut packet = vec![0; 30];
     packet[12..16].copy_from_slice(&from.ip().octets());
@@ -35,9 +35,9 @@ fn with_sum_of_zero(from: SocketAddrV4, to: SocketAddrV4) -> [u8; 2] {
     (!sum(&packet)).to_be_bytes()
 }
 
-/// The wire is a TUN device without offloads, so that the kernel completes every checksum before we read the packet. The sum
-/// is computed by this test. Sockets that were made, taken over with `SO_NO_CHECK` set, and those that flows choose from;
-/// empty, odd and even payloads, a sum of zero, and a train.
+/// The wire is a TUN device without offloads, so that the kernel completes every checksum before the test reads the
+/// packet. The test computes the sum. The senders are sockets that were created, taken over with `SO_NO_CHECK` set,
+/// and those of flow ports. The payloads are empty, odd and even, have a sum of zero, or form a GSO batch.
 #[test]
 fn r58_every_outer_packet_on_the_wire_has_a_right_checksum() {
     let namespace = testbed::Namespace::new().expect("these tests make network namespaces, and need root");
@@ -64,9 +64,10 @@ fn r58_every_outer_packet_on_the_wire_has_a_right_checksum() {
             let zero = with_sum_of_zero(from, to);
             let payloads = [&[][..], &contents[..1], &contents[..1399], &contents[..1400], &zero];
             let single = payloads.map(|payload| Transmit::datagram(to.into(), payload));
-            let train = Transmit { segment_size: NonZeroUsize::new(1000), ..Transmit::datagram(to.into(), &contents) };
+            let gso_batch =
+                Transmit { segment_size: NonZeroUsize::new(1000), ..Transmit::datagram(to.into(), &contents) };
             for flow in 0..2 {
-                let transmits = single.into_iter().chain([train]).map(|transmit| Transmit { flow, ..transmit });
+                let transmits = single.into_iter().chain([gso_batch]).map(|transmit| Transmit { flow, ..transmit });
                 transport.send_batch(&transmits.collect::<Vec<_>>(), 0).unwrap();
                 let lengths = [0, 1, 1399, 1400, 2, 1000, 1000, 1000, 1];
                 for (number, len) in lengths.into_iter().enumerate() {
@@ -77,7 +78,8 @@ fn r58_every_outer_packet_on_the_wire_has_a_right_checksum() {
                     assert!(number != 4 || port.is_none() || checksum(packet) == 0xffff, "a sum of zero of {from}");
                 }
             }
-            // Before 6.11 a device that computes no checksums takes no batches (EIO, `udp_send_skb` in net/ipv4/udp.c).
+            // Before 6.11 a device that computes no checksums accepts no batches (EIO, `udp_send_skb` in
+            // net/ipv4/udp.c).
             let refused = u64::from(kernel_version() < (6, 11));
             assert_eq!(transport.gso_fallbacks(), refused, "the batch was one");
         }

@@ -31,7 +31,7 @@ fn arrives_whole() -> bool {
     whole
 }
 
-fn train(destination: SocketAddr, contents: &[u8], size: usize) -> Transmit<'_> {
+fn gso_batch(destination: SocketAddr, contents: &[u8], size: usize) -> Transmit<'_> {
     Transmit { segment_size: NonZeroUsize::new(size), ..Transmit::datagram(destination, contents) }
 }
 
@@ -67,12 +67,12 @@ fn pass_everything(sender: &Namespace, from: &str, receiver: &Namespace, to: &st
             from.send(&Transmit::datagram(destination, b"first")).expect("sent");
             assert_eq!(receive(&to, 5, 1).0, [b"first"]);
             let transmits = [
-                train(destination, &contents, 1400),
+                gso_batch(destination, &contents, 1400),
                 Transmit::datagram(destination, b"one"),
-                train(destination, &contents[7..5000], 100),
-                train(destination, &contents[9..2809], 1400),
+                gso_batch(destination, &contents[7..5000], 100),
+                gso_batch(destination, &contents[9..2809], 1400),
                 Transmit::datagram(destination, &contents[..1472]),
-                train(destination, &contents[..1401], 1400),
+                gso_batch(destination, &contents[..1401], 1400),
             ];
             match many {
                 true => from.send_batch(&transmits, 1).expect("sent"),
@@ -122,7 +122,7 @@ fn fault_25_a_gro_batch_that_does_not_fit_is_an_error_of_its_own() {
         let to_address = to.local_addr();
         let transmits = [
             Transmit::datagram(to_address, b"1"),
-            train(to_address, &contents, 100),
+            gso_batch(to_address, &contents, 100),
             Transmit::datagram(to_address, b"2"),
         ];
         from.send_batch(&transmits, 0).expect("sent");
@@ -148,12 +148,12 @@ fn fault_31_32_an_error_in_a_batch_is_of_one_transmit() {
         let contents = [7; 250];
         let address = |text: &str| text.parse().expect("an address");
         let transmits = [
-            train(to, &contents, 100),
-            train(address("10.9.0.1:8285"), &contents, 100),
+            gso_batch(to, &contents, 100),
+            gso_batch(address("10.9.0.1:8285"), &contents, 100),
             Transmit::datagram(to, b"a"),
             Transmit::datagram(address("10.1.0.255:8285"), b"b"),
             Transmit::datagram(address("10.1.0.2:0"), b"c"),
-            train(address("10.1.0.2:0"), &contents, 100),
+            gso_batch(address("10.1.0.2:0"), &contents, 100),
             Transmit::datagram(to, b"d"),
         ];
         let (mut at, mut first, mut errors) = (0, 0, Vec::new());
@@ -193,9 +193,9 @@ fn fault_29_a_gso_batch_too_long_for_the_path_disables_no_batches() {
     let from = left.enter(|| transport("10.1.0.1:8285"));
     let contents = vec![7; 60_000];
     left.set_mtu("eth0", 1000).expect("MTU");
-    let error = from.send(&train(to.local_addr(), &contents, 1400)).expect_err("too long");
+    let error = from.send(&gso_batch(to.local_addr(), &contents, 1400)).expect_err("too long");
     assert_eq!((error.segment, error.kind, from.gso_fallbacks()), (0, SendErrorKind::TooLong, 0));
-    from.send(&train(to.local_addr(), &contents, 900)).expect("fits");
+    from.send(&gso_batch(to.local_addr(), &contents, 900)).expect("fits");
     let (datagrams, _) = receive(&to, contents.len(), 32);
     assert!(datagrams.iter().map(Vec::len).eq(contents.chunks(900).map(<[u8]>::len)));
 }
@@ -210,7 +210,7 @@ fn fault_27_a_full_buffer_in_the_middle_of_a_batch() {
         // Nobody answers ARP, so that packets stay queued.
         let contents = vec![0; 64 * 1400];
         let destination = "10.1.0.2:8285".parse().expect("an address");
-        let transmits = vec![train(destination, &contents, 1400); 8];
+        let transmits = vec![gso_batch(destination, &contents, 1400); 8];
         for offload in every_offload() {
             let from = bind("10.1.0.1:0", UdpConfig { offload, ..config });
             let error = from.send_batch(&transmits, 0).expect_err("full");
@@ -241,7 +241,8 @@ fn r60_a_flow_keeps_its_port_whichever_queue_sends_it() {
             let mut ports = BTreeMap::new();
             for round in 0..3 {
                 for queue in &queues {
-                    let flows: Vec<_> = (0..16).map(|flow| Transmit { flow, ..train(to, &contents, 100) }).collect();
+                    let flows: Vec<_> =
+                        (0..16).map(|flow| Transmit { flow, ..gso_batch(to, &contents, 100) }).collect();
                     queue.send_batch(&flows, round).expect("sent");
                     for flow in 0..16 {
                         for _ in if flow == 0 { round..3 } else { 0..3 } {
@@ -310,7 +311,7 @@ fn r56_r57_the_ecn_field_goes_out_and_comes_in() {
                     .flat_map(|ecn| {
                         [
                             Transmit { ecn, ..Transmit::datagram(destination, b"x") },
-                            Transmit { ecn, ..train(destination, &contents, 100) },
+                            Transmit { ecn, ..gso_batch(destination, &contents, 100) },
                         ]
                     })
                     .collect();
