@@ -39,12 +39,9 @@ impl Dataplane {
         self.ended.ready(Interest::READABLE).await.map(drop)
     }
 
-    /// Returns the reason why the worker has ended by itself.
-    pub(crate) fn reason(&mut self) -> Error {
-        match self.running.take().map(Running::stop) {
-            Some(Err(error)) => explained(error),
-            Some(Ok(_)) | None => "forwarding has ended: a bug in the node".into(),
-        }
+    /// Stops the worker, and returns the reason if it had ended by itself.
+    pub(crate) fn reason(&mut self) -> Option<Error> {
+        self.running.take().and_then(|running| running.stop().err()).map(explained)
     }
 
     /// Stops the worker, within one budget of packets, and returns its counters.

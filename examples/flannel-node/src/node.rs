@@ -138,14 +138,17 @@ impl Node {
                     }
                 }
                 news = self.links.news() => {
-                    if let Some(mtu) = self.links.handle(news?, output)? {
-                        self.dataplane.worker.set_mtu(mtu);
+                    match news.map_err(Error::from).and_then(|news| self.links.handle(news, output)) {
+                        Ok(mtu) => mtu.into_iter().for_each(|mtu| self.dataplane.worker.set_mtu(mtu)),
+                        // The worker knows best why the device is gone.
+                        Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
                     }
                 }
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
                 ended = self.dataplane.ended() => {
                     ended?;
-                    return Err(self.dataplane.reason());
+                    let unknown = || "forwarding has ended: a bug in the node".into();
+                    return Err(self.dataplane.reason().unwrap_or_else(unknown));
                 }
                 () = sleep(Output::LIMIT), if output.leaves_out() => output.flush_limits(Output::LIMIT),
             }
