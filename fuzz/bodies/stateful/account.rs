@@ -110,17 +110,25 @@ impl Paths {
     /// Clears DF for a peer while the learned path MTU is valid.
     pub(crate) fn fragment(&mut self, peer: IpAddr, mtu: u16, now: Duration) {
         if self.lookup(peer, now).is_none() {
-            self.0.push((peer, mtu, now));
+            self.begin(peer, mtu, now);
         }
         let (_, _, learned) = self.0.iter().rfind(|(known, _, _)| *known == peer).unwrap();
         self.1.push((peer, *learned));
     }
 
+    /// Records the path MTU of a peer of which nothing is known, or no longer. A clock that goes back brings nothing back.
+    fn begin(&mut self, peer: IpAddr, mtu: u16, now: Duration) {
+        self.1.retain(|(known, _)| *known != peer);
+        self.0.push((peer, mtu, now));
+    }
+
     /// Records a path MTU. Returns whether it is lower than the known one.
     pub(crate) fn lower(&mut self, peer: IpAddr, mtu: u16, now: Duration) -> bool {
         let known = self.lookup(peer, now);
-        if known.is_none_or(|known| mtu <= known) {
-            self.0.push((peer, mtu, now));
+        match known {
+            None => self.begin(peer, mtu, now),
+            Some(known) if mtu <= known => self.0.push((peer, mtu, now)),
+            Some(_) => {}
         }
         known.is_none_or(|known| mtu < known)
     }
