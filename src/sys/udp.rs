@@ -391,11 +391,13 @@ impl UdpTransport {
     /// Sends by a socket that peers share.
     #[inline]
     fn send_shared(&self, port: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
-        let first = messages.transmit();
+        let start = messages.place();
         let sent = self.calls.send(self.shared_socket(port).as_fd(), &mut *messages);
+        let accepted = *sent.as_ref().unwrap_or(&0);
         let is_full = sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EAGAIN));
-        if self.meter.count(messages.bytes()) || is_full {
-            self.make_room(port, messages.transmits_from(first), is_full);
+        if self.meter.count(messages.bytes_accepted(start, accepted)) || is_full {
+            let refused = if is_full { messages.destination(start) } else { None };
+            self.make_room(port, messages.accepted(start, accepted), refused);
         }
         sent
     }
@@ -405,9 +407,10 @@ impl UdpTransport {
     fn send_aside(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
         let (row, port) = (number / self.ports(), number % self.ports());
         if row <= LANES_MAX {
+            let start = messages.place();
             let sent = self.calls.send(self.sender(number).as_fd(), &mut *messages);
-            if sent.is_ok() {
-                self.lanes.count(row - 1, messages.bytes());
+            if let Ok(accepted) = sent {
+                self.lanes.count(row - 1, messages.bytes_accepted(start, accepted));
             }
             return sent;
         }
@@ -422,11 +425,11 @@ impl UdpTransport {
 
     /// Counts what was sent by a socket that peers share. If it fills, the peer that was sent most leaves it.
     #[cold]
-    fn make_room(&self, port: usize, sent: &[Transmit<'_>], is_full: bool) {
+    fn make_room(&self, port: usize, sent: impl Iterator<Item = (SocketAddr, usize)>, refused: Option<SocketAddr>) {
         let shared = self.shared_socket(port);
         let moved = self.lanes.moved().unwrap_or(Moved::NONE);
         let backlog = || self.calls.send_backlog(shared.as_fd());
-        match self.meter.find(port, sent, is_full, &moved, backlog) {
+        match self.meter.find(port, sent, refused, &moved, backlog) {
             Ok(None) => {}
             Ok(Some(peer)) => match self.lanes.move_away(peer, port, shared, &self.calls) {
                 MoveOutcome::Lane { evicted } => self.meter.has_left(peer, evicted),

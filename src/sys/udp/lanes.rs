@@ -42,7 +42,6 @@ use std::time::Instant;
 
 use super::bind::set_buffer;
 use super::set_sending_options;
-use crate::Transmit;
 use crate::sys::kernel::{Calls, SystemCalls};
 use crate::sys::syscall::{self, SendBacklog, SocketOption};
 
@@ -419,22 +418,22 @@ impl Meter {
         unchecked >= self.check_every.load(Ordering::Relaxed) || self.is_counting.load(Ordering::Relaxed)
     }
 
-    /// Counts what was sent, and finds the peer that has to leave the socket of a port, if any. `is_full`: the socket did not take
-    /// the first of what is given.
+    /// Counts what was sent, and finds the peer that has to leave the socket of a port, if any. `refused`: the peer for
+    /// which the socket was full.
     #[cold]
     pub(super) fn find(
         &self,
         port: usize,
-        sent: &[Transmit<'_>],
-        is_full: bool,
+        sent: impl Iterator<Item = (SocketAddr, usize)>,
+        refused: Option<SocketAddr>,
         moved: &Moved,
         backlog: impl FnOnce() -> io::Result<SendBacklog>,
     ) -> io::Result<Option<Leaving>> {
         let mut suspects = self.suspects();
-        for transmit in sent {
-            suspects.add(key_of(transmit.destination), transmit.contents.len().max(1));
+        for (peer, bytes) in sent {
+            suspects.add(key_of(peer), bytes.max(1));
         }
-        if !is_full && self.unchecked.load(Ordering::Relaxed) < self.check_every.load(Ordering::Relaxed) {
+        if refused.is_none() && self.unchecked.load(Ordering::Relaxed) < self.check_every.load(Ordering::Relaxed) {
             return Ok(None);
         }
         self.unchecked.store(0, Ordering::Relaxed);
@@ -444,9 +443,8 @@ impl Meter {
         if !is_filling(backlog) {
             suspects.forget_all();
         }
-        if is_full && is_crowded(backlog) {
-            let refused = sent.first().map(|transmit| key_of(transmit.destination));
-            return Ok(refused.map(|peer| Leaving { peer, may_be_limited: suspects.has_filled(peer, backlog) }));
+        if let Some(peer) = refused.map(key_of).filter(|_| is_crowded(backlog)) {
+            return Ok(Some(Leaving { peer, may_be_limited: suspects.has_filled(peer, backlog) }));
         }
         Ok(suspects.take(port, backlog, moved).map(|peer| Leaving { peer, may_be_limited: true }))
     }

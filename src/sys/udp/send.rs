@@ -1,7 +1,7 @@
 //! How transmits are cut into messages, and what each error of the system call means for the rest.
 
 use core::ffi::c_int;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroUsize;
 use std::io;
 
@@ -29,7 +29,7 @@ pub(super) struct Plan<'f> {
 
 /// A datagram in a list of transmits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+pub(super) struct Place {
     transmit: usize,
     segment: usize,
 }
@@ -56,7 +56,8 @@ pub(super) fn send_all(
         let most = if unmarked == Some(attempt) || plan.disabled.has(Feature::SendMany) { 1 } else { MESSAGES };
         let trainless = if attempt.1 { destination_at(transmits, place) } else { None };
         let room = counts.get_mut(..most).unwrap_or_default().iter_mut();
-        let mut messages = Messages { plan, transmits, place, trainless, marked, socket: None, bytes: 0, counts: room };
+        let mut messages =
+            Messages { plan, transmits, place, trainless, marked, socket: None, messages: 0, bytes: 0, counts: room };
         let Some(first) = messages.peek() else { return Ok(()) };
         place = messages.place;
         let socket = plan.socket_of(first.transmit);
@@ -112,8 +113,8 @@ pub(super) fn send_all(
 fn is_barred(send: &impl Fn(usize, &mut Messages<'_, '_>) -> io::Result<usize>, plan: Plan<'_>, socket: usize) -> bool {
     let place = Place { transmit: 0, segment: 0 };
     let counts = [].iter_mut();
-    let mut none =
-        Messages { plan, transmits: &[], place, trainless: None, marked: true, socket: None, bytes: 0, counts };
+    let (transmits, trainless, marked) = (&[], None, true);
+    let mut none = Messages { plan, transmits, place, trainless, marked, socket: None, messages: 0, bytes: 0, counts };
     send(socket, &mut none).is_err_and(|error| is_missing(&error))
 }
 
@@ -208,6 +209,7 @@ pub(super) struct Messages<'m, 'c> {
     marked: bool,
     /// The socket of the first message; the messages end before another one's.
     socket: Option<usize>,
+    messages: usize,
     /// How many bytes they are.
     bytes: usize,
     counts: core::slice::IterMut<'c, u8>,
@@ -224,21 +226,43 @@ struct Next<'m> {
 }
 
 impl<'m> Messages<'m, '_> {
-    /// The number of the next transmit that messages are made of.
-    pub(super) fn transmit(&self) -> usize {
-        self.place.transmit
-    }
-
-    /// The transmits from that number on that messages were made of.
-    pub(super) fn transmits_from(&self, first: usize) -> &'m [Transmit<'m>] {
-        let end = self.place.transmit + usize::from(self.place.segment > 0);
-        self.transmits.get(first..end.max(first + 1)).unwrap_or_default()
-    }
-
-    /// How many bytes the messages are.
+    /// The place of the next message.
     #[inline]
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Returns how many bytes the first `count` of the messages from `start` on are. `count` is how many the kernel accepted.
+    #[inline]
+    pub(super) fn bytes_accepted(&self, start: Place, count: usize) -> usize {
+        if self.messages == count {
+            self.bytes
+        } else {
+            self.accepted(start, count).fold(0, |sum, (_, bytes)| sum + bytes)
+        }
+    }
+
+    /// Returns the destination and bytes of each of the first `count` messages from `start` on.
+    #[cold]
+    pub(super) fn accepted(&self, start: Place, count: usize) -> impl Iterator<Item = (SocketAddr, usize)> {
+        let mut messages = self.from(start);
+        (0..count).map_while(move |_| {
+            let next = messages.peek()?;
+            messages.place.segment += next.segments;
+            Some((next.transmit.destination, next.payload.len()))
+        })
+    }
+
+    /// Returns the destination of the message at `start`.
+    #[cold]
+    pub(super) fn destination(&self, start: Place) -> Option<SocketAddr> {
+        self.from(start).peek().map(|next| next.transmit.destination)
+    }
+
+    fn from(&self, place: Place) -> Messages<'m, 'static> {
+        let Self { plan, transmits, trainless, marked, .. } = *self;
+        let counts = [].iter_mut();
+        Messages { plan, transmits, place, trainless, marked, socket: None, messages: 0, bytes: 0, counts }
     }
 
     #[inline]
@@ -274,6 +298,7 @@ impl<'m> Iterator for Messages<'m, '_> {
         // At most `SEGMENTS_MAX`.
         *self.counts.next()? = next.segments as u8;
         self.place.segment += next.segments;
+        self.messages += 1;
         self.bytes += next.payload.len();
         // A single datagram says nothing about segments: some drivers fail with EIO otherwise.
         let segment = if next.segments > 1 { u16::try_from(next.size).ok() } else { None };

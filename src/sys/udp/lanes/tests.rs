@@ -6,6 +6,7 @@ use core::num::{NonZeroU16, NonZeroUsize};
 use std::os::fd::AsRawFd;
 
 use super::*;
+use crate::Transmit;
 use crate::forward::PathMode;
 use crate::sys::script::{Answer, Call, Script};
 use crate::sys::{Feature, RecvError, SendErrorKind, UdpConfig, UdpOffload, UdpTransport};
@@ -96,6 +97,12 @@ impl Stage {
                 *next += 1;
             }
         }
+    }
+
+    /// The bytes for which a peer is suspected.
+    fn counted(&self, of: SocketAddr) -> usize {
+        let suspects = self.udp.meter.suspects();
+        suspects.peers.iter().take(suspects.len).find(|(peer, _)| *peer == key_of(of)).map_or(0, |(_, sum)| *sum)
     }
 
     fn is_shared(&self, socket: i32) -> bool {
@@ -279,6 +286,29 @@ fn fault_51_without_lanes_the_peer_that_fills_the_socket_is_limited() {
     stage.script.then(Call::SendBacklog, [Answer::Error(libc::EPERM)]);
     (0..10).for_each(|_| stage.send(idle, 40));
     assert_eq!(stage.udp.disabled().collect::<Vec<_>>(), [Feature::SendLanes]);
+}
+
+/// Datagrams that the socket refuses, or leaves over from a batch, fill nothing: whose they are is not suspected.
+#[test]
+fn fault_51_only_accepted_datagrams_are_counted() {
+    let mut stage = Stage::new(0);
+    let [slow, blocked] = [1, 2].map(peer);
+    stage.script.slow_down(slow);
+    (0..12).for_each(|_| stage.send(slow, 40));
+    assert!(stage.udp.meter.is_counting.load(Ordering::Relaxed));
+    stage.script.then(Call::Send, [Answer::Error(libc::EAGAIN); 5]);
+    (0..5).for_each(|_| stage.send(blocked, 40));
+    assert_eq!((stage.refused[&blocked].len(), stage.counted(blocked)), (5, 0));
+    let contents = [0; 1000];
+    stage.script.then(Call::Send, [Answer::AtMost(2), Answer::Error(libc::EAGAIN)]);
+    let error = stage.udp.send_batch(&[Transmit::datagram(blocked, &contents); 4], 0).unwrap_err();
+    assert_eq!((error.transmit, stage.counted(blocked)), (2, 2000));
+    // What a batch goes on with was not sent yet, either.
+    stage
+        .udp
+        .send_batch(&[Transmit { segment_size: NonZeroUsize::new(100), ..Transmit::datagram(blocked, &contents) }], 8)
+        .unwrap();
+    assert_eq!(stage.counted(blocked), 2200);
 }
 
 /// Each flow keeps its source port, and the slow peer's flows have lanes of their own ports.
