@@ -294,8 +294,18 @@ impl UdpTransport {
     /// At the first datagram that was not sent. [`BatchError`] tells how to go on; whether to wait first is as with
     /// [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
-        let moved = self.lanes.moved();
+        let moved = self.moved();
         send_all(|socket, messages| self.send_messages(socket, messages), self.plan(&moved), transmits, first_segment)
+    }
+
+    /// The peers that have moved, if any, and those that are limited for lack of room.
+    #[inline]
+    fn moved(&self) -> Option<Moved> {
+        let mut moved = self.lanes.moved()?;
+        if moved.is_full() {
+            self.meter.limit_suspects(&mut moved);
+        }
+        Some(moved)
     }
 
     #[inline]
@@ -415,10 +425,15 @@ impl UdpTransport {
             return sent;
         }
         let shared = self.shared_socket(port);
-        match self.calls.send_backlog(shared.as_fd()) {
-            Ok(backlog) if is_crowded(backlog) => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
-            Ok(backlog) if is_filling(backlog) => {}
-            Ok(_) | Err(_) => self.lanes.lift_limits(),
+        match (self.calls.send_backlog(shared.as_fd()), messages.destination(messages.place())) {
+            (Ok(backlog), Some(peer)) if is_filling(backlog) => {
+                self.lanes.note_active(peer);
+                self.meter.note_limited(peer, backlog);
+                if is_crowded(backlog) {
+                    return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+                }
+            }
+            _ => self.lanes.lift_limits(),
         }
         self.send_shared(port, messages)
     }

@@ -99,17 +99,19 @@ pub(super) enum MoveOutcome {
     NoLanes,
 }
 
+/// Peers that have moved at most, with suspects that are limited because there is no room for more.
+const MOVED_MAX: usize = LANES_MAX + LIMITED_MAX + SUSPECTS_MAX;
+
 /// The peers that do not simply send by the shared socket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     len: usize,
-    peers: [u64; LANES_MAX + LIMITED_MAX],
-    exits: [Exit; LANES_MAX + LIMITED_MAX],
+    peers: [u64; MOVED_MAX],
+    exits: [Exit; MOVED_MAX],
 }
 
 impl Moved {
-    pub(super) const NONE: Self =
-        Self { len: 0, peers: [0; LANES_MAX + LIMITED_MAX], exits: [Exit::Limited; LANES_MAX + LIMITED_MAX] };
+    pub(super) const NONE: Self = Self { len: 0, peers: [0; MOVED_MAX], exits: [Exit::Limited; MOVED_MAX] };
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
@@ -141,6 +143,11 @@ impl Moved {
         self.peers.get(index).copied()
     }
 
+    /// Whether no further peer can be limited.
+    pub(super) fn is_full(&self) -> bool {
+        self.len >= LIMITED_MAX && self.exits().filter(|exit| *exit == Exit::Limited).count() >= LIMITED_MAX
+    }
+
     fn exits(&self) -> impl Iterator<Item = Exit> {
         self.exits.iter().take(self.len).copied()
     }
@@ -154,9 +161,14 @@ impl Moved {
     }
 
     fn remove_if(&mut self, is_over: impl Fn(Exit) -> bool) {
+        self.remove_peers_if(|_, exit| is_over(exit));
+    }
+
+    fn remove_peers_if(&mut self, is_over: impl Fn(u64, Exit) -> bool) {
         let mut index = 0;
         while index < self.len {
-            if self.exits.get(index).is_some_and(|exit| is_over(*exit)) {
+            let moved = self.peers.get(index).zip(self.exits.get(index));
+            if moved.is_some_and(|(peer, exit)| is_over(*peer, *exit)) {
                 self.len -= 1;
                 self.peers.swap(index, self.len);
                 self.exits.swap(index, self.len);
@@ -185,6 +197,8 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 struct Table {
     moved: Moved,
+    /// The limited peers that were sent to, or refused, by a socket that fills since the last look.
+    active: Vec<u64>,
     /// How many looks in a row each lane was found empty.
     empty_looks: [u8; LANES_MAX],
     /// When each lane was given to its peer, counted in lanes that were given.
@@ -198,7 +212,7 @@ impl Lanes {
     pub(super) fn new(flows: usize) -> Self {
         let ports = flows.max(1);
         let (moved, empty_looks, given) = (Moved::NONE, [0; LANES_MAX], [0; LANES_MAX]);
-        let table = Table { moved, empty_looks, given, count: 0, looked_at: None };
+        let table = Table { moved, active: Vec::new(), empty_looks, given, count: 0, looked_at: None };
         Self {
             is_used: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
@@ -248,9 +262,9 @@ impl Lanes {
             return MoveOutcome::Lane { evicted };
         }
         let mut table = self.table();
-        let limited = table.moved.exits().filter(|exit| *exit == Exit::Limited).count();
-        if may_be_limited && limited < LIMITED_MAX && table.moved.index_of(peer).is_none() {
+        if may_be_limited && !table.moved.is_full() && table.moved.index_of(peer).is_none() {
             table.moved.set(peer, Exit::Limited);
+            table.note_active(peer);
         }
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
         if self.is_broken.load(Ordering::Relaxed) { MoveOutcome::NoLanes } else { MoveOutcome::NoLaneIsFree }
@@ -326,6 +340,9 @@ impl Lanes {
                 moved.remove_if(|exit| exit == Exit::Lane(lane));
             }
         }
+        let Table { moved, active, .. } = &mut *table;
+        moved.remove_peers_if(|peer, exit| exit == Exit::Limited && !active.contains(&peer));
+        active.clear();
         // A limited peer gets a lane that is free. Without one it stays limited: the shared socket may still be crowded.
         while !self.is_broken.load(Ordering::Relaxed)
             && let Some(peer) = table.moved.limited()
@@ -334,6 +351,11 @@ impl Lanes {
             self.give(lane, peer, &mut table);
         }
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Notes that a limited peer was sent something, or refused, while the shared socket fills.
+    pub(super) fn note_active(&self, peer: SocketAddr) {
+        self.table().note_active(key_of(peer));
     }
 
     /// No peer is limited any more: the shared socket is nearly empty.
@@ -373,6 +395,15 @@ impl Lanes {
     }
 }
 
+impl Table {
+    fn note_active(&mut self, peer: u64) {
+        // Others are limited for lack of room.
+        if self.moved.exit_of_key(peer) == Some(Exit::Limited) && !self.active.contains(&peer) {
+            self.active.push(peer);
+        }
+    }
+}
+
 /// How full a shared socket may be until the peers that fill it are looked for.
 pub(super) fn is_filling(backlog: SendBacklog) -> bool {
     backlog.charged >= backlog.limit / 8
@@ -397,8 +428,8 @@ pub(super) struct Meter {
 
 impl Default for Meter {
     fn default() -> Self {
-        let suspects =
-            Suspects { len: 0, peers: [(0, 0); SUSPECTS_MAX], cleared: Vec::new(), left_at: Vec::new(), aged_at: None };
+        let (peers, backlog) = ([Suspect::default(); SUSPECTS_MAX], SendBacklog { charged: 0, limit: usize::MAX });
+        let suspects = Suspects { len: 0, peers, backlog, cleared: Vec::new(), left_at: Vec::new(), aged_at: None };
         Self {
             unchecked: AtomicUsize::new(0),
             check_every: AtomicUsize::new(BYTES_UNCHECKED),
@@ -438,15 +469,38 @@ impl Meter {
         }
         self.unchecked.store(0, Ordering::Relaxed);
         let backlog = backlog()?;
+        suspects.backlog = backlog;
         self.check_every.store(BYTES_UNCHECKED.min(backlog.limit / 16), Ordering::Relaxed);
         self.is_counting.store(is_filling(backlog), Ordering::Relaxed);
         if !is_filling(backlog) {
             suspects.forget_all();
         }
         if let Some(peer) = refused.map(key_of).filter(|_| is_crowded(backlog)) {
-            return Ok(Some(Leaving { peer, may_be_limited: suspects.has_filled(peer, backlog) }));
+            return Ok(Some(Leaving { peer, may_be_limited: suspects.has_filled(peer) }));
         }
         Ok(suspects.take(port, backlog, moved).map(|peer| Leaving { peer, may_be_limited: true }))
+    }
+
+    /// Limits every peer that can have filled a socket, if no further one can be limited by itself.
+    #[cold]
+    pub(super) fn limit_suspects(&self, moved: &mut Moved) {
+        let suspects = self.suspects();
+        let enough = suspects.share().min(suspects.backlog.limit / 64);
+        for suspect in suspects.known().filter(|suspect| suspect.own() >= enough) {
+            if moved.index_of(suspect.peer).is_none() {
+                moved.set(suspect.peer, Exit::Limited);
+            }
+        }
+    }
+
+    /// Notes how full the socket is that a limited peer sends by. If it is crowded, the peer is refused.
+    #[cold]
+    pub(super) fn note_limited(&self, peer: SocketAddr, backlog: SendBacklog) {
+        let (mut suspects, peer) = (self.suspects(), key_of(peer));
+        suspects.backlog = backlog;
+        if let Some(suspect) = suspects.find_mut(peer) {
+            suspect.is_refused |= is_crowded(backlog);
+        }
     }
 
     /// Looks at the clock: what was sent a second ago counts half.
@@ -477,7 +531,9 @@ impl Meter {
 #[derive(Debug)]
 struct Suspects {
     len: usize,
-    peers: [(u64, usize); SUSPECTS_MAX],
+    peers: [Suspect; SUSPECTS_MAX],
+    /// What the socket that was asked last told.
+    backlog: SendBacklog,
     /// Peers whose lane stayed empty. They are not suspected again before the socket is nearly empty.
     cleared: Vec<u64>,
     /// For each port, what was charged to its socket when a peer left it last, or less if less was charged to it since.
@@ -485,12 +541,45 @@ struct Suspects {
     aged_at: Option<Instant>,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Suspect {
+    peer: u64,
+    /// Bytes that it was sent at most.
+    sum: usize,
+    /// How many of them may be those of the peers that had its place before.
+    inherited: usize,
+    /// Whether it was refused as a limited peer since the clock was looked at.
+    is_refused: bool,
+}
+
+impl Suspect {
+    /// Bytes that it was sent at least.
+    fn own(&self) -> usize {
+        self.sum - self.inherited
+    }
+}
+
 impl Suspects {
+    fn known(&self) -> impl Iterator<Item = &Suspect> {
+        self.peers.iter().take(self.len)
+    }
+
+    fn find_mut(&mut self, peer: u64) -> Option<&mut Suspect> {
+        self.peers.iter_mut().take(self.len).find(|known| known.peer == peer)
+    }
+
     #[cold]
     fn age(&mut self, now: Instant) {
         if self.aged_at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY) {
             self.aged_at = Some(now);
-            self.peers.iter_mut().for_each(|(_, sum)| *sum /= 2);
+            let enough = self.backlog.limit / 64;
+            for known in &mut self.peers {
+                // A peer that is refused for what it was sent is not to be sent as much again every second.
+                if !known.is_refused || known.own() < enough {
+                    (known.sum, known.inherited) = (known.sum / 2, known.inherited / 2);
+                }
+                known.is_refused = false;
+            }
         }
     }
 
@@ -507,9 +596,9 @@ impl Suspects {
         if !is_crowded(backlog) || charged < *left_at + limit / 64 {
             return None;
         }
-        let stays = self.peers.iter().take(self.len).filter(|(peer, _)| moved.index_of(*peer).is_none());
-        let &(peer, _) = stays.max_by_key(|(_, sum)| *sum)?;
-        if !self.has_filled(peer, backlog) {
+        let stays = self.known().filter(|suspect| moved.index_of(suspect.peer).is_none());
+        let &Suspect { peer, .. } = stays.max_by_key(|suspect| suspect.sum)?;
+        if !self.has_filled(peer) {
             return None;
         }
         if let Some(left_at) = self.left_at.get_mut(port) {
@@ -519,15 +608,25 @@ impl Suspects {
     }
 
     /// Whether a peer can have filled a socket: not if it was sent little, or much less than another one.
-    fn has_filled(&self, peer: u64, backlog: SendBacklog) -> bool {
-        let counted = || self.peers.iter().take(self.len);
-        let most = counted().map(|(_, sum)| *sum).max().unwrap_or(0);
-        let sum = counted().find(|(known, _)| *known == peer).map_or(0, |(_, sum)| *sum);
-        sum >= (backlog.limit / 64).max(most / 4)
+    fn has_filled(&self, peer: u64) -> bool {
+        let sum = self.known().find(|known| known.peer == peer).map_or(0, |known| known.sum);
+        sum >= self.enough()
+    }
+
+    /// The least that a peer was sent which can have filled a socket.
+    fn enough(&self) -> usize {
+        let most = self.known().map(|known| known.sum).max().unwrap_or(0);
+        (self.backlog.limit / 64).max(most / 4).min(self.share())
+    }
+
+    /// What each may be sent so that all together fill at most half of what a socket that is half full has room for.
+    fn share(&self) -> usize {
+        let SendBacklog { charged, limit } = self.backlog;
+        if charged < limit / 2 { usize::MAX } else { limit.saturating_sub(charged) / 2 / self.len.max(1) }
     }
 
     fn forget(&mut self, peer: u64) {
-        if let Some(index) = self.peers.iter().take(self.len).position(|(known, _)| *known == peer) {
+        if let Some(index) = self.peers.iter().take(self.len).position(|known| known.peer == peer) {
             self.len -= 1;
             self.peers.swap(index, self.len);
         }
@@ -537,13 +636,13 @@ impl Suspects {
         if self.cleared.contains(&peer) {
             return;
         }
-        if let Some((_, sum)) = self.peers.iter_mut().take(self.len).find(|(known, _)| *known == peer) {
-            *sum += bytes;
+        if let Some(known) = self.find_mut(peer) {
+            known.sum += bytes;
         } else if let Some(slot) = self.peers.get_mut(self.len) {
-            *slot = (peer, bytes);
+            *slot = Suspect { peer, sum: bytes, ..Suspect::default() };
             self.len += 1;
-        } else if let Some(least) = self.peers.iter_mut().min_by_key(|(_, sum)| *sum) {
-            *least = (peer, least.1 + bytes);
+        } else if let Some(least) = self.peers.iter_mut().min_by_key(|known| known.sum) {
+            *least = Suspect { peer, sum: least.sum + bytes, inherited: least.sum, is_refused: false };
         }
     }
 

@@ -102,7 +102,7 @@ impl Stage {
     /// The bytes for which a peer is suspected.
     fn counted(&self, of: SocketAddr) -> usize {
         let suspects = self.udp.meter.suspects();
-        suspects.peers.iter().take(suspects.len).find(|(peer, _)| *peer == key_of(of)).map_or(0, |(_, sum)| *sum)
+        suspects.known().find(|known| known.peer == key_of(of)).map_or(0, |known| known.sum)
     }
 
     fn is_shared(&self, socket: i32) -> bool {
@@ -187,6 +187,63 @@ fn r69_fault_51_more_slow_peers_than_lanes() {
         let sockets: alloc::collections::BTreeSet<_> = stage.sockets.values().flatten().collect();
         assert_eq!(sockets.len(), 1 + LANES_MAX.min(slow_peers.into()));
     }
+}
+
+/// When no place is left among the limited peers, every peer that can have filled the socket is limited.
+#[test]
+fn r69_fault_51_an_idle_peer_is_sent_to_whatever_the_number_of_slow_ones() {
+    if !has_lanes() {
+        return;
+    }
+    for slow_peers in [17, 64] {
+        let mut stage = Stage::new(0);
+        let (idle, slow) = (peer(0), (1..=slow_peers).map(peer).collect::<Vec<_>>());
+        slow.iter().for_each(|slow| stage.script.slow_down(*slow));
+        let own = stage.udp.as_fd().as_raw_fd();
+        let mut most = 0;
+        for round in 0..400_usize {
+            for to in &slow {
+                stage.send(*to, 20);
+                // In the second half nothing leaves any more.
+                stage.script.free(*to, if round < 200 { 5 * DATAGRAM } else { 0 });
+            }
+            // Five a second.
+            if round % 4 == 0 {
+                stage.send(idle, 1);
+            }
+            stage.tick(Duration::from_millis(50));
+            most = stage.script.charged(own).max(most);
+        }
+        assert!(!stage.is_refused(idle), "{slow_peers}");
+        assert!(most < BUFFER, "{slow_peers}: {most}");
+        assert!(slow.iter().all(|slow| stage.is_refused(*slow)));
+    }
+}
+
+/// A limited peer that is not sent anything any more makes room for another one.
+#[test]
+fn r69_fault_51_a_quiet_peer_is_not_limited_for_ever() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let slow: Vec<_> = (1..=16).map(peer).collect();
+    slow.iter().for_each(|slow| stage.script.slow_down(*slow));
+    for _ in 0..200 {
+        slow.iter().for_each(|to| stage.send(*to, 20));
+        stage.tick(Duration::from_millis(50));
+    }
+    let limited = |stage: &Stage| {
+        let moved = stage.udp.lanes.moved().unwrap();
+        slow.iter().copied().filter(|to| moved.exit_of(*to) == Some(Exit::Limited)).collect::<Vec<_>>()
+    };
+    let before = limited(&stage);
+    assert_eq!(before.len(), LIMITED_MAX);
+    for _ in 0..50 {
+        slow.iter().filter(|to| !before[4..].contains(to)).for_each(|to| stage.send(*to, 20));
+        stage.tick(Duration::from_millis(50));
+    }
+    assert_eq!(limited(&stage), before[..4]);
 }
 
 /// Peers that are sent more than the slow one, and many that are sent little.
