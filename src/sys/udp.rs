@@ -18,7 +18,7 @@ use core::num::NonZeroUsize;
 use core::slice;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -157,6 +157,9 @@ impl UdpTransport {
     ///
     /// Bound to a wildcard address it receives on all, but the kernel chooses the source address, and peers may not
     /// know it. `[::]` takes IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
+    ///
+    /// While a lane is made ([Peers with slow paths](Self#peers-with-slow-paths)), the socket has `SO_REUSEPORT` for a moment.
+    /// Another process of the same user that asks for it again and again can bind to the address then, and gets a share.
     ///
     /// # Errors
     /// [`BindError`]; nothing is left open then.
@@ -475,6 +478,12 @@ impl UdpTransport {
         let lane = row.checked_sub(1).filter(|lane| *lane < LANES_MAX);
         let lane = lane.and_then(|lane| self.lanes.socket(lane as u8, port, shared, &self.calls));
         lane.unwrap_or(shared)
+    }
+}
+
+impl AsRawFd for UdpTransport {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 
