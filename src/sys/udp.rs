@@ -436,7 +436,7 @@ impl UdpTransport {
                     return Err(io::Error::from_raw_os_error(libc::EAGAIN));
                 }
             }
-            _ => self.lanes.lift_limits(),
+            _ => self.lanes.lift_limits(shared),
         }
         self.send_shared(port, messages)
     }

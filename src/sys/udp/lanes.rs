@@ -36,7 +36,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -197,6 +197,8 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 struct Table {
     moved: Moved,
+    /// The shared socket that each limited peer had filled.
+    limited_by: Vec<(u64, RawFd)>,
     /// The limited peers that were sent to, or refused, by a socket that fills since the last look.
     active: Vec<u64>,
     /// How many looks in a row each lane was found empty.
@@ -212,7 +214,8 @@ impl Lanes {
     pub(super) fn new(flows: usize) -> Self {
         let ports = flows.max(1);
         let (moved, empty_looks, given) = (Moved::NONE, [0; LANES_MAX], [0; LANES_MAX]);
-        let table = Table { moved, active: Vec::new(), empty_looks, given, count: 0, looked_at: None };
+        let table =
+            Table { moved, limited_by: Vec::new(), active: Vec::new(), empty_looks, given, count: 0, looked_at: None };
         Self {
             is_used: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
@@ -265,6 +268,9 @@ impl Lanes {
         if may_be_limited && !table.moved.is_full() && table.moved.index_of(peer).is_none() {
             table.moved.set(peer, Exit::Limited);
             table.note_active(peer);
+            let Table { moved, limited_by, .. } = &mut *table;
+            limited_by.retain(|(known, _)| *known != peer && moved.exit_of_key(*known) == Some(Exit::Limited));
+            limited_by.push((peer, shared.as_raw_fd()));
         }
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
         if self.is_broken.load(Ordering::Relaxed) { MoveOutcome::NoLanes } else { MoveOutcome::NoLaneIsFree }
@@ -358,10 +364,13 @@ impl Lanes {
         self.table().note_active(key_of(peer));
     }
 
-    /// No peer is limited any more: the shared socket is nearly empty.
-    pub(super) fn lift_limits(&self) {
+    /// The peers that filled this shared socket are not limited any more: it is nearly empty.
+    pub(super) fn lift_limits(&self, shared: &UdpSocket) {
         let mut table = self.table();
-        table.moved.remove_if(|exit| exit == Exit::Limited);
+        let Table { moved, limited_by, .. } = &mut *table;
+        let by_this = |peer| limited_by.contains(&(peer, shared.as_raw_fd()));
+        // A limited peer that a look has given a lane keeps it.
+        moved.remove_peers_if(|peer, exit| exit == Exit::Limited && by_this(peer));
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
     }
 

@@ -3,7 +3,6 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::num::{NonZeroU16, NonZeroUsize};
-use std::os::fd::AsRawFd;
 
 use super::*;
 use crate::Transmit;
@@ -366,6 +365,23 @@ fn fault_51_only_accepted_datagrams_are_counted() {
         .send_batch(&[Transmit { segment_size: NonZeroUsize::new(100), ..Transmit::datagram(blocked, &contents) }], 8)
         .unwrap();
     assert_eq!(stage.counted(blocked), 2200);
+}
+
+/// The limits that a socket set hold until that one is nearly empty, whatever another one of the group has.
+#[test]
+fn fault_51_another_socket_does_not_lift_a_limit() {
+    let mut stage = Stage::new(2);
+    let slow = peer(1);
+    stage.script.slow_down(slow);
+    stage.script.then(Call::Socket, [Answer::Error(libc::EAFNOSUPPORT)]);
+    (0..60).for_each(|_| stage.send_flow(slow, 0, 40));
+    let is_limited = |stage: &Stage| stage.udp.moved().is_some_and(|moved| moved.exit_of(slow) == Some(Exit::Limited));
+    assert!(is_limited(&stage) && stage.is_refused(slow));
+    stage.send_flow(slow, 1, 1);
+    assert!(is_limited(&stage), "the other socket is empty");
+    stage.script.free(slow, usize::MAX);
+    stage.send_flow(slow, 0, 1);
+    assert!(!is_limited(&stage));
 }
 
 /// Each flow keeps its source port, and the slow peer's flows have lanes of their own ports.
