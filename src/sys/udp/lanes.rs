@@ -207,6 +207,8 @@ struct Table {
     given: [u64; LANES_MAX],
     count: u64,
     looked_at: Option<Instant>,
+    /// When a lane could not be made last.
+    failed_at: Option<Instant>,
 }
 
 impl Lanes {
@@ -214,8 +216,16 @@ impl Lanes {
     pub(super) fn new(flows: usize) -> Self {
         let ports = flows.max(1);
         let (moved, empty_looks, given) = (Moved::NONE, [0; LANES_MAX], [0; LANES_MAX]);
-        let table =
-            Table { moved, limited_by: Vec::new(), active: Vec::new(), empty_looks, given, count: 0, looked_at: None };
+        let table = Table {
+            moved,
+            limited_by: Vec::new(),
+            active: Vec::new(),
+            empty_looks,
+            given,
+            count: 0,
+            looked_at: None,
+            failed_at: None,
+        };
         Self {
             is_used: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
@@ -239,16 +249,17 @@ impl Lanes {
             return Some(socket);
         }
         let mut table = self.table();
-        if self.is_broken.load(Ordering::Relaxed) {
+        if self.cannot_make(&table) {
             return None;
         }
         // Another thread may have made it.
         if slot.get().is_none() {
             match make_lane(shared, calls) {
                 Ok(made) => drop(slot.set(made)),
-                Err(_) => {
-                    self.is_broken.store(true, Ordering::Relaxed);
-                    table.moved.remove_if(|exit| matches!(exit, Exit::Lane(_)));
+                Err(error) => {
+                    self.is_broken.store(is_final(&error), Ordering::Relaxed);
+                    table.failed_at = Some(Instant::now());
+                    table.moved.remove_if(|exit| exit == Exit::Lane(lane));
                 }
             }
         }
@@ -287,7 +298,7 @@ impl Lanes {
     /// sent.
     fn reserve(&self, peer: u64, calls: &Calls) -> Option<(u8, Option<u64>)> {
         let mut table = self.table();
-        if self.is_broken.load(Ordering::Relaxed) {
+        if self.cannot_make(&table) {
             return None;
         }
         if let Some(Exit::Lane(lane)) = table.moved.exit_of_key(peer) {
@@ -350,7 +361,7 @@ impl Lanes {
         moved.remove_peers_if(|peer, exit| exit == Exit::Limited && !active.contains(&peer));
         active.clear();
         // A limited peer gets a lane that is free. Without one it stays limited: the shared socket may still be crowded.
-        while !self.is_broken.load(Ordering::Relaxed)
+        while !self.cannot_make(&table)
             && let Some(peer) = table.moved.limited()
             && let Some(lane) = (0..LANES_MAX as u8).find(|lane| table.moved.peer_of(*lane).is_none())
         {
@@ -372,6 +383,11 @@ impl Lanes {
         // A limited peer that a look has given a lane keeps it.
         moved.remove_peers_if(|peer, exit| exit == Exit::Limited && by_this(peer));
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Whether a lane could not be made, for good or a moment ago.
+    fn cannot_make(&self, table: &Table) -> bool {
+        self.is_broken.load(Ordering::Relaxed) || table.failed_at.is_some_and(|at| at.elapsed() < LOOK_EVERY)
     }
 
     fn is_empty(&self, lane: u8, calls: &Calls) -> bool {
@@ -681,6 +697,12 @@ fn key_of(destination: SocketAddr) -> u64 {
         }
     };
     address << 16 ^ u64::from(destination.port()) ^ address >> 48
+}
+
+/// Whether the next lane cannot be made either.
+fn is_final(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+        || matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EPERM | libc::EACCES | libc::EADDRINUSE))
 }
 
 /// A socket on the address and port of another one, which receives nothing and sends as that one does.

@@ -326,7 +326,7 @@ fn fault_51_without_lanes_the_peer_that_fills_the_socket_is_limited() {
     let mut stage = Stage::new(0);
     let [slow, idle] = [1, 2].map(peer);
     stage.script.slow_down(slow);
-    stage.script.then(Call::Socket, [Answer::Error(libc::EMFILE)]);
+    stage.script.then(Call::Socket, [Answer::Error(libc::EAFNOSUPPORT)]);
     for _ in 0..400 {
         stage.send(slow, 40);
         stage.send(idle, 1);
@@ -365,6 +365,28 @@ fn fault_51_only_accepted_datagrams_are_counted() {
         .send_batch(&[Transmit { segment_size: NonZeroUsize::new(100), ..Transmit::datagram(blocked, &contents) }], 8)
         .unwrap();
     assert_eq!(stage.counted(blocked), 2200);
+}
+
+/// A lack of file descriptors passes: a lane is made a second later, and those that exist stay.
+#[test]
+fn fault_51_a_lane_is_tried_again_after_an_error_that_may_pass() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let [first, second] = [1, 2].map(peer);
+    [first, second].iter().for_each(|slow| stage.script.slow_down(*slow));
+    (0..60).for_each(|_| stage.send(first, 40));
+    let exit_of = |stage: &Stage, peer| stage.udp.lanes.moved().and_then(|moved| moved.exit_of(peer));
+    assert_eq!(exit_of(&stage, first), Some(Exit::Lane(0)));
+    stage.script.then(Call::Socket, [Answer::Error(libc::EMFILE)]);
+    (0..60).for_each(|_| stage.send(second, 40));
+    assert_eq!((exit_of(&stage, first), exit_of(&stage, second)), (Some(Exit::Lane(0)), Some(Exit::Limited)));
+    assert_eq!((stage.script.count(Call::Socket), stage.udp.disabled().count()), (2, 0));
+    std::thread::sleep(LOOK_EVERY);
+    stage.tick(LOOK_EVERY);
+    stage.send(second, 1);
+    assert_eq!((exit_of(&stage, second), stage.script.count(Call::Socket)), (Some(Exit::Lane(1)), 3));
 }
 
 /// The limits that a socket set hold until that one is nearly empty, whatever another one of the group has.
