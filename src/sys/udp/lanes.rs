@@ -60,6 +60,9 @@ const BYTES_UNCHECKED: usize = 128 << 10;
 /// How often the lanes in use are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the lanes in use are asked whether one is not needed.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+
 /// Where the datagrams of a peer go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
@@ -207,6 +210,8 @@ struct Table {
     given: [u64; LANES_MAX],
     count: u64,
     looked_at: Option<Instant>,
+    /// When every lane was found needed.
+    all_needed_at: Option<Instant>,
     /// When a lane could not be made last.
     failed_at: Option<Instant>,
 }
@@ -225,6 +230,7 @@ impl Lanes {
             count: 0,
             looked_at: None,
             failed_at: None,
+            all_needed_at: None,
         };
         Self {
             is_used: AtomicBool::new(false),
@@ -312,7 +318,13 @@ impl Lanes {
             self.use_of(*lane, looks.is_some_and(|looks| looks > 0), calls)
         };
         let oldest_unneeded = || lanes().filter(|lane| use_of(lane) != LaneUse::Needed).min_by_key(given);
-        let lane = lanes().find(is_free).or_else(oldest_unneeded)?;
+        let just_asked = table.all_needed_at.is_some_and(|at| at.elapsed() < ASK_EVERY);
+        let Some(lane) = lanes().find(is_free).or_else(|| if just_asked { None } else { oldest_unneeded() }) else {
+            if !just_asked {
+                table.all_needed_at = Some(Instant::now());
+            }
+            return None;
+        };
         let is_fast = use_of(&lane) == LaneUse::Fast;
         let evicted = table.moved.peer_of(lane).filter(|_| is_fast);
         self.give(lane, peer, &mut table);

@@ -389,6 +389,27 @@ fn fault_51_a_lane_is_tried_again_after_an_error_that_may_pass() {
     assert_eq!((exit_of(&stage, second), stage.script.count(Call::Socket)), (Some(Exit::Lane(1)), 3));
 }
 
+/// While every lane is needed, the lanes are not asked again for each datagram that is refused.
+#[test]
+fn fault_51_refused_datagrams_do_not_ask_every_lane() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let slow: Vec<_> = (1..=9).map(peer).collect();
+    slow.iter().for_each(|slow| stage.script.slow_down(*slow));
+    for _ in 0..100 {
+        slow.iter().for_each(|to| stage.send(*to, 20));
+    }
+    let asked = stage.script.count(Call::SendBacklog);
+    stage.script.then(Call::Send, [Answer::Error(libc::EAGAIN); 1000]);
+    let began = Instant::now();
+    (0..1000).for_each(|_| stage.send(peer(100), 1));
+    let attempts = 1 + began.elapsed().as_millis() as usize / 10;
+    let asked = stage.script.count(Call::SendBacklog) - asked;
+    assert!(asked <= 1000 + attempts * LANES_MAX, "{asked} in {attempts} attempts");
+}
+
 /// The limits that a socket set hold until that one is nearly empty, whatever another one of the group has.
 #[test]
 fn fault_51_another_socket_does_not_lift_a_limit() {
