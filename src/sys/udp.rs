@@ -18,7 +18,7 @@ use core::num::NonZeroUsize;
 use core::slice;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -163,6 +163,9 @@ impl UdpTransport {
     /// A socket on a wildcard address receives on all addresses, but the kernel chooses the source address, and peers
     /// may not know it. `[::]` accepts IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
     ///
+    /// While a lane is made ([Peers with slow paths](Self#peers-with-slow-paths)), the socket has `SO_REUSEPORT` for a moment.
+    /// Another process of the same user that asks for it again and again can bind to the address then, and gets a share.
+    ///
     /// # Errors
     /// Returns [`BindError`]. No socket is left open then.
     pub fn bind(address: SocketAddr, config: &UdpConfig) -> Result<Self, BindError> {
@@ -304,8 +307,18 @@ impl UdpTransport {
     /// Returns the error of the first datagram that was not sent. [`BatchError`] describes how to continue. The
     /// waiting times are those of [`UdpTransport::send_from`].
     pub fn send_batch(&self, transmits: &[Transmit<'_>], first_segment: usize) -> Result<(), BatchError> {
-        let moved = self.lanes.moved();
+        let moved = self.moved();
         send_all(|socket, messages| self.send_messages(socket, messages), self.plan(&moved), transmits, first_segment)
+    }
+
+    /// The peers that have moved, if any, and those that are limited for lack of room.
+    #[inline]
+    fn moved(&self) -> Option<Moved> {
+        let mut moved = self.lanes.moved()?;
+        if moved.is_full() {
+            self.meter.limit_suspects(&mut moved);
+        }
+        Some(moved)
     }
 
     #[inline]
@@ -403,11 +416,13 @@ impl UdpTransport {
     /// Sends messages by a shared socket.
     #[inline]
     fn send_shared(&self, port: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
-        let first = messages.transmit();
+        let start = messages.place();
         let sent = self.calls.send(self.shared_socket(port).as_fd(), &mut *messages);
+        let accepted = *sent.as_ref().unwrap_or(&0);
         let is_full = sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EAGAIN));
-        if self.meter.count(messages.bytes()) || is_full {
-            self.make_room(port, messages.transmits_from(first), is_full);
+        if self.meter.count(messages.bytes_accepted(start, accepted)) || is_full {
+            let refused = if is_full { messages.destination(start) } else { None };
+            self.make_room(port, messages.accepted(start, accepted), refused);
         }
         sent
     }
@@ -417,28 +432,34 @@ impl UdpTransport {
     fn send_aside(&self, number: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
         let (row, port) = (number / self.ports(), number % self.ports());
         if row <= LANES_MAX {
+            let start = messages.place();
             let sent = self.calls.send(self.sender(number).as_fd(), &mut *messages);
-            if sent.is_ok() {
-                self.lanes.count(row - 1, messages.bytes());
+            if let Ok(accepted) = sent {
+                self.lanes.count(row - 1, messages.bytes_accepted(start, accepted));
             }
             return sent;
         }
         let shared = self.shared_socket(port);
-        match self.calls.send_backlog(shared.as_fd()) {
-            Ok(backlog) if is_crowded(backlog) => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
-            Ok(backlog) if is_filling(backlog) => {}
-            Ok(_) | Err(_) => self.lanes.lift_limits(),
+        match (self.calls.send_backlog(shared.as_fd()), messages.destination(messages.place())) {
+            (Ok(backlog), Some(peer)) if is_filling(backlog) => {
+                self.lanes.note_active(peer);
+                self.meter.note_limited(peer, backlog);
+                if is_crowded(backlog) {
+                    return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+                }
+            }
+            _ => self.lanes.lift_limits(shared),
         }
         self.send_shared(port, messages)
     }
 
     /// Counts the bytes that a shared socket sent. If the socket fills, the peer that was sent most moves to a lane.
     #[cold]
-    fn make_room(&self, port: usize, sent: &[Transmit<'_>], is_full: bool) {
+    fn make_room(&self, port: usize, sent: impl Iterator<Item = (SocketAddr, usize)>, refused: Option<SocketAddr>) {
         let shared = self.shared_socket(port);
         let moved = self.lanes.moved().unwrap_or(Moved::NONE);
         let backlog = || self.calls.send_backlog(shared.as_fd());
-        match self.meter.find(port, sent, is_full, &moved, backlog) {
+        match self.meter.find(port, sent, refused, &moved, backlog) {
             Ok(None) => {}
             Ok(Some(peer)) => match self.lanes.move_away(peer, port, shared, &self.calls) {
                 MoveOutcome::Lane { evicted } => self.meter.has_left(peer, evicted),
@@ -469,6 +490,12 @@ impl UdpTransport {
         let lane = row.checked_sub(1).filter(|lane| *lane < LANES_MAX);
         let lane = lane.and_then(|lane| self.lanes.socket(lane as u8, port, shared, &self.calls));
         lane.unwrap_or(shared)
+    }
+}
+
+impl AsRawFd for UdpTransport {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

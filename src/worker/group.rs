@@ -58,7 +58,7 @@ struct Group {
 #[derive(Debug, Default)]
 struct SharedPaths {
     known: PathMtus,
-    /// How often all workers had to forget theirs.
+    /// The number of times that all workers had to forget theirs.
     forgotten: u64,
 }
 

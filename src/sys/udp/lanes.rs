@@ -40,13 +40,12 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::bind::set_buffer;
 use super::set_sending_options;
-use crate::Transmit;
 use crate::sys::kernel::{Calls, SystemCalls};
 use crate::sys::syscall::{self, SendBacklog, SocketOption};
 
@@ -65,6 +64,9 @@ const BYTES_UNCHECKED: usize = 128 << 10;
 
 /// The interval at which lanes in use are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The interval at which lanes in use are queried for one that is not needed.
+const ASK_EVERY: Duration = Duration::from_millis(10);
 
 /// The socket for the datagrams of a peer that has moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,17 +107,19 @@ pub(super) enum MoveOutcome {
     NoLanes,
 }
 
+/// Peers that have moved at most, with suspects that are limited because there is no room for more.
+const MOVED_MAX: usize = LANES_MAX + LIMITED_MAX + SUSPECTS_MAX;
+
 /// The peers whose datagrams do not simply go by the shared sockets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     len: usize,
-    peers: [u64; LANES_MAX + LIMITED_MAX],
-    exits: [Exit; LANES_MAX + LIMITED_MAX],
+    peers: [u64; MOVED_MAX],
+    exits: [Exit; MOVED_MAX],
 }
 
 impl Moved {
-    pub(super) const NONE: Self =
-        Self { len: 0, peers: [0; LANES_MAX + LIMITED_MAX], exits: [Exit::Limited; LANES_MAX + LIMITED_MAX] };
+    pub(super) const NONE: Self = Self { len: 0, peers: [0; MOVED_MAX], exits: [Exit::Limited; MOVED_MAX] };
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
@@ -147,6 +151,11 @@ impl Moved {
         self.peers.get(index).copied()
     }
 
+    /// Returns `true` if no further peer can be limited.
+    pub(super) fn is_full(&self) -> bool {
+        self.len >= LIMITED_MAX && self.exits().filter(|exit| *exit == Exit::Limited).count() >= LIMITED_MAX
+    }
+
     fn exits(&self) -> impl Iterator<Item = Exit> {
         self.exits.iter().take(self.len).copied()
     }
@@ -160,9 +169,14 @@ impl Moved {
     }
 
     fn remove_if(&mut self, is_over: impl Fn(Exit) -> bool) {
+        self.remove_peers_if(|_, exit| is_over(exit));
+    }
+
+    fn remove_peers_if(&mut self, is_over: impl Fn(u64, Exit) -> bool) {
         let mut index = 0;
         while index < self.len {
-            if self.exits.get(index).is_some_and(|exit| is_over(*exit)) {
+            let moved = self.peers.get(index).zip(self.exits.get(index));
+            if moved.is_some_and(|(peer, exit)| is_over(*peer, *exit)) {
                 self.len -= 1;
                 self.peers.swap(index, self.len);
                 self.exits.swap(index, self.len);
@@ -191,12 +205,20 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 struct Table {
     moved: Moved,
+    /// The shared socket that each limited peer had filled.
+    limited_by: Vec<(u64, RawFd)>,
+    /// The limited peers that were sent to, or refused, by a socket that fills since the last look.
+    active: Vec<u64>,
     /// The number of consecutive checks at which each lane was empty.
     empty_looks: [u8; LANES_MAX],
     /// The sequence number with which each lane was given to its peer.
     given: [u64; LANES_MAX],
     count: u64,
     looked_at: Option<Instant>,
+    /// When every lane was found needed.
+    all_needed_at: Option<Instant>,
+    /// When a lane could not be made last.
+    failed_at: Option<Instant>,
 }
 
 impl Lanes {
@@ -205,7 +227,17 @@ impl Lanes {
     pub(super) fn new(flows: usize) -> Self {
         let ports = flows.max(1);
         let (moved, empty_looks, given) = (Moved::NONE, [0; LANES_MAX], [0; LANES_MAX]);
-        let table = Table { moved, empty_looks, given, count: 0, looked_at: None };
+        let table = Table {
+            moved,
+            limited_by: Vec::new(),
+            active: Vec::new(),
+            empty_looks,
+            given,
+            count: 0,
+            looked_at: None,
+            failed_at: None,
+            all_needed_at: None,
+        };
         Self {
             is_used: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
@@ -229,16 +261,17 @@ impl Lanes {
             return Some(socket);
         }
         let mut table = self.table();
-        if self.is_broken.load(Ordering::Relaxed) {
+        if self.cannot_make(&table) {
             return None;
         }
         // Another thread may have created it.
         if slot.get().is_none() {
             match make_lane(shared, calls) {
                 Ok(made) => drop(slot.set(made)),
-                Err(_) => {
-                    self.is_broken.store(true, Ordering::Relaxed);
-                    table.moved.remove_if(|exit| matches!(exit, Exit::Lane(_)));
+                Err(error) => {
+                    self.is_broken.store(is_final(&error), Ordering::Relaxed);
+                    table.failed_at = Some(Instant::now());
+                    table.moved.remove_if(|exit| exit == Exit::Lane(lane));
                 }
             }
         }
@@ -255,9 +288,12 @@ impl Lanes {
             return MoveOutcome::Lane { evicted };
         }
         let mut table = self.table();
-        let limited = table.moved.exits().filter(|exit| *exit == Exit::Limited).count();
-        if may_be_limited && limited < LIMITED_MAX && table.moved.index_of(peer).is_none() {
+        if may_be_limited && !table.moved.is_full() && table.moved.index_of(peer).is_none() {
             table.moved.set(peer, Exit::Limited);
+            table.note_active(peer);
+            let Table { moved, limited_by, .. } = &mut *table;
+            limited_by.retain(|(known, _)| *known != peer && moved.exit_of_key(*known) == Some(Exit::Limited));
+            limited_by.push((peer, shared.as_raw_fd()));
         }
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
         if self.is_broken.load(Ordering::Relaxed) { MoveOutcome::NoLanes } else { MoveOutcome::NoLaneIsFree }
@@ -273,7 +309,7 @@ impl Lanes {
     /// Gives a peer a lane that is free, or one that its peer does not need. Returns that peer if its path is fast.
     fn reserve(&self, peer: u64, calls: &Calls) -> Option<(u8, Option<u64>)> {
         let mut table = self.table();
-        if self.is_broken.load(Ordering::Relaxed) {
+        if self.cannot_make(&table) {
             return None;
         }
         if let Some(Exit::Lane(lane)) = table.moved.exit_of_key(peer) {
@@ -287,7 +323,13 @@ impl Lanes {
             self.use_of(*lane, looks.is_some_and(|looks| looks > 0), calls)
         };
         let oldest_unneeded = || lanes().filter(|lane| use_of(lane) != LaneUse::Needed).min_by_key(given);
-        let lane = lanes().find(is_free).or_else(oldest_unneeded)?;
+        let just_asked = table.all_needed_at.is_some_and(|at| at.elapsed() < ASK_EVERY);
+        let Some(lane) = lanes().find(is_free).or_else(|| if just_asked { None } else { oldest_unneeded() }) else {
+            if !just_asked {
+                table.all_needed_at = Some(Instant::now());
+            }
+            return None;
+        };
         let is_fast = use_of(&lane) == LaneUse::Fast;
         let evicted = table.moved.peer_of(lane).filter(|_| is_fast);
         self.give(lane, peer, &mut table);
@@ -332,9 +374,12 @@ impl Lanes {
                 moved.remove_if(|exit| exit == Exit::Lane(lane));
             }
         }
+        let Table { moved, active, .. } = &mut *table;
+        moved.remove_peers_if(|peer, exit| exit == Exit::Limited && !active.contains(&peer));
+        active.clear();
         // A limited peer gets a lane that is free. Without one it stays limited: the shared socket may still be
         // crowded.
-        while !self.is_broken.load(Ordering::Relaxed)
+        while !self.cannot_make(&table)
             && let Some(peer) = table.moved.limited()
             && let Some(lane) = (0..LANES_MAX as u8).find(|lane| table.moved.peer_of(*lane).is_none())
         {
@@ -343,11 +388,24 @@ impl Lanes {
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
     }
 
-    /// Ends the limits of all peers, when the shared socket is nearly empty.
-    pub(super) fn lift_limits(&self) {
+    /// Notes that a limited peer was sent something, or refused, while the shared socket fills.
+    pub(super) fn note_active(&self, peer: SocketAddr) {
+        self.table().note_active(key_of(peer));
+    }
+
+    /// Ends the limits of the peers that filled this shared socket, when it is nearly empty.
+    pub(super) fn lift_limits(&self, shared: &UdpSocket) {
         let mut table = self.table();
-        table.moved.remove_if(|exit| exit == Exit::Limited);
+        let Table { moved, limited_by, .. } = &mut *table;
+        let by_this = |peer| limited_by.contains(&(peer, shared.as_raw_fd()));
+        // A limited peer that a look has given a lane keeps it.
+        moved.remove_peers_if(|peer, exit| exit == Exit::Limited && by_this(peer));
         self.is_used.store(!table.moved.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Returns `true` if a lane could not be made, for good or a moment ago.
+    fn cannot_make(&self, table: &Table) -> bool {
+        self.is_broken.load(Ordering::Relaxed) || table.failed_at.is_some_and(|at| at.elapsed() < LOOK_EVERY)
     }
 
     fn is_empty(&self, lane: u8, calls: &Calls) -> bool {
@@ -380,6 +438,15 @@ impl Lanes {
     }
 }
 
+impl Table {
+    fn note_active(&mut self, peer: u64) {
+        // Others are limited for lack of room.
+        if self.moved.exit_of_key(peer) == Some(Exit::Limited) && !self.active.contains(&peer) {
+            self.active.push(peer);
+        }
+    }
+}
+
 /// Returns `true` if a shared socket is so full that bytes are counted for each peer.
 pub(super) fn is_filling(backlog: SendBacklog) -> bool {
     backlog.charged >= backlog.limit / 8
@@ -404,8 +471,8 @@ pub(super) struct Meter {
 
 impl Default for Meter {
     fn default() -> Self {
-        let suspects =
-            Suspects { len: 0, peers: [(0, 0); SUSPECTS_MAX], cleared: Vec::new(), left_at: Vec::new(), aged_at: None };
+        let (peers, backlog) = ([Suspect::default(); SUSPECTS_MAX], SendBacklog { charged: 0, limit: usize::MAX });
+        let suspects = Suspects { len: 0, peers, backlog, cleared: Vec::new(), left_at: Vec::new(), aged_at: None };
         Self {
             unchecked: AtomicUsize::new(0),
             check_every: AtomicUsize::new(BYTES_UNCHECKED),
@@ -425,36 +492,58 @@ impl Meter {
         unchecked >= self.check_every.load(Ordering::Relaxed) || self.is_counting.load(Ordering::Relaxed)
     }
 
-    /// Counts what was sent, and finds the peer that has to leave the socket of a port, if any. `is_full` is set if
-    /// the socket refused the first of the transmits.
+    /// Counts what was sent, and finds the peer that has to leave the socket of a port, if any. `refused` is the peer
+    /// for which the socket was full.
     #[cold]
     pub(super) fn find(
         &self,
         port: usize,
-        sent: &[Transmit<'_>],
-        is_full: bool,
+        sent: impl Iterator<Item = (SocketAddr, usize)>,
+        refused: Option<SocketAddr>,
         moved: &Moved,
         backlog: impl FnOnce() -> io::Result<SendBacklog>,
     ) -> io::Result<Option<Leaving>> {
         let mut suspects = self.suspects();
-        for transmit in sent {
-            suspects.add(key_of(transmit.destination), transmit.contents.len().max(1));
+        for (peer, bytes) in sent {
+            suspects.add(key_of(peer), bytes.max(1));
         }
-        if !is_full && self.unchecked.load(Ordering::Relaxed) < self.check_every.load(Ordering::Relaxed) {
+        if refused.is_none() && self.unchecked.load(Ordering::Relaxed) < self.check_every.load(Ordering::Relaxed) {
             return Ok(None);
         }
         self.unchecked.store(0, Ordering::Relaxed);
         let backlog = backlog()?;
+        suspects.backlog = backlog;
         self.check_every.store(BYTES_UNCHECKED.min(backlog.limit / 16), Ordering::Relaxed);
         self.is_counting.store(is_filling(backlog), Ordering::Relaxed);
         if !is_filling(backlog) {
             suspects.forget_all();
         }
-        if is_full && is_crowded(backlog) {
-            let refused = sent.first().map(|transmit| key_of(transmit.destination));
-            return Ok(refused.map(|peer| Leaving { peer, may_be_limited: suspects.has_filled(peer, backlog) }));
+        if let Some(peer) = refused.map(key_of).filter(|_| is_crowded(backlog)) {
+            return Ok(Some(Leaving { peer, may_be_limited: suspects.has_filled(peer) }));
         }
         Ok(suspects.take(port, backlog, moved).map(|peer| Leaving { peer, may_be_limited: true }))
+    }
+
+    /// Limits every peer that can have filled a socket, if no further one can be limited by itself.
+    #[cold]
+    pub(super) fn limit_suspects(&self, moved: &mut Moved) {
+        let suspects = self.suspects();
+        let enough = suspects.share().min(suspects.backlog.limit / 64);
+        for suspect in suspects.known().filter(|suspect| suspect.own() >= enough) {
+            if moved.index_of(suspect.peer).is_none() {
+                moved.set(suspect.peer, Exit::Limited);
+            }
+        }
+    }
+
+    /// Notes how full the socket is that a limited peer sends by. If it is crowded, the peer is refused.
+    #[cold]
+    pub(super) fn note_limited(&self, peer: SocketAddr, backlog: SendBacklog) {
+        let (mut suspects, peer) = (self.suspects(), key_of(peer));
+        suspects.backlog = backlog;
+        if let Some(suspect) = suspects.find_mut(peer) {
+            suspect.is_refused |= is_crowded(backlog);
+        }
     }
 
     /// Halves the counted bytes once a second.
@@ -485,7 +574,9 @@ impl Meter {
 #[derive(Debug)]
 struct Suspects {
     len: usize,
-    peers: [(u64, usize); SUSPECTS_MAX],
+    peers: [Suspect; SUSPECTS_MAX],
+    /// The fill level of the socket that was queried last.
+    backlog: SendBacklog,
     /// The peers whose lane stayed empty. They are not suspected again before the socket is nearly empty.
     cleared: Vec<u64>,
     /// For each port, the bytes that were charged to its socket when a peer left it last, or the least since then.
@@ -493,12 +584,45 @@ struct Suspects {
     aged_at: Option<Instant>,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Suspect {
+    peer: u64,
+    /// Bytes that it was sent at most.
+    sum: usize,
+    /// The bytes among them that may be those of peers that had its place before.
+    inherited: usize,
+    /// Set if it was refused as a limited peer since the last halving.
+    is_refused: bool,
+}
+
+impl Suspect {
+    /// Bytes that it was sent at least.
+    fn own(&self) -> usize {
+        self.sum - self.inherited
+    }
+}
+
 impl Suspects {
+    fn known(&self) -> impl Iterator<Item = &Suspect> {
+        self.peers.iter().take(self.len)
+    }
+
+    fn find_mut(&mut self, peer: u64) -> Option<&mut Suspect> {
+        self.peers.iter_mut().take(self.len).find(|known| known.peer == peer)
+    }
+
     #[cold]
     fn age(&mut self, now: Instant) {
         if self.aged_at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY) {
             self.aged_at = Some(now);
-            self.peers.iter_mut().for_each(|(_, sum)| *sum /= 2);
+            let enough = self.backlog.limit / 64;
+            for known in &mut self.peers {
+                // A peer that is refused for what it was sent is not to be sent as much again every second.
+                if !known.is_refused || known.own() < enough {
+                    (known.sum, known.inherited) = (known.sum / 2, known.inherited / 2);
+                }
+                known.is_refused = false;
+            }
         }
     }
 
@@ -515,9 +639,9 @@ impl Suspects {
         if !is_crowded(backlog) || charged < *left_at + limit / 64 {
             return None;
         }
-        let stays = self.peers.iter().take(self.len).filter(|(peer, _)| moved.index_of(*peer).is_none());
-        let &(peer, _) = stays.max_by_key(|(_, sum)| *sum)?;
-        if !self.has_filled(peer, backlog) {
+        let stays = self.known().filter(|suspect| moved.index_of(suspect.peer).is_none());
+        let &Suspect { peer, .. } = stays.max_by_key(|suspect| suspect.sum)?;
+        if !self.has_filled(peer) {
             return None;
         }
         if let Some(left_at) = self.left_at.get_mut(port) {
@@ -527,15 +651,25 @@ impl Suspects {
     }
 
     /// Returns `true` if a peer can have filled a socket: not if it was sent little, or much less than another peer.
-    fn has_filled(&self, peer: u64, backlog: SendBacklog) -> bool {
-        let counted = || self.peers.iter().take(self.len);
-        let most = counted().map(|(_, sum)| *sum).max().unwrap_or(0);
-        let sum = counted().find(|(known, _)| *known == peer).map_or(0, |(_, sum)| *sum);
-        sum >= (backlog.limit / 64).max(most / 4)
+    fn has_filled(&self, peer: u64) -> bool {
+        let sum = self.known().find(|known| known.peer == peer).map_or(0, |known| known.sum);
+        sum >= self.enough()
+    }
+
+    /// Returns the least number of bytes with which a peer can have filled a socket.
+    fn enough(&self) -> usize {
+        let most = self.known().map(|known| known.sum).max().unwrap_or(0);
+        (self.backlog.limit / 64).max(most / 4).min(self.share())
+    }
+
+    /// Returns each peer's share of half of the room that is left in a socket which is half full.
+    fn share(&self) -> usize {
+        let SendBacklog { charged, limit } = self.backlog;
+        if charged < limit / 2 { usize::MAX } else { limit.saturating_sub(charged) / 2 / self.len.max(1) }
     }
 
     fn forget(&mut self, peer: u64) {
-        if let Some(index) = self.peers.iter().take(self.len).position(|(known, _)| *known == peer) {
+        if let Some(index) = self.peers.iter().take(self.len).position(|known| known.peer == peer) {
             self.len -= 1;
             self.peers.swap(index, self.len);
         }
@@ -545,13 +679,13 @@ impl Suspects {
         if self.cleared.contains(&peer) {
             return;
         }
-        if let Some((_, sum)) = self.peers.iter_mut().take(self.len).find(|(known, _)| *known == peer) {
-            *sum += bytes;
+        if let Some(known) = self.find_mut(peer) {
+            known.sum += bytes;
         } else if let Some(slot) = self.peers.get_mut(self.len) {
-            *slot = (peer, bytes);
+            *slot = Suspect { peer, sum: bytes, ..Suspect::default() };
             self.len += 1;
-        } else if let Some(least) = self.peers.iter_mut().min_by_key(|(_, sum)| *sum) {
-            *least = (peer, least.1 + bytes);
+        } else if let Some(least) = self.peers.iter_mut().min_by_key(|known| known.sum) {
+            *least = Suspect { peer, sum: least.sum + bytes, inherited: least.sum, is_refused: false };
         }
     }
 
@@ -581,6 +715,12 @@ fn key_of(destination: SocketAddr) -> u64 {
         }
     };
     address << 16 ^ u64::from(destination.port()) ^ address >> 48
+}
+
+/// Returns `true` if the next lane cannot be made either.
+fn is_final(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+        || matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EPERM | libc::EACCES | libc::EADDRINUSE))
 }
 
 /// Creates a socket on the address and port of another one. It receives nothing and sends with the same options.

@@ -90,7 +90,7 @@ impl UdpTransport {
         if mode == PathMode::System {
             return self.send_batch(transmits, first_segment);
         }
-        let moved = self.lanes.moved();
+        let moved = self.moved();
         let plan = self.plan(&moved);
         send_all(|socket, messages| self.send_overruling(mode, socket, messages), plan, transmits, first_segment)
     }

@@ -1,7 +1,7 @@
 //! Division of transmits into messages, and the consequences of each error of the system call.
 
 use core::ffi::c_int;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroUsize;
 use std::io;
 
@@ -29,7 +29,7 @@ pub(super) struct Plan<'f> {
 
 /// A datagram in a list of transmits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+pub(super) struct Place {
     transmit: usize,
     segment: usize,
 }
@@ -56,8 +56,17 @@ pub(super) fn send_all(
         let most = if unmarked == Some(attempt) || plan.disabled.has(Feature::SendMany) { 1 } else { MESSAGES };
         let unbatched_peer = if attempt.1 { destination_at(transmits, place) } else { None };
         let room = counts.get_mut(..most).unwrap_or_default().iter_mut();
-        let mut messages =
-            Messages { plan, transmits, place, unbatched_peer, marked, socket: None, bytes: 0, counts: room };
+        let mut messages = Messages {
+            plan,
+            transmits,
+            place,
+            unbatched_peer,
+            marked,
+            socket: None,
+            messages: 0,
+            bytes: 0,
+            counts: room,
+        };
         let Some(first) = messages.peek() else { return Ok(()) };
         place = messages.place;
         let socket = plan.socket_of(first.transmit);
@@ -114,8 +123,9 @@ pub(super) fn send_all(
 fn is_barred(send: &impl Fn(usize, &mut Messages<'_, '_>) -> io::Result<usize>, plan: Plan<'_>, socket: usize) -> bool {
     let place = Place { transmit: 0, segment: 0 };
     let counts = [].iter_mut();
+    let (transmits, unbatched_peer, marked) = (&[], None, true);
     let mut none =
-        Messages { plan, transmits: &[], place, unbatched_peer: None, marked: true, socket: None, bytes: 0, counts };
+        Messages { plan, transmits, place, unbatched_peer, marked, socket: None, messages: 0, bytes: 0, counts };
     send(socket, &mut none).is_err_and(|error| is_missing(&error))
 }
 
@@ -211,7 +221,8 @@ pub(super) struct Messages<'m, 'c> {
     marked: bool,
     /// The socket of the first message. The messages end before one for another socket.
     socket: Option<usize>,
-    /// The number of bytes in the messages.
+    messages: usize,
+    /// Their bytes.
     bytes: usize,
     counts: core::slice::IterMut<'c, u8>,
 }
@@ -227,21 +238,43 @@ struct Next<'m> {
 }
 
 impl<'m> Messages<'m, '_> {
-    /// Returns the number of the next transmit to make messages of.
-    pub(super) fn transmit(&self) -> usize {
-        self.place.transmit
-    }
-
-    /// Returns the transmits from a number on that messages were made of.
-    pub(super) fn transmits_from(&self, first: usize) -> &'m [Transmit<'m>] {
-        let end = self.place.transmit + usize::from(self.place.segment > 0);
-        self.transmits.get(first..end.max(first + 1)).unwrap_or_default()
-    }
-
-    /// Returns the number of bytes in the messages.
+    /// The place of the next message.
     #[inline]
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Returns how many bytes the first `count` of the messages from `start` on are. `count` is how many the kernel accepted.
+    #[inline]
+    pub(super) fn bytes_accepted(&self, start: Place, count: usize) -> usize {
+        if self.messages == count {
+            self.bytes
+        } else {
+            self.accepted(start, count).fold(0, |sum, (_, bytes)| sum + bytes)
+        }
+    }
+
+    /// Returns the destination and bytes of each of the first `count` messages from `start` on.
+    #[cold]
+    pub(super) fn accepted(&self, start: Place, count: usize) -> impl Iterator<Item = (SocketAddr, usize)> {
+        let mut messages = self.from(start);
+        (0..count).map_while(move |_| {
+            let next = messages.peek()?;
+            messages.place.segment += next.segments;
+            Some((next.transmit.destination, next.payload.len()))
+        })
+    }
+
+    /// Returns the destination of the message at `start`.
+    #[cold]
+    pub(super) fn destination(&self, start: Place) -> Option<SocketAddr> {
+        self.from(start).peek().map(|next| next.transmit.destination)
+    }
+
+    fn from(&self, place: Place) -> Messages<'m, 'static> {
+        let Self { plan, transmits, unbatched_peer, marked, .. } = *self;
+        let counts = [].iter_mut();
+        Messages { plan, transmits, place, unbatched_peer, marked, socket: None, messages: 0, bytes: 0, counts }
     }
 
     #[inline]
@@ -277,6 +310,7 @@ impl<'m> Iterator for Messages<'m, '_> {
         // At most `SEGMENTS_MAX`.
         *self.counts.next()? = next.segments as u8;
         self.place.segment += next.segments;
+        self.messages += 1;
         self.bytes += next.payload.len();
         // A single datagram has no segment size: some drivers fail with EIO otherwise.
         let segment = if next.segments > 1 { u16::try_from(next.size).ok() } else { None };

@@ -3,9 +3,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::num::{NonZeroU16, NonZeroUsize};
-use std::os::fd::AsRawFd;
 
 use super::*;
+use crate::Transmit;
 use crate::forward::PathMode;
 use crate::sys::script::{Answer, Call, Script};
 use crate::sys::{Feature, RecvError, SendErrorKind, UdpConfig, UdpOffload, UdpTransport};
@@ -98,6 +98,12 @@ impl Stage {
         }
     }
 
+    /// The bytes for which a peer is suspected.
+    fn counted(&self, of: SocketAddr) -> usize {
+        let suspects = self.udp.meter.suspects();
+        suspects.known().find(|known| known.peer == key_of(of)).map_or(0, |known| known.sum)
+    }
+
     fn is_shared(&self, socket: i32) -> bool {
         socket == self.udp.as_fd().as_raw_fd()
     }
@@ -180,6 +186,63 @@ fn r69_fault_51_more_slow_peers_than_lanes() {
         let sockets: alloc::collections::BTreeSet<_> = stage.sockets.values().flatten().collect();
         assert_eq!(sockets.len(), 1 + LANES_MAX.min(slow_peers.into()));
     }
+}
+
+/// When no place is left among the limited peers, every peer that can have filled the socket is limited.
+#[test]
+fn r69_fault_51_an_idle_peer_is_sent_to_whatever_the_number_of_slow_ones() {
+    if !has_lanes() {
+        return;
+    }
+    for slow_peers in [17, 64] {
+        let mut stage = Stage::new(0);
+        let (idle, slow) = (peer(0), (1..=slow_peers).map(peer).collect::<Vec<_>>());
+        slow.iter().for_each(|slow| stage.script.slow_down(*slow));
+        let own = stage.udp.as_fd().as_raw_fd();
+        let mut most = 0;
+        for round in 0..400_usize {
+            for to in &slow {
+                stage.send(*to, 20);
+                // In the second half nothing leaves any more.
+                stage.script.free(*to, if round < 200 { 5 * DATAGRAM } else { 0 });
+            }
+            // Five a second.
+            if round % 4 == 0 {
+                stage.send(idle, 1);
+            }
+            stage.tick(Duration::from_millis(50));
+            most = stage.script.charged(own).max(most);
+        }
+        assert!(!stage.is_refused(idle), "{slow_peers}");
+        assert!(most < BUFFER, "{slow_peers}: {most}");
+        assert!(slow.iter().all(|slow| stage.is_refused(*slow)));
+    }
+}
+
+/// A limited peer that is not sent anything any more makes room for another one.
+#[test]
+fn r69_fault_51_a_quiet_peer_is_not_limited_for_ever() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let slow: Vec<_> = (1..=16).map(peer).collect();
+    slow.iter().for_each(|slow| stage.script.slow_down(*slow));
+    for _ in 0..200 {
+        slow.iter().for_each(|to| stage.send(*to, 20));
+        stage.tick(Duration::from_millis(50));
+    }
+    let limited = |stage: &Stage| {
+        let moved = stage.udp.lanes.moved().unwrap();
+        slow.iter().copied().filter(|to| moved.exit_of(*to) == Some(Exit::Limited)).collect::<Vec<_>>()
+    };
+    let before = limited(&stage);
+    assert_eq!(before.len(), LIMITED_MAX);
+    for _ in 0..50 {
+        slow.iter().filter(|to| !before[4..].contains(to)).for_each(|to| stage.send(*to, 20));
+        stage.tick(Duration::from_millis(50));
+    }
+    assert_eq!(limited(&stage), before[..4]);
 }
 
 /// Many peers are sent more than the slow one, and many are sent little.
@@ -265,7 +328,7 @@ fn fault_51_without_lanes_the_peer_that_fills_the_socket_is_limited() {
     let mut stage = Stage::new(0);
     let [slow, idle] = [1, 2].map(peer);
     stage.script.slow_down(slow);
-    stage.script.then(Call::Socket, [Answer::Error(libc::EMFILE)]);
+    stage.script.then(Call::Socket, [Answer::Error(libc::EAFNOSUPPORT)]);
     for _ in 0..400 {
         stage.send(slow, 40);
         stage.send(idle, 1);
@@ -281,6 +344,89 @@ fn fault_51_without_lanes_the_peer_that_fills_the_socket_is_limited() {
     stage.script.then(Call::SendBacklog, [Answer::Error(libc::EPERM)]);
     (0..10).for_each(|_| stage.send(idle, 40));
     assert_eq!(stage.udp.disabled().collect::<Vec<_>>(), [Feature::SendLanes]);
+}
+
+/// Datagrams that the socket refuses, or leaves over from a batch, fill nothing: whose they are is not suspected.
+#[test]
+fn fault_51_only_accepted_datagrams_are_counted() {
+    let mut stage = Stage::new(0);
+    let [slow, blocked] = [1, 2].map(peer);
+    stage.script.slow_down(slow);
+    (0..12).for_each(|_| stage.send(slow, 40));
+    assert!(stage.udp.meter.is_counting.load(Ordering::Relaxed));
+    stage.script.then(Call::Send, [Answer::Error(libc::EAGAIN); 5]);
+    (0..5).for_each(|_| stage.send(blocked, 40));
+    assert_eq!((stage.refused[&blocked].len(), stage.counted(blocked)), (5, 0));
+    let contents = [0; 1000];
+    stage.script.then(Call::Send, [Answer::AtMost(2), Answer::Error(libc::EAGAIN)]);
+    let error = stage.udp.send_batch(&[Transmit::datagram(blocked, &contents); 4], 0).unwrap_err();
+    assert_eq!((error.transmit, stage.counted(blocked)), (2, 2000));
+    // What a batch goes on with was not sent yet, either.
+    stage
+        .udp
+        .send_batch(&[Transmit { segment_size: NonZeroUsize::new(100), ..Transmit::datagram(blocked, &contents) }], 8)
+        .unwrap();
+    assert_eq!(stage.counted(blocked), 2200);
+}
+
+/// A lack of file descriptors passes: a lane is made a second later, and those that exist stay.
+#[test]
+fn fault_51_a_lane_is_tried_again_after_an_error_that_may_pass() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let [first, second] = [1, 2].map(peer);
+    [first, second].iter().for_each(|slow| stage.script.slow_down(*slow));
+    (0..60).for_each(|_| stage.send(first, 40));
+    let exit_of = |stage: &Stage, peer| stage.udp.lanes.moved().and_then(|moved| moved.exit_of(peer));
+    assert_eq!(exit_of(&stage, first), Some(Exit::Lane(0)));
+    stage.script.then(Call::Socket, [Answer::Error(libc::EMFILE)]);
+    (0..60).for_each(|_| stage.send(second, 40));
+    assert_eq!((exit_of(&stage, first), exit_of(&stage, second)), (Some(Exit::Lane(0)), Some(Exit::Limited)));
+    assert_eq!((stage.script.count(Call::Socket), stage.udp.disabled().count()), (2, 0));
+    std::thread::sleep(LOOK_EVERY);
+    stage.tick(LOOK_EVERY);
+    stage.send(second, 1);
+    assert_eq!((exit_of(&stage, second), stage.script.count(Call::Socket)), (Some(Exit::Lane(1)), 3));
+}
+
+/// While every lane is needed, the lanes are not asked again for each datagram that is refused.
+#[test]
+fn fault_51_refused_datagrams_do_not_ask_every_lane() {
+    if !has_lanes() {
+        return;
+    }
+    let mut stage = Stage::new(0);
+    let slow: Vec<_> = (1..=9).map(peer).collect();
+    slow.iter().for_each(|slow| stage.script.slow_down(*slow));
+    for _ in 0..100 {
+        slow.iter().for_each(|to| stage.send(*to, 20));
+    }
+    let asked = stage.script.count(Call::SendBacklog);
+    stage.script.then(Call::Send, [Answer::Error(libc::EAGAIN); 1000]);
+    let began = Instant::now();
+    (0..1000).for_each(|_| stage.send(peer(100), 1));
+    let attempts = 1 + began.elapsed().as_millis() as usize / 10;
+    let asked = stage.script.count(Call::SendBacklog) - asked;
+    assert!(asked <= 1000 + attempts * LANES_MAX, "{asked} in {attempts} attempts");
+}
+
+/// The limits that a socket set hold until that one is nearly empty, whatever another one of the group has.
+#[test]
+fn fault_51_another_socket_does_not_lift_a_limit() {
+    let mut stage = Stage::new(2);
+    let slow = peer(1);
+    stage.script.slow_down(slow);
+    stage.script.then(Call::Socket, [Answer::Error(libc::EAFNOSUPPORT)]);
+    (0..60).for_each(|_| stage.send_flow(slow, 0, 40));
+    let is_limited = |stage: &Stage| stage.udp.moved().is_some_and(|moved| moved.exit_of(slow) == Some(Exit::Limited));
+    assert!(is_limited(&stage) && stage.is_refused(slow));
+    stage.send_flow(slow, 1, 1);
+    assert!(is_limited(&stage), "the other socket is empty");
+    stage.script.free(slow, usize::MAX);
+    stage.send_flow(slow, 0, 1);
+    assert!(!is_limited(&stage));
 }
 
 /// Each flow keeps its source port, and the slow peer's flows have lanes of their own ports.
