@@ -138,7 +138,7 @@ impl Node {
                     }
                 }
                 news = self.links.news() => {
-                    match news.map_err(Error::from).and_then(|news| self.links.handle(news, output)) {
+                    match news.and_then(|news| self.links.handle(news, output)) {
                         Ok(mtu) => mtu.into_iter().for_each(|mtu| self.dataplane.worker.set_mtu(mtu)),
                         // The worker knows best why the device is gone.
                         Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
