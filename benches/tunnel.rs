@@ -8,14 +8,15 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use loden::forward::{Forwarder, ForwarderConfig};
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::sys::link::Link;
 use loden::sys::{Tun, TunConfig, TunOffload, UdpConfig, UdpOffload, UdpTransport};
-use loden::worker::{Budget, Ready, Worker};
+use loden::worker::{Running, Worker};
 use loden::{Host, HostError};
 use nix::poll::{PollFd, PollFlags, poll};
 use testbed::TwoHosts;
@@ -120,16 +121,12 @@ fn worker(tun: Tun, side: Side, offload: UdpOffload) -> Result<Worker, Error> {
     Ok(Worker::new(tun, udp, forwarder, publisher.reader()))
 }
 
-fn run(mut worker: Worker, stop: &AtomicBool) -> Result<(), Error> {
-    let mut ready = Ready::default();
+fn run(worker: Worker, stop: &AtomicBool) -> Result<(), Error> {
+    let running = Running::start([worker])?;
     while !stop.load(Ordering::Relaxed) {
-        let now = Instant::now();
-        let next = worker.handle(ready, Budget::default(), now)?;
-        let more = next.wake_at.is_some_and(|at| at <= now);
-        let (tun, udp) = wait(&worker.tun(), &worker.udp(), more)?;
-        ready = Ready { tun, udp };
+        thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    Ok(running.stop().map(drop)?)
 }
 
 /// Forwards like flannel's proxy without its bugs: it checks only the length, and searches and reorders a list.
@@ -140,7 +137,7 @@ fn linear_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
     let mut routes = vec![(side.peer_subnet, SocketAddr::from((side.peer, PORT)))];
     let mut buffer = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
-        let (mut tun_ready, mut udp_ready) = wait(&tun, &udp, false)?;
+        let (mut tun_ready, mut udp_ready) = wait(&tun, &udp)?;
         while tun_ready || udp_ready {
             tun_ready = match tun.recv(&mut buffer).map(|meta| meta.len) {
                 Ok(len) => {
@@ -185,9 +182,9 @@ fn decrement_ttl(packet: &mut [u8]) -> bool {
 
 /// Waits until one of the two is readable and returns which. It returns periodically, so that the caller can check the
 /// stop flag.
-fn wait(tun: &impl AsFd, udp: &impl AsFd, only_look: bool) -> Result<(bool, bool), Error> {
+fn wait(tun: &impl AsFd, udp: &impl AsFd) -> Result<(bool, bool), Error> {
     let mut fds = [PollFd::new(tun.as_fd(), PollFlags::POLLIN), PollFd::new(udp.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, if only_look { 0u8 } else { 50u8 })?;
+    poll(&mut fds, 50u8)?;
     let ready = |at: usize| fds[at].any().unwrap_or(true);
     Ok((ready(0), ready(1)))
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::forward::ForwarderConfig;
 use crate::host::Host;
+use crate::offload::{vnet_flag, vnet_gso};
 use crate::route::Route;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -67,6 +68,19 @@ fn an_action_that_failed_moves_its_packet_to_another_counter() {
     assert_eq!(encap.drops().collect::<Vec<_>>(), [(DropReason::NoRoute, 1), (DropReason::SendRefused, 1)]);
     assert_eq!(decap.drops().collect::<Vec<_>>(), [(DropReason::TunDown, 1)]);
     assert_eq!(endpoint.send_errors().collect::<Vec<_>>(), [(peer().ip(), 1)]);
+}
+
+/// An IPv6 GSO packet is dropped for being IPv6, and not for its offload.
+#[test]
+fn an_ipv6_gso_packet_is_not_carried() {
+    let (mut endpoint, routes) = endpoint();
+    let mut bytes = packet(OUT[0], OUT[1], 100);
+    bytes[0] = 0x60;
+    let header =
+        VnetHeader { flags: vnet_flag::NEEDS_CSUM, gso_type: vnet_gso::TCPV6, gso_size: 50, ..VnetHeader::default() };
+    assert_eq!(header.inspect(&bytes), Err(OffloadError::Ipv6));
+    let outcome = endpoint.handle_outbound(&mut bytes, &header, &routes, NOW);
+    assert!(matches!(outcome, Outbound::Drop(DropReason::Ipv6NotCarried)), "{outcome:?}");
 }
 
 #[test]

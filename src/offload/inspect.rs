@@ -48,6 +48,9 @@ pub enum OffloadError {
         /// The protocol of the packet.
         protocol: u8,
     },
+    /// An IPv6 packet that needs a checksum or segmentation, neither of which is done for IPv6.
+    #[error("the packet is IPv6, of which neither checksums nor GSO packets are completed")]
+    Ipv6,
     /// Segments of 0 bytes.
     #[error("the GSO size is 0")]
     GsoSizeZero,
@@ -109,7 +112,8 @@ impl VnetHeader {
     /// buffer (`virtio_net_hdr_from_skb`). The packet alone limits the number of segments, at most 65,495 of one byte.
     /// Each is written only on request, so they cost no memory.
     ///
-    /// Bytes that are not a valid IPv4 packet need [`OffloadAction::Nothing`]. The forwarder reports their error.
+    /// Bytes that are neither a valid IPv4 packet nor IPv6 need [`OffloadAction::Nothing`]. The forwarder reports their
+    /// error.
     ///
     /// # Errors
     /// The first field that does not fit the packet, see [`OffloadError`].
@@ -118,7 +122,7 @@ impl VnetHeader {
         if self.flags & !vnet_flag::DATA_VALID == 0 && self.gso_type == vnet_gso::NONE {
             return Ok(OffloadAction::Nothing);
         }
-        let Ok(packet) = Ipv4Packet::parse(packet) else { return Ok(OffloadAction::Nothing) };
+        let Ok(packet) = Ipv4Packet::parse(packet) else { return Self::inspect_other(packet) };
         if self.flags & !(vnet_flag::NEEDS_CSUM | vnet_flag::DATA_VALID) != 0 {
             return Err(OffloadError::UnknownFlags { flags: self.flags });
         }
@@ -134,6 +138,14 @@ impl VnetHeader {
             // Without a partial checksum the kernel computes a whole one per segment too (`tcp4_gso_segment`).
             Some(many) if many.segments() > 1 => Ok(OffloadAction::Segment(many)),
             _ => Ok(partial.map_or(OffloadAction::Nothing, OffloadAction::Checksum)),
+        }
+    }
+
+    #[cold]
+    fn inspect_other(packet: &[u8]) -> Result<OffloadAction, OffloadError> {
+        match packet.first() {
+            Some(first) if first >> 4 == 6 => Err(OffloadError::Ipv6),
+            Some(_) | None => Ok(OffloadAction::Nothing),
         }
     }
 

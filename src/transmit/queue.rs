@@ -1,20 +1,21 @@
 //! The send queue: datagrams that wait for the socket, with one queue for each peer.
 
 mod chunk;
+mod peers;
+mod pending;
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
-use self::chunk::{CHUNK_LEN, Chunk, Mark};
+use self::chunk::{CHUNK_LEN, Chunk};
+use self::peers::BUCKETS;
+pub use self::pending::PendingPacket;
 use super::{BATCH_BYTES_MAX, Transmit, Way};
 
 /// The index of no chunk and no peer.
 const NONE: u16 = u16::MAX;
-
-/// Buckets of the hash table of peers.
-const BUCKETS: usize = 256;
 
 /// The most batches in one selection.
 pub const SELECTED_MAX: usize = 8;
@@ -508,79 +509,6 @@ impl SendQueue {
         Some((at, chunk))
     }
 
-    fn add_peer(&mut self, destination: SocketAddr, chunk: u16) -> u16 {
-        let bucket = self.buckets.get_mut(bucket_of(destination));
-        let next = bucket.as_ref().map_or(NONE, |bucket| **bucket);
-        let peer = Peer {
-            destination,
-            head: chunk,
-            tail: chunk,
-            chunks: 0,
-            bytes: 0,
-            next,
-            blocked: None,
-            cursor: (chunk, 0),
-        };
-        let at = self.free_peers.pop().unwrap_or(self.peers.len() as u16);
-        if let Some(bucket) = bucket {
-            *bucket = at;
-        }
-        match self.peers.get_mut(usize::from(at)) {
-            Some(free) => *free = peer,
-            None => self.peers.push(peer),
-        }
-        self.ready.push_back(at);
-        at
-    }
-
-    fn remove_peer(&mut self, at: u16) {
-        let Some(Peer { destination, next, .. }) = self.peer(at).copied() else { return };
-        let Self { peers, buckets, .. } = self;
-        if let Some(bucket) = buckets.get_mut(bucket_of(destination)) {
-            if *bucket == at {
-                *bucket = next;
-            } else {
-                let mut before = usize::from(*bucket);
-                while let Some(peer) = peers.get_mut(before) {
-                    if peer.next == at {
-                        peer.next = next;
-                        break;
-                    }
-                    before = usize::from(peer.next);
-                }
-            }
-        }
-        if let Some(peer) = peers.get_mut(usize::from(at)) {
-            (peer.head, peer.tail, peer.bytes) = (NONE, NONE, 0);
-        }
-        if self.ready.front() == Some(&at) {
-            self.ready.pop_front();
-        } else {
-            self.ready.retain(|ready| *ready != at);
-            self.blocked.retain(|blocked| *blocked != at);
-        }
-        if self.newest == at {
-            self.newest = NONE;
-        }
-        self.free_peers.push(at);
-    }
-
-    #[inline]
-    fn find(&mut self, destination: SocketAddr) -> Option<u16> {
-        if self.peer(self.newest).is_some_and(|peer| peer.destination == destination) {
-            return Some(self.newest);
-        }
-        let mut at = *self.buckets.get(bucket_of(destination))?;
-        while let Some(peer) = self.peer(at) {
-            if peer.destination == destination {
-                self.newest = at;
-                return Some(at);
-            }
-            at = peer.next;
-        }
-        None
-    }
-
     #[inline]
     fn newest_chunk(&self, peer: u16, flow: u16) -> u16 {
         self.peer(peer).map_or(NONE, |peer| self.newest_chunk_of(peer, flow))
@@ -603,16 +531,6 @@ impl SendQueue {
     }
 
     #[inline]
-    fn peer(&self, at: u16) -> Option<&Peer> {
-        self.peers.get(usize::from(at))
-    }
-
-    #[inline]
-    fn peer_mut(&mut self, at: u16) -> Option<&mut Peer> {
-        self.peers.get_mut(usize::from(at))
-    }
-
-    #[inline]
     fn chunk(&self, at: u16) -> Option<&Chunk> {
         self.chunks.get(usize::from(at))
     }
@@ -621,87 +539,6 @@ impl SendQueue {
     fn chunk_mut(&mut self, at: u16) -> Option<&mut Chunk> {
         self.chunks.get_mut(usize::from(at))
     }
-}
-
-/// A packet that is added to a [`SendQueue`], datagram by datagram.
-///
-/// [`commit`](Self::commit) adds it. Dropping it before restores the queue.
-#[derive(Debug)]
-#[must_use = "a packet that is not committed is not queued"]
-pub struct PendingPacket<'q> {
-    queue: &'q mut SendQueue,
-    way: Way,
-    peer: u16,
-    /// The chunk for the next datagram.
-    chunk: u16,
-    /// The newest chunk before this packet, and its mark.
-    first: u16,
-    mark: Option<Mark>,
-    bytes: usize,
-}
-
-impl PendingPacket<'_> {
-    /// Reserves `len` bytes for the next datagram, all of which the caller writes.
-    ///
-    /// Returns `None` if the peer's limit or the limit of all peers is reached, or if `len` is above
-    /// [`BATCH_BYTES_MAX`](super::BATCH_BYTES_MAX).
-    #[inline]
-    pub fn datagram(&mut self, len: usize) -> Option<&mut [u8]> {
-        let waiting = self.queue.peer(self.peer).map_or(0, |peer| peer.bytes);
-        if len > BATCH_BYTES_MAX || waiting + self.bytes + len > self.queue.limits.per_peer {
-            return None;
-        }
-        let has_room = self.queue.chunk(self.chunk).is_some_and(|chunk| chunk.has_room(self.way.ecn, len));
-        if !has_room {
-            (self.peer, self.chunk) = self.queue.grow(self.peer, &self.way)?;
-        }
-        let room = self.queue.chunk_mut(self.chunk)?.push(self.way.ecn, len)?;
-        self.bytes += len;
-        Some(room)
-    }
-
-    /// Adds the packet, with all its datagrams.
-    #[inline]
-    pub fn commit(self) {
-        let mut packet = core::mem::ManuallyDrop::new(self);
-        let PendingPacket { peer, chunk, bytes, .. } = *packet;
-        let queue = &mut *packet.queue;
-        if let Some(chunk) = queue.chunk_mut(chunk) {
-            chunk.end_packet();
-            queue.packets += 1;
-            queue.bytes += bytes;
-        }
-        if let Some(peer) = queue.peer_mut(peer) {
-            peer.bytes += bytes;
-        }
-    }
-}
-
-impl Drop for PendingPacket<'_> {
-    fn drop(&mut self) {
-        while self.queue.newest_chunk(self.peer, self.way.flow) != self.first {
-            let chunks = self.queue.peer(self.peer).map_or(0, |peer| peer.chunks);
-            self.queue.unlink_tail(self.peer, 0);
-            if chunks <= 1 {
-                return;
-            }
-        }
-        if let (Some(mark), Some(chunk)) = (&self.mark, self.queue.chunk_mut(self.first)) {
-            chunk.return_to(mark);
-        }
-    }
-}
-
-/// Returns the bucket of an address. Multiplication by a large odd number mixes the upper bits well.
-#[inline]
-fn bucket_of(destination: SocketAddr) -> usize {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let address = match destination.ip() {
-        core::net::IpAddr::V4(address) => u64::from(address.to_bits()),
-        core::net::IpAddr::V6(address) => (address.to_bits() >> 64) as u64 ^ address.to_bits() as u64,
-    };
-    let mixed = (address ^ u64::from(destination.port()) << 32).wrapping_mul(MULTIPLIER);
-    (mixed >> 56) as usize
 }
 
 #[cfg(test)]

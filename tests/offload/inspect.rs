@@ -235,12 +235,18 @@ fn fault_21_a_fragment_is_no_gso_packet() {
 fn invalid_packets_need_no_action() {
     let mut broken = tcp_super();
     broken[10] ^= 1;
-    let ipv6 = Ipv4 { version: 6, payload: pattern(60), ..outbound() }.bytes();
-    for packet in [vec![], vec![0x45; 19], broken, ipv6] {
-        for header in [[0xff; VNET_HEADER_LEN], [1; VNET_HEADER_LEN], vnet(&tcp_super(), 1000).to_bytes()] {
+    let headers = [[0xff; VNET_HEADER_LEN], [1; VNET_HEADER_LEN], vnet(&tcp_super(), 1000).to_bytes()];
+    for packet in [vec![], vec![0x45; 19], broken] {
+        for header in headers {
             assert_eq!(VnetHeader::from_bytes(header).inspect(&packet), Ok(OffloadAction::Nothing));
         }
     }
+    // Otherwise a GSO packet of IPv6 would be taken for a packet.
+    let ipv6 = Ipv4 { version: 6, payload: pattern(60), ..outbound() }.bytes();
+    for header in headers {
+        assert_eq!(VnetHeader::from_bytes(header).inspect(&ipv6), Err(OffloadError::Ipv6));
+    }
+    assert_eq!(VnetHeader::default().inspect(&ipv6), Ok(OffloadAction::Nothing));
 }
 
 #[test]
