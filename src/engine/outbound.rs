@@ -95,7 +95,7 @@ impl Engine {
         self.queue.unblock(now);
         while self.queue.select() > 0 {
             let Err(unsent) = self.send_selected(now, sink) else { continue };
-            self.lose_sent(&unsent);
+            self.mark_sent(&unsent);
             if unsent.reason == SendFailure::Closed {
                 return;
             }
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// Marks the datagrams before a failure as sent.
-    fn lose_sent(&mut self, unsent: &Unsent) {
+    fn mark_sent(&mut self, unsent: &Unsent) {
         self.queue.sent(unsent.batch);
         self.queue.advance(unsent.datagram);
         if unsent.datagram > 0 {

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Instant;
 use std::{env, fs, io};
 
-use nix::sys::signal::Signal;
-use nix::unistd::mkstemp;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, mkstemp};
 
 use crate::{Child, Namespace};
 
@@ -15,6 +15,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// A strace(1) that is attached to a process until this is dropped.
 pub struct Injection {
+    process: Pid,
     strace: Child,
     trace: TraceFile,
 }
@@ -59,7 +60,7 @@ impl Injection {
                 return Err(io::Error::other(format!("strace does not attach to process {process}: {said}")));
             }
             if said.contains("attached") {
-                return Ok(Self { strace, trace });
+                return Ok(Self { process: Pid::from_raw(process.cast_signed()), strace, trace });
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -76,10 +77,28 @@ impl Injection {
     /// Detaches from the process. Returns the number of failed calls.
     ///
     /// # Errors
-    /// strace does not end.
+    /// The process does not stop, or strace does not end.
     pub fn end(mut self) -> io::Result<usize> {
+        // A call that strace has prevented returns ENOSYS if strace ends before it has set the error. A stopped process
+        // is in no call.
+        kill(self.process, Signal::SIGSTOP)?;
+        let ended = self.end_at_rest();
+        kill(self.process, Signal::SIGCONT)?;
+        ended?;
+        Ok(self.trace()?.matches("(INJECTED)").count())
+    }
+
+    fn end_at_rest(&mut self) -> io::Result<()> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process))?.count();
+        let start = Instant::now();
+        while self.trace()?.matches("--- stopped by SIGSTOP ---").count() < threads {
+            if start.elapsed() > SOON {
+                return Err(io::Error::other(format!("process {} does not stop", self.process)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.strace.signal(Signal::SIGTERM)?;
         self.strace.wait(SOON)?.ok_or_else(|| io::Error::other("strace does not end"))?;
-        Ok(self.trace()?.matches("(INJECTED)").count())
+        Ok(())
     }
 }
