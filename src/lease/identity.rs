@@ -36,7 +36,7 @@ impl Identity {
 
     /// Replaces the address and port by which others reach this host.
     pub(crate) fn with_underlay(self, underlay: SocketAddr) -> Self {
-        Self { underlay: SocketAddr::new(underlay.ip().to_canonical(), underlay.port()), ..self }
+        Self { underlay: route::canonical(underlay), ..self }
     }
 
     /// Judges a lease, which must be normalised.
