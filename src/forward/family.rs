@@ -156,7 +156,7 @@ impl Family for Ipv6Addr {
 
     #[inline(always)]
     fn lookup(self, routes: &RouteTable) -> Option<&NextHop> {
-        routes.lookup(IpAddr::V6(self))
+        routes.lookup_v6(self)
     }
 
     #[inline(always)]
