@@ -9,5 +9,6 @@ mod loops;
 mod signals;
 mod support;
 mod tun;
+mod two_sockets;
 mod udp;
 mod worker;
