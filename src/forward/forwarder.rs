@@ -134,8 +134,7 @@ impl Forwarder {
             }
             _ => {}
         }
-        let mtu =
-            hop.mtu.map_or(self.config.mtu.get(), |mtu| mtu.min(self.config.mtu.get())).min(path(hop.address.ip()));
+        let mtu = hop.mtu.map_or(self.config.mtu, |mtu| mtu.min(self.config.mtu)).get().min(path(hop.address.ip()));
         if segment_len.unwrap_or(len) > mtu {
             return self.encapsulate_too_long(packet.into_bytes(), hop, mtu, routes);
         }

@@ -4,8 +4,9 @@ use core::net::{Ipv4Addr, SocketAddr};
 
 use super::Fragments;
 use crate::transmit::Transmit;
+use crate::wire::HeaderError;
 use crate::wire::icmpv4::{ERROR_MAX, IcmpError};
-use crate::wire::ipv4::{HeaderError, Ipv4Packet};
+use crate::wire::ipv4::Ipv4Packet;
 
 /// The verdict on a packet that came out of the TUN.
 ///
@@ -153,7 +154,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// The datagram's sender is no known peer.
     UnknownPeer = "unknown_peer",
-    /// Fewer than 20 bytes.
+    /// Fewer bytes than the shortest header: 20, or 40 of IPv6.
     TooShort = "too_short",
     /// IP version neither 4 nor 6.
     BadVersion = "bad_version",
@@ -171,7 +172,9 @@ drop_reasons! {
     BadChecksum = "bad_checksum",
     /// An option does not fit the header.
     BadOption = "bad_option",
-    /// A loose or strict source route.
+    /// An IPv6 packet with payload length 0 and hop-by-hop options, which announces more than 65,535 bytes (RFC 2675).
+    Jumbogram = "jumbogram",
+    /// A loose or strict source route, or a routing header of type 0 (RFC 5095).
     SourceRoute = "source_route",
     /// A source that cannot be a host: 0/8, 127/8, 224/4, 240/4.
     MartianSource = "martian_source",
@@ -240,7 +243,7 @@ impl From<HeaderError> for DropReason {
     fn from(error: HeaderError) -> Self {
         match error {
             HeaderError::TooShort { .. } => Self::TooShort,
-            HeaderError::Ipv6 => Self::Ipv6NotCarried,
+            HeaderError::BadVersion { version: 6, .. } => Self::Ipv6NotCarried,
             HeaderError::BadVersion { .. } => Self::BadVersion,
             HeaderError::BadHeaderLength { .. } => Self::BadHeaderLength,
             HeaderError::HeaderTruncated { .. } => Self::HeaderTruncated,
@@ -248,6 +251,7 @@ impl From<HeaderError> for DropReason {
             HeaderError::Truncated { .. } => Self::Truncated,
             HeaderError::BadChecksum { .. } => Self::BadChecksum,
             HeaderError::BadOption { .. } => Self::BadOption,
+            HeaderError::Jumbogram { .. } => Self::Jumbogram,
         }
     }
 }

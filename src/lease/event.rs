@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::host::Mtu;
 use crate::route::Route;
 
 /// A subnet and the host that owns it for a limited time.
@@ -16,7 +17,7 @@ pub struct Lease {
     /// The underlay address and port of the owner.
     pub next_hop: SocketAddr,
     /// The MTU of the path to the owner, in bytes of inner packet, if it is less than the overlay's.
-    pub mtu: Option<u16>,
+    pub mtu: Option<Mtu>,
     /// The time at which it ends unless it is renewed, on the caller's clock. `None` if only its source ends it.
     pub expires: Option<Duration>,
 }

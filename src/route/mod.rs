@@ -29,7 +29,7 @@ pub struct Route {
     /// The underlay address and port of the owner.
     pub next_hop: SocketAddr,
     /// The MTU of the path to the owner, in bytes of inner packet, if it is less than the overlay's.
-    pub mtu: Option<u16>,
+    pub mtu: Option<Mtu>,
 }
 
 impl Route {
@@ -59,7 +59,7 @@ pub struct NextHop {
     /// The underlay address and port of the host that owns the subnet.
     pub address: SocketAddr,
     /// The MTU of the path, in bytes of inner packet, if it is less than the overlay's.
-    pub mtu: Option<u16>,
+    pub mtu: Option<Mtu>,
 }
 
 /// One change to a table.
@@ -103,12 +103,6 @@ pub enum RouteError {
     /// The overlay does not carry IPv6 yet.
     #[error("the subnet is IPv6, which the overlay does not carry yet")]
     Ipv6Subnet,
-    /// The MTU is below 68 bytes, which every IPv4 path carries (RFC 791).
-    #[error("a path MTU of {mtu} is below 68, the minimum of IPv4; choose 68 or more")]
-    MtuTooSmall {
-        /// The MTU of the route.
-        mtu: u16,
-    },
     /// A multicast address is not a single host.
     #[error("the next hop is a multicast address; name the one host that owns the subnet")]
     MulticastNextHop,
@@ -147,15 +141,14 @@ impl Own {
 pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     let address = route.next_hop.ip();
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
-    match route.mtu {
+    match route.next_hop.port() {
         _ if route.subnet.addr().is_ipv6() => Err(RouteError::Ipv6Subnet),
         _ if address.is_unspecified() => Err(RouteError::UnspecifiedNextHop),
         _ if address.is_multicast() => Err(RouteError::MulticastNextHop),
         _ if broadcast => Err(RouteError::BroadcastNextHop),
-        _ if route.next_hop.port() == 0 => Err(RouteError::ZeroPort),
+        0 => Err(RouteError::ZeroPort),
         _ if own.addresses.contains(&route.next_hop) => Err(RouteError::OwnAddress),
         _ if own.subnets.contains(&route.subnet) => Err(RouteError::OwnSubnet),
-        Some(mtu) if mtu < Mtu::MIN.get() => Err(RouteError::MtuTooSmall { mtu }),
         _ => Ok(()),
     }
 }

@@ -2,12 +2,13 @@
 
 use core::net::Ipv4Addr;
 
+use loden::Mtu;
 use loden::route::Route;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use support::host::{Host, Outcome, net, routes};
+use support::host::{Host, Outcome, mtu_of, net, routes};
 use support::model;
 use support::packet::{
     DF, ICMP, Ipv4, LOOSE_SOURCE_ROUTE, MF, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TCP, UDP, icmp, pattern,
@@ -118,7 +119,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 
 fn host() -> impl Strategy<Value = Host> {
     let hop = || select(next_hops().to_vec());
-    let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1300u16)), 1 => Just(Some(68))];
+    let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(mtu_of(1300))), 1 => Just(Some(Mtu::MIN))];
     let route = (address(), 0u8..=32, hop(), mtu).prop_map(|(address, len, next_hop, mtu)| {
         let route = Route::new(net(address, len), next_hop);
         Route { mtu, ..route }

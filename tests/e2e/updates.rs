@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::Host;
 use loden::forward::{Forwarder, ForwarderConfig};
 use loden::lease::{Lease, LeaseEvent, Reconciler, SourceId};
 use loden::route::{RoutePublisher, RouteReader};
 use loden::sys::link::Link;
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::{Running, Worker};
+use loden::{Host, Mtu};
 use testbed::TwoHosts;
 use testbed::probe::{UdpEcho, udp_exchange};
 
@@ -103,7 +103,7 @@ impl Leases {
     fn change(&mut self) {
         let round = self.round;
         self.round += 1;
-        let mtu = round.is_multiple_of(3).then_some(1400);
+        let mtu = round.is_multiple_of(3).then(|| Mtu::new(1400).expect("an MTU"));
         let whole = TwoHosts::SUBNET_B;
         for subnet in whole.subnets(25).unwrap().chain([whole]) {
             let is_there = (subnet == whole) == round.is_multiple_of(2);

@@ -1,5 +1,6 @@
 //! The eight numbered mistakes of other implementations (fault 47).
 
+use loden::Mtu;
 use loden::lease::SourceId;
 use loden::lease::flannel::LeaseReader;
 use loden::lease::{
@@ -13,7 +14,7 @@ use crate::{SOURCE, added, at, delete, host, lease, listed, net, ours, routes, s
 fn fault_47_mistake_1_a_lease_that_moved_during_a_gap_is_seen_by_its_attributes() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3), lease("100.96.3.0/24", 4)]);
     reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, at(10));
-    let narrower = ("100.96.3.0/24", Lease { mtu: Some(1400), ..lease("100.96.3.0/24", 4).1 });
+    let narrower = ("100.96.3.0/24", Lease { mtu: Mtu::new(1400).ok(), ..lease("100.96.3.0/24", 4).1 });
     reconciler.handle_event(SOURCE, snapshot([ours(), lease("100.96.2.0/24", 5), narrower]), at(20));
     let changes = reconciler.take_changes();
     assert_eq!(changes[0], set("100.96.2.0/24", 5));

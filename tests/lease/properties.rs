@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use loden::Host;
 use loden::lease::{ConflictChange, Lease, LeaseEvent, LeaseId, Reconciler, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
+use loden::{Host, Mtu};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -49,7 +49,7 @@ fn any_lease() -> impl Strategy<Value = Lease> {
         "10.168.0.3:0",
         "[fd00::3]:8285",
     ]);
-    let mtu = prop_oneof![8 => Just(None), 1 => Just(Some(1300)), 1 => Just(Some(67))];
+    let mtu = prop_oneof![8 => Just(None), 1 => Just(Mtu::new(1300).ok()), 1 => Just(Some(Mtu::MIN))];
     // Three of four hosts are valid, or nothing would be routed.
     let hop = prop_oneof![3 => (3u8..7).prop_map(|host| SocketAddr::from(([10, 168, 0, host], 8285))),
         1 => hop.prop_map(|hop| hop.parse().unwrap())];

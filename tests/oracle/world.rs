@@ -54,12 +54,12 @@ pub(crate) struct World {
 impl World {
     /// Returns the world for packets from the TUN. Packets without a route get an ICMP error.
     pub(crate) fn outbound() -> Self {
-        let b = |subnet| Route { mtu: Some(576), ..Route::new(subnet, host_b()) };
+        let b = |subnet| Route { mtu: Some(mtu_of(576)), ..Route::new(subnet, host_b()) };
         let mut all = vec![
             Route::new(net(POD_A, 24), host_a()),
             b(net(POD_B, 24)),
             b(net([100, 96, 2, 240], 28)),
-            Route { mtu: Some(68), ..Route::new(net(POD_C, 24), host_c()) },
+            Route { mtu: Some(mtu_of(68)), ..Route::new(net(POD_C, 24), host_c()) },
             // A quarter of all addresses, with 169.254/16.
             b(net([128, 0, 0, 0], 2)),
         ];

@@ -35,7 +35,6 @@ fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
         (ip.is_multicast(), Refusal::Unroutable(RouteError::MulticastNextHop)),
         (ip == IpAddr::V4(Ipv4Addr::BROADCAST), Refusal::Unroutable(RouteError::BroadcastNextHop)),
         (hop.port() == 0, Refusal::Unroutable(RouteError::ZeroPort)),
-        (lease.mtu == Some(67), Refusal::Unroutable(RouteError::MtuTooSmall { mtu: 67 })),
         (!network.contains(&subnet), Refusal::OutsideOverlay { network }),
         (ours, Refusal::OwnAddress),
         (network.contains(&ip), Refusal::NextHopInOverlay { network }),

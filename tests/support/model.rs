@@ -40,7 +40,7 @@ pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
         (1, _) => return reject(RejectReason::TimeExceeded),
         (ttl, _) => ttl - 1,
     };
-    let mtu = route.mtu.unwrap_or(u16::MAX).min(config.mtu.get());
+    let mtu = route.mtu.unwrap_or(config.mtu).min(config.mtu).get();
     if packet.bytes.len() > usize::from(mtu) {
         if packet.bytes[6] & 0x40 != 0 {
             return reject(RejectReason::FragmentationNeeded { mtu });

@@ -88,7 +88,7 @@ impl Scenario {
         for _ in 0..count % ROUTES_MAX {
             let ([a, b, c, d, len, hop], after) = rest.split_first_chunk()?;
             let next_hop = next_hops()[usize::from(hop & !ROUTE_MTU) % next_hops().len()];
-            let mtu = (hop & ROUTE_MTU != 0).then_some(1300);
+            let mtu = (hop & ROUTE_MTU != 0).then_some(mtu_of(1300));
             routes.push(Route { mtu, ..Route::new(net([*a, *b, *c, *d], len % 33), next_hop) });
             rest = after;
         }

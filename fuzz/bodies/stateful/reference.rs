@@ -4,6 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
+use loden::Mtu;
 use loden::engine::{SendFailure, WriteFailure};
 use loden::forward::{
     DropReason, ForwarderConfig, IcmpOutcome, PathMode, RejectReason, ReplyTo, SourcePort, Stats, Transit,
@@ -212,13 +213,13 @@ impl Reference {
         let before = self.published.clone();
         let subnet = change.subnet();
         if let RouteChange::Set(route) = change {
-            let Route { next_hop, mtu, .. } = route;
+            let next_hop = route.next_hop;
             let hop = next_hop.ip();
             let broadcast = hop == IpAddr::from([255; 4]);
             let nobody = hop.is_unspecified() || hop.is_multicast() || broadcast || next_hop.port() == 0;
             let (underlay, own) =
                 (self.host.config().host.underlay(), self.host.config().host.subnet_v4().unwrap().into());
-            if nobody || next_hop == underlay || subnet == own || mtu.is_some_and(|mtu| mtu < 68) {
+            if nobody || next_hop == underlay || subnet == own {
                 return (0, false);
             }
             self.published.retain(|known| known.subnet != subnet);
@@ -312,7 +313,7 @@ impl Reference {
         };
         let mtu = usize::from(self.narrowly(|host| {
             let route = host.naive_route(address_at(packet, 16)).unwrap();
-            route.mtu.unwrap_or(u16::MAX).min(host.config().mtu.get())
+            route.mtu.unwrap_or(Mtu::MAX).min(host.config().mtu).get()
         }));
         let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index));
         let fits = size + segments::headers_len(packet) <= mtu;
@@ -337,7 +338,7 @@ impl Reference {
         for route in &mut self.host.routes {
             // A datagram has 65,507 bytes at most.
             let path = self.paths.lookup(route.next_hop.ip(), self.now).unwrap_or(u16::MAX).min(65_507);
-            route.mtu = Some(route.mtu.unwrap_or(u16::MAX).min(path));
+            route.mtu = Some(route.mtu.unwrap_or(Mtu::MAX).min(mtu_of(path)));
         }
         let result = of(&self.host);
         self.host.routes = whole;
@@ -616,7 +617,7 @@ impl Reference {
     /// Refuses a queued datagram. The ICMP error is the one that a route of this MTU gives.
     fn refuse(&mut self, datagram: &Waiting, mtu: u16) {
         let anywhere =
-            Route { mtu: Some(mtu), ..Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)) };
+            Route { mtu: Some(mtu_of(mtu)), ..Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)) };
         let whole = core::mem::replace(&mut self.host.routes, vec![anywhere]);
         let outcome = model::encapsulate(&self.host, &datagram.original);
         self.host.routes = whole;

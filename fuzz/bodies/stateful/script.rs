@@ -7,6 +7,7 @@
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
+use loden::Mtu;
 use loden::engine::{SendFailure, WriteFailure};
 use loden::forward::ForwarderConfig;
 use loden::ipnet::IpNet;
@@ -16,7 +17,7 @@ use loden::route::{Route, RouteChange};
 use loden::wire::DatagramTooBig;
 
 use crate::offload::model::{partial, vnet};
-use support::host::{NOBODY, POD, POD_A, POD_B, net, own};
+use support::host::{NOBODY, POD, POD_A, POD_B, mtu_of, net, own};
 use support::leases::Key;
 use support::packet::{DF, ICMP, Ipv4, MF, RECORD_ROUTE, STRICT_SOURCE_ROUTE, UDP, icmp, pattern, udp};
 use support::scenario::{PEER_CHECKS, config_from, next_hops, senders};
@@ -275,8 +276,8 @@ fn lease(subnet: u8, hop: u8, rest: u8) -> Lease {
     Lease { mtu: mtu(rest >> 4), expires, ..Lease::new(pick(&subnets(), subnet), pick(&hops(), hop)) }
 }
 
-fn mtu(number: u8) -> Option<u16> {
-    pick(&[None, None, Some(1300), Some(576), Some(68), Some(67), None, None], number)
+fn mtu(number: u8) -> Option<Mtu> {
+    pick(&[None, None, Some(1300), Some(576), Some(68), Some(69), None, None], number).map(mtu_of)
 }
 
 fn mishap(number: u8) -> Mishap {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::host::Mtu;
 use crate::lease::Lease;
 use crate::route::RoutePublisher;
 use core::net::Ipv4Addr;
@@ -27,7 +28,7 @@ fn any_lease() -> impl Strategy<Value = Lease> {
         host => underlay(host),
     });
     let expires = prop_oneof![3 => Just(None), 1 => (0u64..20).prop_map(|at| Some(Duration::from_secs(at)))];
-    (subnet, host, select([None, Some(1300), Some(67)].to_vec()), expires)
+    (subnet, host, select([None, Mtu::new(1300).ok(), Some(Mtu::MIN)].to_vec()), expires)
         .prop_map(|(subnet, next_hop, mtu, expires)| Lease { mtu, expires, ..Lease::new(net(subnet), next_hop) })
 }
 
