@@ -10,7 +10,7 @@ mod too_big;
 pub mod transport;
 
 pub use ecn::Ecn;
-pub use too_big::DatagramTooBig;
+pub use too_big::{DatagramTooBig, QuotedHeader};
 
 /// IP protocol numbers that the tunnel distinguishes (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {
