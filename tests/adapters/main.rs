@@ -10,4 +10,5 @@ mod signals;
 mod support;
 mod tun;
 mod udp;
+mod udp_v6;
 mod worker;
