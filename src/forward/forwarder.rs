@@ -59,7 +59,9 @@ impl Forwarder {
     /// A setting cannot work.
     pub fn new(config: ForwarderConfig) -> Result<Self, ConfigError> {
         config.check()?;
-        let (network, subnet, own) = (config.host.network(), config.host.subnet(), config.host.underlay());
+        let net = |net: Option<Ipv4Net>| net.unwrap_or(Ipv4Net::from(Ipv4Addr::UNSPECIFIED));
+        let (network, subnet) = (net(config.host.network_v4()), net(config.host.subnet_v4()));
+        let own = config.host.underlay();
         let has_usual_checks = config.peer_check == PeerCheck::Address && config.source_check == SourceCheck::Strict;
         let (prefix, mask) = (subnet.addr().to_bits(), subnet.netmask().to_bits());
         Ok(Self { config, network, subnet, prefix, mask, own, has_usual_checks })
@@ -77,7 +79,7 @@ impl Forwarder {
         self.config.mtu = mtu;
     }
 
-    /// Returns the address of this host's TUN device: [`Host::tun_address`](crate::Host::tun_address).
+    /// Returns the address of this host's TUN device: [`Host::tun_address_v4`](crate::Host::tun_address_v4).
     #[must_use]
     pub fn tun_address(&self) -> Ipv4Addr {
         self.subnet.network()

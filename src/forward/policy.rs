@@ -146,7 +146,7 @@ impl ForwarderConfig {
         }
         if let IcmpSource::Fixed(address) = self.icmp_source
             && (!is_single_host(address) || address.is_link_local())
-            && !special::is_made_ordinary(address, self.host.network())
+            && !self.host.network_v4().is_some_and(|network| special::is_made_ordinary(address, network))
         {
             return Err(ConfigError::IcmpSource { address });
         }

@@ -86,7 +86,9 @@ impl PreflightConfig {
     /// Creates a configuration without MTU, peers and bridge.
     #[must_use]
     pub fn new(host: &crate::Host, tun: impl Into<String>) -> Self {
-        let (network, subnet, underlay, tun) = (host.network(), host.subnet(), host.underlay(), tun.into());
+        let net = |net: Option<Ipv4Net>| net.unwrap_or(Ipv4Net::from(core::net::Ipv4Addr::UNSPECIFIED));
+        let (network, subnet) = (net(host.network_v4()), net(host.subnet_v4()));
+        let (underlay, tun) = (host.underlay(), tun.into());
         let (listen, port) = (underlay.ip(), underlay.port());
         Self { network, subnet, listen, port, tun, mtu: None, peers: Vec::new(), bridge: None }
     }

@@ -10,6 +10,7 @@ mod publish;
 mod rib;
 mod table;
 
+use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -126,19 +127,19 @@ pub enum RouteError {
 }
 
 /// The routes that no table on this host may have, as far as they are known.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Own {
-    /// The address and port that this host is bound to.
-    address: Option<SocketAddr>,
-    subnet: Option<IpNet>,
+    /// The addresses and ports that this host is bound to.
+    addresses: Vec<SocketAddr>,
+    subnets: Vec<IpNet>,
 }
 
 #[cfg(any(feature = "sim", feature = "std"))]
 impl Own {
     pub(crate) fn new(host: &crate::Host) -> Self {
-        // Like a next hop, without an IPv6 scope.
-        let address = SocketAddr::new(host.underlay().ip(), host.underlay().port());
-        Self { address: Some(address), subnet: Some(host.subnet().into()) }
+        // Like next hops, without an IPv6 scope.
+        let plain = |address: &SocketAddr| SocketAddr::new(address.ip(), address.port());
+        Self { addresses: host.underlays().iter().map(plain).collect(), subnets: host.subnets().to_vec() }
     }
 }
 
@@ -152,8 +153,8 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
         _ if address.is_multicast() => Err(RouteError::MulticastNextHop),
         _ if broadcast => Err(RouteError::BroadcastNextHop),
         _ if route.next_hop.port() == 0 => Err(RouteError::ZeroPort),
-        _ if Some(route.next_hop) == own.address => Err(RouteError::OwnAddress),
-        _ if Some(route.subnet) == own.subnet => Err(RouteError::OwnSubnet),
+        _ if own.addresses.contains(&route.next_hop) => Err(RouteError::OwnAddress),
+        _ if own.subnets.contains(&route.subnet) => Err(RouteError::OwnSubnet),
         Some(mtu) if mtu < Mtu::MIN.get() => Err(RouteError::MtuTooSmall { mtu }),
         _ => Ok(()),
     }

@@ -163,6 +163,10 @@ impl Node {
             Outbound::Reply(reply) => return Self::write(reply, out),
             Outbound::Drop(reason) => return Fate::Dropped(reason),
         };
+        if endpoint.forwarder().config().host.underlay_to(way.destination.ip()).is_none() {
+            endpoint.handle_send_error(way.destination.ip(), DropReason::SendUnreachable, 1);
+            return Fate::Dropped(DropReason::SendUnreachable);
+        }
         // The node's link refuses it at once, as EMSGSIZE does.
         let link = Overhead::of(way.destination.ip()).inner((*link_mtu).into());
         if let Some(longest) = datagrams.iter_mut().max_by_key(|datagram| datagram.len())

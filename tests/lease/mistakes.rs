@@ -151,7 +151,7 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
         reason,
     };
     let in_overlay = ("100.96.4.0/24", Lease::new(net("100.96.4.0/24"), ([100, 96, 3, 7], 8285)));
-    let network = host().network().into();
+    let network = host().network_v4().unwrap().into();
     let cases = [
         (
             vec![lease("100.96.3.0/24", 4), ("again", lease("100.96.3.0/24", 5).1)],
@@ -181,7 +181,7 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
         (
             vec![lease("100.96.5.0/24", 5), lease("100.96.1.0/24", 9)],
             vec!["100.96.5.0/24 via 10.168.0.5:8285"],
-            refused("100.96.1.0/24", hop(9), Refusal::OwnSubnet { own: host().subnet().into() }),
+            refused("100.96.1.0/24", hop(9), Refusal::OwnSubnet { own: host().subnet_v4().unwrap().into() }),
         ),
     ];
     for (leases, expected, conflict) in cases {

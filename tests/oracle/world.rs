@@ -112,7 +112,7 @@ impl World {
         let table = Table {
             number: 101,
             links: vec![a, b],
-            routes: vec![(identity().subnet(), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
+            routes: vec![(identity().subnet_v4().unwrap(), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
         };
         let main = all.iter().map(|route| (v4(route.subnet), Place::Peer(route.next_hop)));
         // R65: the underlay address of a peer is its own.
@@ -120,7 +120,7 @@ impl World {
             IpAddr::V4(address) => (Ipv4Net::from(address), Place::Peer(peer)),
             IpAddr::V6(address) => panic!("{address}"),
         });
-        let main: Vec<_> = main.chain(own_addresses).chain([(identity().subnet(), Place::Tun)]).collect();
+        let main: Vec<_> = main.chain(own_addresses).chain([(identity().subnet_v4().unwrap(), Place::Tun)]).collect();
         let marker = |place, ttl, source: Ipv4Addr, to| (place, Ipv4 { ttl, ..Ipv4::new(source, to) });
         let markers = vec![
             marker(a, 64, MARKER, POD),
@@ -199,7 +199,7 @@ impl World {
     /// Returns an ordinary address, with the same route or also without one.
     pub(crate) fn ordinary(&self, like: Ipv4Addr) -> Ipv4Addr {
         let next_hop = self.host.naive_route(like).map(|route| route.next_hop);
-        let own = identity().subnet().contains(&like).then_some(POD);
+        let own = identity().subnet_v4().unwrap().contains(&like).then_some(POD);
         let found = [POD_A, POD_B, POD_C]
             .into_iter()
             .find(|pod| next_hop.is_some() && self.host.naive_route(*pod).map(|route| route.next_hop) == next_hop);
@@ -246,7 +246,7 @@ fn v4(net: IpNet) -> Ipv4Net {
 /// Returns the host in 203.0.0.0/24, which has no route here, instead of 10.168.0.0/24.
 fn elsewhere(routes: &[Route]) -> Host {
     let away = |address| moved(address, 203, 0);
-    let config = config_of(identity().network(), identity().subnet(), away(own()));
+    let config = config_of(identity().network_v4().unwrap(), identity().subnet_v4().unwrap(), away(own()));
     Host::new(config, routes.iter().map(|route| Route { next_hop: away(route.next_hop), ..*route }).collect())
 }
 

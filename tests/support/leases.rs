@@ -26,7 +26,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
     let (subnet, hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
     let ours = hop == host.underlay();
-    let (ip, own, network) = (hop.ip(), IpNet::from(host.subnet()), IpNet::from(host.network()));
+    let (ip, own, network) =
+        (hop.ip(), IpNet::from(host.subnet_v4().unwrap()), IpNet::from(host.network_v4().unwrap()));
     let conditions = [
         (own.contains(&subnet) && !ours, Refusal::OwnSubnet { own }),
         (subnet.addr().is_ipv6(), Refusal::Unroutable(RouteError::Ipv6Subnet)),
@@ -72,7 +73,7 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
             }
         }
     }
-    let own = IpNet::from(host.subnet());
+    let own = IpNet::from(host.subnet_v4().unwrap());
     for inner in routes.keys().chain([&own]) {
         let around = routes.keys().filter(|outer| *outer != inner && outer.contains(inner));
         if let Some(outer) = around.max_by_key(|outer| outer.prefix_len()) {

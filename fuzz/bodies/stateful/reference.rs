@@ -216,7 +216,8 @@ impl Reference {
             let hop = next_hop.ip();
             let broadcast = hop == IpAddr::from([255; 4]);
             let nobody = hop.is_unspecified() || hop.is_multicast() || broadcast || next_hop.port() == 0;
-            let (underlay, own) = (self.host.config().host.underlay(), self.host.config().host.subnet().into());
+            let (underlay, own) =
+                (self.host.config().host.underlay(), self.host.config().host.subnet_v4().unwrap().into());
             if nobody || next_hop == underlay || subnet == own || mtu.is_some_and(|mtu| mtu < 68) {
                 return (0, false);
             }
@@ -253,7 +254,9 @@ impl Reference {
                     return IcmpOutcome::Foreign;
                 }
                 let own_host = IpAddr::V4(source) == config.host.underlay().ip();
-                let ours = own_host || holds(config.host.subnet().into(), source) || config.transit == Transit::Allowed;
+                let ours = own_host
+                    || holds(config.host.subnet_v4().unwrap().into(), source)
+                    || config.transit == Transit::Allowed;
                 if ours { 552 } else { 1280 }
             }
         };

@@ -73,7 +73,7 @@ pub enum AddressForm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LinkConfig {
-    /// The device's own address ([`Host::tun_address`]), for example `100.96.1.0`.
+    /// The device's own address ([`Host::tun_address_v4`]), for example `100.96.1.0`.
     pub address: Ipv4Addr,
     /// The whole overlay network, for example `100.96.0.0/16`.
     pub network: Ipv4Net,
@@ -90,7 +90,8 @@ impl LinkConfig {
     /// Creates the configuration of a host's device.
     #[must_use]
     pub fn new(host: &Host) -> Self {
-        let (address, network, underlay) = (host.tun_address(), host.network(), host.underlay().ip());
+        let address = host.tun_address_v4().unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let (network, underlay) = (host.network_v4().unwrap_or(address.into()), host.underlay().ip());
         Self { address, network, underlay, mtu: None, form: AddressForm::Host }
     }
 
