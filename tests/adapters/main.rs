@@ -11,4 +11,5 @@ mod support;
 mod tun;
 mod two_sockets;
 mod udp;
+mod udp_v6;
 mod worker;
