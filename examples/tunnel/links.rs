@@ -104,6 +104,7 @@ impl Links {
                 }
                 LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => restore = true,
                 LinkEvent::MtuChanged(mtu) => {
+                    let mtu = mtu.into();
                     changed |= mtu != self.tun_mtu;
                     self.tun_mtu = mtu;
                 }

@@ -98,7 +98,7 @@ impl Underlay {
                 LinkEvent::MtuChanged(now) => {
                     changed = true;
                     // The route to the peers may have a smaller MTU of its own.
-                    *mtu = interface_to(*address, self.peers.iter().copied()).map_or(now, |found| found.mtu);
+                    *mtu = interface_to(*address, self.peers.iter().copied()).map_or(now.into(), |found| found.mtu);
                 }
                 LinkEvent::Down => say(CAUSE, format_args!("{name} is down: nothing leaves or arrives until it is up")),
                 // Also reported after missed events, which may have changed the MTU.

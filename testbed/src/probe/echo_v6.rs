@@ -11,8 +11,11 @@ use std::time::Instant;
 const REQUEST: u8 = 128;
 const REPLY: u8 = 129;
 
-/// Sends one ICMPv6 echo request and returns the source of the reply, or `None` without one. A kernel answers a request
-/// to an anycast address from another address.
+/// The interval at which a request is repeated. A link that was just set up may lose the first one.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Sends ICMPv6 echo requests until there is a reply, and returns its source, or `None` without one. A kernel answers a
+/// request to an anycast address from another address.
 ///
 /// # Errors
 /// The kernel's error, for example for an unreachable address.
@@ -23,11 +26,14 @@ pub fn echo_v6(to: Ipv6Addr, patience: Duration) -> io::Result<Option<Ipv6Addr>>
     let request = [REQUEST, 0, 0, 0, high, low, 0, 1, b'p', b'i', b'n', b'g'];
     // The type of the standard library, for its safe reads.
     let socket = UdpSocket::from(Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?);
-    socket.send_to(&request, (to, 0))?;
     let start = Instant::now();
-    let mut buffer = [0; 1500];
+    let (mut buffer, mut next) = ([0; 1500], Duration::ZERO);
     while let Some(left) = patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
-        socket.set_read_timeout(Some(left))?;
+        if start.elapsed() >= next {
+            next += INTERVAL;
+            socket.send_to(&request, (to, 0))?;
+        }
+        socket.set_read_timeout(Some(left.min(INTERVAL)))?;
         match socket.recv_from(&mut buffer) {
             Ok((length, from)) => {
                 let is_answer = buffer[..length].first() == Some(&REPLY) && buffer[4..length.max(4)] == request[4..];
