@@ -144,7 +144,7 @@ fn v33_a_new_device_is_silent() {
     for (host, quiet) in [(Some(host(true)), true), (Some(host(false)), true), (None, true)] {
         in_namespace(move || {
             let _world = World::new();
-            let tun = Tun::open(&TunConfig { name: "loden0".into(), offload: TunOffload::NONE }).expect("a TUN device");
+            let tun = Tun::open(&TunConfig::new("loden0").with_offload(TunOffload::NONE)).expect("a TUN device");
             let config = host.as_ref().map_or_else(|| config(AddressForm::Host), config_of);
             let _link = Link::configure_with("loden0", &config).expect("configured");
             // The kernel reports its multicast groups after up to a second, and solicits routers then.
@@ -320,7 +320,7 @@ fn v33_the_address_is_reached_beside_a_forwarding_bridge() {
     pod.add_ipv6_address("eth0", v6("fd00:96:1::9/64")).expect("an address");
     pod.add_ipv6_route(v6("::/0"), Some("fd00:96:1::1".parse().expect("an address")), "eth0").expect("a route");
     let (tun, link, listener) = node.enter(|| {
-        let tun = Tun::open(&TunConfig { name: "loden0".into(), offload: TunOffload::NONE }).expect("a TUN device");
+        let tun = Tun::open(&TunConfig::new("loden0").with_offload(TunOffload::NONE)).expect("a TUN device");
         let link = Link::configure_with("loden0", &config_of(&host(true))).expect("configured");
         (tun, link, TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).expect("a listener"))
     });

@@ -131,7 +131,7 @@ fn a_lane_has_the_options_of_the_socket() {
     }
     on_loopback(|| {
         for flow_ports in [0, 2] {
-            let config = UdpConfig { flow_ports, send_buffer: Some(300_000), ..UdpConfig::default() };
+            let config = UdpConfig::default().with_flow_ports(flow_ports).with_send_buffer(300_000);
             let transport = UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), &config).unwrap();
             let shared = transport.shared_socket(usize::from(flow_ports.saturating_sub(1)));
             let set =
