@@ -160,10 +160,8 @@ pub(crate) struct Own {
 #[cfg(any(feature = "sim", feature = "std"))]
 impl Own {
     pub(crate) fn new(host: &crate::Host) -> Self {
-        Self {
-            addresses: host.underlays().iter().map(|underlay| canonical(*underlay)).collect(),
-            subnets: host.subnets().to_vec(),
-        }
+        let addresses = host.underlays().iter().map(|underlay| canonical(*underlay)).collect();
+        Self { addresses, subnets: host.subnets().to_vec() }
     }
 }
 

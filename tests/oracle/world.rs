@@ -107,7 +107,7 @@ impl World {
         };
         let (tun, nowhere) = (link(Place::Tun, "tun0", 1), link(Place::Nowhere, "void0", 2));
         // R42 at the remote host: the TUN address.
-        let own = Host::new(config(), all.clone()).forwarder.tun_address();
+        let own = identity().tun_address_v4().unwrap();
         let peer = |place, name| Link { place, name, address: own, mtu: 1472, strict_source: true };
         let table = Table {
             number: 101,
