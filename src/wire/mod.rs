@@ -18,12 +18,11 @@ pub use ecn::Ecn;
 pub use header_error::HeaderError;
 pub use packet::IpPacket;
 pub(crate) use packet::{IpHeader, IpPacketMut};
-pub use too_big::DatagramTooBig;
+pub use too_big::{DatagramTooBig, QuotedHeader};
+pub use upper_layer::{EXTENSIONS_MAX, Fragment, UpperLayer};
 
 /// Bytes of the longest ICMP error of either family, IP header included.
 pub const ICMP_ERROR_MAX: usize = icmpv6::ERROR_MAX;
-
-pub use upper_layer::{EXTENSIONS_MAX, Fragment, UpperLayer};
 
 /// IP protocol numbers that the tunnel distinguishes (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {

@@ -47,7 +47,7 @@ fn on_a_narrow_router(mtu: u16, test: impl FnOnce(&Router) + Send) {
     }
     namespace.enter(|| {
         let open = |name: &str, offload, address: &str, mtu: u16| {
-            let tun = Tun::open(&TunConfig { offload, ..named(name) }).unwrap();
+            let tun = Tun::open(&named(name).with_offload(offload)).unwrap();
             namespace.add_address(name, address.parse().unwrap()).unwrap();
             namespace.set_mtu(name, mtu.into()).unwrap();
             namespace.set_up(name).unwrap();
@@ -60,7 +60,7 @@ fn on_a_narrow_router(mtu: u16, test: impl FnOnce(&Router) + Send) {
 }
 
 fn named(name: &str) -> TunConfig {
-    TunConfig { name: name.to_owned(), ..TunConfig::default() }
+    TunConfig::new(name)
 }
 
 /// Returns a packet from behind one device to behind the other.

@@ -83,7 +83,7 @@ impl World {
 
     /// Opens a TUN device with the right MTU, without address and route.
     fn open_tun(&mut self, name: &str) -> Tun {
-        let tun = Tun::open(&TunConfig { name: name.into(), offload: TunOffload::NONE }).expect("a TUN device");
+        let tun = Tun::open(&TunConfig::new(name).with_offload(TunOffload::NONE)).expect("a TUN device");
         self.set_mtu(name, 1472);
         tun
     }
