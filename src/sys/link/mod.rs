@@ -60,6 +60,8 @@ pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::AddOutcome;
+#[cfg(feature = "preflight")]
+pub(crate) use self::underlay::interface_holding;
 pub use self::underlay::{Underlay, interface_named, interface_of, interface_to};
 
 /// The prefix length of the TUN device's addresses.
