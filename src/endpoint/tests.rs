@@ -78,7 +78,7 @@ fn an_ipv6_gso_packet_is_not_carried() {
     bytes[0] = 0x60;
     let header =
         VnetHeader { flags: vnet_flag::NEEDS_CSUM, gso_type: vnet_gso::TCPV6, gso_size: 50, ..VnetHeader::default() };
-    assert_eq!(header.inspect(&bytes), Err(OffloadError::Ipv6));
+    assert_eq!(header.inspect(&bytes), Err(OffloadError::NoTransport));
     let outcome = endpoint.handle_outbound(&mut bytes, &header, &routes, NOW);
     assert!(matches!(outcome, Outbound::Drop(DropReason::Ipv6NotCarried)), "{outcome:?}");
 }

@@ -11,7 +11,7 @@ use loden::wire::ipv4::Ipv4Packet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::Namespace;
 
-use super::coalesce::{BOTH, tcp_packets, udp_packets};
+use super::coalesce::{ALL, tcp_packets, udp_packets};
 use bodies::offload::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
 use bodies::offload::opinion;
 use support::fragments;
@@ -277,7 +277,7 @@ fn the_kernel_cuts_gso_packets_into_the_original_packets() {
             if packets[0][9] == UDP && !router.takes_udp() {
                 continue;
             }
-            let mut coalescer = Coalescer::new(BOTH);
+            let mut coalescer = Coalescer::new(ALL);
             let mut writes = 0;
             let mut deliver = |coalesced: Coalesced<'_>| {
                 assert_eq!(coalesced.packets, packets.len());

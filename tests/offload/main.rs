@@ -8,6 +8,7 @@ mod kernel;
 mod no_alloc;
 mod order;
 mod segment;
+mod v6;
 
 use support::allocations::Counting;
 
