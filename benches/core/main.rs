@@ -9,6 +9,7 @@ criterion::criterion_group!(
     benches,
     route::memory,
     route::lookup,
+    route::lookup_v6,
     route::build,
     route::publish,
     forward::forward,

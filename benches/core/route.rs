@@ -5,9 +5,9 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::tables::{TABLES, destinations, subnet};
+use crate::tables::{TABLES, TABLES_V6, destinations, destinations_v6, subnet, subnet_v6};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden::route::{NextHop, Route, RouteChange, RoutePublisher, RouteTable};
 use prefix_trie::PrefixMap;
 
@@ -66,10 +66,43 @@ pub(crate) fn lookup(criterion: &mut Criterion) {
     group.finish();
 }
 
+pub(crate) fn lookup_v6(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("lookup");
+    group.throughput(Throughput::Elements(LOOKUPS as u64)).sample_size(20);
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    for kind in TABLES_V6 {
+        let routes = (kind.routes)();
+        let destinations = destinations_v6(&routes, LOOKUPS);
+        let (table, refused) = RouteTable::try_from_routes(routes.iter().copied());
+        assert!(refused.is_empty());
+        let trie: PrefixMap<Ipv6Net, NextHop> =
+            routes.iter().filter_map(|route| Some((subnet_v6(route), *table.exact(route.subnet)?))).collect();
+        for destination in &destinations {
+            let theirs = trie.get_lpm(&Ipv6Net::from(*destination)).map(|(_, hop)| hop);
+            assert_eq!(table.lookup_v6(*destination), theirs, "{destination}");
+        }
+        group.bench_function(BenchmarkId::new("loden", kind.name), |bench| {
+            bench.iter(|| {
+                for destination in &destinations {
+                    black_box(table.lookup_v6(*destination));
+                }
+            });
+        });
+        group.bench_function(BenchmarkId::new("prefix-trie", kind.name), |bench| {
+            bench.iter(|| {
+                for destination in &destinations {
+                    black_box(trie.get_lpm(&Ipv6Net::from(*destination)));
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
 pub(crate) fn build(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("build");
     group.sample_size(10).measurement_time(Duration::from_secs(3));
-    for kind in TABLES {
+    for kind in TABLES.into_iter().chain(TABLES_V6) {
         let routes = (kind.routes)();
         group.bench_function(kind.name, |bench| {
             bench.iter_batched(|| routes.clone(), RouteTable::try_from_routes, BatchSize::PerIteration);
@@ -84,7 +117,7 @@ pub(crate) fn memory(_: &mut Criterion) {
         let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
         Some(pages.split(' ').nth(1)?.parse::<f64>().ok()? * 4096.0 / 1e6)
     };
-    for kind in TABLES {
+    for kind in TABLES.into_iter().chain(TABLES_V6) {
         let routes = (kind.routes)();
         let before = resident();
         let (table, _) = RouteTable::try_from_routes(routes.iter().copied());
@@ -98,7 +131,7 @@ pub(crate) fn memory(_: &mut Criterion) {
 pub(crate) fn publish(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("publish one change");
     group.sample_size(20).measurement_time(Duration::from_secs(3));
-    for kind in TABLES {
+    for kind in TABLES.into_iter().chain(TABLES_V6) {
         let routes = (kind.routes)();
         let changes: Vec<Route> = routes.iter().copied().filter(|route| route.subnet.prefix_len() >= 16).collect();
         let mut publisher = RoutePublisher::new();

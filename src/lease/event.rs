@@ -7,7 +7,7 @@ use core::time::Duration;
 use ipnet::IpNet;
 
 use crate::host::Mtu;
-use crate::route::Route;
+use crate::route::{Route, canonical};
 
 /// A subnet and the host that owns it for a limited time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,10 +35,9 @@ impl Lease {
         Route { subnet: self.subnet, next_hop: self.next_hop, mtu: self.mtu }
     }
 
-    /// Returns the canonical form: host bits cleared, and an IPv4-mapped IPv6 address as IPv4.
+    /// Returns the form in which leases are compared: host bits cleared, and the next hop as route tables store it.
     pub(super) fn normalised(self) -> Self {
-        let next_hop = SocketAddr::new(self.next_hop.ip().to_canonical(), self.next_hop.port());
-        Self { subnet: self.subnet.trunc(), next_hop, ..self }
+        Self { subnet: self.subnet.trunc(), next_hop: canonical(self.next_hop), ..self }
     }
 }
 

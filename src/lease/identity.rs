@@ -39,7 +39,7 @@ impl Identity {
 
     /// Replaces the address and port of this IP family by which others reach this host.
     pub(crate) fn with_underlay(mut self, underlay: SocketAddr) -> Self {
-        let underlay = SocketAddr::new(underlay.ip().to_canonical(), underlay.port());
+        let underlay = route::canonical(underlay);
         self.underlays.retain(|other| other.is_ipv4() != underlay.is_ipv4());
         self.underlays.push(underlay);
         self

@@ -1,4 +1,4 @@
-//! Route tables: which host owns which subnet, by longest prefix match.
+//! Route tables: the host that owns each subnet, by longest prefix match.
 //!
 //! A [`RouteTable`] is immutable. [`RoutePublisher`] builds the next table from the current one, shares every unchanged
 //! part, and publishes it to running workers.
@@ -11,7 +11,7 @@ mod rib;
 mod table;
 
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 
@@ -39,10 +39,9 @@ impl Route {
         Self { subnet: subnet.into(), next_hop: next_hop.into(), mtu: None }
     }
 
-    /// Returns the route as a table stores it: host bits cleared, and an IPv4-mapped IPv6 address as IPv4.
+    /// Returns the route as a table stores it: host bits cleared, and the next hop in its canonical form.
     fn normalised(self) -> Self {
-        let next_hop = SocketAddr::new(self.next_hop.ip().to_canonical(), self.next_hop.port());
-        Self { subnet: self.subnet.trunc(), next_hop, mtu: self.mtu }
+        Self { subnet: self.subnet.trunc(), next_hop: canonical(self.next_hop), mtu: self.mtu }
     }
 }
 
@@ -60,6 +59,17 @@ pub struct NextHop {
     pub address: SocketAddr,
     /// The MTU of the path, in bytes of inner packet, if it is less than the overlay's.
     pub mtu: Option<Mtu>,
+}
+
+/// Returns the form of an underlay address in which tables compare it: an IPv4-mapped IPv6 address as IPv4, without a
+/// flow label, and with a scope if it is link-local only. Linux sets no scope for others (RFC 4007 section 6).
+#[inline]
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    let SocketAddr::V6(v6) = address else { return address };
+    match v6.ip().to_canonical() {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, v6.port(), 0, v6.scope_id()).into(),
+        ip => SocketAddr::new(ip, v6.port()),
+    }
 }
 
 /// One change to a table.
@@ -100,9 +110,9 @@ pub enum RouteError {
     /// 255.255.255.255 is not a single host.
     #[error("the next hop is the broadcast address; name the one host that owns the subnet")]
     BroadcastNextHop,
-    /// The overlay does not carry IPv6 yet.
-    #[error("the subnet is IPv6, which the overlay does not carry yet")]
-    Ipv6Subnet,
+    /// A link-local address is a host on one link only, which the scope id names (RFC 4007).
+    #[error("the next hop is link-local without a scope id; name the interface, as in [fe80::1%2]:8285")]
+    LinkLocalNextHop,
     /// A multicast address is not a single host.
     #[error("the next hop is a multicast address; name the one host that owns the subnet")]
     MulticastNextHop,
@@ -131,21 +141,24 @@ pub(crate) struct Own {
 #[cfg(any(feature = "sim", feature = "std"))]
 impl Own {
     pub(crate) fn new(host: &crate::Host) -> Self {
-        // Like next hops, without an IPv6 scope.
-        let plain = |address: &SocketAddr| SocketAddr::new(address.ip(), address.port());
-        Self { addresses: host.underlays().iter().map(plain).collect(), subnets: host.subnets().to_vec() }
+        Self {
+            addresses: host.underlays().iter().map(|underlay| canonical(*underlay)).collect(),
+            subnets: host.subnets().to_vec(),
+        }
     }
 }
 
-/// Checks R20, R63 and this host's own subnet.
+/// Checks R20, V12, R63 and this host's own subnet.
 pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     let address = route.next_hop.ip();
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    let needs_scope =
+        matches!(route.next_hop, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0);
     match route.next_hop.port() {
-        _ if route.subnet.addr().is_ipv6() => Err(RouteError::Ipv6Subnet),
         _ if address.is_unspecified() => Err(RouteError::UnspecifiedNextHop),
         _ if address.is_multicast() => Err(RouteError::MulticastNextHop),
         _ if broadcast => Err(RouteError::BroadcastNextHop),
+        _ if needs_scope => Err(RouteError::LinkLocalNextHop),
         0 => Err(RouteError::ZeroPort),
         _ if own.addresses.contains(&route.next_hop) => Err(RouteError::OwnAddress),
         _ if own.subnets.contains(&route.subnet) => Err(RouteError::OwnSubnet),

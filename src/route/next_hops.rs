@@ -8,7 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::NextHop;
+use super::{NextHop, canonical};
 
 const SHARDS: usize = 256;
 
@@ -72,11 +72,14 @@ impl NextHops {
         first.is_some_and(|hop| hop.address.ip() == address)
     }
 
-    /// Returns true if a route leads to this address and port.
+    /// Returns true if a route leads to this address and port, and to this scope if the address is link-local.
     #[inline]
     pub(super) fn has_next_hop(&self, address: SocketAddr) -> bool {
-        let is_it = |hop: &NextHop| hop.address.ip() == address.ip() && hop.address.port() == address.port();
-        self.ports & port_bit(address.port()) != 0 && self.first_from(address).is_some_and(is_it)
+        if self.ports & port_bit(address.port()) == 0 {
+            return false;
+        }
+        let address = canonical(address);
+        self.first_from(address).is_some_and(|hop| hop.address == address)
     }
 
     /// Returns the first next hop at or after this address, in address order and from its shard alone.

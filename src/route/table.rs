@@ -2,20 +2,20 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::fib::{Fib, Marked};
-use super::next_hops::NextHops;
+use super::fib::{v4, v6};
+use super::next_hops::{HopId, NextHops};
 use super::rib::{Node, Prefix};
 use super::{NextHop, Own, RefusedRoute, Route, RouteChange, check};
 
-/// An immutable set of routes with longest prefix match.
+/// An immutable set of IPv4 and IPv6 routes with longest prefix match.
 ///
-/// Prefixes may have any length from /0 to /32. A clone is cheap and shares everything.
-/// [`with_changes`](Self::with_changes) returns a new table that shares all unchanged parts, so worker threads may keep
-/// an old table as long as they like. A lookup makes two to five dependent loads.
+/// Prefixes may have any length from /0 to /32, or /128 for IPv6. Routes of one family never match addresses of the
+/// other. A clone is cheap and shares everything. [`with_changes`](Self::with_changes) returns a new table that shares
+/// all unchanged parts, so worker threads may keep an old table as long as they like.
 ///
 /// ```
 /// use loden::route::{Route, RouteTable};
@@ -37,10 +37,20 @@ pub struct RouteTable {
 /// The parts of a table. A change copies a few lists of shared parts, and only the parts it modifies.
 #[derive(Clone)]
 struct Parts {
-    fib: Fib,
-    rib: Node,
+    fib: v4::Fib,
+    rib: Node<u32>,
     hops: NextHops,
+    /// The number of routes of both families.
     len: usize,
+    /// Shared as a whole by tables that differ in IPv4 routes only.
+    v6: Arc<V6>,
+}
+
+/// The IPv6 routes.
+#[derive(Clone)]
+struct V6 {
+    fib: v6::Fib,
+    rib: Node<u128>,
 }
 
 /// The result of a batch of changes.
@@ -67,7 +77,8 @@ impl RouteTable {
     /// Creates a table without routes.
     #[must_use]
     pub fn new() -> Self {
-        let parts = Parts { fib: Fib::new(), rib: Node::default(), hops: NextHops::new(), len: 0 };
+        let v6 = Arc::new(V6 { fib: v6::Fib::new(), rib: Node::new() });
+        let parts = Parts { fib: v4::Fib::new(), rib: Node::new(), hops: NextHops::new(), len: 0, v6 };
         Self { parts: Arc::new(parts) }
     }
 
@@ -92,7 +103,7 @@ impl RouteTable {
     pub fn lookup(&self, destination: IpAddr) -> Option<&NextHop> {
         match destination {
             IpAddr::V4(destination) => self.lookup_v4(destination),
-            IpAddr::V6(_) => None,
+            IpAddr::V6(destination) => self.lookup_v6(destination),
         }
     }
 
@@ -104,10 +115,18 @@ impl RouteTable {
         hops.resolve(fib.longest_match(destination.octets()))
     }
 
+    /// Returns the same as [`lookup`](Self::lookup) for an IPv6 address.
+    #[must_use]
+    #[inline]
+    pub fn lookup_v6(&self, destination: Ipv6Addr) -> Option<&NextHop> {
+        let Parts { v6, hops, .. } = &*self.parts;
+        hops.resolve(v6.fib.longest_match(destination.to_bits()))
+    }
+
     /// Returns the subnet of the route that [`lookup_v4`](Self::lookup_v4) finds. It is slower and used for rejected
     /// packets only.
     pub(crate) fn routed_subnet(&self, destination: Ipv4Addr) -> Option<Ipv4Net> {
-        let len = self.parts.rib.longest_match(destination.to_bits(), 0)?;
+        let len = self.parts.rib.view().longest_match(destination.to_bits(), 0)?;
         Ipv4Net::new(destination, len).ok()
     }
 
@@ -147,11 +166,17 @@ impl RouteTable {
     #[must_use]
     pub fn routes(&self) -> Vec<Route> {
         let mut routes = Vec::with_capacity(self.len());
-        self.parts.rib.for_each(0, 0, &mut |prefix, id| {
-            let subnet = Ipv4Net::new(Ipv4Addr::from_bits(prefix.bits), prefix.len);
-            if let (Ok(subnet), Some(hop)) = (subnet, self.parts.hops.resolve(id)) {
-                routes.push(Route { subnet: subnet.into(), next_hop: hop.address, mtu: hop.mtu });
+        let Parts { rib, hops, v6, .. } = &*self.parts;
+        let mut push = |subnet: Option<IpNet>, id| {
+            if let (Some(subnet), Some(hop)) = (subnet, hops.resolve(id)) {
+                routes.push(Route { subnet, next_hop: hop.address, mtu: hop.mtu });
             }
+        };
+        rib.view().for_each(0, 0, &mut |Prefix { bits, len }, id| {
+            push(Ipv4Net::new(Ipv4Addr::from_bits(bits), len).ok().map(IpNet::V4), id);
+        });
+        v6.rib.view().for_each(0, 0, &mut |Prefix { bits, len }, id| {
+            push(Ipv6Net::new(Ipv6Addr::from_bits(bits), len).ok().map(IpNet::V6), id);
         });
         routes
     }
@@ -159,7 +184,7 @@ impl RouteTable {
     /// Applies changes in place and copies only the parts that another table shares.
     pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = RouteChange>, own: &Own) -> Applied {
         let mut applied = Applied::default();
-        let mut marked = Marked::none();
+        let (mut marked, mut changed_v6) = (v4::Marked::none(), Vec::new());
         for change in changes {
             let changed = match change {
                 RouteChange::Delete(subnet) => self.delete(subnet),
@@ -171,14 +196,25 @@ impl RouteTable {
                     }
                 },
             };
-            if let Some(Prefix { bits, len }) = changed {
-                applied.changed += 1;
-                marked.mark(bits, len);
+            applied.changed += usize::from(changed.is_some());
+            match changed {
+                Some(IpNet::V4(subnet)) => {
+                    let Prefix { bits, len } = prefix_v4(subnet);
+                    marked.mark(bits, len);
+                }
+                Some(IpNet::V6(subnet)) => changed_v6.push(prefix_v6(subnet)),
+                None => {}
             }
         }
         if applied.changed > 0 {
-            let Parts { fib, rib, .. } = Arc::make_mut(&mut self.parts);
-            fib.update(rib, &marked);
+            let Parts { fib, rib, v6, .. } = Arc::make_mut(&mut self.parts);
+            if applied.changed > changed_v6.len() {
+                fib.update(rib, &marked);
+            }
+            if !changed_v6.is_empty() {
+                let V6 { fib, rib } = Arc::make_mut(v6);
+                fib.update(rib, &mut changed_v6);
+            }
             if self.parts.is_sparse() {
                 *self = Self::try_from_routes(self.routes()).0;
             }
@@ -186,33 +222,31 @@ impl RouteTable {
         applied
     }
 
-    /// Sets a route and returns the prefix if its route changed. An unchanged route is detected first, because a change
-    /// copies nodes.
-    fn set(&mut self, route: Route) -> Option<Prefix> {
+    /// Sets a route and returns its subnet if the route of that changed. An unchanged route is detected first, because a
+    /// change copies nodes.
+    fn set(&mut self, route: Route) -> Option<IpNet> {
         let hop = NextHop { address: route.next_hop, mtu: route.mtu };
-        let IpNet::V4(subnet) = route.subnet else { return None };
         if self.exact(route.subnet) == Some(&hop) {
             return None;
         }
-        let Parts { rib, hops, len, .. } = Arc::make_mut(&mut self.parts);
-        let (prefix, id) = (prefix(subnet), hops.acquire(&hop));
-        match rib.replace(prefix, Some(id)) {
-            Some(before) => hops.release(before),
-            None => *len += 1,
+        let parts = Arc::make_mut(&mut self.parts);
+        let id = parts.hops.acquire(&hop);
+        match parts.replace(route.subnet, Some(id)) {
+            Some(before) => parts.hops.release(before),
+            None => parts.len += 1,
         }
-        Some(prefix)
+        Some(route.subnet)
     }
 
-    /// Deletes a route and returns the prefix if there was one.
-    fn delete(&mut self, subnet: IpNet) -> Option<Prefix> {
+    /// Deletes a route and returns its subnet if there was one.
+    fn delete(&mut self, subnet: IpNet) -> Option<IpNet> {
         let subnet = subnet.trunc();
         self.exact(subnet)?;
-        let IpNet::V4(subnet) = subnet else { return None };
-        let Parts { rib, hops, len, .. } = Arc::make_mut(&mut self.parts);
-        let prefix = prefix(subnet);
-        hops.release(rib.replace(prefix, None)?);
-        *len -= 1;
-        Some(prefix)
+        let parts = Arc::make_mut(&mut self.parts);
+        let before = parts.replace(subnet, None)?;
+        parts.hops.release(before);
+        parts.len -= 1;
+        Some(subnet)
     }
 
     /// Returns true if another clone of this table exists.
@@ -225,12 +259,22 @@ impl RouteTable {
 impl Parts {
     /// Returns true if most places belong to deleted routes, so that a rebuild pays off.
     fn is_sparse(&self) -> bool {
-        self.fib.is_sparse() || self.hops.is_sparse()
+        self.fib.is_sparse() || self.v6.fib.is_sparse() || self.hops.is_sparse()
     }
 
     fn exact(&self, subnet: IpNet) -> Option<&NextHop> {
-        let IpNet::V4(subnet) = subnet else { return None };
-        self.hops.resolve(self.rib.exact(prefix(subnet))?)
+        let id = match subnet {
+            IpNet::V4(subnet) => self.rib.view().exact(prefix_v4(subnet)),
+            IpNet::V6(subnet) => self.v6.rib.view().exact(prefix_v6(subnet)),
+        };
+        self.hops.resolve(id?)
+    }
+
+    fn replace(&mut self, subnet: IpNet, hop: Option<HopId>) -> Option<HopId> {
+        match subnet {
+            IpNet::V4(subnet) => self.rib.replace(prefix_v4(subnet), hop),
+            IpNet::V6(subnet) => Arc::make_mut(&mut self.v6).rib.replace(prefix_v6(subnet), hop),
+        }
     }
 }
 
@@ -246,6 +290,10 @@ impl core::fmt::Debug for RouteTable {
     }
 }
 
-fn prefix(subnet: Ipv4Net) -> Prefix {
+fn prefix_v4(subnet: Ipv4Net) -> Prefix<u32> {
+    Prefix { bits: subnet.network().to_bits(), len: subnet.prefix_len() }
+}
+
+fn prefix_v6(subnet: Ipv6Net) -> Prefix<u128> {
     Prefix { bits: subnet.network().to_bits(), len: subnet.prefix_len() }
 }

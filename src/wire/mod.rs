@@ -19,7 +19,7 @@ pub use header_error::HeaderError;
 pub use packet::IpPacket;
 #[expect(unused_imports, reason = "used by the forwarder for IPv6")]
 pub(crate) use packet::{IpHeader, IpPacketMut};
-pub use too_big::DatagramTooBig;
+pub use too_big::{DatagramTooBig, QuotedHeader};
 pub use upper_layer::{EXTENSIONS_MAX, Fragment, UpperLayer};
 
 /// IP protocol numbers that the tunnel distinguishes (IANA "Assigned Internet Protocol Numbers").

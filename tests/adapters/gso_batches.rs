@@ -1,6 +1,6 @@
 //! GSO and GRO batches, many messages in one system call, source ports of flows, and ECN.
 
-use super::support::{SOON, can_have, namespace, peer, transport, within};
+use super::support::{SOON, bind, can_have, namespace, peer, transport, within};
 use core::net::SocketAddr;
 use core::num::NonZeroUsize;
 use loden::Transmit;
@@ -8,10 +8,6 @@ use loden::sys::{BatchError, PACKET_MAX, RecvBatch, RecvError, SendErrorKind, Ud
 use loden::wire::Ecn;
 use std::collections::{BTreeMap, BTreeSet};
 use testbed::Namespace;
-
-fn bind(address: &str, config: UdpConfig) -> UdpTransport {
-    UdpTransport::bind(address.parse().expect("an address"), &config).expect("bound")
-}
 
 fn with(offload: UdpOffload) -> UdpConfig {
     UdpConfig { offload, ..UdpConfig::default() }
@@ -226,7 +222,7 @@ fn fault_27_a_full_buffer_in_the_middle_of_a_batch() {
 #[test]
 fn r60_a_flow_keeps_its_port_whichever_queue_sends_it() {
     namespace().enter(|| {
-        for (here, there) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("[::]:0", "127.0.0.1:0")] {
+        for (here, there) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("[::]:0", "[::1]:0")] {
             if !can_have(here) {
                 continue;
             }

@@ -62,7 +62,16 @@ pub(crate) fn with_tun(offload: TunOffload, test: impl FnOnce(&Namespace, Tun) +
 }
 
 pub(crate) fn transport(address: &str) -> UdpTransport {
-    UdpTransport::bind(address.parse().expect("an address"), &UdpConfig::default()).expect("bound")
+    bind(address, UdpConfig::default())
+}
+
+/// Binds a transport. A socket on `[::]` is one of another program, which is for IPv4 too.
+pub(crate) fn bind(address: &str, config: UdpConfig) -> UdpTransport {
+    if address.starts_with("[::]:") {
+        let socket = UdpSocket::bind(address).expect("bound");
+        return UdpTransport::from_socket(socket, config.offload).expect("taken over");
+    }
+    UdpTransport::bind(address.parse().expect("an address"), &config).expect("bound")
 }
 
 pub(crate) fn peer(address: &str) -> (UdpSocket, SocketAddr) {

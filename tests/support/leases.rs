@@ -30,7 +30,6 @@ fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
         (hop.ip(), IpNet::from(host.subnet_v4().unwrap()), IpNet::from(host.network_v4().unwrap()));
     let conditions = [
         (own.contains(&subnet) && !ours, Refusal::OwnSubnet { own }),
-        (subnet.addr().is_ipv6(), Refusal::Unroutable(RouteError::Ipv6Subnet)),
         (ip.is_unspecified(), Refusal::Unroutable(RouteError::UnspecifiedNextHop)),
         (ip.is_multicast(), Refusal::Unroutable(RouteError::MulticastNextHop)),
         (ip == IpAddr::V4(Ipv4Addr::BROADCAST), Refusal::Unroutable(RouteError::BroadcastNextHop)),

@@ -12,7 +12,7 @@ use loden::forward::{
 use loden::ipnet::IpNet;
 use loden::lease;
 use loden::route::{Route, RouteChange};
-use loden::wire::DatagramTooBig;
+use loden::wire::{DatagramTooBig, QuotedHeader};
 
 use super::Seen;
 use super::account::{Account, Budget, Error, PER_PEER, Paths, inner, plateau_below};
@@ -233,7 +233,7 @@ impl Reference {
 
     fn report(&mut self, report: &DatagramTooBig) -> IcmpOutcome {
         let config = self.host.config().clone();
-        let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
+        let (source, destination) = (report.source, report.destination);
         let ours = source == config.host.underlay() && config.source_port == SourcePort::Fixed;
         if !ours || self.published.iter().all(|route| route.next_hop != destination) {
             return IcmpOutcome::Foreign;
@@ -245,7 +245,9 @@ impl Reference {
         }
         let floor = match report.inner {
             None => 1280,
-            Some(header) => {
+            // There is no IPv6 route.
+            Some(QuotedHeader::Ipv6(_)) => return IcmpOutcome::Foreign,
+            Some(QuotedHeader::Ipv4(header)) => {
                 let [source, destination_of] = [12, 16].map(|at| address_at(&header, at));
                 let held = |route: &&Route| holds(route.subnet, destination_of);
                 let route = self.published.iter().filter(held).max_by_key(|route| route.subnet.prefix_len());

@@ -14,7 +14,7 @@ use loden::ipnet::IpNet;
 use loden::lease::{Lease, LeaseEvent, SourceId};
 use loden::offload::VnetHeader;
 use loden::route::{Route, RouteChange};
-use loden::wire::DatagramTooBig;
+use loden::wire::{DatagramTooBig, QuotedHeader};
 
 use crate::offload::model::{partial, vnet};
 use support::host::{NOBODY, POD, POD_A, POD_B, mtu_of, net, own};
@@ -163,13 +163,14 @@ fn decode_step(number: usize, [first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
         op::FLUSH => Step::Flush([(a, b), (c, d)].map(|(go, kind)| (usize::from(go % 4), mishap(kind)))),
         op::REPORT => {
             let ours = [own(), ([10, 168, 0, 2], 1).into(), ([10, 168, 0, 9], 8285).into()];
-            let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (pick(&ours, b), pick(&hops(), c)) else {
+            let (source, destination) = (pick(&ours, b), pick(&hops(), c));
+            if destination.is_ipv6() {
                 return None;
-            };
+            }
             let len: u16 = pick(&[1500, 1280, 1000, 552], d >> 1);
             let mut inner = packet(0x1234, (d >> 3) ^ 2, 0, 0).bytes().first_chunk().copied();
             inner.iter_mut().for_each(|header: &mut [u8; 20]| header[2..4].copy_from_slice(&(len - 28).to_be_bytes()));
-            let inner = inner.filter(|_| d & 1 == 0);
+            let inner = inner.filter(|_| d & 1 == 0).map(QuotedHeader::Ipv4);
             Step::Report(DatagramTooBig { mtu: pick(&OUTER_MTUS, a), source, destination, len, inner })
         }
         op::STOP => Step::Stop,

@@ -136,7 +136,8 @@ impl Default for UdpOffload {
 ///   port.
 /// - A lane receives nothing. It is made when it is first needed, by the user who made the socket, in the network
 ///   namespace of the socket. [`Feature::SendLanes`] is disabled where it cannot be made, for example because the
-///   kernel has no IPv6 (`ipv6.disable=1`). An IPv6 socket has no lanes if it shares its port with other queues.
+///   kernel has no IPv6 (`ipv6.disable=1`). An IPv6 socket that shares its port with other queues has lanes from Linux
+///   5.1 on, unless it is bound to an interface and the process lacks `CAP_NET_RAW`.
 /// - The lane has the options that the socket has at that moment (`SO_MARK`, `SO_BINDTODEVICE`, `IP_TOS` and others).
 #[derive(Debug)]
 pub struct UdpTransport {
@@ -161,7 +162,8 @@ impl UdpTransport {
     /// [`UdpTransport::local_addr`].
     ///
     /// A socket on a wildcard address receives on all addresses, but the kernel chooses the source address, and peers
-    /// may not know it. `[::]` accepts IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
+    /// may not know it. A socket on an IPv6 address, also on `[::]`, neither receives nor sends IPv4 (`IPV6_V6ONLY`). Bind
+    /// one for each family. An IPv4-mapped address counts as the IPv4 address.
     ///
     /// While a lane is made ([Peers with slow paths](Self#peers-with-slow-paths)), the socket has `SO_REUSEPORT` for a moment.
     /// Another process of the same user that asks for it again and again can bind to the address then, and gets a share.

@@ -60,6 +60,8 @@ fn every_errno_of_a_bind_has_its_meaning() {
     assert!(matches!(error(libc::EADDRNOTAVAIL), BindError::NotLocal { .. }));
     assert!(matches!(error(libc::EACCES), BindError::NoPermission { .. }));
     assert!(matches!(error(libc::EMFILE), BindError::Other { .. }));
+    let of_ipv6 = BindError::new((Ipv6Addr::LOCALHOST, 8285).into(), io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+    assert!(matches!(of_ipv6, BindError::NoIpv6 { .. }) && of_ipv6.to_string().contains("modprobe ipv6"));
 }
 
 /// With the option that a socket of this library never has.
