@@ -5,6 +5,7 @@ mod coalesce;
 mod corpus;
 mod inspect;
 mod kernel;
+mod kernel_v6;
 mod no_alloc;
 mod order;
 mod segment;
