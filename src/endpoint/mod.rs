@@ -16,7 +16,7 @@ use crate::forward::{
 };
 use crate::forward::{DatagramMeta, DirectionCounters};
 use crate::host::Mtu;
-use crate::offload::{OffloadAction, OffloadError, VnetHeader};
+use crate::offload::{OffloadAction, VnetHeader};
 use crate::route::RouteTable;
 use crate::transmit::{BATCH_BYTES_MAX, Transmit, Way};
 use crate::wire::{DatagramTooBig, ICMP_ERROR_MAX};
@@ -198,8 +198,6 @@ impl Endpoint {
                 None
             }
             Ok(OffloadAction::Segment(gso)) => Some(gso),
-            // The forwarder drops it for that.
-            Err(OffloadError::Ipv6) => None,
             Err(_) => {
                 counters.encap.discard(DropReason::BadOffload);
                 return Outbound::Drop(DropReason::BadOffload);

@@ -60,7 +60,7 @@ use crate::engine::Engine;
 use crate::forward::{Counters, DatagramMeta, DropReason, Forwarder};
 use crate::offload::Coalesce;
 use crate::route::RouteReader;
-use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, UdpTransport};
+use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, TunOffload, UdpTransport};
 use crate::transmit::QueueLimits;
 
 /// Messages that one system call receives, each a datagram or a GRO batch: 1 MiB of buffers.
@@ -118,8 +118,8 @@ impl Worker {
     }
 
     fn with_group(tun: Tun, udp: UdpTransport, forwarder: Forwarder, routes: RouteReader, group: Handle) -> Self {
-        let offload = tun.offload();
-        let coalesce = Coalesce { tcp: offload.tso, udp: offload.uso };
+        let TunOffload { tso, uso } = tun.offload();
+        let coalesce = Coalesce { tcp4: tso, tcp6: tso, udp4: uso, udp6: uso };
         let mut endpoint = Endpoint::new(forwarder);
         endpoint.set_icmp_limiter(group.limiter());
         let mut worker = Self {

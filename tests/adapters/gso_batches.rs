@@ -284,7 +284,7 @@ fn one_socket_shares_its_port_with_nobody_and_several_do() {
 }
 
 #[test]
-fn r56_r57_the_ecn_field_goes_out_and_comes_in() {
+fn r56_r57_v29_the_ecn_field_goes_out_and_comes_in() {
     namespace().enter(|| {
         let all = [Ecn::NotEct, Ecn::Ect1, Ecn::Ect0, Ecn::Ce];
         for (from, to, destination) in [

@@ -317,7 +317,7 @@ impl Reference {
             let route = host.naive_route(address_at(packet, 16)).unwrap();
             route.mtu.unwrap_or(Mtu::MAX).min(host.config().mtu).get()
         }));
-        let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index));
+        let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index, true));
         let fits = size + segments::headers_len(packet) <= mtu;
         if !fits && packet[6] & 0x40 != 0 {
             return self.encapsulate(packet);

@@ -58,7 +58,7 @@ impl Subject {
         let mut endpoint = Endpoint::new(Forwarder::new(config).unwrap());
         endpoint.set_icmp_limiter(IcmpLimiter::new(PER_SOURCE, TOTAL));
         Self {
-            engine: Engine::new(endpoint, LIMITS, Coalesce { tcp: false, udp: false }),
+            engine: Engine::new(endpoint, LIMITS, Coalesce::NONE),
             batch: reader.load().clone(),
             publisher,
             reader,

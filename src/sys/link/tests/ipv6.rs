@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use ipnet::Ipv6Net;
+use testbed::probe::{EchoV6, PingV6, ping_v6};
 use testbed::{Namespace, has_ipv6};
 
 use super::*;
@@ -305,6 +306,14 @@ fn v33_a_route_that_precedes_the_overlay_route_is_an_error() {
     }
 }
 
+/// Returns the address that answers a ping. A bridge that was just set up may lose the first request.
+fn answering(to: Ipv6Addr) -> Option<Ipv6Addr> {
+    (0..5).find_map(|_| match ping_v6(to, PingV6::default()).expect("sent") {
+        EchoV6::Reply { from } => Some(from),
+        EchoV6::Error { .. } | EchoV6::Silence | EchoV6::TooLong => None,
+    })
+}
+
 /// The bridge comes first and forwards: it takes the subnet's first address, and leaves the device its own.
 #[test]
 fn v33_the_address_is_reached_beside_a_forwarding_bridge() {
@@ -333,7 +342,7 @@ fn v33_the_address_is_reached_beside_a_forwarding_bridge() {
             pod.add_ipv6_route(via, Some("fd00:96:1::1".parse().expect("an address")), "eth0").expect("a route");
         }
         from.enter(|| {
-            assert_eq!(testbed::probe::echo_v6(OWN, patience).expect("sent"), Some(OWN), "answered as itself");
+            assert_eq!(answering(OWN), Some(OWN), "answered as itself");
             let to = SocketAddr::from((OWN, port));
             let mut client = TcpStream::connect_timeout(&to, patience).expect("connected");
             let (mut server, _) = listener.accept().expect("accepted");
@@ -345,8 +354,7 @@ fn v33_the_address_is_reached_beside_a_forwarding_bridge() {
     }
     // The first address is the bridge's: an answer comes from another one.
     let first = "fd00:96:1::".parse().expect("an address");
-    let answer = node.enter(|| testbed::probe::echo_v6(first, Duration::from_secs(5))).expect("sent");
-    assert_ne!(answer, Some(first), "otherwise the first address would do");
+    assert_ne!(node.enter(|| answering(first)), Some(first), "otherwise the first address would do");
     node.enter(move || link.remove().expect("removed"));
     drop(tun);
 }
