@@ -36,6 +36,9 @@ pub(super) trait Packet<'p>: IpPacketMut<'p, Header: IpHeader<Address: Family>> 
     fn flow_number(header: &Self::Header, packet: &[u8]) -> u16;
 }
 
+/// The address type of a packet's family.
+pub(super) type AddressOf<'p, P> = <<P as IpPacketMut<'p>>::Header as IpHeader>::Address;
+
 /// The members of a host's identity in one family.
 #[derive(Clone, Debug)]
 pub(super) struct Own<A: Family> {
@@ -93,15 +96,20 @@ impl<A: Family> Own<A> {
         self.version != NO_VERSION
     }
 
-    /// Returns true if an address is in an own subnet.
-    #[inline(always)]
-    pub(super) fn contains(&self, address: A) -> bool {
-        self.first.contains(address) || !self.others.is_empty() && self.others_contain(address)
+    /// Returns true if there is more than one own subnet.
+    pub(super) fn has_several(&self) -> bool {
+        !self.others.is_empty()
     }
 
-    #[cold]
-    fn others_contain(&self, address: A) -> bool {
-        self.others.iter().any(|prefix| prefix.contains(address))
+    /// Returns true if an address is in the first own subnet.
+    #[inline(always)]
+    pub(super) fn is_first(&self, address: A) -> bool {
+        self.first.contains(address)
+    }
+
+    /// Returns true if an address is in an own subnet.
+    pub(super) fn contains(&self, address: A) -> bool {
+        self.is_carried() && (self.first.contains(address) || self.others.iter().any(|prefix| prefix.contains(address)))
     }
 
     #[inline(always)]

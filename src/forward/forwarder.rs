@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
-use super::family::{Family, Own, Packet};
+use super::family::{AddressOf, Family, Own, Packet};
 use super::verdict::Answer;
 use super::{
     ConfigError, Decap, DropReason, EcnEgress, EcnIngress, Encap, ForwarderConfig, Fragments, IcmpSource, Icmpv6Source,
@@ -48,12 +48,13 @@ pub struct Forwarder {
     pub(super) network_v4: Ipv4Net,
     pub(super) ipv4: Own<Ipv4Addr>,
     pub(super) ipv6: Own<Ipv6Addr>,
-    /// Set if the checks of senders are the default ones. The others are separate, so that these stay fast.
+    /// Set if the checks of senders are the default ones, and there is at most one own subnet of each family. The others are
+    /// separate, so that these stay fast.
     has_usual_checks: bool,
     /// Set if ECN field and flow number of a datagram do not depend on the packet. Otherwise they are read from its bytes:
     /// a header that is needed so late takes registers from every packet.
     has_plain_outer: bool,
-    /// The MTU to the peers that can be reached least, in bytes.
+    /// The lesser one of the MTUs of both families, in bytes.
     shortest_mtu: u16,
 }
 
@@ -64,12 +65,16 @@ impl Forwarder {
     /// A setting cannot work.
     pub fn new(config: ForwarderConfig) -> Result<Self, ConfigError> {
         config.check()?;
-        let has_usual_checks = config.peer_check == PeerCheck::Address && config.source_check == SourceCheck::Strict;
+
         let has_plain_outer =
             config.ecn_ingress == EcnIngress::Compatibility && config.source_port == SourcePort::Fixed;
         let network_v4 = config.host.network_v4().unwrap_or_default();
         let (ipv4, ipv6) = (Own::v4(&config.host), Own::v6(&config.host));
-        let shortest_mtu = config.shortest_mtu().get();
+        let has_usual_checks = config.peer_check == PeerCheck::Address
+            && config.source_check == SourceCheck::Strict
+            && !ipv4.has_several()
+            && !ipv6.has_several();
+        let shortest_mtu = config.mtu.min(config.mtu_over_ipv6).get();
         Ok(Self { config, network_v4, ipv4, ipv6, has_usual_checks, has_plain_outer, shortest_mtu })
     }
 
@@ -83,13 +88,13 @@ impl Forwarder {
     /// interface or of the TUN device changes. It does not affect earlier verdicts.
     pub fn set_mtu(&mut self, mtu: Mtu) {
         (self.config.mtu, self.config.mtu_over_ipv6) = (mtu, mtu);
-        self.shortest_mtu = self.config.shortest_mtu().get();
+        self.shortest_mtu = mtu.get();
     }
 
     /// Sets the longest inner packet that the underlay carries to IPv6 peers. Their outer header is longer.
     pub fn set_mtu_over_ipv6(&mut self, mtu: Mtu) {
         self.config.mtu_over_ipv6 = mtu;
-        self.shortest_mtu = self.config.shortest_mtu().get();
+        self.shortest_mtu = self.config.mtu.min(mtu).get();
     }
 
     /// A packet that came out of the TUN.
@@ -127,7 +132,7 @@ impl Forwarder {
         }
         match Ipv4Header::parse_version_4(packet) {
             Ok(header) => self.encapsulate_checked(Ipv4PacketMut::new(header, packet), segment_len, path, routes),
-            Err(error) => Encap::Drop(error.into()),
+            Err(_) => Encap::Drop(refused(packet)),
         }
     }
 
@@ -177,7 +182,7 @@ impl Forwarder {
         if len > self.shortest_mtu.min(path).into() || hop.mtu.is_some() {
             let mtu = self.mtu_of(hop).min(path);
             if len > mtu.into() {
-                return self.encapsulate_too_long(packet.into_bytes(), hop, mtu, routes);
+                return self.encapsulate_too_long(packet.into_bytes(), len, hop, mtu, routes);
             }
         }
         if self.config.ttl != TtlPolicy::Preserve {
@@ -205,24 +210,20 @@ impl Forwarder {
         }
     }
 
+    /// A packet of which `len` bytes, the whole or its longest segment, do not fit into the `mtu` bytes of its path.
     #[cold]
     fn encapsulate_too_long<'p>(
         &self,
         packet: &'p mut [u8],
+        len: usize,
         hop: &NextHop,
         mtu: u16,
         routes: &RouteTable,
     ) -> Encap<'p> {
-        let must_fit = match IpPacket::parse(packet) {
-            Ok(IpPacket::V4(packet)) => packet.header().dont_fragment(),
-            Ok(IpPacket::V6(_)) => true,
-            Err(error) => return Encap::Drop(error.into()),
-        };
-        if must_fit {
-            return match self.too_long(packet, mtu, routes) {
-                Ok(reject) => Encap::Reject(reject),
-                Err(reason) => Encap::Drop(reason),
-            };
+        match too_big(packet, len, mtu) {
+            Ok(Some(reason)) => return self.encapsulate_rejected(packet, reason, routes),
+            Ok(None) => {}
+            Err(reason) => return Encap::Drop(reason),
         }
         let mut packet = match Ipv4PacketMut::parse(packet) {
             Ok(packet) => packet,
@@ -239,22 +240,6 @@ impl Forwarder {
         Encap::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter))
     }
 
-    /// Rejects a packet that is longer than the `mtu` bytes of its path and that must not be fragmented.
-    ///
-    /// IPv6 has no MTU below 1280 bytes (RFC 8200 section 5). So a packet within that minimum is dropped: no answer would
-    /// make its sender send shorter ones.
-    fn too_long<'p>(&self, packet: &'p mut [u8], mtu: u16, routes: &RouteTable) -> Result<Reject<'p>, DropReason> {
-        let packet = IpPacket::parse(packet)?;
-        let mtu = match packet {
-            IpPacket::V4(_) => mtu,
-            IpPacket::V6(packet) if packet.as_bytes().len() <= IPV6_MTU_MIN.into() => {
-                return Err(DropReason::BelowIpv6Minimum);
-            }
-            IpPacket::V6(_) => mtu.max(IPV6_MTU_MIN),
-        };
-        Ok(self.reject(packet, RejectReason::FragmentationNeeded { mtu }, Some(ReplyTo::Tun), routes))
-    }
-
     /// A datagram that [`encapsulate`](Self::encapsulate) let pass, that waited, and whose path turned out to carry only `mtu`
     /// bytes, which it exceeds. It is too late to fragment it.
     ///
@@ -268,15 +253,9 @@ impl Forwarder {
         mtu: u16,
         routes: &RouteTable,
     ) -> Result<Reject<'p>, DropReason> {
-        let must_fit = match IpPacket::parse(datagram)? {
-            IpPacket::V4(packet) => packet.header().dont_fragment(),
-            IpPacket::V6(_) => true,
-        };
-        if !must_fit {
-            return Err(DropReason::PathTooNarrow);
-        }
+        let Some(reason) = too_big(datagram, datagram.len(), mtu)? else { return Err(DropReason::PathTooNarrow) };
         self.restore_hop_limit(datagram)?;
-        self.too_long(datagram, mtu, routes)
+        Ok(self.reject(IpPacket::parse(datagram)?, reason, Some(ReplyTo::Tun), routes))
     }
 
     /// Undoes the change of a packet that was let pass.
@@ -323,7 +302,7 @@ impl Forwarder {
         }
         match Ipv4Header::parse_version_4(datagram) {
             Ok(header) => self.decapsulate_checked(Ipv4PacketMut::new(header, datagram), peer, meta.ecn, routes),
-            Err(error) => Decap::Drop(error.into()),
+            Err(_) => Decap::Drop(refused(datagram)),
         }
     }
 
@@ -355,11 +334,17 @@ impl Forwarder {
         }
         let source = packet.header().source();
         // R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
-        let routed = source.lookup(routes).is_some_and(|hop| hop.address.ip() == peer) && !self.owns(source);
+        let routed =
+            source.lookup(routes).is_some_and(|hop| hop.address.ip() == peer) && !Family::own(self).is_first(source);
         if !routed && peer != source.into() {
             return Decap::Drop(DropReason::SpoofedSource);
         }
-        if let Err(reason) = self.check_destination(&packet, |hop| hop.address.ip() == peer, routes) {
+        if let Err(reason) = self.check_destination(
+            &packet,
+            |own, address| own.is_first(address),
+            |hop| hop.address.ip() == peer,
+            routes,
+        ) {
             return Decap::Drop(reason);
         }
         self.deliver(packet, outer, routes)
@@ -394,7 +379,7 @@ impl Forwarder {
             return Decap::Drop(DropReason::SpoofedSource);
         }
         let is_back = |hop: &NextHop| self.leads_back(hop, source, sender, routes);
-        if let Err(reason) = self.check_destination(&packet, is_back, routes) {
+        if let Err(reason) = self.check_destination(&packet, Own::contains, is_back, routes) {
             return Decap::Drop(reason);
         }
         self.deliver(packet, outer, routes)
@@ -518,6 +503,7 @@ impl Forwarder {
     fn check_destination<'p, P: Packet<'p>>(
         &self,
         packet: &P,
+        owns: impl Fn(&Own<AddressOf<'p, P>>, AddressOf<'p, P>) -> bool,
         is_back: impl Fn(&NextHop) -> bool,
         routes: &RouteTable,
     ) -> Result<(), DropReason> {
@@ -525,7 +511,7 @@ impl Forwarder {
         if self.is_tunnelled_already(packet, routes) {
             return Err(DropReason::Loop);
         }
-        if self.owns(destination) {
+        if owns(Family::own(self), destination) {
             return Ok(());
         }
         if self.config.transit == Transit::Refused {
@@ -612,4 +598,24 @@ impl Forwarder {
             }
         }
     }
+}
+
+/// Returns the reason to reject a packet of which `len` bytes do not fit into an MTU; `None` if it may be fragmented.
+///
+/// IPv6 has no MTU below 1280 bytes (RFC 8200 section 5). So packets within that minimum are dropped: no error would make
+/// their sender send shorter ones.
+fn too_big(packet: &[u8], len: usize, mtu: u16) -> Result<Option<RejectReason>, DropReason> {
+    match IpPacket::parse(packet)? {
+        IpPacket::V4(packet) if packet.header().dont_fragment() => Ok(Some(RejectReason::FragmentationNeeded { mtu })),
+        IpPacket::V4(_) => Ok(None),
+        IpPacket::V6(_) if len <= IPV6_MTU_MIN.into() => Err(DropReason::BelowIpv6Minimum),
+        IpPacket::V6(_) => Ok(Some(RejectReason::FragmentationNeeded { mtu: mtu.max(IPV6_MTU_MIN) })),
+    }
+}
+
+/// Returns the reason why a packet is no valid one of IPv4. It is found a second time, so that nothing prepares it for
+/// every packet.
+#[cold]
+fn refused(packet: &[u8]) -> DropReason {
+    Ipv4Header::parse(packet).err().map_or(DropReason::BadVersion, DropReason::from)
 }

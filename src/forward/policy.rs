@@ -172,17 +172,12 @@ impl ForwarderConfig {
         {
             return Err(ConfigError::IcmpSource { address: address.into() });
         }
-        let mtu = self.shortest_mtu();
-        if self.host.network_v6().is_some() && mtu.get() < IPV6_MTU_MIN {
-            return Err(ConfigError::Ipv6Mtu { mtu });
+        // The MTU to peers of a family without an own underlay address is of no use.
+        let mut mtus = self.host.underlays().iter().map(|underlay| self.mtu_to(underlay.ip()));
+        match mtus.find(|mtu| mtu.get() < IPV6_MTU_MIN) {
+            Some(mtu) if self.host.network_v6().is_some() => Err(ConfigError::Ipv6Mtu { mtu }),
+            Some(_) | None => Ok(()),
         }
-        Ok(())
-    }
-
-    /// Returns the MTU over the own underlay address that leaves the least room.
-    pub(super) fn shortest_mtu(&self) -> Mtu {
-        let mtus = self.host.underlays().iter().map(|underlay| self.mtu_to(underlay.ip()));
-        mtus.min().unwrap_or(self.mtu)
     }
 
     /// Returns the longest inner packet that the underlay carries to peers of this one's family.

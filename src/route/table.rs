@@ -145,7 +145,7 @@ impl RouteTable {
 
     /// Returns true if a route leads to this underlay address and port.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn has_next_hop(&self, address: SocketAddr) -> bool {
         self.parts.hops.has_next_hop(address)
     }
