@@ -84,7 +84,7 @@ fn open(own: &Host, peer: &Host, has_ipv6: bool) -> Result<Worker, AnyError> {
     let subnets = [own.subnet.into(), own.subnet_v6.into()];
     let underlay = (own.underlay, PORT).into();
     let host = loden::Host::from_sets(&networks[..families], &subnets[..families], &[underlay])?;
-    let tun = Tun::open(&TunConfig { name: DEVICE.into(), ..TunConfig::default() })?;
+    let tun = Tun::open(&TunConfig::new(DEVICE))?;
     let udp = UdpTransport::bind(host.underlay(), &UdpConfig::default())?;
     let link = Link::configure(&tun, &host)?;
     let forwarder = Forwarder::new(ForwarderConfig::new(&host).with_mtu(link.mtu()))?;

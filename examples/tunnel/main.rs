@@ -124,9 +124,9 @@ impl Tunnel {
         let control = args.control.as_deref().map(Control::open).transpose()?;
         let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);
         // Before the sockets: with several, each would take a share of the datagrams of a tunnel that runs already.
-        let config = TunConfig { name: args.tun.clone(), offload: args.tun_offload() };
+        let config = TunConfig::new(args.tun.clone()).with_offload(args.tun_offload());
         let tuns = Tun::open_queues(&config, queues)?;
-        let config = UdpConfig { offload: args.udp_offload(), flow_ports: args.source_ports, ..UdpConfig::default() };
+        let config = UdpConfig::default().with_offload(args.udp_offload()).with_flow_ports(args.source_ports);
         let mut sockets = host.underlays().iter().map(|listen| UdpTransport::bind_queues(*listen, &config, queues));
         let first = sockets.next().ok_or("there is no socket")??;
         let second = sockets.next().transpose()?;

@@ -8,6 +8,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub(crate) use self::mtu::IPV6_MTU_MIN;
 pub use self::mtu::{Mtu, MtuError, Overhead};
 
 /// The identity of one host: the networks that all hosts share, the subnets that this host owns, and its underlay
@@ -159,6 +160,16 @@ impl Host {
     #[must_use]
     pub fn subnet_v6(&self) -> Option<Ipv6Net> {
         self.subnets.iter().find_map(|subnet| v6(*subnet))
+    }
+
+    /// Returns the IPv4 subnets that this host owns.
+    pub(crate) fn subnets_v4(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.subnets.iter().filter_map(|subnet| v4(*subnet))
+    }
+
+    /// Returns the IPv6 subnets that this host owns.
+    pub(crate) fn subnets_v6(&self) -> impl Iterator<Item = Ipv6Net> {
+        self.subnets.iter().filter_map(|subnet| v6(*subnet))
     }
 
     /// Returns the IPv4 address of this host's TUN device, if IPv4 is carried. As in flannel it is the network address

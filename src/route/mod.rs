@@ -23,6 +23,7 @@ pub use table::{Applied, RouteTable};
 
 /// A subnet and the host that owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Route {
     /// Packets to addresses in this subnet go to the next hop. Host bits are cleared.
     pub subnet: IpNet,
@@ -37,6 +38,24 @@ impl Route {
     #[must_use]
     pub fn new(subnet: impl Into<IpNet>, next_hop: impl Into<SocketAddr>) -> Self {
         Self { subnet: subnet.into(), next_hop: next_hop.into(), mtu: None }
+    }
+
+    /// Sets the subnet.
+    #[must_use]
+    pub fn with_subnet(self, subnet: impl Into<IpNet>) -> Self {
+        Self { subnet: subnet.into(), ..self }
+    }
+
+    /// Sets the underlay address and port of the owner.
+    #[must_use]
+    pub fn with_next_hop(self, next_hop: impl Into<SocketAddr>) -> Self {
+        Self { next_hop: next_hop.into(), ..self }
+    }
+
+    /// Sets the MTU of the path to the owner; `None` for that of the overlay.
+    #[must_use]
+    pub fn with_mtu(self, mtu: impl Into<Option<Mtu>>) -> Self {
+        Self { mtu: mtu.into(), ..self }
     }
 
     /// Returns the route as a table stores it: host bits cleared, and the next hop in its canonical form.
@@ -141,10 +160,8 @@ pub(crate) struct Own {
 #[cfg(any(feature = "sim", feature = "std"))]
 impl Own {
     pub(crate) fn new(host: &crate::Host) -> Self {
-        Self {
-            addresses: host.underlays().iter().map(|underlay| canonical(*underlay)).collect(),
-            subnets: host.subnets().to_vec(),
-        }
+        let addresses = host.underlays().iter().map(|underlay| canonical(*underlay)).collect();
+        Self { addresses, subnets: host.subnets().to_vec() }
     }
 }
 

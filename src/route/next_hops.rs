@@ -73,11 +73,14 @@ impl NextHops {
     }
 
     /// Returns true if a route leads to this address and port, and to this scope if the address is link-local.
-    #[inline]
+    #[inline(always)]
     pub(super) fn has_next_hop(&self, address: SocketAddr) -> bool {
-        if self.ports & port_bit(address.port()) == 0 {
-            return false;
-        }
+        self.ports & port_bit(address.port()) != 0 && self.finds(address)
+    }
+
+    /// Few inner packets have the port of a next hop.
+    #[cold]
+    fn finds(&self, address: SocketAddr) -> bool {
         let address = canonical(address);
         self.first_from(address).is_some_and(|hop| hop.address == address)
     }

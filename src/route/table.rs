@@ -109,7 +109,7 @@ impl RouteTable {
 
     /// Returns the same as [`lookup`](Self::lookup) for an IPv4 address.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn lookup_v4(&self, destination: Ipv4Addr) -> Option<&NextHop> {
         let Parts { fib, hops, .. } = &*self.parts;
         hops.resolve(fib.longest_match(destination.octets()))
@@ -145,7 +145,7 @@ impl RouteTable {
 
     /// Returns true if a route leads to this underlay address and port.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn has_next_hop(&self, address: SocketAddr) -> bool {
         self.parts.hops.has_next_hop(address)
     }

@@ -33,7 +33,7 @@ pub struct Ipv6Header {
 impl Ipv6Header {
     /// Checks a header at the front of `bytes`, in the order of [`HeaderError`], and walks the extension headers.
     #[inline(always)]
-    fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
         let have = bytes.len();
         let Some(&[fixed, source, source_low, destination, destination_low]) = bytes.as_chunks().0.first_chunk() else {
             return Err(HeaderError::TooShort { have, need: HEADER_LEN });
@@ -213,6 +213,12 @@ impl<'a> Ipv6PacketMut<'a> {
             Some(bytes) => Ok(Self { header, bytes }),
             None => Err(HeaderError::Truncated { total, have }),
         }
+    }
+
+    /// Combines bytes with their checked header.
+    #[inline(always)]
+    pub(crate) fn new(header: Ipv6Header, bytes: &'a mut [u8]) -> Self {
+        Self { header, bytes: bytes.get_mut(..header.total_len()).unwrap_or_default() }
     }
 
     /// Returns the checked header in its current state.

@@ -17,10 +17,12 @@ mod upper_layer;
 pub use ecn::Ecn;
 pub use header_error::HeaderError;
 pub use packet::IpPacket;
-#[expect(unused_imports, reason = "used by the forwarder for IPv6")]
 pub(crate) use packet::{IpHeader, IpPacketMut};
 pub use too_big::{DatagramTooBig, QuotedHeader};
 pub use upper_layer::{EXTENSIONS_MAX, Fragment, UpperLayer};
+
+/// Bytes of the longest ICMP error of either family, IP header included.
+pub const ICMP_ERROR_MAX: usize = icmpv6::ERROR_MAX;
 
 /// IP protocol numbers that the tunnel distinguishes (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {

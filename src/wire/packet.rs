@@ -114,6 +114,8 @@ pub(crate) trait IpHeader: Copy {
     /// The family's addresses.
     type Address: Copy + Eq + Into<IpAddr>;
 
+    /// Reads the header of a packet that was checked before.
+    fn read(packet: &[u8]) -> Option<Self>;
     fn source(&self) -> Self::Address;
     fn destination(&self) -> Self::Address;
     /// Hop limit of IPv6, time to live of IPv4.
@@ -126,13 +128,15 @@ pub(crate) trait IpHeader: Copy {
     /// Source route of IPv4, routing header of type 0.
     fn has_source_route(&self) -> bool;
     fn upper_layer(&self) -> Option<UpperLayer>;
+    /// The offset of the upper layer's header, if it is of this protocol and in this packet.
+    fn offset_of(&self, protocol: u8) -> Option<usize>;
 }
 
 /// A checked packet of one family with a mutable hop limit and ECN field.
 pub(crate) trait IpPacketMut<'a>: Sized {
     type Header: IpHeader;
 
-    fn parse(bytes: &'a mut [u8]) -> Result<Self, HeaderError>;
+    fn new(header: Self::Header, bytes: &'a mut [u8]) -> Self;
     fn header(&self) -> &Self::Header;
     fn as_bytes(&self) -> &[u8];
     fn set_hop_limit(&mut self, hop_limit: u8);
@@ -145,6 +149,11 @@ pub(crate) trait IpPacketMut<'a>: Sized {
 
 impl IpHeader for Ipv4Header {
     type Address = Ipv4Addr;
+
+    #[inline(always)]
+    fn read(packet: &[u8]) -> Option<Self> {
+        Self::read(packet)
+    }
 
     #[inline(always)]
     fn source(&self) -> Ipv4Addr {
@@ -185,10 +194,20 @@ impl IpHeader for Ipv4Header {
     fn upper_layer(&self) -> Option<UpperLayer> {
         Some(self.upper_layer())
     }
+
+    #[inline(always)]
+    fn offset_of(&self, protocol: u8) -> Option<usize> {
+        (self.protocol() == protocol && self.fragment_offset() == 0).then(|| self.header_len())
+    }
 }
 
 impl IpHeader for Ipv6Header {
     type Address = Ipv6Addr;
+
+    #[inline(always)]
+    fn read(packet: &[u8]) -> Option<Self> {
+        Self::parse(packet).ok()
+    }
 
     #[inline(always)]
     fn source(&self) -> Ipv6Addr {
@@ -229,14 +248,20 @@ impl IpHeader for Ipv6Header {
     fn upper_layer(&self) -> Option<UpperLayer> {
         self.upper_layer()
     }
+
+    #[inline(always)]
+    fn offset_of(&self, protocol: u8) -> Option<usize> {
+        let upper = self.upper_layer()?;
+        (upper.protocol == protocol && !upper.is_later_fragment()).then(|| upper.offset.into())
+    }
 }
 
 impl<'a> IpPacketMut<'a> for Ipv4PacketMut<'a> {
     type Header = Ipv4Header;
 
     #[inline(always)]
-    fn parse(bytes: &'a mut [u8]) -> Result<Self, HeaderError> {
-        Self::parse(bytes)
+    fn new(header: Self::Header, bytes: &'a mut [u8]) -> Self {
+        Self::new(header, bytes)
     }
 
     #[inline(always)]
@@ -279,8 +304,8 @@ impl<'a> IpPacketMut<'a> for Ipv6PacketMut<'a> {
     type Header = Ipv6Header;
 
     #[inline(always)]
-    fn parse(bytes: &'a mut [u8]) -> Result<Self, HeaderError> {
-        Self::parse(bytes)
+    fn new(header: Self::Header, bytes: &'a mut [u8]) -> Self {
+        Self::new(header, bytes)
     }
 
     #[inline(always)]

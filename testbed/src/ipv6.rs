@@ -105,7 +105,7 @@ impl Namespace {
 mod tests {
     use super::*;
     use crate::has_ipv6;
-    use crate::probe::echo_v6;
+    use crate::probe::{EchoV6, PingV6, ping_v6};
     use core::time::Duration;
 
     fn net(text: &str) -> Ipv6Net {
@@ -133,10 +133,11 @@ mod tests {
         right.add_ipv6_route(net("fd00:1::/64"), gateway("fd00:2::ff"), "eth0").expect("route");
         for to in ["fd00:1::ff", "fd00:2::1"] {
             let to = to.parse().expect("an address");
-            assert_eq!(left.enter(|| echo_v6(to, Duration::from_secs(5))).expect("sent"), Some(to));
+            let patient = PingV6 { timeout: Duration::from_secs(5), ..PingV6::default() };
+            assert_eq!(left.enter(|| ping_v6(to, patient)).expect("sent"), EchoV6::Reply { from: to });
         }
         let nobody = "fd00:3::1".parse().expect("an address");
-        assert!(left.enter(|| echo_v6(nobody, Duration::from_millis(100))).is_err(), "there is no route");
+        assert!(left.enter(|| ping_v6(nobody, PingV6::default())).is_err(), "there is no route");
         let error = left.add_ipv6_address("eth7", net("fd00:1::2/64")).expect_err("no such link").to_string();
         assert!(error.starts_with("cannot add fd00:1::2/64 to eth7: "), "{error}");
     }

@@ -81,7 +81,7 @@ fn v29_a_report_is_received_and_probes_ignore_what_the_kernel_learned() {
     let (left, _router, right) = narrow_path();
     let (peer, destination) = right.enter(|| peer("[fd00:2::1]:8285"));
     left.enter(|| {
-        let transport = bind("[fd00:1::1]:8285", UdpConfig { flow_ports: 2, ..UdpConfig::default() });
+        let transport = bind("[fd00:1::1]:8285", UdpConfig::default().with_flow_ports(2));
         let contents: Vec<u8> = (0x60..=0xff).cycle().take(1453).collect();
         for flow in 0..2 {
             let send = |mode, bytes: usize| {
@@ -116,7 +116,7 @@ fn v29_a_report_is_received_and_probes_ignore_what_the_kernel_learned() {
                 Transmit { segment_size: NonZeroUsize::new(1400), ..Transmit::datagram(destination, &contents) };
             assert_eq!(transport.send(&batch).map_err(|error| error.kind), Err(SendErrorKind::TooLong));
         }
-        let config = UdpConfig { path_reports: PathReports::KernelOnly, ..UdpConfig::default() };
+        let config = UdpConfig::default().with_path_reports(PathReports::KernelOnly);
         let transport = bind("[fd00:1::1]:0", config);
         let path = SystemPath { configured: Some(1500), learned: Some(1400), has_reports: false };
         assert_eq!(transport.system_path(destination, 0), path);
@@ -161,7 +161,7 @@ fn v29_a_link_local_next_hop_has_a_scope() {
     left.enter(|| {
         let index = index();
         for (own, flow_ports) in [(scoped(first, 8285, index), 0), (scoped(first, 8286, index), 2)] {
-            let config = UdpConfig { flow_ports, ..UdpConfig::default() };
+            let config = UdpConfig::default().with_flow_ports(flow_ports);
             let here = UdpTransport::bind(own, &config).expect("bound on the link");
             let to = scoped(second, 8285, index);
             for flow in 0..2 {

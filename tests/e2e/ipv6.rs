@@ -206,7 +206,8 @@ fn v23_v25_a_narrow_middle_is_learned_by_the_sender() {
 /// A host that carries IPv4 only has a silent device, and the kernel's own packets on another are no anomaly (V9, V33).
 #[test]
 fn v9_v33_the_kernel_s_own_packets_are_counted_by_themselves() {
-    let mut plain = start(TwoHosts::dual_stack().expect("two hosts"), V4, V4, &[]);
+    // A host that forwards IPv6 reports its membership of the routers' groups on every device.
+    let mut plain = start(TwoHosts::new().expect("two hosts"), V4, V4, &[]);
     std::thread::sleep(SECOND);
     let last = plain.a.stop();
     assert_eq!(last["encap"]["in"], 0, "nothing came from the device: {last}");

@@ -75,7 +75,7 @@ fn between_devices(
 ) {
     namespace.enter(|| {
         let open = |name: &str, offload, number, mtu: u16| {
-            let tun = Tun::open(&TunConfig { offload, ..named(name) }).unwrap();
+            let tun = Tun::open(&named(name).with_offload(offload)).unwrap();
             namespace.set_mtu(name, mtu.into()).unwrap();
             add_address(name, number);
             namespace.set_up(name).unwrap();
@@ -88,7 +88,7 @@ fn between_devices(
 }
 
 fn named(name: &str) -> TunConfig {
-    TunConfig { name: name.to_owned(), ..TunConfig::default() }
+    TunConfig::new(name)
 }
 
 /// Returns a packet from behind one device to behind the other.

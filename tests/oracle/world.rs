@@ -54,12 +54,12 @@ pub(crate) struct World {
 impl World {
     /// Returns the world for packets from the TUN. Packets without a route get an ICMP error.
     pub(crate) fn outbound() -> Self {
-        let b = |subnet| Route { mtu: Some(mtu_of(576)), ..Route::new(subnet, host_b()) };
+        let b = |subnet| Route::new(subnet, host_b()).with_mtu(Some(mtu_of(576)));
         let mut all = vec![
             Route::new(net(POD_A, 24), host_a()),
             b(net(POD_B, 24)),
             b(net([100, 96, 2, 240], 28)),
-            Route { mtu: Some(mtu_of(68)), ..Route::new(net(POD_C, 24), host_c()) },
+            Route::new(net(POD_C, 24), host_c()).with_mtu(Some(mtu_of(68))),
             // A quarter of all addresses, with 169.254/16.
             b(net([128, 0, 0, 0], 2)),
         ];
@@ -107,7 +107,7 @@ impl World {
         };
         let (tun, nowhere) = (link(Place::Tun, "tun0", 1), link(Place::Nowhere, "void0", 2));
         // R42 at the remote host: the TUN address.
-        let own = Host::new(config(), all.clone()).forwarder.tun_address();
+        let own = identity().tun_address_v4().unwrap();
         let peer = |place, name| Link { place, name, address: own, mtu: 1472, strict_source: true };
         let table = Table {
             number: 101,
@@ -138,7 +138,7 @@ impl World {
         entries: Vec<Place>,
         known_differences: &'static [KnownDifference],
     ) -> Self {
-        let wide = routes.iter().map(|route| Route { mtu: None, ..*route }).collect();
+        let wide = routes.iter().map(|route| route.with_mtu(None)).collect();
         let hopeful = Host::new(config().with_mtu(mtu_of(u16::MAX)), wide);
         Self {
             elsewhere: elsewhere(&routes),
@@ -247,7 +247,7 @@ fn v4(net: IpNet) -> Ipv4Net {
 fn elsewhere(routes: &[Route]) -> Host {
     let away = |address| moved(address, 203, 0);
     let config = config_of(identity().network_v4().unwrap(), identity().subnet_v4().unwrap(), away(own()));
-    Host::new(config, routes.iter().map(|route| Route { next_hop: away(route.next_hop), ..*route }).collect())
+    Host::new(config, routes.iter().map(|route| route.with_next_hop(away(route.next_hop))).collect())
 }
 
 fn moved(address: SocketAddr, first: u8, second: u8) -> SocketAddr {

@@ -63,7 +63,7 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
             Ok(false) => {}
             Err(reason) => conflicts.push(Conflict::Refused { id: *id, subnet, next_hop, reason }),
             Ok(true) => {
-                let route = Route { subnet, next_hop, mtu: lease.mtu };
+                let route = Route::new(subnet, next_hop).with_mtu(lease.mtu);
                 let first = *routes.entry(subnet).or_insert(route);
                 if first != route && disputed.insert(subnet) {
                     conflicts.push(Conflict::Duplicate { subnet, in_force: first.next_hop, rival: next_hop });

@@ -223,7 +223,7 @@ impl Reference {
                 return (0, false);
             }
             self.published.retain(|known| known.subnet != subnet);
-            self.published.push(Route { subnet, ..route });
+            self.published.push(route.with_subnet(subnet));
         } else {
             self.published.retain(|known| known.subnet != subnet);
         }
@@ -307,7 +307,7 @@ impl Reference {
         if payload <= size {
             return self.encapsulate(&complete(packet.to_vec()));
         }
-        let wide = |route: &Route| Route { mtu: None, ..*route };
+        let wide = |route: &Route| route.with_mtu(None);
         let config = self.host.config().clone().with_mtu(mtu_of(u16::MAX));
         let wide = Host::new(config, self.host.routes.iter().map(wide).collect());
         let Outcome::Forward { to: Some(to), bytes } = model::encapsulate(&wide, packet) else {
@@ -619,7 +619,7 @@ impl Reference {
     /// Refuses a queued datagram. The ICMP error is the one that a route of this MTU gives.
     fn refuse(&mut self, datagram: &Waiting, mtu: u16) {
         let anywhere =
-            Route { mtu: Some(mtu_of(mtu)), ..Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)) };
+            Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)).with_mtu(Some(mtu_of(mtu)));
         let whole = core::mem::replace(&mut self.host.routes, vec![anywhere]);
         let outcome = model::encapsulate(&self.host, &datagram.original);
         self.host.routes = whole;

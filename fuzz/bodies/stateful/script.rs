@@ -156,9 +156,7 @@ fn decode_step(number: usize, [first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
         op::SOURCE_LOST => Step::Lease { source, event: LeaseEvent::SourceLost },
         op::PUBLISH => Step::Publish,
         op::ROUTE if d & 1 != 0 => Step::Route(RouteChange::Delete(pick(&subnets(), a))),
-        op::ROUTE => {
-            Step::Route(RouteChange::Set(Route { mtu: mtu(c), ..Route::new(pick(&subnets(), a), pick(&hops(), b)) }))
-        }
+        op::ROUTE => Step::Route(RouteChange::Set(Route::new(pick(&subnets(), a), pick(&hops(), b)).with_mtu(mtu(c)))),
         op::PASS => Step::Pass { time: Duration::from_millis(pick(&TIMES, a)), back: b & 7 == 7 },
         op::FLUSH => Step::Flush([(a, b), (c, d)].map(|(go, kind)| (usize::from(go % 4), mishap(kind)))),
         op::REPORT => {
@@ -274,7 +272,7 @@ pub(crate) fn hops() -> [SocketAddr; 13] {
 fn lease(subnet: u8, hop: u8, rest: u8) -> Lease {
     let ends = [None, None, Some(50), Some(1000), Some(30_000), Some(700_000), Some(0), None];
     let expires = pick(&ends, rest).map(Duration::from_millis);
-    Lease { mtu: mtu(rest >> 4), expires, ..Lease::new(pick(&subnets(), subnet), pick(&hops(), hop)) }
+    Lease::new(pick(&subnets(), subnet), pick(&hops(), hop)).with_mtu(mtu(rest >> 4)).with_expires(expires)
 }
 
 fn mtu(number: u8) -> Option<Mtu> {

@@ -22,7 +22,7 @@ use support::host::routes;
 use support::leases::Key;
 
 /// Limits that a history does not reach for all peers together. The queue's own test covers those.
-const LIMITS: QueueLimits = QueueLimits { per_peer: PER_PEER, total: 64 << 20 };
+const LIMITS: QueueLimits = QueueLimits::new(PER_PEER, 64 << 20);
 
 pub(crate) struct Subject {
     pub(crate) engine: Engine,

@@ -60,6 +60,8 @@ pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::AddOutcome;
+#[cfg(feature = "preflight")]
+pub(crate) use self::underlay::interface_holding;
 pub use self::underlay::{Underlay, interface_named, interface_of, interface_to};
 
 /// The prefix length of the TUN device's addresses.
@@ -294,8 +296,7 @@ impl Link {
     /// The errors of [`Link::configure`]. [`LinkError::NoSuchInterface`] when the device is gone.
     pub fn restore(&mut self) -> Result<Restored, LinkError> {
         if self.config.has_ipv6() {
-            let state = requests::link_at(&mut self.kernel, self.index);
-            let state = state.map_err(|error| self.gone(error))?;
+            let state = requests::link_at(&mut self.kernel, self.index).map_err(|error| self.named(error))?;
             check_ipv6_mtu(&self.config, &self.interface, state.mtu)?;
             if !state.up {
                 // The kernel removes IPv6 addresses when a link goes down, so they are added when it is up.
@@ -373,15 +374,19 @@ impl Link {
     fn remove_added(&mut self) -> Result<(), LinkError> {
         let Self { kernel, interface, index, parts, .. } = self;
         let mut device = Device { kernel, interface, index: *index };
-        parts.iter_mut().fold(Ok(()), |first, parts| first.and(parts.remove_added(&mut device)))
+        let mut removed = Ok(());
+        for parts in parts {
+            removed = removed.and(parts.remove_added(&mut device));
+        }
+        removed
     }
 
-    /// Returns the error with the name that the device had.
-    fn gone(&self, error: LinkError) -> LinkError {
-        match error {
-            LinkError::NoSuchInterface { .. } => LinkError::NoSuchInterface { interface: self.interface.clone() },
-            error => error,
+    /// Returns an error about the device's index with the name that the device had.
+    fn named(&self, error: LinkError) -> LinkError {
+        if matches!(error, LinkError::NoSuchInterface { .. }) {
+            return LinkError::NoSuchInterface { interface: self.interface.clone() };
         }
+        error
     }
 }
 

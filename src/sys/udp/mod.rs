@@ -39,6 +39,7 @@ use crate::Transmit;
 
 /// The settings of a UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UdpConfig {
     /// The size in bytes of the buffer for datagrams that the program has not received yet. The kernel's overhead of
     /// some hundred bytes per packet counts. `None`: the system's default.
@@ -74,6 +75,38 @@ pub enum PathReports {
     /// The kernel verifies that the quoted ports are those of the socket, and nothing else. A report lowers a path to
     /// 1280 bytes at most. Datagrams on a path that is reported to be narrower are sent without DF.
     KernelOnly,
+}
+
+impl UdpConfig {
+    /// Sets the size in bytes of the receive buffer; `None` for the system's default.
+    #[must_use]
+    pub fn with_receive_buffer(self, receive_buffer: impl Into<Option<usize>>) -> Self {
+        Self { receive_buffer: receive_buffer.into(), ..self }
+    }
+
+    /// Sets the size in bytes of the send buffer; `None` for the system's default.
+    #[must_use]
+    pub fn with_send_buffer(self, send_buffer: impl Into<Option<usize>>) -> Self {
+        Self { send_buffer: send_buffer.into(), ..self }
+    }
+
+    /// Sets the directions in which GSO and GRO batches are requested.
+    #[must_use]
+    pub fn with_offload(self, offload: UdpOffload) -> Self {
+        Self { offload, ..self }
+    }
+
+    /// Sets the number of source ports to send from; 0 for the bound port alone.
+    #[must_use]
+    pub fn with_flow_ports(self, flow_ports: u16) -> Self {
+        Self { flow_ports, ..self }
+    }
+
+    /// Sets the verification of routers' reports.
+    #[must_use]
+    pub fn with_path_reports(self, path_reports: PathReports) -> Self {
+        Self { path_reports, ..self }
+    }
 }
 
 impl Default for UdpConfig {

@@ -190,11 +190,12 @@ impl UdpTransport {
     #[cold]
     pub fn receive_reports(&self, mut handle: impl FnMut(&DatagramTooBig)) {
         let PathSockets { reports, reports_v6, .. } = &self.path_sockets;
-        let parse: [fn(&[u8]) -> Option<DatagramTooBig>; 2] = [DatagramTooBig::parse, DatagramTooBig::parse_icmpv6];
-        let sockets = [reports, reports_v6].into_iter().zip(parse);
-        sockets.filter_map(|(socket, parse)| Some((socket.as_ref()?, parse))).for_each(|(socket, parse)| {
-            self.read_reports(socket, parse, &mut handle);
-        });
+        if let Some(socket) = reports {
+            self.read_reports(socket, DatagramTooBig::parse, &mut handle);
+        }
+        if let Some(socket) = reports_v6 {
+            self.read_reports(socket, DatagramTooBig::parse_icmpv6, &mut handle);
+        }
     }
 
     fn read_reports(

@@ -3,7 +3,6 @@
 //! They run in the network namespace of the calling thread; wrap them in [`Namespace::enter`](crate::Namespace::enter).
 //! All waits are limited: without an answer they end in an outcome or in `TimedOut`.
 
-mod echo_v6;
 mod icmp;
 mod pattern;
 mod ping;
@@ -11,7 +10,6 @@ mod ping_v6;
 mod tcp;
 mod udp;
 
-pub use echo_v6::echo_v6;
 pub use ping::{Fragmentation, Ping, PingOutcome, path_mtu, ping};
 pub use ping_v6::{EchoV6, PingV6, ping_v6};
 pub use tcp::{Amount, Transfer, tcp_send, tcp_sink};

@@ -425,7 +425,7 @@ fn an_interface_is_found_by_its_name_with_its_first_address() {
 fn r72_packets_that_the_queue_of_the_device_dropped_are_counted() {
     in_namespace(|| {
         let _world = World::new();
-        let config = TunConfig { name: "loden0".into(), offload: TunOffload::NONE };
+        let config = TunConfig::new("loden0").with_offload(TunOffload::NONE);
         let tun = Tun::open(&config).expect("a TUN device");
         let mut link = Link::configure_with("loden0", &self::config(AddressForm::Host)).expect("configured");
         let before = link.stats().expect("counters").tx_dropped;

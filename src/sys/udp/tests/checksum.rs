@@ -65,7 +65,7 @@ fn every_outer_packet_has_a_right_checksum(own: IpAddr, to: IpAddr) {
         namespace.disable_ipv6().unwrap();
     }
     namespace.enter(|| {
-        let wire = Tun::open(&TunConfig { name: "wire0".into(), offload: TunOffload::NONE }).unwrap();
+        let wire = Tun::open(&TunConfig::new("wire0").with_offload(TunOffload::NONE)).unwrap();
         match own {
             IpAddr::V4(own) => namespace.add_address("wire0", ipnet::Ipv4Net::new_assert(own, 24)).unwrap(),
             IpAddr::V6(own) => namespace.add_ipv6_address("wire0", ipnet::Ipv6Net::new_assert(own, 64)).unwrap(),
@@ -82,7 +82,7 @@ fn every_outer_packet_has_a_right_checksum(own: IpAddr, to: IpAddr) {
             }
         };
         let made = UdpTransport::bind((own, 8285).into(), &UdpConfig::default()).unwrap();
-        let flows = UdpConfig { flow_ports: 2, ..UdpConfig::default() };
+        let flows = UdpConfig::default().with_flow_ports(2);
         let with_flows = UdpTransport::bind((own, 8286).into(), &flows).unwrap();
         let handed_over = UdpSocket::bind((own, 8287)).unwrap();
         // `UDP_NO_CHECK6_TX` of linux/udp.h.

@@ -11,7 +11,7 @@ fn on_loopback(test: impl FnOnce() + Send) {
 /// Everything that arrives reaches the sockets that receive, whichever addresses they have. No other program can bind
 /// to the port.
 #[test]
-fn a_lane_receives_nothing_and_lets_no_other_program_bind() {
+fn v29_a_lane_receives_nothing_and_lets_no_other_program_bind() {
     if !has_lanes() {
         return;
     }
@@ -87,7 +87,7 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 /// The kernel segments a GSO batch of a lane, and its datagrams carry the ECN field. The lane of one of several queues
 /// sends from their port too.
 #[test]
-fn a_lane_sends_batches_and_the_ecn_field() {
+fn v29_a_lane_sends_batches_and_the_ecn_field() {
     if !has_lanes() {
         return;
     }
@@ -131,7 +131,7 @@ fn a_lane_has_the_options_of_the_socket() {
     }
     on_loopback(|| {
         for flow_ports in [0, 2] {
-            let config = UdpConfig { flow_ports, send_buffer: Some(300_000), ..UdpConfig::default() };
+            let config = UdpConfig::default().with_flow_ports(flow_ports).with_send_buffer(300_000);
             let transport = UdpTransport::bind((Ipv4Addr::LOCALHOST, 0).into(), &config).unwrap();
             let shared = transport.shared_socket(usize::from(flow_ports.saturating_sub(1)));
             let set =
