@@ -40,7 +40,7 @@ fn reconciler() -> Reconciler<Ipv4Net> {
 }
 
 fn moved(lease: Lease, port: u16) -> Lease {
-    Lease { next_hop: SocketAddr::new(lease.next_hop.ip(), port), ..lease }
+    lease.with_next_hop(SocketAddr::new(lease.next_hop.ip(), port))
 }
 
 fn snapshot(criterion: &mut Criterion) {

@@ -94,7 +94,7 @@ fn host(side: Side) -> Result<Host, HostError> {
 }
 
 fn device(side: Side, offload: TunOffload) -> Result<(Tun, Link), Error> {
-    let tun = Tun::open(&TunConfig { offload, ..TunConfig::default() })?;
+    let tun = Tun::open(&TunConfig::default().with_offload(offload))?;
     let link = Link::configure(&tun, &host(side)?)?;
     Ok((tun, link))
 }
@@ -113,7 +113,7 @@ fn single_loop(side: Side, stop: &AtomicBool) -> Result<(), Error> {
 
 fn worker(tun: Tun, side: Side, offload: UdpOffload) -> Result<Worker, Error> {
     let host = host(side)?;
-    let udp = UdpTransport::bind(host.underlay(), &UdpConfig { offload, ..UdpConfig::default() })?;
+    let udp = UdpTransport::bind(host.underlay(), &UdpConfig::default().with_offload(offload))?;
     let mut publisher = RoutePublisher::for_host(&host);
     let applied = publisher.apply([RouteChange::Set(Route::new(side.peer_subnet, (side.peer, PORT)))]);
     assert!(applied.refused.is_empty());

@@ -25,7 +25,7 @@ enum Calls {
 
 fn bind(offload: UdpOffload) -> UdpTransport {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let config = UdpConfig { offload, ..UdpConfig::default() };
+    let config = UdpConfig::default().with_offload(offload);
     let transport = UdpTransport::bind(address, &config).expect("a socket on loopback");
     assert_eq!(transport.offload(), offload, "this kernel does not offer what is to be measured");
     transport

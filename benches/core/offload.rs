@@ -114,7 +114,7 @@ pub(crate) fn coalesce(criterion: &mut Criterion) {
         [("45 TCP of 1420", tcp, 1), ("64 UDP of 64", udp, 1), ("64 UDP of 64, 4 flows", mixed, 4)]
     {
         let bytes: usize = packets.iter().map(Vec::len).sum();
-        let mut coalescer = Coalescer::new(Coalesce { tcp: true, udp: true });
+        let mut coalescer = Coalescer::new(Coalesce::ALL);
         group.throughput(Throughput::Bytes(bytes as u64));
         group.bench_function(name, |bench| {
             bench.iter(|| {

@@ -32,6 +32,8 @@ const PICTURE: &str = "
                     | 10.168.0.2  tunnel +--------+ tunnel  10.168.0.3 |
                     +--------------------+        +--------------------+
 ";
+const IPV6_PICTURE: &str = "   The pods have IPv6 beside it: fd00:96:1::2 and fd00:96:2::3, on the same way.
+";
 
 fn main() -> ExitCode {
     // The first call, because it may enter a user namespace, which needs a process with one thread.
@@ -45,20 +47,27 @@ fn main() -> ExitCode {
 fn demo() -> Result<(), End> {
     end::watch_for_interrupt().map_err(End::failed("cannot watch for Ctrl-C"))?;
     say!("{PICTURE}")?;
+    let has_ipv6 = testbed::has_ipv6();
+    if has_ipv6 {
+        say!("{IPV6_PICTURE}")?;
+    }
     let hosts = match TwoHosts::new() {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(End::NotPermitted(error.to_string())),
         made => made.map_err(End::failed("cannot make two hosts"))?,
     };
-    let near = Tunnel::start(&hosts.host_a, &tunnel::HOST_A, &tunnel::HOST_B)?;
-    let far = Tunnel::start(&hosts.host_b, &tunnel::HOST_B, &tunnel::HOST_A)?;
+    if has_ipv6 {
+        hosts.add_ipv6().map_err(End::failed("cannot add IPv6"))?;
+    }
+    let near = Tunnel::start(&hosts.host_a, &tunnel::HOST_A, &tunnel::HOST_B, has_ipv6)?;
+    let far = Tunnel::start(&hosts.host_b, &tunnel::HOST_B, &tunnel::HOST_A, has_ipv6)?;
     say!("Four network namespaces and two tunnels are up. A tunnel is a TUN device, a UDP socket and a poll loop.")?;
-    let toured = tour::take(&hosts);
+    let toured = tour::take(&hosts, has_ipv6);
     // After any result of the tour, the threads end first, then the namespaces they are in.
     let (near, far) = (near.stop(), far.stop());
     // A failed tunnel is the cause of the tour's error.
     let (near, far) = (near?, far?);
     toured?;
-    counted::show(&near, &far)?;
+    counted::show(&near, &far, has_ipv6)?;
     tunnel::check_removed(&hosts)?;
     drop(hosts);
     say!("\nEverything was removed: both tunnels and their TUN devices, and all four namespaces.")

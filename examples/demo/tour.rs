@@ -1,13 +1,13 @@
 //! A tour of the tunnel: ping, TCP, traceroute and ICMP errors. Each step is checked.
 
 use core::fmt::Display;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 use std::io;
 use std::net::TcpListener;
 
 use testbed::TwoHosts;
-use testbed::probe::{Amount, Ping, PingOutcome, Transfer, ping, tcp_send, tcp_sink};
+use testbed::probe::{Amount, EchoV6, Ping, PingOutcome, PingV6, Transfer, ping, ping_v6, tcp_send, tcp_sink};
 
 use crate::end::{End, check_interrupt};
 
@@ -20,8 +20,18 @@ const HOLE: Ipv4Addr = Ipv4Addr::new(100, 96, 9, 9);
 /// ICMP types (RFC 792).
 const UNREACHABLE: u8 = 3;
 const TIME_EXCEEDED: u8 = 11;
+/// The IPv6 addresses of the TUN devices: the highest of each subnet that is no reserved anycast address (RFC 2526).
+const TUN_A_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 1, 0, 0xffff, 0xffff, 0xffff, 0xff7f);
+const TUN_B_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 2, 0, 0xffff, 0xffff, 0xffff, 0xff7f);
+/// An IPv6 address inside the overlay network without a route.
+const HOLE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0x99, 0, 0, 0, 0, 9);
+/// ICMPv6 types (RFC 4443).
+const UNREACHABLE_V6: u8 = 1;
+const TIME_EXCEEDED_V6: u8 = 3;
+/// The timeout of a ping over IPv6, whose neighbours first look for duplicates of their addresses.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-pub(crate) fn take(hosts: &TwoHosts) -> Result<(), End> {
+pub(crate) fn take(hosts: &TwoHosts, has_ipv6: bool) -> Result<(), End> {
     step("1. Ping from pod a to pod b")?;
     round_trips(hosts)?;
     step("2. TCP from pod a to pod b")?;
@@ -29,7 +39,12 @@ pub(crate) fn take(hosts: &TwoHosts) -> Result<(), End> {
     step("3. Traceroute from pod a to pod b: a ping with TTL 1, one with TTL 2, and so on")?;
     trace(hosts)?;
     step(format_args!("4. Ping from pod a to {HOLE}, which is in the network but in no host's subnet"))?;
-    hole(hosts)
+    hole(hosts)?;
+    if !has_ipv6 {
+        return say!("\n5. This kernel has no IPv6, so that the tunnels carry IPv4 alone");
+    }
+    step("5. The same with IPv6, over the same IPv4 datagrams")?;
+    ipv6(hosts)
 }
 
 fn step(title: impl Display) -> Result<(), End> {
@@ -107,6 +122,28 @@ fn hole(hosts: &TwoHosts) -> Result<(), End> {
         return Err(unexpected(format_args!("net unreachable from {HOLE}"), outcome));
     }
     say!("   net unreachable  {HOLE}  the tunnel of host a, again in the destination's name")
+}
+
+/// Pings with IPv6, with short hop limits, and to an address without a route.
+fn ipv6(hosts: &TwoHosts) -> Result<(), End> {
+    let b = TwoHosts::POD_B_V6;
+    let error = |from, kind| EchoV6::Error { from, kind, code: 0, mtu: 0 };
+    for (to, hop_limit, wanted, says) in [
+        (b, 64, EchoV6::Reply { from: b }, "reply           "),
+        (b, 2, error(TUN_A_V6, TIME_EXCEEDED_V6), "hop limit 2: time exceeded, from the tunnel of host a,"),
+        (b, 3, error(TUN_B_V6, TIME_EXCEEDED_V6), "hop limit 3: time exceeded, from the tunnel of host b,"),
+        (HOLE_V6, 64, error(TUN_A_V6, UNREACHABLE_V6), "no route, from the tunnel of host a,"),
+    ] {
+        check_interrupt()?;
+        let settings = PingV6 { hop_limit, timeout: PATIENCE, ..PingV6::default() };
+        let outcome = hosts.pod_a.enter(|| ping_v6(to, settings)).map_err(End::failed("pod a cannot ping"))?;
+        if outcome != wanted {
+            return Err(End::Failed(format!("pod a pinged {to} and should have got {wanted:?}, but got {outcome:?}")));
+        }
+        let (EchoV6::Reply { from } | EchoV6::Error { from, .. }) = outcome else { continue };
+        say!("   {says} {from}")?;
+    }
+    say!("   An IPv6 error comes from the TUN's own address, which Linux accepts.")
 }
 
 /// Returns whether `wanted` answered with an error of this type and code 0: net unreachable, or time exceeded in

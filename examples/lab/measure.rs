@@ -76,7 +76,7 @@ impl fmt::Display for Measurement {
 
 fn streams(running: &Running, streams: u8, window: Duration) -> Result<Figures, Error> {
     let before = running.cpu_time()?;
-    let transfer = tcp::run(running.hosts(), streams.into(), window)?;
+    let transfer = tcp::run(running.pods(), streams.into(), window)?;
     let after = running.cpu_time()?;
     let bytes = transfer.bytes as f64;
     let rate = bytes * 8.0 / 1e9 / transfer.elapsed.as_secs_f64();
@@ -88,7 +88,7 @@ fn streams(running: &Running, streams: u8, window: Duration) -> Result<Figures, 
 }
 
 fn datagrams(running: &Running, payload: u16, window: Duration) -> Result<Figures, Error> {
-    let send = |pace| udp::run(running.hosts(), payload.into(), pace, window);
+    let send = |pace| udp::run(running.pods(), payload.into(), pace, window);
     let overload = send(Pace::Overload)?;
     if overload.received == 0 {
         return Err("not one datagram arrived".into());
@@ -110,7 +110,7 @@ fn udp_figures(payload: u16, load: Load, counts: Counts) -> Figures {
 }
 
 fn round_trips(running: &Running, window: Duration) -> Result<Figures, Error> {
-    let times = rtt::run(running.hosts(), window)?;
+    let times = rtt::run(running.pods(), window)?;
     // The smallest time that at least this share of all does not exceed.
     let percentile = |share: usize| micros(times[(times.len() * share).div_ceil(100) - 1]);
     Ok(vec![(Metric::RttMedian, percentile(50)), (Metric::RttP99, percentile(99))])
@@ -123,7 +123,7 @@ fn sweep(running: &Running, window: Duration) -> Result<Figures, Error> {
             Load::Offered(rate) => Pace::PerSecond(rate.into()),
             Load::Half | Load::Overload | Load::Unlimited => Pace::Overload,
         };
-        figures.extend(udp_figures(64, load, udp::run(running.hosts(), 64, pace, window)?));
+        figures.extend(udp_figures(64, load, udp::run(running.pods(), 64, pace, window)?));
     }
     Ok(figures)
 }

@@ -58,7 +58,7 @@ pub(crate) fn run(end: NullEnd) -> Error {
 }
 
 fn open(end: NullEnd) -> Result<(Tun, UdpTransport), Error> {
-    let tun = Tun::open(&TunConfig { name: "null0".to_owned(), offload: TunOffload::ALL })?;
+    let tun = Tun::open(&TunConfig::new("null0").with_offload(TunOffload::ALL))?;
     let udp = UdpTransport::bind((end.own, PORT).into(), &UdpConfig::default())?;
     let host = Host::new(TwoHosts::OVERLAY, Ipv4Net::from(end.tun), (end.own, PORT))?;
     Link::configure_with(tun.name(), &LinkConfig::new(&host).with_mtu(Mtu::new(TUN_MTU)?))?;

@@ -53,6 +53,17 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
         ("64-byte UDP received at the highest load, × the best at any", AtLeast(0.9), at_highest_load(results)),
         ("round trip, median, × everything off", AtMost(1.1), to(Variant::Plain, Metric::RttMedian)),
         ("CPU seconds per GB of TCP, both ends", AtMost(1.3), absolute(Metric::TcpCpu { streams: 1 })),
+        ("TCP, one stream, IPv6 × IPv4", AtLeast(0.95), results.ratio(Variant::Ipv6, Variant::Tunnel, tcp)),
+        (
+            "64-byte UDP received at overload, IPv6 × IPv4",
+            AtLeast(0.95),
+            results.ratio(Variant::Ipv6, Variant::Tunnel, udp),
+        ),
+        (
+            "round trip, median, IPv6 × IPv4",
+            AtMost(1.05),
+            results.ratio(Variant::Ipv6, Variant::Tunnel, Metric::RttMedian),
+        ),
         ("memory of a worker, MiB", AtMost(8.0), absolute(Metric::PeakMemory)),
     ];
     targets.into_iter().filter_map(|(what, bound, got)| Some(Target { what, bound, got: got? })).collect()

@@ -3,12 +3,12 @@
 use core::fmt;
 use std::env;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use testbed::probe::{Ping, PingOutcome, ping};
+use testbed::probe::{EchoV6, Ping, PingOutcome, PingV6, ping, ping_v6};
 use testbed::{Child, Namespace, TwoHosts, Vxlan};
 
 use crate::Error;
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Variant {
     Tunnel,
+    Ipv6,
+    OverIpv6,
     NoTunTso,
     NoTunUso,
     NoUdpGso,
@@ -36,6 +38,8 @@ impl Variant {
     /// All variants, in the order of the table.
     pub(crate) const ALL: &[Self] = &[
         Self::Tunnel,
+        Self::Ipv6,
+        Self::OverIpv6,
         Self::NoTunTso,
         Self::NoTunUso,
         Self::NoUdpGso,
@@ -49,6 +53,8 @@ impl Variant {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tunnel => "tunnel",
+            Self::Ipv6 => "ipv6",
+            Self::OverIpv6 => "over-ipv6",
             Self::NoTunTso => "no-tun-tso",
             Self::NoTunUso => "no-tun-uso",
             Self::NoUdpGso => "no-udp-gso",
@@ -63,6 +69,8 @@ impl Variant {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Tunnel => "tunnel, everything on",
+            Self::Ipv6 => "tunnel, IPv6 pods",
+            Self::OverIpv6 => "tunnel over IPv6",
             Self::NoTunTso => "tunnel without TUN TSO",
             Self::NoTunUso => "tunnel without TUN USO",
             Self::NoUdpGso => "tunnel without UDP GSO",
@@ -76,9 +84,26 @@ impl Variant {
 
     pub(crate) fn is_tunnel(self) -> bool {
         match self {
-            Self::Tunnel | Self::NoTunTso | Self::NoTunUso | Self::NoUdpGso | Self::NoUdpGro | Self::Plain => true,
+            Self::Tunnel
+            | Self::Ipv6
+            | Self::OverIpv6
+            | Self::NoTunTso
+            | Self::NoTunUso
+            | Self::NoUdpGso
+            | Self::NoUdpGro
+            | Self::Plain => true,
             Self::Vxlan | Self::HostGw | Self::Null => false,
         }
+    }
+
+    /// Returns whether the pods speak IPv6.
+    fn has_ipv6_pods(self) -> bool {
+        self == Self::Ipv6
+    }
+
+    /// Returns whether a namespace needs IPv6.
+    fn uses_ipv6(self) -> bool {
+        matches!(self, Self::Ipv6 | Self::OverIpv6)
     }
 
     /// Returns the tunnel's arguments for its offloads.
@@ -89,7 +114,7 @@ impl Variant {
             Self::NoUdpGso => &["--offload", "tun-tso,tun-uso,udp-gro"],
             Self::NoUdpGro => &["--offload", "tun-tso,tun-uso,udp-gso"],
             Self::Plain => &["--no-offload"],
-            Self::Tunnel | Self::Vxlan | Self::HostGw | Self::Null => &[],
+            Self::Tunnel | Self::Ipv6 | Self::OverIpv6 | Self::Vxlan | Self::HostGw | Self::Null => &[],
         }
     }
 }
@@ -105,6 +130,16 @@ pub(crate) struct Running {
     // Before `hosts`, because programs must end before their namespaces.
     programs: Vec<Child>,
     hosts: TwoHosts,
+    variant: Variant,
+}
+
+/// The two pods, and the addresses by which they are measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Pods<'a> {
+    pub(crate) a: &'a Namespace,
+    pub(crate) b: &'a Namespace,
+    pub(crate) address_a: IpAddr,
+    pub(crate) address_b: IpAddr,
 }
 
 /// The addresses of one end.
@@ -115,38 +150,56 @@ struct End<'a> {
     peer: Ipv4Addr,
     subnet: Ipv4Net,
     peer_subnet: Ipv4Net,
+    /// The same over IPv6, as arguments of a tunnel.
+    own_v6: &'static str,
+    peer_v6: &'static str,
+    subnet_v6: &'static str,
+    peer_subnet_v6: &'static str,
 }
 
 impl Running {
     /// Sets up a variant. The variants of a tunnel need `tunnel`.
     pub(crate) fn start(variant: Variant, tunnel: Option<&Tunnel>) -> Result<Self, Error> {
         let hosts = TwoHosts::new()?;
+        if variant.uses_ipv6() {
+            hosts.add_ipv6()?;
+        }
         let mut programs = Vec::new();
         for (number, end) in (1..).zip(ends(&hosts)) {
-            // IPv6 would send packets of its own on every new device during the measurements.
-            end.host.disable_ipv6()?;
+            if !variant.uses_ipv6() {
+                // IPv6 would send packets of its own on every new device during the measurements.
+                end.host.disable_ipv6()?;
+            }
             match variant {
                 Variant::HostGw => end.host.add_route_via(end.peer_subnet, end.peer)?,
                 Variant::Vxlan => add_vxlan(&end, number)?,
                 Variant::Null => programs.push(start_null(&end)?),
                 Variant::Tunnel
+                | Variant::Ipv6
+                | Variant::OverIpv6
                 | Variant::NoTunTso
                 | Variant::NoTunUso
                 | Variant::NoUdpGso
                 | Variant::NoUdpGro
                 | Variant::Plain => {
                     let tunnel = tunnel.ok_or("there is no tunnel program")?;
-                    programs.push(start_tunnel(&end, tunnel, variant.offload_args())?);
+                    programs.push(start_tunnel(&end, tunnel, variant)?);
                 }
             }
         }
-        let running = Self { programs, hosts };
+        let running = Self { programs, hosts, variant };
         running.wait_until_open()?;
         Ok(running)
     }
 
-    pub(crate) fn hosts(&self) -> &TwoHosts {
-        &self.hosts
+    pub(crate) fn pods(&self) -> Pods<'_> {
+        let (a, b) = (&self.hosts.pod_a, &self.hosts.pod_b);
+        let [address_a, address_b] = if self.variant.has_ipv6_pods() {
+            [IpAddr::V6(TwoHosts::POD_A_V6), IpAddr::V6(TwoHosts::POD_B_V6)]
+        } else {
+            [IpAddr::V4(TwoHosts::POD_A), IpAddr::V4(TwoHosts::POD_B)]
+        };
+        Pods { a, b, address_a, address_b }
     }
 
     /// Returns the processor time of both ends so far; `None` if the kernel does all work.
@@ -172,11 +225,20 @@ impl Running {
             .collect()
     }
 
+    fn is_open(&self) -> io::Result<bool> {
+        if self.variant.has_ipv6_pods() {
+            // The kernel refuses it until it has found no duplicate of its address.
+            let outcome = self.hosts.pod_a.enter(|| ping_v6(TwoHosts::POD_B_V6, PingV6::default()));
+            return Ok(matches!(outcome, Ok(EchoV6::Reply { .. })));
+        }
+        let outcomes = self.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default()))?;
+        Ok(matches!(outcomes.first(), Some(PingOutcome::Reply { .. })))
+    }
+
     fn wait_until_open(&self) -> Result<(), Error> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
-            let outcomes = self.hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping::default()))?;
-            if let Some(PingOutcome::Reply { .. }) = outcomes.first() {
+            if self.is_open()? {
                 return Ok(());
             }
         }
@@ -186,9 +248,20 @@ impl Running {
 
 fn ends(hosts: &TwoHosts) -> [End<'_>; 2] {
     let (a, b) = ((TwoHosts::HOST_A, TwoHosts::SUBNET_A), (TwoHosts::HOST_B, TwoHosts::SUBNET_B));
-    let [a_to_b, b_to_a] = [(a, b), (b, a)]
-        .map(|((own, subnet), (peer, peer_subnet))| move |host, pod| End { host, pod, own, peer, subnet, peer_subnet });
-    [a_to_b(&hosts.host_a, &hosts.pod_a), b_to_a(&hosts.host_b, &hosts.pod_b)]
+    let (a_v6, b_v6) = (("[fd00:168::2]", "fd00:96:1::/64"), ("[fd00:168::3]", "fd00:96:2::/64"));
+    let ends = [(&hosts.host_a, &hosts.pod_a, a, b, a_v6, b_v6), (&hosts.host_b, &hosts.pod_b, b, a, b_v6, a_v6)];
+    ends.map(|(host, pod, (own, subnet), (peer, peer_subnet), (own_v6, subnet_v6), (peer_v6, peer_subnet_v6))| End {
+        host,
+        pod,
+        own,
+        peer,
+        subnet,
+        peer_subnet,
+        own_v6,
+        peer_v6,
+        subnet_v6,
+        peer_subnet_v6,
+    })
 }
 
 fn add_vxlan(end: &End<'_>, number: u8) -> io::Result<()> {
@@ -201,11 +274,17 @@ fn add_vxlan(end: &End<'_>, number: u8) -> io::Result<()> {
     end.host.add_route(end.peer_subnet, Some(address(3 - number)), DEVICE)
 }
 
-fn start_tunnel(end: &End<'_>, tunnel: &Tunnel, offload: &[&str]) -> Result<Child, Error> {
+fn start_tunnel(end: &End<'_>, tunnel: &Tunnel, variant: Variant) -> Result<Child, Error> {
     let mut command = tunnel.command();
+    let (own, peer) = (end.own.to_string(), end.peer.to_string());
+    let (own, peer) = if variant == Variant::OverIpv6 { (end.own_v6, end.peer_v6) } else { (&*own, &*peer) };
     command.args(["--network", &TwoHosts::OVERLAY.to_string(), "--subnet", &end.subnet.to_string()]);
-    command.args(["--listen", &end.own.to_string(), "--route", &format!("{}={}", end.peer_subnet, end.peer)]);
-    command.args(offload);
+    command.args(["--listen", own, "--route", &format!("{}={peer}", end.peer_subnet)]);
+    if variant.has_ipv6_pods() {
+        command.args(["--network", "fd00:96::/32", "--subnet", end.subnet_v6]);
+        command.args(["--route", &format!("{}={peer}", end.peer_subnet_v6)]);
+    }
+    command.args(variant.offload_args());
     spawn(end, command)
 }
 

@@ -1,12 +1,12 @@
 //! The command line.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use loden::forward::{
     EcnEgress, EcnIngress, ForwarderConfig, IcmpSource, PeerCheck, SourceCheck, SourcePort, Transit, TtlPolicy,
 };
@@ -23,15 +23,15 @@ pub(crate) struct Args {
     /// TUN device: a name, or a pattern in which %d stands for the first free number
     #[arg(long, value_name = "NAME", default_value = "loden%d")]
     pub(crate) tun: String,
-    /// The subnet this host owns, 100.96.1.0/24 for example
-    #[arg(long, value_name = "SUBNET")]
-    pub(crate) subnet: Ipv4Net,
-    /// The network all hosts share, 100.96.0.0/16 for example
-    #[arg(long, value_name = "NETWORK")]
-    pub(crate) network: Ipv4Net,
-    /// Address of this host, and port, that peers send to [port: 8285]
-    #[arg(long, value_name = "ADDR[:PORT]", value_parser = listen_address)]
-    pub(crate) listen: SocketAddrV4,
+    /// The subnet this host owns, 100.96.1.0/24 for example; may be repeated
+    #[arg(long, value_name = "SUBNET", required = true, value_parser = parse_subnet)]
+    pub(crate) subnet: Vec<IpNet>,
+    /// The network all hosts share, 100.96.0.0/16 for example; once for each of IPv4 and IPv6
+    #[arg(long, value_name = "NETWORK", required = true, value_parser = parse_subnet)]
+    pub(crate) network: Vec<IpNet>,
+    /// Address of this host, and port, that peers send to, IPv6 in brackets; once for each family [port: 8285]
+    #[arg(long, value_name = "ADDR[:PORT]", required = true, value_parser = listen_address)]
+    pub(crate) listen: Vec<SocketAddr>,
     /// A subnet and the host that owns it; may be repeated [port: that of --listen]
     #[arg(long, value_name = "SUBNET=ADDR[:PORT]")]
     pub(crate) route: Vec<RouteArg>,
@@ -91,7 +91,7 @@ pub(crate) struct Args {
 impl Args {
     /// Returns the next hops of the command line's routes.
     pub(crate) fn peers(&self) -> Vec<IpAddr> {
-        self.route.iter().map(|route| IpAddr::V4(*route.next_hop.or_port(0).ip())).collect()
+        self.route.iter().map(|route| route.next_hop.ip()).collect()
     }
 
     /// The settings of the forwarder, for packets of so many bytes or flannel's usual ones.
@@ -111,7 +111,7 @@ impl Args {
 
     /// The identity of this host.
     pub(crate) fn host(&self) -> Result<Host, HostError> {
-        Host::new(self.network, self.subnet, self.listen)
+        Host::from_sets(&self.network, &self.subnet, &self.listen)
     }
 
     pub(crate) fn tun_offload(&self) -> TunOffload {
@@ -172,19 +172,40 @@ impl From<Ttl> for TtlPolicy {
 /// A subnet and its owner, whose port may have the default.
 #[derive(Clone, Copy)]
 pub(crate) struct RouteArg {
-    pub(crate) subnet: Ipv4Net,
+    pub(crate) subnet: IpNet,
     pub(crate) next_hop: NextHopArg,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct NextHopArg {
-    address: Ipv4Addr,
-    port: Option<u16>,
+    /// With port 0 if none was given.
+    address: SocketAddr,
+    has_port: bool,
 }
 
 impl NextHopArg {
-    pub(crate) fn or_port(self, port: u16) -> SocketAddrV4 {
-        SocketAddrV4::new(self.address, self.port.unwrap_or(port))
+    pub(crate) fn ip(self) -> IpAddr {
+        self.address.ip()
+    }
+
+    pub(crate) fn or_port(self, port: u16) -> SocketAddr {
+        let mut address = self.address;
+        if !self.has_port {
+            address.set_port(port);
+        }
+        address
+    }
+
+    /// Returns the address with the port that this host listens on for that family, unless it was given.
+    ///
+    /// # Errors
+    /// This host does not listen on an address of that family.
+    pub(crate) fn or_port_of(self, host: &Host) -> Result<SocketAddr, String> {
+        let family = if self.ip().is_ipv4() { "IPv4" } else { "IPv6" };
+        let own = host.underlay_to(self.ip()).ok_or_else(|| {
+            format!("{} is reached from no --listen address; name an {family} address of this host too", self.ip())
+        })?;
+        Ok(self.or_port(own.port()))
     }
 }
 
@@ -202,20 +223,26 @@ impl FromStr for NextHopArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is no ADDR[:PORT], like 10.168.0.3 or 10.168.0.3:8285");
-        if let Ok(address) = text.parse() {
-            return Ok(Self { address, port: None });
+        if let Ok(address) = format!("{text}:0").parse()
+            && (text.ends_with(']') || !text.contains(':'))
+        {
+            return Ok(Self { address, has_port: false });
         }
-        let socket: SocketAddrV4 = text.parse().map_err(|_| bad())?;
-        Ok(Self { address: *socket.ip(), port: Some(socket.port()) })
+        match text.parse() {
+            Ok(address) => Ok(Self { address, has_port: true }),
+            Err(_) if text.parse::<std::net::Ipv6Addr>().is_ok() => {
+                Err(format!("put the IPv6 address in brackets, [{text}], to tell it from a port"))
+            }
+            Err(_) => Err(format!("{text:?} is no ADDR[:PORT], like 10.168.0.3 or [fd00:168::3]:8285")),
+        }
     }
 }
 
-pub(crate) fn parse_subnet(text: &str) -> Result<Ipv4Net, String> {
-    text.parse().map_err(|_| format!("{text:?} is no subnet, like 100.96.2.0/24"))
+pub(crate) fn parse_subnet(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_| format!("{text:?} is no subnet, like 100.96.2.0/24 or fd00:96:2::/64"))
 }
 
-fn listen_address(text: &str) -> Result<SocketAddrV4, String> {
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let listen = text.parse::<NextHopArg>()?.or_port(DEFAULT_PORT);
     if listen.port() == 0 {
         return Err("port 0 would be a different one at every start; peers need a fixed one, flannel's is 8285".into());

@@ -1,6 +1,7 @@
 //! Findings about this host. `--check` prints them and exits, and a tunnel prints them once at its start.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use loden::Host;
@@ -50,7 +51,11 @@ fn sentences(findings: &[Finding]) -> impl Iterator<Item = String> {
 
 fn config(args: &Args, host: &Host) -> PreflightConfig {
     // The MTU that the tunnel will set, not the current MTU of the device.
-    let mtu = args.mtu.or_else(|| interface_to(host.underlay().ip(), args.peers()).ok()?.tun_mtu().ok());
+    let of = |underlay: &SocketAddr| {
+        let peers = args.peers().into_iter().filter(|peer| peer.is_ipv4() == underlay.is_ipv4());
+        interface_to(underlay.ip(), peers).ok()?.tun_mtu().ok()
+    };
+    let mtu = args.mtu.or_else(|| host.underlays().iter().filter_map(of).min());
     let mut config = PreflightConfig::new(host, &args.tun).with_peers(args.peers());
     (config.mtu, config.bridge) = (mtu, args.bridge.clone());
     config

@@ -15,7 +15,8 @@ pub(crate) struct Links {
     monitor: LinkMonitor,
     link: Link,
     tun_mtu: u32,
-    underlay: Underlay,
+    /// One for each listen address.
+    underlays: Vec<Underlay>,
     /// The counters of a persistent device before the start.
     stats_before: LinkStats,
 }
@@ -24,48 +25,53 @@ pub(crate) struct Links {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limit {
     pub(crate) tun_mtu: u32,
+    /// The smaller one of two underlays.
     pub(crate) underlay_mtu: u32,
-    /// The longest packet in bytes: the smaller of the TUN's MTU and the underlay's MTU less headers.
+    /// The longest packet in bytes: the smaller of the TUN's MTU and an underlay's MTU less headers.
     pub(crate) packet: Mtu,
 }
 
 impl Limit {
     /// # Errors
     /// One of them is too small for any packet.
-    pub(crate) fn new(tun_mtu: u32, underlay: &Underlay) -> Result<Self, MtuError> {
-        let packet = Mtu::new(tun_mtu)?.min(underlay.tun_mtu()?);
-        Ok(Self { tun_mtu, underlay_mtu: underlay.mtu(), packet })
+    pub(crate) fn new(tun_mtu: u32, underlays: &[Underlay]) -> Result<Self, MtuError> {
+        let packet = Mtu::new(tun_mtu)?.min(Underlay::narrowest(underlays)?);
+        let underlay_mtu = underlays.iter().map(Underlay::mtu).min().unwrap_or_default();
+        Ok(Self { tun_mtu, underlay_mtu, packet })
     }
 }
 
 impl Links {
     /// Configures the TUN device, and begins to watch it.
-    pub(crate) fn configure(name: &str, config: &LinkConfig, underlay: Underlay) -> Result<Self, Error> {
+    pub(crate) fn configure(name: &str, config: &LinkConfig, underlays: Vec<Underlay>) -> Result<Self, Error> {
         let monitor = LinkMonitor::open(name)?;
         let mut link = Link::configure_with(name, config)?;
         let stats_before = link.stats()?;
         let tun_mtu = link.mtu().into();
-        Ok(Self { monitor, link, tun_mtu, underlay, stats_before })
+        Ok(Self { monitor, link, tun_mtu, underlays, stats_before })
     }
 
     pub(crate) fn limit(&self) -> Result<Limit, MtuError> {
-        Limit::new(self.tun_mtu, &self.underlay)
+        Limit::new(self.tun_mtu, &self.underlays)
     }
 
     /// Returns the file descriptors that are readable after an event of a link.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        core::iter::once(self.monitor.as_fd()).chain(self.underlay.fd())
+        core::iter::once(self.monitor.as_fd()).chain(self.underlays.iter().filter_map(Underlay::fd))
     }
 
     /// Returns the latest time for the next `take_events`.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.underlay.retry_at()
+        self.underlays.iter().filter_map(Underlay::retry_at).min()
     }
 
     /// Handles events of the links. Returns whether the longest packet may have changed.
     pub(crate) fn take_events(&mut self) -> Result<bool, Error> {
-        let of_underlay = self.underlay.take_events()?;
-        Ok(self.take_events_of_tun()? || of_underlay)
+        let mut changed = false;
+        for underlay in &mut self.underlays {
+            changed |= underlay.take_events()?;
+        }
+        Ok(self.take_events_of_tun()? || changed)
     }
 
     /// Returns the packets that the device dropped before the tunnel could count them; none once it is gone.
@@ -98,6 +104,7 @@ impl Links {
                 }
                 LinkEvent::AddressRemoved(_) | LinkEvent::RouteRemoved(_) | LinkEvent::Up => restore = true,
                 LinkEvent::MtuChanged(mtu) => {
+                    let mtu = mtu.into();
                     changed |= mtu != self.tun_mtu;
                     self.tun_mtu = mtu;
                 }

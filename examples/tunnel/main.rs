@@ -18,7 +18,6 @@ mod routes_file;
 mod routing;
 mod underlay;
 
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -109,11 +108,10 @@ impl Tunnel {
         if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
             let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
         }
-        let listen = SocketAddr::V4(args.listen);
-        let underlay = Underlay::watch(listen.ip(), args.peers())?;
-        let mtu = args.mtu.map_or_else(|| underlay.tun_mtu(), Ok)?;
         let host = args.host()?;
-        let forwarder = Forwarder::new(args.config(&host, Some(Limit::new(mtu.into(), &underlay)?.packet)))?;
+        let underlays = Underlay::watch_all(&host, &args.peers())?;
+        let mtu = args.mtu.map_or_else(|| Underlay::narrowest(&underlays), Ok)?;
+        let forwarder = Forwarder::new(args.config(&host, Some(Limit::new(mtu.into(), &underlays)?.packet)))?;
         let routing = Routing::start(Routes::of(args)?)?;
         // A signal must not wait for a long file.
         while !routing.has_read(Duration::from_millis(20))? {
@@ -126,15 +124,21 @@ impl Tunnel {
         let control = args.control.as_deref().map(Control::open).transpose()?;
         let queues = NonZeroUsize::new(args.queues.into()).unwrap_or(NonZeroUsize::MIN);
         // Before the sockets: with several, each would take a share of the datagrams of a tunnel that runs already.
-        let config = TunConfig { name: args.tun.clone(), offload: args.tun_offload() };
+        let config = TunConfig::new(args.tun.clone()).with_offload(args.tun_offload());
         let tuns = Tun::open_queues(&config, queues)?;
-        let config = UdpConfig { offload: args.udp_offload(), flow_ports: args.source_ports, ..UdpConfig::default() };
-        let sockets = UdpTransport::bind_queues(listen, &config, queues)?;
+        let config = UdpConfig::default().with_offload(args.udp_offload()).with_flow_ports(args.source_ports);
+        let mut sockets = host.underlays().iter().map(|listen| UdpTransport::bind_queues(*listen, &config, queues));
+        let first = sockets.next().ok_or("there is no socket")??;
+        let second = sockets.next().transpose()?;
         let name = tuns[0].name().to_owned();
-        let offloads = offloads(&tuns[0], &sockets[0]);
-        let links = Links::configure(&name, &LinkConfig::new(&host).with_mtu(mtu), underlay)?;
+        let offloads = offloads(&tuns[0], &first[0]);
+        let links = Links::configure(&name, &LinkConfig::new(&host).with_mtu(mtu), underlays)?;
         let report = Report::new(args.stats);
-        let mut workers = Worker::group(tuns.into_iter().zip(sockets), &forwarder, &routing.reader());
+        let mut workers = Worker::group(tuns.into_iter().zip(first), &forwarder, &routing.reader());
+        if let Some(second) = second {
+            workers =
+                workers.into_iter().zip(second).map(|(worker, udp)| worker.with_udp(udp)).collect::<Result<_, _>>()?;
+        }
         if args.no_offload {
             workers = workers.into_iter().map(Worker::unbatched).collect();
         }
@@ -146,7 +150,7 @@ impl Tunnel {
         });
         say_notices(&handle);
         let running = Some(Running::start(workers)?);
-        report.ready(&name, listen, mtu.into(), &offloads);
+        report.ready(&name, host.underlays(), mtu.into(), &offloads);
         Ok(Some(Self { signals, workers: handle, running, news, links, routing, control, report }))
     }
 

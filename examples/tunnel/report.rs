@@ -50,9 +50,15 @@ impl Report {
         true
     }
 
-    pub(crate) fn ready(&self, tun: &str, listen: SocketAddr, mtu: u32, offloads: &[&str]) {
-        let listen = listen.to_string();
-        print(&json!({ "event": "ready", "tun": tun, "listen": listen, "mtu": mtu, "offload": offloads }));
+    /// Prints that the tunnel runs. With two listen addresses the IPv6 one has a field of its own.
+    pub(crate) fn ready(&self, tun: &str, listen: &[SocketAddr], mtu: u32, offloads: &[&str]) {
+        let mut texts = listen.iter().map(SocketAddr::to_string);
+        let (first, second) = (texts.next(), texts.next());
+        let mut line = json!({ "event": "ready", "tun": tun, "listen": first, "mtu": mtu, "offload": offloads });
+        if let (Some(second), Some(fields)) = (second, line.as_object_mut()) {
+            fields.insert("listen_v6".into(), second.into());
+        }
+        print(&line);
     }
 
     /// Prints the longest packet, if it changed.

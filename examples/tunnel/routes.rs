@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use loden::Host;
 use loden::route::{Route, RouteChange, RoutePublisher, RouteReader};
 
 use crate::args::{Args, NextHopArg, RouteArg, parse_subnet};
@@ -15,7 +16,7 @@ pub(crate) struct Routes {
     publisher: RoutePublisher,
     origins: HashMap<IpNet, Origin>,
     file: Option<PathBuf>,
-    port: u16,
+    host: Host,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,9 +37,10 @@ impl Routes {
     pub(crate) fn of(args: &Args) -> Result<Self, String> {
         let (host, file) = (args.host().map_err(|error| error.to_string())?, args.routes_file.clone());
         let publisher = RoutePublisher::for_host(&host);
-        let mut routes = Self { publisher, origins: HashMap::new(), file, port: host.underlay().port() };
+        let mut routes = Self { publisher, origins: HashMap::new(), file, host };
         for RouteArg { subnet, next_hop } in &args.route {
-            let route = Route::new(subnet.trunc(), next_hop.or_port(routes.port));
+            let next_hop = next_hop.or_port_of(&routes.host).map_err(|error| format!("--route {subnet}: {error}"))?;
+            let route = Route::new(subnet.trunc(), next_hop);
             let applied = routes.publisher.apply([RouteChange::Set(route)]);
             if let Some(refused) = applied.refused.first() {
                 return Err(format!("--{refused}"));
@@ -156,7 +158,7 @@ impl Routes {
         let (Some(subnet), Some(next_hop), None) = (words.next(), words.next(), words.next()) else {
             return Err(format!("{line:?} is not SUBNET ADDR[:PORT]"));
         };
-        let next_hop = next_hop.parse::<NextHopArg>()?.or_port(self.port);
+        let next_hop = next_hop.parse::<NextHopArg>()?.or_port_of(&self.host)?;
         let route = Route::new(parse_subnet(subnet)?.trunc(), next_hop);
         match self.origins.get(&route.subnet) {
             Some(Origin::CommandLine) => Err(format!("the route of {subnet} was given on the command line and stays")),

@@ -1,11 +1,11 @@
 //! The interface that carries the tunnel's datagrams. It may be removed and added again while the tunnel runs.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use loden::sys::link::{self, LinkEvent, LinkMonitor, interface_to};
-use loden::{Mtu, MtuError};
+use loden::{Host, Mtu, MtuError};
 
 use crate::Error;
 use crate::report::say;
@@ -32,6 +32,21 @@ enum Watch {
 }
 
 impl Underlay {
+    /// Begins to watch the interface of each listen address.
+    pub(crate) fn watch_all(host: &Host, peers: &[IpAddr]) -> Result<Vec<Self>, Error> {
+        let listens = host.underlays().iter().map(SocketAddr::ip);
+        let watch = |listen: IpAddr| {
+            let peers = peers.iter().copied().filter(|peer| peer.is_ipv4() == listen.is_ipv4());
+            Self::watch(listen, peers.collect())
+        };
+        listens.map(watch).collect()
+    }
+
+    /// Returns the longest inner packet that all of them carry.
+    pub(crate) fn narrowest(underlays: &[Self]) -> Result<Mtu, MtuError> {
+        underlays.iter().try_fold(Mtu::MAX, |least, underlay| Ok(least.min(underlay.tun_mtu()?)))
+    }
+
     /// Begins to watch the interface that carries datagrams from `listen` to the peers.
     pub(crate) fn watch(listen: IpAddr, peers: Vec<IpAddr>) -> Result<Self, Error> {
         let ask = || interface_to(listen, peers.iter().copied());
@@ -83,7 +98,7 @@ impl Underlay {
                 LinkEvent::MtuChanged(now) => {
                     changed = true;
                     // The route to the peers may have a smaller MTU of its own.
-                    *mtu = interface_to(*address, self.peers.iter().copied()).map_or(now, |found| found.mtu);
+                    *mtu = interface_to(*address, self.peers.iter().copied()).map_or(now.into(), |found| found.mtu);
                 }
                 LinkEvent::Down => say(CAUSE, format_args!("{name} is down: nothing leaves or arrives until it is up")),
                 // Also reported after missed events, which may have changed the MTU.

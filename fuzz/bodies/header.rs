@@ -1,7 +1,8 @@
 //! The header view against two other parsers: its errors, and the values of its accessors.
 
 use etherparse::Ipv4HeaderSlice;
-use loden::wire::ipv4::{HeaderError, Ipv4Packet, Ipv4PacketMut};
+use loden::wire::HeaderError;
+use loden::wire::ipv4::{Ipv4Packet, Ipv4PacketMut};
 
 use support::model::option_kinds;
 use support::packet::{ones_sum, with_ttl};
@@ -50,19 +51,18 @@ pub fn run(bytes: &[u8]) {
 fn first_error(bytes: &[u8]) -> Option<HeaderError> {
     let have = bytes.len();
     if have < 20 {
-        return Some(HeaderError::TooShort { have });
+        return Some(HeaderError::TooShort { have, need: 20 });
     }
     let (version, words) = (bytes[0] / 16, bytes[0] % 16);
     let header = usize::from(words) * 4;
     let total = u16::from_be_bytes([bytes[2], bytes[3]]);
     let sum = ones_sum(&bytes[..header.min(have)]);
     let errors = [
-        (version == 6, HeaderError::Ipv6),
-        (version != 4, HeaderError::BadVersion { version }),
+        (version != 4, HeaderError::BadVersion { version, expected: "4" }),
         (words < 5, HeaderError::BadHeaderLength { words }),
         (header > have, HeaderError::HeaderTruncated { header, have }),
         (usize::from(total) < header, HeaderError::BadTotalLength { total, header }),
-        (usize::from(total) > have, HeaderError::Truncated { total, have }),
+        (usize::from(total) > have, HeaderError::Truncated { total: total.into(), have }),
         (sum != 0xffff, HeaderError::BadChecksum { sum }),
     ];
     if let Some((_, error)) = errors.iter().find(|(fails, _)| *fails) {

@@ -2,12 +2,12 @@
 //!
 //! Byte 0 has switches. Each report then has the time before it in steps of ten seconds, its length and its bytes.
 
-use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
 use std::collections::HashMap;
 
 use loden::forward::{IcmpOutcome, PathMode, PathMtus, SourcePort};
-use loden::wire::DatagramTooBig;
+use loden::wire::{DatagramTooBig, QuotedHeader};
 
 use support::host::{Host, config, host_a, host_b, own, routes};
 use support::packet::{ICMP, UDP, ones_sum, repair_checksum};
@@ -77,11 +77,17 @@ fn naive(packet: &[u8]) -> Option<DatagramTooBig> {
     }
     let at = |address: usize, port: usize| {
         let address: [u8; 4] = quote[address..address + 4].try_into().unwrap();
-        SocketAddrV4::new(Ipv4Addr::from(address), u16::from_be_bytes([quote[port], quote[port + 1]]))
+        SocketAddr::from((Ipv4Addr::from(address), u16::from_be_bytes([quote[port], quote[port + 1]])))
     };
     let mtu = u16::from_be_bytes([message[6], message[7]]);
     let len = u16::from_be_bytes([quote[2], quote[3]]);
-    let inner = quote.get(ports + 8..ports + 28).map(|header| header.try_into().unwrap());
+    let payload = &quote[ports + 8..];
+    let is_ipv6 = payload.first().is_some_and(|byte| byte >> 4 == 6);
+    let inner = match (is_ipv6, payload.len()) {
+        (true, 40..) => Some(QuotedHeader::Ipv6(payload[..40].try_into().unwrap())),
+        (false, 20..) => Some(QuotedHeader::Ipv4(payload[..20].try_into().unwrap())),
+        _ => None,
+    };
     Some(DatagramTooBig { mtu, source: at(12, ports), destination: at(16, ports + 2), len, inner })
 }
 
@@ -101,14 +107,17 @@ fn in_force(known: &Known, peer: IpAddr, now: u64) -> Option<Path> {
 
 /// Returns the outcome of a report by the sentences of R54, in bytes of outer packet.
 fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -> IcmpOutcome {
-    let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
+    let (source, destination) = (report.source, report.destination);
     let any_port = host.config().source_port == SourcePort::ByFlow;
     let from_us = source.ip() == own().ip() && (source.port() == own().port() || any_port);
     if !from_us || ![host_a(), host_b()].contains(&destination) {
         return IcmpOutcome::Foreign;
     }
     // The quoted outer header may be that of a GSO batch.
-    let of_inner = report.inner.map(|header| usize::from(u16::from_be_bytes([header[2], header[3]])) + 28);
+    let of_inner = report.inner.map(|inner| match inner {
+        QuotedHeader::Ipv4(header) => usize::from(u16::from_be_bytes([header[2], header[3]])) + 28,
+        QuotedHeader::Ipv6(header) => usize::from(u16::from_be_bytes([header[4], header[5]])) + 40 + 28,
+    });
     let len = of_inner.map_or(report.len, |len| len.min(report.len.into()) as u16);
     let mtu = match report.mtu {
         0 => [1492, 1006, 508, 296, 68, 0].into_iter().find(|mtu| *mtu < len).unwrap_or(0),
@@ -119,7 +128,9 @@ fn expected(report: &DatagramTooBig, host: &Host, known: &mut Known, now: u64) -
     }
     let floor = match report.inner {
         None => 1280,
-        Some(header) => {
+        // There is no IPv6 route.
+        Some(QuotedHeader::Ipv6(_)) => return IcmpOutcome::Foreign,
+        Some(QuotedHeader::Ipv4(header)) => {
             let route = host.naive_route(support::packet::address_at(&header, 16));
             if header[0] >> 4 != 4 || header[0] & 15 < 5 || route.is_none_or(|route| route.next_hop != destination) {
                 return IcmpOutcome::Foreign;

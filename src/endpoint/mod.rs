@@ -16,11 +16,10 @@ use crate::forward::{
 };
 use crate::forward::{DatagramMeta, DirectionCounters};
 use crate::host::Mtu;
-use crate::offload::{OffloadAction, OffloadError, VnetHeader};
+use crate::offload::{OffloadAction, VnetHeader};
 use crate::route::RouteTable;
 use crate::transmit::{BATCH_BYTES_MAX, Transmit, Way};
-use crate::wire::DatagramTooBig;
-use crate::wire::icmpv4::ERROR_MAX;
+use crate::wire::{DatagramTooBig, ICMP_ERROR_MAX};
 
 /// Peers for which send errors are counted separately. Later peers have only the sum.
 const PEERS_COUNTED: usize = 1024;
@@ -43,7 +42,7 @@ pub struct Endpoint {
     paths: PathMtus,
     counters: Counters,
     send_errors: SendErrors,
-    message: [u8; ERROR_MAX],
+    message: [u8; ICMP_ERROR_MAX],
     scratch: datagrams::Scratch,
 }
 
@@ -110,7 +109,7 @@ impl Endpoint {
             paths: PathMtus::default(),
             counters: Counters::default(),
             send_errors: SendErrors::default(),
-            message: [0; ERROR_MAX],
+            message: [0; ICMP_ERROR_MAX],
             scratch: datagrams::Scratch::default(),
         }
     }
@@ -199,8 +198,6 @@ impl Endpoint {
                 None
             }
             Ok(OffloadAction::Segment(gso)) => Some(gso),
-            // The forwarder drops it for that.
-            Err(OffloadError::Ipv6) => None,
             Err(_) => {
                 counters.encap.discard(DropReason::BadOffload);
                 return Outbound::Drop(DropReason::BadOffload);
@@ -356,7 +353,7 @@ const LONGEST: u16 = BATCH_BYTES_MAX as u16;
 fn answer<'e>(
     limiter: &mut Box<dyn AllowIcmp>,
     counters: &mut Counters,
-    message: &'e mut [u8; ERROR_MAX],
+    message: &'e mut [u8; ICMP_ERROR_MAX],
     reject: &Reject<'_>,
     direction: Direction,
     now: Duration,

@@ -70,15 +70,22 @@ fn an_action_that_failed_moves_its_packet_to_another_counter() {
     assert_eq!(endpoint.send_errors().collect::<Vec<_>>(), [(peer().ip(), 1)]);
 }
 
-/// An IPv6 GSO packet is dropped for being IPv6, and not for its offload.
+/// A host without an IPv6 subnet drops an IPv6 GSO packet for being IPv6, and not for its offload.
 #[test]
 fn an_ipv6_gso_packet_is_not_carried() {
     let (mut endpoint, routes) = endpoint();
-    let mut bytes = packet(OUT[0], OUT[1], 100);
-    bytes[0] = 0x60;
-    let header =
-        VnetHeader { flags: vnet_flag::NEEDS_CSUM, gso_type: vnet_gso::TCPV6, gso_size: 50, ..VnetHeader::default() };
-    assert_eq!(header.inspect(&bytes), Err(OffloadError::Ipv6));
+    let mut bytes = Vec::new();
+    let builder = PacketBuilder::ipv6([0xfd; 16], [0xfc; 16], 64).tcp(4000, 53, 1, 1000);
+    builder.write(&mut bytes, &[7; 100]).unwrap();
+    let header = VnetHeader {
+        flags: vnet_flag::NEEDS_CSUM,
+        gso_type: vnet_gso::TCPV6,
+        gso_size: 50,
+        csum_start: 40,
+        csum_offset: 16,
+        ..VnetHeader::default()
+    };
+    assert!(matches!(header.inspect(&bytes), Ok(OffloadAction::Segment(gso)) if gso.segments() == 2));
     let outcome = endpoint.handle_outbound(&mut bytes, &header, &routes, NOW);
     assert!(matches!(outcome, Outbound::Drop(DropReason::Ipv6NotCarried)), "{outcome:?}");
 }

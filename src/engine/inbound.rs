@@ -15,8 +15,8 @@ use crate::transmit::Transmit;
 /// Bytes of the longest packet.
 const PACKET_MAX: usize = 65_535;
 
-/// Refusals of GSO packets in a row, with their segments accepted, after which GSO packets of this protocol are
-/// disabled for a while. Some kernels never accept them.
+/// Refusals of GSO packets in a row, with their segments accepted, after which GSO packets of this protocol and family
+/// are disabled for a while. Some kernels never accept them.
 const REFUSALS: u32 = 8;
 
 /// The first time for which they are disabled. It doubles each time, up to an hour.
@@ -38,8 +38,10 @@ pub(super) struct Writer {
 /// GSO packets that were refused in a row.
 #[derive(Clone, Copy, Debug)]
 struct Refusals {
-    tcp: u32,
-    udp: u32,
+    tcp4: u32,
+    tcp6: u32,
+    udp4: u32,
+    udp6: u32,
     /// The time for which they are disabled after the next refusals.
     wait: Duration,
     retry_at: Option<Duration>,
@@ -97,10 +99,9 @@ impl Engine {
         let Writer { coalescer: Some(coalescer), scratch, refusals, .. } = writer else { return };
         let mut out = Out { endpoint, sink, scratch, refusals };
         coalescer.flush(&mut |packets| out.write(&packets));
-        let what = coalescer.what();
-        if what.tcp && refusals.tcp >= REFUSALS || what.udp && refusals.udp >= REFUSALS {
-            coalescer
-                .set(Coalesce { tcp: what.tcp && refusals.tcp < REFUSALS, udp: what.udp && refusals.udp < REFUSALS });
+        let (what, accepted) = (coalescer.what(), refusals.accepted(coalescer.what()));
+        if what != accepted {
+            coalescer.set(accepted);
             if refusals.again_since.is_some_and(|since| now.saturating_sub(since) >= LONGEST_WAIT) {
                 refusals.wait = FIRST_WAIT;
             }
@@ -112,22 +113,41 @@ impl Engine {
 
 impl Writer {
     pub(super) fn new(coalescer: Option<Coalescer>, granted: Coalesce) -> Self {
-        let refusals = Refusals { tcp: 0, udp: 0, wait: FIRST_WAIT, retry_at: None, again_since: None };
+        let refusals =
+            Refusals { tcp4: 0, tcp6: 0, udp4: 0, udp6: 0, wait: FIRST_WAIT, retry_at: None, again_since: None };
         Self { coalescer, granted, scratch: vec![0; PACKET_MAX].into_boxed_slice(), refusals }
     }
 }
 
 impl Refusals {
-    fn of(&mut self, header: &VnetHeader) -> &mut u32 {
-        if header.gso_type == vnet_gso::UDP_L4 { &mut self.udp } else { &mut self.tcp }
+    fn of(&mut self, packets: &Coalesced<'_>) -> &mut u32 {
+        let is_udp = packets.header.gso_type == vnet_gso::UDP_L4;
+        let is_v6 = packets.packet.first().is_some_and(|first| first >> 4 == 6);
+        match (is_udp, is_v6) {
+            (false, false) => &mut self.tcp4,
+            (false, true) => &mut self.tcp6,
+            (true, false) => &mut self.udp4,
+            (true, true) => &mut self.udp6,
+        }
+    }
+
+    /// Returns `what` without the packets that were refused too often.
+    fn accepted(&self, what: Coalesce) -> Coalesce {
+        Coalesce {
+            tcp4: what.tcp4 && self.tcp4 < REFUSALS,
+            tcp6: what.tcp6 && self.tcp6 < REFUSALS,
+            udp4: what.udp4 && self.udp4 < REFUSALS,
+            udp6: what.udp6 && self.udp6 < REFUSALS,
+        }
     }
 
     /// Enables GSO packets again. One further refusal disables them.
     #[cold]
     fn try_again(&mut self, now: Duration) {
-        let left = |refused: u32| refused.min(REFUSALS - 1);
-        (self.tcp, self.udp, self.retry_at) = (left(self.tcp), left(self.udp), None);
-        self.again_since = Some(now);
+        for refused in [&mut self.tcp4, &mut self.tcp6, &mut self.udp4, &mut self.udp6] {
+            *refused = (*refused).min(REFUSALS - 1);
+        }
+        (self.retry_at, self.again_since) = (None, Some(now));
     }
 }
 
@@ -158,7 +178,7 @@ impl<S: Sink> Out<'_, S> {
         }
         match self.sink.write(&header, packet) {
             Ok(()) => {
-                *self.refusals.of(&header) = 0;
+                *self.refusals.of(packets) = 0;
                 self.endpoint.counters_mut().stats.coalesced += count as u64;
             }
             Err(WriteFailure::Rejected) => self.write_segments(packets),
@@ -183,7 +203,7 @@ impl<S: Sink> Out<'_, S> {
                 Err(failure) => self.endpoint.handle_write_error(failure.drop_reason(), 1),
             }
         }
-        *self.refusals.of(&packets.header) += u32::from(accepted);
+        *self.refusals.of(packets) += u32::from(accepted);
     }
 
     #[inline]

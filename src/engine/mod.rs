@@ -111,7 +111,7 @@ impl Engine {
     /// Returns an engine whose TUN accepts GSO packets of these kinds.
     #[must_use]
     pub fn new(endpoint: Endpoint, limits: QueueLimits, coalesce: Coalesce) -> Self {
-        let coalescer = (coalesce.tcp || coalesce.udp).then(|| Coalescer::new(coalesce));
+        let coalescer = (coalesce != Coalesce::NONE).then(|| Coalescer::new(coalesce));
         let writer = Writer::new(coalescer, coalesce);
         Self { endpoint, queue: SendQueue::new(limits), collected: 0, batched: true, writer }
     }

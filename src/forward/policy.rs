@@ -1,13 +1,10 @@
-//! The settings of a forwarder, and the addresses that no packet may have.
+//! The settings of a forwarder.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
-
-use super::DropReason;
-use crate::host::{Host, Mtu, special};
+use super::addresses::is_no_host_v6;
+use crate::host::{Host, IPV6_MTU_MIN, Mtu, special};
 use crate::wire::icmpv4::is_single_host;
-use crate::wire::ipv4::Ipv4Header;
 
 /// The settings of a forwarder: the identity of its host, and its rules.
 ///
@@ -29,8 +26,12 @@ use crate::wire::ipv4::Ipv4Header;
 pub struct ForwarderConfig {
     /// The identity of the host.
     pub host: Host,
-    /// The longest inner packet that the underlay carries: the interface's MTU less the overhead. Default 1472 bytes.
+    /// The longest inner packet that the underlay carries to IPv4 peers: the interface's MTU less 28 bytes. Default 1472
+    /// bytes.
     pub mtu: Mtu,
+    /// The longest inner packet that the underlay carries to IPv6 peers: the interface's MTU less 48 bytes. Default 1452
+    /// bytes.
+    pub mtu_over_ipv6: Mtu,
     /// The ends of the tunnel that decrement the TTL.
     pub ttl: TtlPolicy,
     /// Check of a datagram's sender.
@@ -39,11 +40,13 @@ pub struct ForwarderConfig {
     pub source_check: SourceCheck,
     /// Permission of packets from peers to other subnets than the own one.
     pub transit: Transit,
-    /// Treatment of packets with a source route option.
+    /// Treatment of packets with a source route option or a routing header of type 0.
     pub source_routes: SourceRoutes,
-    /// The source address of the ICMP errors to the own TUN device.
+    /// The source address of the ICMPv4 errors to the own TUN device.
     pub icmp_source: IcmpSource,
-    /// The TTL of ICMP errors, in hops. Default 64.
+    /// The source address of the ICMPv6 errors to the own TUN device.
+    pub icmpv6_source: Icmpv6Source,
+    /// The TTL or hop limit of ICMP errors, in hops. Default 64.
     pub icmp_ttl: u8,
     /// The ECN field of outer packets.
     pub ecn_ingress: EcnIngress,
@@ -60,12 +63,14 @@ impl ForwarderConfig {
         Self {
             host: host.clone(),
             mtu: Mtu::DEFAULT,
+            mtu_over_ipv6: Mtu::DEFAULT_OVER_IPV6,
             ttl: TtlPolicy::BothEnds,
             peer_check: PeerCheck::Address,
             source_check: SourceCheck::Strict,
             transit: Transit::Refused,
             source_routes: SourceRoutes::Dropped,
             icmp_source: IcmpSource::OffenderDestination,
+            icmpv6_source: Icmpv6Source::TunAddress,
             icmp_ttl: 64,
             ecn_ingress: EcnIngress::Compatibility,
             ecn_egress: EcnEgress::Combined,
@@ -73,10 +78,16 @@ impl ForwarderConfig {
         }
     }
 
-    /// Sets the longest inner packet that the underlay carries.
+    /// Sets the longest inner packet that the underlay carries to any peer.
     #[must_use]
     pub fn with_mtu(self, mtu: Mtu) -> Self {
-        Self { mtu, ..self }
+        Self { mtu, mtu_over_ipv6: mtu, ..self }
+    }
+
+    /// Sets the longest inner packet that the underlay carries to IPv6 peers.
+    #[must_use]
+    pub fn with_mtu_over_ipv6(self, mtu_over_ipv6: Mtu) -> Self {
+        Self { mtu_over_ipv6, ..self }
     }
 
     /// Sets the ends of the tunnel that decrement the TTL.
@@ -109,13 +120,19 @@ impl ForwarderConfig {
         Self { source_routes, ..self }
     }
 
-    /// Sets the source address of the ICMP errors to the own TUN device.
+    /// Sets the source address of the ICMPv4 errors to the own TUN device.
     #[must_use]
     pub fn with_icmp_source(self, icmp_source: IcmpSource) -> Self {
         Self { icmp_source, ..self }
     }
 
-    /// Sets the TTL of ICMP errors, in hops.
+    /// Sets the source address of the ICMPv6 errors to the own TUN device.
+    #[must_use]
+    pub fn with_icmpv6_source(self, icmpv6_source: Icmpv6Source) -> Self {
+        Self { icmpv6_source, ..self }
+    }
+
+    /// Sets the TTL or hop limit of ICMP errors, in hops.
     #[must_use]
     pub fn with_icmp_ttl(self, icmp_ttl: u8) -> Self {
         Self { icmp_ttl, ..self }
@@ -146,11 +163,31 @@ impl ForwarderConfig {
         }
         if let IcmpSource::Fixed(address) = self.icmp_source
             && (!is_single_host(address) || address.is_link_local())
-            && !special::is_made_ordinary(address, self.host.network())
+            && !self.host.network_v4().is_some_and(|network| special::is_made_ordinary(address, network))
         {
-            return Err(ConfigError::IcmpSource { address });
+            return Err(ConfigError::IcmpSource { address: address.into() });
+        }
+        if let Icmpv6Source::Fixed(address) = self.icmpv6_source
+            && (is_no_host_v6(address) || address.is_multicast() || address.is_unicast_link_local())
+        {
+            return Err(ConfigError::IcmpSource { address: address.into() });
+        }
+        let mtu = self.shortest_mtu();
+        if self.host.network_v6().is_some() && mtu.get() < IPV6_MTU_MIN {
+            return Err(ConfigError::Ipv6Mtu { mtu });
         }
         Ok(())
+    }
+
+    /// Returns the MTU over the own underlay address that leaves the least room.
+    pub(super) fn shortest_mtu(&self) -> Mtu {
+        let mtus = self.host.underlays().iter().map(|underlay| self.mtu_to(underlay.ip()));
+        mtus.min().unwrap_or(self.mtu)
+    }
+
+    /// Returns the longest inner packet that the underlay carries to peers of this one's family.
+    pub(crate) fn mtu_to(&self, peer: IpAddr) -> Mtu {
+        if peer.is_ipv6() { self.mtu_over_ipv6 } else { self.mtu }
     }
 }
 
@@ -162,11 +199,17 @@ pub enum ConfigError {
     #[error("{address} cannot be the source of ICMP errors; name an address of one host that the pods have a route to")]
     IcmpSource {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// The ICMP errors would never arrive.
     #[error("the TTL of ICMP errors is 0; choose 1 or more, 64 is common")]
     IcmpTtl,
+    /// IPv6 needs paths of at least 1280 bytes (RFC 8200 section 5).
+    #[error("MTU {mtu} is below the IPv6 minimum of {IPV6_MTU_MIN}; choose {IPV6_MTU_MIN} or more, or carry IPv4 only")]
+    Ipv6Mtu {
+        /// The MTU.
+        mtu: Mtu,
+    },
 }
 
 /// The ends of the tunnel that decrement a packet's TTL.
@@ -229,18 +272,18 @@ pub enum Transit {
     Refused,
 }
 
-/// Treatment of packets with a loose or strict source route.
+/// Treatment of packets with a loose or strict source route, or an IPv6 routing header of type 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceRoutes {
-    /// They are dropped (RFC 7126 sections 4.3 and 4.4).
+    /// They are dropped (RFC 7126 sections 4.3 and 4.4, RFC 5095).
     #[default]
     Dropped,
     /// They are forwarded like packets with any other option: the option is neither followed nor changed.
     Forwarded,
 }
 
-/// The source address of the ICMP errors that are written to the own TUN device.
+/// The source address of the ICMPv4 errors that are written to the own TUN device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IcmpSource {
@@ -251,6 +294,17 @@ pub enum IcmpSource {
     /// This address. It must be routable from the pods. It must not be an address of this host unless the TUN device's
     /// `accept_local` is 1.
     Fixed(Ipv4Addr),
+}
+
+/// The source address of the ICMPv6 errors that are written to the own TUN device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Icmpv6Source {
+    /// This address, which the pods must be able to route to.
+    Fixed(Ipv6Addr),
+    /// The address of the own TUN device, [`Host::tun_address_v6`]. Linux accepts it for IPv6.
+    #[default]
+    TunAddress,
 }
 
 /// The ECN field of outer packets (RFC 6040 section 4.1).
@@ -285,50 +339,4 @@ pub enum SourcePort {
     /// The port that the socket is bound to.
     #[default]
     Fixed,
-}
-
-/// Checks the section on addresses in `docs/conformance.md`, the source first. These packets are dropped without an ICMP error.
-#[inline]
-pub(super) fn check_addresses(header: &Ipv4Header, network: &Ipv4Net) -> Result<(), DropReason> {
-    let (source, destination) = (header.source(), header.destination());
-    if is_ordinary(source) && is_ordinary(destination) { Ok(()) } else { check_special(source, destination, network) }
-}
-
-/// Checks addresses in special ranges. If the network is inside a special range, all packets come here (R71).
-#[cold]
-fn check_special(source: Ipv4Addr, destination: Ipv4Addr, network: &Ipv4Net) -> Result<(), DropReason> {
-    match source.octets() {
-        _ if special::is_made_ordinary(source, *network) => {}
-        [0 | 127 | 224..=255, ..] => return Err(DropReason::MartianSource),
-        [169, 254, ..] => return Err(DropReason::LinkLocal),
-        _ => {}
-    }
-    match destination.octets() {
-        _ if special::is_made_ordinary(destination, *network) => Ok(()),
-        [255, 255, 255, 255] => Err(DropReason::BroadcastDestination),
-        [0 | 127 | 240..=255, ..] => Err(DropReason::MartianDestination),
-        [224..=239, ..] => Err(DropReason::MulticastDestination),
-        [169, 254, ..] => Err(DropReason::LinkLocal),
-        _ => Ok(()),
-    }
-}
-
-/// Returns true if an address is certainly ordinary. 169/8 as a whole is checked further.
-#[inline]
-fn is_ordinary(address: Ipv4Addr) -> bool {
-    /// A bit for each first byte.
-    #[expect(clippy::indexing_slicing, reason = "worked out by the compiler")]
-    const SPECIAL: [u64; 4] = {
-        let mut special = [0; 4];
-        let mut first = 0;
-        while first < 256 {
-            if matches!(first, 0 | 127 | 169 | 224..) {
-                special[first / 64] |= 1 << (first % 64);
-            }
-            first += 1;
-        }
-        special
-    };
-    let first = address.octets()[0];
-    SPECIAL.get(usize::from(first >> 6)).is_some_and(|word| word >> (first & 63) & 1 == 0)
 }

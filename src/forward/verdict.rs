@@ -1,11 +1,12 @@
 //! The verdicts on packets, and the reasons of drops.
 
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 
 use super::Fragments;
 use crate::transmit::Transmit;
-use crate::wire::icmpv4::{ERROR_MAX, IcmpError};
-use crate::wire::ipv4::{HeaderError, Ipv4Packet};
+use crate::wire::icmpv4::IcmpError;
+use crate::wire::icmpv6::Icmpv6Error;
+use crate::wire::{HeaderError, ICMP_ERROR_MAX, IpPacket};
 
 /// The verdict on a packet that came out of the TUN.
 ///
@@ -38,7 +39,7 @@ pub enum Decap<'p> {
 /// A packet that is dropped for a reason that its sender should know. Its bytes are unchanged.
 #[derive(Debug)]
 pub struct Reject<'p> {
-    pub(super) offender: Ipv4Packet<'p>,
+    pub(super) offender: IpPacket<'p>,
     pub(super) reason: RejectReason,
     /// Source, TTL and destination of the ICMP error; `None` if the RFCs bar one.
     pub(super) answer: Option<Answer>,
@@ -46,7 +47,8 @@ pub struct Reject<'p> {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answer {
-    pub(super) source: Ipv4Addr,
+    /// Of the offender's family.
+    pub(super) source: IpAddr,
     pub(super) ttl: u8,
     pub(super) reply_to: ReplyTo,
 }
@@ -64,7 +66,7 @@ pub enum ReplyTo {
 impl<'p> Reject<'p> {
     /// Returns the packet, as it arrived.
     #[must_use]
-    pub fn offender(&self) -> &Ipv4Packet<'p> {
+    pub fn offender(&self) -> &IpPacket<'p> {
         &self.offender
     }
 
@@ -74,19 +76,28 @@ impl<'p> Reject<'p> {
         self.reason
     }
 
-    /// Returns the output for the ICMP error; `None` if RFC 1812 4.3.2.7 bars one. Ask the
+    /// Returns the output for the ICMP error; `None` if RFC 1812 4.3.2.7 or RFC 4443 2.4 bars one. Ask the
     /// [`IcmpLimiter`](super::IcmpLimiter) only if it is not `None`.
     #[must_use]
     pub fn reply_to(&self) -> Option<ReplyTo> {
         self.answer.map(|answer| answer.reply_to)
     }
 
-    /// Writes the ICMP error for the sender into `out` and returns the whole packet; `None` if RFC 1812
-    /// 4.3.2.7 bars one.
+    /// Writes the ICMP error for the sender into `out` and returns the whole packet; `None` if RFC 1812 4.3.2.7 or RFC
+    /// 4443 2.4 bars one.
     #[must_use]
-    pub fn icmp_error<'o>(&self, out: &'o mut [u8; ERROR_MAX]) -> Option<&'o [u8]> {
+    pub fn icmp_error<'o>(&self, out: &'o mut [u8; ICMP_ERROR_MAX]) -> Option<&'o [u8]> {
         let Answer { source, ttl, .. } = self.answer?;
-        Some(self.reason.icmp().write(&self.offender, source, ttl, out))
+        match (&self.offender, source) {
+            (IpPacket::V4(offender), IpAddr::V4(source)) => {
+                let out = out.first_chunk_mut()?;
+                Some(self.reason.icmpv4().write(offender, source, ttl, out))
+            }
+            (IpPacket::V6(offender), IpAddr::V6(source)) => {
+                Some(self.reason.icmpv6().write(offender, source, ttl, out))
+            }
+            (IpPacket::V4(_), IpAddr::V6(_)) | (IpPacket::V6(_), IpAddr::V4(_)) => None,
+        }
     }
 }
 
@@ -96,9 +107,9 @@ impl<'p> Reject<'p> {
 pub enum RejectReason {
     /// No route contains its destination.
     NetUnreachable,
-    /// Too long for the path, and DF is set.
+    /// Too long for the path, and DF is set or the packet is IPv6. The error for IPv6 is "packet too big".
     FragmentationNeeded {
-        /// The path MTU in bytes.
+        /// The path MTU in bytes. For IPv6 at least 1280.
         mtu: u16,
     },
     /// Its TTL would become 0 here.
@@ -106,11 +117,19 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
-    fn icmp(self) -> IcmpError {
+    fn icmpv4(self) -> IcmpError {
         match self {
             Self::NetUnreachable => IcmpError::NetUnreachable,
             Self::FragmentationNeeded { mtu } => IcmpError::FragmentationNeeded { mtu },
             Self::TimeExceeded => IcmpError::TimeExceeded,
+        }
+    }
+
+    fn icmpv6(self) -> Icmpv6Error {
+        match self {
+            Self::NetUnreachable => Icmpv6Error::NoRoute,
+            Self::FragmentationNeeded { mtu } => Icmpv6Error::PacketTooBig { mtu: mtu.into() },
+            Self::TimeExceeded => Icmpv6Error::TimeExceeded,
         }
     }
 }
@@ -153,11 +172,13 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// The datagram's sender is no known peer.
     UnknownPeer = "unknown_peer",
-    /// Fewer than 20 bytes.
+    /// Fewer bytes than the shortest header: 20, or 40 of IPv6.
     TooShort = "too_short",
     /// IP version neither 4 nor 6.
     BadVersion = "bad_version",
-    /// IPv6, which is not carried. The kernel itself sends some into every new TUN.
+    /// IPv4, and this host has no IPv4 subnet.
+    Ipv4NotCarried = "ipv4_not_carried",
+    /// IPv6, and this host has no IPv6 subnet. The kernel itself sends some into every new TUN.
     Ipv6NotCarried = "ipv6_not_carried",
     /// IHL below 5.
     BadHeaderLength = "bad_header_length",
@@ -171,15 +192,20 @@ drop_reasons! {
     BadChecksum = "bad_checksum",
     /// An option does not fit the header.
     BadOption = "bad_option",
-    /// A loose or strict source route.
+    /// An IPv6 packet with payload length 0 and hop-by-hop options, which announces more than 65,535 bytes (RFC 2675).
+    Jumbogram = "jumbogram",
+    /// A loose or strict source route, or a routing header of type 0 (RFC 5095).
     SourceRoute = "source_route",
-    /// A source that cannot be a host: 0/8, 127/8, 224/4, 240/4.
+    /// An IPv6 packet to a group, ff00::/8. This is ordinary: the kernel itself sends router solicitations and multicast
+    /// listener reports into every new TUN.
+    Ipv6Multicast = "ipv6_multicast",
+    /// A source that cannot be a host: 0/8, 127/8, 224/4, 240/4; ::, ::1, ff00::/8, ::ffff:0:0/96.
     MartianSource = "martian_source",
-    /// Source or destination in 169.254/16, which routers do not forward (RFC 3927 7).
+    /// Source or destination in 169.254/16 or fe80::/10, which routers do not forward (RFC 3927 7, RFC 4291 2.5.6).
     LinkLocal = "link_local",
     /// 255.255.255.255.
     BroadcastDestination = "broadcast_destination",
-    /// A destination in 0/8, 127/8 or 240/4.
+    /// A destination in 0/8, 127/8 or 240/4; ::, ::1 or in ::ffff:0:0/96.
     MartianDestination = "martian_destination",
     /// A destination in 224/4.
     MulticastDestination = "multicast_destination",
@@ -191,7 +217,7 @@ drop_reasons! {
     NoRoute = "no_route",
     /// A routing loop: its destination is the underlay address of its own next hop, or this host's own socket.
     Loop = "loop",
-    /// It arrived with TTL 0.
+    /// It arrived with TTL or hop limit 0.
     TtlZero = "ttl_zero",
     /// The underlay marked congestion, and the inner packet is not ECN-capable: only a drop signals it (RFC 6040 4.2).
     EcnNotCapable = "ecn_not_capable",
@@ -199,8 +225,11 @@ drop_reasons! {
     BadOffload = "bad_offload",
     /// Its TTL ran out here, and no ICMP error was sent.
     TimeExceeded = "time_exceeded",
-    /// Longer than the path MTU with DF set, and no ICMP error was sent.
+    /// Longer than the path MTU and either IPv6 or with DF set, and no ICMP error was sent.
     FragmentationNeeded = "fragmentation_needed",
+    /// An IPv6 packet of 1280 bytes or less on a path that carries less. IPv6 needs 1280 bytes (RFC 8200 5), so no ICMP
+    /// error would help.
+    BelowIpv6Minimum = "below_ipv6_minimum",
     /// Longer than the path MTU with DF clear, and it cannot be fragmented. The path has no room for its header and 8 bytes,
     /// or the packet is a fragment that ends past the longest possible packet.
     NotFragmented = "not_fragmented",
@@ -240,7 +269,6 @@ impl From<HeaderError> for DropReason {
     fn from(error: HeaderError) -> Self {
         match error {
             HeaderError::TooShort { .. } => Self::TooShort,
-            HeaderError::Ipv6 => Self::Ipv6NotCarried,
             HeaderError::BadVersion { .. } => Self::BadVersion,
             HeaderError::BadHeaderLength { .. } => Self::BadHeaderLength,
             HeaderError::HeaderTruncated { .. } => Self::HeaderTruncated,
@@ -248,6 +276,7 @@ impl From<HeaderError> for DropReason {
             HeaderError::Truncated { .. } => Self::Truncated,
             HeaderError::BadChecksum { .. } => Self::BadChecksum,
             HeaderError::BadOption { .. } => Self::BadOption,
+            HeaderError::Jumbogram { .. } => Self::Jumbogram,
         }
     }
 }

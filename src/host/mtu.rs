@@ -14,6 +14,8 @@ impl Mtu {
     pub const MAX: Self = Self(u16::MAX);
     /// The inner MTU over an Ethernet (RFC 894) with an IPv4 underlay, as in flannel: 1472 bytes.
     pub(crate) const DEFAULT: Self = Self(Overhead::IPV4.inner(1500));
+    /// The inner MTU over an Ethernet with an IPv6 underlay: 1452 bytes.
+    pub(crate) const DEFAULT_OVER_IPV6: Self = Self(Overhead::IPV6.inner(1500));
 
     /// Creates an MTU.
     ///
@@ -63,6 +65,9 @@ impl From<Mtu> for u32 {
         mtu.0.into()
     }
 }
+
+/// The smallest MTU of an IPv6 path, in bytes (RFC 8200 section 5).
+pub(crate) const IPV6_MTU_MIN: u16 = 1280;
 
 /// The bytes that the tunnel adds to each inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -18,7 +18,7 @@ use crate::route::{NextHop, Route, RouteChange};
 
 #[derive(Clone, Debug)]
 pub(super) struct Claims<K> {
-    own: IpNet,
+    own: Vec<IpNet>,
     /// The claimants of each subnet, in the order of their ids. Subnets without claimants are not stored.
     subnets: BTreeMap<IpNet, Claimants<K>>,
     /// The number of subnets of each length, for IPv4 and IPv6. With flannel's leases there is one length.
@@ -44,7 +44,7 @@ struct Claim<K> {
 }
 
 impl<K: Ord + Clone> Claims<K> {
-    pub(super) fn new(own: IpNet) -> Self {
+    pub(super) fn new(own: Vec<IpNet>) -> Self {
         Self {
             own,
             subnets: BTreeMap::new(),
@@ -214,7 +214,7 @@ impl<K: Ord + Clone> Claims<K> {
 
     /// Returns the subnets inside another one, including this host's own.
     fn inside(&self, outer: IpNet) -> Vec<IpNet> {
-        let own = (outer.contains(&self.own) && outer != self.own).then_some(self.own);
+        let own = self.own.iter().copied().filter(|own| outer.contains(own) && outer != *own);
         // A network's first address is the lowest inside it, and shorter prefixes sort before longer ones.
         let after = (Bound::Excluded(outer), Bound::Unbounded);
         let following = self.subnets.range(after).map(|(subnet, _)| *subnet);

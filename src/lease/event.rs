@@ -11,6 +11,7 @@ use crate::route::{Route, canonical};
 
 /// A subnet and the host that owns it for a limited time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Lease {
     /// The subnet. Host bits are ignored.
     pub subnet: IpNet,
@@ -27,6 +28,30 @@ impl Lease {
     #[must_use]
     pub fn new(subnet: impl Into<IpNet>, next_hop: impl Into<SocketAddr>) -> Self {
         Self { subnet: subnet.into(), next_hop: next_hop.into(), mtu: None, expires: None }
+    }
+
+    /// Sets the subnet.
+    #[must_use]
+    pub fn with_subnet(self, subnet: impl Into<IpNet>) -> Self {
+        Self { subnet: subnet.into(), ..self }
+    }
+
+    /// Sets the underlay address and port of the owner.
+    #[must_use]
+    pub fn with_next_hop(self, next_hop: impl Into<SocketAddr>) -> Self {
+        Self { next_hop: next_hop.into(), ..self }
+    }
+
+    /// Sets the MTU of the path to the owner; `None` for that of the overlay.
+    #[must_use]
+    pub fn with_mtu(self, mtu: impl Into<Option<Mtu>>) -> Self {
+        Self { mtu: mtu.into(), ..self }
+    }
+
+    /// Sets the time at which it ends; `None` if only its source ends it.
+    #[must_use]
+    pub fn with_expires(self, expires: impl Into<Option<Duration>>) -> Self {
+        Self { expires: expires.into(), ..self }
     }
 
     /// Returns the route of the lease.

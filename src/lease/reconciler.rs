@@ -57,22 +57,16 @@ impl<K: Ord + Clone> Reconciler<K> {
         Self::judging_by(Identity::new(host))
     }
 
-    /// Sets the address and port by which others reach this host, as in its own lease. The default is the bound address
-    /// and port ([`Host::underlay`]). NAT may translate these.
+    /// Sets the address and port of one IP family by which others reach this host, as in its own lease. The default is
+    /// the bound address and port ([`Host::underlays`]). NAT may translate these.
     #[must_use]
     pub fn with_public_address(self, address: SocketAddr) -> Self {
         Self { identity: self.identity.with_underlay(address), ..self }
     }
 
     pub(crate) fn judging_by(identity: Identity) -> Self {
-        Self {
-            identity,
-            now: Duration::ZERO,
-            sources: BTreeMap::new(),
-            claims: Claims::new(identity.subnet),
-            own: 0,
-            counters: Counters::default(),
-        }
+        let claims = Claims::new(identity.subnets.clone());
+        Self { identity, now: Duration::ZERO, sources: BTreeMap::new(), claims, own: 0, counters: Counters::default() }
     }
 
     /// Handles an event of a source at `now`. Leases that expire until then are removed too.
@@ -190,7 +184,7 @@ impl<K: Ord + Clone> Reconciler<K> {
         self.sources.get(&source).into_iter().flat_map(|source| source.leases())
     }
 
-    /// Returns true if a source has this host's own lease: its subnet with its address.
+    /// Returns true if a source has an own lease of this host: one of its subnets with its address.
     #[must_use]
     pub fn holds_own_lease(&self) -> bool {
         self.own > 0

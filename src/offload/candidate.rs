@@ -1,33 +1,54 @@
 //! Classification of packets for the coalescer, and the rules for a single packet of a batch.
 
+use core::marker::PhantomData;
+
 use super::coalesce::Coalesce;
-use crate::wire::ipv4::HEADER_LEN;
-use crate::wire::transport::{TCP_HEADER_LEN, TcpHeader, UDP_HEADER_LEN, UdpHeader, pseudo_header_sum, tcp_flag};
+use super::family::{Family, Version};
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::ipv6::{Ipv6Header, Ipv6Packet};
+use crate::wire::transport::{TCP_HEADER_LEN, TcpHeader, UDP_HEADER_LEN, UdpHeader, tcp_flag};
 use crate::wire::{checksum, protocol};
 
-/// Addresses (source first), ports and protocol, from the highest bits down.
+/// Addresses, ports, family and protocol, from the highest bits down. Of IPv6 addresses it has a digest, so that flows may
+/// share a key. Their packets are not joined, see [`Family::may_follow`].
 pub(super) type FlowKey = u128;
 
-/// Returns the part of a flow key that is known without ports.
-#[inline]
-pub(super) fn hosts_of(flow: FlowKey) -> FlowKey {
-    flow & !(0xffff_ffff << 32)
+/// The ports of a key.
+const PORTS: FlowKey = 0xffff_ffff << 32;
+/// The protocol of a key.
+const PROTOCOL: FlowKey = 0xff;
+/// The bit of IPv6 packets in a key.
+const V6: FlowKey = 1 << 8;
+
+/// The flows that a packet may belong to.
+#[derive(Clone, Copy)]
+pub(super) struct Hosts {
+    key: FlowKey,
+    /// The part of the key that is known.
+    known: FlowKey,
+}
+
+impl Hosts {
+    #[inline]
+    pub(super) fn have(&self, flow: FlowKey) -> bool {
+        flow & self.known == self.key
+    }
 }
 
 /// A packet's class for the coalescer.
-pub(super) enum Kind<'a> {
+pub(super) enum Kind<'a, H> {
     /// The packet may be in a batch.
-    Candidate(Candidate<'a>),
+    Candidate(Candidate<'a, H>),
     /// The packet belongs to a flow, but is never joined.
     Alone(FlowKey),
     /// The packet may belong to any flow between these hosts, so its order is kept with each of them.
-    BetweenHosts(FlowKey),
+    BetweenHosts(Hosts),
     /// The packet belongs to no flow that can have a batch.
     Stranger,
 }
 
-/// A packet that may be in a batch if its transport checksum is valid.
-pub(super) struct Candidate<'a> {
+/// A packet that may be in a batch if its transport checksum is valid. `H` is its family.
+pub(super) struct Candidate<'a, H> {
     pub(super) flow: FlowKey,
     pub(super) bytes: &'a [u8],
     /// Bytes of IP and transport header.
@@ -38,6 +59,7 @@ pub(super) struct Candidate<'a> {
     pub(super) sequence: u32,
     /// The control bits that may differ between packets, for TCP.
     pub(super) ends: u8,
+    family: PhantomData<H>,
 }
 
 /// The fields that are equal in all packets of a batch, because every segment gets a copy of the first packet's
@@ -45,6 +67,7 @@ pub(super) struct Candidate<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Alike {
     /// Type of service, TTL and DF. The kernel does not join packets in which they differ either (`inet_gro_receive`).
+    /// For IPv6 see [`Family::may_follow`].
     pub(super) hop: u32,
     acknowledgment: u32,
     /// Data offset, control bits other than [`ENDS`], and window.
@@ -59,10 +82,11 @@ const ENDS: u8 = tcp_flag::FIN | tcp_flag::PSH | tcp_flag::CWR;
 /// Version 4 and a header of five words.
 const PLAIN: u32 = 0x45;
 
-/// The DF bit, at the same position in [`Alike::hop`] as in the header.
+/// The DF bit, at the same position in [`Alike::hop`] as in the header. Set for IPv6, which has no identification either.
 pub(super) const DONT_FRAGMENT: u32 = 0x4000;
 
-impl<'a> Kind<'a> {
+impl<'a> Kind<'a, Ipv4Header> {
+    /// Returns the class of a packet. [`Kind::Stranger`] if it is not IPv4.
     #[inline]
     pub(super) fn of(bytes: &'a [u8], what: Coalesce) -> Self {
         let words = bytes.as_chunks().0;
@@ -70,8 +94,8 @@ impl<'a> Kind<'a> {
         let words @ [lengths, fragment, hop, source, destination] = words.map(u32::from_be_bytes);
         let number = (hop >> 16) as u8;
         let wanted = match number {
-            protocol::TCP => what.tcp,
-            protocol::UDP => what.udp,
+            protocol::TCP => what.tcp4,
+            protocol::UDP => what.udp4,
             _ => false,
         };
         if !wanted || lengths >> 28 != 4 {
@@ -86,14 +110,67 @@ impl<'a> Kind<'a> {
             && fragment & 0xffff & !DONT_FRAGMENT == 0
             && hop & 0xffff != 0xffff
             && checksum::sum_of_words(words) == 0xffff;
-        let Some(payload) = bytes.get(HEADER_LEN..).filter(|_| plain) else { return Self::BetweenHosts(hosts) };
+        if !plain {
+            return Self::between(hosts);
+        }
         // Type of service, TTL and DF.
         let hop = lengths << 8 & 0xff00_0000 | (hop >> 24) << 16 | fragment & DONT_FRAGMENT;
-        let identification = (fragment >> 16) as u16;
-        let candidate = if number == protocol::TCP {
-            let Ok(tcp) = TcpHeader::parse(payload) else { return Self::BetweenHosts(hosts) };
+        Self::of_transport(bytes, hosts, hop, (fragment >> 16) as u16)
+    }
+}
+
+impl<'a> Kind<'a, Ipv6Header> {
+    /// Returns the class of a packet. [`Kind::Stranger`] if it is not IPv6.
+    #[inline]
+    pub(super) fn of(bytes: &'a [u8], what: Coalesce) -> Self {
+        let words = bytes.as_chunks().0;
+        let Some(words) = words.first_chunk() else { return Self::Stranger };
+        let [fixed, addresses @ ..]: [u64; 5] = words.map(u64::from_be_bytes);
+        let number = (fixed >> 8) as u8;
+        let wanted = match number {
+            protocol::TCP => what.tcp6,
+            protocol::UDP => what.udp6,
+            _ => return Self::behind_extensions(bytes, addresses),
+        };
+        if !wanted || fixed >> 60 != 6 {
+            return Self::Stranger;
+        }
+        let hosts = FlowKey::from(digest(addresses)) << 64 | V6 | FlowKey::from(number);
+        let payload = bytes.len() - Ipv6Header::HEADER_LEN;
+        if usize::from((fixed >> 16) as u16) != payload {
+            return Self::between(hosts);
+        }
+        Self::of_transport(bytes, hosts, DONT_FRAGMENT, 0)
+    }
+
+    /// Extension headers are not joined. Those of a fragment hide its protocol.
+    #[cold]
+    fn behind_extensions(bytes: &[u8], addresses: [u64; 4]) -> Self {
+        let Ok(packet) = Ipv6Packet::parse(bytes) else { return Self::Stranger };
+        match packet.header().upper_layer() {
+            Some(upper) if usize::from(upper.offset) == Ipv6Header::HEADER_LEN => Self::Stranger,
+            _ => Self::BetweenHosts(Hosts {
+                key: FlowKey::from(digest(addresses)) << 64 | V6,
+                known: !(PORTS | PROTOCOL),
+            }),
+        }
+    }
+}
+
+impl<'a, H: Family> Kind<'a, H> {
+    #[inline(always)]
+    fn between(hosts: FlowKey) -> Self {
+        Self::BetweenHosts(Hosts { key: hosts, known: !PORTS })
+    }
+
+    /// Returns the class of a TCP or UDP packet of its length and without options or extension headers.
+    #[inline(always)]
+    fn of_transport(bytes: &'a [u8], hosts: FlowKey, hop: u32, identification: u16) -> Self {
+        let Some(payload) = bytes.get(H::HEADER_LEN..) else { return Self::between(hosts) };
+        let candidate = if is_tcp(hosts) {
+            let Ok(tcp) = TcpHeader::parse(payload) else { return Self::between(hosts) };
             let flow = hosts | FlowKey::from(tcp.ports()) << 32;
-            let headers = HEADER_LEN + tcp.header_len();
+            let headers = H::HEADER_LEN + tcp.header_len();
             // An acknowledgment without data cannot be joined. SYN, RST and URG apply to this packet only
             // (`tcp_gro_receive`). Segmentation would turn a checksum of 0xFFFF into 0.
             let alone = bytes.len() == headers
@@ -109,24 +186,24 @@ impl<'a> Kind<'a> {
                 urgent_pointer: tcp.urgent_pointer(),
             };
             let (sequence, ends) = (tcp.sequence(), tcp.flags() & ENDS);
-            Candidate { flow, bytes, headers, alike, identification, sequence, ends }
+            Candidate { flow, bytes, headers, alike, identification, sequence, ends, family: PhantomData }
         } else {
-            let Ok(udp) = UdpHeader::parse(payload) else { return Self::BetweenHosts(hosts) };
+            let Ok(udp) = UdpHeader::parse(payload) else { return Self::between(hosts) };
             let flow = hosts | FlowKey::from(udp.ports()) << 32;
-            let headers = HEADER_LEN + UDP_HEADER_LEN;
+            let headers = H::HEADER_LEN + UDP_HEADER_LEN;
             // Without a checksum the payload cannot be verified, and segmentation would add one
             // (`udp_gro_receive_segment`). Segments without payload do not exist.
             if bytes.len() == headers || udp.checksum() == 0 {
                 return Self::Alone(flow);
             }
             let alike = Alike { hop, ..Alike::default() };
-            Candidate { flow, bytes, headers, alike, identification, sequence: 0, ends: 0 }
+            Candidate { flow, bytes, headers, alike, identification, sequence: 0, ends: 0, family: PhantomData }
         };
         Self::Candidate(candidate)
     }
 }
 
-impl Candidate<'_> {
+impl<H: Family> Candidate<'_, H> {
     /// Returns true if no packet may follow it in a batch.
     #[inline]
     pub(super) fn ends_batch(&self) -> bool {
@@ -140,7 +217,7 @@ impl Candidate<'_> {
 
     #[inline]
     pub(super) fn options(&self) -> &[u8] {
-        self.bytes.get(HEADER_LEN + TCP_HEADER_LEN..self.headers).unwrap_or_default()
+        self.bytes.get(H::HEADER_LEN + TCP_HEADER_LEN..self.headers).unwrap_or_default()
     }
 
     #[inline]
@@ -151,8 +228,8 @@ impl Candidate<'_> {
     /// Returns the sum of the pseudo header and of the header bytes that the transport checksum covers.
     #[inline]
     pub(super) fn header_sum(&self) -> u16 {
-        let header = self.bytes.get(HEADER_LEN..self.headers).unwrap_or_default();
-        checksum::add(pseudo_sum(self.flow, self.bytes.len()), checksum::sum(header))
+        let header = self.bytes.get(H::HEADER_LEN..self.headers).unwrap_or_default();
+        checksum::add(H::pseudo_sum(self.bytes, self.flow, self.bytes.len()), checksum::sum(header))
     }
 }
 
@@ -161,8 +238,16 @@ pub(super) fn is_tcp(flow: FlowKey) -> bool {
     flow as u8 == protocol::TCP
 }
 
-/// Returns the sum of the pseudo header for a packet of `len` bytes.
 #[inline]
-pub(super) fn pseudo_sum(flow: FlowKey, len: usize) -> u16 {
-    pseudo_header_sum((flow >> 96) as u32, (flow >> 64) as u32, flow as u8, (len - HEADER_LEN) as u16)
+pub(super) fn version_of(flow: FlowKey) -> Version {
+    if flow & V6 == 0 { Version::V4 } else { Version::V6 }
+}
+
+/// Returns a digest of the two addresses, in which the source and the destination do not cancel each other out.
+#[inline(always)]
+fn digest([s0, s1, d0, d1]: [u64; 4]) -> u64 {
+    /// 2^64 divided by the golden ratio.
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |sum: u64, word: u64| (sum ^ word).wrapping_mul(ODD).rotate_left(32);
+    mix(mix(mix(s0, s1), d0), d1)
 }

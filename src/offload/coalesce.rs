@@ -2,8 +2,11 @@
 
 use alloc::boxed::Box;
 
-use super::candidate::{Candidate, FlowKey, Kind, hosts_of};
+use super::candidate::{Candidate, FlowKey, Kind};
+use super::family::Family;
 use super::gro_batch::{Appended, Coalesced, GroBatch};
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::ipv6::Ipv6Header;
 
 /// The number of flows that are joined at the same time. Each has a buffer of 64 KiB.
 const BATCHES: usize = 16;
@@ -11,10 +14,21 @@ const BATCHES: usize = 16;
 /// The packets that may be joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coalesce {
-    /// Join TCP. The device must accept `VIRTIO_NET_HDR_GSO_TCPV4`.
-    pub tcp: bool,
-    /// Join UDP. The device must accept `VIRTIO_NET_HDR_GSO_UDP_L4`.
-    pub udp: bool,
+    /// Join TCP over IPv4. The device must accept `VIRTIO_NET_HDR_GSO_TCPV4`.
+    pub tcp4: bool,
+    /// Join TCP over IPv6. The device must accept `VIRTIO_NET_HDR_GSO_TCPV6`.
+    pub tcp6: bool,
+    /// Join UDP over IPv4. The device must accept `VIRTIO_NET_HDR_GSO_UDP_L4`.
+    pub udp4: bool,
+    /// Join UDP over IPv6. The device must accept `VIRTIO_NET_HDR_GSO_UDP_L4`.
+    pub udp6: bool,
+}
+
+impl Coalesce {
+    /// TCP and UDP over IPv4 and IPv6.
+    pub const ALL: Self = Self { tcp4: true, tcp6: true, udp4: true, udp6: true };
+    /// No packets.
+    pub const NONE: Self = Self { tcp4: false, tcp6: false, udp4: false, udp6: false };
 }
 
 /// A coalescer of packets on their way into a TUN device.
@@ -22,9 +36,11 @@ pub struct Coalesce {
 /// It keeps the order of the packets of one flow. Packets of different flows may change their order.
 ///
 /// Segmentation of its output ([`VnetHeader::inspect`](super::VnetHeader::inspect), [`GsoPacket`](super::GsoPacket))
-/// restores the original packets byte for byte, with one exception. The identification of a packet with DF set has no
-/// meaning (RFC 6864 section 4.1). Such packets are joined regardless of it, and the segments count up from the first
+/// restores the original packets byte for byte, with one exception. The identification of an IPv4 packet with DF set has
+/// no meaning (RFC 6864 section 4.1). Such packets are joined regardless of it, and the segments count up from the first
 /// one's.
+///
+/// IPv6 packets with extension headers are not joined.
 ///
 /// It allocates one MiB when it is created and nothing later. Only memory that was used is resident.
 #[derive(Debug)]
@@ -63,13 +79,28 @@ impl Coalescer {
         self.what = what;
     }
 
-    /// Adds one packet, whose length must equal its total length field.
+    /// Adds one packet, whose length must equal the one in its header.
     ///
     /// Completed batches go to `deliver`, perhaps the packet itself. A packet that cannot be joined, for example
     /// because it is invalid, is delivered unchanged.
     #[inline]
     pub fn push(&mut self, packet: &[u8], deliver: &mut impl FnMut(Coalesced<'_>)) {
-        match Kind::of(packet, self.what) {
+        // The common path of IPv4 has no branch for IPv6.
+        match Kind::<Ipv4Header>::of(packet, self.what) {
+            Kind::Stranger => self.push_v6(packet, deliver),
+            kind => self.push_kind(packet, kind, deliver),
+        }
+    }
+
+    #[inline(never)]
+    fn push_v6(&mut self, packet: &[u8], deliver: &mut impl FnMut(Coalesced<'_>)) {
+        let kind = Kind::<Ipv6Header>::of(packet, self.what);
+        self.push_kind(packet, kind, deliver);
+    }
+
+    #[inline(always)]
+    fn push_kind<H: Family>(&mut self, packet: &[u8], kind: Kind<'_, H>, deliver: &mut impl FnMut(Coalesced<'_>)) {
+        match kind {
             Kind::Candidate(candidate) => self.join(&candidate, deliver),
             Kind::Alone(flow) => {
                 if let Some(at) = self.find(flow) {
@@ -79,7 +110,7 @@ impl Coalescer {
             }
             Kind::BetweenHosts(hosts) => {
                 for at in 0..BATCHES {
-                    if self.flows.get(at).is_some_and(|flow| hosts_of(*flow) == hosts) {
+                    if self.flows.get(at).is_some_and(|flow| hosts.have(*flow)) {
                         self.close(at, deliver);
                     }
                 }
@@ -98,7 +129,7 @@ impl Coalescer {
     }
 
     #[inline]
-    fn join(&mut self, packet: &Candidate<'_>, deliver: &mut impl FnMut(Coalesced<'_>)) {
+    fn join<H: Family>(&mut self, packet: &Candidate<'_, H>, deliver: &mut impl FnMut(Coalesced<'_>)) {
         if let Some(at) = self.find(packet.flow) {
             let appended = self.batches.get_mut(at).map(|batch| batch.append(packet));
             match appended {

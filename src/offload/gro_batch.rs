@@ -1,16 +1,18 @@
 //! A GRO batch: the packets of one flow joined so far, and the rules by which two packets are joined.
 //!
-//! The rules are those of the kernel's receive offload (net/ipv4/af_inet.c `inet_gro_receive`, net/ipv4/tcp_offload.c
-//! `tcp_gro_receive`, net/ipv4/udp_offload.c `udp_gro_receive_segment`). They are stricter where segmentation would not
-//! restore the packets.
+//! The rules are those of the kernel's receive offload (net/ipv4/af_inet.c `inet_gro_receive`, net/ipv6/ip6_offload.c
+//! `ipv6_gro_receive`, net/ipv4/tcp_offload.c `tcp_gro_receive`, net/ipv4/udp_offload.c `udp_gro_receive_segment`). They
+//! are stricter where segmentation would not restore the packets.
 
 use alloc::boxed::Box;
 use alloc::vec;
 
-use super::candidate::{Alike, Candidate, DONT_FRAGMENT, FlowKey, is_tcp, pseudo_sum};
+use super::candidate::{Alike, Candidate, DONT_FRAGMENT, FlowKey, is_tcp, version_of};
+use super::family::{Family, Version};
 use super::vnet::{VnetHeader, vnet_flag, vnet_gso};
 use crate::wire::checksum;
-use crate::wire::ipv4::HEADER_LEN;
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::ipv6::Ipv6Header;
 use crate::wire::transport::{TCP_HEADER_LEN, UDP_HEADER_LEN, tcp_field, tcp_flag, udp_field};
 
 /// The largest number of packets in a batch. The kernel accepts no more UDP segments (`UDP_MAX_SEGMENTS` in
@@ -21,7 +23,8 @@ pub const PACKETS_MAX: usize = 64;
 /// segments into segments of this size, or drop them if they are too short (`TCP_MIN_GSO_SIZE` in include/net/tcp.h).
 const TCP_SEGMENT_MIN: usize = 8;
 
-/// Bytes of the longest packet: the total length field has 16 bits.
+/// Bytes of the longest packet. The total length field of IPv4 has 16 bits. The kernel joins no longer IPv6 packets
+/// either (`GRO_LEGACY_MAX_SIZE` in linux/netdevice.h).
 const LEN_MAX: usize = u16::MAX as usize;
 
 /// The data of one write to the device.
@@ -99,7 +102,7 @@ impl GroBatch {
 
     /// Starts a new batch with `packet`. Returns false and leaves no batch if its checksum is wrong.
     #[inline]
-    pub(super) fn begin(&mut self, packet: &Candidate<'_>, number: u64) -> bool {
+    pub(super) fn begin<H: Family>(&mut self, packet: &Candidate<'_, H>, number: u64) -> bool {
         let len = packet.bytes.len();
         let Some((headers, payload)) = packet.bytes.split_at_checked(packet.headers) else { return false };
         let Some((header_slot, slot)) =
@@ -126,7 +129,7 @@ impl GroBatch {
 
     /// Appends `packet`, of the same flow, if every rule permits it.
     #[inline]
-    pub(super) fn append(&mut self, packet: &Candidate<'_>) -> Appended {
+    pub(super) fn append<H: Family>(&mut self, packet: &Candidate<'_, H>) -> Appended {
         if !self.takes(packet) {
             return Appended::Unfit;
         }
@@ -152,7 +155,7 @@ impl GroBatch {
 
     /// Returns true if all rules but that of the checksum permit the packet.
     #[inline]
-    fn takes(&self, packet: &Candidate<'_>) -> bool {
+    fn takes<H: Family>(&self, packet: &Candidate<'_, H>) -> bool {
         let len = packet.payload_len();
         let in_sequence = !packet.is_tcp() || {
             let begin = u64::from(packet.sequence);
@@ -166,6 +169,7 @@ impl GroBatch {
             && (self.size >= TCP_SEGMENT_MIN || !packet.is_tcp())
             && (dont_fragment || packet.identification == self.next_identification)
             && packet.alike == self.alike
+            && H::may_follow(&self.buffer, packet.bytes)
             // Only the last segment may be shorter than the first.
             && len <= self.size
             && self.len + len <= LEN_MAX
@@ -173,17 +177,17 @@ impl GroBatch {
             && packet.ends & tcp_flag::CWR == 0
             // Options, such as timestamps, are copied to every segment. The data offset has shown that both are equally
             // long.
-            && (!packet.is_tcp() || self.options() == packet.options())
+            && (!packet.is_tcp() || self.options::<H>() == packet.options())
     }
 
     #[inline]
-    fn options(&self) -> &[u8] {
-        self.buffer.get(HEADER_LEN + TCP_HEADER_LEN..self.headers).unwrap_or_default()
+    fn options<H: Family>(&self) -> &[u8] {
+        self.buffer.get(H::HEADER_LEN + TCP_HEADER_LEN..self.headers).unwrap_or_default()
     }
 
     /// Records what the packet after `packet` must have.
     #[inline]
-    fn follow(&mut self, packet: &Candidate<'_>) {
+    fn follow<H: Family>(&mut self, packet: &Candidate<'_, H>) {
         self.next_sequence = u64::from(packet.sequence) + packet.payload_len() as u64;
         self.next_identification = packet.identification.wrapping_add(1);
     }
@@ -193,23 +197,25 @@ impl GroBatch {
     pub(super) fn finish(&mut self) -> Coalesced<'_> {
         let (packets, len) = (self.packets, self.len);
         self.packets = 0;
-        let header = if packets > 1 { self.write_headers() } else { VnetHeader::default() };
+        let header = match version_of(self.flow) {
+            _ if packets <= 1 => VnetHeader::default(),
+            Version::V4 => self.write_headers::<Ipv4Header>(),
+            Version::V6 => self.write_headers::<Ipv6Header>(),
+        };
         Coalesced { header, packet: self.buffer.get(..len).unwrap_or_default(), packets }
     }
 
     /// Changes the first packet's headers to those of the whole batch: lengths, control bits, checksums.
     #[inline]
-    fn write_headers(&mut self) -> VnetHeader {
-        let (total, transport_len) = (self.len as u16, (self.len - HEADER_LEN) as u16);
-        if let Some([_, _, len0, len1, _, _, _, _, _, _, sum0, sum1]) = self.buffer.first_chunk_mut() {
-            let sum = checksum::update(u16::from_be_bytes([*sum0, *sum1]), u16::from_be_bytes([*len0, *len1]), total);
-            [*len0, *len1] = total.to_be_bytes();
-            [*sum0, *sum1] = sum.to_be_bytes();
-        }
+    fn write_headers<H: Family>(&mut self) -> VnetHeader {
+        let total = self.len;
         // The checksum is partial: the device, or the code that segments the packet, completes it
         // (`skb_partial_csum_set`).
-        let [sum0, sum1] = pseudo_sum(self.flow, self.len).to_be_bytes();
-        let transport = self.buffer.get_mut(HEADER_LEN..).unwrap_or_default();
+        let [sum0, sum1] = H::pseudo_sum(&self.buffer, self.flow, total).to_be_bytes();
+        let Some((header, transport)) = self.buffer.split_at_mut_checked(H::HEADER_LEN) else {
+            return VnetHeader::default();
+        };
+        H::write_total(header, total);
         let (gso_type, checksum_at) = if is_tcp(self.flow) {
             if let Some(tcp) = transport.first_chunk_mut::<TCP_HEADER_LEN>() {
                 tcp[tcp_field::FLAGS] |= self.ends;
@@ -218,10 +224,10 @@ impl GroBatch {
             // The bit tells the device to set CWR in the first segment only (`tcp_gro_complete` sets
             // `SKB_GSO_TCP_ECN`).
             let ecn = if self.ends & tcp_flag::CWR == 0 { 0 } else { vnet_gso::ECN };
-            (vnet_gso::TCPV4 | ecn, tcp_field::CHECKSUM)
+            (H::TCP_GSO | ecn, tcp_field::CHECKSUM)
         } else {
             if let Some(udp) = transport.first_chunk_mut::<UDP_HEADER_LEN>() {
-                [udp[udp_field::LENGTH], udp[udp_field::LENGTH + 1]] = transport_len.to_be_bytes();
+                [udp[udp_field::LENGTH], udp[udp_field::LENGTH + 1]] = ((total - H::HEADER_LEN) as u16).to_be_bytes();
                 [udp[udp_field::CHECKSUM], udp[udp_field::CHECKSUM + 1]] = [sum0, sum1];
             }
             (vnet_gso::UDP_L4, udp_field::CHECKSUM)
@@ -231,7 +237,7 @@ impl GroBatch {
             gso_type,
             hdr_len: self.headers as u16,
             gso_size: self.size as u16,
-            csum_start: HEADER_LEN as u16,
+            csum_start: H::HEADER_LEN as u16,
             csum_offset: checksum_at as u16,
         }
     }

@@ -1,10 +1,12 @@
 //! Inspection of vnet headers: the work that the kernel left, and its validity for the packet.
 
-use super::segment::GsoPacket;
+use super::family::Family;
+use super::segment::{GsoPacket, Whole};
 use super::vnet::{VNET_HEADER_LEN, VnetHeader, vnet_flag, vnet_gso};
-use crate::wire::ipv4::{Ipv4Header, Ipv4Packet};
+use crate::wire::ipv4::Ipv4Packet;
+use crate::wire::ipv6::Ipv6Packet;
 use crate::wire::transport::{TcpHeader, TransportError, UdpHeader, tcp_field, udp_field};
-use crate::wire::{checksum, protocol};
+use crate::wire::{IpHeader, checksum, protocol};
 
 /// The action that a packet from a TUN device needs before it is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +43,18 @@ pub enum OffloadError {
         gso_type: u8,
     },
     /// A type that exists, but not for this packet.
-    #[error("the GSO type {gso_type:#04x} does not fit an IPv4 packet of protocol {protocol}")]
+    #[error("the GSO type {gso_type:#04x} does not fit an IPv{version} packet of protocol {protocol}")]
     UnfitGso {
         /// The type with all flags.
         gso_type: u8,
+        /// The IP version of the packet.
+        version: u8,
         /// The protocol of the packet.
         protocol: u8,
     },
-    /// An IPv6 packet that needs a checksum or segmentation, neither of which is done for IPv6.
-    #[error("the packet is IPv6, of which neither checksums nor GSO packets are completed")]
-    Ipv6,
+    /// A GSO packet of IPv6 whose extension headers cannot be followed to the transport header.
+    #[error("the extension headers of a GSO packet lead to no transport header")]
+    NoTransport,
     /// Segments of 0 bytes.
     #[error("the GSO size is 0")]
     GsoSizeZero,
@@ -65,7 +69,7 @@ pub enum OffloadError {
     ChecksumInHeader {
         /// The offset of the covered bytes.
         start: u16,
-        /// Bytes of the IP header.
+        /// Bytes of the IP header, without extension headers.
         header: usize,
     },
     /// The checksum is beyond the packet's end.
@@ -73,7 +77,7 @@ pub enum OffloadError {
     ChecksumPastEnd {
         /// The offset of the checksum.
         at: usize,
-        /// The total length of the packet.
+        /// Bytes of the packet.
         total: usize,
     },
     /// The checksum of a GSO packet is not at the place that its protocol defines.
@@ -85,7 +89,7 @@ pub enum OffloadError {
         offset: u16,
         /// The protocol of the packet.
         protocol: u8,
-        /// Bytes of the IP header.
+        /// Bytes of the IP header, extension headers included.
         header: usize,
     },
     /// The transport header of a GSO packet does not fit.
@@ -109,11 +113,10 @@ impl VnetHeader {
     /// Returns the action that `packet`, the bytes after this header, needs.
     ///
     /// Lengths are taken from the packet. `hdr_len` is ignored: on a forwarding path it is the length of the first
-    /// buffer (`virtio_net_hdr_from_skb`). The packet alone limits the number of segments, at most 65,495 of one byte.
+    /// buffer (`virtio_net_hdr_from_skb`). The packet alone limits the number of segments, at most 65,527 of one byte.
     /// Each is written only on request, so they cost no memory.
     ///
-    /// Bytes that are neither a valid IPv4 packet nor IPv6 need [`OffloadAction::Nothing`]. The forwarder reports their
-    /// error.
+    /// Bytes that are no valid packet need [`OffloadAction::Nothing`]. The forwarder reports their error.
     ///
     /// # Errors
     /// The first field that does not fit the packet, see [`OffloadError`].
@@ -122,36 +125,45 @@ impl VnetHeader {
         if self.flags & !vnet_flag::DATA_VALID == 0 && self.gso_type == vnet_gso::NONE {
             return Ok(OffloadAction::Nothing);
         }
-        let Ok(packet) = Ipv4Packet::parse(packet) else { return Self::inspect_other(packet) };
+        // The common path of IPv4 has no branch for IPv6.
+        match Ipv4Packet::parse(packet) {
+            Ok(packet) => self.inspect_packet(packet.header(), packet.as_bytes()),
+            Err(_) => self.inspect_v6(packet),
+        }
+    }
+
+    #[inline(never)]
+    fn inspect_v6(&self, packet: &[u8]) -> Result<OffloadAction, OffloadError> {
+        match Ipv6Packet::parse(packet) {
+            Ok(packet) => self.inspect_packet(packet.header(), packet.as_bytes()),
+            Err(_) => Ok(OffloadAction::Nothing),
+        }
+    }
+
+    /// `bytes` is the whole packet.
+    #[inline(always)]
+    fn inspect_packet<H: Family>(&self, header: &H, bytes: &[u8]) -> Result<OffloadAction, OffloadError> {
         if self.flags & !(vnet_flag::NEEDS_CSUM | vnet_flag::DATA_VALID) != 0 {
             return Err(OffloadError::UnknownFlags { flags: self.flags });
         }
-        let header = packet.header();
-        if header.more_fragments() || header.fragment_offset() != 0 {
-            return Err(OffloadError::Fragment { offset: header.fragment_offset() });
+        let fragment = header.upper_layer().and_then(|upper| upper.fragment);
+        if let Some(fragment) = fragment.filter(|fragment| fragment.more_fragments || fragment.offset != 0) {
+            return Err(OffloadError::Fragment { offset: fragment.offset });
         }
         let partial = match self.flags & vnet_flag::NEEDS_CSUM {
             0 => None,
             _ => Some(self.partial_checksum(header)?),
         };
-        match self.gso_packet(&packet)? {
+        match self.gso_packet(header, bytes)? {
             // Without a partial checksum the kernel computes a whole one per segment too (`tcp4_gso_segment`).
             Some(many) if many.segments() > 1 => Ok(OffloadAction::Segment(many)),
             _ => Ok(partial.map_or(OffloadAction::Nothing, OffloadAction::Checksum)),
         }
     }
 
-    #[cold]
-    fn inspect_other(packet: &[u8]) -> Result<OffloadAction, OffloadError> {
-        match packet.first() {
-            Some(first) if first >> 4 == 6 => Err(OffloadError::Ipv6),
-            Some(_) | None => Ok(OffloadAction::Nothing),
-        }
-    }
-
     #[inline]
-    fn partial_checksum(&self, header: &Ipv4Header) -> Result<PartialChecksum, OffloadError> {
-        let total = usize::from(header.total_len());
+    fn partial_checksum(&self, header: &impl IpHeader) -> Result<PartialChecksum, OffloadError> {
+        let total = header.packet_len();
         let (start, at) = (usize::from(self.csum_start), usize::from(self.csum_start) + usize::from(self.csum_offset));
         if start < header.header_len() {
             return Err(OffloadError::ChecksumInHeader { start: self.csum_start, header: header.header_len() });
@@ -159,47 +171,54 @@ impl VnetHeader {
         if at + 2 > total {
             return Err(OffloadError::ChecksumPastEnd { at, total });
         }
-        let is_udp = usize::from(self.csum_offset) == udp_field::CHECKSUM;
-        Ok(PartialChecksum { start: self.csum_start, at: at as u16, end: header.total_len(), is_udp })
+        Ok(PartialChecksum { start: self.csum_start, offset: self.csum_offset, end: total as u32 })
     }
 
     /// Returns the GSO packet if the type announces one, whatever its number of segments.
     #[inline]
-    fn gso_packet(&self, packet: &Ipv4Packet<'_>) -> Result<Option<GsoPacket>, OffloadError> {
+    fn gso_packet<H: Family>(&self, header: &H, bytes: &[u8]) -> Result<Option<GsoPacket>, OffloadError> {
         let gso_type = self.gso_type;
-        let header = packet.header();
+        if gso_type == vnet_gso::NONE {
+            return Ok(None);
+        }
+        let Some(upper) = header.upper_layer() else { return Err(OffloadError::NoTransport) };
+        let unfit = OffloadError::UnfitGso { gso_type, version: H::VERSION.number(), protocol: upper.protocol };
         let wanted = match gso_type {
-            vnet_gso::NONE => return Ok(None),
             vnet_gso::UDP_L4 => protocol::UDP,
             _ => match gso_type & !vnet_gso::ECN {
-                vnet_gso::TCPV4 => protocol::TCP,
-                vnet_gso::TCPV6 => return Err(OffloadError::UnfitGso { gso_type, protocol: header.protocol() }),
-                vnet_gso::UDP if gso_type == vnet_gso::UDP => {
-                    return Err(OffloadError::UnfitGso { gso_type, protocol: header.protocol() });
-                }
+                tcp if tcp == H::TCP_GSO => protocol::TCP,
+                vnet_gso::TCPV4 | vnet_gso::TCPV6 => return Err(unfit),
+                vnet_gso::UDP if gso_type == vnet_gso::UDP => return Err(unfit),
                 _ => return Err(OffloadError::UnknownGso { gso_type }),
             },
         };
-        if header.protocol() != wanted {
-            return Err(OffloadError::UnfitGso { gso_type, protocol: header.protocol() });
+        if upper.protocol != wanted {
+            return Err(unfit);
         }
         if self.gso_size == 0 {
             return Err(OffloadError::GsoSizeZero);
         }
-        let (offset, many) = if wanted == protocol::TCP {
-            let tcp = TcpHeader::parse(packet.payload())?;
-            (tcp_field::CHECKSUM, GsoPacket::tcp(packet, &tcp, self.gso_size))
-        } else {
-            let udp = UdpHeader::parse(packet.payload())?;
-            (udp_field::CHECKSUM, GsoPacket::udp(packet, &udp, self.gso_size))
+        let whole = Whole {
+            header,
+            upper,
+            transport: bytes.get(usize::from(upper.offset)..).unwrap_or_default(),
+            size: self.gso_size,
+            has_partial_checksum: self.flags & vnet_flag::NEEDS_CSUM != 0,
         };
-        let misplaced = (usize::from(self.csum_start), usize::from(self.csum_offset)) != (header.header_len(), offset);
-        if self.flags & vnet_flag::NEEDS_CSUM != 0 && misplaced {
+        let (offset, many) = if wanted == protocol::TCP {
+            let tcp = TcpHeader::parse(whole.transport)?;
+            (tcp_field::CHECKSUM, GsoPacket::tcp(&whole, &tcp))
+        } else {
+            let udp = UdpHeader::parse(whole.transport)?;
+            (udp_field::CHECKSUM, GsoPacket::udp(&whole, &udp))
+        };
+        let misplaced = (self.csum_start, usize::from(self.csum_offset)) != (upper.offset, offset);
+        if whole.has_partial_checksum && misplaced {
             return Err(OffloadError::ChecksumMisplaced {
                 start: self.csum_start,
                 offset: self.csum_offset,
                 protocol: wanted,
-                header: header.header_len(),
+                header: upper.offset.into(),
             });
         }
         Ok(Some(many))
@@ -209,27 +228,29 @@ impl VnetHeader {
 /// A transport checksum whose field holds the sum of the pseudo header and that must still cover the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialChecksum {
+    /// The offset of the covered bytes in the packet.
     start: u16,
-    at: u16,
-    end: u16,
-    is_udp: bool,
+    /// The offset of the checksum in the covered bytes.
+    offset: u16,
+    /// Bytes of the packet: 65,575 of IPv6 at most.
+    end: u32,
 }
 
 impl PartialChecksum {
-    /// Completes the checksum in the inspected packet, whose TTL and IP checksum may have changed since.
+    /// Completes the checksum in the inspected packet, whose TTL or hop limit and IP checksum may have changed since.
     ///
-    /// A UDP checksum of 0 is written as `0xFFFF`, because 0 means that there is none (RFC 768). UDP is recognised by
-    /// the offset of the checksum in the covered bytes, so this also works for UDP inside another tunnel. A packet
-    /// shorter than the inspected one stays unchanged.
+    /// A UDP checksum of 0 is written as `0xFFFF`, because 0 means that there is none (RFC 768, RFC 8200 section 8.1). UDP
+    /// is recognised by the offset of the checksum in the covered bytes, so this also works for UDP inside another tunnel.
+    /// A packet shorter than the inspected one stays unchanged.
     #[inline]
     pub fn complete(&self, packet: &mut [u8]) {
-        let Some(covered) = packet.get_mut(usize::from(self.start)..usize::from(self.end)) else { return };
+        let Some(covered) = packet.get_mut(usize::from(self.start)..self.end as usize) else { return };
+        let offset = usize::from(self.offset);
         let checksum = match checksum::checksum(covered) {
-            0 if self.is_udp => 0xffff,
+            0 if offset == udp_field::CHECKSUM => 0xffff,
             checksum => checksum,
         };
-        let field = covered.get_mut(usize::from(self.at - self.start)..).and_then(<[u8]>::first_chunk_mut);
-        if let Some(field) = field {
+        if let Some(field) = covered.get_mut(offset..).and_then(<[u8]>::first_chunk_mut) {
             *field = checksum.to_be_bytes();
         }
     }

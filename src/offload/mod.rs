@@ -1,4 +1,4 @@
-//! GSO packets: packets that the kernel processes as one and that represent many packets of one flow.
+//! GSO packets of IPv4 and IPv6: packets that the kernel processes as one and that represent many packets of one flow.
 //!
 //! ```text
 //! TUN ──▶ vnet header, packet ── inspect ─┬─ Nothing ──────────────────────────────▶ one packet
@@ -13,6 +13,7 @@
 
 mod candidate;
 mod coalesce;
+mod family;
 mod gro_batch;
 mod inspect;
 mod segment;

@@ -5,7 +5,7 @@ use core::fmt::{self, Display, Formatter};
 use core::net::IpAddr;
 use std::io;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{KernelRoute, NftablesChain};
 
@@ -107,9 +107,9 @@ pub enum Finding {
     )]
     Overlap {
         /// The overlay network.
-        network: Ipv4Net,
+        network: IpNet,
         /// The network of the interface.
-        underlay: Ipv4Net,
+        underlay: IpNet,
         /// The interface that holds the listen address.
         interface: String,
         /// True if the route to the overlay is preferred for the underlay addresses of other hosts.
@@ -164,7 +164,7 @@ pub enum Finding {
         /// The configured bridge.
         bridge: String,
         /// The subnet of this host.
-        subnet: Ipv4Net,
+        subnet: IpNet,
     },
     /// A bridge has an address of the overlay outside this host's subnet, or the configured bridge has none in the
     /// subnet.
@@ -172,15 +172,19 @@ pub enum Finding {
         "the bridge {bridge} has {} {subnet}, this host's subnet, so its pods are unreachable; give \
          it that range, for example with `dockerd --bip`, or remove an obsolete bridge with `ip link delete dev \
          {bridge}`",
-        .address.map_or("no IPv4 address in".to_string(), |address| alloc::format!("{address}, which is not in"))
+        match .address {
+            Some(address) => alloc::format!("{address}, which is not in"),
+            None if .subnet.addr().is_ipv6() => "no IPv6 address in".to_string(),
+            None => "no IPv4 address in".to_string(),
+        }
     )]
     BridgeElsewhere {
         /// The bridge.
         bridge: String,
         /// The address with its prefix length, or `None` if the bridge has no address.
-        address: Option<Ipv4Net>,
+        address: Option<IpNet>,
         /// The subnet of this host.
-        subnet: Ipv4Net,
+        subnet: IpNet,
     },
     /// The MTU of a bridge exceeds the MTU of the tunnel.
     #[error(
@@ -199,20 +203,21 @@ pub enum Finding {
     /// Another interface has the route to the overlay network, so the TUN device would get no packet.
     #[error(
         "the route to the overlay network {network} is held by {}, so the TUN device cannot have it; remove that route \
-         (`ip route show exact {network}` lists it), or choose another overlay network",
-        .interface.as_deref().unwrap_or("a route without a single interface")
+         (`{} route show exact {network}` lists it), or choose another overlay network",
+        .interface.as_deref().unwrap_or("a route without a single interface"), ip_command(*.network)
     )]
     RouteTaken {
         /// The overlay network.
-        network: Ipv4Net,
+        network: IpNet,
         /// The interface of the route, or `None` for a blackhole or a multipath route.
         interface: Option<String>,
     },
     /// A route to a part of the overlay network bypasses the TUN device.
     #[error(
         "packets to {} never reach the tunnel, because of the route `{route}` of a former backend or another program; \
-         remove it with `ip route delete {route}`{}",
+         remove it with `{} route delete {route}`{}",
         .route.destination,
+        ip_command(.route.destination),
         match &.route.interface {
             Some(device) if *.vxlan => alloc::format!(", or with its VXLAN device: `ip link delete dev {device}`"),
             _ => String::new(),
@@ -225,10 +230,59 @@ pub enum Finding {
         vxlan: bool,
     },
     /// The kernel does not forward packets.
-    #[error("this host does not forward packets of the tunnel: {setting} is 0; `sysctl -w {setting}=1`")]
+    #[error(
+        "this host does not forward packets of the tunnel: {setting} is 0; `sysctl -w {setting}=1`{}",
+        if setting.contains("ipv6") {
+            ", and set net.ipv6.conf.INTERFACE.accept_ra to 2 first where routes come from router advertisements"
+        } else {
+            ""
+        }
+    )]
     ForwardingOff {
         /// The setting as sysctl(8) names it.
         setting: String,
+    },
+    /// The kernel has no IPv6, but the tunnel needs it.
+    #[error(
+        "the kernel has no IPv6, which an overlay network or listen address needs; load its module (`modprobe ipv6`), or \
+         boot without `ipv6.disable=1`"
+    )]
+    NoIpv6,
+    /// IPv6 is disabled on an interface that has to carry it.
+    #[error(
+        "IPv6 is disabled on {}: {setting} is 1; `sysctl -w {setting}=0`",
+        if *.interface == "default" { "devices created later" } else { interface.as_str() }
+    )]
+    Ipv6Disabled {
+        /// The interface, or `default` for devices created later.
+        interface: String,
+        /// The setting as sysctl(8) names it.
+        setting: String,
+    },
+    /// The MTU of the underlay leaves less than the 1280 bytes that IPv6 needs inside the tunnel.
+    #[error(
+        "{interface} with its MTU of {mtu} leaves {} bytes inside the tunnel, but IPv6 needs 1280; set the interface to \
+         {needed} or more with `ip link set dev {interface} mtu {needed}`, on all hosts and switches of the underlay",
+        mtu.saturating_sub(needed - 1280)
+    )]
+    UnderlayBelowIpv6 {
+        /// The interface that holds the listen address.
+        interface: String,
+        /// The MTU of that interface in bytes.
+        mtu: u32,
+        /// The smallest MTU that leaves 1280 bytes: 1308 over IPv4, and 1328 over IPv6.
+        needed: u32,
+    },
+    /// The MTU of the TUN device is below the 1280 bytes that IPv6 needs.
+    #[error(
+        "the MTU of the TUN device {tun} is {mtu}, but IPv6 needs 1280; set the device to 1280 or more, with `ip link \
+         set dev {tun} mtu 1280` if it exists"
+    )]
+    TunBelowIpv6 {
+        /// The TUN device.
+        tun: String,
+        /// The current or configured MTU in bytes.
+        mtu: u32,
     },
     /// Reverse path filtering drops packets whose source the kernel would reach through another interface.
     #[error(
@@ -259,7 +313,7 @@ pub enum Finding {
         /// The number of its rules.
         rules: u32,
         /// The overlay network.
-        network: Ipv4Net,
+        network: IpNet,
     },
     /// A firewall drops the datagrams of other hosts.
     #[error(
@@ -286,10 +340,10 @@ pub enum Finding {
     #[error(
         "{chain} {} packets of pods that leave by {interface}, and UDP port {port} is tracked: after one datagram of \
          a pod from source port {port} to another host, that host accepts it as this host's, and the pod receives the \
-         datagrams that the host sends to this one; exempt the port with `nft add table ip loden`, `nft 'add chain ip \
-         loden prerouting {{ type filter hook prerouting priority -300; }}'`, `nft add rule ip loden prerouting udp \
-         dport {port} notrack`, `nft 'add chain ip loden output {{ type filter hook output priority -300; }}'` and \
-         `nft add rule ip loden output udp sport {port} notrack`",
+         datagrams that the host sends to this one; exempt the port with `nft add table {family} loden`, `nft 'add chain \
+         {family} loden prerouting {{ type filter hook prerouting priority -300; }}'`, `nft add rule {family} loden \
+         prerouting udp dport {port} notrack`, `nft 'add chain {family} loden output {{ type filter hook output \
+         priority -300; }}'` and `nft add rule {family} loden output udp sport {port} notrack`",
         if *.certain { "masquerades" } else { "has rules that may masquerade" },
     )]
     PortTracked {
@@ -297,6 +351,8 @@ pub enum Finding {
         interface: String,
         /// The chain that masquerades.
         chain: NftablesChain,
+        /// The family of the datagrams: `ip` or `ip6`.
+        family: &'static str,
         /// The UDP port that the tunnel listens on.
         port: u16,
         /// True if its rules masquerade. Otherwise some rules cannot be evaluated.
@@ -305,15 +361,16 @@ pub enum Finding {
     /// Pods are masqueraded, and no rule keeps them from sending to the tunnels of other hosts.
     #[error(
         "pods can send datagrams by {interface} to UDP port {port} of other hosts, which may accept them as this \
-         host's; drop them with `nft add table ip loden`, `nft 'add chain ip loden forward {{ type filter hook \
-         forward priority 0; }}'` and `nft add rule ip loden forward ip saddr {subnet} oifname {interface} udp dport \
-         {port} drop`"
+         host's; drop them with `nft add table {family} loden`, `nft 'add chain {family} loden forward {{ type filter \
+         hook forward priority 0; }}'` and `nft add rule {family} loden forward {family} saddr {subnet} oifname \
+         {interface} udp dport {port} drop`",
+        family = super::firewall::family_of(*.subnet)
     )]
     PodsReachPort {
         /// The interface that carries the tunnel's datagrams.
         interface: String,
         /// The subnet of this host.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// The UDP port that the tunnel listens on.
         port: u16,
     },
@@ -351,14 +408,18 @@ impl Finding {
             | Self::ForwardDropped { rules: 0, .. }
             | Self::ForwardingOff { .. }
             | Self::InputDropped { certain: true, .. }
+            | Self::Ipv6Disabled { .. }
             | Self::ListenNotHeld { .. }
+            | Self::NoIpv6
             | Self::NoNetAdmin
             | Self::NotTun { .. }
             | Self::NotTunNode { .. }
             | Self::Overlap { loops: true, .. }
             | Self::RouteTaken { .. }
             | Self::StaleRoute { .. }
+            | Self::TunBelowIpv6 { .. }
             | Self::TunNode { .. }
+            | Self::UnderlayBelowIpv6 { .. }
             | Self::UnderlayDown { .. } => Severity::WillFail,
         }
     }
@@ -373,9 +434,11 @@ impl Finding {
             Self::ForwardDropped { .. } => "forward_dropped",
             Self::ForwardingOff { .. } => "forwarding_off",
             Self::InputDropped { .. } => "input_dropped",
+            Self::Ipv6Disabled { .. } => "ipv6_disabled",
             Self::ListenNotHeld { .. } => "listen_not_held",
             Self::MtuTooLarge { .. } => "mtu_too_large",
             Self::NoBridge { .. } => "no_bridge",
+            Self::NoIpv6 => "no_ipv6",
             Self::NoNetAdmin => "no_net_admin",
             Self::NotTun { .. } => "not_tun",
             Self::NotTunNode { .. } => "not_tun_node",
@@ -385,9 +448,19 @@ impl Finding {
             Self::RouteTaken { .. } => "route_taken",
             Self::StaleRoute { .. } => "stale_route",
             Self::StrictReversePath { .. } => "strict_reverse_path",
+            Self::TunBelowIpv6 { .. } => "tun_below_ipv6",
             Self::TunNode { .. } => "tun_node",
             Self::Unchecked { .. } => "unchecked",
+            Self::UnderlayBelowIpv6 { .. } => "underlay_below_ipv6",
             Self::UnderlayDown { .. } => "underlay_down",
         }
+    }
+}
+
+/// Returns the command of iproute2 for routes of a family.
+fn ip_command(network: IpNet) -> &'static str {
+    match network {
+        IpNet::V4(_) => "ip",
+        IpNet::V6(_) => "ip -6",
     }
 }

@@ -2,9 +2,9 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{RouteHeader, RouteMessage};
@@ -13,8 +13,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::PreflightConfig;
 use crate::sys::link::error::LinkError;
 use crate::sys::link::message::{AddressEntry, LinkState, Message, RouteEntry, link_kind};
-use crate::sys::link::netlink::{Listing, Netlink};
-use crate::sys::link::{Underlay, interface_to};
+use crate::sys::link::netlink::{Listing, Netlink, NetlinkError};
+use crate::sys::link::{Underlay, interface_holding, interface_to};
 
 /// The state of the network namespace of the thread that read it.
 #[derive(Debug)]
@@ -22,10 +22,10 @@ pub(super) struct Host {
     pub(super) links: Vec<Interface>,
     /// All IPv4 and IPv6 addresses.
     pub(super) addresses: Vec<AddressEntry>,
-    /// The routes of the main table to the overlay network or a part of it, in the order of the kernel.
-    pub(super) routes: Vec<(Ipv4Net, RouteEntry)>,
-    /// The interface that carries the datagrams, if any interface has the listen address.
-    pub(super) underlay: Option<Underlay>,
+    /// The routes of the main table to the overlay networks or parts of them, in the order of the kernel.
+    pub(super) routes: Vec<(IpNet, RouteEntry)>,
+    /// The listen addresses, and the interface that carries the datagrams of each, if any interface has the address.
+    pub(super) underlays: Vec<(SocketAddr, Option<Underlay>)>,
     /// Tables that changed during every attempt to list them, so entries may be missing.
     pub(super) partial: Vec<&'static str>,
 }
@@ -40,20 +40,36 @@ pub(super) struct Interface {
 impl Host {
     pub(super) fn read(config: &PreflightConfig) -> Result<Self, LinkError> {
         let mut kernel = Netlink::open()?;
-        let underlay = match interface_to(config.listen, config.peers.iter().copied()) {
-            Ok(underlay) => Some(underlay),
-            Err(LinkError::NoSuchAddress { .. }) => None,
-            Err(error) => return Err(error),
-        };
+        let mut underlays = Vec::new();
+        for listen in &config.listen {
+            let found = match listen {
+                SocketAddr::V6(scoped) if scoped.scope_id() != 0 => interface_holding(*listen),
+                SocketAddr::V4(_) | SocketAddr::V6(_) => interface_to(listen.ip(), config.peers.iter().copied()),
+            };
+            match found {
+                Ok(underlay) => underlays.push((*listen, Some(underlay))),
+                Err(LinkError::NoSuchAddress { .. } | LinkError::NoSuchInterface { .. }) => {
+                    underlays.push((*listen, None));
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let (links, addresses) = (links(&mut kernel)?, addresses(&mut kernel)?);
-        let routes = routes(&mut kernel, config.network)?;
-        let tables = [
-            ("the links", links.consistent),
-            ("the addresses", addresses.consistent),
-            ("the routes", routes.consistent),
-        ];
+        let (mut entries, mut consistent) = (Vec::new(), true);
+        for network in &config.networks {
+            let found = routes(&mut kernel, *network)?;
+            entries.extend(found.entries);
+            consistent &= found.consistent;
+        }
+        let tables =
+            [("the links", links.consistent), ("the addresses", addresses.consistent), ("the routes", consistent)];
         let partial = tables.into_iter().filter(|(_, consistent)| !consistent).map(|(table, _)| table).collect();
-        Ok(Self { links: links.entries, addresses: addresses.entries, routes: routes.entries, underlay, partial })
+        Ok(Self { links: links.entries, addresses: addresses.entries, routes: entries, underlays, partial })
+    }
+
+    /// Returns the interfaces that carry the datagrams.
+    pub(super) fn underlays(&self) -> impl Iterator<Item = &Underlay> {
+        self.underlays.iter().filter_map(|(_, underlay)| underlay.as_ref())
     }
 
     pub(super) fn named(&self, name: &str) -> Option<&Interface> {
@@ -64,17 +80,16 @@ impl Host {
         self.links.iter().find(|link| link.state.index == index)
     }
 
-    /// Returns the IPv4 addresses of a link, with their prefix lengths.
-    pub(super) fn addresses_of(&self, index: u32) -> impl Iterator<Item = Ipv4Net> {
-        self.addresses.iter().filter(move |held| held.index == index).filter_map(|held| match held.address {
-            IpAddr::V4(address) => Ipv4Net::new(address, held.prefix_len).ok(),
-            IpAddr::V6(_) => None,
-        })
+    /// Returns the addresses of a link, with their prefix lengths.
+    pub(super) fn addresses_of(&self, index: u32) -> impl Iterator<Item = IpNet> {
+        self.addresses
+            .iter()
+            .filter(move |held| held.index == index)
+            .filter_map(|held| IpNet::new(held.address, held.prefix_len).ok())
     }
 
-    /// Returns the network of the listen address.
-    pub(super) fn underlay_network(&self) -> Option<IpNet> {
-        let underlay = self.underlay.as_ref()?;
+    /// Returns the network of a listen address.
+    pub(super) fn underlay_network(&self, underlay: &Underlay) -> Option<IpNet> {
         let is_it = |held: &&AddressEntry| held.address == underlay.address;
         let held = self.addresses.iter().find(is_it)?;
         IpNet::new(held.address, held.prefix_len).ok().map(|net| net.trunc())
@@ -88,14 +103,14 @@ impl Host {
             let mut addresses = self.addresses_of(link.state.index);
             link.state.name != config.tun
                 && !link.is_tun()
-                && (is_named || addresses.any(|address| config.subnet.contains(&address.addr())))
+                && (is_named || addresses.any(|address| config.is_of_pod(address.addr())))
         })
     }
 
     /// Returns the MTU that the TUN device has or will have in bytes.
     pub(super) fn tun_mtu(&self, config: &PreflightConfig) -> Option<u32> {
         let of_device = || self.named(&config.tun).map(|link| link.state.mtu);
-        config.mtu.map(u32::from).or_else(of_device).or_else(|| self.underlay.as_ref().map(Underlay::inner_len))
+        config.mtu.map(u32::from).or_else(of_device).or_else(|| self.underlays().map(Underlay::inner_len).min())
     }
 }
 
@@ -132,21 +147,31 @@ fn addresses(kernel: &mut Netlink) -> Result<Listing<AddressEntry>, LinkError> {
         .map_err(|error| LinkError::new(error, "list the addresses", "this host"))
 }
 
-fn routes(kernel: &mut Netlink, network: Ipv4Net) -> Result<Listing<(Ipv4Net, RouteEntry)>, LinkError> {
+fn routes(kernel: &mut Netlink, network: IpNet) -> Result<Listing<(IpNet, RouteEntry)>, LinkError> {
     let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
+    let (family, unspecified): (_, IpAddr) = match network {
+        IpNet::V4(_) => (AddressFamily::Inet, Ipv4Addr::UNSPECIFIED.into()),
+        IpNet::V6(_) => (AddressFamily::Inet6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    request.header.address_family = family;
     request.header.table = RouteHeader::RT_TABLE_MAIN;
     let read = |message: &Message<'_>| {
         if message.kind != libc::RTM_NEWROUTE {
             return Ok(None);
         }
         let route = RouteEntry::parse(message.body)?;
-        let IpAddr::V4(address) = route.destination.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) else { return Ok(None) };
-        let Ok(destination) = Ipv4Net::new(address, route.prefix_len) else { return Ok(None) };
+        let address = route.destination.unwrap_or(unspecified);
+        let Ok(destination) = IpNet::new(address, route.prefix_len) else { return Ok(None) };
         let is_main = route.table == u32::from(RouteHeader::RT_TABLE_MAIN) && !route.cloned;
-        Ok((is_main && network.contains(&destination)).then_some((destination, route)))
+        // Without IPv6 a request for its routes gets those of all families.
+        let is_asked_for = is_main && route.is_ipv6 == network.addr().is_ipv6();
+        Ok((is_asked_for && network.contains(&destination)).then_some((destination, route)))
     };
-    kernel
-        .dump(&RouteNetlinkMessage::GetRoute(request), read)
-        .map_err(|error| LinkError::new(error, "list the routes", "this host"))
+    match kernel.dump(&RouteNetlinkMessage::GetRoute(request), read) {
+        // A kernel without IPv6, which is a finding of its own.
+        Err(NetlinkError::Refused { errno: libc::EOPNOTSUPP | libc::EAFNOSUPPORT, .. }) if network.addr().is_ipv6() => {
+            Ok(Listing { entries: Vec::new(), consistent: true })
+        }
+        listed => listed.map_err(|error| LinkError::new(error, "list the routes", "this host")),
+    }
 }

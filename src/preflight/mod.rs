@@ -16,6 +16,8 @@
 //!   apply.
 //! - **iptables-legacy.** Its rules are not read. Its tables are reported as [`Finding::Unchecked`].
 //! - **Policy routing.** Only the main table is read, without the rules of `ip rule`.
+//! - **Families.** Findings are about the families that the host carries or listens on. A host without IPv6 networks and
+//!   addresses gets no finding about IPv6.
 //! - **Network namespace.** All readings are of the namespace of the calling thread.
 //!
 //! ```no_run
@@ -50,9 +52,9 @@ mod tests;
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 pub use self::finding::{Finding, Severity};
 pub use self::firewall::NftablesChain;
@@ -63,14 +65,15 @@ pub use self::routes::KernelRoute;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreflightConfig {
-    /// The whole overlay network, for example `100.96.0.0/16`. Host bits are ignored.
-    pub network: Ipv4Net,
-    /// The subnet of this host, for example `100.96.1.0/24`. Host bits are ignored.
-    pub subnet: Ipv4Net,
-    /// The address of this host that peers send to.
-    pub listen: IpAddr,
-    /// The UDP port that peers send to.
-    pub port: u16,
+    /// The whole overlay networks, one for each family that is carried, for example `100.96.0.0/16`. Host bits are
+    /// ignored.
+    pub networks: Vec<IpNet>,
+    /// The subnets of this host, for example `100.96.1.0/24`. Host bits are ignored.
+    pub subnets: Vec<IpNet>,
+    /// The addresses of the TUN device, one for each family that is carried.
+    pub addresses: Vec<IpAddr>,
+    /// The addresses and UDP ports of this host that peers send to.
+    pub listen: Vec<SocketAddr>,
     /// The name of the TUN device, which need not exist. A pattern such as `loden%d` never exists.
     pub tun: String,
     /// The MTU that the device will get. Default `None`: its current MTU, or the MTU that the underlay leaves.
@@ -86,9 +89,16 @@ impl PreflightConfig {
     /// Creates a configuration without MTU, peers and bridge.
     #[must_use]
     pub fn new(host: &crate::Host, tun: impl Into<String>) -> Self {
-        let (network, subnet, underlay, tun) = (host.network(), host.subnet(), host.underlay(), tun.into());
-        let (listen, port) = (underlay.ip(), underlay.port());
-        Self { network, subnet, listen, port, tun, mtu: None, peers: Vec::new(), bridge: None }
+        Self {
+            networks: host.networks().into(),
+            subnets: host.subnets().into(),
+            addresses: host.tun_addresses().collect(),
+            listen: host.underlays().into(),
+            tun: tun.into(),
+            mtu: None,
+            peers: Vec::new(),
+            bridge: None,
+        }
     }
 
     /// Sets the MTU that the device will get.
@@ -116,7 +126,9 @@ impl PreflightConfig {
 /// [`Host::new`](crate::Host::new) does that.
 #[must_use]
 pub fn check(config: &PreflightConfig) -> Vec<Finding> {
-    let config = PreflightConfig { network: config.network.trunc(), subnet: config.subnet.trunc(), ..config.clone() };
+    let trunc = |nets: &[IpNet]| nets.iter().map(IpNet::trunc).collect();
+    let (networks, subnets) = (trunc(&config.networks), trunc(&config.subnets));
+    let config = PreflightConfig { networks, subnets, ..config.clone() };
     let mut findings = rights::check();
     let host = Host::read(&config);
     match &host {
@@ -133,11 +145,33 @@ pub fn check(config: &PreflightConfig) -> Vec<Finding> {
     findings
 }
 
+impl PreflightConfig {
+    /// Returns this host's subnets of the family of an address.
+    fn subnets_like(&self, address: IpAddr) -> impl Iterator<Item = IpNet> {
+        self.subnets.iter().copied().filter(move |subnet| subnet.addr().is_ipv4() == address.is_ipv4())
+    }
+
+    /// Returns true if the address belongs to a pod of this host.
+    fn is_of_pod(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| subnet.contains(&address))
+    }
+
+    /// Returns true if packets of a family are carried.
+    fn carries(&self, is_ipv6: bool) -> bool {
+        self.networks.iter().any(|network| network.addr().is_ipv6() == is_ipv6)
+    }
+
+    /// Returns true if packets of a family are carried, or carry others.
+    fn needs(&self, is_ipv6: bool) -> bool {
+        self.carries(is_ipv6) || self.listen.iter().any(|listen| listen.is_ipv6() == is_ipv6)
+    }
+}
+
 impl Host {
     fn check(&self, config: &PreflightConfig) -> Vec<Finding> {
         let reason = "entries may be missing, because the table changed during each attempt to list it";
         let mut findings: Vec<_> = self.partial.iter().map(|table| Finding::unchecked(*table, &reason)).collect();
-        findings.extend(self.check_underlay(config));
+        findings.extend(self.check_underlays(config));
         findings.extend(self.check_device(config));
         findings.extend(self.check_bridges(config));
         findings.extend(self.check_routes(config));

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt::{self, Display, Formatter};
 use core::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use netlink_packet_route::route::RouteType;
 
 use super::host::Host;
@@ -21,7 +21,7 @@ pub struct KernelRoute {
     /// The type of the route, such as `blackhole` or `unreachable`. Empty for a unicast route.
     pub kind: &'static str,
     /// The destination.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// The type of service, or 0 for any.
     pub tos: u8,
     /// The gateway, if the route has exactly one.
@@ -56,16 +56,20 @@ impl Display for KernelRoute {
 
 impl Host {
     pub(super) fn check_routes(&self, config: &PreflightConfig) -> Vec<Finding> {
+        /// The metric of the tunnel's IPv6 route (`IP6_RT_PRIO_USER` in linux/ipv6_route.h).
+        const IPV6_METRIC: u32 = 1024;
         let (exact, inside): (Vec<_>, Vec<_>) =
-            self.routes.iter().partition(|(destination, _)| *destination == config.network);
-        // The tunnel's route can be added beside routes with a metric or a type of service. The kernel uses the first
-        // of equal routes.
-        let holder = exact.iter().find(|(_, route)| (route.tos, route.priority) == (0, 0));
-        let taken =
-            holder.filter(|(_, route)| !self.is_ours(route, config) && !self.is_underlay(route, config.network));
-        let taken = taken.map(|(_, route)| Finding::RouteTaken {
-            network: config.network,
-            interface: route.interface.map(|index| self.name_of(index)),
+            self.routes.iter().partition(|(destination, _)| config.networks.contains(destination));
+        let taken = config.networks.iter().filter_map(|network| {
+            // The tunnel's route can be added beside routes with a type of service, or with a larger metric. The kernel
+            // uses the first of equal routes.
+            let most = if network.addr().is_ipv6() { IPV6_METRIC } else { 0 };
+            let precedes = |route: &RouteEntry| route.tos == 0 && route.priority <= most;
+            let (_, holder) = exact.iter().find(|(to, route)| to == network && precedes(route))?;
+            let is_taken = !self.is_ours(holder, config) && !self.is_underlay(holder, *network);
+            let interface = holder.interface.filter(|_| holder.kind == RouteType::Unicast);
+            let interface = interface.map(|index| self.name_of(index));
+            is_taken.then_some(Finding::RouteTaken { network: *network, interface })
         });
         let stale = inside.into_iter().filter(|(destination, route)| self.is_stale(*destination, route, config));
         let stale = stale.map(|(destination, route)| {
@@ -78,17 +82,23 @@ impl Host {
         taken.into_iter().chain(stale).collect()
     }
 
-    fn is_stale(&self, destination: Ipv4Net, route: &RouteEntry, config: &PreflightConfig) -> bool {
+    fn is_stale(&self, destination: IpNet, route: &RouteEntry, config: &PreflightConfig) -> bool {
         // The pods of the own subnet are on this host. A route into the tunnel or to another host is wrong.
-        if config.subnet.contains(&destination) {
-            let underlay = self.underlay.as_ref().map(|underlay| underlay.index);
-            let leads_out = route.interface.is_some() && route.interface == underlay && !route.connected;
-            return self.is_ours(route, config) || leads_out;
+        if config.subnets.iter().any(|subnet| subnet.contains(&destination)) {
+            let leads_out = |index| self.underlays().any(|underlay| underlay.index == index) && !route.connected;
+            return self.is_route_into_subnet(destination, route, config) || route.interface.is_some_and(leads_out);
         }
         !self.is_ours(route, config)
             && !self.is_underlay(route, destination)
             && !self.is_of_reported_bridge(route, config)
             && affects_pods(route.kind)
+    }
+
+    /// Returns true for a route of the own subnet that leads into the tunnel. The kernel adds one to the device's own
+    /// address.
+    fn is_route_into_subnet(&self, destination: IpNet, route: &RouteEntry, config: &PreflightConfig) -> bool {
+        let is_own_address = config.addresses.iter().any(|address| destination == IpNet::from(*address));
+        self.is_ours(route, config) && !(route.is_ipv6 && route.connected && is_own_address)
     }
 
     /// Returns true for a route through the tunnel's own device.
@@ -98,17 +108,17 @@ impl Host {
     }
 
     /// Returns true for the connected route of the listen address. Its overlap is a finding of its own.
-    fn is_underlay(&self, route: &RouteEntry, destination: Ipv4Net) -> bool {
-        route.connected && self.underlay_network() == Some(IpNet::V4(destination))
+    fn is_underlay(&self, route: &RouteEntry, destination: IpNet) -> bool {
+        route.connected && self.underlays().any(|underlay| self.underlay_network(underlay) == Some(destination))
     }
 
     /// Returns true for the connected route of a bridge that is a finding of its own.
     fn is_of_reported_bridge(&self, route: &RouteEntry, config: &PreflightConfig) -> bool {
         let link = route.interface.and_then(|index| self.at(index));
-        route.connected && link.is_some_and(|link| self.bridge_elsewhere(link, config).is_some())
+        route.connected && link.is_some_and(|link| !self.bridge_elsewhere(link, config).is_empty())
     }
 
-    fn describe(&self, destination: Ipv4Net, route: &RouteEntry) -> KernelRoute {
+    fn describe(&self, destination: IpNet, route: &RouteEntry) -> KernelRoute {
         KernelRoute {
             kind: kind_name(route.kind),
             destination,

@@ -20,11 +20,58 @@ impl Host {
         if pods.is_empty() {
             pods.push(DEFAULT);
         }
-        let underlay = self.underlay.as_ref().map(|underlay| underlay.name.as_str());
-        let mut findings = check_forwarding(pods.into_iter().chain([device]), &read);
-        findings.extend(check_reverse_path(underlay.into_iter().chain([device]), &read));
+        let inputs = pods.into_iter().chain([device]);
+        let mut findings = Vec::new();
+        if config.carries(false) {
+            let underlays = self.underlays().map(|underlay| underlay.name.as_str());
+            findings.extend(check_forwarding(inputs.clone(), &read));
+            findings.extend(check_reverse_path(underlays.chain([device]), &read));
+        } else {
+            let of_ipv4 = self.underlays().filter(|underlay| underlay.address.is_ipv4());
+            findings.extend(check_reverse_path(of_ipv4.map(|underlay| underlay.name.as_str()), &read));
+        }
+        if config.needs(true) && is_ipv6_missing() {
+            findings.push(Finding::NoIpv6);
+        } else if config.carries(true) {
+            findings.extend(check_ipv6_forwarding(inputs.clone(), &read));
+            findings.extend(check_ipv6_disabled(inputs, &read));
+        }
         findings
     }
+}
+
+/// Returns true if the kernel has no IPv6: `ipv6.disable=1` was given, or its module is not loaded.
+fn is_ipv6_missing() -> bool {
+    let exists = |family: &str| fs::exists(format!("/proc/sys/net/{family}")).is_ok_and(|is| is);
+    exists("ipv4") && !exists("ipv6")
+}
+
+/// Checks forwarding of IPv6. Linux reads the setting of all interfaces, and from 6.17 on the setting `force_forwarding`
+/// of the input interface (`ip6_forward` in net/ipv6/ip6_output.c).
+fn check_ipv6_forwarding<'a>(from: impl Iterator<Item = &'a str>, read: &Reads<'_>) -> Vec<Finding> {
+    const ALL: &str = "net.ipv6.conf.all.forwarding";
+    let is_forced = |interface: &str| read(&ipv6_setting(interface, "force_forwarding")).is_ok_and(|value| value != 0);
+    match read(ALL) {
+        Ok(0) if !unique(from).into_iter().all(is_forced) => [Finding::ForwardingOff { setting: ALL.into() }].into(),
+        Ok(_) => Vec::new(),
+        Err(error) => [Finding::unchecked(ALL, &error)].into(),
+    }
+}
+
+/// Checks that IPv6 is not disabled on the interfaces that carry it.
+fn check_ipv6_disabled<'a>(of: impl Iterator<Item = &'a str>, read: &Reads<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for interface in unique(of) {
+        let setting = ipv6_setting(interface, "disable_ipv6");
+        match read(&setting) {
+            Ok(0) => {}
+            Ok(_) => findings.push(Finding::Ipv6Disabled { interface: interface.into(), setting }),
+            // A device with an MTU below 1280 has no such setting, and gets the default with a larger one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && interface != DEFAULT => {}
+            Err(error) => return [Finding::unchecked(setting, &error)].into(),
+        }
+    }
+    findings
 }
 
 /// Checks forwarding. Linux reads only the setting of the input interface (`ip_route_input_slow` in net/ipv4/route.c).
@@ -69,12 +116,20 @@ fn check_reverse_path<'a>(of: impl Iterator<Item = &'a str>, read: &Reads<'_>) -
 
 type Reads<'a> = dyn Fn(&str) -> io::Result<i64> + 'a;
 
-/// Returns the name of an interface's setting for sysctl(8), with slashes if the interface has a dot in its name.
 fn setting(interface: &str, name: &str) -> String {
+    setting_of("ipv4", interface, name)
+}
+
+fn ipv6_setting(interface: &str, name: &str) -> String {
+    setting_of("ipv6", interface, name)
+}
+
+/// Returns the name of an interface's setting for sysctl(8), with slashes if the interface has a dot in its name.
+fn setting_of(family: &str, interface: &str, name: &str) -> String {
     if interface.contains('.') {
-        format!("net/ipv4/conf/{interface}/{name}")
+        format!("net/{family}/conf/{interface}/{name}")
     } else {
-        format!("net.ipv4.conf.{interface}.{name}")
+        format!("net.{family}.conf.{interface}.{name}")
     }
 }
 

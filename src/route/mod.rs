@@ -10,6 +10,7 @@ mod publish;
 mod rib;
 mod table;
 
+use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
@@ -22,6 +23,7 @@ pub use table::{Applied, RouteTable};
 
 /// A subnet and the host that owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Route {
     /// Packets to addresses in this subnet go to the next hop. Host bits are cleared.
     pub subnet: IpNet,
@@ -36,6 +38,24 @@ impl Route {
     #[must_use]
     pub fn new(subnet: impl Into<IpNet>, next_hop: impl Into<SocketAddr>) -> Self {
         Self { subnet: subnet.into(), next_hop: next_hop.into(), mtu: None }
+    }
+
+    /// Sets the subnet.
+    #[must_use]
+    pub fn with_subnet(self, subnet: impl Into<IpNet>) -> Self {
+        Self { subnet: subnet.into(), ..self }
+    }
+
+    /// Sets the underlay address and port of the owner.
+    #[must_use]
+    pub fn with_next_hop(self, next_hop: impl Into<SocketAddr>) -> Self {
+        Self { next_hop: next_hop.into(), ..self }
+    }
+
+    /// Sets the MTU of the path to the owner; `None` for that of the overlay.
+    #[must_use]
+    pub fn with_mtu(self, mtu: impl Into<Option<Mtu>>) -> Self {
+        Self { mtu: mtu.into(), ..self }
     }
 
     /// Returns the route as a table stores it: host bits cleared, and the next hop in its canonical form.
@@ -130,18 +150,18 @@ pub enum RouteError {
 }
 
 /// The routes that no table on this host may have, as far as they are known.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Own {
-    /// The address and port that this host is bound to.
-    address: Option<SocketAddr>,
-    subnet: Option<IpNet>,
+    /// The addresses and ports that this host is bound to.
+    addresses: Vec<SocketAddr>,
+    subnets: Vec<IpNet>,
 }
 
 #[cfg(any(feature = "sim", feature = "std"))]
 impl Own {
     pub(crate) fn new(host: &crate::Host) -> Self {
-        let address = canonical(host.underlay());
-        Self { address: Some(address), subnet: Some(host.subnet().into()) }
+        let addresses = host.underlays().iter().map(|underlay| canonical(*underlay)).collect();
+        Self { addresses, subnets: host.subnets().to_vec() }
     }
 }
 
@@ -157,8 +177,8 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
         _ if broadcast => Err(RouteError::BroadcastNextHop),
         _ if needs_scope => Err(RouteError::LinkLocalNextHop),
         0 => Err(RouteError::ZeroPort),
-        _ if Some(route.next_hop) == own.address => Err(RouteError::OwnAddress),
-        _ if Some(route.subnet) == own.subnet => Err(RouteError::OwnSubnet),
+        _ if own.addresses.contains(&route.next_hop) => Err(RouteError::OwnAddress),
+        _ if own.subnets.contains(&route.subnet) => Err(RouteError::OwnSubnet),
         _ => Ok(()),
     }
 }

@@ -109,7 +109,7 @@ impl RouteTable {
 
     /// Returns the same as [`lookup`](Self::lookup) for an IPv4 address.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn lookup_v4(&self, destination: Ipv4Addr) -> Option<&NextHop> {
         let Parts { fib, hops, .. } = &*self.parts;
         hops.resolve(fib.longest_match(destination.octets()))

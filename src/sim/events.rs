@@ -102,7 +102,8 @@ impl<K: Ord + Clone> Sim<K> {
     fn put_on_underlay(&mut self, id: NodeId, to: SocketAddr, ecn: Ecn, payload: Bytes) {
         let node = self.node_mut(id);
         node.seen.to_underlay += 1;
-        let from = node.config().host.underlay();
+        let host = &node.config().host;
+        let from = host.underlay_to(to.ip()).unwrap_or(host.underlay());
         self.record(|| Event::Sent { node: id, to, datagram: payload.clone() });
         self.underlay.counters.sent += 1;
         let mut datagram = Datagram { from, to, ecn, payload };

@@ -29,7 +29,7 @@ use crate::route::{Applied, RouteChange, RouteTable};
 /// Every method that takes a [`NodeId`] panics if the id is from a simulation with more nodes.
 #[derive(Debug)]
 pub struct Sim<K = u64> {
-    network: IpNet,
+    networks: Vec<IpNet>,
     pub(super) now: Duration,
     nodes: Vec<Node>,
     pub(super) leases: Leases<K>,
@@ -64,13 +64,11 @@ pub enum NodeError {
         /// The node that has it.
         node: NodeId,
     },
-    /// All nodes share one overlay network.
-    #[error("the overlay network of this simulation is {ours}, not {network}; use one network for all nodes")]
+    /// All nodes share the overlay networks.
+    #[error("{network} is not an overlay network of this simulation; use the same networks for all nodes")]
     OtherNetwork {
         /// The network of the node.
         network: IpNet,
-        /// The network of the simulation.
-        ours: IpNet,
     },
     /// The forwarder refuses the settings.
     #[error(transparent)]
@@ -82,12 +80,12 @@ impl<K: Ord + Clone> Sim<K> {
     /// every platform.
     #[must_use]
     pub fn new(network: impl Into<IpNet>, seed: u64) -> Self {
-        let network = network.into().trunc();
+        let networks = alloc::vec![network.into().trunc()];
         Self {
-            network,
+            networks: networks.clone(),
             now: Duration::ZERO,
             nodes: Vec::new(),
-            leases: Leases::new(network),
+            leases: Leases::new(networks),
             underlay: Underlay::new(seed),
             queue: Queue::new(),
             delivered: Vec::new(),
@@ -96,19 +94,28 @@ impl<K: Ord + Clone> Sim<K> {
         }
     }
 
+    /// Adds a second network, of the other IP family. Call it before nodes and leases are added.
+    #[must_use]
+    pub fn with_network(self, network: impl Into<IpNet>) -> Self {
+        let mut networks = self.networks;
+        networks.push(network.into().trunc());
+        Self { networks: networks.clone(), leases: Leases::new(networks), ..self }
+    }
+
     /// Adds a host, which runs and receives leases from now on. Several hosts may own one subnet, for example one that
     /// replaces another.
     ///
     /// # Errors
     /// The settings are invalid, or conflict with those of another node.
     pub fn add_node(&mut self, config: ForwarderConfig) -> Result<NodeId, NodeError> {
-        let (network, underlay) = (config.host.network().into(), config.host.underlay());
-        let (forwarder, ours, id) = (Forwarder::new(config)?, self.network, NodeId(self.nodes.len()));
-        if network != ours {
-            return Err(NodeError::OtherNetwork { network, ours });
+        let (forwarder, id) = (Forwarder::new(config)?, NodeId(self.nodes.len()));
+        let host = &forwarder.config().host;
+        if let Some(network) = host.networks().iter().find(|network| !self.networks.contains(network)) {
+            return Err(NodeError::OtherNetwork { network: *network });
         }
-        let address = SocketAddr::new(underlay.ip(), underlay.port());
-        self.underlay.connect(id, address).map_err(|node| NodeError::AddressTaken { address, node })?;
+        // Without an IPv6 scope.
+        let addresses = host.underlays().iter().map(|underlay| SocketAddr::new(underlay.ip(), underlay.port()));
+        self.underlay.connect(id, addresses).map_err(|(address, node)| NodeError::AddressTaken { address, node })?;
         self.nodes.push(Node::new(forwarder));
         Ok(id)
     }
@@ -137,7 +144,9 @@ impl<K: Ord + Clone> Sim<K> {
     /// Delivers a datagram to a node that no node has sent, from a stranger or with a forged sender.
     pub fn inject(&mut self, node: NodeId, outer: impl Into<DatagramMeta>, datagram: impl Into<Bytes>) {
         let DatagramMeta { from, ecn } = outer.into();
-        let datagram = Datagram { from, to: self[node].config().host.underlay(), ecn, payload: datagram.into() };
+        let host = &self[node].config().host;
+        let to = host.underlay_to(from.ip()).unwrap_or(host.underlay());
+        let datagram = Datagram { from, to, ecn, payload: datagram.into() };
         self.underlay.counters.injected += 1;
         self.receive(node, datagram);
     }

@@ -17,7 +17,7 @@ use crate::forward::{
 use crate::host::Overhead;
 use crate::offload::VnetHeader;
 use crate::transmit::Way;
-use crate::wire::{DatagramTooBig, Ecn};
+use crate::wire::{DatagramTooBig, Ecn, QuotedHeader};
 
 /// The default MTU of a node's link.
 const LINK_MTU: u16 = 1500;
@@ -132,12 +132,13 @@ impl Node {
     /// Handles a router's report that a datagram of this node was too long. `mtu` is in bytes of outer packet. The
     /// report quotes the whole datagram. Only IPv4 routers are simulated.
     pub(super) fn fragmentation_needed(&mut self, datagram: &Datagram, mtu: u16, now: Duration) -> bool {
-        let SocketAddr::V4(destination) = datagram.to else { return false };
-        let SocketAddr::V4(source) = SocketAddr::new(datagram.from.ip().to_canonical(), datagram.from.port()) else {
+        let source = SocketAddr::new(datagram.from.ip().to_canonical(), datagram.from.port());
+        let destination = datagram.to;
+        if source.is_ipv6() || destination.is_ipv6() {
             return false;
-        };
+        }
         let len = u16::try_from(outer_len(datagram)).unwrap_or(u16::MAX);
-        let inner = datagram.payload.first_chunk().copied();
+        let inner = QuotedHeader::parse(&datagram.payload);
         let report = DatagramTooBig { mtu, source, destination, len, inner };
         let outcome = self.endpoint.handle_icmp(&report, self.routes.table(), now);
         matches!(outcome, IcmpOutcome::Lowered { .. })
@@ -162,6 +163,10 @@ impl Node {
             Outbound::Reply(reply) => return Self::write(reply, out),
             Outbound::Drop(reason) => return Fate::Dropped(reason),
         };
+        if endpoint.forwarder().config().host.underlay_to(way.destination.ip()).is_none() {
+            endpoint.handle_send_error(way.destination.ip(), DropReason::SendUnreachable, 1);
+            return Fate::Dropped(DropReason::SendUnreachable);
+        }
         // The node's link refuses it at once, as EMSGSIZE does.
         let link = Overhead::of(way.destination.ip()).inner((*link_mtu).into());
         if let Some(longest) = datagrams.iter_mut().max_by_key(|datagram| datagram.len())

@@ -1,7 +1,6 @@
 //! The underlay: delivery, latency and loss of datagrams.
 
 use alloc::collections::BTreeMap;
-use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::SocketAddr;
@@ -96,15 +95,18 @@ impl Underlay {
     ///
     /// # Errors
     /// The node that already has the address and port.
-    pub(super) fn connect(&mut self, node: NodeId, address: SocketAddr) -> Result<(), NodeId> {
-        match self.hosts.entry(address) {
-            Entry::Occupied(entry) => Err(*entry.get()),
-            Entry::Vacant(entry) => {
-                entry.insert(node);
-                self.sides.push(0);
-                Ok(())
-            }
+    pub(super) fn connect(
+        &mut self,
+        node: NodeId,
+        addresses: impl Iterator<Item = SocketAddr> + Clone,
+    ) -> Result<(), (SocketAddr, NodeId)> {
+        let taken = |address| self.hosts.get(&address).map(|node| (address, *node));
+        if let Some(taken) = addresses.clone().find_map(taken) {
+            return Err(taken);
         }
+        self.hosts.extend(addresses.map(|address| (address, node)));
+        self.sides.push(0);
+        Ok(())
     }
 
     pub(super) fn set_link_profile(&mut self, profile: LinkProfile) {

@@ -78,12 +78,15 @@ impl Lanes {
     #[inline(always)]
     fn fold_with(self, rest: &[u8]) -> u16 {
         let (words, rest) = rest.as_chunks::<4>();
-        let mut last = [0; 4];
-        for (slot, byte) in last.iter_mut().zip(rest) {
-            *slot = *byte;
-        }
-        let words = words.iter().chain([&last]).map(|word| u64::from(u32::from_ne_bytes(*word)));
-        u16::from_be(fold(self.0.into_iter().chain(words).sum()))
+        let last = match *rest {
+            [a] => [a, 0, 0, 0],
+            [a, b] => [a, b, 0, 0],
+            [a, b, c] => [a, b, c, 0],
+            _ => [0; 4],
+        };
+        let word = |word: [u8; 4]| u64::from(u32::from_ne_bytes(word));
+        let whole: u64 = words.iter().map(|bytes| word(*bytes)).sum();
+        u16::from_be(fold(self.0.into_iter().sum::<u64>() + whole + word(last)))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use core::net::Ipv4Addr;
 
-use super::{Ecn, checksum};
+use super::{Ecn, Fragment, HeaderError, UpperLayer, checksum};
 
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
@@ -33,72 +33,6 @@ mod option {
     pub(crate) const STRICT_SOURCE_ROUTE: u8 = 137;
 }
 
-/// The reason why bytes are not a valid IPv4 packet. The checks run in the order of the variants, and the first failure
-/// is reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum HeaderError {
-    /// Fewer bytes than the shortest header.
-    #[error("{have} bytes are fewer than the {HEADER_LEN} of the shortest IPv4 header")]
-    TooShort {
-        /// Bytes received.
-        have: usize,
-    },
-    /// Version 6. The packet may be valid, but this type reads IPv4 only.
-    #[error("the packet is IPv6")]
-    Ipv6,
-    /// Neither version 4 nor 6.
-    #[error("IP version {version} is neither 4 nor 6")]
-    BadVersion {
-        /// The version field.
-        version: u8,
-    },
-    /// An IHL below 5.
-    #[error("a header length of {words} words is below the minimum of 5")]
-    BadHeaderLength {
-        /// The IHL field, in 32-bit words.
-        words: u8,
-    },
-    /// The header is longer than the received bytes.
-    #[error("a header of {header} bytes exceeds the {have} bytes received")]
-    HeaderTruncated {
-        /// The IHL in bytes.
-        header: usize,
-        /// Bytes received.
-        have: usize,
-    },
-    /// The total length is shorter than the header.
-    #[error("total length {total} is less than the header length of {header} bytes")]
-    BadTotalLength {
-        /// The total length field.
-        total: u16,
-        /// The IHL in bytes.
-        header: usize,
-    },
-    /// The total length is longer than the received bytes.
-    #[error("total length {total} exceeds the {have} bytes received")]
-    Truncated {
-        /// The total length field.
-        total: u16,
-        /// Bytes received.
-        have: usize,
-    },
-    /// The header's words do not sum to `0xFFFF`.
-    #[error("the header sums to {sum:#06x} instead of 0xffff")]
-    BadChecksum {
-        /// The ones' complement sum of the header.
-        sum: u16,
-    },
-    /// An option has length 0 or 1, or extends past the header.
-    #[error("the option at byte {at} does not fit into a header of {header} bytes")]
-    BadOption {
-        /// The offset of the option, in bytes.
-        at: usize,
-        /// The IHL in bytes.
-        header: usize,
-    },
-}
-
 /// The checked header of an IPv4 packet. It stores the header's five words as numbers, so that it is passed in
 /// registers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,22 +50,21 @@ pub struct Ipv4Header {
 
 impl Ipv4Header {
     /// Checks a header at the front of `bytes`, in the order of [`HeaderError`].
+    #[inline(always)]
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
+        match bytes.first_chunk::<HEADER_LEN>().map(|fixed| fixed[0] >> 4) {
+            None | Some(4) => Self::parse_version_4(bytes),
+            Some(version) => Err(HeaderError::BadVersion { version, expected: "4" }),
+        }
+    }
+
+    /// Checks a header as [`parse`](Self::parse) does, if its version is known to be 4.
     ///
     /// It is always inlined, like all functions of the common path: a header passed in registers costs a third less.
     #[inline(always)]
-    fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
+    pub(crate) fn parse_version_4(bytes: &[u8]) -> Result<Self, HeaderError> {
         let have = bytes.len();
-        let Some(&[lengths, fragment, hop, source, destination]) = bytes.as_chunks().0.first_chunk() else {
-            return Err(HeaderError::TooShort { have });
-        };
-        let [lengths, fragment, hop, source, destination] =
-            [lengths, fragment, hop, source, destination].map(u32::from_be_bytes);
-        let header = Self { lengths, fragment, hop, source, destination, source_route: false };
-        match (lengths >> 28) as u8 {
-            4 => {}
-            6 => return Err(HeaderError::Ipv6),
-            version => return Err(HeaderError::BadVersion { version }),
-        }
+        let Some(header) = Self::read(bytes) else { return Err(HeaderError::TooShort { have, need: HEADER_LEN }) };
         let header_len = header.header_len();
         if header_len < HEADER_LEN {
             return Err(HeaderError::BadHeaderLength { words: (header_len / 4) as u8 });
@@ -144,9 +77,10 @@ impl Ipv4Header {
             return Err(HeaderError::BadTotalLength { total, header: header_len });
         }
         if usize::from(total) > have {
-            return Err(HeaderError::Truncated { total, have });
+            return Err(HeaderError::Truncated { total: total.into(), have });
         }
         let plain = header_len == HEADER_LEN;
+        let Self { lengths, fragment, hop, source, destination, source_route: _ } = header;
         let words = [lengths, fragment, hop, source, destination];
         let sum = if plain { checksum::sum_of_words(words) } else { checksum::sum(whole) };
         if sum != 0xffff {
@@ -154,6 +88,14 @@ impl Ipv4Header {
         }
         let source_route = !plain && options_hold_source_route(whole)?;
         Ok(Self { source_route, ..header })
+    }
+
+    /// Reads the fixed part, without any check.
+    #[inline(always)]
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let words: &[_; 5] = bytes.as_chunks().0.first_chunk()?;
+        let [lengths, fragment, hop, source, destination] = words.map(u32::from_be_bytes);
+        Some(Self { lengths, fragment, hop, source, destination, source_route: false })
     }
 
     /// Returns the header length in bytes, options included: 20 to 60.
@@ -247,6 +189,15 @@ impl Ipv4Header {
         Ipv4Addr::from_bits(self.destination)
     }
 
+    /// Returns the upper layer, which begins after the options.
+    #[must_use]
+    #[inline]
+    pub fn upper_layer(&self) -> UpperLayer {
+        let (offset, more_fragments) = (self.fragment_offset(), self.more_fragments());
+        let fragment = (offset != 0 || more_fragments).then_some(Fragment { offset, more_fragments });
+        UpperLayer { protocol: self.protocol(), offset: self.header_len() as u16, fragment }
+    }
+
     /// Returns true if the options contain a loose or strict source route (RFC 791 section 3.1).
     #[must_use]
     #[inline]
@@ -285,7 +236,7 @@ impl<'a> Ipv4Packet<'a> {
         let total = header.total_len();
         match bytes.get(..usize::from(total)) {
             Some(bytes) => Ok(Self { header, bytes }),
-            None => Err(HeaderError::Truncated { total, have: bytes.len() }),
+            None => Err(HeaderError::Truncated { total: total.into(), have: bytes.len() }),
         }
     }
 
@@ -329,8 +280,14 @@ impl<'a> Ipv4PacketMut<'a> {
         let (total, have) = (header.total_len(), bytes.len());
         match bytes.get_mut(..usize::from(total)) {
             Some(bytes) => Ok(Self { header, bytes }),
-            None => Err(HeaderError::Truncated { total, have }),
+            None => Err(HeaderError::Truncated { total: total.into(), have }),
         }
+    }
+
+    /// Combines bytes with their checked header.
+    #[inline(always)]
+    pub(crate) fn new(header: Ipv4Header, bytes: &'a mut [u8]) -> Self {
+        Self { header, bytes: bytes.get_mut(..usize::from(header.total_len())).unwrap_or_default() }
     }
 
     /// Returns the checked header in its current state.
@@ -338,6 +295,13 @@ impl<'a> Ipv4PacketMut<'a> {
     #[inline]
     pub fn header(&self) -> &Ipv4Header {
         &self.header
+    }
+
+    /// Returns the whole packet.
+    #[must_use]
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes
     }
 
     /// Returns the bytes after the header.

@@ -211,3 +211,16 @@ impl UdpHeader {
 pub fn pseudo_header_sum(source: u32, destination: u32, protocol: u8, len: u16) -> u16 {
     checksum::sum_of_words([source, destination, protocol.into(), len.into()])
 }
+
+/// Returns the sum of the pseudo header of IPv6 (RFC 8200 section 8.1): addresses, length of the upper-layer packet in
+/// bytes, and the protocol of the upper layer.
+///
+/// With a routing header, `destination` is the address of the final destination.
+#[must_use]
+#[inline]
+pub fn pseudo_header_sum_v6(source: u128, destination: u128, protocol: u8, len: u32) -> u16 {
+    let words =
+        |address: u128| [(address >> 96) as u32, (address >> 64) as u32, (address >> 32) as u32, address as u32];
+    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (words(source), words(destination));
+    checksum::sum_of_words([s0, s1, s2, s3, d0, d1, d2, d3, len, protocol.into()])
+}

@@ -45,6 +45,16 @@ pub enum WorkerError {
         /// Its name.
         name: String,
     },
+    /// A worker has at most one UDP socket for each IP family.
+    #[error(
+        "the UDP sockets {one} and {other} are of one IP family; give a worker one IPv4 and one IPv6 socket at most"
+    )]
+    SameFamily {
+        /// The address of the socket that the worker had.
+        one: SocketAddr,
+        /// The address of the other socket.
+        other: SocketAddr,
+    },
     /// The UDP socket's file descriptor was closed by other code in this process.
     #[error("the UDP socket {local} is closed: something in this process closed a file descriptor that is not its own")]
     SocketClosed {

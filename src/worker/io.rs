@@ -1,14 +1,16 @@
 //! The adapters as the engine's sink, and the effect of their errors on the worker.
 
 use alloc::string::String;
+use core::net::SocketAddr;
 use std::time::Instant;
 
 use super::WorkerError;
 use super::failing::{Failing, Failure};
+use super::sockets::Sockets;
 use crate::engine::{SendFailure, Sink, Unsent, WriteFailure};
 use crate::forward::{PathMode, SystemPath};
 use crate::offload::VnetHeader;
-use crate::sys::{BatchError, SendErrorKind, Tun, TunError, UdpTransport};
+use crate::sys::{BatchError, SendErrorKind, Tun, TunError};
 use crate::transmit::{Transmit, Way};
 use crate::wire::DatagramTooBig;
 
@@ -16,7 +18,7 @@ use crate::wire::DatagramTooBig;
 #[derive(Debug)]
 pub(super) struct Io<'a> {
     pub(super) tun: &'a Tun,
-    pub(super) udp: &'a UdpTransport,
+    pub(super) sockets: &'a Sockets,
     pub(super) failing: &'a mut Failing,
     pub(super) ended: &'a mut Option<WorkerError>,
     pub(super) now: Instant,
@@ -36,10 +38,6 @@ impl Io<'_> {
         }
     }
 
-    pub(super) fn socket_gone(&self) -> WorkerError {
-        WorkerError::SocketClosed { local: self.udp.local_addr() }
-    }
-
     /// Notes a failure that every call of its kind may have.
     #[cold]
     fn fails(&mut self, failure: Failure) {
@@ -47,30 +45,14 @@ impl Io<'_> {
             self.ended.get_or_insert(end);
         }
     }
-}
 
-impl Sink for Io<'_> {
-    #[inline]
-    fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent> {
-        let nothing = |reason| Err(Unsent { batch: 0, datagram: 0, datagrams: 1, reason });
-        if self.ended.is_some() {
-            return nothing(SendFailure::Closed);
-        }
-        if self.failing.send_at().is_some() {
-            return nothing(SendFailure::Full);
-        }
-        let Err(BatchError { transmit: batch, segment: datagram, datagrams, kind }) =
-            self.udp.send_batch_in(mode, batches, 0)
-        else {
-            self.failing.send_works();
-            return Ok(());
-        };
-        if batch > 0 || datagram > 0 {
-            self.failing.send_works();
-        }
+    /// Returns the consequence of an error of the socket with this address.
+    #[cold]
+    fn unsent(&mut self, error: BatchError, local: SocketAddr) -> Unsent {
+        let BatchError { transmit: batch, segment: datagram, datagrams, kind } = error;
         let reason = match kind {
             SendErrorKind::Closed => {
-                self.ended.get_or_insert(WorkerError::SocketClosed { local: self.udp.local_addr() });
+                self.ended.get_or_insert(WorkerError::SocketClosed { local });
                 SendFailure::Closed
             }
             SendErrorKind::Forbidden => {
@@ -87,7 +69,34 @@ impl Sink for Io<'_> {
             SendErrorKind::Unreachable => SendFailure::Unreachable,
             SendErrorKind::PathFull | SendErrorKind::WouldBlock => SendFailure::Full,
         };
-        Err(Unsent { batch, datagram, datagrams, reason })
+        Unsent { batch, datagram, datagrams, reason }
+    }
+}
+
+impl Sink for Io<'_> {
+    #[inline]
+    fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent> {
+        let nothing = |reason| Err(Unsent { batch: 0, datagram: 0, datagrams: 1, reason });
+        if self.ended.is_some() {
+            return nothing(SendFailure::Closed);
+        }
+        if self.failing.send_at().is_some() {
+            return nothing(SendFailure::Full);
+        }
+        let mut sent = 0;
+        for run in batches.chunk_by(|one, other| !self.sockets.divide(one.destination, other.destination)) {
+            let Some(destination) = run.first().map(|batch| batch.destination) else { continue };
+            let udp = self.sockets.to(destination);
+            if let Err(error) = udp.send_batch_in(mode, run, 0) {
+                if sent > 0 || error.transmit > 0 || error.segment > 0 {
+                    self.failing.send_works();
+                }
+                return Err(self.unsent(BatchError { transmit: sent + error.transmit, ..error }, udp.local_addr()));
+            }
+            sent += run.len();
+        }
+        self.failing.send_works();
+        Ok(())
     }
 
     #[inline]
@@ -120,7 +129,7 @@ impl Sink for Io<'_> {
     }
 
     fn system_path(&mut self, way: &Way, report: &mut dyn FnMut(&DatagramTooBig)) -> SystemPath {
-        self.udp.receive_reports(report);
-        self.udp.system_path(way.destination, way.flow)
+        self.sockets.iter().for_each(|udp| udp.receive_reports(&mut *report));
+        self.sockets.to(way.destination).system_path(way.destination, way.flow)
     }
 }

@@ -1,4 +1,4 @@
-//! A worker drives one TUN device and one UDP socket.
+//! A worker drives one TUN device and one UDP socket, or one for each IP family of the underlay.
 //!
 //! It has no loop of its own: call [`run()`], or wait for its file descriptors in a loop of yours.
 //!
@@ -27,6 +27,7 @@ mod next;
 mod run;
 #[cfg(feature = "tokio")]
 mod run_tokio;
+mod sockets;
 mod strangers;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ pub use self::next::{Budget, Next, Ready};
 pub use self::run::{Running, run};
 #[cfg(feature = "tokio")]
 pub use self::run_tokio::run_tokio;
+use self::sockets::Sockets;
 pub use self::strangers::Stranger;
 use self::strangers::Strangers;
 use crate::endpoint::Endpoint;
@@ -58,7 +60,7 @@ use crate::engine::Engine;
 use crate::forward::{Counters, DatagramMeta, DropReason, Forwarder};
 use crate::offload::Coalesce;
 use crate::route::RouteReader;
-use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, UdpTransport};
+use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, TunOffload, UdpTransport};
 use crate::transmit::QueueLimits;
 
 /// Messages that one system call receives, each a datagram or a GRO batch: 1 MiB of buffers.
@@ -71,7 +73,7 @@ const REPORTS_EVERY: Duration = Duration::from_secs(1);
 /// The interval while some path is narrow: the kernel's refusals may have been overruled for it.
 const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 
-/// A host of the overlay with one TUN device and one UDP socket.
+/// A host of the overlay with one TUN device, and one UDP socket for each IP family of the underlay.
 ///
 /// Memory: up to 8 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for GSO packets to the TUN, and three
 /// packets. Only memory that was used is resident. Its [`Endpoint`]'s tables and a share in the route table are extra.
@@ -79,7 +81,7 @@ const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Worker {
     tun: Tun,
-    udp: UdpTransport,
+    sockets: Sockets,
     engine: Engine,
     routes: RouteReader,
     messages: RecvBatch,
@@ -116,13 +118,13 @@ impl Worker {
     }
 
     fn with_group(tun: Tun, udp: UdpTransport, forwarder: Forwarder, routes: RouteReader, group: Handle) -> Self {
-        let offload = tun.offload();
-        let coalesce = Coalesce { tcp: offload.tso, udp: offload.uso };
+        let TunOffload { tso, uso } = tun.offload();
+        let coalesce = Coalesce { tcp4: tso, tcp6: tso, udp4: uso, udp6: uso };
         let mut endpoint = Endpoint::new(forwarder);
         endpoint.set_icmp_limiter(group.limiter());
         let mut worker = Self {
             tun,
-            udp,
+            sockets: Sockets::new(udp),
             engine: Engine::new(endpoint, QueueLimits::default(), coalesce),
             routes,
             messages: RecvBatch::new(MESSAGES),
@@ -136,6 +138,18 @@ impl Worker {
         };
         worker.publish(Instant::now());
         worker
+    }
+
+    /// Adds the UDP socket of the other IP family. Datagrams go by the socket of their next hop's family.
+    ///
+    /// [`udp`](Self::udp) then returns one file descriptor that is readable while one of the two sockets is.
+    ///
+    /// # Errors
+    /// [`WorkerError::SameFamily`] if the worker has a socket of that family, and [`WorkerError::System`] if there is
+    /// no file descriptor left.
+    pub fn with_udp(self, udp: UdpTransport) -> Result<Self, WorkerError> {
+        let Self { sockets, .. } = self;
+        Ok(Self { sockets: sockets.with_second(udp)?, ..self })
     }
 
     /// Returns the same worker without batches: each packet is read, decided on and written by itself. Use it for
@@ -187,8 +201,9 @@ impl Worker {
         if ready.udp && read.is_ok() && self.ended.is_none() {
             received = self.receive(budget, now, clock);
         }
-        self.udp.retry_gso(now);
-        self.engine.endpoint_mut().counters_mut().stats.gso_fallbacks = self.udp.gso_fallbacks();
+        self.sockets.iter().for_each(|udp| udp.retry_gso(now));
+        let fallbacks = self.sockets.iter().map(UdpTransport::gso_fallbacks).sum();
+        self.engine.endpoint_mut().counters_mut().stats.gso_fallbacks = fallbacks;
         self.left = Ready { tun: read?, udp: received? };
         match &self.ended {
             Some(error) => Err(error.clone()),
@@ -198,16 +213,18 @@ impl Worker {
 
     /// Applies changes of routes and settings, and reports of routers, since the last call.
     fn begin(&mut self, clock: Duration, now: Instant) {
-        let Self { engine, routes, udp, membership, .. } = self;
+        let Self { engine, routes, sockets, membership, .. } = self;
         if routes.update() {
             engine.drop_peers(|next_hop| !routes.table().has_next_hop(next_hop), DropReason::StaleRoute);
         }
         membership.take_over(engine.endpoint_mut(), clock);
         if self.reports_due.is_none_or(|due| due <= now) {
             let endpoint = engine.endpoint_mut();
-            udp.receive_reports(|report| {
-                endpoint.handle_icmp(report, routes.table(), clock);
-            });
+            for udp in sockets.iter() {
+                udp.receive_reports(|report| {
+                    endpoint.handle_icmp(report, routes.table(), clock);
+                });
+            }
             let is_narrow = !endpoint.paths().is_empty();
             self.reports_due = Some(now + if is_narrow { REPORTS_EVERY_NARROW } else { REPORTS_EVERY });
         }
@@ -215,15 +232,15 @@ impl Worker {
     }
 
     fn parts(&mut self, now: Instant) -> (Io<'_>, &mut Engine, &RouteReader) {
-        let Self { tun, udp, engine, routes, failing, ended, .. } = self;
-        (Io { tun, udp, failing, ended, now }, engine, routes)
+        let Self { tun, sockets, engine, routes, failing, ended, .. } = self;
+        (Io { tun, sockets, failing, ended, now }, engine, routes)
     }
 
     /// Reads packets from the TUN. Returns true if more may be left.
     fn read(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<bool, WorkerError> {
-        let Self { tun, udp, engine, routes, failing, ended, buffer, .. } = self;
+        let Self { tun, sockets, engine, routes, failing, ended, buffer, .. } = self;
         let mut left = budget.count() as usize;
-        let mut io = Io { tun, udp, failing, ended, now };
+        let mut io = Io { tun, sockets, failing, ended, now };
         while left > 0 && io.ended.is_none() && io.failing.read_at().is_none() {
             match tun.recv(buffer) {
                 Ok(meta) => {
@@ -249,9 +266,24 @@ impl Worker {
 
     /// Receives datagrams, and writes all received packets. Returns true if more may be left.
     fn receive(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<bool, WorkerError> {
-        let Self { tun, udp, engine, routes, failing, strangers, ended, messages, .. } = self;
+        let mut more = false;
+        for socket in 0..self.sockets.iter().count() {
+            more |= self.receive_from(socket, budget, now, clock)?;
+        }
+        Ok(more)
+    }
+
+    fn receive_from(
+        &mut self,
+        socket: usize,
+        budget: Budget,
+        now: Instant,
+        clock: Duration,
+    ) -> Result<bool, WorkerError> {
+        let Self { tun, sockets, engine, routes, failing, strangers, ended, messages, .. } = self;
+        let Some(udp) = sockets.iter().nth(socket) else { return Ok(false) };
         let mut left = budget.count() as usize;
-        let mut io = Io { tun, udp, failing, ended, now };
+        let mut io = Io { tun, sockets, failing, ended, now };
         while left > 0 && io.ended.is_none() && io.failing.receive_at().is_none() {
             match udp.recv_batch(messages) {
                 Ok(_count) => {
@@ -277,7 +309,9 @@ impl Worker {
                     io.failing.receive_works();
                     return Ok(false);
                 }
-                Err(error) if error.is_fatal() => return Err(io.socket_gone()),
+                Err(error) if error.is_fatal() => {
+                    return Err(WorkerError::SocketClosed { local: udp.local_addr() });
+                }
                 Err(error) => {
                     left -= 1;
                     engine.endpoint_mut().counters_mut().stats.read_errors += 1;
@@ -303,7 +337,7 @@ impl Worker {
 
     /// Publishes counters and notices to the group's handles.
     fn publish(&mut self, now: Instant) {
-        let disabled = self.tun.disabled().chain(self.udp.disabled());
+        let disabled = self.tun.disabled().chain(self.sockets.disabled());
         self.membership.publish(&self.engine, disabled, &mut self.failing, &mut self.strangers, now);
     }
 
@@ -349,15 +383,14 @@ impl Worker {
         self.tun.name()
     }
 
-    /// Returns the UDP socket's file descriptor, to wait for.
+    /// Returns the file descriptor of the UDP socket, or of both sockets, to wait for.
     #[must_use]
     pub fn udp(&self) -> BorrowedFd<'_> {
-        self.udp.as_fd()
+        self.sockets.as_fd()
     }
 
-    /// Returns the UDP socket's address.
-    #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.udp.local_addr()
+    /// Returns the addresses and ports of the UDP sockets.
+    pub fn local_addrs(&self) -> impl Iterator<Item = SocketAddr> {
+        self.sockets.local_addrs()
     }
 }

@@ -17,6 +17,7 @@ mod bridge;
 mod error;
 mod firewall;
 mod injection;
+mod ipv6;
 mod kernel;
 mod link;
 mod netlink;

@@ -1,8 +1,8 @@
 //! Two hosts of an overlay network, each with a container, connected by an underlay network.
 
 use crate::Namespace;
-use core::net::Ipv4Addr;
-use ipnet::Ipv4Net;
+use core::net::{Ipv4Addr, Ipv6Addr};
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::io;
 
 /// ```text
@@ -52,12 +52,27 @@ impl TwoHosts {
     pub const SUBNET_B: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 2, 0), 24);
     /// The network of all pods.
     pub const OVERLAY: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 0, 0), 16);
+    /// The IPv6 address of the pod on host A, after [`add_ipv6`](Self::add_ipv6).
+    pub const POD_A_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 1, 0, 0, 0, 0, 2);
+    /// The IPv6 address of host A for its pod.
+    pub const GATEWAY_A_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 1, 0, 0, 0, 0, 1);
+    /// The IPv6 address of host A on the underlay.
+    pub const HOST_A_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x168, 0, 0, 0, 0, 0, 2);
+    /// The IPv6 address of host B on the underlay.
+    pub const HOST_B_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x168, 0, 0, 0, 0, 0, 3);
+    /// The IPv6 address of host B for its pod.
+    pub const GATEWAY_B_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 2, 0, 0, 0, 0, 1);
+    /// The IPv6 address of the pod on host B.
+    pub const POD_B_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 2, 0, 0, 0, 0, 3);
     /// The name of a host's link to the other host, and of a pod's link to its host.
     pub const UPLINK: &str = "eth0";
     /// The name of a host's link to its pod.
     pub const POD_LINK: &str = "pod0";
     /// The links of the router of [`through_a_router`](Self::through_a_router), to host A and to host B.
     pub const ROUTER_LINKS: [&str; 2] = ["a0", "b0"];
+    /// The links of a router of [`with_narrow_middle`](Self::with_narrow_middle), to its host and to the other router.
+    const HOST_LINK: &str = "host0";
+    const MIDDLE: &str = "middle0";
 
     /// Creates the topology with an underlay MTU of 1500 bytes.
     ///
@@ -94,27 +109,25 @@ impl TwoHosts {
     /// # Errors
     /// See [`Namespace::new`]; otherwise the kernel's error.
     pub fn with_narrow_middle(mtu: u32) -> io::Result<Self> {
-        const HOST_LINK: &str = "host0";
-        const MIDDLE: &str = "middle0";
         let gateway = Ipv4Addr::new(10, 168, 0, 1);
         let ends = [Ipv4Addr::new(10, 168, 1, 1), Ipv4Addr::new(10, 168, 1, 2)];
         let one = |address| Ipv4Net::new_assert(address, 32);
 
         let mut hosts = Self::apart()?;
         let routers = [Namespace::new()?, Namespace::new()?];
-        routers[0].connect(MIDDLE, &routers[1], MIDDLE)?;
+        routers[0].connect(Self::MIDDLE, &routers[1], Self::MIDDLE)?;
         let hosts_of_routers = [(&hosts.host_a, Self::HOST_A), (&hosts.host_b, Self::HOST_B)];
         for (index, (host, address)) in hosts_of_routers.into_iter().enumerate() {
             let (router, other) = (&routers[index], hosts_of_routers[1 - index].1);
             router.sysctl("net/ipv4/ip_forward", "1")?;
-            router.set_mtu(MIDDLE, mtu)?;
-            router.add_address(MIDDLE, Ipv4Net::new_assert(ends[index], 24))?;
+            router.set_mtu(Self::MIDDLE, mtu)?;
+            router.add_address(Self::MIDDLE, Ipv4Net::new_assert(ends[index], 24))?;
             router.add_route_via(one(other), ends[1 - index])?;
             // The hosts' addresses are in one prefix, so its connected route must not exist.
-            host.connect(Self::UPLINK, router, HOST_LINK)?;
+            host.connect(Self::UPLINK, router, Self::HOST_LINK)?;
             host.add_address(Self::UPLINK, one(address))?;
-            router.add_address(HOST_LINK, one(gateway))?;
-            router.add_route(one(address), None, HOST_LINK)?;
+            router.add_address(Self::HOST_LINK, one(gateway))?;
+            router.add_route(one(address), None, Self::HOST_LINK)?;
             host.add_route(one(gateway), None, Self::UPLINK)?;
             host.add_route_via(one(other), gateway)?;
         }
@@ -147,6 +160,52 @@ impl TwoHosts {
         }
         hosts.routers = vec![router];
         hosts.with_pods()
+    }
+
+    /// Creates the topology of [`new`](Self::new) with IPv6 beside IPv4: see [`add_ipv6`](Self::add_ipv6).
+    ///
+    /// # Errors
+    /// See [`Namespace::new`]; otherwise the kernel's error.
+    pub fn dual_stack() -> io::Result<Self> {
+        let hosts = Self::new()?;
+        hosts.add_ipv6()?;
+        Ok(hosts)
+    }
+
+    /// Adds IPv6 beside IPv4, on the pods' links and on the underlay. All prefixes are /64. The routers of
+    /// [`with_narrow_middle`](Self::with_narrow_middle) forward it too.
+    ///
+    /// # Errors
+    /// The kernel's error, for example without IPv6.
+    pub fn add_ipv6(&self) -> io::Result<()> {
+        let of = |address| Ipv6Net::new_assert(address, 64);
+        let one = |address| Ipv6Net::new_assert(address, 128);
+        let hosts = [
+            (&self.host_a, Self::HOST_A_V6, Self::GATEWAY_A_V6, &self.pod_a, Self::POD_A_V6),
+            (&self.host_b, Self::HOST_B_V6, Self::GATEWAY_B_V6, &self.pod_b, Self::POD_B_V6),
+        ];
+        for (host, address, gateway, pod, of_pod) in hosts {
+            host.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            host.add_ipv6_address(Self::POD_LINK, of(gateway))?;
+            pod.add_ipv6_address(Self::UPLINK, of(of_pod))?;
+            pod.add_ipv6_route(Ipv6Net::default(), Some(gateway), Self::UPLINK)?;
+            let prefix = if self.routers.is_empty() { of(address) } else { one(address) };
+            host.add_ipv6_address(Self::UPLINK, prefix)?;
+        }
+        let gateway = Ipv6Addr::new(0xfd00, 0x168, 0, 0, 0, 0, 0, 1);
+        let middle = |end| Ipv6Addr::new(0xfd00, 0x168, 1, 0, 0, 0, 0, end);
+        for (index, router) in self.routers.iter().enumerate() {
+            let [(host, address, ..), (_, other, ..)] = [hosts[index % 2], hosts[1 - index % 2]];
+            let [here, there] = [[1, 2][index % 2], [2, 1][index % 2]].map(middle);
+            router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            router.add_ipv6_address(Self::MIDDLE, of(here))?;
+            router.add_ipv6_route(one(other), Some(there), Self::MIDDLE)?;
+            router.add_ipv6_address(Self::HOST_LINK, one(gateway))?;
+            router.add_ipv6_route(one(address), None, Self::HOST_LINK)?;
+            host.add_ipv6_route(one(gateway), None, Self::UPLINK)?;
+            host.add_ipv6_route(one(other), Some(gateway), Self::UPLINK)?;
+        }
+        Ok(())
     }
 
     /// Creates the namespaces without links.
@@ -182,7 +241,7 @@ fn join_pod(host: &Namespace, gateway: Ipv4Addr, pod: &Namespace, address: Ipv4A
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::{Fragmentation, Ping, PingOutcome, path_mtu, ping};
+    use crate::probe::{EchoV6, Fragmentation, Ping, PingOutcome, PingV6, path_mtu, ping, ping_v6};
 
     fn one(from: &Namespace, to: Ipv4Addr, settings: Ping) -> PingOutcome {
         from.enter(|| ping(to, settings)).expect("ping").remove(0)
@@ -254,6 +313,30 @@ mod tests {
         let longer = Ping { payload_len: 1473, fragmentation: Fragmentation::Forbidden, ..Ping::default() };
         assert_eq!(one(&hosts.pod_a, TwoHosts::POD_B, longer), PingOutcome::TooLong);
     }
+
+    #[test]
+    fn neighbours_and_routers_carry_ipv6() {
+        if !crate::has_ipv6() {
+            return;
+        }
+        for hosts in [TwoHosts::new(), TwoHosts::with_narrow_middle(1400)].map(|hosts| hosts.expect("topology")) {
+            hosts.add_ipv6().expect("IPv6");
+            for (from, to) in [
+                (&hosts.pod_a, TwoHosts::GATEWAY_A_V6),
+                (&hosts.host_a, TwoHosts::HOST_B_V6),
+                (&hosts.host_b, TwoHosts::HOST_A_V6),
+                (&hosts.host_b, TwoHosts::POD_B_V6),
+            ] {
+                let patient = PingV6 { timeout: core::time::Duration::from_secs(5), ..PingV6::default() };
+                let outcome = from.enter(|| ping_v6(to, patient)).expect("sent");
+                assert_eq!(outcome, EchoV6::Reply { from: to });
+            }
+            let settings = PingV6 { hop_limit: 1, ..PingV6::default() };
+            let outcome = hosts.pod_a.enter(|| ping_v6(TwoHosts::HOST_B_V6, settings)).expect("sent");
+            assert!(matches!(outcome, EchoV6::Error { kind: 3, code: 0, .. }), "{outcome:?}");
+        }
+    }
+
     #[test]
     fn both_ends_discover_a_smaller_mtu_in_the_middle() {
         let hosts = TwoHosts::with_narrow_middle(1400).expect("topology");

@@ -1,6 +1,6 @@
 //! GSO and GRO batches, many messages in one system call, source ports of flows, and ECN.
 
-use super::support::{SOON, can_have, namespace, peer, transport, within};
+use super::support::{SOON, bind, can_have, namespace, peer, transport, within};
 use core::net::SocketAddr;
 use core::num::NonZeroUsize;
 use loden::Transmit;
@@ -9,12 +9,8 @@ use loden::wire::Ecn;
 use std::collections::{BTreeMap, BTreeSet};
 use testbed::Namespace;
 
-fn bind(address: &str, config: UdpConfig) -> UdpTransport {
-    UdpTransport::bind(address.parse().expect("an address"), &config).expect("bound")
-}
-
 fn with(offload: UdpOffload) -> UdpConfig {
-    UdpConfig { offload, ..UdpConfig::default() }
+    UdpConfig::default().with_offload(offload)
 }
 
 fn every_offload() -> impl Iterator<Item = UdpOffload> {
@@ -206,18 +202,18 @@ fn fault_27_a_full_buffer_in_the_middle_of_a_batch() {
     left.connect("eth0", &right, "eth0").expect("veth");
     left.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");
     left.enter(|| {
-        let config = UdpConfig { send_buffer: Some(0), ..UdpConfig::default() };
+        let config = UdpConfig::default().with_send_buffer(Some(0));
         // Nobody answers ARP, so that packets stay queued.
         let contents = vec![0; 64 * 1400];
         let destination = "10.1.0.2:8285".parse().expect("an address");
         let transmits = vec![gso_batch(destination, &contents, 1400); 8];
         for offload in every_offload() {
-            let from = bind("10.1.0.1:0", UdpConfig { offload, ..config });
+            let from = bind("10.1.0.1:0", config.with_offload(offload));
             let error = from.send_batch(&transmits, 0).expect_err("full");
             assert_eq!(error.kind, SendErrorKind::WouldBlock);
             assert!(error.transmit * 64 + error.segment > 0, "{error:?}");
             // The caller cannot wait for the socket of a flow.
-            let from = bind("10.1.0.1:0", UdpConfig { offload, flow_ports: 1, ..config });
+            let from = bind("10.1.0.1:0", config.with_offload(offload).with_flow_ports(1));
             assert_eq!(from.send_batch(&transmits, 0).expect_err("full").kind, SendErrorKind::PathFull);
         }
     });
@@ -226,11 +222,11 @@ fn fault_27_a_full_buffer_in_the_middle_of_a_batch() {
 #[test]
 fn r60_a_flow_keeps_its_port_whichever_queue_sends_it() {
     namespace().enter(|| {
-        for (here, there) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("[::]:0", "127.0.0.1:0")] {
+        for (here, there) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("[::]:0", "[::1]:0")] {
             if !can_have(here) {
                 continue;
             }
-            let config = UdpConfig { flow_ports: 4, ..UdpConfig::default() };
+            let config = UdpConfig::default().with_flow_ports(4);
             let queues = NonZeroUsize::new(3).expect("not zero");
             let here = here.parse().expect("an address");
             let queues = UdpTransport::bind_queues(here, &config, queues).expect("bound");
@@ -288,7 +284,7 @@ fn one_socket_shares_its_port_with_nobody_and_several_do() {
 }
 
 #[test]
-fn r56_r57_the_ecn_field_goes_out_and_comes_in() {
+fn r56_r57_v29_the_ecn_field_goes_out_and_comes_in() {
     namespace().enter(|| {
         let all = [Ecn::NotEct, Ecn::Ect1, Ecn::Ect0, Ecn::Ce];
         for (from, to, destination) in [

@@ -24,7 +24,7 @@ fn two_ends(offload: TunOffload, test: impl FnOnce(&Namespace, &Tun, &Namespace,
     let ends = ["100.96.1.1/16", "100.96.2.1/16"].map(|address| {
         let namespace = namespace();
         namespace.disable_ipv6().expect("sysctl");
-        let tun = namespace.enter(|| Tun::open(&TunConfig { offload, ..TunConfig::default() }).expect("a TUN device"));
+        let tun = namespace.enter(|| Tun::open(&TunConfig::default().with_offload(offload)).expect("a TUN device"));
         namespace.add_address(tun.name(), address.parse().expect("a network")).expect("address");
         namespace.set_up(tun.name()).expect("up");
         (namespace, tun)
@@ -170,7 +170,7 @@ fn fault_40_offloads_are_set_anew_on_a_persistent_device() {
         let all = [TunOffload::ALL, TunOffload::NONE, only(true, false), TunOffload::NONE, only(false, true)];
         for offload in all.into_iter().cycle().take(11) {
             drop(tun.take());
-            let attached = Tun::open(&TunConfig { name: name.clone(), offload }).expect("attached");
+            let attached = Tun::open(&TunConfig::new(name.clone()).with_offload(offload)).expect("attached");
             assert!(!attached.created());
             assert_eq!(attached.offload(), granted(offload));
             let mut buffer = [0; 64];
@@ -201,7 +201,7 @@ fn several_queues_are_one_device() {
     namespace.enter(|| {
         let exists = || namespace.link_mtu("loden0").expect("asked").is_some();
         for offload in [TunOffload::ALL, TunOffload::NONE] {
-            let queues = Tun::open_queues(&TunConfig { offload, ..TunConfig::default() }, many(3)).expect("opened");
+            let queues = Tun::open_queues(&TunConfig::default().with_offload(offload), many(3)).expect("opened");
             assert_eq!(queues.len(), 3);
             for queue in &queues {
                 assert_eq!((queue.name(), queue.created(), queue.offload()), ("loden0", true, granted(offload)));
@@ -267,13 +267,13 @@ fn fault_40_a_persistent_device_of_several_queues_is_attached_to() {
     let namespace = namespace();
     namespace.enter(|| {
         for (number, offload) in [TunOffload::ALL, TunOffload::NONE, TunOffload::ALL].into_iter().enumerate() {
-            let config = TunConfig { name: "loden0".into(), offload };
+            let config = TunConfig::new("loden0").with_offload(offload);
             let queues = Tun::open_queues(&config, many(2)).expect("opened");
             assert!(queues.iter().all(|queue| queue.offload() == granted(offload) && queue.created() == (number == 0)));
             queues[0].set_persistent(true).expect("persistent");
             // The holder of a queue determines the header.
             let other = if offload == TunOffload::ALL { TunOffload::NONE } else { TunOffload::ALL };
-            let error = Tun::open_queues(&TunConfig { name: "loden0".into(), offload: other }, many(2));
+            let error = Tun::open_queues(&TunConfig::new("loden0").with_offload(other), many(2));
             assert!(matches!(error, Err(OpenError::Busy { .. })), "{error:?}");
         }
     });

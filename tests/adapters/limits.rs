@@ -29,7 +29,7 @@ fn fault_35_nothing_is_left_half_open_without_descriptors() {
 fn child_with_few_descriptors() {
     let namespace = namespace();
     let address = ([127, 0, 0, 1], 8285).into();
-    let config = UdpConfig { flow_ports: 2, ..UdpConfig::default() };
+    let config = UdpConfig::default().with_flow_ports(2);
     let queues = NonZeroUsize::new(3).expect("not zero");
     namespace.enter(|| {
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
@@ -80,7 +80,7 @@ fn fault_42_dropping_closes_and_removes_all_that_was_made() {
 fn child_that_drops() {
     let namespace = namespace();
     let own = ([127, 0, 0, 1], 8285).into();
-    let config = UdpConfig { flow_ports: 2, ..UdpConfig::default() };
+    let config = UdpConfig::default().with_flow_ports(2);
     namespace.enter(|| {
         let before = open_descriptors();
         for queues in [1, 3] {
@@ -109,9 +109,9 @@ fn child_that_drops() {
         }
         // A device that existed before stays. A deleted one is closed nevertheless.
         Tun::open(&TunConfig::default()).expect("a device").set_persistent(true).expect("persistent");
-        drop(Tun::open(&TunConfig { name: "loden0".into(), ..TunConfig::default() }).expect("the same"));
+        drop(Tun::open(&TunConfig::new("loden0")).expect("the same"));
         assert!(namespace.link_mtu("loden0").expect("asked").is_some());
-        let tun = Tun::open(&TunConfig { name: "loden0".into(), ..TunConfig::default() }).expect("the same");
+        let tun = Tun::open(&TunConfig::new("loden0")).expect("the same");
         namespace.delete_link("loden0").expect("deleted");
         drop(tun);
         assert_eq!(open_descriptors(), before);

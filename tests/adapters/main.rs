@@ -9,5 +9,7 @@ mod loops;
 mod signals;
 mod support;
 mod tun;
+mod two_sockets;
 mod udp;
+mod udp_v6;
 mod worker;

@@ -21,7 +21,7 @@ pub(crate) fn namespace() -> Namespace {
 }
 
 pub(crate) fn named(name: &str) -> TunConfig {
-    TunConfig { name: name.to_owned(), offload: TunOffload::NONE }
+    TunConfig::new(name).with_offload(TunOffload::NONE)
 }
 
 /// Returns the offloads that a kernel grants of the requested ones: UDP GSO packets since Linux 6.2.
@@ -54,7 +54,7 @@ pub(crate) fn with_tun(offload: TunOffload, test: impl FnOnce(&Namespace, Tun) +
     let namespace = namespace();
     namespace.disable_ipv6().expect("sysctl");
     namespace.enter(|| {
-        let tun = Tun::open(&TunConfig { offload, ..TunConfig::default() }).expect("opened");
+        let tun = Tun::open(&TunConfig::default().with_offload(offload)).expect("opened");
         namespace.add_address(tun.name(), "100.96.1.1/16".parse().expect("a network")).expect("address");
         namespace.set_up(tun.name()).expect("up");
         test(&namespace, tun);
@@ -62,7 +62,16 @@ pub(crate) fn with_tun(offload: TunOffload, test: impl FnOnce(&Namespace, Tun) +
 }
 
 pub(crate) fn transport(address: &str) -> UdpTransport {
-    UdpTransport::bind(address.parse().expect("an address"), &UdpConfig::default()).expect("bound")
+    bind(address, UdpConfig::default())
+}
+
+/// Binds a transport. A socket on `[::]` is one of another program, which is for IPv4 too.
+pub(crate) fn bind(address: &str, config: UdpConfig) -> UdpTransport {
+    if address.starts_with("[::]:") {
+        let socket = UdpSocket::bind(address).expect("bound");
+        return UdpTransport::from_socket(socket, config.offload).expect("taken over");
+    }
+    UdpTransport::bind(address.parse().expect("an address"), &config).expect("bound")
 }
 
 pub(crate) fn peer(address: &str) -> (UdpSocket, SocketAddr) {

@@ -120,7 +120,7 @@ fn fault_27_36_a_device_deleted_while_packets_are_held_is_reported() {
         near.connect("eth0", &far, "eth0").expect("veth");
         near.add_address("eth0", "10.1.0.1/24".parse().expect("a network")).expect("address");
         let (own, peer) = (([10, 1, 0, 1], 8285).into(), ([10, 1, 0, 2], 8285).into());
-        let config = UdpConfig { send_buffer: Some(0), ..UdpConfig::default() };
+        let config = UdpConfig::default().with_send_buffer(Some(0));
         let end = deleted_under_flood(tun, own, peer, &config, || near.delete_link("loden0").expect("deleted"));
         assert_reported_once_and_idle(&end);
         assert!(end.held);

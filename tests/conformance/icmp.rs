@@ -116,7 +116,7 @@ fn r42_the_source_address_of_an_error() {
         };
         let source = Message::parse(&message).source();
         assert_eq!((reply_to, source), (ReplyTo::Peer(host_a()), [100, 96, 1, 0].into()));
-        assert_eq!(source, host.forwarder.tun_address());
+        assert_eq!(source, host.forwarder.config().host.tun_address_v4().unwrap());
     }
 }
 
@@ -126,7 +126,7 @@ fn r42_r43_r50_senseless_settings_are_refused() {
     for address in [[0, 0, 0, 0], [224, 0, 0, 1], [239, 1, 2, 3], [255, 255, 255, 255]] {
         let address = Ipv4Addr::from(address);
         let fixed = config().with_icmp_source(IcmpSource::Fixed(address));
-        assert_eq!(Forwarder::new(fixed).unwrap_err(), ConfigError::IcmpSource { address });
+        assert_eq!(Forwarder::new(fixed).unwrap_err(), ConfigError::IcmpSource { address: address.into() });
     }
     assert_eq!(Forwarder::new(config().with_icmp_ttl(0)).unwrap_err(), ConfigError::IcmpTtl);
     for mtu in [0, 1, 67] {

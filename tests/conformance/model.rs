@@ -122,7 +122,7 @@ fn host() -> impl Strategy<Value = Host> {
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(mtu_of(1300))), 1 => Just(Some(Mtu::MIN))];
     let route = (address(), 0u8..=32, hop(), mtu).prop_map(|(address, len, next_hop, mtu)| {
         let route = Route::new(net(address, len), next_hop);
-        Route { mtu, ..route }
+        route.with_mtu(mtu)
     });
     let table = (proptest::bool::weighted(0.8), vec(route, 0..5), proptest::option::of(hop())).prop_map(
         |(known, random, default)| {

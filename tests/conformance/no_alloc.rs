@@ -19,7 +19,7 @@ struct Worker {
     counters: Counters,
     limiter: IcmpLimiter,
     paths: PathMtus,
-    out: [u8; 576],
+    out: [u8; loden::wire::ICMP_ERROR_MAX],
     now: Duration,
 }
 
@@ -35,7 +35,7 @@ impl Worker {
             counters: Counters::default(),
             limiter: IcmpLimiter::default(),
             paths,
-            out: [0; 576],
+            out: [0; loden::wire::ICMP_ERROR_MAX],
             now: Duration::ZERO,
         }
     }
@@ -88,7 +88,12 @@ impl Worker {
 }
 
 /// Writes every ICMP error, limited or not.
-fn answer(limiter: &mut IcmpLimiter, out: &mut [u8; 576], now: Duration, reject: &Reject<'_>) -> bool {
+fn answer(
+    limiter: &mut IcmpLimiter,
+    out: &mut [u8; loden::wire::ICMP_ERROR_MAX],
+    now: Duration,
+    reject: &Reject<'_>,
+) -> bool {
     let written = black_box(reject.icmp_error(out)).is_some();
     written && limiter.allow(reject, now)
 }

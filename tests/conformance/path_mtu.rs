@@ -4,7 +4,7 @@ use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use core::time::Duration;
 
 use loden::forward::{ForwarderConfig, IcmpOutcome, PathMode, PathMtus, SourcePort, Transit};
-use loden::wire::DatagramTooBig;
+use loden::wire::{DatagramTooBig, QuotedHeader};
 
 use bodies::path_mtu::{BY_FLOW, REPAIR, encode};
 use support::host::{Host, NOBODY, POD, POD_A, POD_B, config, host_a, host_b, own, routes};
@@ -91,8 +91,8 @@ fn r54_a_report_says_who_sent_to_whom() {
         let header = usize::from(about.bytes()[0] & 15) * 4;
         for quoted in [header + 8, header + 9, header + 27, header + 28, 548, 1500] {
             let parsed = DatagramTooBig::parse(&report(1300, &about, quoted).bytes());
-            let (source, destination, bytes) = (v4(own()), v4(host_b()), about.bytes());
-            let inner = bytes[header + 8..header + 28].try_into().ok().filter(|_| quoted >= header + 28);
+            let (source, destination, bytes) = (own(), host_b(), about.bytes());
+            let inner = QuotedHeader::parse(&bytes[header + 8..header + 28]).filter(|_| quoted >= header + 28);
             let expected = DatagramTooBig { mtu: 1300, source, destination, len: bytes.len() as u16, inner };
             assert_eq!(parsed, Some(expected), "{quoted} bytes");
         }

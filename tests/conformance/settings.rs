@@ -13,7 +13,8 @@ fn refused(network: impl Into<IpNet>, subnet: impl Into<IpNet>) -> HostError {
 
 #[test]
 fn the_underlay_is_one_host_and_port() {
-    let of = |address: SocketAddr| Host::new(identity().network(), identity().subnet(), address);
+    let of =
+        |address: SocketAddr| Host::new(identity().network_v4().unwrap(), identity().subnet_v4().unwrap(), address);
     for (wrong, ip, port) in
         [("unspecified", [0, 0, 0, 0], 8285), ("a group", [224, 0, 0, 1], 8285), ("no port", [10, 168, 0, 2], 0)]
     {
@@ -35,29 +36,82 @@ fn the_underlay_is_one_host_and_port() {
 fn host_bits_are_ignored() {
     let host = Host::new(net([100, 96, 7, 7], 16), net([100, 96, 1, 9], 24), own()).unwrap();
     assert_eq!(host, identity());
-    assert_eq!((host.network(), host.subnet()), (net([100, 96, 0, 0], 16), net([100, 96, 1, 0], 24)));
-    assert_eq!((host.underlay(), host.tun_address()), (own(), [100, 96, 1, 0].into()));
+    assert_eq!(
+        (host.network_v4().unwrap(), host.subnet_v4().unwrap()),
+        (net([100, 96, 0, 0], 16), net([100, 96, 1, 0], 24))
+    );
+    assert_eq!((host.underlay(), host.tun_address_v4()), (own(), Some([100, 96, 1, 0].into())));
+}
+
+fn of_sets(networks: &[&str], subnets: &[&str], underlays: &[&str]) -> Result<Host, HostError> {
+    let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+    let underlays: Vec<SocketAddr> = underlays.iter().map(|underlay| underlay.parse().unwrap()).collect();
+    Host::from_sets(&nets(networks), &nets(subnets), &underlays)
+}
+
+const NETWORKS: [&str; 2] = ["100.96.0.0/16", "fd00:96::/32"];
+const SUBNETS: [&str; 2] = ["100.96.1.0/24", "fd00:96:1::/64"];
+const UNDERLAYS: [&str; 2] = ["10.168.0.2:8285", "[fd00:168::2]:8285"];
+
+/// A host carries one family or both, over one family or both.
+#[test]
+fn a_host_has_a_set_for_each_family() {
+    assert_eq!(of_sets(&NETWORKS[..1], &SUBNETS[..1], &UNDERLAYS[..1]), Ok(identity()));
+    for (inner, outer) in (0..2).flat_map(|inner| (0..2).map(move |outer| (inner, outer))) {
+        let host = of_sets(&[NETWORKS[inner]], &[SUBNETS[inner]], &[UNDERLAYS[outer]]).unwrap();
+        assert_eq!((host.network_v4().is_some(), host.network_v6().is_some()), (inner == 0, inner == 1));
+        assert_eq!((host.subnet_v4().is_some(), host.subnet_v6().is_some()), (inner == 0, inner == 1));
+        assert_eq!(host.underlay(), UNDERLAYS[outer].parse().unwrap());
+    }
+    let [[v4, v6], [four, six]] = [SUBNETS, UNDERLAYS];
+    let host = of_sets(&["fd00:96::/32", "100.96.0.0/16"], &[v6, "100.96.9.0/24", v4, v4], &[six, four]).unwrap();
+    let text = |nets: &[IpNet]| nets.iter().map(IpNet::to_string).collect::<Vec<_>>();
+    assert_eq!(text(host.networks()), NETWORKS, "IPv4 comes first");
+    assert_eq!(text(host.subnets()), ["100.96.9.0/24", v4, v6], "the given order in each family, once each");
+    assert_eq!(host.underlays().iter().map(SocketAddr::to_string).collect::<Vec<_>>(), UNDERLAYS);
+    assert_eq!(host.tun_address_v4(), Some([100, 96, 9, 0].into()), "of the first subnet");
+    let to = |peer: &str| host.underlay_to(peer.parse().unwrap()).map(|underlay| underlay.to_string());
+    assert_eq!((to("10.0.0.1"), to("fd00::1")), (Some(four.to_owned()), Some(six.to_owned())));
+    assert_eq!(identity().underlay_to([0xfd00, 0, 0, 0, 0, 0, 0, 1].into()), None);
 }
 
 #[test]
-fn each_set_has_one_member() {
-    let (network, subnet) = (IpNet::from(identity().network()), IpNet::from(identity().subnet()));
-    let host = Host::from_sets(&[network], &[subnet], &[own()]).unwrap();
-    assert_eq!(host, identity());
-    assert_eq!((host.networks(), host.subnets(), host.underlays()), (&[network][..], &[subnet][..], &[own()][..]));
-    for (networks, subnets, underlays, what, count) in [
-        (vec![], vec![subnet], vec![own()], "networks", 0),
-        (vec![network; 2], vec![subnet], vec![own()], "networks", 2),
-        (vec![network], vec![subnet; 3], vec![own()], "subnets", 3),
-        (vec![network], vec![subnet], vec![], "underlay addresses", 0),
+fn incomplete_and_contradictory_sets_are_refused() {
+    let net = |net: &str| net.parse::<IpNet>().unwrap();
+    let [v4, v6] = SUBNETS;
+    let missing = |what| Err(HostError::Missing { what });
+    assert_eq!(of_sets(&[], &SUBNETS, &UNDERLAYS), missing("networks"));
+    assert_eq!(of_sets(&NETWORKS, &SUBNETS, &[]), missing("underlay addresses"));
+    assert_eq!(of_sets(&NETWORKS, &[v4], &UNDERLAYS), Err(HostError::NoSubnet { network: net(NETWORKS[1]) }));
+    assert_eq!(of_sets(&NETWORKS[..1], &[v4, v6], &UNDERLAYS), Err(HostError::NoNetwork { subnet: net(v6) }));
+    let too_many = |what, ipv4, ipv6| Err(HostError::TooMany { what, ipv4, ipv6 });
+    let networks = [NETWORKS[0], NETWORKS[1], "fd00:97::/32"];
+    assert_eq!(of_sets(&networks, &SUBNETS, &UNDERLAYS), too_many("networks", 1, 2));
+    let underlays = [UNDERLAYS[0], "10.168.0.2:8286", UNDERLAYS[0]];
+    assert_eq!(of_sets(&NETWORKS, &SUBNETS, &underlays), too_many("underlay addresses", 3, 0));
+}
+
+/// The address is the highest that RFC 2526 does not reserve, and the first one where nearly all are reserved.
+#[test]
+fn the_tun_address_of_an_ipv6_subnet() {
+    for (subnet, address) in [
+        ("fd00:96:1::/64", "fd00:96:1:0:ffff:ffff:ffff:ff7f"),
+        ("fd00:96::/32", "fd00:96:ffff:ffff:ffff:ffff:ffff:ff7f"),
+        ("fd00:96:1::/120", "fd00:96:1::7f"),
+        ("fd00:96:1::/121", "fd00:96:1::"),
+        ("fd00:96:1::9/128", "fd00:96:1::9"),
     ] {
-        assert_eq!(Host::from_sets(&networks, &subnets, &underlays), Err(HostError::Count { what, count }));
+        let host = of_sets(&["fd00:96::/32"], &[subnet], &UNDERLAYS).unwrap();
+        assert_eq!(host.tun_address_v6(), Some(address.parse().unwrap()), "{subnet}");
+        assert_eq!(host.tun_addresses().collect::<Vec<_>>(), [address.parse::<core::net::IpAddr>().unwrap()]);
     }
+    let host = of_sets(&NETWORKS, &SUBNETS, &UNDERLAYS).unwrap();
+    assert_eq!(host.tun_addresses().count(), 2);
 }
 
 #[test]
 fn the_subnet_is_inside_the_network() {
-    let network = IpNet::from(identity().network());
+    let network = IpNet::from(identity().network_v4().unwrap());
     for outside in [net([100, 97, 1, 0], 24), net([10, 0, 0, 0], 24), net([100, 0, 0, 0], 8)] {
         let subnet = IpNet::from(outside);
         assert_eq!(refused(network, subnet), HostError::SubnetOutside { subnet, network });
@@ -101,8 +155,10 @@ fn r71_networks_that_are_not_carried_are_refused() {
 }
 
 #[test]
-fn ipv6_is_not_carried() {
-    let net: IpNet = "fd00::/64".parse().unwrap();
-    assert_eq!(refused(net, identity().subnet()), HostError::Ipv6 { net });
-    assert_eq!(refused(identity().network(), net), HostError::Ipv6 { net });
+fn special_ipv6_ranges_are_refused() {
+    for (subnet, range) in [("::/64", "::/8"), ("fe80:1::/64", "fe80::/10"), ("ff05::/64", "ff00::/8")] {
+        let [subnet, range] = [subnet, range].map(|net| net.parse::<IpNet>().unwrap());
+        let everything: IpNet = "::/0".parse().unwrap();
+        assert_eq!(refused(everything, subnet), HostError::Special { subnet, range });
+    }
 }

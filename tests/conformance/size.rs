@@ -15,7 +15,7 @@ fn of_length(total: usize, fragment: u16) -> Ipv4 {
 /// Returns hosts with the path MTU to A: set by the overlay, by the route, or as the smaller of both.
 fn hosts() -> Vec<(Host, u16)> {
     let host = |mtu, route_mtu: Option<u16>| {
-        let route = Route { mtu: route_mtu.map(mtu_of), ..Route::new(net([100, 96, 2, 0], 24), host_a()) };
+        let route = Route::new(net([100, 96, 2, 0], 24), host_a()).with_mtu(route_mtu.map(mtu_of));
         Host::new(config().with_mtu(mtu_of(mtu)), vec![route])
     };
     vec![
@@ -183,7 +183,7 @@ fn a_path_that_is_known_to_be_narrow_counts_as_a_narrow_route() {
         let config = config().with_ttl(policy);
         let host = Host::new(config.clone(), routes());
         for path in [68, 576, 1300, 1471, 1472, u16::MAX] {
-            let narrow = routes().into_iter().map(|route| Route { mtu: Some(mtu_of(path)), ..route }).collect();
+            let narrow = routes().into_iter().map(|route| route.with_mtu(Some(mtu_of(path)))).collect();
             let narrow = Host::new(config.clone(), narrow);
             for total in [path.min(1472) - 1, path.min(1472), path.min(1472) + 1, 3000] {
                 for (ttl, fragment) in [(64, 0), (64, DF), (1, DF), (0, 0), (2, MF), (2, 0x1fff)] {

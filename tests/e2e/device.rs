@@ -33,7 +33,7 @@ fn refusal(host: &Namespace, starter: &[&str], tun: &str) -> String {
 fn fault_39_each_reason_for_no_device_says_what_to_do() {
     let hosts = TwoHosts::new().unwrap();
     let host = &hosts.host_a;
-    let _holder = host.enter(|| Tun::open(&TunConfig { name: "busy0".into(), offload: TunOffload::ALL })).unwrap();
+    let _holder = host.enter(|| Tun::open(&TunConfig::new("busy0").with_offload(TunOffload::ALL))).unwrap();
     let nowhere = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /dev/net && exec \"$@\"", "sh"];
     let all = [
         (&[][..], "busy0", ["in use by another process", "open one of another name"]),
@@ -56,7 +56,7 @@ fn fault_39_each_reason_for_no_device_says_what_to_do() {
 fn fault_40_a_killed_tunnel_is_started_again_on_its_device() {
     let hosts = TwoHosts::new().unwrap();
     let host = &hosts.host_a;
-    let config = TunConfig { name: "kept0".into(), offload: TunOffload::ALL };
+    let config = TunConfig::new("kept0").with_offload(TunOffload::ALL);
     host.enter(|| Tun::open(&config).unwrap().set_persistent(true)).unwrap();
     let _b = Tunnel::on_b(&hosts, &[]);
     let overlay = || host.routes().unwrap().into_iter().filter(|route| route.destination == TwoHosts::OVERLAY).count();

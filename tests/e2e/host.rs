@@ -46,7 +46,7 @@ fn a_user_without_capabilities_starts_a_tunnel_on_a_prepared_device() {
     let host = &hosts.host_a;
     let prepare = |mtu| {
         host.enter(|| {
-            let tun = Tun::open(&TunConfig { name: "loden0".into(), ..TunConfig::default() }).unwrap();
+            let tun = Tun::open(&TunConfig::new("loden0")).unwrap();
             tun.set_persistent(true).unwrap();
             let config = LinkConfig::new(&identity()).with_mtu(Mtu::new(mtu).unwrap());
             Link::configure_with("loden0", &config).unwrap();

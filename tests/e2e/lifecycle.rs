@@ -289,10 +289,8 @@ fn fault_40_a_persistent_device_keeps_what_it_had() {
     let Tunnels { hosts, mut a, b: _b } = Tunnels::start();
     a.stop();
     let host = &hosts.host_a;
-    host.enter(|| {
-        Tun::open(&TunConfig { name: "kept0".into(), offload: TunOffload::NONE }).unwrap().set_persistent(true)
-    })
-    .unwrap();
+    host.enter(|| Tun::open(&TunConfig::new("kept0").with_offload(TunOffload::NONE)).unwrap().set_persistent(true))
+        .unwrap();
     host.set_up("kept0").unwrap();
     host.add_address("kept0", "100.96.1.0/32".parse().unwrap()).unwrap();
     host.add_route(TwoHosts::OVERLAY, None, "kept0").unwrap();

@@ -12,6 +12,7 @@ mod forged;
 mod host;
 mod icmp;
 mod inject;
+mod ipv6;
 mod lifecycle;
 mod mtu;
 mod narrow;

@@ -77,7 +77,7 @@ struct Injector {
 
 impl Injector {
     fn on(host: &Namespace) -> Self {
-        let config = TunConfig { name: "inject0".into(), offload: TunOffload::ALL };
+        let config = TunConfig::new("inject0").with_offload(TunOffload::ALL);
         let tun = host.enter(|| Tun::open(&config)).expect("a TUN device");
         host.set_up("inject0").expect("up");
         host.set_mtu("inject0", 1500).expect("an MTU");

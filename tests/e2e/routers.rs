@@ -41,7 +41,7 @@ impl Router {
         const TABLE: u8 = 100;
         const NAME: &str = "narrow0";
         let [from_a, to_b] = TwoHosts::ROUTER_LINKS;
-        let config = TunConfig { name: NAME.into(), offload: TunOffload::NONE };
+        let config = TunConfig::new(NAME).with_offload(TunOffload::NONE);
         let tun = namespace.enter(|| Tun::open(&config)).expect("a device");
         namespace.set_up(NAME).expect("up");
         for link in ["all", NAME] {

@@ -65,7 +65,15 @@ impl Tunnel {
     pub(crate) fn start_as(namespace: &Namespace, privileges: &[&str], args: &[&str]) -> Self {
         let mut command = tied_to_its_parent("setpriv");
         command.args(privileges).arg("--").arg(program("tunnel")).args(["--network", "100.96.0.0/16"]).args(args);
-        let child = Child::spawn(namespace, command).expect("the tunnel starts");
+        Self::wait_for(Child::spawn(namespace, command).expect("the tunnel starts"))
+    }
+
+    /// Starts a tunnel with these arguments and no others.
+    pub(crate) fn start_exactly(namespace: &Namespace, args: &[&str]) -> Self {
+        Self::wait_for(spawn(namespace, args))
+    }
+
+    fn wait_for(child: Child) -> Self {
         let line = child.next_line(10 * SECOND).expect("a first line");
         let ready: Value = serde_json::from_str(&line).expect("a line of JSON");
         assert_eq!(ready["event"], "ready", "the first line: {line}");

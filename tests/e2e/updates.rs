@@ -107,7 +107,7 @@ impl Leases {
         let whole = TwoHosts::SUBNET_B;
         for subnet in whole.subnets(25).unwrap().chain([whole]) {
             let is_there = (subnet == whole) == round.is_multiple_of(2);
-            let lease = Lease { mtu, ..Lease::new(subnet, (TwoHosts::HOST_B, 8285)) };
+            let lease = Lease::new(subnet, (TwoHosts::HOST_B, 8285)).with_mtu(mtu);
             self.take(if is_there { added(lease) } else { LeaseEvent::Removed { key: subnet } });
         }
         for number in (0..OTHERS).filter(|number| (number + round).is_multiple_of(17)) {

@@ -14,7 +14,7 @@ use crate::{SOURCE, added, at, delete, host, lease, listed, net, ours, routes, s
 fn fault_47_mistake_1_a_lease_that_moved_during_a_gap_is_seen_by_its_attributes() {
     let mut reconciler = listed([ours(), lease("100.96.2.0/24", 3), lease("100.96.3.0/24", 4)]);
     reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, at(10));
-    let narrower = ("100.96.3.0/24", Lease { mtu: Mtu::new(1400).ok(), ..lease("100.96.3.0/24", 4).1 });
+    let narrower = ("100.96.3.0/24", lease("100.96.3.0/24", 4).1.with_mtu(Mtu::new(1400).ok()));
     reconciler.handle_event(SOURCE, snapshot([ours(), lease("100.96.2.0/24", 5), narrower]), at(20));
     let changes = reconciler.take_changes();
     assert_eq!(changes[0], set("100.96.2.0/24", 5));
@@ -152,7 +152,7 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
         reason,
     };
     let in_overlay = ("100.96.4.0/24", Lease::new(net("100.96.4.0/24"), ([100, 96, 3, 7], 8285)));
-    let network = host().network().into();
+    let network = host().network_v4().unwrap().into();
     let cases = [
         (
             vec![lease("100.96.3.0/24", 4), ("again", lease("100.96.3.0/24", 5).1)],
@@ -182,7 +182,7 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
         (
             vec![lease("100.96.5.0/24", 5), lease("100.96.1.0/24", 9)],
             vec!["100.96.5.0/24 via 10.168.0.5:8285"],
-            refused("100.96.1.0/24", hop(9), Refusal::OwnSubnet { own: host().subnet().into() }),
+            refused("100.96.1.0/24", hop(9), Refusal::OwnSubnet { own: host().subnet_v4().unwrap().into() }),
         ),
     ];
     for (leases, expected, conflict) in cases {
@@ -234,7 +234,7 @@ fn fault_47_mistake_6_the_loser_takes_over_when_the_winner_leaves() {
 fn fault_47_mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
     let for_a_day = |host, second: u64| {
         let (key, lease) = lease("100.96.2.0/24", host);
-        (key, Lease { expires: Some(at(second + 86_400)), ..lease })
+        (key, lease.with_expires(Some(at(second + 86_400))))
     };
     let mut reconciler = listed([ours(), for_a_day(3, 0)]);
     for second in [3_600, 7_200, 10_800] {
@@ -260,7 +260,7 @@ fn fault_47_mistake_7_a_silent_source_keeps_its_table_and_says_since_when() {
 #[test]
 fn fault_47_mistake_8_only_time_that_passed_ends_a_lease() {
     let (key, lease) = lease("100.96.2.0/24", 3);
-    let lease = Lease { expires: Some(at(1_000)), ..lease };
+    let lease = lease.with_expires(Some(at(1_000)));
     let mut reconciler = listed([ours()]);
     reconciler.handle_event(SOURCE, added((key, lease)), at(500));
     assert_eq!(reconciler.take_changes(), [set(key, 3)]);
@@ -270,7 +270,7 @@ fn fault_47_mistake_8_only_time_that_passed_ends_a_lease() {
         assert_eq!(reconciler.take_changes(), []);
     }
     // Renewed in time: only its end changes.
-    reconciler.handle_event(SOURCE, added((key, Lease { expires: Some(at(2_000)), ..lease })), at(999));
+    reconciler.handle_event(SOURCE, added((key, lease.with_expires(Some(at(2_000))))), at(999));
     reconciler.handle_timeout(at(1_999));
     assert_eq!(reconciler.take_changes(), []);
     reconciler.handle_timeout(at(2_000));

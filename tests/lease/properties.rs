@@ -54,10 +54,8 @@ fn any_lease() -> impl Strategy<Value = Lease> {
     let hop = prop_oneof![3 => (3u8..7).prop_map(|host| SocketAddr::from(([10, 168, 0, host], 8285))),
         1 => hop.prop_map(|hop| hop.parse().unwrap())];
     let expires = prop_oneof![3 => Just(None), 2 => (0u64..60).prop_map(|at| Some(Duration::from_secs(at)))];
-    (subnet, hop, mtu, expires).prop_map(|(subnet, next_hop, mtu, expires)| Lease {
-        mtu,
-        expires,
-        ..Lease::new(net(subnet), next_hop)
+    (subnet, hop, mtu, expires).prop_map(|(subnet, next_hop, mtu, expires)| {
+        Lease::new(net(subnet), next_hop).with_mtu(mtu).with_expires(expires)
     })
 }
 
@@ -183,7 +181,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let leases: BTreeMap<(u16, Key), Lease> =
-            leases.into_iter().map(|(id, lease)| (id, Lease { expires: None, ..lease })).collect();
+            leases.into_iter().map(|(id, lease)| (id, lease.with_expires(None))).collect();
         let mut in_order = Reconciler::new(&host());
         for ((source, key), lease) in &leases {
             let event = LeaseEvent::Added { key: *key, lease: *lease };
@@ -216,7 +214,7 @@ proptest! {
         leases in vec((0u8..20, any_lease()), 0..20),
     ) {
         let source = SourceId(1);
-        let leases: Vec<_> = leases.into_iter().map(|(key, lease)| (key, Lease { expires: None, ..lease })).collect();
+        let leases: Vec<_> = leases.into_iter().map(|(key, lease)| (key, lease.with_expires(None))).collect();
         let mut reconciler = Reconciler::new(&host());
         for event in before {
             reconciler.handle_event(source, event, Duration::ZERO);

@@ -10,7 +10,7 @@ use bodies::offload::script::{Step, odd, steps};
 use support::host::outbound;
 use support::packet::{DF, Ipv4, MF, TCP, pattern, udp};
 
-pub(crate) const BOTH: Coalesce = Coalesce { tcp: true, udp: true };
+pub(crate) const ALL: Coalesce = Coalesce::ALL;
 
 /// Returns the number of packets of each write, and checks the round trip.
 pub(crate) fn writes_of(what: Coalesce, packets: &[Vec<u8>]) -> Vec<usize> {
@@ -27,7 +27,7 @@ pub(crate) fn writes_of(what: Coalesce, packets: &[Vec<u8>]) -> Vec<usize> {
 }
 
 fn writes(packets: &[Vec<u8>]) -> Vec<usize> {
-    writes_of(BOTH, packets)
+    writes_of(ALL, packets)
 }
 
 /// The IP packet and its TCP segment, each of which can be edited.
@@ -92,9 +92,10 @@ proptest! {
             ),
             0..200,
         ),
+        v6 in any::<u8>(),
     ) {
         let bytes: Vec<u8> = script.iter().flat_map(|(a, b, c, d)| [*a, *b, *c, *d]).collect();
-        round_trip(BOTH, &steps(&bytes));
+        round_trip(ALL, &steps(&bytes, v6));
     }
 }
 
@@ -109,10 +110,11 @@ fn a_stream_is_one_write() {
 #[test]
 fn only_packets_that_may_be_joined_are_joined() {
     let (tcp, udp) = (tcp_packets(3, 100, 9, |_| ()), udp_packets(3, 100, 9, |_| ()));
-    let neither = Coalesce { tcp: false, udp: false };
-    assert_eq!(writes_of(Coalesce { tcp: true, ..neither }, &udp), [1; 3]);
-    assert_eq!(writes_of(Coalesce { udp: true, ..neither }, &tcp), [1; 3]);
-    assert_eq!(writes_of(neither, &[tcp, udp].concat()), [1; 6]);
+    assert_eq!(writes_of(Coalesce { tcp4: false, ..ALL }, &[tcp.clone(), udp.clone()].concat()), [1, 1, 1, 3]);
+    assert_eq!(writes_of(Coalesce { udp4: false, ..ALL }, &[tcp.clone(), udp.clone()].concat()), [1, 1, 1, 3]);
+    assert_eq!(writes_of(Coalesce { tcp4: true, ..Coalesce::NONE }, &udp), [1; 3]);
+    assert_eq!(writes_of(Coalesce { udp4: true, ..Coalesce::NONE }, &tcp), [1; 3]);
+    assert_eq!(writes_of(Coalesce::NONE, &[tcp, udp].concat()), [1; 6]);
 }
 
 /// A checksum covers every byte of a packet, so that a packet with any wrong bit is not joined.

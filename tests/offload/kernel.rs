@@ -11,11 +11,12 @@ use loden::wire::ipv4::Ipv4Packet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testbed::Namespace;
 
-use super::coalesce::{BOTH, tcp_packets, udp_packets};
+use super::coalesce::{ALL, tcp_packets, udp_packets};
 use bodies::offload::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
 use bodies::offload::opinion;
 use support::fragments;
-use support::packet::{DF, Ipv4, MF, ROUTER_ALERT, TCP, UDP, pattern, udp, with_ttl};
+use support::packet::{DF, Ipv4, MF, ROUTER_ALERT, TCP, UDP, pattern, udp};
+use support::packet_v6::{hop_limit, is_v6, with_hop_limit};
 
 /// `VIRTIO_NET_HDR_GSO_UDP_L4` of linux/virtio_net.h.
 const GSO_UDP_L4: u8 = 5;
@@ -25,7 +26,7 @@ const SOON: Duration = Duration::from_secs(5);
 const MTU: u16 = 9000;
 
 /// A router between two devices.
-struct Router {
+pub(crate) struct Router {
     /// A device with offloads. Its packets are forwarded to `plain`.
     with_offload: Tun,
     plain: Tun,
@@ -38,29 +39,56 @@ fn on_a_router(test: impl FnOnce(&Router) + Send) {
 }
 
 fn on_a_narrow_router(mtu: u16, test: impl FnOnce(&Router) + Send) {
-    let namespace = Namespace::new().expect("these tests make network namespaces and TUN devices, and need root");
+    let namespace = namespace();
     namespace.disable_ipv6().unwrap();
     for (path, value) in
         [("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0"), ("net/ipv4/conf/default/rp_filter", "0")]
     {
         namespace.sysctl(path, value).unwrap();
     }
+    between_devices(&namespace, mtu, test, |device, number| {
+        namespace.add_address(device, format!("100.96.{number}.1/24").parse().unwrap()).unwrap();
+    });
+}
+
+/// Runs a test on a router of IPv6, if the kernel has it.
+pub(crate) fn on_an_ipv6_router(test: impl FnOnce(&Router) + Send) {
+    if !testbed::has_ipv6() {
+        return;
+    }
+    let namespace = namespace();
+    namespace.sysctl("net/ipv6/conf/all/forwarding", "1").unwrap();
+    between_devices(&namespace, MTU, test, |device, number| {
+        namespace.add_ipv6_address(device, format!("fd00:96:{number}::1/64").parse().unwrap()).unwrap();
+    });
+}
+
+fn namespace() -> Namespace {
+    Namespace::new().expect("these tests make network namespaces and TUN devices, and need root")
+}
+
+fn between_devices(
+    namespace: &Namespace,
+    mtu: u16,
+    test: impl FnOnce(&Router) + Send,
+    add_address: impl Fn(&str, u8) + Send + Sync,
+) {
     namespace.enter(|| {
-        let open = |name: &str, offload, address: &str, mtu: u16| {
-            let tun = Tun::open(&TunConfig { offload, ..named(name) }).unwrap();
-            namespace.add_address(name, address.parse().unwrap()).unwrap();
+        let open = |name: &str, offload, number, mtu: u16| {
+            let tun = Tun::open(&named(name).with_offload(offload)).unwrap();
             namespace.set_mtu(name, mtu.into()).unwrap();
+            add_address(name, number);
             namespace.set_up(name).unwrap();
             tun
         };
-        let with_offload = open("super0", TunOffload::ALL, "100.96.1.1/24", MTU);
-        let plain = open("plain0", TunOffload::NONE, "100.96.2.1/24", mtu);
+        let with_offload = open("super0", TunOffload::ALL, 1, MTU);
+        let plain = open("plain0", TunOffload::NONE, 2, mtu);
         test(&Router { with_offload, plain, mtu });
     });
 }
 
 fn named(name: &str) -> TunConfig {
-    TunConfig { name: name.to_owned(), ..TunConfig::default() }
+    TunConfig::new(name)
 }
 
 /// Returns a packet from behind one device to behind the other.
@@ -69,7 +97,8 @@ fn packet() -> Ipv4 {
 }
 
 impl Router {
-    /// Returns the packets that leave by the plain device: at least `count`, and all that are available then.
+    /// Returns the packets that leave by the plain device: at least `count`, and all that are available then. Multicasts,
+    /// with which the kernel looks for IPv6 routers and listeners, are none of them.
     fn forwarded(&self, count: usize) -> Vec<Vec<u8>> {
         let mut buffer = vec![0; PACKET_MAX + 1];
         let mut packets = Vec::new();
@@ -77,7 +106,10 @@ impl Router {
             match self.plain.recv(&mut buffer) {
                 Ok(meta) => {
                     assert_eq!(meta.header, VnetHeader::default());
-                    packets.push(buffer[..meta.len].to_vec());
+                    let packet = &buffer[..meta.len];
+                    if !is_v6(packet) || packet[24] != 0xff {
+                        packets.push(packet.to_vec());
+                    }
                 }
                 Err(TunError::WouldBlock) if packets.len() >= count => return packets,
                 Err(TunError::WouldBlock) => {
@@ -90,7 +122,7 @@ impl Router {
         }
     }
 
-    fn takes_udp(&self) -> bool {
+    pub(crate) fn takes_udp(&self) -> bool {
         let takes = self.with_offload.offload().uso;
         if !takes {
             println!("skipped: this kernel's TUN devices take no UDP GSO packets (Linux 6.2 does)");
@@ -98,12 +130,12 @@ impl Router {
         takes
     }
 
-    /// Asserts that the kernel's output equals loden's, with the TTL one less.
-    fn check(&self, header: &VnetHeader, packet: &[u8]) {
+    /// Asserts that the kernel's output equals loden's, with the TTL or hop limit one less.
+    pub(crate) fn check(&self, header: &VnetHeader, packet: &[u8]) {
         if header.gso_type == GSO_UDP_L4 && !self.takes_udp() {
             return;
         }
-        let hop = with_ttl(packet, packet[8] - 1);
+        let hop = with_hop_limit(packet, hop_limit(packet) - 1);
         let ours: Vec<_> = match header.inspect(packet).unwrap() {
             OffloadAction::Segment(many) => {
                 let write = |index| {
@@ -129,6 +161,27 @@ impl Router {
         for (index, (theirs, ours)) in theirs.iter().zip(&ours).enumerate() {
             assert_eq!(theirs, ours, "segment {index} of {header:?}, {:02x?}", &packet[..packet.len().min(120)]);
         }
+    }
+
+    /// Asserts that packets become one GSO packet, and leave the kernel as they were.
+    pub(crate) fn check_coalesced(&self, packets: &[Vec<u8>]) {
+        if model::protocol(&packets[0]) == UDP && !self.takes_udp() {
+            return;
+        }
+        let mut coalescer = Coalescer::new(ALL);
+        let mut writes = 0;
+        let mut deliver = |coalesced: Coalesced<'_>| {
+            assert_eq!(coalesced.packets, packets.len());
+            self.with_offload.send_with(&coalesced.header, coalesced.packet).unwrap();
+            writes += 1;
+        };
+        for packet in packets {
+            coalescer.push(packet, &mut deliver);
+        }
+        coalescer.flush(&mut deliver);
+        assert_eq!(writes, 1);
+        let expected: Vec<_> = packets.iter().map(|packet| with_hop_limit(packet, hop_limit(packet) - 1)).collect();
+        assert_eq!(self.forwarded(packets.len()), expected);
     }
 }
 
@@ -266,31 +319,12 @@ fn a_checksum_is_completed_as_the_kernel_completes_it() {
 fn the_kernel_cuts_gso_packets_into_the_original_packets() {
     on_a_router(|router| {
         let shorter_udp = |ip: &mut Ipv4| ip.payload = udp(4000, 53, &pattern(7));
-        let inputs = [
-            tcp_packets(45, 1420, 44, |(_, tcp)| (tcp.flags, tcp.payload) = (ACK | PSH, pattern(33))),
-            tcp_packets(5, 100, 0, |(_, tcp)| tcp.flags |= CWR),
-            tcp_packets(2, 8, 1, |(_, tcp)| tcp.flags |= FIN),
-            udp_packets(64, 64, 99, |_| ()),
-            udp_packets(20, 1400, 19, shorter_udp),
-        ];
-        for packets in inputs {
-            if packets[0][9] == UDP && !router.takes_udp() {
-                continue;
-            }
-            let mut coalescer = Coalescer::new(BOTH);
-            let mut writes = 0;
-            let mut deliver = |coalesced: Coalesced<'_>| {
-                assert_eq!(coalesced.packets, packets.len());
-                router.with_offload.send_with(&coalesced.header, coalesced.packet).unwrap();
-                writes += 1;
-            };
-            for packet in &packets {
-                coalescer.push(packet, &mut deliver);
-            }
-            coalescer.flush(&mut deliver);
-            assert_eq!(writes, 1);
-            let expected: Vec<_> = packets.iter().map(|packet| with_ttl(packet, packet[8] - 1)).collect();
-            assert_eq!(router.forwarded(packets.len()), expected);
-        }
+        router.check_coalesced(&tcp_packets(45, 1420, 44, |(_, tcp)| {
+            (tcp.flags, tcp.payload) = (ACK | PSH, pattern(33))
+        }));
+        router.check_coalesced(&tcp_packets(5, 100, 0, |(_, tcp)| tcp.flags |= CWR));
+        router.check_coalesced(&tcp_packets(2, 8, 1, |(_, tcp)| tcp.flags |= FIN));
+        router.check_coalesced(&udp_packets(64, 64, 99, |_| ()));
+        router.check_coalesced(&udp_packets(20, 1400, 19, shorter_udp));
     });
 }

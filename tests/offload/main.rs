@@ -5,9 +5,11 @@ mod coalesce;
 mod corpus;
 mod inspect;
 mod kernel;
+mod kernel_v6;
 mod no_alloc;
 mod order;
 mod segment;
+mod v6;
 
 use support::allocations::Counting;
 

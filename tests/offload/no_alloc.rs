@@ -2,9 +2,10 @@
 
 use loden::offload::{Coalesced, Coalescer, OffloadAction};
 
-use super::coalesce::{BOTH, udp_packets};
+use super::coalesce::{ALL, udp_packets};
 use super::inspect::{tcp_super, udp_super};
 use super::segment::segments;
+use super::v6;
 use bodies::offload::model::vnet;
 use bodies::offload::script::steps;
 use support::allocations::allocations;
@@ -12,7 +13,7 @@ use support::allocations::allocations;
 #[test]
 fn cutting_does_not_allocate() {
     let mut out = [0; 2048];
-    for mut packet in [tcp_super(), udp_super()] {
+    for mut packet in [tcp_super(), udp_super(), v6::tcp_super(), v6::udp_super()] {
         for size in [0, 1, 1000, 3000] {
             let header = vnet(&packet, size);
             let calls = allocations(|| match header.inspect(&packet) {
@@ -34,10 +35,10 @@ fn cutting_does_not_allocate() {
 fn joining_does_not_allocate_after_the_constructor() {
     let mut packets =
         [segments(&tcp_super(), 100), segments(&udp_super(), 100), udp_packets(100, 64, 999, |_| ())].concat();
-    packets.extend(
-        steps(&(0..4000u32).map(|i| (i * i / 8) as u8).collect::<Vec<_>>()).into_iter().map(|step| step.packet),
-    );
-    let mut coalescer = Coalescer::new(BOTH);
+    packets.extend([segments(&v6::tcp_super(), 100), segments(&v6::udp_super(), 100)].concat());
+    let script: Vec<_> = (0..4000u32).map(|i| (i * i / 8) as u8).collect();
+    packets.extend(steps(&script, 0b0110).into_iter().map(|step| step.packet));
+    let mut coalescer = Coalescer::new(ALL);
     let (mut joined, mut single) = (0, 0);
     let calls = allocations(|| {
         let mut deliver = |coalesced: Coalesced<'_>| {

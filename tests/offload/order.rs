@@ -2,7 +2,7 @@
 
 use loden::offload::{Coalesced, Coalescer};
 
-use super::coalesce::{BOTH, udp_packets};
+use super::coalesce::{ALL, udp_packets};
 use bodies::offload::model::complete;
 use support::host::outbound;
 use support::packet::{ICMP, Ipv4, icmp, pattern, udp};
@@ -23,7 +23,7 @@ fn flows(deliveries: &mut Vec<(u16, usize)>) -> impl FnMut(Coalesced<'_>) {
 
 #[test]
 fn sixteen_flows_by_turns_are_sixteen_writes_oldest_first() {
-    let mut coalescer = Coalescer::new(BOTH);
+    let mut coalescer = Coalescer::new(ALL);
     let mut deliveries = Vec::new();
     for number in 0..5 {
         for port in 0..16 {
@@ -37,7 +37,7 @@ fn sixteen_flows_by_turns_are_sixteen_writes_oldest_first() {
 
 #[test]
 fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
-    let mut coalescer = Coalescer::new(BOTH);
+    let mut coalescer = Coalescer::new(ALL);
     let mut deliveries = Vec::new();
     for number in 0..2 {
         for port in 0..16 {
@@ -57,7 +57,7 @@ fn a_seventeenth_flow_takes_the_place_of_the_oldest() {
 /// A full GSO packet does not wait for a flush.
 #[test]
 fn a_full_gso_packet_is_delivered_at_once() {
-    let mut coalescer = Coalescer::new(BOTH);
+    let mut coalescer = Coalescer::new(ALL);
     let mut deliveries = Vec::new();
     for packet in udp_packets(64, 50, 999, |_| ()) {
         coalescer.push(&packet, &mut flows(&mut deliveries));
@@ -74,7 +74,7 @@ fn a_full_gso_packet_is_delivered_at_once() {
 /// Packets of other protocols have no order with others. A fragment has one with every flow between its hosts.
 #[test]
 fn other_protocols_overtake_and_fragments_do_not() {
-    let mut coalescer = Coalescer::new(BOTH);
+    let mut coalescer = Coalescer::new(ALL);
     let mut lengths = Vec::new();
     let ping = Ipv4 { protocol: ICMP, payload: icmp(8, 0, b"ping"), ..outbound() }.bytes();
     let elsewhere = Ipv4 { fragment: 100, destination: [100, 96, 2, 99].into(), ..outbound() }.bytes();
@@ -92,7 +92,7 @@ fn other_protocols_overtake_and_fragments_do_not() {
 /// A packet that is not joined is delivered byte for byte, even an invalid one.
 #[test]
 fn invalid_packets_pass_unchanged() {
-    let mut coalescer = Coalescer::new(BOTH);
+    let mut coalescer = Coalescer::new(ALL);
     let sound = datagram(1, 0);
     for len in 0..sound.len() {
         let mut delivered = Vec::new();

@@ -161,7 +161,7 @@ const SETTINGS: [(&str, &str); 16] = [
 ];
 
 fn open(namespace: &Namespace, link: &Link) -> Tun {
-    let config = TunConfig { name: link.name.to_owned(), ..TunConfig::default() };
+    let config = TunConfig::new(link.name);
     let tun = namespace.enter(|| Tun::open(&config)).unwrap();
     let strict = if link.strict_source { "1" } else { "0" };
     namespace.sysctl(&format!("net/ipv4/conf/{}/rp_filter", link.name), strict).unwrap();

@@ -54,12 +54,12 @@ pub(crate) struct World {
 impl World {
     /// Returns the world for packets from the TUN. Packets without a route get an ICMP error.
     pub(crate) fn outbound() -> Self {
-        let b = |subnet| Route { mtu: Some(mtu_of(576)), ..Route::new(subnet, host_b()) };
+        let b = |subnet| Route::new(subnet, host_b()).with_mtu(Some(mtu_of(576)));
         let mut all = vec![
             Route::new(net(POD_A, 24), host_a()),
             b(net(POD_B, 24)),
             b(net([100, 96, 2, 240], 28)),
-            Route { mtu: Some(mtu_of(68)), ..Route::new(net(POD_C, 24), host_c()) },
+            Route::new(net(POD_C, 24), host_c()).with_mtu(Some(mtu_of(68))),
             // A quarter of all addresses, with 169.254/16.
             b(net([128, 0, 0, 0], 2)),
         ];
@@ -107,12 +107,12 @@ impl World {
         };
         let (tun, nowhere) = (link(Place::Tun, "tun0", 1), link(Place::Nowhere, "void0", 2));
         // R42 at the remote host: the TUN address.
-        let own = Host::new(config(), all.clone()).forwarder.tun_address();
+        let own = identity().tun_address_v4().unwrap();
         let peer = |place, name| Link { place, name, address: own, mtu: 1472, strict_source: true };
         let table = Table {
             number: 101,
             links: vec![a, b],
-            routes: vec![(identity().subnet(), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
+            routes: vec![(identity().subnet_v4().unwrap(), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
         };
         let main = all.iter().map(|route| (v4(route.subnet), Place::Peer(route.next_hop)));
         // R65: the underlay address of a peer is its own.
@@ -120,7 +120,7 @@ impl World {
             IpAddr::V4(address) => (Ipv4Net::from(address), Place::Peer(peer)),
             IpAddr::V6(address) => panic!("{address}"),
         });
-        let main: Vec<_> = main.chain(own_addresses).chain([(identity().subnet(), Place::Tun)]).collect();
+        let main: Vec<_> = main.chain(own_addresses).chain([(identity().subnet_v4().unwrap(), Place::Tun)]).collect();
         let marker = |place, ttl, source: Ipv4Addr, to| (place, Ipv4 { ttl, ..Ipv4::new(source, to) });
         let markers = vec![
             marker(a, 64, MARKER, POD),
@@ -138,7 +138,7 @@ impl World {
         entries: Vec<Place>,
         known_differences: &'static [KnownDifference],
     ) -> Self {
-        let wide = routes.iter().map(|route| Route { mtu: None, ..*route }).collect();
+        let wide = routes.iter().map(|route| route.with_mtu(None)).collect();
         let hopeful = Host::new(config().with_mtu(mtu_of(u16::MAX)), wide);
         Self {
             elsewhere: elsewhere(&routes),
@@ -199,7 +199,7 @@ impl World {
     /// Returns an ordinary address, with the same route or also without one.
     pub(crate) fn ordinary(&self, like: Ipv4Addr) -> Ipv4Addr {
         let next_hop = self.host.naive_route(like).map(|route| route.next_hop);
-        let own = identity().subnet().contains(&like).then_some(POD);
+        let own = identity().subnet_v4().unwrap().contains(&like).then_some(POD);
         let found = [POD_A, POD_B, POD_C]
             .into_iter()
             .find(|pod| next_hop.is_some() && self.host.naive_route(*pod).map(|route| route.next_hop) == next_hop);
@@ -246,8 +246,8 @@ fn v4(net: IpNet) -> Ipv4Net {
 /// Returns the host in 203.0.0.0/24, which has no route here, instead of 10.168.0.0/24.
 fn elsewhere(routes: &[Route]) -> Host {
     let away = |address| moved(address, 203, 0);
-    let config = config_of(identity().network(), identity().subnet(), away(own()));
-    Host::new(config, routes.iter().map(|route| Route { next_hop: away(route.next_hop), ..*route }).collect())
+    let config = config_of(identity().network_v4().unwrap(), identity().subnet_v4().unwrap(), away(own()));
+    Host::new(config, routes.iter().map(|route| route.with_next_hop(away(route.next_hop))).collect())
 }
 
 fn moved(address: SocketAddr, first: u8, second: u8) -> SocketAddr {

@@ -21,7 +21,7 @@ struct Naive(HashMap<IpNet, (SocketAddr, Option<Mtu>)>);
 
 impl Naive {
     fn apply(&mut self, change: &RouteChange) {
-        if let RouteChange::Set(Route { subnet, next_hop, mtu }) = change {
+        if let RouteChange::Set(Route { subnet, next_hop, mtu, .. }) = change {
             self.0.insert(subnet.trunc(), (*next_hop, *mtu));
         } else if let RouteChange::Delete(subnet) = change {
             self.0.remove(&subnet.trunc());
@@ -66,9 +66,7 @@ fn subnet() -> impl Strategy<Value = IpNet> {
 fn change() -> impl Strategy<Value = RouteChange> {
     let set = (subnet(), 1u8..8, 1u16..4, prop_oneof![4 => Just(None), 1 => Just(Mtu::new(1300).ok())]);
     prop_oneof![
-        3 => set.prop_map(|(subnet, host, port, mtu)| RouteChange::Set(Route {
-            mtu, ..Route::new(subnet, ([10, 168, 0, host], 8000 + port))
-        })),
+        3 => set.prop_map(|(subnet, host, port, mtu)| RouteChange::Set(Route::new(subnet, ([10, 168, 0, host], 8000 + port)).with_mtu(mtu))),
         1 => subnet().prop_map(RouteChange::Delete),
     ]
 }

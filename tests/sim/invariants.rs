@@ -187,7 +187,7 @@ fn history(seed: u64, acts: Vec<Act>) -> Sim<u32> {
     // A delivered packet is for a pod there, or an ICMP error for a sender there.
     for delivered in sim.take_delivered() {
         let destination = Ipv4Addr::from(<[u8; 4]>::try_from(&delivered.packet[16..20]).unwrap());
-        let is_ours = sim[delivered.node].config().host.subnet().contains(&destination);
+        let is_ours = sim[delivered.node].config().host.subnet_v4().unwrap().contains(&destination);
         assert!(is_ours || delivered.packet[9] == 1, "{destination} at {}", delivered.node);
     }
     sim

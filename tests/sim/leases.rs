@@ -76,7 +76,7 @@ fn a_node_that_misses_events_keeps_its_routes() {
 fn leases_end_by_the_simulations_clock() {
     let (mut sim, [a, _]) = mesh::<2>(1);
     let (key, lease) = lease(1);
-    let until = |at| LeaseEvent::Added { key, lease: Lease { expires: Some(ms(at)), ..lease } };
+    let until = |at| LeaseEvent::Added { key, lease: lease.with_expires(Some(ms(at))) };
     sim.lease_event(SOURCE, until(100));
     for at in [99, 100] {
         sim.send_at(ms(at), a, packet(0, 1, at as u32));

@@ -19,7 +19,7 @@ fn an_invalid_node_is_refused() {
     let error = sim.add_node(elsewhere).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the overlay network of this simulation is 100.64.0.0/10, not 100.64.0.0/16; use one network for all nodes"
+        "100.64.0.0/16 is not an overlay network of this simulation; use the same networks for all nodes"
     );
     assert_eq!(sim.add_node(config(2).with_icmp_ttl(0)), Err(ConfigError::IcmpTtl.into()));
     assert!(sim.add_node(config(2)).is_ok());

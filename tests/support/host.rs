@@ -237,7 +237,7 @@ fn fragments_outcome(mut fragments: Fragments<'_>) -> Outcome {
 fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
     let offender = reject.offender().as_bytes();
     assert_eq!(offender, &packet[..offender.len()], "the offender is the packet as it arrived");
-    let mut out = [CANARY; 576];
+    let mut out = [CANARY; loden::wire::ICMP_ERROR_MAX];
     let message = reject.icmp_error(&mut out).map(<[u8]>::to_vec);
     if let Some(message) = &message {
         Message::parse(message).assert_sound(packet);

@@ -26,7 +26,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
     let (subnet, hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
     let ours = hop == host.underlay();
-    let (ip, own, network) = (hop.ip(), IpNet::from(host.subnet()), IpNet::from(host.network()));
+    let (ip, own, network) =
+        (hop.ip(), IpNet::from(host.subnet_v4().unwrap()), IpNet::from(host.network_v4().unwrap()));
     let conditions = [
         (own.contains(&subnet) && !ours, Refusal::OwnSubnet { own }),
         (ip.is_unspecified(), Refusal::Unroutable(RouteError::UnspecifiedNextHop)),
@@ -62,7 +63,7 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
             Ok(false) => {}
             Err(reason) => conflicts.push(Conflict::Refused { id: *id, subnet, next_hop, reason }),
             Ok(true) => {
-                let route = Route { subnet, next_hop, mtu: lease.mtu };
+                let route = Route::new(subnet, next_hop).with_mtu(lease.mtu);
                 let first = *routes.entry(subnet).or_insert(route);
                 if first != route && disputed.insert(subnet) {
                     conflicts.push(Conflict::Duplicate { subnet, in_force: first.next_hop, rival: next_hop });
@@ -70,7 +71,7 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
             }
         }
     }
-    let own = IpNet::from(host.subnet());
+    let own = IpNet::from(host.subnet_v4().unwrap());
     for inner in routes.keys().chain([&own]) {
         let around = routes.keys().filter(|outer| *outer != inner && outer.contains(inner));
         if let Some(outer) = around.max_by_key(|outer| outer.prefix_len()) {

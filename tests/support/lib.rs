@@ -14,4 +14,5 @@ pub mod icmp;
 pub mod leases;
 pub mod model;
 pub mod packet;
+pub mod packet_v6;
 pub mod scenario;

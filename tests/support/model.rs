@@ -84,7 +84,8 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     };
     let may_send = match config.source_check {
         SourceCheck::Strict => {
-            by_address && peer == packet.source || leads_to_peer && !holds(config.host.subnet().into(), packet.source)
+            by_address && peer == packet.source
+                || leads_to_peer && !holds(config.host.subnet_v4().unwrap().into(), packet.source)
         }
         SourceCheck::Off => config.peer_check != PeerCheck::Off || by_address || origin.is_some(),
         other => panic!("the list knows no {other:?}"),
@@ -95,7 +96,7 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     if packet.is_for_a_tunnel_socket(host) {
         return Outcome::Drop(DropReason::Loop);
     }
-    if !holds(config.host.subnet().into(), packet.destination) {
+    if !holds(config.host.subnet_v4().unwrap().into(), packet.destination) {
         let hop = next_hop(packet.destination);
         let back = match (config.peer_check, origin) {
             (PeerCheck::AddressPort, _) => hop == Some(SocketAddr::new(peer, from.port())),
@@ -112,7 +113,7 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     match (packet.ttl(), config.ttl) {
         (0, _) => Outcome::Drop(DropReason::TtlZero),
         (1, TtlPolicy::BothEnds) => {
-            let tun = config.host.subnet().network();
+            let tun = config.host.subnet_v4().unwrap().network();
             let answer = next_hop(packet.source).map(|hop| (tun, ReplyTo::Peer(hop)));
             packet.reject(host, RejectReason::TimeExceeded, answer)
         }
@@ -199,10 +200,12 @@ impl<'a> Packet<'a> {
         let begins = |address: Ipv4Addr, first: u8, len: u32| {
             address.to_bits() >> (32 - len) == u32::from(first) << 24 >> (32 - len)
         };
-        let network = config.host.network().addr();
-        let len = config.host.network().prefix_len();
+        let network = config.host.network_v4().unwrap().addr();
+        let len = config.host.network_v4().unwrap().prefix_len();
         let carried = len >= 4 && begins(network, 240, 4) || len >= 16 && network.octets()[..2] == [169, 254];
-        let own = |address| carried && holds(config.host.network().into(), address) && address != Ipv4Addr::BROADCAST;
+        let own = |address| {
+            carried && holds(config.host.network_v4().unwrap().into(), address) && address != Ipv4Addr::BROADCAST
+        };
         let within = |address, nets: &[(u8, u32)]| {
             !own(address) && nets.iter().any(|(first, len)| begins(address, *first, *len))
         };
@@ -254,7 +257,7 @@ impl<'a> Packet<'a> {
             let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
             let config = host.config();
             let routed = host.naive_route(address).is_some_and(|route| last(route.subnet));
-            last(config.host.network().into()) || last(config.host.subnet().into()) || routed
+            last(config.host.network_v4().unwrap().into()) || last(config.host.subnet_v4().unwrap().into()) || routed
         };
         let known_query = matches!(self.payload().first(), Some(0 | 8 | 9 | 10 | 13 | 14 | 15 | 16 | 17 | 18));
         let barred = self.fragment_offset() != 0

@@ -89,7 +89,7 @@ impl Scenario {
             let ([a, b, c, d, len, hop], after) = rest.split_first_chunk()?;
             let next_hop = next_hops()[usize::from(hop & !ROUTE_MTU) % next_hops().len()];
             let mtu = (hop & ROUTE_MTU != 0).then_some(mtu_of(1300));
-            routes.push(Route { mtu, ..Route::new(net([*a, *b, *c, *d], len % 33), next_hop) });
+            routes.push(Route::new(net([*a, *b, *c, *d], len % 33), next_hop).with_mtu(mtu));
             rest = after;
         }
         let mut packet = rest.to_vec();

@@ -140,8 +140,8 @@ impl Links {
                         Err(error) => self.report(output, format!("cannot restore the overlay's route: {error}")),
                     }
                 }
-                LinkEvent::MtuChanged(mtu) if *mtu != self.tun_mtu => {
-                    self.tun_mtu = *mtu;
+                LinkEvent::MtuChanged(mtu) if u32::from(*mtu) != self.tun_mtu => {
+                    self.tun_mtu = (*mtu).into();
                     limit = self.limit(output);
                 }
                 LinkEvent::MtuChanged(_) | _ => {}
@@ -171,7 +171,7 @@ impl Links {
                 }
                 LinkEvent::Up => self.report(output, format!("{name} is up")),
                 LinkEvent::MtuChanged(mtu) => {
-                    self.underlay.mtu = *mtu;
+                    self.underlay.mtu = (*mtu).into();
                     limit = self.limit(output);
                 }
                 LinkEvent::RouteRemoved(_) | _ => {}

@@ -73,7 +73,7 @@ pub(crate) async fn start(
     // Port and device are checked before the lease: without them no lease is needed.
     let listen = SocketAddr::new(place.address, config.port());
     let udp = UdpTransport::bind(listen, &UdpConfig::default())?;
-    let tun = Tun::open(&TunConfig { name: args.node.tun.clone(), ..TunConfig::default() })?;
+    let tun = Tun::open(&TunConfig::new(args.node.tun.clone()))?;
     let name = tun.name().to_owned();
 
     let reader = LeaseReader::new(&args.etcd.etcd_prefix, config.port());

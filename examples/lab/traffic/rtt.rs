@@ -4,8 +4,9 @@ use std::io;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use testbed::TwoHosts;
 use testbed::probe::UdpEcho;
+
+use crate::variant::Pods;
 
 /// The time after which a datagram or its echo counts as lost.
 const LOST: Duration = Duration::from_secs(1);
@@ -15,11 +16,11 @@ const PAYLOAD: usize = 64;
 ///
 /// # Errors
 /// If no round trip completed.
-pub(crate) fn run(hosts: &TwoHosts, window: Duration) -> io::Result<Vec<Duration>> {
-    let server = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 0)))?;
+pub(crate) fn run(pods: Pods<'_>, window: Duration) -> io::Result<Vec<Duration>> {
+    let server = pods.b.enter(|| UdpSocket::bind((pods.address_b, 0)))?;
     let address = server.local_addr()?;
-    let echo = hosts.pod_b.enter(|| UdpEcho::start(server))?;
-    let socket = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0)))?;
+    let echo = pods.b.enter(|| UdpEcho::start(server))?;
+    let socket = pods.a.enter(|| UdpSocket::bind((pods.address_a, 0)))?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(LOST))?;
     let mut content = [0; PAYLOAD];

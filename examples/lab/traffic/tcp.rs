@@ -5,9 +5,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use testbed::TwoHosts;
-
 use super::join;
+use crate::variant::Pods;
 
 /// The timeout of a stream without progress.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -25,12 +24,12 @@ pub(crate) struct Transfer {
 ///
 /// # Errors
 /// If a stream cannot connect, or makes no progress.
-pub(crate) fn run(hosts: &TwoHosts, streams: usize, window: Duration) -> io::Result<Transfer> {
-    let listener = hosts.pod_b.enter(|| TcpListener::bind((TwoHosts::POD_B, 0)))?;
+pub(crate) fn run(pods: Pods<'_>, streams: usize, window: Duration) -> io::Result<Transfer> {
+    let listener = pods.b.enter(|| TcpListener::bind((pods.address_b, 0)))?;
     let address = listener.local_addr()?;
     let mut pairs = Vec::new();
     for _ in 0..streams {
-        let source = hosts.pod_a.enter(|| TcpStream::connect_timeout(&address, PATIENCE))?;
+        let source = pods.a.enter(|| TcpStream::connect_timeout(&address, PATIENCE))?;
         let (sink, _) = listener.accept()?;
         source.set_write_timeout(Some(PATIENCE))?;
         sink.set_read_timeout(Some(PATIENCE))?;

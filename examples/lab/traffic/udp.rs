@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, recvmmsg, sendmmsg, setsockopt};
-use testbed::TwoHosts;
 
 use super::join;
+use crate::variant::Pods;
 
 /// Datagrams in one system call of the generator.
 const BATCH: usize = 64;
@@ -61,11 +61,11 @@ impl Counts {
 }
 
 /// Sends datagrams of `payload` bytes, at most 1,400, for as long as the window is.
-pub(crate) fn run(hosts: &TwoHosts, payload: usize, pace: Pace, window: Duration) -> io::Result<Counts> {
-    let sink = hosts.pod_b.enter(|| UdpSocket::bind((TwoHosts::POD_B, 0)))?;
+pub(crate) fn run(pods: Pods<'_>, payload: usize, pace: Pace, window: Duration) -> io::Result<Counts> {
+    let sink = pods.b.enter(|| UdpSocket::bind((pods.address_b, 0)))?;
     setsockopt(&sink, RcvBufForce, &RECEIVE_BUFFER)?;
     let address = sink.local_addr()?;
-    let source = hosts.pod_a.enter(|| UdpSocket::bind((TwoHosts::POD_A, 0)))?;
+    let source = pods.a.enter(|| UdpSocket::bind((pods.address_a, 0)))?;
     source.connect(address)?;
     let sent_all = AtomicBool::new(false);
     thread::scope(|scope| {

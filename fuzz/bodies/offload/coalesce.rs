@@ -1,18 +1,22 @@
 //! Coalescing and segmentation: the output has the packets of the input, and each flow keeps its order.
 //!
-//! Byte 0: the protocols to coalesce (bit 0 TCP, bit 1 UDP). Then the packets, see [`script`](super::script).
+//! Byte 0: the protocols to coalesce (bit 0 TCP over IPv4, bit 1 UDP over IPv4, bits 2 and 3 the same over IPv6), and the
+//! flows that are IPv6 (bits 4 to 7). Then the packets, see [`script`](super::script).
 
 use loden::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, PACKETS_MAX, VnetHeader};
-use loden::wire::ipv4::Ipv4Packet;
+use loden::wire::IpPacket;
 
 use super::model;
 use super::script::{Step, steps};
 use support::packet::{TCP, UDP};
+use support::packet_v6::{is_v6, upper};
 
 pub fn run(bytes: &[u8]) {
     let Some((what, script)) = bytes.split_first() else { return };
-    let what = Coalesce { tcp: what & 1 != 0, udp: what & 2 != 0 };
-    round_trip(what, &steps(script));
+    let is = |bit: u8| what & bit != 0;
+    let v6 = what >> 4;
+    let what = Coalesce { tcp4: is(1), udp4: is(2), tcp6: is(4), udp6: is(8) };
+    round_trip(what, &steps(script, v6));
 }
 
 /// A packet of the output, and whether it was part of a GSO packet.
@@ -44,9 +48,9 @@ fn cut(coalesced: Coalesced<'_>, out: &mut Vec<Out>) {
         return;
     }
     assert!((2..=PACKETS_MAX).contains(&packets) && packet.len() <= 65_535);
-    assert!(Ipv4Packet::parse(packet).is_ok_and(|whole| whole.as_bytes().len() == packet.len()));
+    assert!(IpPacket::parse(packet).is_ok_and(|whole| whole.as_bytes().len() == packet.len()));
     let size = header.gso_size;
-    let ecn = packet[9] == TCP && packet[33] & model::CWR != 0;
+    let ecn = model::protocol(packet) == TCP && packet[model::ip_len(packet) + 13] & model::CWR != 0;
     let expected = model::vnet(packet, size);
     assert_eq!(header, VnetHeader { gso_type: expected.gso_type | if ecn { 0x80 } else { 0 }, ..expected });
     assert_eq!(packet, model::partial(packet.to_vec()), "the checksum is partial");
@@ -63,7 +67,13 @@ pub fn round_trip(what: Coalesce, steps: &[Step]) {
     let mut coalescer = Coalescer::new(what);
     let out = through(&mut coalescer, steps);
     assert_eq!(out.len(), steps.len(), "as many come out as went in");
-    let wanted = |packet: &[u8]| if packet[9] == TCP { what.tcp } else { packet[9] == UDP && what.udp };
+    let wanted = |packet: &[u8]| match (model::protocol(packet), is_v6(packet)) {
+        (TCP, false) => what.tcp4,
+        (TCP, true) => what.tcp6,
+        (UDP, false) => what.udp4,
+        (UDP, true) => what.udp6,
+        _ => false,
+    };
     assert!(out.iter().all(|out| !out.joined || wanted(&out.packet)));
     coalescer.flush(&mut |_| panic!("nothing is left"));
 
@@ -79,7 +89,7 @@ pub fn round_trip(what: Coalesce, steps: &[Step]) {
                 assert!(before.is_none() && after.is_none(), "{flow:?}: as many come out as went in");
                 break;
             };
-            let atomic = before[6] & 0x40 != 0;
+            let atomic = !is_v6(before) && before[6] & 0x40 != 0;
             assert_eq!(mask(packet, *joined && atomic), mask(before, *joined && atomic), "{flow:?}");
         }
     }
@@ -95,27 +105,40 @@ fn mask(packet: &[u8], atomic: bool) -> Vec<u8> {
     packet
 }
 
-/// A flow, which keeps its order: addresses and protocol, and ports where present.
+/// A flow, which keeps its order: addresses, and protocol and ports where known.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Flow {
     hosts: Vec<u8>,
+    protocol: Option<u8>,
     ports: Option<[u8; 4]>,
 }
 
 impl Flow {
     fn of(packet: &[u8]) -> Option<Self> {
-        if packet.len() < 20 || packet[0] >> 4 != 4 {
-            return None;
-        }
-        let hosts = [&packet[12..20], &packet[9..10]].concat();
-        let whole = packet[0] == 0x45 && packet[6] & 0xbf == 0 && packet[7] == 0;
-        let ports = packet.get(20..24).filter(|_| whole).and_then(|ports| ports.try_into().ok());
-        Some(Self { hosts, ports })
+        let at = match packet.first()? >> 4 {
+            4 if packet.len() >= 20 => 20,
+            6 if packet.len() >= 40 => 40,
+            _ => return None,
+        };
+        let (hosts, protocol, whole) = if at == 20 {
+            let whole = packet[0] == 0x45 && packet[6] & 0xbf == 0 && packet[7] == 0;
+            (packet[12..20].to_vec(), Some(packet[9]), whole)
+        } else {
+            let len = 40 + usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+            let has_extensions =
+                packet.get(..len).is_some_and(|packet| upper(packet).is_none_or(|upper| upper.at != 40));
+            (packet[8..40].to_vec(), (!has_extensions).then_some(packet[6]), !has_extensions)
+        };
+        let ports = packet.get(at..at + 4).filter(|_| whole).and_then(|ports| ports.try_into().ok());
+        Some(Self { hosts, protocol, ports })
     }
 
     /// Returns whether a packet is of this flow, or of an unknown one between the same hosts.
     fn has(&self, packet: &[u8]) -> bool {
-        let other = Self::of(packet);
-        other.is_some_and(|other| other.hosts == self.hosts && (other.ports == self.ports || other.ports.is_none()))
+        Self::of(packet).is_some_and(|other| {
+            other.hosts == self.hosts
+                && (other.protocol == self.protocol || other.protocol.is_none())
+                && (other.ports == self.ports || other.ports.is_none())
+        })
     }
 }

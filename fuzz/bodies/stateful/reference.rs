@@ -12,7 +12,7 @@ use loden::forward::{
 use loden::ipnet::IpNet;
 use loden::lease;
 use loden::route::{Route, RouteChange};
-use loden::wire::DatagramTooBig;
+use loden::wire::{DatagramTooBig, QuotedHeader};
 
 use super::Seen;
 use super::account::{Account, Budget, Error, PER_PEER, Paths, inner, plateau_below};
@@ -217,12 +217,13 @@ impl Reference {
             let hop = next_hop.ip();
             let broadcast = hop == IpAddr::from([255; 4]);
             let nobody = hop.is_unspecified() || hop.is_multicast() || broadcast || next_hop.port() == 0;
-            let (underlay, own) = (self.host.config().host.underlay(), self.host.config().host.subnet().into());
+            let (underlay, own) =
+                (self.host.config().host.underlay(), self.host.config().host.subnet_v4().unwrap().into());
             if nobody || next_hop == underlay || subnet == own {
                 return (0, false);
             }
             self.published.retain(|known| known.subnet != subnet);
-            self.published.push(Route { subnet, ..route });
+            self.published.push(route.with_subnet(subnet));
         } else {
             self.published.retain(|known| known.subnet != subnet);
         }
@@ -232,7 +233,7 @@ impl Reference {
 
     fn report(&mut self, report: &DatagramTooBig) -> IcmpOutcome {
         let config = self.host.config().clone();
-        let (source, destination) = (SocketAddr::V4(report.source), SocketAddr::V4(report.destination));
+        let (source, destination) = (report.source, report.destination);
         let ours = source == config.host.underlay() && config.source_port == SourcePort::Fixed;
         if !ours || self.published.iter().all(|route| route.next_hop != destination) {
             return IcmpOutcome::Foreign;
@@ -244,7 +245,9 @@ impl Reference {
         }
         let floor = match report.inner {
             None => 1280,
-            Some(header) => {
+            // There is no IPv6 route.
+            Some(QuotedHeader::Ipv6(_)) => return IcmpOutcome::Foreign,
+            Some(QuotedHeader::Ipv4(header)) => {
                 let [source, destination_of] = [12, 16].map(|at| address_at(&header, at));
                 let held = |route: &&Route| holds(route.subnet, destination_of);
                 let route = self.published.iter().filter(held).max_by_key(|route| route.subnet.prefix_len());
@@ -252,7 +255,9 @@ impl Reference {
                     return IcmpOutcome::Foreign;
                 }
                 let own_host = IpAddr::V4(source) == config.host.underlay().ip();
-                let ours = own_host || holds(config.host.subnet().into(), source) || config.transit == Transit::Allowed;
+                let ours = own_host
+                    || holds(config.host.subnet_v4().unwrap().into(), source)
+                    || config.transit == Transit::Allowed;
                 if ours { 552 } else { 1280 }
             }
         };
@@ -302,7 +307,7 @@ impl Reference {
         if payload <= size {
             return self.encapsulate(&complete(packet.to_vec()));
         }
-        let wide = |route: &Route| Route { mtu: None, ..*route };
+        let wide = |route: &Route| route.with_mtu(None);
         let config = self.host.config().clone().with_mtu(mtu_of(u16::MAX));
         let wide = Host::new(config, self.host.routes.iter().map(wide).collect());
         let Outcome::Forward { to: Some(to), bytes } = model::encapsulate(&wide, packet) else {
@@ -312,7 +317,7 @@ impl Reference {
             let route = host.naive_route(address_at(packet, 16)).unwrap();
             route.mtu.unwrap_or(Mtu::MAX).min(host.config().mtu).get()
         }));
-        let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index));
+        let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index, true));
         let fits = size + segments::headers_len(packet) <= mtu;
         if !fits && packet[6] & 0x40 != 0 {
             return self.encapsulate(packet);
@@ -614,7 +619,7 @@ impl Reference {
     /// Refuses a queued datagram. The ICMP error is the one that a route of this MTU gives.
     fn refuse(&mut self, datagram: &Waiting, mtu: u16) {
         let anywhere =
-            Route { mtu: Some(mtu_of(mtu)), ..Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)) };
+            Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)).with_mtu(Some(mtu_of(mtu)));
         let whole = core::mem::replace(&mut self.host.routes, vec![anywhere]);
         let outcome = model::encapsulate(&self.host, &datagram.original);
         self.host.routes = whole;

@@ -14,7 +14,7 @@ use loden::ipnet::IpNet;
 use loden::lease::{Lease, LeaseEvent, SourceId};
 use loden::offload::VnetHeader;
 use loden::route::{Route, RouteChange};
-use loden::wire::DatagramTooBig;
+use loden::wire::{DatagramTooBig, QuotedHeader};
 
 use crate::offload::model::{partial, vnet};
 use support::host::{NOBODY, POD, POD_A, POD_B, mtu_of, net, own};
@@ -156,20 +156,19 @@ fn decode_step(number: usize, [first, a, b, c, d]: [u8; STEP]) -> Option<Step> {
         op::SOURCE_LOST => Step::Lease { source, event: LeaseEvent::SourceLost },
         op::PUBLISH => Step::Publish,
         op::ROUTE if d & 1 != 0 => Step::Route(RouteChange::Delete(pick(&subnets(), a))),
-        op::ROUTE => {
-            Step::Route(RouteChange::Set(Route { mtu: mtu(c), ..Route::new(pick(&subnets(), a), pick(&hops(), b)) }))
-        }
+        op::ROUTE => Step::Route(RouteChange::Set(Route::new(pick(&subnets(), a), pick(&hops(), b)).with_mtu(mtu(c)))),
         op::PASS => Step::Pass { time: Duration::from_millis(pick(&TIMES, a)), back: b & 7 == 7 },
         op::FLUSH => Step::Flush([(a, b), (c, d)].map(|(go, kind)| (usize::from(go % 4), mishap(kind)))),
         op::REPORT => {
             let ours = [own(), ([10, 168, 0, 2], 1).into(), ([10, 168, 0, 9], 8285).into()];
-            let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (pick(&ours, b), pick(&hops(), c)) else {
+            let (source, destination) = (pick(&ours, b), pick(&hops(), c));
+            if destination.is_ipv6() {
                 return None;
-            };
+            }
             let len: u16 = pick(&[1500, 1280, 1000, 552], d >> 1);
             let mut inner = packet(0x1234, (d >> 3) ^ 2, 0, 0).bytes().first_chunk().copied();
             inner.iter_mut().for_each(|header: &mut [u8; 20]| header[2..4].copy_from_slice(&(len - 28).to_be_bytes()));
-            let inner = inner.filter(|_| d & 1 == 0);
+            let inner = inner.filter(|_| d & 1 == 0).map(QuotedHeader::Ipv4);
             Step::Report(DatagramTooBig { mtu: pick(&OUTER_MTUS, a), source, destination, len, inner })
         }
         op::STOP => Step::Stop,
@@ -273,7 +272,7 @@ pub(crate) fn hops() -> [SocketAddr; 13] {
 fn lease(subnet: u8, hop: u8, rest: u8) -> Lease {
     let ends = [None, None, Some(50), Some(1000), Some(30_000), Some(700_000), Some(0), None];
     let expires = pick(&ends, rest).map(Duration::from_millis);
-    Lease { mtu: mtu(rest >> 4), expires, ..Lease::new(pick(&subnets(), subnet), pick(&hops(), hop)) }
+    Lease::new(pick(&subnets(), subnet), pick(&hops(), hop)).with_mtu(mtu(rest >> 4)).with_expires(expires)
 }
 
 fn mtu(number: u8) -> Option<Mtu> {

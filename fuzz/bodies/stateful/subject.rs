@@ -22,7 +22,7 @@ use support::host::routes;
 use support::leases::Key;
 
 /// Limits that a history does not reach for all peers together. The queue's own test covers those.
-const LIMITS: QueueLimits = QueueLimits { per_peer: PER_PEER, total: 64 << 20 };
+const LIMITS: QueueLimits = QueueLimits::new(PER_PEER, 64 << 20);
 
 pub(crate) struct Subject {
     pub(crate) engine: Engine,
@@ -58,7 +58,7 @@ impl Subject {
         let mut endpoint = Endpoint::new(Forwarder::new(config).unwrap());
         endpoint.set_icmp_limiter(IcmpLimiter::new(PER_SOURCE, TOTAL));
         Self {
-            engine: Engine::new(endpoint, LIMITS, Coalesce { tcp: false, udp: false }),
+            engine: Engine::new(endpoint, LIMITS, Coalesce::NONE),
             batch: reader.load().clone(),
             publisher,
             reader,

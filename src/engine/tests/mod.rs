@@ -147,7 +147,7 @@ impl Stage {
         let mut endpoint = Endpoint::new(Forwarder::new(config).unwrap());
         let plenty = Rate { per_second: 1_000_000, burst: 1_000_000 };
         endpoint.set_icmp_limiter(IcmpLimiter::new(plenty, plenty));
-        let engine = Engine::new(endpoint, limits, Coalesce { tcp: true, udp: true });
+        let engine = Engine::new(endpoint, limits, Coalesce::ALL);
         Self { engine, routes, sink: Lists::default(), now: Duration::from_secs(1) }
     }
 

@@ -87,7 +87,7 @@ fn change(stage: &mut Stage, random: &mut Random) {
 fn history(seed: u64) -> Counters {
     let mut random = Random(seed);
     let per_peer = random.pick(&[20_000, 100_000, 1 << 20]);
-    let mut stage = Stage::new(QueueLimits { per_peer, total: 0 });
+    let mut stage = Stage::new(QueueLimits::new(per_peer, 0));
     let (mut number, mut expected, mut arrived) = (0u16, Expected::new(), 0u64);
     for _ in 0..300 {
         match random.below(20) {

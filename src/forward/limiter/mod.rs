@@ -1,7 +1,7 @@
-//! Rate limits of ICMP errors (RFC 1812 section 4.3.2.8): token buckets, with the clock as an argument.
+//! Rate limits of ICMP errors (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f): token buckets, with the clock as an argument.
 //!
 //! There are three independent budgets, so a flood of one kind does not suppress another: errors to the own TUN device,
-//! errors to peers, and "fragmentation needed". TCP hangs without the last, and Linux exempts it from its limit
+//! errors to peers, and "fragmentation needed" or "packet too big". TCP hangs without the last, and Linux exempts it from its limit
 //! (`icmp_global_allow`).
 
 use alloc::boxed::Box;
@@ -11,7 +11,7 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use super::{Reject, RejectReason, ReplyTo, Stats};
-use crate::wire::icmpv4::ERROR_MAX;
+use crate::wire::{ICMP_ERROR_MAX, IpPacket};
 
 /// The settings of a token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,10 @@ pub struct Rate {
 /// | errors | limited per | in total |
 /// | --- | --- | --- |
 /// | to the own TUN device | source | yes |
-/// | to peers | source | yes |
-/// | "fragmentation needed" | source and destination | yes |
+/// | to peers | source, or its /64 for IPv6 | yes |
+/// | "fragmentation needed", "packet too big" | source and destination | yes |
+///
+/// IPv4 and IPv6 share the totals.
 ///
 /// Each row has its own buckets. Each source and each row gets at most `burst + rate × t` errors, for any pattern of
 /// sources. A table of sources has a fixed size. When it is full, a new source takes over the bucket that is refilled
@@ -133,22 +135,21 @@ impl IcmpLimiter {
         Self { seed, ..self }
     }
 
-    /// Returns true if the error about this packet may be sent now. Returns false if RFC 1812 forbids it or a limit is
+    /// Returns true if the error about this packet may be sent now. Returns false if an RFC forbids it or a limit is
     /// reached. `now` is the time since any fixed moment. A `now` before an earlier one counts as the earlier one.
     pub fn allow(&mut self, reject: &Reject<'_>, now: Duration) -> bool {
         let Some(reply_to) = reject.reply_to() else { return false };
         // All buckets have been full for a while at the beginning.
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).saturating_add(SILENCE);
         self.now = self.now.max(now);
-        let header = reject.offender().header();
-        let (seed, source, destination) = (self.seed, header.source().to_bits(), header.destination().to_bits());
-        let of_source = id([source.into(), 0, 0], seed);
+        let seed = self.seed;
+        let Keys { source, source_and_destination, site } = Keys::of(reject.offender(), seed);
         let (budget, payer, source) = match (reply_to, reject.reason()) {
-            (ReplyTo::Peer(peer), _) => (&mut self.far, id(words(peer), seed), of_source),
+            (ReplyTo::Peer(peer), _) => (&mut self.far, id(words(peer), seed), site),
             (ReplyTo::Tun, RejectReason::FragmentationNeeded { .. }) => {
-                (&mut self.too_long, of_source, id([source.into(), destination.into(), 1], seed))
+                (&mut self.too_long, source, source_and_destination)
             }
-            (ReplyTo::Tun, _) => (&mut self.near, of_source, of_source),
+            (ReplyTo::Tun, _) => (&mut self.near, source, source),
         };
         budget.take(&self.rates, payer, source, self.now)
     }
@@ -162,7 +163,7 @@ impl IcmpLimiter {
         reject: &Reject<'_>,
         now: Duration,
         stats: &mut Stats,
-        out: &'o mut [u8; ERROR_MAX],
+        out: &'o mut [u8; ICMP_ERROR_MAX],
     ) -> Option<(ReplyTo, &'o [u8])> {
         let reply_to = reject.reply_to()?;
         if !self.allow(reject, now) {
@@ -242,6 +243,39 @@ impl Bucket {
         let full_at = self.full_at.max(now).checked_add(token)?;
         let tokens = u64::from(rate.burst).saturating_sub(kept);
         (full_at <= now.saturating_add(token.saturating_mul(tokens))).then_some(Self { full_at })
+    }
+}
+
+/// The numbers of the buckets that an offender counts for.
+struct Keys {
+    source: u64,
+    source_and_destination: u64,
+    /// The source for IPv4, its /64 for IPv6: a host that has a /64 can use any number of addresses.
+    site: u64,
+}
+
+impl Keys {
+    fn of(offender: &IpPacket<'_>, seed: u64) -> Self {
+        match offender {
+            IpPacket::V4(packet) => {
+                let header = packet.header();
+                let (source, destination) = (header.source().to_bits().into(), header.destination().to_bits().into());
+                let of_source = id([source, 0, 0], seed);
+                Self { source: of_source, source_and_destination: id([source, destination, 1], seed), site: of_source }
+            }
+            IpPacket::V6(packet) => {
+                let header = packet.header();
+                let halves = |address: u128| [(address >> 64) as u64, address as u64];
+                let [site, source] = halves(header.source().to_bits());
+                let [high, low] = halves(header.destination().to_bits());
+                let of_source = id([site, source, 2], seed);
+                Self {
+                    source: of_source,
+                    source_and_destination: id([high, low, 3], of_source),
+                    site: id([site, 0, 4], seed),
+                }
+            }
+        }
     }
 }
 

@@ -59,8 +59,8 @@ impl IcmpLimiter {
         bytes[16..].copy_from_slice(&error.to.octets());
         let sum = checksum::checksum(&bytes).to_be_bytes();
         bytes[10..12].copy_from_slice(&sum);
-        let offender = Ipv4Packet::parse(&bytes).expect("a header");
-        let answer = Some(Answer { source: error.to, ttl: 64, reply_to: error.reply_to });
+        let offender = Ipv4Packet::parse(&bytes).expect("a header").into();
+        let answer = Some(Answer { source: error.to.into(), ttl: 64, reply_to: error.reply_to });
         self.allow(&Reject { offender, reason: error.reason, answer }, now)
     }
 }

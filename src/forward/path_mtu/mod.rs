@@ -179,8 +179,7 @@ impl PathMtus {
         let learned = system.learned.filter(|outer| mode == PathMode::System && refuses(&inner(*outer)));
         let limit = match (configured.filter(refuses), learned) {
             (Some(configured), _) => configured,
-            // IPv6 paths carry 1280 bytes, and Linux learns no smaller MTU.
-            (None, Some(_)) if system.has_reports && peer.is_ipv4() => {
+            (None, Some(_)) if system.has_reports => {
                 self.set_mode(peer, configured.unwrap_or(u16::MAX), PathMode::Probe, now);
                 return EmsgsizeOutcome::Retry;
             }

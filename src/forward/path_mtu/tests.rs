@@ -109,15 +109,19 @@ fn r54_a_learned_mtu_that_nobody_verifies_lowers_to_1280() {
 
 /// Every IPv6 path carries 1280 bytes, and Linux learns no smaller MTU.
 #[test]
-fn r54_over_ipv6_what_the_kernel_learned_is_an_unverified_report() {
-    let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
+fn v29_what_the_kernel_learned_of_an_ipv6_path_is_an_unverified_report() {
     let to = SocketAddr::new(IpAddr::from([0xfd; 16]), 8285);
-    let system = SystemPath { configured: Some(1500), learned: Some(1280), has_reports: true };
-    let outcome = paths.handle_emsgsize(to, 1452, system, Duration::ZERO, &mut stats);
-    assert_eq!(outcome, EmsgsizeOutcome::Limit(1232));
-    assert_eq!(paths.mode(to.ip(), Duration::ZERO), PathMode::System);
-    let outcome = paths.handle_emsgsize(to, 1232, configured(1500), Duration::ZERO, &mut stats);
-    assert_eq!(outcome, EmsgsizeOutcome::Unexplained, "nothing less");
+    let system = |has_reports| SystemPath { configured: Some(1500), learned: Some(1280), has_reports };
+    for (has_reports, expected, mode) in
+        [(false, EmsgsizeOutcome::Limit(1232), PathMode::System), (true, EmsgsizeOutcome::Retry, PathMode::Probe)]
+    {
+        let (mut paths, mut stats) = (PathMtus::default(), Stats::default());
+        let outcome = paths.handle_emsgsize(to, 1452, system(has_reports), Duration::ZERO, &mut stats);
+        assert_eq!((outcome, paths.mode(to.ip(), Duration::ZERO)), (expected, mode));
+        paths.lower(to.ip(), 1232, Duration::ZERO);
+        let outcome = paths.handle_emsgsize(to, 1232, configured(1500), Duration::ZERO, &mut stats);
+        assert_eq!(outcome, EmsgsizeOutcome::Unexplained, "nothing less");
+    }
 }
 
 /// A change of the mode keeps the MTU of a path and its expiry.

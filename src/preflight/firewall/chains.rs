@@ -4,9 +4,9 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::expressions::{Element, Match, Verdict, evaluate_rule};
 
@@ -19,9 +19,10 @@ pub(super) const ESTABLISHED: u32 = 1 << 1;
 pub(super) const NEW: u32 = 1 << 3;
 pub(super) const UNTRACKED: u32 = 1 << 6;
 
-/// A UDP datagram over IPv4 that enters a chain.
+/// A UDP datagram that enters a chain.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
+    pub(super) is_ipv6: bool,
     pub(super) source: PacketAddress,
     pub(super) destination: PacketAddress,
     pub(super) source_port: u16,
@@ -32,14 +33,14 @@ pub(super) struct Packet {
     pub(super) output: Option<(u32, String)>,
     /// State of connection tracking.
     pub(super) ct_state: u32,
-    /// The overlay network, in which no other host has an underlay address.
-    pub(super) overlay: Ipv4Net,
+    /// The overlay networks, in which no other host has an underlay address.
+    pub(super) overlay: Vec<IpNet>,
 }
 
 /// An address of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PacketAddress {
-    Known(Ipv4Addr),
+    Known(IpAddr),
     /// The unknown address of another host. A rule for some addresses is assumed to be made for the other hosts, unless
     /// it would defeat the outcome in question.
     Peer,
@@ -196,14 +197,15 @@ mod unit {
 
     fn packet(port: u16) -> Packet {
         Packet {
+            is_ipv6: false,
             source: PacketAddress::Peer,
-            destination: PacketAddress::Known(Ipv4Addr::new(10, 168, 0, 2)),
+            destination: PacketAddress::Known([10, 168, 0, 2].into()),
             source_port: 8285,
             destination_port: port,
             input: Some((2, "eth0".into())),
             output: None,
             ct_state: NEW,
-            overlay: "100.96.0.0/16".parse().expect("a network"),
+            overlay: ["100.96.0.0/16".parse().expect("a network")].into(),
         }
     }
 

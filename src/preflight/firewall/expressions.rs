@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::NlasIterator;
 
@@ -203,10 +203,13 @@ impl Value {
 impl Packet {
     /// Returns true if no other host can have an address with this prefix.
     fn excludes_peers(&self, prefix: &[u8]) -> bool {
-        let mut octets = [0; 4];
+        let mut octets = [0; 16];
         octets.iter_mut().zip(prefix).for_each(|(octet, byte)| *octet = *byte);
-        let address = Ipv4Addr::from(octets);
-        address.is_multicast() || self.overlay.contains(&address)
+        let address: IpAddr = match octets {
+            [a, b, c, d, ..] if !self.is_ipv6 => Ipv4Addr::new(a, b, c, d).into(),
+            octets => Ipv6Addr::from(octets).into(),
+        };
+        address.is_multicast() || self.overlay.iter().any(|overlay| overlay.contains(&address))
     }
 
     /// Returns the value of a key of `meta`, `NFT_META_*`.
@@ -224,12 +227,14 @@ impl Packet {
             |interface: &Option<(u32, String)>| interface.as_ref().map(|(index, _)| known(&index.to_ne_bytes()));
         match key.cast_signed() {
             // The EtherType.
-            libc::NFT_META_PROTOCOL => Some(known(&[8, 0])),
+            libc::NFT_META_PROTOCOL => Some(known(if self.is_ipv6 { &[0x86, 0xdd] } else { &[8, 0] })),
             libc::NFT_META_IIF => index(&self.input),
             libc::NFT_META_OIF => index(&self.output),
             libc::NFT_META_IIFNAME => name(&self.input),
             libc::NFT_META_OIFNAME => name(&self.output),
-            libc::NFT_META_NFPROTO => Some(known(&[libc::NFPROTO_IPV4 as u8])),
+            libc::NFT_META_NFPROTO => {
+                Some(known(&[if self.is_ipv6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 } as u8]))
+            }
             libc::NFT_META_L4PROTO => Some(known(&[libc::IPPROTO_UDP as u8])),
             _ => None,
         }
@@ -237,11 +242,19 @@ impl Packet {
 
     /// Returns the bytes at base, offset and length, if they are the protocol, an address or ports.
     fn payload(&self, [base, offset, length]: [u32; 3]) -> Option<Value> {
-        let (whole, offset) = match (base.cast_signed(), offset) {
-            (libc::NFT_PAYLOAD_NETWORK_HEADER, 9) => (known(&[libc::IPPROTO_UDP as u8]), 0),
-            (libc::NFT_PAYLOAD_NETWORK_HEADER, 12..16) => (self.source.value(), offset - 12),
-            (libc::NFT_PAYLOAD_NETWORK_HEADER, 16..20) => (self.destination.value(), offset - 16),
-            (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0..4) => {
+        /// Offsets in an IPv4 header (RFC 791) and in an IPv6 header (RFC 8200).
+        const IPV4: [u32; 4] = [9, 12, 16, 20];
+        const IPV6: [u32; 4] = [6, 8, 24, 40];
+        let [protocol, source, destination, end] = if self.is_ipv6 { IPV6 } else { IPV4 };
+        let (whole, offset) = match base.cast_signed() {
+            libc::NFT_PAYLOAD_NETWORK_HEADER if offset == protocol => (known(&[libc::IPPROTO_UDP as u8]), 0),
+            libc::NFT_PAYLOAD_NETWORK_HEADER if (source..destination).contains(&offset) => {
+                (self.source.value(), offset - source)
+            }
+            libc::NFT_PAYLOAD_NETWORK_HEADER if (destination..end).contains(&offset) => {
+                (self.destination.value(), offset - destination)
+            }
+            libc::NFT_PAYLOAD_TRANSPORT_HEADER if offset < 4 => {
                 let ports = [self.source_port.to_be_bytes(), self.destination_port.to_be_bytes()].concat();
                 (Value::Known(ports), offset)
             }
@@ -257,7 +270,8 @@ impl Packet {
 impl PacketAddress {
     fn value(self) -> Value {
         match self {
-            Self::Known(address) => known(&address.octets()),
+            Self::Known(IpAddr::V4(address)) => known(&address.octets()),
+            Self::Known(IpAddr::V6(address)) => known(&address.octets()),
             Self::Peer => Value::Peer,
         }
     }

@@ -46,7 +46,7 @@ impl NetlinkSerializable for List {
     }
 }
 
-/// The base chains in use that see IPv4 packets, and all rules.
+/// The base chains in use that see IPv4 or IPv6 packets, and all rules.
 #[derive(Debug, Default)]
 pub(super) struct Ruleset {
     pub(super) bases: Vec<BaseChain>,
@@ -260,12 +260,13 @@ fn dormant_table(body: &[u8]) -> Result<Option<Table>, MalformedReply> {
     Ok((flags & DORMANT != 0).then_some(Table { family, name }))
 }
 
-/// Returns the family if its chains see forwarded IPv4 packets.
+/// Returns the family if its chains see forwarded IP packets.
 fn family(body: &[u8]) -> Result<Option<&'static str>, MalformedReply> {
     let family = body.first().copied().ok_or(MalformedReply::Header { have: 0, needed: HEADER })?;
     Ok(match i32::from(family) {
         libc::NFPROTO_INET => Some("inet"),
         libc::NFPROTO_IPV4 => Some("ip"),
+        libc::NFPROTO_IPV6 => Some("ip6"),
         _ => None,
     })
 }
@@ -291,9 +292,8 @@ mod unit {
     const DROP: u32 = libc::NF_DROP.cast_unsigned();
 
     #[test]
-    fn base_chains_that_see_ipv4_are_found() {
-        for family in [libc::NFPROTO_IPV4, libc::NFPROTO_INET] {
-            let name = if family == libc::NFPROTO_INET { "inet" } else { "ip" };
+    fn base_chains_that_see_ip_packets_are_found() {
+        for (family, name) in [(libc::NFPROTO_IPV4, "ip"), (libc::NFPROTO_IPV6, "ip6"), (libc::NFPROTO_INET, "inet")] {
             let found = |drops| BaseChain {
                 name: NftablesChain { family: name, table: "filter".into(), name: "FORWARD".into() },
                 hook: FORWARD,
@@ -306,7 +306,7 @@ mod unit {
             let accepts = libc::NF_ACCEPT.cast_unsigned();
             assert_eq!(BaseChain::parse(&chain(family, FORWARD, accepts)), Ok(Some(found(false))));
         }
-        let other_families = [libc::NFPROTO_IPV6, libc::NFPROTO_BRIDGE, libc::NFPROTO_NETDEV];
+        let other_families = [libc::NFPROTO_ARP, libc::NFPROTO_BRIDGE, libc::NFPROTO_NETDEV];
         let others = other_families.map(|family| chain(family, FORWARD, DROP)).into_iter().chain([
             // A chain without a hook.
             [&[2, 0, 0, 0][..], &nla(nfta::CHAIN_TABLE, b"filter\0"), &nla(nfta::CHAIN_NAME, b"DOCKER\0")].concat(),

@@ -43,9 +43,9 @@ fn a_configured_bridge_needs_an_address() {
 /// A bridge that is the underlay is not a bridge of pods, even with an address of the overlay.
 #[test]
 fn an_underlay_that_is_a_bridge_is_no_bridge_of_pods() {
-    let wide = PreflightConfig { network: net("96.0.0.0/3"), listen: [120, 0, 0, 2].into(), ..config() };
+    let wide = PreflightConfig { networks: vec![net("96.0.0.0/3")], ..listening([([120, 0, 0, 2], 8285)]) };
     let overlap = Finding::Overlap {
-        network: wide.network,
+        network: wide.networks[0],
         underlay: net("120.0.0.0/24"),
         interface: "wan0".into(),
         loops: false,

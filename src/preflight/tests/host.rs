@@ -8,7 +8,7 @@ use nix::mount::{MsFlags, mount};
 use super::*;
 
 /// Mounts an empty directory over a path, for the calling thread only.
-fn hide(path: &str) {
+pub(super) fn hide(path: &str) {
     unshare(CloneFlags::CLONE_NEWNS).expect("root");
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).expect("mounts of our own");
@@ -112,7 +112,7 @@ fn the_listen_address_has_to_be_held() {
     for address in [[10, 168, 0, 9], [0, 0, 0, 0]] {
         let listen = IpAddr::from(address);
         let expected = Finding::ListenNotHeld { listen };
-        assert_found(|_| {}, PreflightConfig { listen, ..config() }, expected, &["ip address add"]);
+        assert_found(|_| {}, listening([(listen, 8285)]), expected, &["ip address add"]);
     }
 }
 
@@ -128,13 +128,13 @@ fn the_underlay_has_to_be_up() {
 
 #[test]
 fn overlay_and_underlay_have_to_be_apart() {
-    let overlap = |network: Ipv4Net, underlay, loops| Finding::Overlap {
+    let overlap = |network: IpNet, underlay, loops| Finding::Overlap {
         network,
         underlay: net(underlay),
         interface: "eth0".into(),
         loops,
     };
-    let wide = PreflightConfig { network: net("0.0.0.0/1"), ..config() };
+    let wide = PreflightConfig { networks: vec![net("0.0.0.0/1")], ..config() };
     assert_found(
         |_| {},
         wide,
@@ -143,7 +143,7 @@ fn overlay_and_underlay_have_to_be_apart() {
     );
     for (address, loops) in [("100.1.0.2/8", false), ("100.96.0.2/8", true), ("100.96.0.2/16", true)] {
         let held = net(address);
-        let listening = PreflightConfig { listen: held.addr().into(), ..config() };
+        let listening = listening([(held.addr(), 8285)]);
         let underlay = if held.prefix_len() == 8 { "100.0.0.0/8" } else { "100.96.0.0/16" };
         let add = move |world: &mut World| world.add_address("eth0", address);
         assert_found(add, listening, overlap(network(), underlay, loops), &["100.96.0.0/16 overlaps"]);

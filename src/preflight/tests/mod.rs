@@ -10,7 +10,7 @@ use core::net::{IpAddr, Ipv4Addr};
 use std::fs;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkInfo, LinkMessage};
@@ -22,24 +22,34 @@ use super::*;
 use crate::sys::link::message::{self, LinkState};
 use crate::sys::link::netlink::Netlink;
 use crate::sys::link::tests::busy::{crowded, while_addresses_change};
-use crate::sys::link::tests::{World, config as link_config, in_namespace, network};
+use crate::sys::link::tests::{World, config as link_config, in_namespace};
 use crate::sys::link::{AddressForm, Link};
 use crate::sys::{Tun, TunConfig, TunOffload};
 
 mod bridges;
 mod firewall;
 mod host;
+mod ipv6;
 mod routes;
 mod rules;
 
 const LISTEN: Ipv4Addr = Ipv4Addr::new(10, 168, 0, 2);
 
-fn subnet() -> Ipv4Net {
+fn network() -> IpNet {
+    net("100.96.0.0/16")
+}
+
+fn subnet() -> IpNet {
     net("100.96.1.0/24")
 }
 
-fn net(text: &str) -> Ipv4Net {
+fn net(text: &str) -> IpNet {
     text.parse().expect("a network")
+}
+
+/// Returns the configuration with other listen addresses.
+fn listening<const N: usize>(listen: [impl Into<SocketAddr>; N]) -> PreflightConfig {
+    PreflightConfig { listen: listen.map(Into::into).into(), ..config() }
 }
 
 fn config() -> PreflightConfig {
@@ -83,7 +93,7 @@ impl World {
 
     /// Opens a TUN device with the right MTU, without address and route.
     fn open_tun(&mut self, name: &str) -> Tun {
-        let tun = Tun::open(&TunConfig { name: name.into(), offload: TunOffload::NONE }).expect("a TUN device");
+        let tun = Tun::open(&TunConfig::new(name).with_offload(TunOffload::NONE)).expect("a TUN device");
         self.set_mtu(name, 1472);
         tun
     }

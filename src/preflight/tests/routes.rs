@@ -35,8 +35,7 @@ fn add_stale_route(
     message.header.protocol = RouteProtocol::Boot;
     message.header.kind = RouteType::Unicast;
     message.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
-    message.attributes =
-        vec![RouteAttribute::Destination(RouteAddress::Inet(destination.network())), RouteAttribute::Oif(index)];
+    message.attributes = vec![RouteAttribute::Destination(destination.network().into()), RouteAttribute::Oif(index)];
     message.attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::Inet(gateway.into()))));
     message.attributes.extend(more);
     world.0.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).expect("a route");
@@ -154,8 +153,8 @@ fn the_overlays_own_route_has_to_be_free() {
 fn an_overlay_of_everything_needs_the_default_route() {
     in_namespace(|| {
         let mut world = World::host();
-        let everything = PreflightConfig { network: net("0.0.0.0/0"), ..config() };
-        let taken = Finding::RouteTaken { network: everything.network, interface: Some("eth0".into()) };
+        let everything = PreflightConfig { networks: vec![net("0.0.0.0/0")], ..config() };
+        let taken = Finding::RouteTaken { network: everything.networks[0], interface: Some("eth0".into()) };
         assert!(!check(&everything).contains(&taken));
         add_stale_route(&mut world, "0.0.0.0/0", Some(PEER), "eth0", vec![]);
         assert!(check(&everything).contains(&taken));

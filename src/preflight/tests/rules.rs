@@ -5,14 +5,14 @@ use std::process::Command;
 use super::*;
 
 /// Runs shell commands and asserts that all succeed.
-fn sh(commands: &str) {
+pub(super) fn sh(commands: &str) {
     let output = Command::new("sh").args(["-ec", commands]).output().expect("a shell");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{commands}: {said}; `tests/run` installs nft and iptables");
 }
 
 /// Runs the commands in the findings.
-fn run_commands(findings: &[Finding]) {
+pub(super) fn run_commands(findings: &[Finding]) {
     for finding in findings {
         let words = finding.to_string();
         let commands: Vec<_> = words.split('`').skip(1).step_by(2).collect();
@@ -257,7 +257,7 @@ fn masquerading_on_the_way_to_the_peers_is_found_if_the_listen_address_is_on_a_s
         world.add_address("lo", "10.200.0.1/32");
         sh("ip link set dev eth1 mtu 9000; ip route add default via 10.168.0.3; ip route add 10.200.0.3 via 10.9.0.3");
         let config = PreflightConfig {
-            listen: [10, 200, 0, 1].into(),
+            listen: vec![([10, 200, 0, 1], 8285).into()],
             peers: [[10, 200, 0, 3].into()].into(),
             mtu: crate::Mtu::new(8972).ok(),
             ..config()
@@ -322,7 +322,7 @@ fn a_rule_for_another_port_does_not_count() {
         sh("iptables -P INPUT DROP; iptables -A INPUT -p udp --dport 8285 -j ACCEPT");
         let chain = NftablesChain { family: "ip", table: "filter".into(), name: "INPUT".into() };
         let expected = Finding::InputDropped { chain, port: 9000, certain: true };
-        let found = check(&PreflightConfig { port: 9000, ..config() });
+        let found = check(&listening([(LISTEN, 9000)]));
         assert_eq!((found.as_slice(), found[0].severity()), (&[expected][..], Severity::WillFail));
     });
 }

@@ -6,10 +6,10 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use core::net::{Ipv6Addr, SocketAddr};
+use core::net::SocketAddr;
 use core::time::Duration;
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::host::Host;
 use crate::lease::{Counters, Identity, LeaseEvent, Reconciler, SourceId};
@@ -37,11 +37,9 @@ pub(super) struct NodeRoutes {
 }
 
 impl<K: Ord + Clone> Leases<K> {
-    pub(super) fn new(network: IpNet) -> Self {
-        // IPv6 is never routed, so neither value can match an IPv4 lease.
-        let nobody = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-        let subnet = Ipv6Net::from(Ipv6Addr::UNSPECIFIED).into();
-        let reconciler = Reconciler::judging_by(Identity { network, subnet, underlay: nobody });
+    pub(super) fn new(networks: Vec<IpNet>) -> Self {
+        let identity = Identity { networks, subnets: Vec::new(), underlays: Vec::new() };
+        let reconciler = Reconciler::judging_by(identity);
         Self { reconciler, table: RouteTable::new(), routed: BTreeMap::new() }
     }
 
@@ -100,13 +98,17 @@ impl<K: Ord + Clone> Leases<K> {
     }
 
     fn table_of(&self, node: &NodeRoutes) -> RouteTable {
-        let Identity { subnet: own, underlay, .. } = node.identity;
-        let mut changes: Vec<_> = self.reconciler.routed_inside(own).map(RouteChange::Delete).collect();
-        let to_itself = self.routed.get(&underlay).into_iter().flatten().filter(|subnet| !own.contains(*subnet));
-        changes.extend(to_itself.map(|subnet| {
-            let other = self.reconciler.route_without(*subnet, underlay);
-            other.map_or(RouteChange::Delete(*subnet), RouteChange::Set)
-        }));
+        let Identity { subnets, underlays, .. } = &node.identity;
+        let inside = subnets.iter().flat_map(|own| self.reconciler.routed_inside(*own));
+        let mut changes: Vec<_> = inside.map(RouteChange::Delete).collect();
+        let is_own = |subnet: &IpNet| subnets.iter().any(|own| own.contains(subnet));
+        for underlay in underlays {
+            let to_itself = self.routed.get(underlay).into_iter().flatten().filter(|subnet| !is_own(subnet));
+            changes.extend(to_itself.map(|subnet| {
+                let other = self.reconciler.route_without(*subnet, *underlay);
+                other.map_or(RouteChange::Delete(*subnet), RouteChange::Set)
+            }));
+        }
         changes.extend(node.fixed.values());
         let mut table = self.table.clone();
         // Refused fixed routes were reported when they were set.

@@ -89,7 +89,7 @@ proptest! {
     fn every_node_has_the_routes_of_its_own_reconciler(
         steps in vec((any_event(), 0u64..4, 0usize..5), 1..40),
     ) {
-        let mut leases = Leases::new(network());
+        let mut leases = Leases::new(vec![network()]);
         let mut nodes = hosts().each_ref().map(NodeRoutes::new);
         let mut reference = hosts().each_ref().map(Reference::new);
         let mut now = Duration::ZERO;
@@ -124,7 +124,7 @@ proptest! {
         changes in vec(any_change(), 0..8),
         after in vec(any_event(), 0..10),
     ) {
-        let mut leases = Leases::new(network());
+        let mut leases = Leases::new(vec![network()]);
         let [host, ..] = hosts();
         let (mut node, mut reference) = (NodeRoutes::new(&host), Reference::new(&host));
         for event in before.into_iter().chain([LeaseEvent::Removed { key: 99 }]).chain(after) {
@@ -147,7 +147,7 @@ proptest! {
     /// A node without leases keeps its routes, and catches up later.
     #[test]
     fn a_node_that_receives_leases_again_catches_up(before in vec(any_event(), 0..10), after in vec(any_event(), 0..10)) {
-        let mut leases = Leases::new(network());
+        let mut leases = Leases::new(vec![network()]);
         let mut nodes = [0; 2].map(|first| NodeRoutes::new(&hosts()[first]));
         for event in before {
             leases.handle_event(SOURCE, event, Duration::ZERO);

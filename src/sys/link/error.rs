@@ -1,10 +1,10 @@
 //! Errors of link set-up and of the link monitor.
 
 use alloc::string::String;
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::IpAddr;
 use std::io;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::netlink::NetlinkError;
 use crate::host::MtuError;
@@ -19,9 +19,9 @@ pub enum LinkError {
     )]
     AddressOutside {
         /// The requested address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The requested overlay network.
-        network: Ipv4Net,
+        network: IpNet,
     },
     /// The kernel's tables changed during every attempt to read them.
     #[error("the kernel's tables changed during each of {attempts} attempts to {operation}; try again")]
@@ -30,6 +30,15 @@ pub enum LinkError {
         operation: &'static str,
         /// The number of attempts.
         attempts: u32,
+    },
+    /// IPv6 is disabled on the device.
+    #[error(
+        "IPv6 is disabled on {interface}: set net.ipv6.conf.{interface}.disable_ipv6 to 0, and \
+         net.ipv6.conf.default.disable_ipv6 for devices created later (`sysctl -w`), or configure no IPv6 network"
+    )]
+    Ipv6Disabled {
+        /// The device.
+        interface: String,
     },
     /// The kernel's reply is malformed.
     #[error("could not {operation}: the kernel's reply is malformed; report it with the version of the kernel")]
@@ -42,6 +51,17 @@ pub enum LinkError {
     /// The underlay's interface is too narrow for a tunnel.
     #[error(transparent)]
     Mtu(#[from] MtuError),
+    /// IPv6 needs 1280 bytes on every link (RFC 8200 section 5).
+    #[error(
+        "MTU {mtu} of {interface} is below the IPv6 minimum of 1280; choose an underlay that leaves 1280 or more, or \
+         configure no IPv6 network"
+    )]
+    MtuBelowIpv6 {
+        /// The device.
+        interface: String,
+        /// The MTU in bytes.
+        mtu: u32,
+    },
     /// The MTU is out of range for the device.
     #[error(
         "MTU {mtu} is out of range for {interface}, which takes {min}..={max}; use the MTU of the underlay less 28"
@@ -61,6 +81,15 @@ pub enum LinkError {
     NoAddress {
         /// The interface.
         interface: String,
+    },
+    /// The kernel has no IPv6.
+    #[error(
+        "the kernel has no IPv6, which the address {address} needs; load its module (`modprobe ipv6`), boot without \
+         `ipv6.disable=1`, or configure no IPv6 network"
+    )]
+    NoIpv6 {
+        /// The requested address.
+        address: IpAddr,
     },
     /// The process lacks the right to configure the network.
     #[error(
@@ -108,13 +137,14 @@ pub enum LinkError {
     },
     /// Another interface has the route to the overlay network, so the TUN device would get no packet.
     #[error(
-        "the route to {network} is held by {}; remove that route of another overlay or a former backend (`ip route \
+        "the route to {network} is held by {}; remove that route of another overlay or a former backend (`ip{} route \
          show exact {network}` lists it), or choose another overlay network",
-        .interface.as_deref().unwrap_or("a route without a single interface")
+        .interface.as_deref().unwrap_or("a route without a single interface"),
+        if .network.addr().is_ipv6() { " -6" } else { "" }
     )]
     RouteTaken {
         /// The overlay network.
-        network: Ipv4Net,
+        network: IpNet,
         /// The interface of the route, or `None` for a blackhole or a multipath route.
         interface: Option<String>,
     },

@@ -29,12 +29,15 @@ mod ifla {
     pub(crate) const MTU: u16 = 4;
     pub(crate) const LINKINFO: u16 = 18;
     pub(crate) const STATS64: u16 = 23;
+    pub(crate) const AF_SPEC: u16 = 26;
     pub(crate) const MIN_MTU: u16 = 50;
     pub(crate) const MAX_MTU: u16 = 51;
 }
 
 /// `RTAX_MTU` in linux/rtnetlink.h, inside of `RTA_METRICS`.
 const RTAX_MTU: u16 = 2;
+/// `IFLA_INET6_ADDR_GEN_MODE` in linux/if_link.h, inside of the attribute `AF_INET6` of `IFLA_AF_SPEC`.
+const ADDRESS_MODE: u16 = 8;
 /// `IFLA_INFO_KIND` in linux/if_link.h, inside of `IFLA_LINKINFO`.
 const INFO_KIND: u16 = 1;
 
@@ -92,6 +95,8 @@ pub(crate) struct LinkState {
     pub(crate) mtu: u32,
     /// True for a loopback or dummy device, which has addresses but reaches no other host.
     pub(crate) is_stub: bool,
+    /// The mode in which the kernel chooses a link-local address, or `None` for a link without IPv6.
+    pub(crate) address_mode: Option<u8>,
     min_mtu: u32,
     max_mtu: u32,
 }
@@ -106,6 +111,7 @@ impl LinkState {
             up: header.flags.contains(LinkFlags::Up),
             mtu: attribute_u32(attributes, ifla::MTU)?.ok_or(MalformedReply::Missing { what: "IFLA_MTU" })?,
             is_stub: header.flags.contains(LinkFlags::Loopback) || link_kind(body)?.as_deref() == Some("dummy"),
+            address_mode: address_mode(attributes)?,
             min_mtu: attribute_u32(attributes, ifla::MIN_MTU)?.unwrap_or(0),
             max_mtu: attribute_u32(attributes, ifla::MAX_MTU)?.unwrap_or(0),
         })
@@ -154,6 +160,15 @@ pub(crate) fn link_kind(body: &[u8]) -> Result<Option<String>, MalformedReply> {
     Ok(kind.flatten())
 }
 
+fn address_mode(link: &[u8]) -> Result<Option<u8>, MalformedReply> {
+    let mode = attribute(link, ifla::AF_SPEC, |families| {
+        attribute(families, libc::AF_INET6 as u16, |ipv6| {
+            attribute(ipv6, ADDRESS_MODE, |mode| sized(mode, ADDRESS_MODE).map(|[mode]| mode))
+        })
+    })?;
+    Ok(mode.flatten().flatten())
+}
+
 /// The content of an address message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AddressEntry {
@@ -196,6 +211,7 @@ pub(crate) struct RouteEntry {
     pub(crate) connected: bool,
     /// The message is a cached exception of a route for one destination.
     pub(crate) cloned: bool,
+    pub(crate) is_ipv6: bool,
 }
 
 impl RouteEntry {
@@ -215,6 +231,7 @@ impl RouteEntry {
             kind: header.kind,
             connected: header.protocol == RouteProtocol::Kernel,
             cloned: header.flags.contains(RouteFlags::Cloned),
+            is_ipv6: header.address_family == AddressFamily::Inet6,
         })
     }
 }
@@ -323,7 +340,8 @@ mod unit {
     }
 
     fn link_state() -> LinkState {
-        LinkState { index: 7, name: "loden0".into(), up: true, mtu: 1472, is_stub: false, min_mtu: 0, max_mtu: 0 }
+        let name = "loden0".into();
+        LinkState { index: 7, name, up: true, mtu: 1472, is_stub: false, address_mode: None, min_mtu: 0, max_mtu: 0 }
     }
 
     #[test]

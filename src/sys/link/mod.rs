@@ -1,4 +1,4 @@
-//! Link set-up through rtnetlink: MTU, address, state and the overlay route of a TUN device.
+//! Link set-up through rtnetlink: MTU, addresses, state and the overlay routes of a TUN device.
 //!
 //! ```text
 //!   LinkMonitor::open("loden0") ──▶ Link::configure ──▶ … packets …            ──▶ Link::remove
@@ -8,19 +8,23 @@
 //!                                     100.96.0.0/16 dev loden0
 //! ```
 //!
-//! - **One route.** The route to the whole overlay network leads to the device. The process maps subnets to hosts, so
+//! - **One route.** The route to the whole overlay network of each IP family leads to the device. The process maps subnets to hosts, so
 //!   the kernel's table does not change as hosts join and leave. The route to the host's own subnet (its bridge) has a
 //!   longer prefix and wins.
 //! - **Prefix length `/32`.** For an address with the network's prefix length, the kernel adds the connected route with
 //!   a preferred source, and a broadcast entry (`fib_add_ifaddr` in `net/ipv4/fib_frontend.c`). On older kernels the
 //!   `.0` broadcast entry made the first subnet of the overlay unreachable. [`AddressForm::Network`] selects that form.
+//! - **IPv6.** The address is the subnet's highest that is not reserved ([`Host::tun_address_v6`]), with prefix length
+//!   `/128`. A forwarding bridge of the subnet would take the first one. The kernel does not look for duplicates of it,
+//!   and chooses no link-local address, so that a new device is silent.
 //! - **Link monitor.** `ip link set loden0 down` removes every route of the device. `up` restores only the routes that
 //!   the kernel adds by itself. Removing the last address of the device removes its routes too. The kernel announces
-//!   the link and the address, but not those routes (`fib_table_flush` sends no message).
+//!   the link and the address, but not those routes (`fib_table_flush` sends no message). `down` removes IPv6 addresses
+//!   too, and the kernel announces them.
 //! - **Underlay monitor.** The MTU of the tunnel is the smaller of the device's MTU and of the MTU that the underlay's
 //!   interface ([`interface_of`]) leaves. Both may change at any time.
 //!   [`Handle::set_mtu`](crate::worker::Handle::set_mtu) takes the new value.
-//! - **Removal.** [`Link::remove`] removes the address and route that this `Link` added. Dropping a `Link` changes
+//! - **Removal.** [`Link::remove`] removes the addresses and routes that this `Link` added. Dropping a `Link` changes
 //!   nothing in the kernel, so a persistent device survives a restart. [`Link::configure`] then keeps the existing
 //!   configuration.
 //! - **Network namespace.** A [`Link`] and a [`LinkMonitor`] belong to the network namespace of the thread that created
@@ -41,9 +45,11 @@ pub(crate) mod tests;
 mod underlay;
 
 use alloc::string::String;
-use core::net::{IpAddr, Ipv4Addr};
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use netlink_packet_route::link::In6AddrGenMode;
 
 use super::Tun;
 use crate::host::{Host, Mtu};
@@ -54,13 +60,15 @@ pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
 use self::requests::AddOutcome;
+#[cfg(feature = "preflight")]
+pub(crate) use self::underlay::interface_holding;
 pub use self::underlay::{Underlay, interface_named, interface_of, interface_to};
 
-/// The prefix length of the TUN device's address.
+/// The prefix length of the TUN device's addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AddressForm {
-    /// `/32`, as in flannel. The kernel adds no connected route.
+    /// `/32`, as in flannel, and `/128`. The kernel adds no connected route.
     #[default]
     Host,
     /// The prefix length of the overlay network. The kernel adds the route, with the address as preferred source.
@@ -69,29 +77,40 @@ pub enum AddressForm {
 
 /// The configuration of a TUN device.
 ///
-/// [`LinkConfig::new`] is flannel's: the address and the route of a host, and the MTU that the underlay leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// [`LinkConfig::new`] is flannel's: the addresses and the routes of a host, and the MTU that the underlay leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LinkConfig {
-    /// The device's own address ([`Host::tun_address`]), for example `100.96.1.0`.
-    pub address: Ipv4Addr,
-    /// The whole overlay network, for example `100.96.0.0/16`.
-    pub network: Ipv4Net,
-    /// The address of the underlay, whose interface determines the MTU.
-    pub underlay: IpAddr,
-    /// The MTU of the device. Default `None`: the MTU that the underlay's interface leaves ([`interface_of`],
-    /// [`Underlay::tun_mtu`]) when the device is configured.
+    /// The overlay networks, one for each family that is carried, with the address of the device in each.
+    pub networks: Vec<LinkNetwork>,
+    /// The addresses of the underlay, whose interfaces determine the MTU. The ports do not matter.
+    pub underlays: Vec<SocketAddr>,
+    /// The MTU of the device. Default `None`: the smallest MTU that the interfaces of the underlay leave
+    /// ([`interface_of`], [`Underlay::tun_mtu`]) when the device is configured. IPv6 needs 1280 bytes.
     pub mtu: Option<Mtu>,
-    /// The prefix length of the address.
+    /// The prefix length of the addresses.
     pub form: AddressForm,
+}
+
+/// An overlay network, and the address of the device in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkNetwork {
+    /// The device's own address ([`Host::tun_addresses`]), for example `100.96.1.0`.
+    pub address: IpAddr,
+    /// The whole network, for example `100.96.0.0/16`. Host bits are ignored.
+    pub network: IpNet,
 }
 
 impl LinkConfig {
     /// Creates the configuration of a host's device.
     #[must_use]
     pub fn new(host: &Host) -> Self {
-        let (address, network, underlay) = (host.tun_address(), host.network(), host.underlay().ip());
-        Self { address, network, underlay, mtu: None, form: AddressForm::Host }
+        let address_in = |network: IpNet| {
+            let address = host.tun_addresses().find(|address| address.is_ipv4() == network.addr().is_ipv4());
+            address.map(|address| LinkNetwork { address, network })
+        };
+        let networks = host.networks().iter().copied().filter_map(address_in).collect();
+        Self { networks, underlays: host.underlays().into(), mtu: None, form: AddressForm::Host }
     }
 
     /// Sets the MTU of the device.
@@ -100,17 +119,34 @@ impl LinkConfig {
         Self { mtu: Some(mtu), ..self }
     }
 
-    /// Sets the prefix length of the address.
+    /// Sets the prefix length of the addresses.
     #[must_use]
     pub fn with_form(self, form: AddressForm) -> Self {
         Self { form, ..self }
     }
 
-    fn prefix_len(&self) -> u8 {
-        match self.form {
-            AddressForm::Host => 32,
-            AddressForm::Network => self.network.prefix_len(),
+    /// Sets the device's address in the network of its family, in place of the one that [`LinkConfig::new`] chose.
+    #[must_use]
+    pub fn with_address(mut self, address: IpAddr) -> Self {
+        for own in &mut self.networks {
+            if own.address.is_ipv4() == address.is_ipv4() {
+                own.address = address;
+            }
         }
+        self
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.networks.iter().any(|own| own.address.is_ipv6())
+    }
+
+    /// Returns the MTU that the interfaces of the underlay leave.
+    fn underlay_mtu(&self) -> Result<Mtu, LinkError> {
+        let mut least = Mtu::MAX;
+        for underlay in &self.underlays {
+            least = least.min(underlay::interface_holding(*underlay)?.tun_mtu()?);
+        }
+        Ok(least)
     }
 }
 
@@ -120,16 +156,16 @@ impl LinkConfig {
 pub enum Restored {
     /// The link is down and can have no routes. Try again on [`LinkEvent::Up`].
     LinkDown,
-    /// Address and route exist.
+    /// The addresses and the routes exist.
     Complete {
-        /// True if the address was missing and was added again.
+        /// True if an address was missing and was added again.
         address: bool,
-        /// True if the route, or a local route that the address needs, was missing and was added again.
+        /// True if a route, or a local route that an address needs, was missing and was added again.
         route: bool,
     },
 }
 
-/// A configured TUN device, with a record of the address and route that were added.
+/// A configured TUN device, with a record of the addresses and routes that were added.
 #[derive(Debug)]
 pub struct Link {
     kernel: Netlink,
@@ -137,15 +173,23 @@ pub struct Link {
     index: u32,
     config: LinkConfig,
     mtu: Mtu,
-    /// The parts that existed before. Restoring them does not make them ours.
-    existing: Parts,
-    /// The parts that were added.
-    added: Parts,
+    parts: Vec<Parts>,
 }
 
-/// Parts of the configuration in the kernel.
-#[derive(Clone, Copy, Debug, Default)]
+/// The parts of the configuration in the kernel that belong to one overlay network.
+#[derive(Clone, Copy, Debug)]
 struct Parts {
+    own: LinkNetwork,
+    prefix_len: u8,
+    /// The parts that existed before. Restoring them does not make them ours.
+    existing: Marks,
+    /// The parts that were added.
+    added: Marks,
+}
+
+/// A mark for each part.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks {
     address: bool,
     /// The route that keeps the address from being a broadcast address.
     local: bool,
@@ -161,26 +205,32 @@ impl Link {
         Self::configure_with(tun.name(), &LinkConfig::new(host))
     }
 
-    /// Configures the existing device `interface`: MTU, address, state and the overlay route (scope global, protocol
-    /// boot, metric 0, no source). An existing address or route of this device is kept, and [`Link::remove`] keeps it
-    /// too. A device that needs no change needs no privilege.
+    /// Configures the existing device `interface`: MTU, addresses, state and the overlay routes (scope global, protocol
+    /// boot, metric 0, or 1024 for IPv6, no source). An existing address or route of this device is kept, and
+    /// [`Link::remove`] keeps it too. A device that needs no change needs no privilege.
     ///
     /// Before Linux 5.14, a bridge with the subnet's first host address (100.96.1.1/24) makes the device's address
     /// 100.96.1.0 a broadcast address, and packets to it are lost. A local route in front of the broadcast entry
     /// prevents that. It is added where it is needed.
     ///
+    /// The kernel chooses no link-local IPv6 address for a device that is not up yet (`addr_gen_mode none`), so that it
+    /// sends no router solicitations or MLD reports into the tunnel.
+    ///
     /// # Errors
     /// The errors of [`interface_of`] and [`LinkError::Mtu`] if the configuration has no MTU.
-    /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::NoPermission`] (needs
-    /// `CAP_NET_ADMIN`), [`LinkError::NoSuchInterface`], [`LinkError::RouteTaken`] if another interface has the route,
-    /// or another error of the kernel. After an error the device has its previous configuration.
+    /// [`LinkError::AddressOutside`], [`LinkError::MtuOutOfRange`], [`LinkError::MtuBelowIpv6`],
+    /// [`LinkError::Ipv6Disabled`], [`LinkError::NoIpv6`], [`LinkError::NoPermission`] (needs `CAP_NET_ADMIN`),
+    /// [`LinkError::NoSuchInterface`], [`LinkError::RouteTaken`] if another interface has a route, or another error of
+    /// the kernel. After an error the device has its previous configuration.
     pub fn configure_with(interface: &str, config: &LinkConfig) -> Result<Self, LinkError> {
-        if !config.network.contains(&config.address) {
-            return Err(LinkError::AddressOutside { address: config.address, network: config.network });
+        for LinkNetwork { address, network } in &config.networks {
+            if !network.contains(address) {
+                return Err(LinkError::AddressOutside { address: *address, network: *network });
+            }
         }
         let mtu = match config.mtu {
             Some(mtu) => mtu,
-            None => interface_of(config.underlay)?.tun_mtu()?,
+            None => config.underlay_mtu()?,
         };
         let mut kernel = Netlink::open()?;
         let before = requests::link_named(&mut kernel, interface)?;
@@ -188,11 +238,15 @@ impl Link {
         if !(min..=max).contains(&u32::from(mtu)) {
             return Err(LinkError::MtuOutOfRange { interface: interface.into(), mtu: mtu.into(), min, max });
         }
-        let (interface, index, none) = (String::from(interface), before.index, Parts::default());
-        let mut link = Self { kernel, interface, index, config: *config, mtu, existing: none, added: none };
+        check_ipv6_mtu(config, interface, mtu.into())?;
+        let parts = config.networks.iter().map(|own| Parts::new(*own, config.form)).collect();
+        let (interface, index) = (String::from(interface), before.index);
+        let mut link = Self { kernel, interface, index, config: config.clone(), mtu, parts };
         match link.set_up(&before) {
             Ok(()) => {
-                link.existing = Parts { address: !link.added.address, local: false, route: !link.added.route };
+                for Parts { existing, added, .. } in &mut link.parts {
+                    *existing = Marks { address: !added.address, local: false, route: !added.route };
+                }
                 Ok(link)
             }
             Err(error) => {
@@ -234,45 +288,71 @@ impl Link {
         requests::stats(&mut self.kernel, self.index, &self.interface)
     }
 
-    /// Adds the address and the route again if they are missing. [`Link::remove`] keeps those that existed before
+    /// Adds the addresses and the routes again if they are missing. [`Link::remove`] keeps those that existed before
     /// [`Link::configure`]. The link is not set up, because somebody set it down on purpose. Call this on
     /// [`LinkEvent::Up`], [`LinkEvent::AddressRemoved`] and, if wanted, [`LinkEvent::RouteRemoved`].
     ///
     /// # Errors
     /// The errors of [`Link::configure`]. [`LinkError::NoSuchInterface`] when the device is gone.
     pub fn restore(&mut self) -> Result<Restored, LinkError> {
-        let address = self.add_address()?;
-        let local = self.add_local_route()?;
-        let route = self.add_route()?;
-        Ok(match route {
-            AddOutcome::LinkDown => Restored::LinkDown,
-            AddOutcome::Added => Restored::Complete { address, route: true },
-            AddOutcome::Existed => Restored::Complete { address, route: local },
-        })
+        if self.config.has_ipv6() {
+            let state = requests::link_at(&mut self.kernel, self.index).map_err(|error| self.named(error))?;
+            check_ipv6_mtu(&self.config, &self.interface, state.mtu)?;
+            if !state.up {
+                // The kernel removes IPv6 addresses when a link goes down, so they are added when it is up.
+                return Ok(Restored::LinkDown);
+            }
+        }
+        let Self { kernel, interface, index, parts, .. } = self;
+        let mut device = Device { kernel, interface, index: *index };
+        let (mut address, mut route) = (false, false);
+        for parts in parts {
+            address |= parts.add_address(&mut device)?;
+            route |= parts.add_local_route(&mut device)?;
+            match parts.add_route(&mut device)? {
+                AddOutcome::LinkDown => return Ok(Restored::LinkDown),
+                AddOutcome::Added => route = true,
+                AddOutcome::Existed => {}
+            }
+        }
+        Ok(Restored::Complete { address, route })
     }
 
-    /// Removes the route and the address that this `Link` added. A missing route, address or device is no error. MTU
+    /// Removes the routes and the addresses that this `Link` added. A missing route, address or device is no error. MTU
     /// and state stay as they are.
     ///
     /// # Errors
-    /// Any error of the kernel. The address is removed even if the route cannot be. The first error is returned.
+    /// Any error of the kernel. Everything else is removed even if one part cannot be. The first error is returned.
     pub fn remove(mut self) -> Result<(), LinkError> {
         self.remove_added()
     }
 
     fn set_up(&mut self, before: &LinkState) -> Result<(), LinkError> {
-        if before.mtu != u32::from(self.mtu) {
-            requests::set_mtu(&mut self.kernel, self.index, &self.interface, self.mtu.into())?;
+        let Self { kernel, interface, index, mtu, parts, .. } = self;
+        let mut state = before.clone();
+        if before.mtu != u32::from(*mtu) {
+            requests::set_mtu(kernel, *index, interface, (*mtu).into())?;
+            // IPv6 begins or ends at 1280 bytes.
+            state = requests::link_at(kernel, *index)?;
         }
-        self.add_address()?;
         if !before.up {
-            requests::set_up(&mut self.kernel, self.index, &self.interface, true)?;
+            requests::set_address_mode(kernel, &state, In6AddrGenMode::None)?;
         }
-        self.add_local_route()?;
-        match self.add_route()? {
-            AddOutcome::Existed | AddOutcome::Added => Ok(()),
-            AddOutcome::LinkDown => Err(LinkError::SetDown { interface: self.interface.clone() }),
+        let mut device = Device { kernel, interface, index: *index };
+        for parts in parts.iter_mut().filter(|parts| parts.own.address.is_ipv4()) {
+            parts.add_address(&mut device)?;
         }
+        if !before.up {
+            requests::set_up(device.kernel, device.index, device.interface, true)?;
+        }
+        for parts in parts {
+            parts.add_address(&mut device)?;
+            parts.add_local_route(&mut device)?;
+            if parts.add_route(&mut device)? == AddOutcome::LinkDown {
+                return Err(LinkError::SetDown { interface: device.interface.into() });
+            }
+        }
+        Ok(())
     }
 
     /// Restores the previous configuration. Errors are ignored, because the caller returns the error before.
@@ -284,48 +364,97 @@ impl Link {
         if before.mtu != u32::from(self.mtu) {
             let _ = requests::set_mtu(&mut self.kernel, self.index, &self.interface, before.mtu);
         }
+        if let Some(mode) = before.address_mode
+            && let Ok(now) = requests::link_at(&mut self.kernel, self.index)
+        {
+            let _ = requests::set_address_mode(&mut self.kernel, &now, mode.into());
+        }
     }
 
     fn remove_added(&mut self) -> Result<(), LinkError> {
-        let Parts { address, local, route } = core::mem::take(&mut self.added);
-        let without_route = if route {
-            requests::remove_route(&mut self.kernel, self.index, &self.interface, self.config.network)
-        } else {
-            Ok(())
+        let Self { kernel, interface, index, parts, .. } = self;
+        let mut device = Device { kernel, interface, index: *index };
+        let mut removed = Ok(());
+        for parts in parts {
+            removed = removed.and(parts.remove_added(&mut device));
+        }
+        removed
+    }
+
+    /// Returns an error about the device's index with the name that the device had.
+    fn named(&self, error: LinkError) -> LinkError {
+        if matches!(error, LinkError::NoSuchInterface { .. }) {
+            return LinkError::NoSuchInterface { interface: self.interface.clone() };
+        }
+        error
+    }
+}
+
+/// Checks that a device that carries IPv6 has an MTU for it.
+fn check_ipv6_mtu(config: &LinkConfig, interface: &str, mtu: u32) -> Result<(), LinkError> {
+    /// The smallest MTU of an IPv6 link (RFC 8200 section 5).
+    const IPV6_MIN: u32 = 1280;
+    if config.has_ipv6() && mtu < IPV6_MIN {
+        return Err(LinkError::MtuBelowIpv6 { interface: interface.into(), mtu });
+    }
+    Ok(())
+}
+
+/// A device to be changed.
+struct Device<'a> {
+    kernel: &'a mut Netlink,
+    interface: &'a str,
+    index: u32,
+}
+
+impl Parts {
+    fn new(own: LinkNetwork, form: AddressForm) -> Self {
+        let prefix_len = match (form, own.network) {
+            (AddressForm::Host, IpNet::V4(_)) => 32,
+            (AddressForm::Host, IpNet::V6(_)) => 128,
+            (AddressForm::Network, network) => network.prefix_len(),
         };
-        let without_local = if local {
-            requests::remove_local_route(&mut self.kernel, self.index, &self.interface, self.config.address)
-        } else {
-            Ok(())
-        };
-        let without_address = if address {
-            let prefix_len = self.config.prefix_len();
-            requests::remove_address(&mut self.kernel, self.index, &self.interface, self.config.address, prefix_len)
-        } else {
-            Ok(())
-        };
-        without_route.and(without_local).and(without_address)
+        Self { own, prefix_len, existing: Marks::default(), added: Marks::default() }
     }
 
     /// Adds the address if it is missing. Returns true if it was added.
-    fn add_address(&mut self) -> Result<bool, LinkError> {
-        let prefix_len = self.config.prefix_len();
-        let added =
-            requests::add_address(&mut self.kernel, self.index, &self.interface, self.config.address, prefix_len)?;
+    fn add_address(&mut self, device: &mut Device<'_>) -> Result<bool, LinkError> {
+        let Device { kernel, interface, index } = device;
+        let added = requests::add_address(kernel, *index, interface, self.own.address, self.prefix_len)?;
         self.added.address |= added && !self.existing.address;
         Ok(added)
     }
 
-    /// Adds the local route if it is missing. Returns true if it was added.
-    fn add_local_route(&mut self) -> Result<bool, LinkError> {
-        let added = requests::add_local_route(&mut self.kernel, self.index, &self.interface, self.config.address)?;
+    /// Adds the local route if it is missing. Returns true if it was added. IPv6 has no broadcast addresses.
+    fn add_local_route(&mut self, device: &mut Device<'_>) -> Result<bool, LinkError> {
+        let Device { kernel, interface, index } = device;
+        let IpAddr::V4(address) = self.own.address else { return Ok(false) };
+        let added = requests::add_local_route(kernel, *index, interface, address)?;
         self.added.local |= added;
         Ok(added)
     }
 
-    fn add_route(&mut self) -> Result<AddOutcome, LinkError> {
-        let added = requests::add_route(&mut self.kernel, self.index, &self.interface, self.config.network)?;
-        self.added.route |= matches!(added, AddOutcome::Added) && !self.existing.route;
-        Ok(added)
+    fn add_route(&mut self, device: &mut Device<'_>) -> Result<AddOutcome, LinkError> {
+        let Device { kernel, interface, index } = device;
+        let outcome = requests::add_route(kernel, *index, interface, self.own.network)?;
+        self.added.route |= matches!(outcome, AddOutcome::Added) && !self.existing.route;
+        Ok(outcome)
+    }
+
+    fn remove_added(&mut self, device: &mut Device<'_>) -> Result<(), LinkError> {
+        let Device { kernel, interface, index } = device;
+        let Marks { address, local, route } = core::mem::take(&mut self.added);
+        let without_route =
+            if route { requests::remove_route(kernel, *index, interface, self.own.network) } else { Ok(()) };
+        let without_local = match self.own.address {
+            IpAddr::V4(address) if local => requests::remove_local_route(kernel, *index, interface, address),
+            IpAddr::V4(_) | IpAddr::V6(_) => Ok(()),
+        };
+        let without_address = if address {
+            requests::remove_address(kernel, *index, interface, self.own.address, self.prefix_len)
+        } else {
+            Ok(())
+        };
+        without_route.and(without_local).and(without_address)
     }
 }

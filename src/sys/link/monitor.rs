@@ -2,11 +2,11 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::RouteHeader;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -17,6 +17,7 @@ use super::error::{LinkError, MalformedReply};
 use super::message::{AddressEntry, LinkState, Message, Messages, RouteEntry, link_header};
 use super::netlink::{Netlink, receive};
 use super::{filter, requests};
+use crate::host::Mtu;
 
 /// Largest number of datagrams that one call receives.
 const DATAGRAMS_PER_CALL: usize = 256;
@@ -32,20 +33,20 @@ pub enum LinkEvent {
     /// [`Link::restore`] adds both again.
     ///
     /// [`Link::restore`]: super::Link::restore
-    AddressRemoved(Ipv4Addr),
+    AddressRemoved(IpAddr),
     /// The device was deleted or moved to another network namespace. This is the last event.
     Deleted,
-    /// The link was set down. The kernel has removed its routes. Reads from the TUN device return `EAGAIN`, writes
+    /// The link was set down. The kernel has removed its routes and its IPv6 addresses. Reads from the TUN device return `EAGAIN`, writes
     /// `EIO`.
     Down,
-    /// The MTU changed to this number of bytes.
-    MtuChanged(u32),
+    /// The MTU changed. One above 65,535 bytes, as that of a loopback interface, counts as 65,535, and one below 68 as 68.
+    MtuChanged(Mtu),
     /// A process removed a route of the main table through the link, or a local route that the kernel did not add. The
-    /// kernel does not announce routes that it removes because the link goes down or loses its last address. It does
+    /// kernel does not announce IPv4 routes that it removes because the link goes down or loses its last address. It does
     /// announce the connected route of a removed address ([`AddressForm::Network`]).
     ///
     /// [`AddressForm::Network`]: super::AddressForm::Network
-    RouteRemoved(Ipv4Net),
+    RouteRemoved(IpNet),
     /// The link was set up. [`Link::restore`] adds the overlay route again. After a loss of messages this is reported
     /// again for a link that is up, because it may have been down meanwhile.
     ///
@@ -76,12 +77,13 @@ pub struct LinkMonitor {
 #[derive(Clone, Copy, Debug)]
 struct State {
     up: bool,
-    mtu: u32,
+    mtu: Mtu,
 }
 
 impl From<&LinkState> for State {
     fn from(state: &LinkState) -> Self {
-        Self { up: state.up, mtu: state.mtu }
+        let mtu = Mtu::new(state.mtu.max(Mtu::MIN.into())).unwrap_or(Mtu::MAX);
+        Self { up: state.up, mtu }
     }
 }
 
@@ -176,10 +178,7 @@ impl LinkMonitor {
             }
             libc::RTM_DELADDR => {
                 let held = AddressEntry::parse(message.body)?;
-                Ok(match held.address {
-                    IpAddr::V4(address) if held.index == self.index => Some(LinkEvent::AddressRemoved(address)),
-                    IpAddr::V4(_) | IpAddr::V6(_) => None,
-                })
+                Ok((held.index == self.index).then_some(LinkEvent::AddressRemoved(held.address)))
             }
             libc::RTM_DELROUTE => {
                 let route = RouteEntry::parse(message.body)?;
@@ -189,10 +188,10 @@ impl LinkMonitor {
                 if route.interface != Some(self.index) || !(is_main || is_local) {
                     return Ok(None);
                 }
-                Ok(match route.destination.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) {
-                    IpAddr::V4(address) => Ipv4Net::new(address, route.prefix_len).ok().map(LinkEvent::RouteRemoved),
-                    IpAddr::V6(_) => None,
-                })
+                let unspecified: IpAddr =
+                    if route.is_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+                let destination = route.destination.unwrap_or(unspecified);
+                Ok(IpNet::new(destination, route.prefix_len).ok().map(LinkEvent::RouteRemoved))
             }
             _ => Ok(None),
         }
@@ -246,5 +245,7 @@ fn subscribe(index: u32) -> io::Result<Socket> {
     socket.add_membership(libc::RTNLGRP_LINK)?;
     socket.add_membership(libc::RTNLGRP_IPV4_IFADDR)?;
     socket.add_membership(libc::RTNLGRP_IPV4_ROUTE)?;
+    socket.add_membership(libc::RTNLGRP_IPV6_IFADDR)?;
+    socket.add_membership(libc::RTNLGRP_IPV6_ROUTE)?;
     Ok(socket)
 }

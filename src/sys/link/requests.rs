@@ -2,14 +2,14 @@
 
 use alloc::string::String;
 use alloc::{format, vec};
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -22,6 +22,8 @@ use super::underlay::find_address;
 const NAME_MAX: usize = 15;
 /// Largest number of attempts to add a route that disappears between two requests.
 const ROUTE_ATTEMPTS: u32 = 3;
+/// The metric of an IPv6 route that is added without one (`IP6_RT_PRIO_USER` in linux/ipv6_route.h).
+const IPV6_METRIC: u32 = 1024;
 const LOCAL_ROUTE: &str = "add a local route of the address, which is a broadcast address of another interface,";
 
 /// The result of adding a route.
@@ -94,12 +96,27 @@ pub(crate) fn set_up(kernel: &mut Netlink, index: u32, interface: &str, up: bool
     kernel.change(RouteNetlinkMessage::SetLink(request), 0).map_err(|error| LinkError::new(error, operation, interface))
 }
 
+/// Sets the mode in which the kernel chooses an IPv6 address for the link by itself. Does nothing if the link has that
+/// mode, or has no IPv6.
+pub(crate) fn set_address_mode(kernel: &mut Netlink, link: &LinkState, mode: In6AddrGenMode) -> Result<(), LinkError> {
+    if link.address_mode.is_none_or(|now| now == u8::from(&mode)) {
+        return Ok(());
+    }
+    let mut request = LinkMessage::default();
+    request.header.index = link.index;
+    let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+    request.attributes = vec![LinkAttribute::AfSpecUnspec(vec![mode])];
+    kernel
+        .change(RouteNetlinkMessage::SetLink(request), 0)
+        .map_err(|error| LinkError::new(error, "turn the automatic IPv6 address off", &link.name))
+}
+
 /// Adds the address if it is missing. Returns true if it was added.
 pub(crate) fn add_address(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
-    address: Ipv4Addr,
+    address: IpAddr,
     prefix_len: u8,
 ) -> Result<bool, LinkError> {
     let request = RouteNetlinkMessage::NewAddress(address_message(index, address, prefix_len));
@@ -112,20 +129,27 @@ pub(crate) fn add_address(
         {
             Ok(false)
         }
+        // A right that is lacking is EPERM (`netlink_net_capable`).
+        Err(NetlinkError::Refused { errno: libc::EACCES, .. }) if address.is_ipv6() => {
+            Err(LinkError::Ipv6Disabled { interface: interface.into() })
+        }
+        Err(NetlinkError::Refused { errno: libc::EOPNOTSUPP | libc::EAFNOSUPPORT, .. }) if address.is_ipv6() => {
+            Err(LinkError::NoIpv6 { address })
+        }
         Err(error) => Err(LinkError::new(error, "add the address", interface)),
     }
 }
 
-fn holds(kernel: &mut Netlink, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<bool, LinkError> {
-    let wanted = AddressEntry { index, address: address.into(), prefix_len };
-    Ok(find_address(kernel, AddressFamily::Inet, index, |held| *held == wanted)?.is_some())
+fn holds(kernel: &mut Netlink, index: u32, address: IpAddr, prefix_len: u8) -> Result<bool, LinkError> {
+    let wanted = AddressEntry { index, address, prefix_len };
+    Ok(find_address(kernel, family_of(address), index, |held| *held == wanted)?.is_some())
 }
 
 pub(crate) fn remove_address(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
-    address: Ipv4Addr,
+    address: IpAddr,
     prefix_len: u8,
 ) -> Result<(), LinkError> {
     let request = RouteNetlinkMessage::DelAddress(address_message(index, address, prefix_len));
@@ -137,10 +161,16 @@ pub(crate) fn add_route(
     kernel: &mut Netlink,
     index: u32,
     interface: &str,
-    network: Ipv4Net,
+    network: IpNet,
 ) -> Result<AddOutcome, LinkError> {
     let operation = "add the overlay route";
     let mut attempt = 1;
+    // An IPv6 route that another one precedes is added without an error, because their metrics differ.
+    if let IpNet::V6(_) = network
+        && let Some(route) = route_to(kernel, network, operation, interface)?
+    {
+        return existing(kernel, &route, index, network);
+    }
     loop {
         let request = RouteNetlinkMessage::NewRoute(route_message(index, network));
         let refusal = match kernel.change(request, NLM_F_CREATE | NLM_F_EXCL) {
@@ -149,13 +179,8 @@ pub(crate) fn add_route(
             Err(refusal @ NetlinkError::Refused { errno: libc::EEXIST | libc::EPERM | libc::EACCES, .. }) => refusal,
             Err(error) => return Err(LinkError::new(error, operation, interface)),
         };
-        let holder = first_route(kernel, network).map_err(|error| LinkError::new(error, operation, interface))?;
-        match holder {
-            Some(route) if route.interface == Some(index) => return Ok(AddOutcome::Existed),
-            Some(route) => {
-                let interface = route.interface.map(|other| name_of(kernel, other));
-                return Err(LinkError::RouteTaken { network, interface });
-            }
+        match route_to(kernel, network, operation, interface)? {
+            Some(route) => return existing(kernel, &route, index, network),
             // The route existed and was removed meanwhile.
             None if attempt < ROUTE_ATTEMPTS
                 && matches!(refusal, NetlinkError::Refused { errno: libc::EEXIST, .. }) =>
@@ -167,12 +192,27 @@ pub(crate) fn add_route(
     }
 }
 
-pub(crate) fn remove_route(
+fn route_to(
     kernel: &mut Netlink,
-    index: u32,
+    network: IpNet,
+    operation: &'static str,
     interface: &str,
-    network: Ipv4Net,
-) -> Result<(), LinkError> {
+) -> Result<Option<RouteEntry>, LinkError> {
+    first_route(kernel, network).map_err(|error| LinkError::new(error, operation, interface))
+}
+
+/// Returns the outcome of adding a route where this one exists.
+fn existing(kernel: &mut Netlink, route: &RouteEntry, index: u32, network: IpNet) -> Result<AddOutcome, LinkError> {
+    // An IPv6 blackhole route has the loopback interface.
+    let interface = route.interface.filter(|_| route.kind == RouteType::Unicast);
+    if interface == Some(index) {
+        return Ok(AddOutcome::Existed);
+    }
+    let interface = interface.map(|other| name_of(kernel, other));
+    Err(LinkError::RouteTaken { network, interface })
+}
+
+pub(crate) fn remove_route(kernel: &mut Netlink, index: u32, interface: &str, network: IpNet) -> Result<(), LinkError> {
     let request = RouteNetlinkMessage::DelRoute(route_message(index, network));
     ignore_absent(kernel.change(request, 0), libc::ESRCH, "remove the overlay route", interface)
 }
@@ -209,7 +249,7 @@ pub(crate) fn remove_local_route(
 /// Returns the route of packets from `from` to `to`, if there is a unicast route.
 pub(crate) fn route_from(kernel: &mut Netlink, from: IpAddr, to: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     let mut request = RouteMessage::default();
-    request.header.address_family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.address_family = family_of(to);
     let length = if to.is_ipv4() { 32 } else { 128 };
     (request.header.destination_prefix_length, request.header.source_prefix_length) = (length, length);
     request.attributes = vec![RouteAttribute::Destination(to.into()), RouteAttribute::Source(from.into())];
@@ -229,7 +269,7 @@ pub(crate) fn local_route(kernel: &mut Netlink, address: IpAddr) -> Result<Optio
 /// address.
 fn entry_for(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>, LinkError> {
     let mut request = RouteMessage::default();
-    request.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.address_family = family_of(address);
     request.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
     request.header.flags = RouteFlags::FibMatch;
     request.attributes = vec![RouteAttribute::Destination(address.into())];
@@ -241,22 +281,37 @@ fn entry_for(kernel: &mut Netlink, address: IpAddr) -> Result<Option<RouteEntry>
     }
 }
 
-/// Returns the first route of the main table to exactly `network` with TOS and metric 0, which is the route that the
-/// kernel uses. Further equal routes, such as an appended connected route, are unused.
-fn first_route(kernel: &mut Netlink, network: Ipv4Net) -> Result<Option<RouteEntry>, NetlinkError> {
+/// Returns the route of the main table to exactly `network` that the kernel uses instead of a new one, or that a new one
+/// would equal.
+///
+/// For IPv4 that is the first one with TOS and metric 0. Further equal routes, such as an appended connected route, are
+/// unused. For IPv6 it is the one with the lowest metric up to that of a new one. The kernel lists it first
+/// (`fib6_add_rt2node` in net/ipv6/ip6_fib.c).
+fn first_route(kernel: &mut Netlink, network: IpNet) -> Result<Option<RouteEntry>, NetlinkError> {
     let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
+    request.header.address_family = family_of(network.addr());
     request.header.table = RouteHeader::RT_TABLE_MAIN;
+    let (unspecified, most) = match network {
+        IpNet::V4(_) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        IpNet::V6(_) => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IPV6_METRIC),
+    };
     let read = |message: &Message<'_>| {
         Ok(read_route(message)?.filter(|route| {
-            let destination = route.destination.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-            destination == network.network()
+            route.destination.unwrap_or(unspecified) == network.network()
                 && route.prefix_len == network.prefix_len()
                 && route.table == u32::from(RouteHeader::RT_TABLE_MAIN)
-                && (route.tos, route.priority) == (0, 0)
+                && route.tos == 0
+                && route.priority <= most
+                // A request for one family gets the routes of all where that family is missing.
+                && route.is_ipv6 == network.addr().is_ipv6()
+                && !(route.is_ipv6 && route.cloned)
         }))
     };
-    kernel.first(&RouteNetlinkMessage::GetRoute(request), read)
+    match kernel.first(&RouteNetlinkMessage::GetRoute(request), read) {
+        // A kernel without IPv6.
+        Err(NetlinkError::Refused { errno: libc::EOPNOTSUPP | libc::EAFNOSUPPORT, .. }) => Ok(None),
+        found => found,
+    }
 }
 
 fn read_route(message: &Message<'_>) -> Result<Option<RouteEntry>, MalformedReply> {
@@ -287,35 +342,47 @@ fn ignore_absent(
     }
 }
 
-fn address_message(index: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMessage {
+fn family_of(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn address_message(index: u32, address: IpAddr, prefix_len: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family_of(address);
     message.header.prefix_len = prefix_len;
     message.header.scope = AddressScope::Universe;
     message.header.index = index;
-    message.attributes = vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    if address.is_ipv6() {
+        // Nobody else is on the link who could have the address too.
+        let mut flags = AddressFlags::Nodad;
+        if prefix_len == 128 {
+            // The kernel would add a route to the address itself to the main table.
+            flags |= AddressFlags::Noprefixroute;
+        }
+        message.attributes.push(AddressAttribute::Flags(flags));
+    }
     message
 }
 
 /// The kernel adds a local route with the address too, but behind existing entries.
 fn local_route_message(index: u32, address: Ipv4Addr) -> RouteMessage {
-    let mut message = route_message(index, address.into());
+    let mut message = route_message(index, IpAddr::V4(address).into());
     message.header.table = libc::RT_TABLE_LOCAL;
     message.header.scope = RouteScope::Host;
     message.header.kind = RouteType::Local;
     message
 }
 
-fn route_message(index: u32, network: Ipv4Net) -> RouteMessage {
+fn route_message(index: u32, network: IpNet) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family_of(network.addr());
     message.header.destination_prefix_length = network.prefix_len();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
     // The kernel rejects host bits.
-    message.attributes =
-        vec![RouteAttribute::Destination(RouteAddress::Inet(network.network())), RouteAttribute::Oif(index)];
+    message.attributes = vec![RouteAttribute::Destination(network.network().into()), RouteAttribute::Oif(index)];
     message
 }

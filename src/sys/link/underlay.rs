@@ -1,6 +1,6 @@
 //! The interface that carries the tunnel's datagrams, and the TUN MTU that it leaves.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use alloc::string::String;
 
@@ -60,6 +60,17 @@ impl Underlay {
 /// [`LinkError::NoSuchAddress`] if no interface has the address, as for wildcard, multicast and broadcast addresses.
 pub fn interface_of(address: IpAddr) -> Result<Underlay, LinkError> {
     interface_to(address, [])
+}
+
+/// Returns the interface that has the address of a socket. The scope of a link-local address is its interface.
+pub(crate) fn interface_holding(address: SocketAddr) -> Result<Underlay, LinkError> {
+    match address {
+        SocketAddr::V6(scoped) if scoped.scope_id() != 0 => {
+            let link = requests::link_at(&mut Netlink::open()?, scoped.scope_id())?;
+            Ok(Underlay { index: link.index, name: link.name, mtu: link.mtu, address: address.ip() })
+        }
+        SocketAddr::V4(_) | SocketAddr::V6(_) => interface_of(address.ip()),
+    }
 }
 
 /// Returns the interface that carries datagrams from `address` to `peers`.

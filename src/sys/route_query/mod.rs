@@ -72,6 +72,15 @@ const LINK_MTU: u16 = 4;
 const EXPIRES: core::ops::Range<usize> = 8..12;
 /// `RTM_F_FIB_MATCH`: the reply is the entry of the table, without the learned MTU.
 const FIB_MATCH: u32 = 0x2000;
+/// `RTM_F_CLONED`: an exception of a route. The kernel sets it in every reply about IPv4.
+const CLONED: u32 = 0x200;
+/// `rtm_flags` in struct `rtmsg`.
+const ROUTE_FLAGS: core::ops::Range<usize> = 8..12;
+/// `IFLA_AF_SPEC` and `IFLA_INET6_CONF` in linux/if_link.h.
+const LINK_FAMILIES: u16 = 26;
+const IPV6_SETTINGS: u16 = 2;
+/// `DEVCONF_MTU6` in linux/ipv6.h, an index of an `int`.
+const IPV6_MTU_SETTING: usize = 2;
 /// Sizes of struct `rtmsg` and struct `ifinfomsg` in bytes.
 const ROUTE_HEADER: usize = 12;
 const LINK_HEADER: usize = 16;
@@ -88,7 +97,9 @@ impl RouteSocket {
         let resolved = connection.ask(libc::RTM_GETROUTE, &route_request(flow, 0))?;
         let attributes = resolved.get(ROUTE_HEADER..).unwrap_or_default();
         let expires = attribute(attributes, rta::CACHEINFO).and_then(|info| number(info.get(EXPIRES)?));
-        let learned = metric_mtu(attributes).filter(|_| expires.is_some_and(|expires| expires != 0));
+        // An IPv6 route that a router advertised expires too, and may have an MTU.
+        let is_exception = resolved.get(ROUTE_FLAGS).and_then(number).is_some_and(|flags| flags & CLONED != 0);
+        let learned = metric_mtu(attributes).filter(|_| is_exception && expires.is_some_and(|expires| expires != 0));
         let metric = match learned {
             None => metric_mtu(attributes),
             Some(_) => {
@@ -102,8 +113,10 @@ impl RouteSocket {
             index.copy_from_slice(&interface.to_ne_bytes());
         }
         let link = connection.ask(libc::RTM_GETLINK, &request)?;
-        let device = attribute(link.get(LINK_HEADER..).unwrap_or_default(), LINK_MTU).and_then(number);
-        let configured = [metric, device].into_iter().flatten().min().ok_or_else(malformed)?;
+        let attributes = link.get(LINK_HEADER..).unwrap_or_default();
+        let device = attribute(attributes, LINK_MTU).and_then(number);
+        let of_ipv6 = if flow.destination.is_ipv6() { ipv6_mtu(attributes) } else { None };
+        let configured = [metric, device, of_ipv6].into_iter().flatten().min().ok_or_else(malformed)?;
         Ok(RouteMtu { configured, learned })
     }
 }
@@ -191,6 +204,12 @@ fn put(request: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 fn metric_mtu(attributes: &[u8]) -> Option<u32> {
     attribute(attribute(attributes, rta::METRICS)?, METRIC_MTU).and_then(number).filter(|mtu| *mtu != 0)
+}
+
+/// Returns the interface's MTU for IPv6, which a router or the sysctl `net.ipv6.conf.*.mtu` may lower.
+fn ipv6_mtu(link: &[u8]) -> Option<u32> {
+    let settings = attribute(attribute(attribute(link, LINK_FAMILIES)?, libc::AF_INET6 as u16)?, IPV6_SETTINGS)?;
+    settings.as_chunks().0.get(IPV6_MTU_SETTING).map(|mtu| u32::from_ne_bytes(*mtu)).filter(|mtu| *mtu != 0)
 }
 
 /// Returns the first attribute of a kind.

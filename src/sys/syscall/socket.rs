@@ -23,6 +23,8 @@ pub(in crate::sys) fn socket(family_of: SocketAddr) -> io::Result<OwnedFd> {
 pub(in crate::sys) enum SpecialSocket {
     /// All ICMPv4 messages to this host (raw(7)). It needs `CAP_NET_RAW`.
     Icmp,
+    /// All ICMPv6 messages to this host (RFC 3542 section 3). It needs `CAP_NET_RAW`.
+    Icmpv6,
     /// Route queries (rtnetlink(7)).
     Route,
 }
@@ -31,6 +33,7 @@ pub(in crate::sys) enum SpecialSocket {
 pub(in crate::sys) fn special_socket(kind: SpecialSocket) -> io::Result<OwnedFd> {
     match kind {
         SpecialSocket::Icmp => make_socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+        SpecialSocket::Icmpv6 => make_socket(libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6),
         SpecialSocket::Route => make_socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE),
     }
 }

@@ -1,12 +1,12 @@
 //! The configuration of a TUN device.
 
-use alloc::borrow::ToOwned;
 use alloc::string::String;
 
 use crate::offload::VnetHeader;
 
 /// The configuration of a TUN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TunConfig {
     /// The name, or a pattern such as `loden%d` in which the kernel replaces `%d` by the lowest free number.
     ///
@@ -17,10 +17,24 @@ pub struct TunConfig {
     pub offload: TunOffload,
 }
 
+impl TunConfig {
+    /// Returns a configuration with all offloads for a device of this name.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), offload: TunOffload::ALL }
+    }
+
+    /// Sets the offloads to request.
+    #[must_use]
+    pub fn with_offload(self, offload: TunOffload) -> Self {
+        Self { offload, ..self }
+    }
+}
+
 impl Default for TunConfig {
     /// Returns the pattern `loden%d` with all offloads.
     fn default() -> Self {
-        Self { name: "loden%d".to_owned(), offload: TunOffload::ALL }
+        Self::new("loden%d")
     }
 }
 

@@ -30,7 +30,7 @@ const NEEDS: &str = "these tests make network namespaces and TUN devices, and ne
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4;
 
 fn named(name: &str) -> TunConfig {
-    TunConfig { name: name.to_owned(), offload: TunOffload::NONE }
+    TunConfig::new(name).with_offload(TunOffload::NONE)
 }
 
 fn node() -> File {
@@ -321,7 +321,7 @@ fn fault_40_the_header_of_a_former_process_becomes_ours() {
                 Tun::from_fd(fd, TunOffload::ALL)
             } else {
                 drop(fd);
-                Tun::open(&TunConfig { name: "loden0".to_owned(), offload: TunOffload::ALL })
+                Tun::open(&TunConfig::new("loden0").with_offload(TunOffload::ALL))
             };
             let tun = tun.expect("ours");
             assert_eq!((tun.created(), tun.offload().tso), (false, true));

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ffi::c_int;
 use core::iter;
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroUsize;
 use std::io;
 use std::net::UdpSocket;
@@ -31,7 +31,12 @@ enum Sharing {
 }
 
 impl<'a> Binding<'a> {
+    /// An IPv4-mapped address is the IPv4 address, because IPv6 sockets are for IPv6 alone.
     pub(super) fn new(address: SocketAddr, config: &'a UdpConfig) -> Self {
+        let address = match address.ip().to_canonical() {
+            canonical @ IpAddr::V4(_) => SocketAddr::new(canonical, address.port()),
+            IpAddr::V6(_) => address,
+        };
         Self { calls: Calls::default(), address, config }
     }
 
@@ -66,7 +71,7 @@ impl<'a> Binding<'a> {
     fn one(&self, sharing: Sharing) -> Result<UdpTransport, BindError> {
         let Self { ref calls, address, config } = *self;
         let make = || {
-            let socket = UdpSocket::from(calls.socket(address)?);
+            let socket = self.socket(address)?;
             if sharing == Sharing::Port {
                 syscall::set_socket_option(socket.as_fd(), SocketOption::ReusePort, 1)?;
             }
@@ -81,13 +86,23 @@ impl<'a> Binding<'a> {
         make().map_err(|source| BindError::new(address, source))
     }
 
+    /// Creates a socket that is not bound. One for IPv6 neither receives nor sends IPv4, so that a socket for IPv4 can
+    /// have the same port.
+    fn socket(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = UdpSocket::from(self.calls.socket(address)?);
+        if address.is_ipv6() {
+            syscall::set_socket_option(socket.as_fd(), SocketOption::Ipv6Only, 1)?;
+        }
+        Ok(socket)
+    }
+
     /// Creates the sockets of the flow ports: on the same address, on ports that the kernel chooses. They receive
     /// nothing.
     fn flows(&self) -> Result<Arc<[UdpSocket]>, BindError> {
-        let Self { ref calls, address, config } = *self;
-        let address = SocketAddr::new(address.ip(), 0);
+        let Self { mut address, config, .. } = *self;
+        address.set_port(0);
         let make = || {
-            let socket = UdpSocket::from(calls.socket(address)?);
+            let socket = self.socket(address)?;
             // The kernel rounds that up to its minimum, about one packet. What arrives is never read.
             syscall::set_socket_option(socket.as_fd(), SocketOption::ReceiveBuffer, 0)?;
             set_buffer(&socket, config.send_buffer, SocketOption::SendBufferForce, SocketOption::SendBuffer)?;

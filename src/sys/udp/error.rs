@@ -16,6 +16,15 @@ pub enum BindError {
         /// The address asked for.
         address: SocketAddr,
     },
+    /// The kernel has no IPv6.
+    #[error(
+        "the kernel has no IPv6, so that {address} cannot be bound; load its module (`modprobe ipv6`), boot without \
+         `ipv6.disable=1`, or use IPv4 addresses"
+    )]
+    NoIpv6 {
+        /// The address asked for.
+        address: SocketAddr,
+    },
     /// The process may not bind to this port.
     #[error(
         "no permission to bind to {address}: ports below the sysctl net.ipv4.ip_unprivileged_port_start need \
@@ -50,6 +59,7 @@ impl BindError {
         match source.raw_os_error() {
             Some(libc::EADDRINUSE) => Self::AddressInUse { address },
             Some(libc::EADDRNOTAVAIL) => Self::NotLocal { address },
+            Some(libc::EAFNOSUPPORT) if address.is_ipv6() => Self::NoIpv6 { address },
             Some(libc::EACCES | libc::EPERM) => Self::NoPermission { address },
             _ => Self::Other { address, source },
         }

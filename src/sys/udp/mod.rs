@@ -39,6 +39,7 @@ use crate::Transmit;
 
 /// The settings of a UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UdpConfig {
     /// The size in bytes of the buffer for datagrams that the program has not received yet. The kernel's overhead of
     /// some hundred bytes per packet counts. `None`: the system's default.
@@ -74,6 +75,38 @@ pub enum PathReports {
     /// The kernel verifies that the quoted ports are those of the socket, and nothing else. A report lowers a path to
     /// 1280 bytes at most. Datagrams on a path that is reported to be narrower are sent without DF.
     KernelOnly,
+}
+
+impl UdpConfig {
+    /// Sets the size in bytes of the receive buffer; `None` for the system's default.
+    #[must_use]
+    pub fn with_receive_buffer(self, receive_buffer: impl Into<Option<usize>>) -> Self {
+        Self { receive_buffer: receive_buffer.into(), ..self }
+    }
+
+    /// Sets the size in bytes of the send buffer; `None` for the system's default.
+    #[must_use]
+    pub fn with_send_buffer(self, send_buffer: impl Into<Option<usize>>) -> Self {
+        Self { send_buffer: send_buffer.into(), ..self }
+    }
+
+    /// Sets the directions in which GSO and GRO batches are requested.
+    #[must_use]
+    pub fn with_offload(self, offload: UdpOffload) -> Self {
+        Self { offload, ..self }
+    }
+
+    /// Sets the number of source ports to send from; 0 for the bound port alone.
+    #[must_use]
+    pub fn with_flow_ports(self, flow_ports: u16) -> Self {
+        Self { flow_ports, ..self }
+    }
+
+    /// Sets the verification of routers' reports.
+    #[must_use]
+    pub fn with_path_reports(self, path_reports: PathReports) -> Self {
+        Self { path_reports, ..self }
+    }
 }
 
 impl Default for UdpConfig {
@@ -136,7 +169,8 @@ impl Default for UdpOffload {
 ///   port.
 /// - A lane receives nothing. It is made when it is first needed, by the user who made the socket, in the network
 ///   namespace of the socket. [`Feature::SendLanes`] is disabled where it cannot be made, for example because the
-///   kernel has no IPv6 (`ipv6.disable=1`). An IPv6 socket has no lanes if it shares its port with other queues.
+///   kernel has no IPv6 (`ipv6.disable=1`). An IPv6 socket that shares its port with other queues has lanes from Linux
+///   5.1 on, unless it is bound to an interface and the process lacks `CAP_NET_RAW`.
 /// - The lane has the options that the socket has at that moment (`SO_MARK`, `SO_BINDTODEVICE`, `IP_TOS` and others).
 #[derive(Debug)]
 pub struct UdpTransport {
@@ -161,7 +195,8 @@ impl UdpTransport {
     /// [`UdpTransport::local_addr`].
     ///
     /// A socket on a wildcard address receives on all addresses, but the kernel chooses the source address, and peers
-    /// may not know it. `[::]` accepts IPv4 as well unless the sysctl `net.ipv6.bindv6only` is set.
+    /// may not know it. A socket on an IPv6 address, also on `[::]`, neither receives nor sends IPv4 (`IPV6_V6ONLY`). Bind
+    /// one for each family. An IPv4-mapped address counts as the IPv4 address.
     ///
     /// While a lane is made ([Peers with slow paths](Self#peers-with-slow-paths)), the socket has `SO_REUSEPORT` for a moment.
     /// Another process of the same user that asks for it again and again can bind to the address then, and gets a share.

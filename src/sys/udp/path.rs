@@ -15,10 +15,14 @@
 //!
 //! So the sockets have `DO`. Datagrams to a peer about which the kernel believes an unverified report are sent with
 //! `PROBE`: the option is set for that call alone, and only while there is such a report.
+//!
+//! All of it holds for IPv6 too (`IPV6_MTU_DISCOVER`, ICMPv6 "packet too big"), with two differences. The kernel learns
+//! no MTU below 1280 (`__ip6_rt_update_pmtu` in net/ipv6/route.c). And routers do not fragment, so that
+//! [`PathMode::Fragment`] is [`PathMode::Probe`].
 
 use alloc::vec::Vec;
 use core::ffi::c_int;
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::UdpSocket;
@@ -46,23 +50,31 @@ const REPORTS_AT_ONCE: usize = 256;
 pub(super) struct PathSockets {
     /// A raw socket for ICMP errors of type 3 to this host.
     reports: Option<File>,
+    /// A raw socket for ICMPv6 errors of type 2 to this host.
+    reports_v6: Option<File>,
     routes: Option<RouteSocket>,
     /// The flow ports, stored so that a flood of reports costs no system calls for them.
     flow_ports: OnceLock<Vec<u16>>,
 }
 
 impl PathSockets {
+    /// Opens the sockets for reports of the families that the UDP socket sends: one on `[::]` may send both.
     pub(super) fn open(local: SocketAddr, wanted: PathReports, disabled: &Disabled) -> Self {
-        let address = match local.ip().to_canonical() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(address) => address.is_unspecified().then_some(Ipv4Addr::UNSPECIFIED),
+        let (v4, v6) = match (local, local.ip().to_canonical()) {
+            (_, IpAddr::V4(address)) => (Some(address), None),
+            (SocketAddr::V6(local), _) => (local.ip().is_unspecified().then_some(Ipv4Addr::UNSPECIFIED), Some(local)),
+            (SocketAddr::V4(_), IpAddr::V6(_)) => (None, None),
         };
-        let reports = address.filter(|_| wanted == PathReports::Verified).map(open_reports);
+        let is_wanted = wanted == PathReports::Verified;
+        let reports = v4.filter(|_| is_wanted).map(open_reports);
+        let reports_v6 = v6.filter(|_| is_wanted).map(open_reports_v6);
         let routes = RouteSocket::open();
-        disabled.add_unless(reports.as_ref().is_none_or(Result::is_ok), Feature::PathReports);
+        let has = |reports: &Option<io::Result<OwnedFd>>| reports.as_ref().is_none_or(Result::is_ok);
+        disabled.add_unless(has(&reports) && has(&reports_v6), Feature::PathReports);
         disabled.add_unless(routes.is_ok(), Feature::RouteQueries);
-        let reports = reports.and_then(Result::ok).map(File::from);
-        Self { reports, routes: routes.ok(), flow_ports: OnceLock::new() }
+        let file = |reports: Option<io::Result<OwnedFd>>| reports.and_then(Result::ok).map(File::from);
+        let (reports, reports_v6) = (file(reports), file(reports_v6));
+        Self { reports, reports_v6, routes: routes.ok(), flow_ports: OnceLock::new() }
     }
 }
 
@@ -74,9 +86,25 @@ fn open_reports(address: Ipv4Addr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+fn open_reports_v6(mut address: SocketAddrV6) -> io::Result<OwnedFd> {
+    const PACKET_TOO_BIG: u32 = 2;
+    /// `ICMPV6_FILTER` in linux/icmpv6.h: struct `icmp6_filter` has a bit for each type that is filtered.
+    const ICMPV6_FILTER: c_int = 1;
+    let mut filter = [0xff; 32];
+    if let Some(types) = filter.first_chunk_mut() {
+        *types = (!(1_u32 << PACKET_TOO_BIG)).to_ne_bytes();
+    }
+    let socket = syscall::special_socket(SpecialSocket::Icmpv6)?;
+    syscall::set_raw_option(socket.as_fd(), libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &filter)?;
+    address.set_port(0);
+    syscall::bind(socket.as_fd(), address.into())?;
+    Ok(socket)
+}
+
 impl UdpTransport {
     /// Sends as [`send_batch`](Self::send_batch) does, to peers whose paths have this
-    /// [`mode`](crate::forward::PathMtus::mode). Over IPv6 every mode is [`PathMode::System`].
+    /// [`mode`](crate::forward::PathMtus::mode). Over IPv6 [`PathMode::Fragment`] is [`PathMode::Probe`], because IPv6
+    /// routers do not fragment, and every path carries 1280 bytes.
     ///
     /// # Errors
     /// Returns the errors of [`send_batch`](Self::send_batch).
@@ -98,22 +126,30 @@ impl UdpTransport {
     /// Sends messages while the kernel ignores the path MTU that it learned.
     #[cold]
     fn send_overruling(&self, mode: PathMode, socket: usize, messages: &mut Messages<'_, '_>) -> io::Result<usize> {
-        let value = match mode {
-            PathMode::System => libc::IP_PMTUDISC_DO,
-            PathMode::Probe => libc::IP_PMTUDISC_PROBE,
-            PathMode::Fragment => libc::IP_PMTUDISC_OMIT,
+        const SYSTEM: (c_int, c_int) = (libc::IP_PMTUDISC_DO, libc::IPV6_PMTUDISC_DO);
+        let values = match mode {
+            PathMode::System => SYSTEM,
+            PathMode::Probe => (libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE),
+            PathMode::Fragment => (libc::IP_PMTUDISC_OMIT, libc::IPV6_PMTUDISC_PROBE),
         };
         // Other queues send by the same sockets. One that sends in the usual mode meanwhile may send a datagram that
         // its path refuses, and gets the report of it as before.
         let _alone = self.overruling.lock().unwrap_or_else(PoisonError::into_inner);
-        let set = |value| syscall::set_socket_option(self.sender(socket).as_fd(), SocketOption::Ipv4MtuDiscover, value);
+        let sender = self.sender(socket).as_fd();
+        let set = |(ipv4, ipv6)| {
+            syscall::set_socket_option(sender, SocketOption::Ipv4MtuDiscover, ipv4)?;
+            // An IPv6 socket may send IPv4 too, by the IPv4 options. A lane for IPv4 sends nothing else.
+            if self.local.is_ipv6() {
+                syscall::set_socket_option(sender, SocketOption::Ipv6MtuDiscover, ipv6)
+            } else {
+                Ok(())
+            }
+        };
         // A sandbox may refuse it. Then the kernel refuses again what is too long for it.
-        let is_set = set(value).is_ok();
+        let _ = set(values);
         let sent = self.send_messages(socket, messages);
-        if is_set {
-            // It cannot fail where it worked before, and the caller needs the number that was sent.
-            let _ = set(libc::IP_PMTUDISC_DO);
-        }
+        // It cannot fail where it worked before, and the caller needs the number that was sent.
+        let _ = set(SYSTEM);
         sent
     }
 
@@ -125,20 +161,27 @@ impl UdpTransport {
     #[cold]
     #[must_use]
     pub fn system_path(&self, destination: SocketAddr, flow: u16) -> SystemPath {
-        let has_reports = self.path_sockets.reports.is_some();
+        let PathSockets { reports, reports_v6, .. } = &self.path_sockets;
+        let is_ipv4 = destination.ip().to_canonical().is_ipv4();
+        let has_reports = if is_ipv4 { reports.is_some() } else { reports_v6.is_some() };
         let sender = self.shared_socket(self.plan(&None).port_of(flow));
         let option = |option| syscall::socket_option(sender.as_fd(), option).map_or(0, c_int::cast_unsigned);
+        // The interface of a link-local next hop.
+        let scope = match destination {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(destination) => destination.scope_id(),
+        };
         let flow = FlowKey {
             source: sender.local_addr().unwrap_or(self.local),
             destination,
             mark: option(SocketOption::Mark),
-            interface: option(SocketOption::BoundInterface),
+            interface: Some(option(SocketOption::BoundInterface)).filter(|index| *index != 0).unwrap_or(scope),
         };
         let route = self.calls.route_mtu(self.path_sockets.routes.as_ref(), &flow).ok();
         known_path(route, || self.path_mtu(destination).ok(), has_reports)
     }
 
-    /// Reads the reports that routers sent about datagrams from the transport's ports, up to 256, for
+    /// Reads the reports that routers sent about datagrams from the transport's ports, up to 256 of each family, for
     /// [`PathMtus::handle_icmp`](crate::forward::PathMtus::handle_icmp). Does nothing without a raw ICMP socket
     /// ([`PathReports`]).
     ///
@@ -146,12 +189,26 @@ impl UdpTransport {
     /// some path is not in [`PathMode::System`]. No file descriptor has to be waited for.
     #[cold]
     pub fn receive_reports(&self, mut handle: impl FnMut(&DatagramTooBig)) {
-        let Some(mut socket) = self.path_sockets.reports.as_ref() else { return };
+        let PathSockets { reports, reports_v6, .. } = &self.path_sockets;
+        if let Some(socket) = reports {
+            self.read_reports(socket, DatagramTooBig::parse, &mut handle);
+        }
+        if let Some(socket) = reports_v6 {
+            self.read_reports(socket, DatagramTooBig::parse_icmpv6, &mut handle);
+        }
+    }
+
+    fn read_reports(
+        &self,
+        mut socket: &File,
+        parse: fn(&[u8]) -> Option<DatagramTooBig>,
+        handle: &mut impl FnMut(&DatagramTooBig),
+    ) {
         let mut buffer = [0; REPORT_MAX];
         for _ in 0..REPORTS_AT_ONCE {
             match socket.read(&mut buffer) {
                 Ok(len) => {
-                    let report = buffer.get(..len).and_then(DatagramTooBig::parse);
+                    let report = buffer.get(..len).and_then(parse);
                     if let Some(report) = report.filter(|report| self.has_port(report.source.port())) {
                         handle(&report);
                     }

@@ -28,12 +28,21 @@ const CHUNKS_RESERVED: usize = 16;
 
 /// The limits of a send queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QueueLimits {
     /// Bytes for each peer. Default 1 MiB.
     pub per_peer: usize,
     /// Bytes for all peers together, in steps of 64 KiB and at least 2 MiB. Default 8 MiB. Only memory that was used
     /// once is resident.
     pub total: usize,
+}
+
+impl QueueLimits {
+    /// Returns limits in bytes, for each peer and for all together.
+    #[must_use]
+    pub const fn new(per_peer: usize, total: usize) -> Self {
+        Self { per_peer, total }
+    }
 }
 
 impl Default for QueueLimits {

@@ -13,7 +13,7 @@ fn way(peer: u8, flow: u16) -> Way {
 }
 
 fn small() -> SendQueue {
-    SendQueue::new(QueueLimits { per_peer: 1 << 20, total: 0 })
+    SendQueue::new(QueueLimits::new(1 << 20, 0))
 }
 
 /// Adds a packet whose datagrams all begin with its number. Returns whether there was room.
@@ -156,7 +156,7 @@ fn a_blocked_peer_is_skipped_until_its_retry() {
 
 #[test]
 fn a_packet_that_does_not_fit_leaves_the_queue_as_it_was() {
-    let mut queue = SendQueue::new(QueueLimits { per_peer: 100_000, total: 0 });
+    let mut queue = SendQueue::new(QueueLimits::new(100_000, 0));
     assert!(put(&mut queue, &way(3, 0), &[1000, 1000], 0));
     assert!(!put(&mut queue, &way(3, 0), &[40_000, 40_000, 40_000], 1));
     assert!(!put(&mut queue, &way(4, 0), &[60_000, 60_000], 1));
@@ -297,7 +297,7 @@ proptest! {
     /// flow leave in their order of arrival.
     #[test]
     fn every_packet_has_one_fate(steps in proptest::collection::vec(step(), 1..80)) {
-        let mut queue = SendQueue::new(QueueLimits { per_peer: 300_000, total: 0 });
+        let mut queue = SendQueue::new(QueueLimits::new(300_000, 0));
         let mut model = Model::default();
         let (mut number, mut put_in, mut lost) = (0u32, 0u64, 0u64);
         for step in steps {

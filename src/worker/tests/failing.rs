@@ -183,7 +183,7 @@ fn fault_54_without_system_calls_for_several_messages_each_has_its_own() {
         }
         assert_eq!((Stage::lost(stage.encap()), stage.worker.counters().stats.read_errors), (None, 0));
         let both = vec![Feature::ReceiveMany, Feature::SendMany];
-        assert_eq!(stage.worker.udp.disabled().collect::<Vec<_>>(), both);
+        assert_eq!(stage.worker.sockets.disabled().collect::<Vec<_>>(), both);
         let notices = stage.worker.remote().take_notices();
         assert_eq!(notices, [Notice::Disabled(both)]);
         let sentence = alloc::format!("{}", notices[0]);

@@ -13,7 +13,7 @@ pub(crate) fn crowded() -> World {
     world.set_up("eth0", true);
     for number in 0..10_000_u32 {
         let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 7, 0, 0).to_bits() + number);
-        requests::add_address(&mut world.0, many, "eth0", address, 32).expect("added");
+        requests::add_address(&mut world.0, many, "eth0", address.into(), 32).expect("added");
     }
     world.add_link("eth1");
     world.add_link("eth2");

@@ -85,7 +85,8 @@ fn host_bits_and_the_default_route_are_accepted() {
         let mut world = World::new();
         world.add_link("loden0");
         for network in ["100.96.7.9/16", "0.0.0.0/0", "100.96.1.0/32"] {
-            let config = LinkConfig { network: network.parse().expect("a network"), ..config(AddressForm::Host) };
+            let mut config = config(AddressForm::Host);
+            config.networks[0].network = network.parse().expect("a network");
             for _ in 0..2 {
                 let link = Link::configure_with("loden0", &config).expect(network);
                 assert_eq!((link.interface(), link.config()), ("loden0", &config));
@@ -108,7 +109,7 @@ fn with_route_taken(take: fn(&mut World), holder: Option<&'static str>, form: Ad
         let index = world.add_link("loden0");
         match Link::configure_with("loden0", &config(form)) {
             Err(LinkError::RouteTaken { network: taken, interface }) => {
-                assert_eq!((taken, interface.as_deref()), (network(), holder));
+                assert_eq!((taken, interface.as_deref()), (network().into(), holder));
             }
             other => panic!("{other:?}"),
         }
@@ -183,21 +184,21 @@ fn wrong_arguments_are_errors_before_any_change() {
             assert!(matches!(&error, LinkError::NoSuchInterface { interface } if interface == name), "{error:?}");
             assert!(matches!(LinkMonitor::open(name), Err(LinkError::NoSuchInterface { .. })));
         }
-        let outside = LinkConfig { address: Ipv4Addr::new(100, 97, 1, 0), ..host };
+        let outside = host.clone().with_address([100, 97, 1, 0].into());
         let error = Link::configure_with("loden0", &outside).expect_err("outside").to_string();
         assert!(error.contains("100.97.1.0") && error.contains("100.96.0.0/16"), "{error}");
         assert!(world.is_bare("loden0") && !world.state("loden0").up);
         // A TAP device keeps room for an Ethernet header.
         let added = Command::new("ip").args(["tuntap", "add", "dev", "tap0", "mode", "tap"]).status();
         assert!(added.expect("iproute2 is installed").success());
-        match Link::configure_with("tap0", &host.with_mtu(Mtu::MAX)) {
+        match Link::configure_with("tap0", &host.clone().with_mtu(Mtu::MAX)) {
             Err(LinkError::MtuOutOfRange { interface, mtu, min, max }) => {
                 assert_eq!((interface.as_str(), mtu, min, max), ("tap0", 65_535, 68, 65_521));
             }
             other => panic!("{other:?}"),
         }
         for mtu in [Mtu::MIN, Mtu::MAX] {
-            Link::configure_with("loden0", &host.with_mtu(mtu)).expect("legal").remove().expect("removed");
+            Link::configure_with("loden0", &host.clone().with_mtu(mtu)).expect("legal").remove().expect("removed");
             assert_eq!(world.state("loden0").mtu, u32::from(mtu));
         }
     });
@@ -362,7 +363,10 @@ fn an_address_that_is_a_broadcast_address_of_a_bridge_is_made_local() {
 
         let index = world.state("loden0").index;
         requests::remove_local_route(&mut world.0, index, "loden0", ADDRESS).expect("removed by someone");
-        assert_eq!(monitor.next_event().expect("an event"), Some(LinkEvent::RouteRemoved(ADDRESS.into())));
+        assert_eq!(
+            monitor.next_event().expect("an event"),
+            Some(LinkEvent::RouteRemoved(IpAddr::from(ADDRESS).into()))
+        );
         assert_eq!(link.restore().expect("restored"), Restored::Complete { address: false, route: true });
         world.remove_address("loden0", "100.96.1.0/32");
         assert_eq!(link.restore().expect("restored"), Restored::Complete { address: true, route: true });
@@ -421,7 +425,7 @@ fn an_interface_is_found_by_its_name_with_its_first_address() {
 fn r72_packets_that_the_queue_of_the_device_dropped_are_counted() {
     in_namespace(|| {
         let _world = World::new();
-        let config = TunConfig { name: "loden0".into(), offload: TunOffload::NONE };
+        let config = TunConfig::new("loden0").with_offload(TunOffload::NONE);
         let tun = Tun::open(&config).expect("a TUN device");
         let mut link = Link::configure_with("loden0", &self::config(AddressForm::Host)).expect("configured");
         let before = link.stats().expect("counters").tx_dropped;

@@ -8,12 +8,12 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr};
 use std::thread;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, unshare};
@@ -22,6 +22,7 @@ use super::*;
 
 pub(crate) mod busy;
 mod configure;
+mod ipv6;
 mod watch;
 
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 0);
@@ -89,24 +90,24 @@ impl World {
 
     pub(crate) fn add_address(&mut self, name: &str, address: &str) {
         let index = self.state(name).index;
-        let net: Ipv4Net = address.parse().expect("address/length");
+        let net: IpNet = address.parse().expect("address/length");
         assert!(requests::add_address(&mut self.0, index, name, net.addr(), net.prefix_len()).expect("added"));
     }
 
     pub(crate) fn remove_address(&mut self, name: &str, address: &str) {
         let index = self.state(name).index;
-        let net: Ipv4Net = address.parse().expect("address/length");
+        let net: IpNet = address.parse().expect("address/length");
         requests::remove_address(&mut self.0, index, name, net.addr(), net.prefix_len()).expect("removed");
     }
 
     pub(crate) fn add_route(&mut self, name: &str) {
         let index = self.state(name).index;
-        assert_eq!(requests::add_route(&mut self.0, index, name, network()).expect("added"), AddOutcome::Added);
+        assert_eq!(requests::add_route(&mut self.0, index, name, network().into()).expect("added"), AddOutcome::Added);
     }
 
     pub(crate) fn remove_route(&mut self, name: &str) {
         let index = self.state(name).index;
-        requests::remove_route(&mut self.0, index, name, network()).expect("removed");
+        requests::remove_route(&mut self.0, index, name, network().into()).expect("removed");
     }
 
     pub(crate) fn change_route(&mut self, kind: RouteType, destination: &str, interface: Option<u32>) {

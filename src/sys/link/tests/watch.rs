@@ -14,6 +14,10 @@ fn events(monitor: &mut LinkMonitor) -> Vec<LinkEvent> {
     core::iter::from_fn(|| monitor.next_event().expect("the monitor works")).collect()
 }
 
+fn mtu(mtu: u32) -> Mtu {
+    Mtu::new(mtu).expect("an MTU")
+}
+
 fn is_readable(monitor: &LinkMonitor, wait: Duration) -> bool {
     let timeout = PollTimeout::try_from(wait).expect("short");
     poll(&mut [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)], timeout).expect("poll") > 0
@@ -47,18 +51,18 @@ fn the_monitor_reports_changes_in_order() {
         let mut monitor = LinkMonitor::open("loden0").expect("watched");
         assert_eq!((monitor.index(), events(&mut monitor)), (index, vec![]));
         let mut link = Link::configure_with("loden0", &config(AddressForm::Host)).expect("configured");
-        assert_eq!(events(&mut monitor), [LinkEvent::MtuChanged(1472), LinkEvent::Up]);
+        assert_eq!(events(&mut monitor), [LinkEvent::MtuChanged(Mtu::DEFAULT), LinkEvent::Up]);
         world.set_up("loden0", false);
         world.set_up("loden0", true);
         assert_eq!(events(&mut monitor), [LinkEvent::Down, LinkEvent::Up]);
         link.restore().expect("restored");
         assert_eq!(events(&mut monitor), [], "restore causes no events");
         world.remove_route("loden0");
-        assert_eq!(events(&mut monitor), [LinkEvent::RouteRemoved(network())]);
+        assert_eq!(events(&mut monitor), [LinkEvent::RouteRemoved(network().into())]);
         world.remove_address("loden0", "100.96.1.0/32");
-        assert_eq!(events(&mut monitor), [LinkEvent::AddressRemoved(ADDRESS)]);
+        assert_eq!(events(&mut monitor), [LinkEvent::AddressRemoved(ADDRESS.into())]);
         world.set_mtu("loden0", 1400);
-        assert_eq!(events(&mut monitor), [LinkEvent::MtuChanged(1400)]);
+        assert_eq!(events(&mut monitor), [LinkEvent::MtuChanged(mtu(1400))]);
         world.add_address("loden0", "100.96.1.0/32");
         world.delete_link("loden0");
         let last = events(&mut monitor);
@@ -149,7 +153,11 @@ fn events_after_a_loss_match_the_state_of_the_link() {
                 | LinkEvent::Up => None,
             });
             let last = seen.iter().rev().find(|event| matches!(event, LinkEvent::Up | LinkEvent::Down));
-            assert_eq!((mtu, last), (Some(1499), Some(if up { &LinkEvent::Up } else { &LinkEvent::Down })), "{seen:?}");
+            assert_eq!(
+                (mtu, last),
+                (Some(self::mtu(1499)), Some(if up { &LinkEvent::Up } else { &LinkEvent::Down })),
+                "{seen:?}"
+            );
             world.set_up("loden0", !up);
             assert_eq!(events(&mut monitor), [if up { LinkEvent::Down } else { LinkEvent::Up }], "and it goes on");
         });

@@ -12,24 +12,21 @@ use crate::sys::syscall::{self, SocketOption};
 
 /// Returns `true` if the next lane cannot be made either.
 pub(super) fn is_final(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::Unsupported
-        || matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EPERM | libc::EACCES | libc::EADDRINUSE))
+    const FINAL: [libc::c_int; 5] =
+        [libc::EAFNOSUPPORT, libc::EPERM, libc::EACCES, libc::EADDRINUSE, libc::ENOPROTOOPT];
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|errno| FINAL.contains(&errno))
 }
 
 /// Creates a socket on the address and port of another one. It receives nothing and sends with the same options.
 pub(super) fn make_lane(shared: &UdpSocket, calls: &Calls) -> io::Result<UdpSocket> {
     let local = shared.local_addr()?;
     let was_shared = syscall::socket_option(shared.as_fd(), SocketOption::ReusePort)?;
-    let address = match local {
-        SocketAddr::V4(local) => SocketAddr::from((local.ip().to_ipv6_mapped(), local.port())),
-        // It would receive a share.
-        SocketAddr::V6(_) if was_shared != 0 => return Err(io::ErrorKind::Unsupported.into()),
-        SocketAddr::V6(_) => local,
+    let (address, ipv6_only) = match local {
+        SocketAddr::V4(local) => (SocketAddr::from((local.ip().to_ipv6_mapped(), local.port())), 0),
+        SocketAddr::V6(_) => (local, syscall::socket_option(shared.as_fd(), SocketOption::Ipv6Only)?),
     };
     let lane = UdpSocket::from(calls.socket(address)?);
-    if local.is_ipv4() {
-        syscall::set_socket_option(lane.as_fd(), SocketOption::Ipv6Only, 0)?;
-    }
+    syscall::set_socket_option(lane.as_fd(), SocketOption::Ipv6Only, ipv6_only)?;
     for option in COPIED {
         copy_option(*option, shared, &lane)?;
     }
@@ -49,7 +46,23 @@ pub(super) fn make_lane(shared: &UdpSocket, calls: &Calls) -> io::Result<UdpSock
     let bound = syscall::bind(lane.as_fd(), address);
     reuse(shared, was_shared)?;
     reuse(&lane, 0)?;
-    bound.map(|()| lane)
+    bound?;
+    if was_shared != 0 && local.is_ipv6() {
+        leave_group(&lane)?;
+    }
+    Ok(lane)
+}
+
+/// Takes a lane out of the group of queues that share its port. The kernel chooses from the group by a hash, and would
+/// give the lane a share.
+///
+/// A new place in the table of sockets ends the membership (`udp_lib_rehash` in the kernel's net/ipv4/udp.c). The kernel
+/// gives one when the interface of a socket is set, also to the same one (`sock_bindtoindex_locked` in net/core/sock.c,
+/// Linux 5.1). It refuses that without `CAP_NET_RAW` if the socket is bound to an interface, as on a link-local address.
+/// Then there are no lanes.
+fn leave_group(lane: &UdpSocket) -> io::Result<()> {
+    let interface = syscall::socket_option(lane.as_fd(), SocketOption::BoundInterface)?;
+    syscall::set_socket_option(lane.as_fd(), SocketOption::BoundInterface, interface)
 }
 
 /// The options that select the route and the priority of packets. The creator of the socket may have set them.

@@ -24,7 +24,7 @@ impl UdpTransport {
 /// Whichever socket cannot be created, the error has its number and no other socket is left open.
 #[test]
 fn fault_35_queues_that_cannot_be_created_leave_no_socket_open() {
-    let config = UdpConfig { flow_ports: 3, ..UdpConfig::default() };
+    let config = UdpConfig::default().with_flow_ports(3);
     let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let queues = NonZeroUsize::new(4).unwrap();
     for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
@@ -60,6 +60,8 @@ fn every_errno_of_a_bind_has_its_meaning() {
     assert!(matches!(error(libc::EADDRNOTAVAIL), BindError::NotLocal { .. }));
     assert!(matches!(error(libc::EACCES), BindError::NoPermission { .. }));
     assert!(matches!(error(libc::EMFILE), BindError::Other { .. }));
+    let of_ipv6 = BindError::new((Ipv6Addr::LOCALHOST, 8285).into(), io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+    assert!(matches!(of_ipv6, BindError::NoIpv6 { .. }) && of_ipv6.to_string().contains("modprobe ipv6"));
 }
 
 /// With the option that a socket of this library never has.
@@ -114,7 +116,7 @@ fn buffers_are_as_large_as_permitted() {
         let value = |option| syscall::socket_option(transport.as_fd(), option).unwrap();
         (value(SocketOption::ReceiveBuffer), value(SocketOption::SendBuffer))
     };
-    let config = |bytes| UdpConfig { receive_buffer: bytes, send_buffer: bytes, ..UdpConfig::default() };
+    let config = |bytes| UdpConfig::default().with_receive_buffer(bytes).with_send_buffer(bytes);
     // The kernel doubles the value. Root is limited by nothing, others by a sysctl.
     let limit = |name: &str| -> Option<usize> {
         std::fs::read_to_string(std::format!("/proc/sys/net/core/{name}")).ok()?.trim().parse().ok()
@@ -177,7 +179,7 @@ fn the_ports_of_flows_never_fragment_and_hold_next_to_nothing() {
         return;
     }
     on_loopback(|| {
-        let config = UdpConfig { flow_ports: 3, ..UdpConfig::default() };
+        let config = UdpConfig::default().with_flow_ports(3);
         let transport = UdpTransport::bind((Ipv6Addr::LOCALHOST, 0).into(), &config).unwrap();
         assert_eq!(transport.flows.len(), 3);
         for socket in transport.flows.iter() {
