@@ -228,8 +228,7 @@ impl<H: Family> Candidate<'_, H> {
     /// Returns the sum of the pseudo header and of the header bytes that the transport checksum covers.
     #[inline]
     pub(super) fn header_sum(&self) -> u16 {
-        let header = self.bytes.get(H::HEADER_LEN..self.headers).unwrap_or_default();
-        checksum::add(H::pseudo_sum(self.bytes, self.flow, self.bytes.len()), checksum::sum(header))
+        H::header_sum(self.bytes, self.flow, self.headers)
     }
 }
 

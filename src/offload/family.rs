@@ -22,6 +22,9 @@ pub(super) trait Family: IpHeader {
     /// Returns the sum of the pseudo header of a packet of `total` bytes, of which `header` is the front.
     fn pseudo_sum(header: &[u8], flow: FlowKey, total: usize) -> u16;
 
+    /// Returns the sum of the pseudo header and of the transport header of a packet, which has `headers` bytes of headers.
+    fn header_sum(packet: &[u8], flow: FlowKey, headers: usize) -> u16;
+
     /// Returns true if `next` may follow `first` in a batch, as far as their flow and their
     /// [`Alike`](super::candidate::Alike) do not show it. Both are of this family and of one flow.
     fn may_follow(first: &[u8], next: &[u8]) -> bool;
@@ -57,10 +60,10 @@ mod field_v4 {
 }
 
 mod field_v6 {
-    use core::ops::Range;
-
     pub(super) const PAYLOAD_LEN: usize = 4;
-    pub(super) const ADDRESSES: Range<usize> = 8..40;
+    /// The payload length in the first eight bytes as a number.
+    pub(super) const PAYLOAD_LEN_OF_WORD: u64 = 0xffff << 16;
+    pub(super) const SOURCE: usize = 8;
 }
 
 impl Family for Ipv4Header {
@@ -76,6 +79,12 @@ impl Family for Ipv4Header {
     #[inline(always)]
     fn pseudo_sum(_header: &[u8], flow: FlowKey, total: usize) -> u16 {
         pseudo_header_sum((flow >> 96) as u32, (flow >> 64) as u32, flow as u8, (total - Self::HEADER_LEN) as u16)
+    }
+
+    #[inline(always)]
+    fn header_sum(packet: &[u8], flow: FlowKey, headers: usize) -> u16 {
+        let header = packet.get(Self::HEADER_LEN..headers).unwrap_or_default();
+        checksum::add(Self::pseudo_sum(packet, flow, packet.len()), checksum::sum(header))
     }
 
     #[inline(always)]
@@ -126,20 +135,25 @@ impl Family for Ipv6Header {
 
     #[inline(always)]
     fn pseudo_sum(header: &[u8], flow: FlowKey, total: usize) -> u16 {
-        let addresses = header.get(field_v6::ADDRESSES).unwrap_or_default();
-        let (len, protocol) = ((total - Self::HEADER_LEN) as u32, u32::from(flow as u8));
-        checksum::sum_of_words([checksum::sum(addresses).into(), len, protocol])
+        let addresses = header.get(field_v6::SOURCE..Self::HEADER_LEN).unwrap_or_default();
+        with_length(checksum::sum(addresses), flow, total)
+    }
+
+    /// The addresses end where the transport header begins.
+    #[inline(always)]
+    fn header_sum(packet: &[u8], flow: FlowKey, headers: usize) -> u16 {
+        let header = packet.get(field_v6::SOURCE..headers).unwrap_or_default();
+        with_length(checksum::sum(header), flow, packet.len())
     }
 
     /// All but the payload length: the flow of a batch does not determine the addresses, and a segment has the traffic class,
     /// the flow label and the hop limit of the first packet (`ipv6_gro_receive` in net/ipv6/ip6_offload.c).
     #[inline(always)]
     fn may_follow(first: &[u8], next: &[u8]) -> bool {
-        const LEN: usize = ipv6::HEADER_LEN;
-        let headers = first.first_chunk::<LEN>().zip(next.first_chunk::<LEN>());
-        let Some((first, next)) = headers else { return false };
-        let (front, rest) = (..field_v6::PAYLOAD_LEN, field_v6::PAYLOAD_LEN + 2..);
-        first.get(front) == next.get(front) && first.get(rest.clone()) == next.get(rest)
+        let (Some((first, addresses)), Some((next, next_addresses))) = (parts(first), parts(next)) else {
+            return false;
+        };
+        (first ^ next) & !field_v6::PAYLOAD_LEN_OF_WORD == 0 && addresses == next_addresses
     }
 
     #[inline(always)]
@@ -154,4 +168,17 @@ impl Family for Ipv6Header {
     fn write_segment(new: &mut [u8], total: usize, _index: usize) {
         Self::write_total(new, total);
     }
+}
+
+/// Returns a sum with that of the pseudo header's length and protocol, for an IPv6 packet of `total` bytes.
+#[inline(always)]
+fn with_length(sum: u16, flow: FlowKey, total: usize) -> u16 {
+    checksum::sum_of_words([sum.into(), (total - ipv6::HEADER_LEN) as u32, u32::from(flow as u8)])
+}
+
+/// Returns the first eight bytes of an IPv6 header as a number, and both addresses.
+#[inline(always)]
+fn parts(header: &[u8]) -> Option<(u64, &[u8; 32])> {
+    let (word, rest) = header.split_first_chunk()?;
+    Some((u64::from_be_bytes(*word), rest.first_chunk()?))
 }

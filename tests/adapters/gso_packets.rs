@@ -1,6 +1,7 @@
 //! The TUN device with offloads, and with several queues.
 
 use super::support::{SOON, granted, named, namespace, transport, with_tun, within};
+use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroUsize;
 use core::time::Duration;
 use loden::Transmit;
@@ -15,22 +16,40 @@ use testbed::Namespace;
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM` and `VIRTIO_NET_HDR_GSO_*` of linux/virtio_net.h.
 const NEEDS_CSUM: u8 = 1;
 const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 
 const MTU: usize = 1500;
 
-/// Creates two namespaces, 100.96.1.1 and 100.96.2.1, each with a TUN device. The test moves the packets between them.
-fn two_ends(offload: TunOffload, test: impl FnOnce(&Namespace, &Tun, &Namespace, &Tun)) {
-    let ends = ["100.96.1.1/16", "100.96.2.1/16"].map(|address| {
+const LEFT: &str = "100.96.1.1";
+const RIGHT: &str = "100.96.2.1";
+const LEFT_V6: &str = "fd00:96::1:1";
+const RIGHT_V6: &str = "fd00:96::2:1";
+
+/// Creates two namespaces with these addresses, each with a TUN device. The test moves the packets between them.
+fn two_ends(addresses: [&str; 2], offload: TunOffload, test: impl FnOnce(&Namespace, &Tun, &Namespace, &Tun)) {
+    let ends = addresses.map(|address| {
         let namespace = namespace();
-        namespace.disable_ipv6().expect("sysctl");
+        let is_v6 = address.contains(':');
+        if !is_v6 {
+            namespace.disable_ipv6().expect("sysctl");
+        }
         let tun = namespace.enter(|| Tun::open(&TunConfig::default().with_offload(offload)).expect("a TUN device"));
-        namespace.add_address(tun.name(), address.parse().expect("a network")).expect("address");
+        if is_v6 {
+            namespace.add_ipv6_address(tun.name(), format!("{address}/64").parse().expect("a network"))
+        } else {
+            namespace.add_address(tun.name(), format!("{address}/16").parse().expect("a network"))
+        }
+        .expect("address");
         namespace.set_up(tun.name()).expect("up");
         (namespace, tun)
     });
     let [(left, left_tun), (right, right_tun)] = &ends;
     test(left, left_tun, right, right_tun);
+}
+
+fn on_port(address: &str, port: u16) -> SocketAddr {
+    (address.parse::<IpAddr>().expect("an address"), port).into()
 }
 
 /// Moves a packet from one device to the other unchanged. Returns its metadata.
@@ -45,12 +64,13 @@ fn pump(from: &Tun, to: &Tun, buffer: &mut [u8]) -> Option<TunMeta> {
     }
 }
 
-/// Sends a TCP stream in one direction. Returns the metadata of its longest packet.
-fn stream(offload: TunOffload) -> TunMeta {
+/// Sends a TCP stream from the first address to the second. Returns the metadata of its longest packet.
+fn stream(addresses: [&str; 2], offload: TunOffload) -> TunMeta {
     const BYTES: usize = 4 << 20;
     let mut longest = TunMeta { len: 0, header: VnetHeader::default() };
-    two_ends(offload, |left, left_tun, right, right_tun| {
-        let listener = right.enter(|| TcpListener::bind("100.96.2.1:5001").expect("bound"));
+    let to = on_port(addresses[1], 5001);
+    two_ends(addresses, offload, |left, left_tun, right, right_tun| {
+        let listener = right.enter(|| TcpListener::bind(to).expect("bound"));
         let sink = thread::spawn(move || {
             let mut received = Vec::new();
             listener.accept().expect("a connection").0.read_to_end(&mut received).expect("received");
@@ -59,7 +79,7 @@ fn stream(offload: TunOffload) -> TunMeta {
         let contents: Vec<u8> = (0..BYTES).map(|number| (number % 251) as u8).collect();
         let copy = contents.clone();
         let source = left.spawn("source", move || {
-            TcpStream::connect("100.96.2.1:5001").expect("connected").write_all(&copy).expect("sent");
+            TcpStream::connect(to).expect("connected").write_all(&copy).expect("sent");
         });
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -89,7 +109,7 @@ fn stream(offload: TunOffload) -> TunMeta {
 
 #[test]
 fn a_tcp_stream_passes_as_gso_packets() {
-    let longest = stream(TunOffload::ALL);
+    let longest = stream([LEFT, RIGHT], TunOffload::ALL);
     assert!(longest.len > 4 * MTU, "{longest:?}");
     assert_eq!((longest.header.gso_type, longest.header.flags), (GSO_TCPV4, NEEDS_CSUM));
     assert!((500..MTU).contains(&usize::from(longest.header.gso_size)), "{longest:?}");
@@ -97,33 +117,71 @@ fn a_tcp_stream_passes_as_gso_packets() {
 }
 
 #[test]
+fn v26_v27_a_tcp_stream_over_ipv6_passes_as_gso_packets() {
+    if !testbed::has_ipv6() {
+        return;
+    }
+    let longest = stream([LEFT_V6, RIGHT_V6], TunOffload::ALL);
+    assert!(longest.len > 4 * MTU, "{longest:?}");
+    assert_eq!((longest.header.gso_type, longest.header.flags), (GSO_TCPV6, NEEDS_CSUM));
+    assert!((500..MTU).contains(&usize::from(longest.header.gso_size)), "{longest:?}");
+    assert_eq!((longest.header.csum_start, longest.header.csum_offset), (40, 16));
+    assert_eq!(stream([LEFT_V6, RIGHT_V6], TunOffload::NONE).len, MTU);
+}
+
+#[test]
 fn without_offloads_no_packet_exceeds_the_mtu() {
-    let longest = stream(TunOffload::NONE);
+    let longest = stream([LEFT, RIGHT], TunOffload::NONE);
     assert_eq!((longest.len, longest.header), (MTU, VnetHeader::default()));
     let uso = TunOffload { tso: false, uso: true };
-    let longest = stream(uso);
+    let longest = stream([LEFT, RIGHT], uso);
     let flags = if granted(uso) == TunOffload::NONE { 0 } else { NEEDS_CSUM };
     assert_eq!((longest.len, longest.header.gso_type, longest.header.flags), (MTU, 0, flags));
 }
 
 #[test]
 fn a_udp_gso_batch_passes_as_one_gso_packet() {
-    two_ends(TunOffload::ALL, |left, left_tun, right, right_tun| {
+    udp_gso_batch([LEFT, RIGHT], 20_528);
+}
+
+#[test]
+fn v26_v27_a_udp_gso_batch_over_ipv6_passes_as_one_gso_packet() {
+    if testbed::has_ipv6() {
+        udp_gso_batch([LEFT_V6, RIGHT_V6], 20_548);
+    }
+}
+
+/// Sends 20,500 bytes in datagrams of 1,000, and expects one packet of `len` bytes.
+fn udp_gso_batch(addresses: [&str; 2], len: usize) {
+    let [from, to] = [on_port(addresses[0], 0), on_port(addresses[1], 5001)];
+    two_ends(addresses, TunOffload::ALL, |left, left_tun, right, right_tun| {
         if !left_tun.offload().uso {
             println!("skipped: this kernel's TUN devices have no UDP GSO packets (Linux 6.2 has)");
             return;
         }
-        let receiver = right.enter(|| UdpSocket::bind("100.96.2.1:5001").expect("bound"));
+        let receiver = right.enter(|| UdpSocket::bind(to).expect("bound"));
+        let mut buffer = vec![0; PACKET_MAX + 1];
+        // The kernel drops packets until its own workers have noticed both devices and their addresses.
+        let probe = left.enter(|| UdpSocket::bind(from).expect("bound"));
+        receiver.set_read_timeout(Some(Duration::from_millis(20))).expect("timeout");
+        assert!(within(SOON, || {
+            probe.send_to(b"probe", to).expect("sent");
+            while pump(left_tun, right_tun, &mut buffer).is_some() {}
+            receiver.recv(&mut buffer).is_ok()
+        }));
         receiver.set_read_timeout(Some(SOON)).expect("timeout");
         let contents: Vec<u8> = (0..20_500_u32).map(|number| (number % 251) as u8).collect();
-        let destination = "100.96.2.1:5001".parse().expect("an address");
-        let gso_batch =
-            Transmit { segment_size: NonZeroUsize::new(1000), ..Transmit::datagram(destination, &contents) };
-        left.enter(|| transport("100.96.1.1:0").send(&gso_batch).expect("sent"));
-        let mut buffer = vec![0; PACKET_MAX + 1];
-        let meta = pump(left_tun, right_tun, &mut buffer).expect("a packet");
-        assert_eq!((meta.len, meta.header.gso_type, meta.header.gso_size), (20_528, GSO_UDP_L4, 1000));
-        assert_eq!(left_tun.recv(&mut buffer), Err(TunError::WouldBlock), "it was all of it");
+        let gso_batch = Transmit { segment_size: NonZeroUsize::new(1000), ..Transmit::datagram(to, &contents) };
+        left.enter(|| transport(&from.to_string()).send(&gso_batch).expect("sent"));
+        let mut packets = 0;
+        // The kernel sends multicasts to IPv6 routers and listeners.
+        while let Some(meta) = pump(left_tun, right_tun, &mut buffer) {
+            if buffer[0] >> 4 == 4 || buffer[24] != 0xff {
+                assert_eq!((meta.len, meta.header.gso_type, meta.header.gso_size), (len, GSO_UDP_L4, 1000));
+                packets += 1;
+            }
+        }
+        assert_eq!(packets, 1, "it was all of it");
         for segment in gso_batch.segments() {
             let length = receiver.recv(&mut buffer).expect("received");
             assert_eq!(&buffer[..length], segment);

@@ -1,4 +1,4 @@
-//! Coalescing: the round trip, and every rule of fault 23 by itself.
+//! Coalescing: the round trip of both families, and every rule of fault 23 by itself.
 
 use loden::offload::{Coalesce, Coalesced, Coalescer, PACKETS_MAX};
 use proptest::prelude::*;
@@ -80,7 +80,7 @@ proptest! {
         offload::coalesce::run(&bytes);
     }
 
-    /// Most packets are ordinary, so that GSO packets grow long.
+    /// V27 and fault 23. Most packets are ordinary, so that GSO packets grow long.
     #[test]
     fn long_gso_packets_are_cut_into_the_original_packets(
         script in proptest::collection::vec(

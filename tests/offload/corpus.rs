@@ -3,6 +3,7 @@
 //! `LODEN_WRITE_SEEDS=1 cargo test --test offload seeds` writes them anew.
 
 use super::inspect::{tcp_super, udp_super};
+use super::v6;
 use bodies::offload;
 use bodies::offload::model::{PSH, vnet};
 use bodies::offload::script::odd;
@@ -50,6 +51,11 @@ fn vnet_seeds() -> Vec<Seed> {
         ("udp-segments", seed(0, &udp_super(), 1400, usize::MAX)),
         ("udp-checksum", seed(repair, &udp_super(), 0, 100)),
         ("udp-wrong-length", seed(repair, &udp_super(), 10, 100)),
+        ("v6-tcp-segments", seed(repair, &v6::tcp_super(), 50, 200)),
+        ("v6-tcp-checksum", seed(repair, &v6::tcp_super(), 0, 200)),
+        ("v6-udp-segments", seed(0, &v6::udp_super(), 1400, usize::MAX)),
+        ("v6-udp-wrong-length", seed(repair, &v6::udp_super(), 10, 100)),
+        ("v6-extension-headers", seed(repair, &v6::behind_extension_headers(), 50, 200)),
     ]
 }
 
@@ -67,6 +73,11 @@ fn segment_seeds() -> Vec<Seed> {
         ("tcp-wrap", seed(0x31, 0x99, 0, u32::MAX - 100, 60, 300)),
         ("tcp-one-segment", seed(1, 0x18, 0, 1, 1400, 1400)),
         ("tcp-empty", seed(1, 0x10, 0, 1, 1, 0)),
+        ("v6-udp", seed(0, 0, 1, 0, 1400, 5000)),
+        ("v6-udp-longest", seed(0, 0, 1, 0, 1472, 65_527)),
+        ("v6-udp-one-byte-each", seed(0x04, 0, 1, 0, 1, 50)),
+        ("v6-tcp-all-flags-all-options", seed(0xaf, 0xff, 1, 1, 536, 2000)),
+        ("v6-tcp-routing-header", seed(0x31, 0x99, 3, u32::MAX - 100, 60, 300)),
     ]
 }
 
@@ -75,6 +86,10 @@ fn coalesce_seeds() -> Vec<Seed> {
     let (tcp, udp) = ([4, 0, 0, 0], [0, 0, 0, 0]);
     let amid = |step: [u8; 4]| script(&[tcp, tcp, step, tcp, tcp]);
     let gap_to_wrap = [4, odd::GAP, 0, 0];
+    // All flows are IPv6, or the first two of four.
+    let v6 = |steps: &[[u8; 4]]| [&[0xff], steps.concat().as_slice()].concat();
+    let both = |steps: &[[u8; 4]]| [&[0x3f], steps.concat().as_slice()].concat();
+    let amid_v6 = |step: [u8; 4]| v6(&[tcp, tcp, step, tcp, tcp]);
     vec![
         ("nothing", vec![3]),
         ("neither", [&[0][..], &tcp, &tcp, &udp, &udp].concat()),
@@ -97,5 +112,16 @@ fn coalesce_seeds() -> Vec<Seed> {
         ("ip-options", amid([4, odd::OTHER, 0, 1])),
         ("flush", amid([4, odd::FLUSH, 0, 0])),
         ("no-udp-checksum", script(&[udp, udp, [0, odd::OTHER, 0, 3], udp, udp])),
+        ("v6-tcp-65", v6(&[tcp; 65])),
+        ("v6-udp-65", v6(&[udp; 65])),
+        ("v6-not-wanted", [&[0xf3][..], &tcp, &tcp, &udp, &udp].concat()),
+        ("v6-nine-flows", both(&(0..9).map(|flow| [flow, 0, 0, 0]).collect::<Vec<_>>().repeat(3))),
+        ("v6-longest", v6(&[[4, 0, 0, 255]; 65])),
+        ("v6-broken", amid_v6([4, odd::BROKEN, 200, 0])),
+        ("v6-hop-limit", amid_v6([4, odd::TTL_OR_TOS, 0, 1])),
+        ("v6-flow-label", amid_v6([4, odd::TTL_OR_TOS, 0, 0x10])),
+        ("v6-fragment", amid_v6([4, odd::FRAGMENT, 0, 1])),
+        ("v6-extension-header", amid_v6([4, odd::OTHER, 0, 1])),
+        ("v6-icmp", amid_v6([4, odd::OTHER, 0, 0])),
     ]
 }

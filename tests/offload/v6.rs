@@ -29,6 +29,12 @@ pub(crate) fn udp_super() -> Vec<u8> {
     partial(Ipv6 { payload: udp(4000, 53, &pattern(3000)), ..outbound() }.bytes())
 }
 
+/// Returns a GSO packet of datagrams behind destination options and a routing header.
+pub(crate) fn behind_extension_headers() -> Vec<u8> {
+    let extensions = vec![destination_options(1), segment_routing(POD)];
+    partial(Ipv6 { extensions, payload: udp(4000, 53, &pattern(3000)), ..outbound() }.bytes())
+}
+
 /// The IP packet and its TCP segment, each of which can be edited.
 pub(crate) type Parts = (Ipv6, Tcp);
 

@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::offload::{OffloadAction, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteTable};
 
+mod ipv6;
 mod random;
 
 const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
@@ -73,7 +74,8 @@ struct Lists {
     most: Option<usize>,
     system: SystemPath,
     tun_fails: VecDeque<WriteFailure>,
-    refuses_gso: bool,
+    /// IP versions whose GSO packets the TUN refuses.
+    refuses_gso_of: Vec<u8>,
     calls: usize,
     sent: Vec<(SocketAddr, PathMode, Vec<u8>)>,
     written: Vec<(VnetHeader, Vec<u8>)>,
@@ -102,7 +104,7 @@ impl Sink for Lists {
     }
 
     fn write(&mut self, header: &VnetHeader, packet: &[u8]) -> Result<(), WriteFailure> {
-        if self.refuses_gso && header.gso_type != vnet_gso::NONE {
+        if header.gso_type != vnet_gso::NONE && self.refuses_gso_of.contains(&(packet[0] >> 4)) {
             return Err(WriteFailure::Rejected);
         }
         match self.tun_fails.pop_front() {
@@ -487,7 +489,7 @@ fn a_packet_that_the_tun_refuses_is_counted_with_its_reason() {
 #[test]
 fn a_tun_that_refuses_gso_packets_gets_segments() {
     let mut stage = Stage::default();
-    stage.sink.refuses_gso = true;
+    stage.sink.refuses_gso_of = vec![4];
     let arrive = |stage: &mut Stage| {
         for number in (2..12).step_by(2) {
             stage.arrive(2, &packet(pod_of(2), POD, number, true, 100));
@@ -498,7 +500,7 @@ fn a_tun_that_refuses_gso_packets_gets_segments() {
     let stats = stage.engine.counters().stats;
     assert_eq!((stage.sink.written.len(), stage.decap().forwarded()), (100, 100));
     assert_eq!((stats.tun_fallbacks, stats.coalesced), (8, 0));
-    stage.sink.refuses_gso = false;
+    stage.sink.refuses_gso_of.clear();
     stage.now += Duration::from_secs(60);
     arrive(&mut stage);
     assert_eq!((stage.engine.counters().stats.coalesced, stage.decap().forwarded()), (5, 105));

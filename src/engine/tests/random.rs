@@ -73,7 +73,7 @@ fn change(stage: &mut Stage, random: &mut Random) {
         3 => drop(stage.sink.longest.insert(host, random.pick(&[300, 1200]))),
         4 => stage.sink.most = Some(random.below(40)).filter(|_| random.one_in(2)),
         5 => stage.sink.tun_fails.push_back(random.pick(&[WriteFailure::Full, WriteFailure::Rejected])),
-        6 => stage.sink.refuses_gso = random.one_in(2),
+        6 => stage.sink.refuses_gso_of = if random.one_in(2) { vec![4] } else { vec![] },
         _ => {
             stage.sink.refuses.clear();
             stage.sink.longest.clear();

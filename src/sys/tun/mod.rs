@@ -26,7 +26,9 @@ use super::kernel::{Calls, SystemCalls};
 use super::syscall;
 use crate::offload::{VNET_HEADER_LEN, VnetHeader};
 
-/// The largest packet of a TUN device in bytes: the largest total length of an IPv4 packet (RFC 791 section 3.1).
+/// The largest packet of a TUN device in bytes: the largest total length of an IPv4 packet (RFC 791 section 3.1). The
+/// kernel passes no longer IPv6 packets either: the MTU of a device and its GSO packets are limited to as much
+/// (`MAX_MTU` in drivers/net/tun.c, `GSO_LEGACY_MAX_SIZE` in linux/netdevice.h).
 ///
 /// The kernel truncates a packet that is longer than the buffer of [`Tun::recv`] without a notice. A buffer of at least
 /// `PACKET_MAX + 1` bytes never truncates a packet.
@@ -250,7 +252,7 @@ impl Tun {
     fn set_offload(&self) -> Result<TunOffload, (&'static str, io::Error)> {
         let set = |offload: TunOffload| syscall::set_offload(self.file.as_fd(), offload.mask()).map(|()| offload);
         let wish = self.offload;
-        // Linux before 6.2 returns EINVAL for UDP.
+        // Linux before 6.2 returns EINVAL for UDP. Every kernel has TCP of both families or of none.
         let granted = set(wish).or_else(|_| set(TunOffload { uso: false, ..wish })).or_else(|_| set(TunOffload::NONE));
         // A new device has no offloads enabled.
         let granted = granted.or_else(|error| match self.created && is_missing(&error) {
