@@ -143,14 +143,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(800))]
 
     #[test]
-    fn encapsulate_equals_the_model(host in host(), packets in vec(bytes(), 1..32)) {
+    fn v4_v23_encapsulate_equals_the_model(host in host(), packets in vec(bytes(), 1..32)) {
         for bytes in packets {
             prop_assert_eq!(host.encapsulate(&bytes), model::encapsulate(&host, &bytes), "{:02x?}", bytes);
         }
     }
 
     #[test]
-    fn decapsulate_equals_the_model(host in host(), from in select(dual_senders().to_vec()), packets in vec(bytes(), 1..32)) {
+    fn v31_decapsulate_equals_the_model(host in host(), from in select(dual_senders().to_vec()), packets in vec(bytes(), 1..32)) {
         for bytes in packets {
             prop_assert_eq!(host.decapsulate(&bytes, from), model::decapsulate(&host, &bytes, from), "{:02x?}", bytes);
         }
