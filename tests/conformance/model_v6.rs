@@ -142,6 +142,14 @@ fn host() -> impl Strategy<Value = Host> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(800))]
 
+    /// V1 to V5 for the views alone, against two other parsers.
+    #[test]
+    fn v1_to_v5_every_header_is_read_as_by_two_other_parsers(packets in vec(bytes(), 1..64)) {
+        for bytes in packets {
+            bodies::header::run(&bytes);
+        }
+    }
+
     #[test]
     fn v4_v23_encapsulate_equals_the_model(host in host(), packets in vec(bytes(), 1..32)) {
         for bytes in packets {
