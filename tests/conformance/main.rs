@@ -16,6 +16,7 @@ mod no_alloc;
 mod order;
 mod path_mtu;
 mod routes;
+mod seeds_v6;
 mod settings;
 mod size;
 mod stateful;

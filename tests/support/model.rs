@@ -43,8 +43,14 @@ pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
         (1, _) => return reject(RejectReason::TimeExceeded),
         (ttl, _) => ttl - 1,
     };
-    let mtu = route.mtu.unwrap_or(config.mtu).min(config.mtu).get();
+    let mtu = host.mtu_to(route);
     if packet.bytes.len() > usize::from(mtu) {
+        if is_v6(packet.bytes) {
+            return match packet.bytes.len() {
+                ..=1280 => Outcome::Drop(DropReason::BelowIpv6Minimum),
+                _ => reject(RejectReason::FragmentationNeeded { mtu: mtu.max(1280) }),
+            };
+        }
         if packet.bytes[6] & 0x40 != 0 {
             return reject(RejectReason::FragmentationNeeded { mtu });
         }

@@ -261,7 +261,8 @@ impl PathMtus {
             Ok(believed) => believed,
             Err(ignored) => return ignored,
         };
-        let known = self.lookup(peer, now).unwrap_or(forwarder.config().mtu.get());
+        let whole = forwarder.config().mtu_to(peer).get();
+        let known = self.lookup(peer, now).unwrap_or(whole);
         let mode = self.mode(peer, now);
         if mode == PathMode::Fragment {
             // Datagrams without DF are not refused, so the report is late or forged.
@@ -272,7 +273,7 @@ impl PathMtus {
             return IcmpOutcome::Fragmented { peer };
         }
         let mtu = mtu.max(least);
-        if mtu < forwarder.config().mtu.get() && self.lower(peer, mtu, now) {
+        if mtu < whole && self.lower(peer, mtu, now) {
             IcmpOutcome::Lowered { peer, mtu }
         } else {
             IcmpOutcome::NotLower
