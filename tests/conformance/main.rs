@@ -15,6 +15,7 @@ mod model_v6;
 mod no_alloc;
 mod order;
 mod path_mtu;
+mod path_mtu_v6;
 mod routes;
 mod seeds_v6;
 mod settings;

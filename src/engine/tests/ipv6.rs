@@ -48,7 +48,7 @@ fn v26_a_gso_packet_is_sent_in_segments() {
     assert_eq!((stage.engine.counters().stats.segments_made, stage.encap().forwarded()), (3, 1));
 }
 
-/// V23, V26: segments that are longer than their path are never fragmented.
+/// V26: segments that are longer than their path are never fragmented.
 #[test]
 fn v26_a_gso_packet_with_long_segments_is_answered() {
     let mut stage = dual_stack();

@@ -220,7 +220,7 @@ impl PathMtus {
         known.map(|known| known.mtu) != Some(mtu)
     }
 
-    /// Handles a router's report that a datagram was too big (R54, RFC 1191).
+    /// Handles a router's report that a datagram was too big (R54, V29, RFC 1191, RFC 8201).
     ///
     /// It lowers the MTU of the peer under two conditions. `forwarder` may have sent the quoted datagram to a next hop
     /// in `routes`. And the datagram is longer than the reported MTU.
@@ -233,6 +233,8 @@ impl PathMtus {
     ///   entry expires.
     /// - A report without an MTU (routers older than RFC 1191) counts as the next lower plateau of RFC 1191 section
     ///   7.1.
+    /// - Over IPv6, a report of less than 1280 bytes is ignored, because every path carries 1280 bytes (RFC 8201 section
+    ///   4). No report lowers the MTU below that, and DF stays.
     ///
     /// With [`SourcePort::ByFlow`](super::SourcePort::ByFlow) any source port is accepted.
     ///

@@ -11,8 +11,7 @@ const STARTS: usize = 7;
 
 pub(super) type Buckets = Arena<Bucket, 256>;
 
-/// Intervals of half an address, each with a word. The search is a sum of comparisons without
-/// branches.
+/// Intervals of half an address, each with a word.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(32))]
 pub(super) struct Bucket {

@@ -10,10 +10,10 @@ use crate::route::next_hops::HopId;
 use crate::route::rib::{Bits, Prefix, View};
 
 /// Up to this number of routes are compiled to buckets.
-const FEW: usize = 256;
+const FEW: usize = 64;
 
 /// More slots than these are compiled to an array: it needs one step.
-const DENSE: usize = 100;
+const DENSE: usize = 40;
 
 /// The first bits of the addresses of a place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

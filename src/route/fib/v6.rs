@@ -1,9 +1,9 @@
-//! The lookup structure of IPv6: arrays of 256 results where many routes are near each other, and buckets of intervals
-//! where a few are.
+//! The lookup structure of IPv6: arrays of 256 results where many routes are near each other, and trees of buckets where
+//! a few are.
 //!
 //! ```text
-//!  address   fd00:96 | 01 : 7a | c0:…
-//!            │         │    │    └ bucket:  the next 64 bits are compared with the edges of the routes
+//!  address   fd00:96 | 01 : 7a | …
+//!            │         │    │    └ buckets: the half of the address is compared with the edges of the routes
 //!            │         │    └───── array:   one of 256 words where more routes share what is before
 //!            │         └────────── array
 //!            └──────────────────── the bytes that all routes share are compared at once
@@ -12,8 +12,8 @@
 //! Bytes that all routes below an array share are skipped by a bucket of one interval, so a network far from others
 //! costs one comparison and not one array for each byte. An update compiles the changed places and what contains them.
 //!
-//! Prefixes of the Internet are long and sparse: most places below an array have one route, whose bucket is one cache
-//! line. Arrays alone took ten times the memory.
+//! A lookup in a large table waits for memory and for wrong predictions, so buckets are small, and their binary search
+//! has no branches. Buckets of 10 and 20 intervals took more instructions and more cache misses.
 
 use super::arena::{Arena, Place, kind_of};
 use super::bucket::{Buckets, TO_END};
