@@ -167,7 +167,7 @@ impl Forwarder {
         let Some(hop) = destination.lookup(routes) else {
             return self.encapsulate_rejected(packet.into_bytes(), RejectReason::NetUnreachable, routes);
         };
-        if hop.address.ip() == destination.into() || self.is_tunnelled_already(&packet, routes) {
+        if destination.is(hop.address.ip()) || self.is_tunnelled_already(&packet, routes) {
             return Encap::Drop(DropReason::Loop);
         }
         match (hop_limit, self.config.ttl) {
@@ -333,7 +333,7 @@ impl Forwarder {
         // R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
         let routed =
             source.lookup(routes).is_some_and(|hop| hop.address.ip() == peer) && !Family::own(self).is_first(source);
-        if !routed && peer != source.into() {
+        if !routed && !source.is(peer) {
             return Decap::Drop(DropReason::SpoofedSource);
         }
         if let Err(reason) = self.check_destination(
@@ -469,7 +469,7 @@ impl Forwarder {
         match (self.config.source_check, self.config.peer_check) {
             (SourceCheck::Strict, _) => {
                 let routed = hop.is_some_and(|hop| self.is_sender(hop, sender)) && !self.owns(source);
-                routed || sender.ip() == source.into() && routes.has_peer(sender.ip())
+                routed || source.is(sender.ip()) && routes.has_peer(sender.ip())
             }
             (SourceCheck::Off, PeerCheck::Off) => hop.is_some() || routes.has_peer(sender.ip()),
             (SourceCheck::Off, PeerCheck::Address | PeerCheck::AddressPort) => true,
@@ -516,7 +516,7 @@ impl Forwarder {
         }
         match destination.lookup(routes) {
             Some(hop) if is_back(hop) => Err(DropReason::ForeignDestination),
-            Some(hop) if hop.address.ip() == destination.into() => Err(DropReason::Loop),
+            Some(hop) if destination.is(hop.address.ip()) => Err(DropReason::Loop),
             _ => Ok(()),
         }
     }
