@@ -2,7 +2,7 @@
 //!
 //! Hosts own subnets of one overlay network. A packet for another host's subnet comes out of a TUN device, is looked up, and
 //! travels as the bare payload of one UDP datagram to the host that owns the subnet. That host writes it to its own TUN device.
-//! The bytes on the wire are those of flannel's UDP mode.
+//! The bytes on the wire are those of flannel's UDP mode. IPv4 and IPv6 packets are carried alike, over an IPv4 or an IPv6 underlay.
 //!
 //! ```text
 //! TUN ─recv─▶ Endpoint ─▶ Forwarder ─▶ segments | fragments | whole ─▶ SendQueue ─▶ UDP
@@ -20,7 +20,7 @@
 //! | [`forward::Forwarder`] | The decision about one packet: a pure function of packet, routes and path MTU. |
 //! | [`endpoint::Endpoint`] | What one host remembers: ICMP limits, path MTUs, counters. |
 //! | [`engine::Engine`] | A send queue for each peer and the joining of packets, over two functions of yours. |
-//! | [`worker::Worker`] (Linux) | A TUN device and a UDP socket: [`sys::Tun`], [`sys::UdpTransport`]. |
+//! | [`worker::Worker`] (Linux) | A TUN device and a UDP socket, or one of each IP family: [`sys::Tun`], [`sys::UdpTransport`]. |
 //! | [`worker::run`] (Linux) | The loop. |
 //!
 //! The first three are the core. It has no socket, clock, thread or log, and allocates nothing per packet. It is `no_std` with
@@ -107,7 +107,8 @@
 //!
 //! # Long packets
 //! A packet that is longer than the path to its peer carries is answered with "fragmentation needed" if it has DF set. Otherwise it
-//! is sent in fragments, which its destination reassembles. The same holds for the segments of a GSO packet.
+//! is sent in fragments, which its destination reassembles. The same holds for the segments of a GSO packet. An IPv6 packet is always
+//! answered ("packet too big"), and never fragmented.
 //! [`forward::ForwarderConfig::mtu`] and [`route::Route::mtu`] set the path MTU. The endpoint learns lower values from the kernel's routes and
 //! from the reports of routers, which it verifies ([`forward::PathMtus`]). Packets that were queued when the path turned out to
 //! be narrower are answered if they have DF set, and dropped otherwise.

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use loden::forward::{
-    EcnEgress, EcnIngress, ForwarderConfig, IcmpSource, PeerCheck, SourceCheck, SourcePort, Transit, TtlPolicy,
+    EcnEgress, EcnIngress, ForwarderConfig, IcmpSource, Icmpv6Source, PeerCheck, SourceCheck, SourcePort, Transit,
+    TtlPolicy,
 };
 use loden::sys::{TunOffload, UdpOffload};
 use loden::{Host, HostError, Mtu};
@@ -44,9 +45,10 @@ pub(crate) struct Args {
     /// Ends of the tunnel that decrement the TTL: both as flannel does, the sending one, or neither
     #[arg(long, value_name = "POLICY", default_value = "both")]
     pub(crate) ttl: Ttl,
-    /// Source address of ICMP errors to the own pods [default: the address that could not be reached]
+    /// Source address of ICMP errors to the own pods; may be repeated with IPv6 [default: the address that could not be
+    /// reached, over IPv6 that of the TUN device]
     #[arg(long, value_name = "ADDR")]
-    pub(crate) icmp_source: Option<Ipv4Addr>,
+    pub(crate) icmp_source: Vec<IpAddr>,
     /// Check of a datagram's sender: the address of a peer, address and port, or (for peers behind NAT) none
     #[arg(long, value_name = "CHECK", default_value = "address")]
     pub(crate) peer_check: PeerCheckArg,
@@ -96,11 +98,16 @@ impl Args {
 
     /// The settings of the forwarder, for packets of so many bytes or flannel's usual ones.
     pub(crate) fn config(&self, host: &Host, mtu: Option<Mtu>) -> ForwarderConfig {
-        let mut config = ForwarderConfig::new(host)
-            .with_ttl(self.ttl.into())
-            .with_peer_check(self.peer_check.into())
-            .with_icmp_source(self.icmp_source.map_or_else(IcmpSource::default, IcmpSource::Fixed));
-        config.mtu = mtu.unwrap_or(config.mtu);
+        let mut config = ForwarderConfig::new(host).with_ttl(self.ttl.into()).with_peer_check(self.peer_check.into());
+        for source in &self.icmp_source {
+            config = match *source {
+                IpAddr::V4(source) => config.with_icmp_source(IcmpSource::Fixed(source)),
+                IpAddr::V6(source) => config.with_icmpv6_source(Icmpv6Source::Fixed(source)),
+            };
+        }
+        if let Some(mtu) = mtu {
+            config = config.with_mtu(mtu);
+        }
         config.source_check = if self.no_source_check { SourceCheck::Off } else { SourceCheck::Strict };
         config.transit = if self.transit { Transit::Allowed } else { Transit::Refused };
         config.ecn_ingress = if self.ecn_copy { EcnIngress::Normal } else { EcnIngress::Compatibility };

@@ -42,6 +42,7 @@ pub fn run(bytes: &[u8]) {
         }
         let parsed = DatagramTooBig::parse(&report);
         assert_eq!(parsed, naive(&report), "{report:02x?}");
+        assert_eq!(DatagramTooBig::parse_icmpv6(&report), naive_v6(&report), "{report:02x?}");
         if let Some(parsed) = parsed {
             let outcome = paths.handle_icmp(&parsed, &host.forwarder, &host.table, Duration::from_secs(now));
             assert_eq!(outcome, expected(&parsed, &host, &mut known, now), "{parsed:?}");
@@ -81,14 +82,33 @@ fn naive(packet: &[u8]) -> Option<DatagramTooBig> {
     };
     let mtu = u16::from_be_bytes([message[6], message[7]]);
     let len = u16::from_be_bytes([quote[2], quote[3]]);
-    let payload = &quote[ports + 8..];
+    let inner = quoted_header(&quote[ports + 8..]);
+    Some(DatagramTooBig { mtu, source: at(12, ports), destination: at(16, ports + 2), len, inner })
+}
+
+/// Parses an ICMPv6 report by the field offsets of RFC 4443 and RFC 8200.
+fn naive_v6(message: &[u8]) -> Option<DatagramTooBig> {
+    if message.len() < 8 + 40 + 8 || message[0] != 2 || message[8] >> 4 != 6 || message[8 + 6] != UDP {
+        return None;
+    }
+    let at = |address: usize, port: usize| {
+        let address: [u8; 16] = message[address..address + 16].try_into().unwrap();
+        SocketAddr::from((address, u16::from_be_bytes([message[port], message[port + 1]])))
+    };
+    let mtu = u32::from_be_bytes(message[4..8].try_into().unwrap()).min(65_535) as u16;
+    let len = (u32::from(message[8 + 4]) * 256 + u32::from(message[8 + 5]) + 40).min(65_535) as u16;
+    let inner = quoted_header(&message[56..]);
+    Some(DatagramTooBig { mtu, source: at(16, 48), destination: at(32, 50), len, inner })
+}
+
+/// Returns the header of the inner packet at the beginning of a payload.
+fn quoted_header(payload: &[u8]) -> Option<QuotedHeader> {
     let is_ipv6 = payload.first().is_some_and(|byte| byte >> 4 == 6);
-    let inner = match (is_ipv6, payload.len()) {
+    match (is_ipv6, payload.len()) {
         (true, 40..) => Some(QuotedHeader::Ipv6(payload[..40].try_into().unwrap())),
         (false, 20..) => Some(QuotedHeader::Ipv4(payload[..20].try_into().unwrap())),
         _ => None,
-    };
-    Some(DatagramTooBig { mtu, source: at(12, ports), destination: at(16, ports + 2), len, inner })
+    }
 }
 
 /// A learned path MTU, and its time.

@@ -137,3 +137,45 @@ fn errors_of_a_bounded_number_of_peers_are_counted() {
         assert!(counted.len() == PEERS_COUNTED && counted.iter().all(|(_, count)| *count == round));
     }
 }
+
+/// V23 and V24: only segments have to fit. One within the minimum of IPv6 that does not fit is not answered, however long
+/// the whole packet is.
+#[test]
+fn v23_v24_super_packets_are_judged_by_their_segments() {
+    let net = |text: &str| text.parse::<ipnet::IpNet>().unwrap();
+    let nets = [net("fd00:96::/32"), net("fd00:96:1::/64")];
+    let host = Host::new(nets[0], nets[1], ([10, 168, 0, 2], 8285)).unwrap();
+    let (routes, _) = RouteTable::try_from_routes([Route::new(net("fd00:96:2::/64"), peer())]);
+    let mut endpoint = Endpoint::new(Forwarder::new(ForwarderConfig::new(&host)).unwrap());
+    let address = |subnet: u16| core::net::Ipv6Addr::new(0xfd00, 0x96, subnet, 0, 0, 0, 0, 2).octets();
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ipv6(address(1), address(2), 64).tcp(4000, 80, 1, 1000);
+    builder.write(&mut packet, &[7; 9000]).unwrap();
+    let outcome = |endpoint: &mut Endpoint, gso_size: u16| {
+        let header = VnetHeader {
+            flags: vnet_flag::NEEDS_CSUM,
+            gso_type: vnet_gso::TCPV6,
+            gso_size,
+            csum_start: 40,
+            csum_offset: 16,
+            ..VnetHeader::default()
+        };
+        let mut packet = packet.clone();
+        match endpoint.handle_outbound(&mut packet, &header, &routes, NOW) {
+            Outbound::SendAll(_) => Ok(None),
+            Outbound::Reply(reply) => Ok(reply.message.get(44..48).map(<[u8]>::to_vec)),
+            Outbound::Drop(reason) => Err(reason),
+            other @ Outbound::Send(_) => panic!("{other:?}"),
+        }
+    };
+    let mtu = |mtu: u32| Ok(Some(mtu.to_be_bytes().to_vec()));
+    // Every segment has 60 bytes of headers.
+    assert_eq!((outcome(&mut endpoint, 1412), outcome(&mut endpoint, 1413)), (Ok(None), mtu(1472)));
+    let way = Way { destination: peer(), ecn: crate::wire::Ecn::NotEct, flow: 0 };
+    let system = SystemPath { configured: Some(1028), ..SystemPath::default() };
+    assert_eq!(endpoint.handle_emsgsize(&way, 1400, system, NOW), EmsgsizeOutcome::Limit(1000));
+    assert_eq!((outcome(&mut endpoint, 940), outcome(&mut endpoint, 1221)), (Ok(None), mtu(1280)));
+    for gso_size in [941, 1220] {
+        assert_eq!(outcome(&mut endpoint, gso_size), Err(DropReason::BelowIpv6Minimum), "{gso_size}");
+    }
+}

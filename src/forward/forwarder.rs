@@ -11,7 +11,7 @@ use super::{
     PeerCheck, Reject, RejectReason, ReplyTo, SourceCheck, SourcePort, SourceRoutes, Transit, TtlPolicy,
 };
 use crate::host::{IPV6_MTU_MIN, Mtu};
-use crate::route::{NextHop, RouteTable};
+use crate::route::{NextHop, RouteTable, canonical};
 use crate::transmit::{Transmit, Way};
 use crate::wire::fragment::Fragmenter;
 use crate::wire::ipv4::{self, Ipv4Header, Ipv4PacketMut};
@@ -291,11 +291,7 @@ impl Forwarder {
             return Decap::Drop(DropReason::UnknownPeer);
         }
         if !self.has_usual_checks {
-            return self.decapsulate_unusually(
-                datagram,
-                DatagramMeta { from: SocketAddr::new(peer, meta.from.port()), ..meta },
-                routes,
-            );
+            return self.decapsulate_unusually(datagram, DatagramMeta { from: canonical(meta.from), ..meta }, routes);
         }
         if !self.is_ipv4(datagram) {
             return self.decapsulate_other(datagram, peer, meta.ecn, routes);

@@ -88,7 +88,9 @@ impl Coalescer {
         // The common path of IPv4 has no branch for IPv6.
         match Kind::<Ipv4Header>::of(packet, self.what) {
             Kind::Stranger => self.push_v6(packet, deliver),
-            kind => self.push_kind(packet, kind, deliver),
+            kind @ (Kind::Candidate(_) | Kind::Alone(_) | Kind::BetweenHosts(_)) => {
+                self.push_kind(packet, kind, deliver)
+            }
         }
     }
 

@@ -336,6 +336,18 @@ pub enum Finding {
         /// True if every datagram is dropped. Otherwise some may be accepted.
         certain: bool,
     },
+    /// A firewall drops the ICMPv6 messages by which hosts on a link find each other (RFC 4861).
+    #[error(
+        "{chain} drops neighbour discovery on {interface}, so that no host or pod there reaches this one over IPv6; \
+         accept ICMPv6 with {}",
+        .chain.accept_icmpv6()
+    )]
+    NeighboursDropped {
+        /// The chain.
+        chain: NftablesChain,
+        /// The interface of the pods, or the interface that carries the tunnel's datagrams.
+        interface: String,
+    },
     /// Pods are masqueraded, and connection tracking includes the tunnel's datagrams.
     #[error(
         "{chain} {} packets of pods that leave by {interface}, and UDP port {port} is tracked: after one datagram of \
@@ -398,6 +410,7 @@ impl Finding {
             | Self::ForwardDropped { rules: 1.., .. }
             | Self::InputDropped { certain: false, .. }
             | Self::MtuTooLarge { .. }
+            | Self::NeighboursDropped { .. }
             | Self::NoBridge { .. }
             | Self::Overlap { loops: false, .. }
             | Self::PortTracked { .. }
@@ -437,6 +450,7 @@ impl Finding {
             Self::Ipv6Disabled { .. } => "ipv6_disabled",
             Self::ListenNotHeld { .. } => "listen_not_held",
             Self::MtuTooLarge { .. } => "mtu_too_large",
+            Self::NeighboursDropped { .. } => "neighbours_dropped",
             Self::NoBridge { .. } => "no_bridge",
             Self::NoIpv6 => "no_ipv6",
             Self::NoNetAdmin => "no_net_admin",

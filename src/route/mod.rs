@@ -87,7 +87,7 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     let SocketAddr::V6(v6) = address else { return address };
     match v6.ip().to_canonical() {
         IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, v6.port(), 0, v6.scope_id()).into(),
-        ip => SocketAddr::new(ip, v6.port()),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => SocketAddr::new(ip, v6.port()),
     }
 }
 

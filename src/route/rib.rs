@@ -329,6 +329,14 @@ impl<'a, B: Bits> View<'a, B> {
         }
     }
 
+    /// Returns the number of routes that end here and of slots with longer ones.
+    pub(super) fn width(self) -> usize {
+        match self {
+            View::Lone(..) => 1,
+            View::Node(node) => node.own.len() + node.below.len(),
+        }
+    }
+
     /// Returns the number of routes, or a larger number than `most` if there are more.
     pub(super) fn count(self, most: usize) -> usize {
         match self {

@@ -136,14 +136,11 @@ pub(crate) trait IpHeader: Copy {
 pub(crate) trait IpPacketMut<'a>: Sized {
     type Header: IpHeader;
 
-    fn new(header: Self::Header, bytes: &'a mut [u8]) -> Self;
     fn header(&self) -> &Self::Header;
     fn as_bytes(&self) -> &[u8];
-    fn set_hop_limit(&mut self, hop_limit: u8);
     /// Not below 0.
     fn decrement_hop_limit(&mut self);
     fn set_ecn(&mut self, ecn: Ecn);
-    fn freeze(self) -> IpPacket<'a>;
     fn into_bytes(self) -> &'a mut [u8];
 }
 
@@ -260,11 +257,6 @@ impl<'a> IpPacketMut<'a> for Ipv4PacketMut<'a> {
     type Header = Ipv4Header;
 
     #[inline(always)]
-    fn new(header: Self::Header, bytes: &'a mut [u8]) -> Self {
-        Self::new(header, bytes)
-    }
-
-    #[inline(always)]
     fn header(&self) -> &Ipv4Header {
         self.header()
     }
@@ -272,11 +264,6 @@ impl<'a> IpPacketMut<'a> for Ipv4PacketMut<'a> {
     #[inline(always)]
     fn as_bytes(&self) -> &[u8] {
         self.as_bytes()
-    }
-
-    #[inline(always)]
-    fn set_hop_limit(&mut self, hop_limit: u8) {
-        self.set_ttl(hop_limit);
     }
 
     #[inline(always)]
@@ -290,11 +277,6 @@ impl<'a> IpPacketMut<'a> for Ipv4PacketMut<'a> {
     }
 
     #[inline(always)]
-    fn freeze(self) -> IpPacket<'a> {
-        IpPacket::V4(self.freeze())
-    }
-
-    #[inline(always)]
     fn into_bytes(self) -> &'a mut [u8] {
         self.into_bytes()
     }
@@ -302,11 +284,6 @@ impl<'a> IpPacketMut<'a> for Ipv4PacketMut<'a> {
 
 impl<'a> IpPacketMut<'a> for Ipv6PacketMut<'a> {
     type Header = Ipv6Header;
-
-    #[inline(always)]
-    fn new(header: Self::Header, bytes: &'a mut [u8]) -> Self {
-        Self::new(header, bytes)
-    }
 
     #[inline(always)]
     fn header(&self) -> &Ipv6Header {
@@ -319,11 +296,6 @@ impl<'a> IpPacketMut<'a> for Ipv6PacketMut<'a> {
     }
 
     #[inline(always)]
-    fn set_hop_limit(&mut self, hop_limit: u8) {
-        self.set_hop_limit(hop_limit);
-    }
-
-    #[inline(always)]
     fn decrement_hop_limit(&mut self) {
         self.decrement_hop_limit();
     }
@@ -331,11 +303,6 @@ impl<'a> IpPacketMut<'a> for Ipv6PacketMut<'a> {
     #[inline(always)]
     fn set_ecn(&mut self, ecn: Ecn) {
         self.set_ecn(ecn);
-    }
-
-    #[inline(always)]
-    fn freeze(self) -> IpPacket<'a> {
-        IpPacket::V6(self.freeze())
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use crate::route::RouteTable;
-use crate::wire::ipv4::Ipv4Packet;
+use crate::wire::IpPacket;
 
 /// A sender whose datagrams are dropped as those of an unknown peer, and the peer that it claims to be.
 ///
@@ -53,9 +53,9 @@ impl Strangers {
             return;
         }
         self.looks += 1;
-        let Ok(packet) = Ipv4Packet::parse(datagram) else { return };
-        let source = packet.header().source();
-        let Some(next_hop) = routes.lookup_v4(source).map(|hop| hop.address) else { return };
+        let Ok(packet) = IpPacket::parse(datagram) else { return };
+        let source = packet.source();
+        let Some(next_hop) = routes.lookup(source).map(|hop| hop.address) else { return };
         // NAT may choose another port for each flow. The stranger is the same.
         let is_known = |known: &Stranger| known.from.ip() == from.ip() && known.next_hop == next_hop;
         if self.known.iter().any(is_known) {
@@ -64,7 +64,7 @@ impl Strangers {
         if self.known.len() == Self::MAX {
             self.known.pop_front();
         }
-        self.known.push_back(Stranger { from, inner_source: source.into(), next_hop });
+        self.known.push_back(Stranger { from, inner_source: source, next_hop });
         self.fresh = (self.fresh + 1).min(Self::MAX);
     }
 

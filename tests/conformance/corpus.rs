@@ -2,7 +2,7 @@
 //!
 //! `LODEN_WRITE_SEEDS=1 cargo test --test conformance seeds` writes them anew.
 
-use crate::path_mtu;
+use crate::{path_mtu, seeds_v6};
 use support::corpus::{assert_committed, run_over};
 use support::host::{NOBODY, POD, POD_B, inbound, outbound};
 use support::packet::{
@@ -41,9 +41,9 @@ fn path_mtu_over_the_corpus() {
 fn the_committed_seeds_are_these() {
     let of_target = [
         ("control", control_seeds()),
-        ("header", header_seeds()),
-        ("forward", forward_seeds()),
-        ("icmp", icmp_seeds()),
+        ("header", [header_seeds(), seeds_v6::header()].concat()),
+        ("forward", [forward_seeds(), seeds_v6::forward()].concat()),
+        ("icmp", [icmp_seeds(), seeds_v6::icmp()].concat()),
         ("path_mtu", path_mtu::seeds()),
     ];
     for (target, seeds) in of_target {

@@ -180,8 +180,11 @@ fn the_generators_reach_every_verdict() {
     }
     let mut missing = Vec::new();
     let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::PathTooNarrow);
-    // These two need more than the bytes of a packet.
-    let needs_more = |reason: &&DropReason| matches!(reason, DropReason::EcnNotCapable | DropReason::BadOffload);
+    // These need more than the bytes of an IPv4 packet, or another host.
+    let needs_more = |reason: &&DropReason| {
+        use DropReason::{BadOffload, BelowIpv6Minimum, EcnNotCapable, Ipv4NotCarried, Ipv6Multicast, Jumbogram};
+        matches!(reason, BadOffload | BelowIpv6Minimum | EcnNotCapable | Ipv4NotCarried | Ipv6Multicast | Jumbogram)
+    };
     for reason in of_the_forwarder.filter(|reason| !needs_more(reason)) {
         use DropReason::{
             ForeignDestination, FragmentationNeeded, NoRoute, NotFragmented, SpoofedSource, TimeExceeded, UnknownPeer,

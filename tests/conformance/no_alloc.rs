@@ -1,17 +1,21 @@
 //! Nothing on the packet path allocates.
 
 use core::hint::black_box;
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
 use loden::forward::{Counters, Decap, DropReason, Encap, ForwarderConfig, IcmpLimiter, PathMtus, Reject, Transit};
 use loden::route::{Route, RouteChange, RoutePublisher};
 
 use support::allocations::allocations;
-use support::host::{Host, NOBODY, POD_B, config, host_a, inbound, net, outbound, routes};
+use support::host::{
+    Host, NOBODY, NOBODY_V6, POD_A_V6, POD_B, POD_C_V6, POD_V6, config, dual_identity, dual_routes, host_a, host_c,
+    inbound, mtu_of, net, net_v6, outbound,
+};
 use support::packet::{
     DF, ICMP, Ipv4, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, icmp, pattern, repair_checksum, udp,
 };
+use support::packet_v6::{HOP_BY_HOP, ICMPV6, Ipv6, ROUTING, destination_options, fragment};
 
 /// The state of a worker beside the forwarder.
 struct Worker {
@@ -25,9 +29,11 @@ struct Worker {
 
 impl Worker {
     fn new(config: ForwarderConfig) -> Self {
-        // A route to host A's own underlay network makes loops possible.
-        let mut routes = routes();
+        // Routes to the own underlay networks of hosts A and C make loops possible. One path is narrow.
+        let mut routes = dual_routes();
         routes.push(Route::new(net([10, 168, 0, 0], 24), host_a()));
+        routes.push(Route::new(net_v6([0xfd00, 0x168, 0, 0, 0, 0, 0, 0], 32), host_c()));
+        routes.push(Route::new(net_v6(NARROW, 64), host_a()).with_mtu(Some(mtu_of(600))));
         let mut paths = PathMtus::default();
         paths.lower(host_a().ip(), 1300, Duration::ZERO);
         Self {
@@ -98,6 +104,44 @@ fn answer(
     written && limiter.allow(reject, now)
 }
 
+/// An address behind host A on a path that is too narrow for IPv6.
+const NARROW: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 4, 0, 0, 0, 0, 1);
+
+/// Returns an IPv6 packet for every verdict and for every reason that one packet can cause.
+fn packets_v6() -> Vec<Ipv6> {
+    let mut packets = Vec::new();
+    for base in [Ipv6::new(POD_V6, POD_A_V6), Ipv6::new(POD_A_V6, POD_V6)] {
+        let with = |edit: fn(&mut Ipv6)| {
+            let mut packet = base.clone();
+            edit(&mut packet);
+            packet
+        };
+        packets.extend([
+            base.clone(),
+            with(|p| p.extensions = vec![destination_options(2), fragment(0, true)]),
+            with(|p| p.extensions = vec![destination_options(1); 9]),
+            with(|p| p.extensions = vec![(ROUTING, vec![0; 8])]),
+            with(|p| p.payload_len = Some(9999)),
+            with(|p| (p.payload_len, p.extensions) = (Some(0), vec![(HOP_BY_HOP, vec![0, 0, 0xc2, 4, 0, 1, 0, 0])])),
+            with(|p| p.source = Ipv6Addr::LOCALHOST),
+            with(|p| p.source = [0xfe80, 0, 0, 0, 0, 0, 0, 1].into()),
+            with(|p| p.source = POD_C_V6),
+            with(|p| p.destination = Ipv6Addr::LOCALHOST),
+            with(|p| p.destination = [0xff02, 0, 0, 0, 0, 0, 0, 2].into()),
+            with(|p| p.destination = POD_C_V6),
+            with(|p| p.destination = NOBODY_V6),
+            with(|p| (p.destination, p.protocol, p.payload) = (NOBODY_V6, ICMPV6, vec![1; 40])),
+            with(|p| p.destination = [0xfd00, 0x168, 0, 0, 0, 0, 0, 4].into()),
+            with(|p| p.destination = NARROW),
+            with(|p| (p.destination, p.payload) = (NARROW, pattern(1000))),
+            with(|p| p.hop_limit = 0),
+            with(|p| p.hop_limit = 1),
+            with(|p| p.payload = pattern(2000)),
+        ]);
+    }
+    packets
+}
+
 /// Returns a packet for every verdict and for every reason that one packet can cause.
 fn packets() -> Vec<Ipv4> {
     let mut packets = Vec::new();
@@ -147,9 +191,15 @@ fn packets() -> Vec<Ipv4> {
 #[test]
 fn no_verdict_allocates() {
     const ROUNDS: u32 = 500;
-    for config in [config(), config().with_transit(Transit::Allowed)] {
+    let dual = ForwarderConfig::new(&dual_identity());
+    for config in [config(), config().with_transit(Transit::Allowed), dual] {
+        use DropReason::{
+            BadOffload, BelowIpv6Minimum, EcnNotCapable, Ipv4NotCarried, Ipv6Multicast, Ipv6NotCarried, Jumbogram,
+        };
+        let carries_ipv6 = config.host.network_v6().is_some();
         let mut worker = Worker::new(config);
-        let originals: Vec<_> = packets().iter().map(Ipv4::bytes).collect();
+        let mut originals: Vec<_> = packets().iter().map(Ipv4::bytes).collect();
+        originals.extend(packets_v6().iter().map(Ipv6::bytes));
         let mut buffer = vec![0; 65_536];
         let calls = allocations(|| {
             for round in 0..ROUNDS {
@@ -174,9 +224,14 @@ fn no_verdict_allocates() {
         assert!([encap, decap].iter().all(|flow| flow.forwarded() > 0 && flow.answered() > 0));
         let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
         let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::PathTooNarrow);
-        // These two need more than the bytes of a packet.
-        let of_bytes =
-            of_the_forwarder.filter(|reason| !matches!(reason, DropReason::EcnNotCapable | DropReason::BadOffload));
+        // These need more than the bytes of a packet, or another host.
+        let needs_more = |reason: &DropReason| match reason {
+            EcnNotCapable | BadOffload | Ipv4NotCarried => true,
+            Ipv6NotCarried => carries_ipv6,
+            Jumbogram | Ipv6Multicast | BelowIpv6Minimum => !carries_ipv6,
+            _ => false,
+        };
+        let of_bytes = of_the_forwarder.filter(|reason| !needs_more(reason));
         let unseen: Vec<_> = of_bytes.filter(|reason| !seen(reason)).collect();
         assert!(unseen.is_empty(), "never seen: {unseen:?}");
     }

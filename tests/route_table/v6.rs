@@ -192,10 +192,56 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// V13: many neighbours at any depth, some gaps, and routes near and far that come and go. Older tables are
+    /// unchanged, and no memory is lost.
+    #[test]
+    fn v13_many_neighbours_at_any_depth_equal_the_naive_table(
+        runs in proptest::collection::vec((any::<u128>(), 0u32..=118, 1u8..=10, 1u128..400), 1..3),
+        others in proptest::collection::vec((any::<bool>(), any::<u128>(), 0u8..=128), 0..12),
+        seed in any::<usize>(),
+    ) {
+        let fixed = |base: u128, depth: u32| base & u128::MAX.checked_shl(128 - depth).unwrap_or(0);
+        let run = |(base, depth, bits, count): &(u128, u32, u8, u128)| {
+            let place = |number: u128| fixed(*base, *depth) | (number & ((1 << bits) - 1)) << (128 - depth - u32::from(*bits));
+            (0..*count).map(|number| set(net(place(number), *depth as u8 + bits), number as u8)).collect::<Vec<_>>()
+        };
+        let mut changes: Vec<_> = runs.iter().flat_map(run).collect();
+        changes.extend(others.iter().zip(0u8..).map(|((is_near, bits, len), host)| {
+            let (base, depth, ..) = runs[usize::from(host) % runs.len()];
+            set(net(if *is_near { fixed(base, depth) | bits >> depth.min(127) } else { *bits }, *len), host)
+        }));
+        // Any order, with the far routes anywhere between.
+        let count = changes.len();
+        changes.sort_by_key(|change| format!("{change:?}").bytes().fold(seed, |hash, byte| hash.rotate_left(5) ^ usize::from(byte).wrapping_mul(0x9e37_79b9)));
+        let single = changes.split_off(count.saturating_sub(20));
+        let (new, _table) = bytes_kept(RouteTable::new);
+        let (kept, table) = bytes_kept(|| {
+            let (mut naive, mut table) = (Naive::default(), RouteTable::new());
+            apply(&mut table, &mut naive, &changes);
+            let before = (table.clone(), naive.clone());
+            single.iter().for_each(|change| apply(&mut table, &mut naive, &[*change]));
+            assert_same(&table, &naive, []);
+            assert_same(&before.0, &before.1, []);
+            let deletes: Vec<_> = changes.iter().map(|change| RouteChange::Delete(change.subnet())).collect();
+            for deletes in deletes.chunks(deletes.len() / 3 + 1) {
+                apply(&mut table, &mut naive, deletes);
+                assert_same(&table, &naive, []);
+            }
+            single.iter().for_each(|change| apply(&mut table, &mut naive, &[RouteChange::Delete(change.subnet())]));
+            table
+        });
+        prop_assert!(table.is_empty());
+        prop_assert!(kept <= new + 4096, "{} bytes, and {} for a new one", kept, new);
+    }
+}
+
 /// V13: a network far from all others comes and goes, so what all routes share changes with it.
 #[test]
 fn v13_far_networks_come_and_go() {
-    let pods = (0..100_u128).map(|i| set(net(0xfd00_0096 << 96 | i << 64, 64), i as u8));
+    let pods = (0..300_u128).map(|i| set(net(0xfd00_0096 << 96 | i << 64, 64), i as u8));
     let (mut naive, mut table) = (Naive::default(), RouteTable::new());
     apply(&mut table, &mut naive, &pods.collect::<Vec<_>>());
     let far = [
@@ -222,7 +268,7 @@ fn v13_far_networks_come_and_go() {
             assert_same(&table, &naive, []);
         }
     }
-    assert_eq!(table.len(), 100);
+    assert_eq!(table.len(), 300);
 }
 
 /// Two hundred thousand prefixes of the Internet's lengths, spread at random, have a host each. Memory is bounded, a

@@ -1,15 +1,17 @@
 //! One host of an overlay, and its verdict on a packet in a form that can be compared.
 
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::HashMap;
 
 use loden::Mtu;
 use loden::forward::{Decap, DropReason, Encap, Forwarder, ForwarderConfig, Fragments, Reject, RejectReason, ReplyTo};
-use loden::ipnet::{IpNet, Ipv4Net};
+use loden::ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use loden::route::{Route, RouteTable};
 use loden::transmit::Way;
 
-use super::icmp::Message;
+use super::icmp::{Message, assert_sound_v6};
 use super::packet::{Ipv4, ones_sum};
+use super::packet_v6::is_v6;
 
 /// A local pod, and pods of two other hosts.
 pub const POD: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
@@ -17,6 +19,12 @@ pub const POD_A: Ipv4Addr = Ipv4Addr::new(100, 96, 2, 3);
 pub const POD_B: Ipv4Addr = Ipv4Addr::new(100, 96, 3, 4);
 /// An address inside the overlay network without a route.
 pub const NOBODY: Ipv4Addr = Ipv4Addr::new(100, 96, 99, 9);
+
+/// The same of IPv6: pods here, behind host A and behind host C, and nobody's.
+pub const POD_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 1, 0, 0, 0, 0, 2);
+pub const POD_A_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 2, 0, 0, 0, 0, 3);
+pub const POD_C_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 3, 0, 0, 0, 0, 4);
+pub const NOBODY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 99, 0, 0, 0, 0, 9);
 
 /// A byte that no test packet contains.
 pub const CANARY: u8 = 0xfb;
@@ -33,6 +41,42 @@ pub fn host_a() -> SocketAddr {
 /// Returns host B, which owns 100.96.3.0/24 and 100.96.2.240/28, on another port than flannel's.
 pub fn host_b() -> SocketAddr {
     ([10, 168, 0, 4], 9000).into()
+}
+
+/// Returns host C, which owns fd00:96:3::/64 and is reached over IPv6.
+pub fn host_c() -> SocketAddr {
+    (Ipv6Addr::new(0xfd00, 0x168, 0, 0, 0, 0, 0, 4), 8285).into()
+}
+
+/// Returns the own underlay address of IPv6.
+pub fn own_v6() -> SocketAddr {
+    (Ipv6Addr::new(0xfd00, 0x168, 0, 0, 0, 0, 0, 2), 8285).into()
+}
+
+pub fn net_v6(address: impl Into<Ipv6Addr>, len: u8) -> Ipv6Net {
+    Ipv6Net::new(address.into(), len).unwrap()
+}
+
+/// The host that the tests are about, with IPv6 subnets and an IPv6 underlay address beside the others.
+pub fn dual_identity() -> loden::Host {
+    let networks = [net([100, 96, 0, 0], 16).into(), net_v6([0xfd00, 0x96, 0, 0, 0, 0, 0, 0], 32).into()];
+    let subnets = [
+        net([100, 96, 1, 0], 24).into(),
+        net_v6([0xfd00, 0x96, 1, 0, 0, 0, 0, 0], 64).into(),
+        net_v6([0xfd00, 0x96, 0x11, 0, 0, 0, 0, 0], 64).into(),
+    ];
+    loden::Host::from_sets(&networks, &subnets, &[own(), own_v6()]).unwrap()
+}
+
+/// Returns the routes of [`routes`], and those of IPv6: the last sixteenth of host A's subnet is host C's.
+pub fn dual_routes() -> Vec<Route> {
+    let mut all = routes();
+    all.extend([
+        Route::new(net_v6([0xfd00, 0x96, 2, 0, 0, 0, 0, 0], 64), host_a()),
+        Route::new(net_v6([0xfd00, 0x96, 3, 0, 0, 0, 0, 0], 64), host_c()),
+        Route::new(net_v6([0xfd00, 0x96, 2, 0, 0xf000, 0, 0, 0], 68), host_c()),
+    ]);
+    all
 }
 
 pub fn net(address: impl Into<Ipv4Addr>, len: u8) -> Ipv4Net {
@@ -118,6 +162,8 @@ pub struct Host {
     pub forwarder: Forwarder,
     pub table: RouteTable,
     pub routes: Vec<Route>,
+    /// Learned path MTUs, which the model takes into account.
+    pub paths: HashMap<IpAddr, u16>,
 }
 
 impl core::fmt::Debug for Host {
@@ -140,11 +186,16 @@ impl Host {
             later.all(|later| later.subnet.trunc() != route.subnet.trunc())
         };
         let routes = routes.iter().enumerate().filter(stands).map(|(_, route)| *route).collect();
-        Self { forwarder: Forwarder::new(config).unwrap(), table, routes }
+        Self { forwarder: Forwarder::new(config).unwrap(), table, routes, paths: HashMap::new() }
     }
 
     pub fn ordinary() -> Self {
         Self::new(config(), routes())
+    }
+
+    /// Returns the host that carries both families.
+    pub fn dual() -> Self {
+        Self::new(ForwarderConfig::new(&dual_identity()), dual_routes())
     }
 
     /// Returns a host with a default route to `next_hop` beside the others.
@@ -159,9 +210,18 @@ impl Host {
     }
 
     /// Returns the longest match, by comparing every route.
-    pub fn naive_route(&self, address: Ipv4Addr) -> Option<&Route> {
+    pub fn naive_route(&self, address: impl Into<IpAddr>) -> Option<&Route> {
+        let address = address.into();
         let len = |route: &Route| route.subnet.prefix_len();
         self.routes.iter().filter(|route| holds(route.subnet, address)).max_by_key(|route| len(route))
+    }
+
+    /// Returns the longest inner packet that goes to a route's next hop.
+    pub fn mtu_to(&self, route: &Route) -> u16 {
+        let config = self.config();
+        let overlay = if route.next_hop.is_ipv6() { config.mtu_over_ipv6 } else { config.mtu };
+        let path = self.paths.get(&route.next_hop.ip()).copied().unwrap_or(u16::MAX);
+        route.mtu.unwrap_or(Mtu::MAX).min(overlay).get().min(path)
     }
 
     /// Returns the outcome of a packet from the TUN. Asserts the properties of every verdict.
@@ -218,10 +278,14 @@ pub fn table_of(routes: &[Route]) -> RouteTable {
     table
 }
 
-pub fn holds(subnet: IpNet, address: Ipv4Addr) -> bool {
-    let IpAddr::V4(network) = subnet.addr() else { return false };
-    let host_bits = 32 - u32::from(subnet.prefix_len());
-    u64::from(network.to_bits()) >> host_bits == u64::from(address.to_bits()) >> host_bits
+pub fn holds(subnet: IpNet, address: impl Into<IpAddr>) -> bool {
+    let prefix = |address: IpAddr| match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()) >> (32 - u32::from(subnet.prefix_len().min(32))), 4),
+        IpAddr::V6(address) => {
+            (address.to_bits().checked_shr(128 - u32::from(subnet.prefix_len())).unwrap_or_default(), 6)
+        }
+    };
+    prefix(subnet.addr()) == prefix(address.into())
 }
 
 fn fragments_outcome(mut fragments: Fragments<'_>) -> Outcome {
@@ -239,8 +303,10 @@ fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
     assert_eq!(offender, &packet[..offender.len()], "the offender is the packet as it arrived");
     let mut out = [CANARY; loden::wire::ICMP_ERROR_MAX];
     let message = reject.icmp_error(&mut out).map(<[u8]>::to_vec);
-    if let Some(message) = &message {
-        Message::parse(message).assert_sound(packet);
+    match &message {
+        Some(message) if is_v6(packet) => assert_sound_v6(message, packet),
+        Some(message) => Message::parse(message).assert_sound(packet),
+        None => {}
     }
     assert_eq!(reject.reply_to().is_some(), message.is_some(), "somewhere to go, exactly if there is an answer");
     Outcome::Reject { reason: reject.reason(), answer: reject.reply_to().zip(message) }
@@ -249,7 +315,8 @@ fn reject_outcome(reject: &Reject<'_>, packet: &[u8]) -> Outcome {
 /// Asserts that the bytes are unchanged, unless the packet is forwarded: then only TTL and checksum may differ, and the
 /// checksum is right. The bytes of a fragmented packet may change, but not those behind it.
 fn assert_little_changed(before: &[u8], after: &[u8], outcome: &Outcome) {
-    let total = || usize::from(u16::from_be_bytes([before[2], before[3]]));
+    let word = |at: usize| usize::from(u16::from_be_bytes([before[at], before[at + 1]]));
+    let total = || if is_v6(before) { 40 + word(4) } else { word(2) };
     let bytes = match outcome {
         Outcome::Forward { bytes, .. } => bytes,
         Outcome::Fragments { .. } => {
@@ -264,6 +331,10 @@ fn assert_little_changed(before: &[u8], after: &[u8], outcome: &Outcome) {
     let total = total();
     assert_eq!(bytes.as_slice(), &after[..total], "what goes on is the front of the buffer, total length bytes of it");
     let differing: Vec<_> = (0..before.len()).filter(|at| before[*at] != after[*at]).collect();
+    if is_v6(before) {
+        assert!(differing.iter().all(|at| *at == 7), "V4: bytes {differing:?} differ");
+        return;
+    }
     assert!(differing.iter().all(|at| [8, 10, 11].contains(at)), "bytes {differing:?} differ");
     assert_eq!(ones_sum(&after[..usize::from(after[0] & 15) * 4]), 0xffff, "the header checksum is right");
 }

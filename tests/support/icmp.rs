@@ -1,6 +1,6 @@
 //! ICMP errors as etherparse reads them.
 
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::{Icmpv4Type, NetSlice, SlicedPacket, TransportSlice};
 
@@ -55,4 +55,23 @@ impl<'a> Message<'a> {
         let header = usize::from(offender[0] & 15) * 4;
         assert!(self.quote.len() >= total.min(header + 8), "R45: at least 8 bytes of payload where there are as many");
     }
+}
+
+/// Asserts the properties of every ICMPv6 error (V18 to V20). `offender` is the packet as it arrived.
+pub fn assert_sound_v6(bytes: &[u8], offender: &[u8]) {
+    let packet = SlicedPacket::from_ip(bytes).unwrap();
+    let Some(NetSlice::Ipv6(ip)) = &packet.net else { panic!("not IPv6: {packet:?}") };
+    let Some(TransportSlice::Icmpv6(message)) = &packet.transport else { panic!("not ICMPv6: {packet:?}") };
+    let header = ip.header().to_header();
+    assert_eq!(usize::from(header.payload_length) + 40, bytes.len(), "payload length");
+    assert!(bytes.len() <= 1280, "V18: {} bytes", bytes.len());
+    let (source, destination) = (header.source, header.destination);
+    assert!(message.is_checksum_valid(source, destination), "V19: checksum");
+    assert_eq!((header.traffic_class, header.flow_label.value()), (0, 0), "V19");
+    assert_eq!(destination, offender[8..24], "V20: to the offender's source");
+    let source = Ipv6Addr::from(source);
+    assert!(!source.is_unspecified() && !source.is_multicast(), "V20: from somewhere");
+    assert!(matches!([bytes[40], bytes[41]], [1..=3, 0]), "type and code {:?}", &bytes[40..42]);
+    let total = 40 + usize::from(u16::from_be_bytes([offender[4], offender[5]]));
+    assert_eq!(&bytes[48..], &offender[..total.min(1280 - 48)], "V18: as much of the offender as fits, as it arrived");
 }

@@ -1,21 +1,22 @@
 //! A model of the forwarder from `docs/conformance.md`: slow, allocating, and with a parser of its own.
 
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use loden::forward::{
-    DropReason, ForwarderConfig, IcmpSource, PeerCheck, RejectReason, ReplyTo, SourceCheck, SourceRoutes, Transit,
-    TtlPolicy,
+    DropReason, ForwarderConfig, IcmpSource, Icmpv6Source, PeerCheck, RejectReason, ReplyTo, SourceCheck, SourceRoutes,
+    Transit, TtlPolicy,
 };
 
 use super::host::{Host, Outcome, holds};
-use super::packet::{ICMP, UDP, address_at, ones_sum, with_ttl};
+use super::packet::{ICMP, UDP, address_at, ones_sum};
+use super::packet_v6::{ICMPV6, hop_limit, is_v6, upper, with_hop_limit};
 
 /// A packet that passed sections A and B, without its trailer.
 struct Packet<'a> {
     bytes: &'a [u8],
     header: usize,
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+    source: IpAddr,
+    destination: IpAddr,
 }
 
 pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
@@ -24,10 +25,12 @@ pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
         Ok(packet) => packet,
         Err(reason) => return Outcome::Drop(reason),
     };
-    let from = match config.icmp_source {
-        IcmpSource::Fixed(address) => address,
-        IcmpSource::OffenderDestination => packet.destination,
-        other => panic!("the list knows no {other:?}"),
+    let from = match (packet.destination, config.icmp_source, config.icmpv6_source) {
+        (IpAddr::V4(_), IcmpSource::Fixed(address), _) => address.into(),
+        (IpAddr::V4(_), IcmpSource::OffenderDestination, _) => packet.destination,
+        (IpAddr::V6(_), _, Icmpv6Source::Fixed(address)) => address.into(),
+        (IpAddr::V6(_), _, Icmpv6Source::TunAddress) => tun_address_v6(config).into(),
+        (_, other, other_v6) => panic!("the list knows no {other:?} or {other_v6:?}"),
     };
     let reject = |reason| packet.reject(host, reason, Some((from, ReplyTo::Tun)));
     let Some(route) = host.naive_route(packet.destination) else { return reject(RejectReason::NetUnreachable) };
@@ -40,8 +43,14 @@ pub fn encapsulate(host: &Host, bytes: &[u8]) -> Outcome {
         (1, _) => return reject(RejectReason::TimeExceeded),
         (ttl, _) => ttl - 1,
     };
-    let mtu = route.mtu.unwrap_or(config.mtu).min(config.mtu).get();
+    let mtu = host.mtu_to(route);
     if packet.bytes.len() > usize::from(mtu) {
+        if is_v6(packet.bytes) {
+            return match packet.bytes.len() {
+                ..=1280 => Outcome::Drop(DropReason::BelowIpv6Minimum),
+                _ => reject(RejectReason::FragmentationNeeded { mtu: mtu.max(1280) }),
+            };
+        }
         if packet.bytes[6] & 0x40 != 0 {
             return reject(RejectReason::FragmentationNeeded { mtu });
         }
@@ -83,10 +92,7 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
         other => panic!("the list knows no {other:?}"),
     };
     let may_send = match config.source_check {
-        SourceCheck::Strict => {
-            by_address && peer == packet.source
-                || leads_to_peer && !holds(config.host.subnet_v4().unwrap().into(), packet.source)
-        }
+        SourceCheck::Strict => by_address && peer == packet.source || leads_to_peer && !owns(config, packet.source),
         SourceCheck::Off => config.peer_check != PeerCheck::Off || by_address || origin.is_some(),
         other => panic!("the list knows no {other:?}"),
     };
@@ -96,7 +102,7 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
     if packet.is_for_a_tunnel_socket(host) {
         return Outcome::Drop(DropReason::Loop);
     }
-    if !holds(config.host.subnet_v4().unwrap().into(), packet.destination) {
+    if !owns(config, packet.destination) {
         let hop = next_hop(packet.destination);
         let back = match (config.peer_check, origin) {
             (PeerCheck::AddressPort, _) => hop == Some(SocketAddr::new(peer, from.port())),
@@ -106,20 +112,34 @@ pub fn decapsulate(host: &Host, bytes: &[u8], from: SocketAddr) -> Outcome {
         if config.transit == Transit::Refused || back {
             return Outcome::Drop(DropReason::ForeignDestination);
         }
-        if hop.map(|hop| hop.ip()) == Some(IpAddr::V4(packet.destination)) {
+        if hop.map(|hop| hop.ip()) == Some(packet.destination) {
             return Outcome::Drop(DropReason::Loop);
         }
     }
     match (packet.ttl(), config.ttl) {
         (0, _) => Outcome::Drop(DropReason::TtlZero),
         (1, TtlPolicy::BothEnds) => {
-            let tun = config.host.subnet_v4().unwrap().network();
+            let tun = match packet.source {
+                IpAddr::V4(_) => config.host.subnet_v4().unwrap().network().into(),
+                IpAddr::V6(_) => tun_address_v6(config).into(),
+            };
             let answer = next_hop(packet.source).map(|hop| (tun, ReplyTo::Peer(hop)));
             packet.reject(host, RejectReason::TimeExceeded, answer)
         }
         (ttl, TtlPolicy::BothEnds) => Outcome::Forward { to: None, bytes: packet.with_ttl(ttl - 1) },
         (_, _) => Outcome::Forward { to: None, bytes: packet.bytes.to_vec() },
     }
+}
+
+fn owns(config: &ForwarderConfig, address: IpAddr) -> bool {
+    config.host.subnets().iter().any(|subnet| holds(*subnet, address))
+}
+
+/// Returns the address of V33: the highest that RFC 2526 does not reserve.
+fn tun_address_v6(config: &ForwarderConfig) -> Ipv6Addr {
+    let subnet = config.host.subnet_v6().unwrap();
+    assert!(subnet.prefix_len() <= 120, "the tests have large subnets");
+    Ipv6Addr::from_bits(subnet.network().to_bits() | (u128::MAX >> subnet.prefix_len()) - 128)
 }
 
 /// Returns the fragments of a packet (R51). Each unit of 8 bytes is assigned first, then the packets are built field by
@@ -180,6 +200,12 @@ impl<'a> Packet<'a> {
         }
         let (header, total) = (usize::from(bytes[0] & 15) * 4, usize::from(bytes[2]) * 256 + usize::from(bytes[3]));
         let (source, destination) = (address_at(bytes, 12), address_at(bytes, 16));
+        let carries = |ipv6| config.host.subnets().iter().any(|subnet| subnet.addr().is_ipv6() == ipv6);
+        match bytes[0] >> 4 {
+            6 if carries(true) => return Self::check_v6(bytes, config),
+            4 if !carries(false) => return Err(DropReason::Ipv4NotCarried),
+            _ => {}
+        }
         let checks = [
             (bytes[0] >> 4 == 6, DropReason::Ipv6NotCarried),
             (bytes[0] >> 4 != 4, DropReason::BadVersion),
@@ -220,12 +246,53 @@ impl<'a> Packet<'a> {
         ];
         match checks.iter().find(|(fails, _)| *fails) {
             Some((_, reason)) => Err(*reason),
-            None => Ok(Self { bytes: &bytes[..total], header, source, destination }),
+            None => Ok(Self { bytes: &bytes[..total], header, source: source.into(), destination: destination.into() }),
+        }
+    }
+
+    /// Checks V1 to V10.
+    fn check_v6(bytes: &'a [u8], config: &ForwarderConfig) -> Result<Self, DropReason> {
+        if bytes.len() < 40 {
+            return Err(DropReason::TooShort);
+        }
+        let payload = usize::from(bytes[4]) * 256 + usize::from(bytes[5]);
+        let total = 40 + payload;
+        if total > bytes.len() {
+            return Err(DropReason::Truncated);
+        }
+        if payload == 0 && bytes[6] == 0 {
+            return Err(DropReason::Jumbogram);
+        }
+        let bytes = &bytes[..total];
+        if has_type_0_routing(bytes) && config.source_routes == SourceRoutes::Dropped {
+            return Err(DropReason::SourceRoute);
+        }
+        let address = |at: usize| -> [u8; 16] { bytes[at..at + 16].try_into().unwrap() };
+        let (source, destination) = (address(8), address(24));
+        let begins = |address: [u8; 16], with: &[u8]| address.starts_with(with);
+        let nobody = |address: [u8; 16]| {
+            let mapped = [&[0; 10][..], &[0xff; 2]].concat();
+            address[..15] == [0; 15] && address[15] <= 1 || begins(address, &mapped)
+        };
+        let link_local = |address: [u8; 16]| address[0] == 0xfe && address[1] & 0xc0 == 0x80;
+        let checks = [
+            (begins(destination, &[0xff]), DropReason::Ipv6Multicast),
+            (nobody(source) || begins(source, &[0xff]), DropReason::MartianSource),
+            (link_local(source), DropReason::LinkLocal),
+            (nobody(destination), DropReason::MartianDestination),
+            (link_local(destination), DropReason::LinkLocal),
+        ];
+        match checks.iter().find(|(fails, _)| *fails) {
+            Some((_, reason)) => Err(*reason),
+            None => {
+                let (source, destination) = (Ipv6Addr::from(source).into(), Ipv6Addr::from(destination).into());
+                Ok(Self { bytes, header: 40, source, destination })
+            }
         }
     }
 
     fn ttl(&self) -> u8 {
-        self.bytes[8]
+        hop_limit(self.bytes)
     }
 
     fn payload(&self) -> &[u8] {
@@ -238,21 +305,41 @@ impl<'a> Packet<'a> {
 
     /// Returns the packet with another TTL. With the same TTL it keeps its checksum, even 0xFFFF.
     fn with_ttl(&self, ttl: u8) -> Vec<u8> {
-        if ttl == self.ttl() { self.bytes.to_vec() } else { with_ttl(self.bytes, ttl) }
+        if ttl == self.ttl() { self.bytes.to_vec() } else { with_hop_limit(self.bytes, ttl) }
     }
 
     /// Returns whether a packet is UDP to this host's socket or to a next hop's (fault 6).
     fn is_for_a_tunnel_socket(&self, host: &Host) -> bool {
-        if self.bytes[9] != UDP || self.fragment_offset() != 0 || self.payload().len() < 4 {
+        let Some(upper) = upper(self.bytes) else { return false };
+        let payload = &self.bytes[upper.at..];
+        if upper.protocol != UDP || upper.fragment.is_some_and(|(offset, _)| offset != 0) || payload.len() < 4 {
             return false;
         }
-        let port = u16::from_be_bytes([self.payload()[2], self.payload()[3]]);
-        let socket = SocketAddr::new(self.destination.into(), port);
-        host.config().host.underlay() == socket || host.routes.iter().any(|route| route.next_hop == socket)
+        let socket = SocketAddr::new(self.destination, u16::from_be_bytes([payload[2], payload[3]]));
+        host.config().host.underlays().contains(&socket) || host.routes.iter().any(|route| route.next_hop == socket)
     }
 
     /// Returns a reject, with its ICMP error if the rules permit one.
-    fn reject(&self, host: &Host, reason: RejectReason, answer: Option<(Ipv4Addr, ReplyTo)>) -> Outcome {
+    fn reject(&self, host: &Host, reason: RejectReason, answer: Option<(IpAddr, ReplyTo)>) -> Outcome {
+        let barred = if is_v6(self.bytes) { self.is_barred_v6() } else { self.is_barred(host) };
+        let answer = answer.filter(|_| !barred);
+        let write = |(from, to)| (to, self.icmp_error(reason, from, host.config().icmp_ttl));
+        Outcome::Reject { reason, answer: answer.map(write) }
+    }
+
+    /// Returns true if V16 forbids an error.
+    fn is_barred_v6(&self) -> bool {
+        match upper(self.bytes) {
+            None => true,
+            Some(upper) if upper.fragment.is_some_and(|(offset, _)| offset != 0) => false,
+            Some(upper) if upper.protocol == ICMPV6 => !matches!(self.bytes.get(upper.at), Some(128..=136 | 138..=255)),
+            Some(_) => false,
+        }
+    }
+
+    /// Returns true if R36 to R40 forbid an error.
+    fn is_barred(&self, host: &Host) -> bool {
+        let (IpAddr::V4(source), IpAddr::V4(destination)) = (self.source, self.destination) else { return true };
         let broadcast = |address: Ipv4Addr| {
             let last = |net: loden::ipnet::IpNet| net.prefix_len() < 31 && net.broadcast() == IpAddr::V4(address);
             let config = host.config();
@@ -260,16 +347,43 @@ impl<'a> Packet<'a> {
             last(config.host.network_v4().unwrap().into()) || last(config.host.subnet_v4().unwrap().into()) || routed
         };
         let known_query = matches!(self.payload().first(), Some(0 | 8 | 9 | 10 | 13 | 14 | 15 | 16 | 17 | 18));
-        let barred = self.fragment_offset() != 0
-            || broadcast(self.destination)
-            || broadcast(self.source)
-            || self.bytes[9] == ICMP && !known_query;
-        let answer = answer.filter(|_| !barred);
-        let write = |(from, to)| (to, self.icmp_error(reason, from, host.config().icmp_ttl));
-        Outcome::Reject { reason, answer: answer.map(write) }
+        self.fragment_offset() != 0
+            || broadcast(destination)
+            || broadcast(source)
+            || self.bytes[9] == ICMP && !known_query
     }
 
-    fn icmp_error(&self, reason: RejectReason, from: Ipv4Addr, ttl: u8) -> Vec<u8> {
+    fn icmp_error(&self, reason: RejectReason, from: IpAddr, ttl: u8) -> Vec<u8> {
+        match (from, self.source) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => self.icmpv4_error(reason, from, to, ttl),
+            (IpAddr::V6(from), IpAddr::V6(to)) => self.icmpv6_error(reason, from, to, ttl),
+            other => panic!("an error from and to {other:?}"),
+        }
+    }
+
+    fn icmpv6_error(&self, reason: RejectReason, from: Ipv6Addr, to: Ipv6Addr, hop_limit: u8) -> Vec<u8> {
+        let (kind, rest) = match reason {
+            RejectReason::NetUnreachable => (1, 0u32),
+            RejectReason::FragmentationNeeded { mtu } => (2, mtu.into()),
+            RejectReason::TimeExceeded => (3, 0),
+            other => panic!("the list knows no {other:?}"),
+        };
+        let mut message = [&[kind, 0, 0, 0][..], &rest.to_be_bytes()].concat();
+        message.extend(self.bytes.iter().take(1280 - 48));
+        let pseudo = [&from.octets()[..], &to.octets(), &(message.len() as u32).to_be_bytes(), &[0, 0, 0, ICMPV6]];
+        let checksum = !ones_sum(&[&pseudo.concat(), &message[..]].concat());
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        let answer = super::packet_v6::Ipv6 {
+            flow_label: 0,
+            hop_limit,
+            protocol: ICMPV6,
+            payload: message,
+            ..super::packet_v6::Ipv6::new(from, to)
+        };
+        answer.bytes()
+    }
+
+    fn icmpv4_error(&self, reason: RejectReason, from: Ipv4Addr, to: Ipv4Addr, ttl: u8) -> Vec<u8> {
         let (kind, code, mtu) = match reason {
             RejectReason::NetUnreachable => (3, 0, 0),
             RejectReason::FragmentationNeeded { mtu } => (3, 4, mtu),
@@ -287,7 +401,7 @@ impl<'a> Packet<'a> {
             ttl,
             protocol: ICMP,
             payload: message,
-            ..super::packet::Ipv4::new(from, self.source)
+            ..super::packet::Ipv4::new(from, to)
         };
         answer.bytes()
     }
@@ -305,4 +419,28 @@ pub fn option_kinds(mut options: &[u8]) -> Option<Vec<u8>> {
         };
     }
     Some(kinds)
+}
+
+/// Returns true if a routing header of type 0 is within reach (V6): among the first eight extension headers, with its type
+/// inside the packet.
+fn has_type_0_routing(packet: &[u8]) -> bool {
+    let (mut kind, mut at) = (packet[6], 40);
+    for _ in 0..8 {
+        let header = &packet[at..];
+        if kind == 43 && header.get(2) == Some(&0) {
+            return true;
+        }
+        let len = match kind {
+            44 => 8,
+            51 => 4 * (2 + header.get(1).copied().map_or(0, usize::from)),
+            0 | 43 | 60 | 135 | 139 | 140 => 8 * (1 + header.get(1).copied().map_or(0, usize::from)),
+            _ => return false,
+        };
+        let is_later = kind == 44 && header.len() >= 4 && (header[2] != 0 || header[3] >> 3 != 0);
+        if header.len() < len.max(4) || is_later {
+            return false;
+        }
+        (kind, at) = (header[0], at + len);
+    }
+    false
 }

@@ -4,7 +4,6 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use loden::Mtu;
 use loden::engine::{SendFailure, WriteFailure};
 use loden::forward::{
     DropReason, ForwarderConfig, IcmpOutcome, PathMode, RejectReason, ReplyTo, SourcePort, Stats, Transit,
@@ -313,10 +312,7 @@ impl Reference {
         let Outcome::Forward { to: Some(to), bytes } = model::encapsulate(&wide, packet) else {
             return self.encapsulate(packet);
         };
-        let mtu = usize::from(self.narrowly(|host| {
-            let route = host.naive_route(address_at(packet, 16)).unwrap();
-            route.mtu.unwrap_or(Mtu::MAX).min(host.config().mtu).get()
-        }));
+        let mtu = usize::from(self.narrowly(|host| host.mtu_to(host.naive_route(address_at(packet, 16)).unwrap())));
         let segments = (0..payload.div_ceil(size)).map(|index| segments::segment(packet, size, index, true));
         let fits = size + segments::headers_len(packet) <= mtu;
         if !fits && packet[6] & 0x40 != 0 {
@@ -334,16 +330,16 @@ impl Reference {
         }
     }
 
-    /// Calls `of` with each route's MTU lowered to the learned path MTU of its next hop.
+    /// Calls `of` with the learned path MTUs of all next hops.
     fn narrowly<T>(&mut self, of: impl FnOnce(&Host) -> T) -> T {
-        let whole = self.host.routes.clone();
-        for route in &mut self.host.routes {
+        for route in &self.host.routes {
             // A datagram has 65,507 bytes at most.
-            let path = self.paths.lookup(route.next_hop.ip(), self.now).unwrap_or(u16::MAX).min(65_507);
-            route.mtu = Some(route.mtu.unwrap_or(Mtu::MAX).min(mtu_of(path)));
+            let hop = route.next_hop.ip();
+            let path = self.paths.lookup(hop, self.now).unwrap_or(u16::MAX).min(65_507);
+            self.host.paths.insert(hop, path);
         }
         let result = of(&self.host);
-        self.host.routes = whole;
+        self.host.paths.clear();
         result
     }
 
@@ -618,11 +614,13 @@ impl Reference {
 
     /// Refuses a queued datagram. The ICMP error is the one that a route of this MTU gives.
     fn refuse(&mut self, datagram: &Waiting, mtu: u16) {
-        let anywhere =
-            Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), ([192, 0, 2, 99], 9)).with_mtu(Some(mtu_of(mtu)));
+        let hop = SocketAddr::from(([192, 0, 2, 99], 9));
+        let anywhere = Route::new("0.0.0.0/0".parse::<IpNet>().unwrap(), hop);
         let whole = core::mem::replace(&mut self.host.routes, vec![anywhere]);
+        self.host.paths.insert(hop.ip(), mtu);
         let outcome = model::encapsulate(&self.host, &datagram.original);
         self.host.routes = whole;
+        self.host.paths.clear();
         let Outcome::Reject { reason, answer } = outcome else { panic!("{outcome:?} for {datagram:?}") };
         assert_eq!(reason, RejectReason::FragmentationNeeded { mtu });
         let answered = self.answer(&datagram.original, answer);

@@ -1,4 +1,4 @@
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
 
 use proptest::collection::vec;
@@ -8,6 +8,7 @@ use super::*;
 use crate::forward::verdict::Answer;
 use crate::wire::checksum;
 use crate::wire::ipv4::Ipv4Packet;
+use crate::wire::ipv6::Ipv6Packet;
 
 const A: Ipv4Addr = Ipv4Addr::new(100, 96, 1, 2);
 const NOBODY: Ipv4Addr = Ipv4Addr::new(100, 96, 99, 9);
@@ -63,6 +64,89 @@ impl IcmpLimiter {
         let answer = Some(Answer { source: error.to.into(), ttl: 64, reply_to: error.reply_to });
         self.allow(&Reject { offender, reason: error.reason, answer }, now)
     }
+}
+
+/// A request for an error about an IPv6 packet.
+#[derive(Clone, Copy, Debug)]
+struct ErrorV6 {
+    from: Ipv6Addr,
+    to: Ipv6Addr,
+    reason: RejectReason,
+    reply_to: ReplyTo,
+}
+
+impl IcmpLimiter {
+    fn asked_v6(&mut self, error: ErrorV6, now: Duration) -> bool {
+        let mut bytes = [0; 40];
+        (bytes[0], bytes[6]) = (0x60, 59);
+        bytes[8..24].copy_from_slice(&error.from.octets());
+        bytes[24..].copy_from_slice(&error.to.octets());
+        let offender = Ipv6Packet::parse(&bytes).expect("a header").into();
+        let answer = Some(Answer { source: error.to.into(), ttl: 64, reply_to: error.reply_to });
+        self.allow(&Reject { offender, reason: error.reason, answer }, now)
+    }
+}
+
+/// Address `host` of the /64 with this number.
+fn host_of(site: u16, host: u64) -> Ipv6Addr {
+    Ipv6Addr::from_bits(u128::from(0xfd00_0096_0000_0000 | u64::from(site) << 16) << 64 | u128::from(host))
+}
+
+fn near_v6(from: Ipv6Addr) -> ErrorV6 {
+    ErrorV6 { from, to: host_of(99, 9), reason: NO_ROUTE, reply_to: ReplyTo::Tun }
+}
+
+fn far_v6(from: Ipv6Addr, by: SocketAddr) -> ErrorV6 {
+    ErrorV6 { reason: RejectReason::TimeExceeded, reply_to: ReplyTo::Peer(by), ..near_v6(from) }
+}
+
+/// Packets of our own pods: every address has its own limit, although all are in one /64.
+#[test]
+fn v21_r48_each_address_of_the_own_subnet_is_a_source() {
+    let mut limiter = IcmpLimiter::new(IcmpLimiter::PER_SOURCE, Rate { per_second: 1000, burst: 1000 });
+    for host in 1..=10 {
+        let sent = (0..1000).filter(|_| limiter.asked_v6(near_v6(host_of(1, host)), Duration::ZERO)).count();
+        assert_eq!(sent, 20, "host {host}");
+    }
+    // A pod gets its first answer while another one floods.
+    assert!(limiter.asked_v6(near_v6(host_of(1, 11)), Duration::ZERO));
+    let later = (0..1000).filter(|_| limiter.asked_v6(near_v6(host_of(1, 1)), at(500_000))).count();
+    assert_eq!(later, 5);
+}
+
+/// Packets from peers: one sender with a /64 of addresses gets no more than one address does.
+#[test]
+fn v21_r48_each_site_of_a_peer_is_a_source() {
+    let mut limiter = IcmpLimiter::new(IcmpLimiter::PER_SOURCE, Rate { per_second: 1000, burst: 1000 });
+    for site in 1..=10 {
+        let sent =
+            (0..1000).filter(|host| limiter.asked_v6(far_v6(host_of(site, *host), peer(3)), Duration::ZERO)).count();
+        assert_eq!(sent, 20, "site {site}");
+    }
+    assert!(limiter.asked_v6(far_v6(host_of(11, 1), peer(3)), Duration::ZERO));
+    // What peers use up is not missing at home.
+    assert!(limiter.asked_v6(near_v6(host_of(1, 1)), Duration::ZERO));
+}
+
+/// "Packet too big" has its own budget for each source and destination, and the totals hold for both families together.
+#[test]
+fn v21_r48_packet_too_big_has_its_own_budget_and_totals_are_shared() {
+    let too_big = |to| ErrorV6 { to, reason: TOO_LONG, ..near_v6(host_of(1, 1)) };
+    let mut limiter = IcmpLimiter::default();
+    let count = |limiter: &mut IcmpLimiter, error| (0..100).filter(|_| limiter.asked_v6(error, Duration::ZERO)).count();
+    assert_eq!(count(&mut limiter, near_v6(host_of(1, 1))), 20);
+    assert_eq!(count(&mut limiter, too_big(host_of(2, 1))), 20);
+    assert!(limiter.asked_v6(too_big(host_of(2, 2)), Duration::ZERO), "another destination");
+    let total = Rate { per_second: 1, burst: 8 };
+    let mut limiter = IcmpLimiter::new(IcmpLimiter::PER_SOURCE, total);
+    let sent: usize = (0..50)
+        .map(|number| {
+            let v4 = limiter.asked(Error::near(source(number)), Duration::ZERO);
+            let v6 = limiter.asked_v6(near_v6(host_of(1, number.into())), Duration::ZERO);
+            usize::from(v4) + usize::from(v6)
+        })
+        .sum();
+    assert!(sent <= 8, "{sent} errors with a burst of 8 in all");
 }
 
 /// Returns `count` sources of one set of the table.

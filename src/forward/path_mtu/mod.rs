@@ -220,7 +220,7 @@ impl PathMtus {
         known.map(|known| known.mtu) != Some(mtu)
     }
 
-    /// Handles a router's report that a datagram was too big (R54, RFC 1191).
+    /// Handles a router's report that a datagram was too big (R54, V29, RFC 1191, RFC 8201).
     ///
     /// It lowers the MTU of the peer under two conditions. `forwarder` may have sent the quoted datagram to a next hop
     /// in `routes`. And the datagram is longer than the reported MTU.
@@ -233,6 +233,8 @@ impl PathMtus {
     ///   entry expires.
     /// - A report without an MTU (routers older than RFC 1191) counts as the next lower plateau of RFC 1191 section
     ///   7.1.
+    /// - Over IPv6, a report of less than 1280 bytes is ignored, because every path carries 1280 bytes (RFC 8201 section
+    ///   4). No report lowers the MTU below that, and DF stays.
     ///
     /// With [`SourcePort::ByFlow`](super::SourcePort::ByFlow) any source port is accepted.
     ///
@@ -261,7 +263,8 @@ impl PathMtus {
             Ok(believed) => believed,
             Err(ignored) => return ignored,
         };
-        let known = self.lookup(peer, now).unwrap_or(forwarder.config().mtu.get());
+        let whole = forwarder.config().mtu_to(peer).get();
+        let known = self.lookup(peer, now).unwrap_or(whole);
         let mode = self.mode(peer, now);
         if mode == PathMode::Fragment {
             // Datagrams without DF are not refused, so the report is late or forged.
@@ -272,7 +275,7 @@ impl PathMtus {
             return IcmpOutcome::Fragmented { peer };
         }
         let mtu = mtu.max(least);
-        if mtu < forwarder.config().mtu.get() && self.lower(peer, mtu, now) {
+        if mtu < whole && self.lower(peer, mtu, now) {
             IcmpOutcome::Lowered { peer, mtu }
         } else {
             IcmpOutcome::NotLower

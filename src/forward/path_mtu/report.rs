@@ -42,7 +42,7 @@ pub(super) fn judge(
     let mtu = if report.mtu == 0 && peer.is_ipv4() { plateau_below(len) } else { report.mtu };
     let inner_len = |outer: u16| Overhead::of(peer).inner(outer.into());
     let is_too_small = peer.is_ipv6() && mtu < UNVERIFIED_MIN;
-    if len <= mtu || is_too_small || inner_len(len) > config.mtu.get() {
+    if len <= mtu || is_too_small || inner_len(len) > config.mtu_to(peer).get() {
         return Err(IcmpOutcome::Implausible);
     }
     let is_proven = match &inner {

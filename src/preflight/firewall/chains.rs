@@ -19,14 +19,13 @@ pub(super) const ESTABLISHED: u32 = 1 << 1;
 pub(super) const NEW: u32 = 1 << 3;
 pub(super) const UNTRACKED: u32 = 1 << 6;
 
-/// A UDP datagram that enters a chain.
+/// A packet that enters a chain.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
     pub(super) is_ipv6: bool,
     pub(super) source: PacketAddress,
     pub(super) destination: PacketAddress,
-    pub(super) source_port: u16,
-    pub(super) destination_port: u16,
+    pub(super) transport: Transport,
     /// Index and name of the input interface.
     pub(super) input: Option<(u32, String)>,
     /// Index and name of the output interface.
@@ -35,6 +34,36 @@ pub(super) struct Packet {
     pub(super) ct_state: u32,
     /// The overlay networks, in which no other host has an underlay address.
     pub(super) overlay: Vec<IpNet>,
+}
+
+/// The upper layer of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    /// An ICMPv6 message of a type, with code 0.
+    Icmpv6 {
+        kind: u8,
+    },
+    Udp {
+        source: u16,
+        destination: u16,
+    },
+}
+
+impl Transport {
+    pub(super) const fn protocol(self) -> u8 {
+        match self {
+            Self::Icmpv6 { .. } => libc::IPPROTO_ICMPV6 as u8,
+            Self::Udp { .. } => libc::IPPROTO_UDP as u8,
+        }
+    }
+
+    /// Returns the known bytes at the beginning of the header.
+    pub(super) fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::Icmpv6 { kind } => [kind, 0].into(),
+            Self::Udp { source, destination } => [source.to_be_bytes(), destination.to_be_bytes()].concat(),
+        }
+    }
 }
 
 /// An address of a packet.
@@ -200,8 +229,7 @@ mod unit {
             is_ipv6: false,
             source: PacketAddress::Peer,
             destination: PacketAddress::Known([10, 168, 0, 2].into()),
-            source_port: 8285,
-            destination_port: port,
+            transport: Transport::Udp { source: 8285, destination: port },
             input: Some((2, "eth0".into())),
             output: None,
             ct_state: NEW,

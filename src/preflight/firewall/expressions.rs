@@ -235,29 +235,26 @@ impl Packet {
             libc::NFT_META_NFPROTO => {
                 Some(known(&[if self.is_ipv6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 } as u8]))
             }
-            libc::NFT_META_L4PROTO => Some(known(&[libc::IPPROTO_UDP as u8])),
+            libc::NFT_META_L4PROTO => Some(known(&[self.transport.protocol()])),
             _ => None,
         }
     }
 
-    /// Returns the bytes at base, offset and length, if they are the protocol, an address or ports.
+    /// Returns the bytes at base, offset and length, if they are the protocol, an address, ports or an ICMPv6 type.
     fn payload(&self, [base, offset, length]: [u32; 3]) -> Option<Value> {
         /// Offsets in an IPv4 header (RFC 791) and in an IPv6 header (RFC 8200).
         const IPV4: [u32; 4] = [9, 12, 16, 20];
         const IPV6: [u32; 4] = [6, 8, 24, 40];
         let [protocol, source, destination, end] = if self.is_ipv6 { IPV6 } else { IPV4 };
         let (whole, offset) = match base.cast_signed() {
-            libc::NFT_PAYLOAD_NETWORK_HEADER if offset == protocol => (known(&[libc::IPPROTO_UDP as u8]), 0),
+            libc::NFT_PAYLOAD_NETWORK_HEADER if offset == protocol => (known(&[self.transport.protocol()]), 0),
             libc::NFT_PAYLOAD_NETWORK_HEADER if (source..destination).contains(&offset) => {
                 (self.source.value(), offset - source)
             }
             libc::NFT_PAYLOAD_NETWORK_HEADER if (destination..end).contains(&offset) => {
                 (self.destination.value(), offset - destination)
             }
-            libc::NFT_PAYLOAD_TRANSPORT_HEADER if offset < 4 => {
-                let ports = [self.source_port.to_be_bytes(), self.destination_port.to_be_bytes()].concat();
-                (Value::Known(ports), offset)
-            }
+            libc::NFT_PAYLOAD_TRANSPORT_HEADER if offset < 4 => (Value::Known(self.transport.bytes()), offset),
             _ => return None,
         };
         match whole {

@@ -13,12 +13,12 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Display, Formatter};
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::{fs, io};
 
 use ipnet::IpNet;
 
-use self::chains::{Likelihood, Outcome, Packet, PacketAddress};
+use self::chains::{Likelihood, Outcome, Packet, PacketAddress, Transport};
 use self::ruleset::{BaseChain, Ruleset};
 use super::host::{Host, Interface};
 use super::{Finding, PreflightConfig};
@@ -40,6 +40,9 @@ const LEGACY_TABLES: [(&str, &str); 2] = [
     ("ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
 ];
 
+/// The multicast address of all nodes on a link. That of a solicitation is another one, which no rule names.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
 /// The name of an nftables chain. iptables-nft keeps its chains in nftables too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -59,6 +62,15 @@ impl NftablesChain {
             return format!("`{iptables} -I INPUT -p udp --dport {port} -j ACCEPT`");
         }
         format!("`nft insert rule {} {} {} udp dport {port} accept`", self.family, self.table, self.name)
+    }
+
+    /// Returns the command that makes the chain accept the ICMPv6 messages without which there is no IPv6 (RFC 4890
+    /// section 4.4.1).
+    pub(super) fn accept_icmpv6(&self) -> String {
+        if let Some(iptables) = self.iptables("INPUT") {
+            return format!("`{iptables} -I INPUT -p ipv6-icmp -j ACCEPT`");
+        }
+        format!("`nft insert rule {} {} {} meta l4proto ipv6-icmp accept`", self.family, self.table, self.name)
     }
 
     /// Returns the commands that make the chain accept packets from and to the network.
@@ -175,6 +187,7 @@ impl<'a> Firewall<'a> {
                 network: *network,
             }));
         }
+        findings.extend(self.check_neighbours());
         for (listen, underlay) in &self.underlays {
             let of_listen = self.check_input(*listen, underlay.as_ref()).chain(self.check_pods(*listen, underlay));
             // A chain may drop the datagrams of both families.
@@ -205,8 +218,7 @@ impl<'a> Firewall<'a> {
             is_ipv6: network.addr().is_ipv6(),
             source: pod,
             destination: other,
-            source_port: 0,
-            destination_port: 0,
+            transport: Transport::Udp { source: 0, destination: 0 },
             input: self.pods.clone(),
             output: self.tun.clone(),
             ct_state: chains::NEW,
@@ -234,6 +246,38 @@ impl<'a> Firewall<'a> {
                 certain: first == Likelihood::Never && drops_later,
             })
         })
+    }
+
+    /// Reports chains that drop the neighbour solicitations (RFC 4861) of pods, or of other hosts over IPv6. They take
+    /// the place of ARP, which these chains do not see.
+    fn check_neighbours(&self) -> Vec<Finding> {
+        const SOLICITATION: u8 = 135;
+        let underlays = self.underlays.iter().filter(|(listen, _)| listen.is_ipv6());
+        // Other hosts have no addresses of the overlay, but pods do.
+        let underlays = underlays.filter_map(|(_, link)| Some((link.as_ref()?, self.config.networks.clone())));
+        let pods = self.pods.iter().filter(|_| self.config.carries(true)).map(|link| (link, Vec::new()));
+        let mut findings = Vec::new();
+        for (link, overlay) in underlays.chain(pods) {
+            let solicitation = Packet {
+                is_ipv6: true,
+                source: PacketAddress::Peer,
+                destination: PacketAddress::Known(ALL_NODES.into()),
+                transport: Transport::Icmpv6 { kind: SOLICITATION },
+                input: Some(link.clone()),
+                output: None,
+                // The kernel does not track them (`nf_conntrack_icmpv6_error`).
+                ct_state: chains::UNTRACKED,
+                overlay,
+            };
+            let is_dropped =
+                |chain: &&BaseChain| self.ruleset.evaluate(chain, &solicitation, Outcome::Accept) == Likelihood::Never;
+            let dropping = self.chains(hook::INPUT, true).filter(is_dropped);
+            findings.extend(
+                dropping
+                    .map(|chain| Finding::NeighboursDropped { chain: chain.name.clone(), interface: link.1.clone() }),
+            );
+        }
+        findings
     }
 
     /// Reports the use that masqueraded pods can make of the tunnel's port: other hosts see this host's address as the
@@ -287,8 +331,7 @@ impl<'a> Firewall<'a> {
             is_ipv6: listen.is_ipv6(),
             source: PacketAddress::Peer,
             destination: PacketAddress::Known(listen.ip()),
-            source_port: listen.port(),
-            destination_port: listen.port(),
+            transport: Transport::Udp { source: listen.port(), destination: listen.port() },
             input: underlay.cloned(),
             output: None,
             ct_state: chains::NEW,

@@ -1,7 +1,7 @@
 //! Extensions of xtables, which iptables-nft puts into rules as the expressions `match` and `target`.
 
 use super::attributes::nfta;
-use super::chains::{Packet, UNTRACKED};
+use super::chains::{Packet, Transport, UNTRACKED};
 use super::expressions::{Match, Verdict};
 use crate::sys::link::error::MalformedReply;
 use crate::sys::link::message::{attribute, attribute_string, sized};
@@ -30,11 +30,18 @@ pub(super) fn evaluate_match(data: &[u8], packet: &Packet) -> Result<Match, Malf
             _ => return Ok(Match::Maybe),
         },
         // Struct xt_udp has two ranges of ports and a byte of inversion flags.
-        "udp" => match ([0, 2, 4, 6].map(at), info.get(8)) {
-            ([Some(source), Some(source_to), Some(destination), Some(destination_to)], Some(0)) => {
-                (source..=source_to).contains(&packet.source_port)
-                    && (destination..=destination_to).contains(&packet.destination_port)
-            }
+        "udp" => match ([0, 2, 4, 6].map(at), info.get(8), packet.transport) {
+            (
+                [Some(from), Some(from_last), Some(to), Some(to_last)],
+                Some(0),
+                Transport::Udp { source, destination },
+            ) => (from..=from_last).contains(&source) && (to..=to_last).contains(&destination),
+            _ => return Ok(Match::Maybe),
+        },
+        // Struct ip6t_icmp has a type, a range of codes and a byte of inversion flags. Type 255 is any.
+        "icmp6" => match (info.first_chunk(), packet.transport) {
+            (Some([u8::MAX, _, _, 0]), Transport::Icmpv6 { .. }) => true,
+            (Some([kind, least, _, 0]), Transport::Icmpv6 { kind: own }) => *kind == own && *least == 0,
             _ => return Ok(Match::Maybe),
         },
         _ => return Ok(Match::Maybe),

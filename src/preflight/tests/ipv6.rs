@@ -274,7 +274,14 @@ fn v34_firewalls_of_ipv6_are_read() {
         nft add rule inet t forward ip daddr 100.96.0.0/16 accept";
     let chain = |family, table: &str, name: &str| NftablesChain { family, table: table.into(), name: name.into() };
     let forward = |chain, rules| vec![Finding::ForwardDropped { chain, rules, network: network_v6() }];
-    let input = |chain, certain| vec![Finding::InputDropped { chain, port: 8285, certain }];
+    let neighbours = |chain: &NftablesChain, interface: &str| Finding::NeighboursDropped {
+        chain: chain.clone(),
+        interface: interface.into(),
+    };
+    let input = move |chain: NftablesChain, certain| {
+        let (eth0, br0) = (neighbours(&chain, "eth0"), neighbours(&chain, "br0"));
+        vec![Finding::InputDropped { chain, port: 8285, certain }, eth0, br0]
+    };
     assert_all_found(|_| sh(FORWARD), dual_stack(), forward(chain("ip6", "t", "forward"), 0));
     assert_all_found(|_| sh(INET), dual_stack(), forward(chain("inet", "t", "forward"), 2));
     assert_all_found(|_| sh(INPUT), ipv6_only(), input(chain("ip6", "t", "input"), true));
@@ -294,6 +301,7 @@ fn v34_firewalls_of_ipv6_are_read() {
             let _world = World::dual_stack();
             sh(INPUT);
             sh(rules);
+            sh("nft add rule ip6 t input icmpv6 type '{ nd-neighbor-solicit, nd-neighbor-advert }' accept");
             assert_eq!(check(&ipv6_only()), [], "{rules}");
             assert_eq!(check(&dual_stack()), [], "the datagrams are of IPv4");
         });
@@ -308,7 +316,50 @@ fn v34_firewalls_of_ipv6_are_read() {
             let _world = World::dual_stack();
             sh(INPUT);
             sh(rules);
-            assert_eq!(check(&ipv6_only()), input(chain("ip6", "t", "input"), true), "{rules}");
+            let found = check(&ipv6_only());
+            let expected = input(chain("ip6", "t", "input"), true);
+            assert_eq!(found.get(..2), expected.get(..2), "{rules}");
+        });
+    }
+}
+
+/// Without neighbour discovery no packet arrives, neither from the pods nor over IPv6.
+#[test]
+fn v34_firewalls_that_drop_neighbour_discovery_are_found() {
+    if !has_ipv6() {
+        return;
+    }
+    for rules in [
+        "ip6tables -P INPUT DROP; ip6tables -A INPUT -p udp --dport 8285 -j ACCEPT",
+        "ip6tables -P INPUT DROP; ip6tables -A INPUT -p ipv6-icmp --icmpv6-type echo-request -j ACCEPT; \
+         ip6tables -A INPUT -p udp --dport 8285 -j ACCEPT",
+        "ip6tables -A INPUT -p ipv6-icmp -j DROP",
+        // It belongs to no connection.
+        "ip6tables -P INPUT DROP; ip6tables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
+         ip6tables -A INPUT -p udp --dport 8285 -j ACCEPT",
+    ] {
+        // On the bridge, and on the underlay of IPv6.
+        for (config, count) in [(dual_stack as fn() -> PreflightConfig, 1), (ipv6_only, 2)] {
+            in_namespace(move || {
+                let _world = World::dual_stack();
+                sh(rules);
+                let found = check(&config());
+                let dropped = |finding: &&Finding| matches!(finding, Finding::NeighboursDropped { .. });
+                assert_eq!(found.iter().filter(dropped).count(), count, "{rules}: {found:#?}");
+                run_commands(&found);
+                assert_eq!(check(&config()), [], "{rules}");
+            });
+        }
+    }
+    for rules in [
+        "ip6tables -P INPUT DROP; ip6tables -A INPUT -p ipv6-icmp -j ACCEPT; ip6tables -A INPUT -p udp -j ACCEPT",
+        "ip6tables -P INPUT DROP; ip6tables -A INPUT -p ipv6-icmp --icmpv6-type neighbour-solicitation -j ACCEPT; \
+         ip6tables -A INPUT -p udp -j ACCEPT",
+    ] {
+        in_namespace(move || {
+            let _world = World::dual_stack();
+            sh(rules);
+            assert_eq!((check(&dual_stack()), check(&ipv6_only())), (vec![], vec![]), "{rules}");
         });
     }
 }

@@ -3,14 +3,17 @@
 use alloc::vec::Vec;
 
 use super::arena::Arena;
-use super::bucket::{FULL_STEP, Large, Small};
+use super::bucket::{Bucket, Buckets, TO_END};
 use super::v6::{Array, Places, mask_of};
 use super::{Slots, leads_below};
 use crate::route::next_hops::HopId;
 use crate::route::rib::{Bits, Prefix, View};
 
-/// Up to this number of routes are compiled to a bucket, if it has room for their edges.
-const FEW: usize = 16;
+/// Up to this number of routes are compiled to buckets.
+const FEW: usize = 64;
+
+/// More slots than these are compiled to an array: it needs one step.
+const DENSE: usize = 40;
 
 /// The first bits of the addresses of a place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,9 +27,25 @@ impl Path {
         Self { bits: self.bits.with(slot, self.len), len: self.len + 8 }
     }
 
-    /// Returns the path with `len` more bits, which are the first ones of `bits`.
-    fn then_bits(self, bits: u64, len: u8) -> Self {
-        Self { bits: self.bits | u128::from(bits) << 64 >> self.len, len: self.len + len }
+    /// Returns the path of the next `len` bits of an address whose half in which this path ends is given.
+    fn then_half(self, half: u64, len: u8) -> Self {
+        let bits = if self.is_low() { self.bits & mask_of(64) | u128::from(half) } else { u128::from(half) << 64 };
+        Self { bits, len: self.len + len }
+    }
+
+    /// Returns true if the bits behind this path are in the second half of an address.
+    fn is_low(self) -> bool {
+        self.len >= 64
+    }
+
+    /// Returns the half of an address in which this path ends.
+    fn half(self, bits: u128) -> u64 {
+        if self.is_low() { bits as u64 } else { (bits >> 64) as u64 }
+    }
+
+    /// Returns the path to the end of the half in which this path ends.
+    fn to_end(self, half: u64) -> Self {
+        Self { len: if self.is_low() { 128 } else { 64 }, ..self.then_half(half, 0) }
     }
 
     fn contains(self, other: Self) -> bool {
@@ -87,32 +106,34 @@ impl Places {
             self.release(before.word);
             return inherited.0;
         };
-        if below.count(FEW) <= FEW
-            && let Some(intervals) = intervals(below, inherited)
-        {
-            return self.put_intervals(before, below, &intervals, scope.path);
+        let mut dense = below;
+        while let Some((_, next)) = dense.only_node() {
+            dense = next;
         }
-        if below.only_node().is_some() {
-            return self.compile_skip(before, below, inherited, scope);
+        if dense.width() <= DENSE && below.count(FEW) <= FEW {
+            return self.compile_buckets(before, below, inherited, scope);
         }
-        self.compile_array(before, below, inherited, scope)
+        self.compile_skip(before, below, inherited, scope)
     }
 
-    /// Compiles routes that share their first bytes.
+    /// Compiles routes to an array, and a bucket before it if they share their first bytes.
     fn compile_skip(&mut self, before: Before, below: View<'_, u128>, inherited: HopId, scope: Scope<'_>) -> u32 {
-        let (mut path, mut below, mut len) = (scope.path, below, 0);
-        while let Some((slot, next)) = below.only_node().filter(|_| u32::from(len) + 8 < FULL_STEP) {
+        let (mut path, mut below) = (scope.path, below);
+        while let Some((slot, next)) = below.only_node().filter(|_| path.len % 64 < 56) {
             (path, below) = (path.then(slot), next);
-            len += 8;
         }
-        let bits = (path.bits.wrapping_shl(scope.path.len.into()) >> 64) as u64;
+        let len = path.len - scope.path.len;
+        if len == 0 {
+            return self.compile_array(before, below, inherited, scope);
+        }
+        let interval = [path.bits, path.bits | !mask_of(path.len)].map(|bits| scope.path.half(bits));
         let here = self.skipped(before).filter(|skipped| before.path == scope.path && skipped.path == path);
         let (place, before) = match here {
             Some(skipped) => (before.word, skipped),
             None => (HopId::NONE.0, self.approach(before, path)),
         };
         let word = self.compile(before, Some(below), inherited, scope.narrow(path));
-        self.smalls.put(place, &Small::skip(bits, len, word, inherited.0))
+        self.buckets.put(place, &Bucket::skip(interval, len, word, inherited.0))
     }
 
     fn compile_array(&mut self, mut before: Before, below: View<'_, u128>, inherited: HopId, scope: Scope<'_>) -> u32 {
@@ -158,36 +179,113 @@ impl Places {
         self.arrays.put(place, &words)
     }
 
-    /// Puts intervals into a bucket.
-    fn put_intervals(&mut self, before: Before, below: View<'_, u128>, intervals: &[Interval], path: Path) -> u32 {
-        let mut place = HopId::NONE.0;
-        let (is_bucket, is_small) = (intervals.len() > 1, intervals.len() <= Small::MOST);
-        let is_same = if is_small { Arena::<Small, 1024>::has } else { Arena::<Large, 256>::has };
-        if before.path == path && is_bucket && is_same(before.word) {
-            place = before.word;
-            self.release_below(place);
+    /// Compiles a few routes to a tree of buckets.
+    fn compile_buckets(&mut self, before: Before, below: View<'_, u128>, inherited: HopId, scope: Scope<'_>) -> u32 {
+        let path = scope.path;
+        let mut old = Old::default();
+        if before.path == path && Buckets::has(before.word) && self.skipped(before).is_none() {
+            self.list(before.word, 0, &mut old);
         } else {
             self.release(before.word);
         }
-        let mut words = Vec::with_capacity(intervals.len());
-        for interval in intervals {
-            let word = match interval.is_deeper {
-                true => {
-                    let path = path.then_bits(interval.start, FULL_STEP as u8);
-                    let mut routes = Some(below);
-                    for slot in interval.start.to_be_bytes() {
-                        routes = routes.and_then(|routes| routes.below(slot));
-                    }
-                    self.compile(Before::NOTHING, routes, interval.hop, Scope { all: true, changed: &[], path })
+        let mut intervals = Vec::with_capacity(32);
+        for Interval { start, hop, is_deeper } in Interval::all(below, inherited, path) {
+            if !is_deeper {
+                intervals.push((start, hop.0));
+                continue;
+            }
+            let from = path.len;
+            let path = path.to_end(start);
+            let word = old.take_deeper(start);
+            let mut scope = scope.narrow(path);
+            scope.all |= !leads_below(word);
+            if scope.all || !scope.changed.is_empty() {
+                let mut routes = Some(below);
+                for depth in (from..path.len).step_by(8) {
+                    routes = routes.and_then(|routes| routes.below(path.slot_at(depth)));
                 }
-                false => interval.hop.0,
-            };
-            words.push((interval.start, word));
+                intervals.push((start, self.compile(Before { word, path }, routes, hop, scope)));
+            } else {
+                intervals.push((start, word));
+            }
         }
-        match &*words {
-            [(_, word)] => *word,
-            _ if is_small => self.smalls.put(place, &Small::new(&words, FULL_STEP)),
-            _ => self.larges.put(place, &Large::new(&words, FULL_STEP)),
+        for (_, word) in core::mem::take(&mut old.deeper) {
+            self.release(word);
+        }
+        let word = self.put_intervals(&intervals, &mut old);
+        for word in old.leaves.iter().map(|(_, word)| *word).chain(old.inner) {
+            self.buckets.release(word);
+        }
+        word
+    }
+
+    /// Puts intervals into buckets, in the places of old ones as far as possible. The edges of the old buckets stay, so
+    /// that most of them are unchanged.
+    fn put_intervals(&mut self, intervals: &[(u64, u32)], old: &mut Old) -> u32 {
+        if let [(_, word)] = intervals {
+            return *word;
+        }
+        let mut leaves = Vec::new();
+        let mut rest = intervals;
+        if old.leaves.len() > intervals.len() / 3 + 4 {
+            old.leaves.drain(..).for_each(|(_, word)| self.buckets.release(word));
+        }
+        let mut old_leaves = core::mem::take(&mut old.leaves).into_iter().peekable();
+        while !rest.is_empty() {
+            let (_, mut place) = old_leaves.next().unwrap_or((0, HopId::NONE.0));
+            let end = old_leaves.peek().map(|(start, _)| *start);
+            let count = end.map_or(rest.len(), |end| rest.partition_point(|(start, _)| *start < end));
+            let (these, others) = rest.split_at_checked(count).unwrap_or_default();
+            rest = others;
+            // Buckets that overflow are halved. New ones are filled.
+            let most = if leads_below(place) {
+                these.len().div_ceil(these.len().div_ceil(Bucket::MOST).max(1))
+            } else {
+                Bucket::MOST
+            };
+            for these in these.chunks(most.max(1)) {
+                let Some((start, _)) = these.first() else { continue };
+                leaves.push((*start, self.buckets.put(place, &Bucket::new(these, TO_END))));
+                place = HopId::NONE.0;
+            }
+            self.buckets.release(place);
+        }
+        old.leaves = old_leaves.collect();
+        let mut old_inner = core::mem::take(&mut old.inner).into_iter();
+        let mut level = leaves;
+        while level.len() > 1 {
+            let inner = level.chunks(Bucket::MOST).map(|these| {
+                let place = old_inner.next().unwrap_or(HopId::NONE.0);
+                let start = these.first().map_or(0, |(start, _)| *start);
+                (start, self.buckets.put(place, &Bucket::new(these, 0)))
+            });
+            level = inner.collect();
+        }
+        old.inner = old_inner.collect();
+        level.first().map_or(HopId::NONE.0, |(_, word)| *word)
+    }
+
+    /// Lists the buckets of a tree, and what is below them.
+    fn list(&self, word: u32, start: u64, old: &mut Old) {
+        let bucket = self.buckets.get(word);
+        let mut last = HopId::NONE.0;
+        let is_inner = bucket.advance() == 0;
+        for (at, (first, below)) in bucket.intervals().enumerate() {
+            // The last word of a bucket may be repeated.
+            if leads_below(below) && below != last {
+                let first = if at == 0 { start } else { first };
+                if is_inner {
+                    self.list(below, first, old);
+                } else {
+                    old.deeper.push((first, below));
+                }
+            }
+            last = below;
+        }
+        if is_inner {
+            old.inner.push(word);
+        } else {
+            old.leaves.push((start, word));
         }
     }
 
@@ -221,7 +319,7 @@ impl Places {
     fn open(&mut self, before: Before) -> Before {
         match self.skipped(before) {
             Some(skipped) => {
-                self.smalls.release(before.word);
+                self.buckets.release(before.word);
                 skipped
             }
             None => {
@@ -233,9 +331,9 @@ impl Places {
 
     /// Returns what is behind a bucket that skips bits.
     fn skipped(&self, before: Before) -> Option<Before> {
-        let bucket = self.smalls.place(before.word).filter(|_| Arena::<Small, 1024>::has(before.word))?;
+        let bucket = self.buckets.place(before.word).filter(|_| Buckets::has(before.word))?;
         let (bits, len, word) = bucket.skipped()?;
-        Some(Before { word, path: before.path.then_bits(bits, len) })
+        Some(Before { word, path: before.path.then_half(bits, len) })
     }
 
     /// Releases a place with all below it.
@@ -243,32 +341,23 @@ impl Places {
         if leads_below(word) {
             self.release_below(word);
             self.arrays.release(word);
-            self.smalls.release(word);
-            self.larges.release(word);
+            self.buckets.release(word);
         }
     }
 
     /// Releases all places below a place.
     fn release_below(&mut self, word: u32) {
-        let release_all = |places: &mut Self, words: &[u32]| {
-            let mut last = HopId::NONE.0;
-            for word in words {
-                // The last word of a bucket may be repeated.
-                if *word != last {
-                    places.release(*word);
-                }
-                last = *word;
-            }
-        };
         if Arena::<Array, 64>::has(word) {
-            let array = self.arrays.get(word);
-            release_all(self, &array);
-        } else if Arena::<Small, 1024>::has(word) {
-            let bucket = self.smalls.get(word);
-            release_all(self, bucket.words());
-        } else if Arena::<Large, 256>::has(word) {
-            let bucket = self.larges.get(word);
-            release_all(self, bucket.words());
+            self.arrays.get(word).into_iter().for_each(|word| self.release(word));
+        } else if Buckets::has(word) {
+            let mut last = HopId::NONE.0;
+            for (_, word) in self.buckets.get(word).intervals() {
+                // The last word of a bucket may be repeated.
+                if word != last {
+                    self.release(word);
+                }
+                last = word;
+            }
         }
     }
 }
@@ -276,37 +365,75 @@ impl Places {
 /// Addresses with one result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Interval {
-    /// The first 64 bits of the first address.
+    /// The half of the first address.
     start: u64,
-    /// The result by the routes of up to 64 bits.
+    /// The result by the routes that end in this half.
     hop: HopId,
-    /// Set if there are longer routes, all with these 64 bits.
+    /// Set if there are longer routes, all with this half.
     is_deeper: bool,
 }
 
-/// Returns the intervals of a few routes, or `None` if they are too many for a bucket.
-fn intervals(below: View<'_, u128>, inherited: HopId) -> Option<Vec<Interval>> {
-    let mut routes = Vec::with_capacity(FEW);
-    below.for_each(0, 0, &mut |prefix, hop| routes.push(((prefix.bits >> 64) as u64, prefix.len, hop)));
-    let last_of = |bits: u64, len: u8| bits | u64::MAX.checked_shr(len.into()).unwrap_or(0);
-    let mut edges = Vec::with_capacity(2 * FEW + 1);
-    edges.push(0);
-    for (bits, len, _) in &routes {
-        edges.push(*bits);
-        edges.extend(last_of(*bits, *len).checked_add(1));
-    }
-    edges.sort_unstable();
-    edges.dedup();
-    let mut intervals: Vec<Interval> = Vec::with_capacity(edges.len());
-    for start in edges {
-        let covers = |(bits, len, _): &&(u64, u8, HopId)| *bits <= start && start <= last_of(*bits, *len);
-        let covering = || routes.iter().filter(covers);
-        let shorter = covering().filter(|(_, len, _)| u32::from(*len) <= FULL_STEP);
-        let hop = shorter.max_by_key(|(_, len, _)| *len).map_or(inherited, |(.., hop)| *hop);
-        let interval = Interval { start, hop, is_deeper: covering().any(|(_, len, _)| u32::from(*len) > FULL_STEP) };
-        if intervals.last().is_none_or(|last| interval.is_deeper || last.is_deeper || last.hop != hop) {
-            intervals.push(interval);
+/// The buckets of a tree before a change.
+#[derive(Default)]
+struct Old {
+    /// The buckets with results, with their first address.
+    leaves: Vec<(u64, u32)>,
+    /// The buckets that lead to other buckets.
+    inner: Vec<u32>,
+    /// The words for longer routes, with their address.
+    deeper: Vec<(u64, u32)>,
+}
+
+impl Old {
+    /// Returns the word for longer routes at an address, which is then no longer listed.
+    fn take_deeper(&mut self, start: u64) -> u32 {
+        match self.deeper.binary_search_by_key(&start, |(start, _)| *start) {
+            Ok(at) => {
+                self.deeper.get_mut(at).map_or(HopId::NONE.0, |(_, word)| core::mem::replace(word, HopId::NONE.0))
+            }
+            Err(_) => HopId::NONE.0,
         }
     }
-    (intervals.len() <= Large::MOST).then_some(intervals)
+}
+
+impl Interval {
+    /// Returns the intervals of routes, in the order of their addresses. Neighbours have different results.
+    fn all(below: View<'_, u128>, inherited: HopId, path: Path) -> Vec<Self> {
+        let mut routes = Vec::with_capacity(32);
+        let before = if path.is_low() { 64 } else { 0 };
+        below.for_each(path.bits, path.len, &mut |Prefix { bits, len }, hop| {
+            routes.push((path.half(bits), len - before, hop));
+        });
+        routes.sort_unstable_by_key(|(start, len, _)| (*start, *len));
+        let mut intervals = Vec::with_capacity(2 * routes.len() + 1);
+        let mut add = |start, hop, is_deeper| {
+            let new = Self { start, hop, is_deeper };
+            if intervals.last().is_some_and(|last: &Self| last.start == start) {
+                intervals.pop();
+            }
+            if intervals.last().is_none_or(|last| last.is_deeper || is_deeper || last.hop != hop) {
+                intervals.push(new);
+            }
+        };
+        add(0, inherited, false);
+        // The routes that cover the current address, shortest first, with their last address.
+        let mut covering: Vec<(u64, HopId)> = Vec::new();
+        let hop_of = |covering: &[(u64, HopId)]| covering.last().map_or(inherited, |(_, hop)| *hop);
+        let leave = |covering: &mut Vec<(u64, HopId)>, before: Option<u64>, add: &mut dyn FnMut(u64, HopId, bool)| {
+            while let Some((last, _)) = covering.pop_if(|(last, _)| before.is_none_or(|before| *last < before)) {
+                if let Some(next) = last.checked_add(1) {
+                    add(next, hop_of(covering), false);
+                }
+            }
+        };
+        for (start, len, hop) in routes {
+            leave(&mut covering, Some(start), &mut add);
+            let is_deeper = u32::from(len) > TO_END;
+            let hop = if is_deeper { hop_of(&covering) } else { hop };
+            covering.push((start | u64::MAX.checked_shr(len.into()).unwrap_or(0), hop));
+            add(start, hop, is_deeper);
+        }
+        leave(&mut covering, None, &mut add);
+        intervals
+    }
 }

@@ -1,9 +1,9 @@
-//! The lookup structure of IPv6: arrays of 256 results where many routes are near each other, and buckets of intervals
-//! where a few are.
+//! The lookup structure of IPv6: arrays of 256 results where many routes are near each other, and trees of buckets where
+//! a few are.
 //!
 //! ```text
-//!  address   fd00:96 | 01 : 7a | c0:…
-//!            │         │    │    └ bucket:  the next 64 bits are compared with the edges of the routes
+//!  address   fd00:96 | 01 : 7a | …
+//!            │         │    │    └ buckets: the half of the address is compared with the edges of the routes
 //!            │         │    └───── array:   one of 256 words where more routes share what is before
 //!            │         └────────── array
 //!            └──────────────────── the bytes that all routes share are compared at once
@@ -12,17 +12,20 @@
 //! Bytes that all routes below an array share are skipped by a bucket of one interval, so a network far from others
 //! costs one comparison and not one array for each byte. An update compiles the changed places and what contains them.
 //!
-//! Prefixes of the Internet are long and sparse: most places below an array have one route, whose bucket is one cache
-//! line. Arrays alone took ten times the memory.
+//! A lookup in a large table waits for memory and for wrong predictions, so buckets are small, and their binary search
+//! has no branches. Buckets of 10 and 20 intervals took more instructions and more cache misses.
 
 use super::arena::{Arena, Place, kind_of};
-use super::bucket::{Bucket, Large, Small};
+use super::bucket::{Buckets, TO_END};
 use super::compile::{Before, Path, Scope};
 use super::leads_below;
 use crate::route::next_hops::HopId;
 use crate::route::rib::{Bits, Node, Prefix, View};
 
 pub(super) type Array = [u32; 256];
+
+/// The distance of the first byte of half an address from its end, in bits.
+const LAST_SHIFT: u32 = 56;
 
 /// The lookup results of one table version.
 #[derive(Clone)]
@@ -47,8 +50,7 @@ struct Root {
 #[derive(Clone, Default)]
 pub(super) struct Places {
     pub(super) arrays: Arena<Array, 64>,
-    pub(super) smalls: Arena<Small, 1024>,
-    pub(super) larges: Arena<Large, 256>,
+    pub(super) buckets: Buckets,
 }
 
 impl Fib {
@@ -60,24 +62,19 @@ impl Fib {
     /// Returns the next hop of the longest prefix that contains the address.
     #[inline]
     pub(in crate::route) fn longest_match(&self, address: u128) -> HopId {
-        let Root { bits, mask, depth, other, mut word } = self.root;
+        let Root { bits, mask, mut depth, other, mut word } = self.root;
         if (address ^ bits) & mask != 0 {
             return other;
         }
-        let mut rest = address.wrapping_shl(depth.into());
-        // Every place is deeper than the one before, so the loop ends.
-        while leads_below(word) {
-            word = match kind_of(word) {
-                Array::KIND => {
-                    let slot = (rest >> 120) as u8;
-                    rest <<= 8;
-                    self.places.arrays.word(word, slot)
-                }
-                Small::KIND => step(&self.places.smalls, word, &mut rest),
-                _ => step(&self.places.larges, word, &mut rest),
-            };
+        let [high, low] = [(address >> 64) as u64, address as u64];
+        if depth < 64 {
+            word = self.places.longest_match(word, high, depth);
+            if !leads_below(word) {
+                return HopId(word);
+            }
+            depth = 64;
         }
-        HopId(word)
+        HopId(self.places.longest_match_low(word, low, depth))
     }
 
     /// Compiles what the changed prefixes cover or are part of.
@@ -95,8 +92,42 @@ impl Fib {
 
     /// Returns true if few of its places are in use. The first few segments do not count.
     pub(in crate::route) fn is_sparse(&self) -> bool {
-        let Places { arrays, smalls, larges } = &self.places;
-        arrays.is_sparse() || smalls.is_sparse() || larges.is_sparse()
+        self.places.arrays.is_sparse() || self.places.buckets.is_sparse()
+    }
+}
+
+impl Places {
+    /// Returns the result for an address with this half. `depth` is the length of the path to the place of `word`. If the
+    /// half is the first one, the result may be a word for a place of the second half.
+    #[inline(always)]
+    fn longest_match(&self, mut word: u32, half: u64, depth: u8) -> u32 {
+        // Moves the byte behind the path to the end of the half.
+        let mut shift = LAST_SHIFT - u32::from(depth % 64);
+        // Every place is deeper than the one before, so the loop ends.
+        while leads_below(word) {
+            if kind_of(word) == Array::KIND {
+                word = self.arrays.word(word, (half >> (shift % 64)) as u8);
+                if shift == 0 {
+                    break;
+                }
+                shift -= 8;
+            } else {
+                let Some(bucket) = self.buckets.place(word) else { return HopId::NONE.0 };
+                word = bucket.word(half);
+                let advance = bucket.advance();
+                if advance == TO_END {
+                    break;
+                }
+                shift = shift.wrapping_sub(advance);
+            }
+        }
+        word
+    }
+
+    /// Returns the result of [`longest_match`](Self::longest_match) for the second half.
+    #[inline(never)]
+    fn longest_match_low(&self, word: u32, half: u64, depth: u8) -> u32 {
+        self.longest_match(word, half, depth)
     }
 }
 
@@ -112,21 +143,6 @@ impl Root {
         let other = rib.view().exact(Prefix { bits: 0, len: 0 }).unwrap_or(HopId::NONE);
         (Self { bits, mask: mask_of(depth), depth, other, word: other.0 }, below)
     }
-}
-
-/// Takes a step through a bucket.
-#[inline(always)]
-fn step<const STARTS: usize, const WORDS: usize, const COUNT: usize>(
-    buckets: &Arena<Bucket<STARTS, WORDS>, COUNT>,
-    word: u32,
-    rest: &mut u128,
-) -> u32 {
-    let Some(bucket) = buckets.place(word) else { return HopId::NONE.0 };
-    let word = bucket.word((*rest >> 64) as u64);
-    if leads_below(word) {
-        *rest = rest.wrapping_shl(bucket.advance());
-    }
-    word
 }
 
 /// Returns a mask of the first `len` bits.

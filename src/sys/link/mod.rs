@@ -34,11 +34,13 @@
 //! configuration. Sources: rtnetlink(7), RFC 3549, the kernel's `net/ipv4/{devinet,fib_frontend,fib_trie}.c` and
 //! `net/core/rtnetlink.c`. Tests verify the kernel's behaviour on Linux 6.18.
 
+mod config;
 pub(crate) mod error;
 mod filter;
 pub(crate) mod message;
 mod monitor;
 pub(crate) mod netlink;
+mod parts;
 pub(crate) mod requests;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -46,109 +48,23 @@ mod underlay;
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::{IpAddr, SocketAddr};
 
-use ipnet::IpNet;
 use netlink_packet_route::link::In6AddrGenMode;
 
 use super::Tun;
 use crate::host::{Host, Mtu};
 
+pub use self::config::{AddressForm, LinkConfig, LinkNetwork};
 pub use self::error::{LinkError, MalformedReply};
 use self::message::LinkState;
 pub use self::message::LinkStats;
 pub use self::monitor::{LinkEvent, LinkMonitor};
 use self::netlink::Netlink;
+use self::parts::{Device, Marks, Parts};
 use self::requests::AddOutcome;
 #[cfg(feature = "preflight")]
 pub(crate) use self::underlay::interface_holding;
 pub use self::underlay::{Underlay, interface_named, interface_of, interface_to};
-
-/// The prefix length of the TUN device's addresses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum AddressForm {
-    /// `/32`, as in flannel, and `/128`. The kernel adds no connected route.
-    #[default]
-    Host,
-    /// The prefix length of the overlay network. The kernel adds the route, with the address as preferred source.
-    Network,
-}
-
-/// The configuration of a TUN device.
-///
-/// [`LinkConfig::new`] is flannel's: the addresses and the routes of a host, and the MTU that the underlay leaves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LinkConfig {
-    /// The overlay networks, one for each family that is carried, with the address of the device in each.
-    pub networks: Vec<LinkNetwork>,
-    /// The addresses of the underlay, whose interfaces determine the MTU. The ports do not matter.
-    pub underlays: Vec<SocketAddr>,
-    /// The MTU of the device. Default `None`: the smallest MTU that the interfaces of the underlay leave
-    /// ([`interface_of`], [`Underlay::tun_mtu`]) when the device is configured. IPv6 needs 1280 bytes.
-    pub mtu: Option<Mtu>,
-    /// The prefix length of the addresses.
-    pub form: AddressForm,
-}
-
-/// An overlay network, and the address of the device in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LinkNetwork {
-    /// The device's own address ([`Host::tun_addresses`]), for example `100.96.1.0`.
-    pub address: IpAddr,
-    /// The whole network, for example `100.96.0.0/16`. Host bits are ignored.
-    pub network: IpNet,
-}
-
-impl LinkConfig {
-    /// Creates the configuration of a host's device.
-    #[must_use]
-    pub fn new(host: &Host) -> Self {
-        let address_in = |network: IpNet| {
-            let address = host.tun_addresses().find(|address| address.is_ipv4() == network.addr().is_ipv4());
-            address.map(|address| LinkNetwork { address, network })
-        };
-        let networks = host.networks().iter().copied().filter_map(address_in).collect();
-        Self { networks, underlays: host.underlays().into(), mtu: None, form: AddressForm::Host }
-    }
-
-    /// Sets the MTU of the device.
-    #[must_use]
-    pub fn with_mtu(self, mtu: Mtu) -> Self {
-        Self { mtu: Some(mtu), ..self }
-    }
-
-    /// Sets the prefix length of the addresses.
-    #[must_use]
-    pub fn with_form(self, form: AddressForm) -> Self {
-        Self { form, ..self }
-    }
-
-    /// Sets the device's address in the network of its family, in place of the one that [`LinkConfig::new`] chose.
-    #[must_use]
-    pub fn with_address(mut self, address: IpAddr) -> Self {
-        for own in &mut self.networks {
-            if own.address.is_ipv4() == address.is_ipv4() {
-                own.address = address;
-            }
-        }
-        self
-    }
-
-    fn has_ipv6(&self) -> bool {
-        self.networks.iter().any(|own| own.address.is_ipv6())
-    }
-
-    /// Returns the MTU that the interfaces of the underlay leave.
-    fn underlay_mtu(&self) -> Result<Mtu, LinkError> {
-        let mut least = Mtu::MAX;
-        for underlay in &self.underlays {
-            least = least.min(underlay::interface_holding(*underlay)?.tun_mtu()?);
-        }
-        Ok(least)
-    }
-}
 
 /// The result of [`Link::restore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,26 +90,6 @@ pub struct Link {
     config: LinkConfig,
     mtu: Mtu,
     parts: Vec<Parts>,
-}
-
-/// The parts of the configuration in the kernel that belong to one overlay network.
-#[derive(Clone, Copy, Debug)]
-struct Parts {
-    own: LinkNetwork,
-    prefix_len: u8,
-    /// The parts that existed before. Restoring them does not make them ours.
-    existing: Marks,
-    /// The parts that were added.
-    added: Marks,
-}
-
-/// A mark for each part.
-#[derive(Clone, Copy, Debug, Default)]
-struct Marks {
-    address: bool,
-    /// The route that keeps the address from being a broadcast address.
-    local: bool,
-    route: bool,
 }
 
 impl Link {
@@ -398,63 +294,4 @@ fn check_ipv6_mtu(config: &LinkConfig, interface: &str, mtu: u32) -> Result<(), 
         return Err(LinkError::MtuBelowIpv6 { interface: interface.into(), mtu });
     }
     Ok(())
-}
-
-/// A device to be changed.
-struct Device<'a> {
-    kernel: &'a mut Netlink,
-    interface: &'a str,
-    index: u32,
-}
-
-impl Parts {
-    fn new(own: LinkNetwork, form: AddressForm) -> Self {
-        let prefix_len = match (form, own.network) {
-            (AddressForm::Host, IpNet::V4(_)) => 32,
-            (AddressForm::Host, IpNet::V6(_)) => 128,
-            (AddressForm::Network, network) => network.prefix_len(),
-        };
-        Self { own, prefix_len, existing: Marks::default(), added: Marks::default() }
-    }
-
-    /// Adds the address if it is missing. Returns true if it was added.
-    fn add_address(&mut self, device: &mut Device<'_>) -> Result<bool, LinkError> {
-        let Device { kernel, interface, index } = device;
-        let added = requests::add_address(kernel, *index, interface, self.own.address, self.prefix_len)?;
-        self.added.address |= added && !self.existing.address;
-        Ok(added)
-    }
-
-    /// Adds the local route if it is missing. Returns true if it was added. IPv6 has no broadcast addresses.
-    fn add_local_route(&mut self, device: &mut Device<'_>) -> Result<bool, LinkError> {
-        let Device { kernel, interface, index } = device;
-        let IpAddr::V4(address) = self.own.address else { return Ok(false) };
-        let added = requests::add_local_route(kernel, *index, interface, address)?;
-        self.added.local |= added;
-        Ok(added)
-    }
-
-    fn add_route(&mut self, device: &mut Device<'_>) -> Result<AddOutcome, LinkError> {
-        let Device { kernel, interface, index } = device;
-        let outcome = requests::add_route(kernel, *index, interface, self.own.network)?;
-        self.added.route |= matches!(outcome, AddOutcome::Added) && !self.existing.route;
-        Ok(outcome)
-    }
-
-    fn remove_added(&mut self, device: &mut Device<'_>) -> Result<(), LinkError> {
-        let Device { kernel, interface, index } = device;
-        let Marks { address, local, route } = core::mem::take(&mut self.added);
-        let without_route =
-            if route { requests::remove_route(kernel, *index, interface, self.own.network) } else { Ok(()) };
-        let without_local = match self.own.address {
-            IpAddr::V4(address) if local => requests::remove_local_route(kernel, *index, interface, address),
-            IpAddr::V4(_) | IpAddr::V6(_) => Ok(()),
-        };
-        let without_address = if address {
-            requests::remove_address(kernel, *index, interface, self.own.address, self.prefix_len)
-        } else {
-            Ok(())
-        };
-        without_route.and(without_local).and(without_address)
-    }
 }

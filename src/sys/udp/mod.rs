@@ -63,7 +63,8 @@ pub struct UdpConfig {
     pub path_reports: PathReports,
 }
 
-/// The verification of ICMP errors "fragmentation needed", before they lower a path MTU.
+/// The verification of ICMP errors "fragmentation needed", and of ICMPv6 errors "packet too big", before they lower a path
+/// MTU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathReports {
@@ -147,6 +148,8 @@ impl Default for UdpOffload {
 }
 
 /// A UDP socket for the packets to and from all peers.
+///
+/// It is for one IP family, the family of its address. A host that reaches peers over both has two.
 ///
 /// It never blocks: wait for its file descriptor ([`AsFd`]) to become ready. The outer packets carry DF and a
 /// checksum, and this host never fragments them. A packet that does not fit is [`SendErrorKind::TooLong`]. The

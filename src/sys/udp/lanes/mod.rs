@@ -23,6 +23,10 @@
 //! port gets EADDRINUSE, as it does without lanes. Tested with eight lanes and 200 senders, one and three receivers,
 //! and with a receiver that was closed.
 //!
+//! The lane of an IPv6 socket has its address. Several IPv6 sockets that receive on one port are a group, from which the
+//! kernel chooses by a hash. A lane joins it at the bind and leaves it at once. A datagram that arrives between the two
+//! may be lost.
+//!
 //! A classic BPF program that gives every datagram to the first socket of the group does the same. But the sockets of
 //! a group keep `SO_REUSEPORT`, so that another program of the same user can join it and replace the program, and
 //! with several receivers the program has to follow the kernel's numbers of the sockets.

@@ -47,6 +47,9 @@ fn strange(option: &Reset) -> Vec<u8> {
 fn fault_62_every_option_of_a_socket_that_is_taken_over_is_reset() {
     on_loopback(|| {
         for ip in [core::net::IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            if ip.is_ipv6() && !testbed::has_ipv6() {
+                continue;
+            }
             let new = bound(ip);
             let mut unknown = Vec::new();
             for option in resets(new.local_addr().unwrap()) {
