@@ -245,8 +245,50 @@ pub(super) fn version_of(flow: FlowKey) -> Version {
 /// Returns a digest of the two addresses, in which the source and the destination do not cancel each other out.
 #[inline(always)]
 fn digest([s0, s1, d0, d1]: [u64; 4]) -> u64 {
+    mix(mix(mix(s0, s1), d0), d1)
+}
+
+#[inline(always)]
+fn mix(sum: u64, word: u64) -> u64 {
     /// 2^64 divided by the golden ratio.
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |sum: u64, word: u64| (sum ^ word).wrapping_mul(ODD).rotate_left(32);
-    mix(mix(mix(s0, s1), d0), d1)
+    (sum ^ word).wrapping_mul(ODD).rotate_left(32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offload::{Coalesced, Coalescer};
+    use alloc::vec::Vec;
+    use etherparse::PacketBuilder;
+
+    fn datagram([s0, s1, d0, d1]: [u64; 4]) -> Vec<u8> {
+        let address = |high: u64, low: u64| (u128::from(high) << 64 | u128::from(low)).to_be_bytes();
+        let mut packet = Vec::new();
+        let builder = PacketBuilder::ipv6(address(s0, s1), address(d0, d1), 64).udp(4000, 53);
+        builder.write(&mut packet, &[7; 100]).unwrap();
+        packet
+    }
+
+    /// V27. The third word makes up for the second.
+    #[test]
+    fn v27_addresses_with_the_same_digest_are_not_joined() {
+        let [s0, s1, d0, d1] = [0xfd00_0096_0001_0000, 2, 0xfd00_0096_0002_0000, 3];
+        for other in [1, 0x8000_0000_0000_0002, 0x1234_5678_9abc_def0] {
+            let difference = mix(s0, s1) ^ mix(s0, other);
+            let flows = [[s0, s1, d0, d1], [s0, other, d0 ^ difference, d1]];
+            assert_eq!(digest(flows[0]), digest(flows[1]));
+            let packets = [0, 0, 1, 1, 0].map(|flow: usize| datagram(flows[flow]));
+            let (mut coalescer, mut writes) = (Coalescer::new(Coalesce::ALL), Vec::new());
+            let mut deliver =
+                |coalesced: Coalesced<'_>| writes.push((coalesced.packet[8..40].to_vec(), coalesced.packets));
+            for packet in &packets {
+                coalescer.push(packet, &mut deliver);
+            }
+            coalescer.flush(&mut deliver);
+            let expected =
+                [(0, 2), (2, 2), (4, 1)].map(|(first, count): (usize, _)| (packets[first][8..40].to_vec(), count));
+            assert_eq!(writes, expected);
+        }
+    }
 }

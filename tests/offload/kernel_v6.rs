@@ -8,7 +8,7 @@ use super::kernel::on_an_ipv6_router;
 use super::v6::{tcp_stream, udp_stream};
 use bodies::offload::model::{self, ACK, CWR, FIN, PSH, Tcp, complete, partial, timestamp};
 use support::packet::{TCP, pattern, udp};
-use support::packet_v6::{HOP_BY_HOP, ICMPV6, Ipv6, destination_options, icmpv6, segment_routing};
+use support::packet_v6::{Extensions, HOP_BY_HOP, ICMPV6, Ipv6, destination_options, icmpv6, segment_routing};
 
 const FROM: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 1, 0, 0, 0, 0, 2);
 const TO: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 2, 0, 0, 0, 0, 3);
@@ -21,7 +21,7 @@ fn packet() -> Ipv6 {
 }
 
 /// Extension headers that the kernel segments, and the destination that the transport checksum covers.
-fn extensions() -> [(Vec<(u8, Vec<u8>)>, Ipv6Addr); 3] {
+fn extensions() -> [(Extensions, Ipv6Addr); 3] {
     let hop_by_hop = (HOP_BY_HOP, destination_options(1).1);
     [
         (vec![], TO),

@@ -10,6 +10,9 @@ pub const FRAGMENT: u8 = 44;
 pub const ICMPV6: u8 = 58;
 pub const DESTINATION_OPTIONS: u8 = 60;
 
+/// Types and contents of extension headers.
+pub type Extensions = Vec<(u8, Vec<u8>)>;
+
 /// The fields of a packet. Its length is right unless it is set.
 #[derive(Clone, Debug)]
 pub struct Ipv6 {
@@ -19,8 +22,8 @@ pub struct Ipv6 {
     pub hop_limit: u8,
     pub source: Ipv6Addr,
     pub destination: Ipv6Addr,
-    /// Types and contents of extension headers. The next header field of each is its first byte, and is set.
-    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// The next header field of each is its first byte, and is set.
+    pub extensions: Extensions,
     pub protocol: u8,
     pub payload: Vec<u8>,
     /// Bytes behind the packet's length.
