@@ -168,14 +168,20 @@ impl Endpoint {
         (self.limiter, self.paths) = (Box::new(IcmpLimiter::default()), PathMtus::default());
     }
 
-    /// Sets the length in bytes of the longest inner packet that the underlay carries. Unless the limit becomes lower,
-    /// learned path MTUs are forgotten, because the narrow link may have been this host's interface.
+    /// Sets the length in bytes of the longest inner packet that the underlay carries to any peer. Unless the limit becomes
+    /// lower, learned path MTUs are forgotten, because the narrow link may have been this host's interface.
     pub fn set_mtu(&mut self, mtu: Mtu) {
         let before = self.forwarder.config().mtu;
         self.forwarder.set_mtu(mtu);
         if mtu >= before {
             self.paths.forget();
         }
+    }
+
+    /// Sets the length in bytes of the longest inner packet that the underlay carries to IPv6 peers. Call it after
+    /// [`set_mtu`](Self::set_mtu), which sets the limit for all.
+    pub fn set_mtu_over_ipv6(&mut self, mtu: Mtu) {
+        self.forwarder.set_mtu_over_ipv6(mtu);
     }
 
     /// Decides on a packet from the TUN. `header` describes the offloads that the kernel requests

@@ -155,6 +155,11 @@ impl Engine {
         self.endpoint.set_mtu(mtu);
     }
 
+    /// Sets the path MTU of the underlay to IPv6 peers: see [`Endpoint::set_mtu_over_ipv6`].
+    pub fn set_mtu_over_ipv6(&mut self, mtu: Mtu) {
+        self.endpoint.set_mtu_over_ipv6(mtu);
+    }
+
     /// Returns the time of the next flush, if packets are queued.
     #[must_use]
     pub fn wake_at(&self) -> Option<Duration> {
