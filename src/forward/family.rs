@@ -22,6 +22,9 @@ pub(super) trait Family: Copy + Debug + Eq + Into<IpAddr> {
 
     fn bits(self) -> Self::Bits;
 
+    /// Returns true if it is this address. An [`IpAddr`] is only made where one is needed, because it costs shifts.
+    fn is(self, other: IpAddr) -> bool;
+
     fn own(forwarder: &Forwarder) -> &Own<Self>;
 
     fn lookup(self, routes: &RouteTable) -> Option<&NextHop>;
@@ -134,6 +137,11 @@ impl Family for Ipv4Addr {
     }
 
     #[inline(always)]
+    fn is(self, other: IpAddr) -> bool {
+        matches!(other, IpAddr::V4(other) if other == self)
+    }
+
+    #[inline(always)]
     fn own(forwarder: &Forwarder) -> &Own<Self> {
         &forwarder.ipv4
     }
@@ -155,6 +163,11 @@ impl Family for Ipv6Addr {
     #[inline(always)]
     fn bits(self) -> u128 {
         self.to_bits()
+    }
+
+    #[inline(always)]
+    fn is(self, other: IpAddr) -> bool {
+        matches!(other, IpAddr::V6(other) if other == self)
     }
 
     #[inline(always)]

@@ -167,7 +167,7 @@ impl Forwarder {
         let Some(hop) = destination.lookup(routes) else {
             return self.encapsulate_rejected(packet.into_bytes(), RejectReason::NetUnreachable, routes);
         };
-        if hop.address.ip() == destination.into() || self.is_tunnelled_already(&packet, routes) {
+        if destination.is(hop.address.ip()) || self.is_tunnelled_already(&packet, routes) {
             return Encap::Drop(DropReason::Loop);
         }
         match (hop_limit, self.config.ttl) {
@@ -277,7 +277,8 @@ impl Forwarder {
     ///
     /// `meta` may be its sender alone. The first failing check gives the reason: peer, header, addresses, inner source, inner
     /// destination, TTL, congestion.
-    #[inline]
+    // As a call it costs a tenth more.
+    #[inline(always)]
     pub fn decapsulate<'p>(
         &self,
         datagram: &'p mut [u8],
@@ -332,7 +333,7 @@ impl Forwarder {
         // R65. Our own subnet is nobody's to send from, even if a wider route leads to the peer.
         let routed =
             source.lookup(routes).is_some_and(|hop| hop.address.ip() == peer) && !Family::own(self).is_first(source);
-        if !routed && peer != source.into() {
+        if !routed && !source.is(peer) {
             return Decap::Drop(DropReason::SpoofedSource);
         }
         if let Err(reason) = self.check_destination(
@@ -468,7 +469,7 @@ impl Forwarder {
         match (self.config.source_check, self.config.peer_check) {
             (SourceCheck::Strict, _) => {
                 let routed = hop.is_some_and(|hop| self.is_sender(hop, sender)) && !self.owns(source);
-                routed || sender.ip() == source.into() && routes.has_peer(sender.ip())
+                routed || source.is(sender.ip()) && routes.has_peer(sender.ip())
             }
             (SourceCheck::Off, PeerCheck::Off) => hop.is_some() || routes.has_peer(sender.ip()),
             (SourceCheck::Off, PeerCheck::Address | PeerCheck::AddressPort) => true,
@@ -515,7 +516,7 @@ impl Forwarder {
         }
         match destination.lookup(routes) {
             Some(hop) if is_back(hop) => Err(DropReason::ForeignDestination),
-            Some(hop) if hop.address.ip() == destination.into() => Err(DropReason::Loop),
+            Some(hop) if destination.is(hop.address.ip()) => Err(DropReason::Loop),
             _ => Ok(()),
         }
     }
@@ -535,7 +536,7 @@ impl Forwarder {
         let udp = packet.as_bytes().get(at..).unwrap_or_default();
         let Some(&[high, low]) = udp.get(DESTINATION_PORT) else { return false };
         let (address, port) = (header.destination(), u16::from_be_bytes([high, low]));
-        Family::own(self).is_socket(address, port) || routes.has_next_hop(SocketAddr::new(address.into(), port))
+        Family::own(self).is_socket(address, port) || routes.may_have_port(port) && is_next_hop(address, port, routes)
     }
 
     /// An IPv4 address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.
@@ -594,6 +595,12 @@ impl Forwarder {
             }
         }
     }
+}
+
+/// Returns true if a route leads to this address and port. Few inner packets have the port of a next hop.
+#[cold]
+fn is_next_hop(address: impl Family, port: u16, routes: &RouteTable) -> bool {
+    routes.has_next_hop(SocketAddr::new(address.into(), port))
 }
 
 /// Returns the reason to reject a packet of which `len` bytes do not fit into an MTU; `None` if it may be fragmented.

@@ -73,16 +73,19 @@ impl NextHops {
     }
 
     /// Returns true if a route leads to this address and port, and to this scope if the address is link-local.
-    #[inline(always)]
+    #[inline]
     pub(super) fn has_next_hop(&self, address: SocketAddr) -> bool {
-        self.ports & port_bit(address.port()) != 0 && self.finds(address)
-    }
-
-    /// Few inner packets have the port of a next hop.
-    #[cold]
-    fn finds(&self, address: SocketAddr) -> bool {
+        if !self.may_have_port(address.port()) {
+            return false;
+        }
         let address = canonical(address);
         self.first_from(address).is_some_and(|hop| hop.address == address)
+    }
+
+    /// Returns false if no next hop has this port. It may return true by mistake.
+    #[inline(always)]
+    pub(super) fn may_have_port(&self, port: u16) -> bool {
+        self.ports & port_bit(port) != 0
     }
 
     /// Returns the first next hop at or after this address, in address order and from its shard alone.

@@ -145,9 +145,15 @@ impl RouteTable {
 
     /// Returns true if a route leads to this underlay address and port.
     #[must_use]
-    #[inline(always)]
+    #[inline]
     pub fn has_next_hop(&self, address: SocketAddr) -> bool {
         self.parts.hops.has_next_hop(address)
+    }
+
+    /// Returns false if no next hop has this port. It may return true by mistake.
+    #[inline(always)]
+    pub(crate) fn may_have_port(&self, port: u16) -> bool {
+        self.parts.hops.may_have_port(port)
     }
 
     /// Returns the number of routes.

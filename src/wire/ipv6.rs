@@ -25,8 +25,8 @@ const HOP_BY_HOP: u8 = 0;
 pub struct Ipv6Header {
     /// Version, traffic class, flow label, payload length, next header and hop limit.
     fixed: u64,
-    source: u128,
-    destination: u128,
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
     chain: Chain,
 }
 
@@ -35,12 +35,14 @@ impl Ipv6Header {
     #[inline(always)]
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
         let have = bytes.len();
-        let Some(&[fixed, source, source_low, destination, destination_low]) = bytes.as_chunks().0.first_chunk() else {
+        let Some((fixed, addresses)) = bytes.split_first_chunk() else {
             return Err(HeaderError::TooShort { have, need: HEADER_LEN });
         };
-        let [fixed, source, source_low, destination, destination_low] =
-            [fixed, source, source_low, destination, destination_low].map(u64::from_be_bytes);
-        let (source, destination) = (address(source, source_low), address(destination, destination_low));
+        let Some(&[source, destination]) = addresses.as_chunks::<16>().0.first_chunk() else {
+            return Err(HeaderError::TooShort { have, need: HEADER_LEN });
+        };
+        let (fixed, source, destination) =
+            (u64::from_be_bytes(*fixed), Ipv6Addr::from(source), Ipv6Addr::from(destination));
         let next = (fixed >> 8) as u8;
         let header = Self { fixed, source, destination, chain: Chain::plain(next) };
         let version = (fixed >> 60) as u8;
@@ -111,14 +113,14 @@ impl Ipv6Header {
     #[must_use]
     #[inline]
     pub fn source(&self) -> Ipv6Addr {
-        Ipv6Addr::from_bits(self.source)
+        self.source
     }
 
     /// Returns the destination address.
     #[must_use]
     #[inline]
     pub fn destination(&self) -> Ipv6Addr {
-        Ipv6Addr::from_bits(self.destination)
+        self.destination
     }
 
     /// Returns the upper layer after the extension headers. `None` if one of them does not fit into the packet, or if
@@ -281,9 +283,4 @@ impl<'a> Ipv6PacketMut<'a> {
     pub fn into_bytes(self) -> &'a mut [u8] {
         self.bytes
     }
-}
-
-#[inline(always)]
-fn address(high: u64, low: u64) -> u128 {
-    u128::from(high) << 64 | u128::from(low)
 }

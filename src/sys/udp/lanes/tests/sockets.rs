@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::sys::udp::lanes::socket::COPIED;
+use core::iter;
+use core::net::SocketAddrV6;
 use std::io;
 
 fn on_loopback(test: impl FnOnce() + Send) {
@@ -73,6 +75,34 @@ fn v29_a_lane_receives_nothing_and_lets_no_other_program_bind() {
                 assert_eq!(receiver.recv_from(&mut [0; 8]).unwrap(), (3, to));
             });
         }
+    }
+}
+
+/// The socket of a link-local address is bound to an interface.
+#[test]
+fn v29_a_lane_of_a_link_local_address_receives_nothing() {
+    if !has_lanes() || testbed::kernel_version() < (5, 1) {
+        return;
+    }
+    for queues in [1, 3] {
+        let namespace = testbed::Namespace::new().expect("these tests make network namespaces, and need root");
+        namespace.add_ipv6_address("lo", "fe80::1/64".parse().unwrap()).unwrap();
+        namespace.enter(|| {
+            let own = |port| SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), port, 0, 1);
+            let queues = NonZeroUsize::new(queues).unwrap();
+            let transports = UdpTransport::bind_queues(own(0).into(), &UdpConfig::default(), queues).unwrap();
+            let lanes: Vec<_> = (0..8).map(|_| make_lane(&transports[0].socket, &Calls::default()).unwrap()).collect();
+            let to = own(transports[0].local_addr().port());
+            for _ in 0..100 {
+                assert_eq!(UdpSocket::bind(own(0)).unwrap().send_to(b"abc", to).unwrap(), 3);
+            }
+            let mut buffer = [0; 64];
+            let received = transports.iter().map(|queue| iter::from_fn(|| queue.recv(&mut buffer).ok()).count());
+            assert_eq!(received.sum::<usize>(), 100);
+            let receiver = UdpSocket::bind(own(0)).unwrap();
+            lanes[7].send_to(b"abc", receiver.local_addr().unwrap()).unwrap();
+            assert_eq!(receiver.recv_from(&mut [0; 8]).unwrap(), (3, to.into()));
+        });
     }
 }
 
