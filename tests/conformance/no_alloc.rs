@@ -225,11 +225,10 @@ fn no_verdict_allocates() {
         let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
         let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::PathTooNarrow);
         // These need more than the bytes of a packet, or another host.
-        let needs_more = |reason: &DropReason| match reason {
-            EcnNotCapable | BadOffload | Ipv4NotCarried => true,
-            Ipv6NotCarried => carries_ipv6,
-            Jumbogram | Ipv6Multicast | BelowIpv6Minimum => !carries_ipv6,
-            _ => false,
+        let needs_more = |reason: &DropReason| {
+            matches!(reason, EcnNotCapable | BadOffload | Ipv4NotCarried)
+                || carries_ipv6 && matches!(reason, Ipv6NotCarried)
+                || !carries_ipv6 && matches!(reason, Jumbogram | Ipv6Multicast | BelowIpv6Minimum)
         };
         let of_bytes = of_the_forwarder.filter(|reason| !needs_more(reason));
         let unseen: Vec<_> = of_bytes.filter(|reason| !seen(reason)).collect();

@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Ipv6RecvErr;
+use serde_json::Value;
 use testbed::probe::{
     Amount, EchoV6, Ping, PingOutcome, PingV6, UdpEcho, ping, ping_v6, tcp_send, tcp_sink, udp_exchange,
 };
@@ -120,6 +121,23 @@ fn each_family_crosses_each_underlay() {
                 assert!(forwarded > Some(100), "{inner:?} over {outer:?}: {event}");
             }
             assert_eq!(dropped(&event, "decap", "unknown_peer"), 0, "{event}");
+        }
+    }
+}
+
+/// V26, V27. A stream comes out of one TUN and goes into the other as GSO packets, which no kernel refuses.
+#[test]
+fn v26_v27_a_stream_over_ipv6_passes_as_gso_packets() {
+    for outer in [V4, V6] {
+        let mut tunnels = dual_stack(V6, outer);
+        tunnels.tcp_to_b((TwoHosts::POD_B_V6, 5001).into());
+        let (a, b) = (tunnels.a.stop(), tunnels.b.stop());
+        let count = |event: &Value, name: &str| event["anomalies"][name].as_u64().expect(name);
+        assert!(count(&a, "segments_made") > 1000, "{outer:?}: {a}");
+        assert!(count(&b, "coalesced") > 1000, "{outer:?}: {b}");
+        for event in [&a, &b] {
+            assert_eq!(dropped(event, "encap", "bad_offload"), 0, "{outer:?}: {event}");
+            assert_eq!(count(event, "gso_fallbacks") + count(event, "tun_fallbacks"), 0, "{outer:?}: {event}");
         }
     }
 }

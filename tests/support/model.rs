@@ -139,7 +139,7 @@ fn owns(config: &ForwarderConfig, address: IpAddr) -> bool {
 fn tun_address_v6(config: &ForwarderConfig) -> Ipv6Addr {
     let subnet = config.host.subnet_v6().unwrap();
     assert!(subnet.prefix_len() <= 120, "the tests have large subnets");
-    Ipv6Addr::from_bits(subnet.network().to_bits() | (u128::MAX >> subnet.prefix_len()) - 128)
+    Ipv6Addr::from_bits(subnet.network().to_bits() | ((u128::MAX >> subnet.prefix_len()) - 128))
 }
 
 /// Returns the fragments of a packet (R51). Each unit of 8 bytes is assigned first, then the packets are built field by
