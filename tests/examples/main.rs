@@ -102,7 +102,16 @@ fn the_demo_shows_all_it_promises() {
     line_with(&["TTL 5", "reply", "100.96.2.3", "pod b"]);
     line_with(&["net unreachable", "100.96.9.9", "tunnel of host a"]);
     let answered = line_with(&["answered by ICMP"]);
-    assert_eq!(answered.split_whitespace().skip(3).collect::<Vec<_>>(), ["2", "0", "0", "1"]);
+    let answered = answered.split_whitespace().skip(3).collect::<Vec<_>>();
+    if testbed::has_ipv6() {
+        line_with(&["reply", "fd00:96:2::3"]);
+        line_with(&["hop limit 2", "time exceeded", "tunnel of host a", "fd00:96:1:0:ffff:ffff:ffff:ff7f"]);
+        line_with(&["hop limit 3", "time exceeded", "tunnel of host b", "fd00:96:2:0:ffff:ffff:ffff:ff7f"]);
+        line_with(&["no route", "tunnel of host a", "fd00:96:1:0:ffff:ffff:ffff:ff7f"]);
+        assert_eq!(answered, ["4", "0", "0", "2"]);
+    } else {
+        assert_eq!(answered, ["2", "0", "0", "1"]);
+    }
     line_with(&["came in"]);
     line_with(&["went on"]);
     let last = output.lines().last().unwrap_or_default();
