@@ -213,8 +213,8 @@ impl<'p> Packet<'p> for Ipv6PacketMut<'p> {
     }
 }
 
-/// Returns the numbers that tell flows between two hosts apart. Only the first fragment of a packet has ports, so they do
-/// not count in any.
+/// Returns the numbers that tell flows between two hosts apart. Only the first fragment of a packet has ports, so they
+/// do not count in any.
 fn ports_and_protocol(upper: &UpperLayer, packet: &[u8]) -> u64 {
     let ports = match upper.protocol {
         protocol::TCP | protocol::UDP if upper.fragment.is_none() => {

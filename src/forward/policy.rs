@@ -26,11 +26,11 @@ use crate::wire::icmpv4::is_single_host;
 pub struct ForwarderConfig {
     /// The identity of the host.
     pub host: Host,
-    /// The longest inner packet that the underlay carries to IPv4 peers: the interface's MTU less 28 bytes. Default 1472
-    /// bytes.
+    /// The longest inner packet that the underlay carries to IPv4 peers: the interface's MTU less 28 bytes. Default
+    /// 1472 bytes.
     pub mtu: Mtu,
-    /// The longest inner packet that the underlay carries to IPv6 peers: the interface's MTU less 48 bytes. Default 1452
-    /// bytes.
+    /// The longest inner packet that the underlay carries to IPv6 peers: the interface's MTU less 48 bytes. Default
+    /// 1452 bytes.
     pub mtu_over_ipv6: Mtu,
     /// The ends of the tunnel that decrement the TTL.
     pub ttl: TtlPolicy,

@@ -196,8 +196,8 @@ drop_reasons! {
     Jumbogram = "jumbogram",
     /// A loose or strict source route, or a routing header of type 0 (RFC 5095).
     SourceRoute = "source_route",
-    /// An IPv6 packet to a group, ff00::/8. This is ordinary: the kernel itself sends router solicitations and multicast
-    /// listener reports into every new TUN.
+    /// An IPv6 packet to a group, ff00::/8. This is ordinary: the kernel itself sends router solicitations and
+    /// multicast listener reports into every new TUN.
     Ipv6Multicast = "ipv6_multicast",
     /// A source that cannot be a host: 0/8, 127/8, 224/4, 240/4; ::, ::1, ff00::/8, ::ffff:0:0/96.
     MartianSource = "martian_source",
@@ -230,10 +230,11 @@ drop_reasons! {
     /// An IPv6 packet of 1280 bytes or less on a path that carries less. IPv6 needs 1280 bytes (RFC 8200 5), so no ICMP
     /// error would help.
     BelowIpv6Minimum = "below_ipv6_minimum",
-    /// Longer than the path MTU with DF clear, and it cannot be fragmented. The path has no room for its header and 8 bytes,
-    /// or the packet is a fragment that ends past the longest possible packet.
+    /// Longer than the path MTU with DF clear, and it cannot be fragmented. The path has no room for its header and 8
+    /// bytes, or the packet is a fragment that ends past the longest possible packet.
     NotFragmented = "not_fragmented",
-    /// Queued with DF clear when its path MTU turned out to be lower. Later packets are fragmented before they are queued.
+    /// Queued with DF clear when its path MTU turned out to be lower. Later packets are fragmented before they are
+    /// queued.
     PathTooNarrow = "path_too_narrow",
     /// The send queue of its peer was full, or the socket accepted nothing for this peer for too long.
     SendBufferFull = "send_buffer_full",

@@ -96,9 +96,9 @@ impl Icmpv6Error {
 
 /// Returns true if a router may answer `offender` with an error (RFC 4443 section 2.4 e).
 ///
-/// It may not if the offender is an ICMPv6 error, a redirect, or ICMPv6 that is too short for its type. Nor may it if the
-/// extension headers hide the upper layer, or if the source or the destination is not a single host. A fragment other
-/// than the first may be answered, because its type is unknown.
+/// It may not if the offender is an ICMPv6 error, a redirect, or ICMPv6 that is too short for its type. Nor may it if
+/// the extension headers hide the upper layer, or if the source or the destination is not a single host. A fragment
+/// other than the first may be answered, because its type is unknown.
 #[must_use]
 pub fn may_answer(offender: &Ipv6Packet<'_>) -> bool {
     let header = offender.header();

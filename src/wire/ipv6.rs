@@ -1,7 +1,7 @@
 //! IPv6 packets that are checked when they are parsed (RFC 8200).
 //!
-//! Every [`Ipv6Packet`] comes from [`Ipv6Packet::parse`], so its version and length are valid, and its extension headers
-//! are walked. The fixed header is stored by value, so no accessor can fail. IPv6 has no header checksum.
+//! Every [`Ipv6Packet`] comes from [`Ipv6Packet::parse`], so its version and length are valid, and its extension
+//! headers are walked. The fixed header is stored by value, so no accessor can fail. IPv6 has no header checksum.
 
 use core::net::Ipv6Addr;
 

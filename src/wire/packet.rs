@@ -1,7 +1,7 @@
 //! Packets of either family.
 //!
-//! [`IpPacket`] is for the code that meets both families at run time. The traits are for the code that is compiled once for
-//! each family.
+//! [`IpPacket`] is for the code that meets both families at run time. The traits are for the code that is compiled once
+//! for each family.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

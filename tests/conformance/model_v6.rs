@@ -122,7 +122,8 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 
 fn host() -> impl Strategy<Value = Host> {
     let hop = || select(vec![host_a(), host_c(), ([192, 0, 2, 1], 65_535).into()]);
-    let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(mtu_of(1300))), 1 => Just(Some(mtu_of(1200))), 1 => Just(Some(Mtu::MIN))];
+    let narrow = select(vec![mtu_of(1300), mtu_of(1200), Mtu::MIN]);
+    let mtu = prop_oneof![3 => Just(None), 3 => narrow.prop_map(Some)];
     let route = (address(), 0u8..=128, hop(), mtu)
         .prop_map(|(address, len, hop, mtu)| Route::new(net_v6(address, len), hop).with_mtu(mtu));
     let table = (proptest::bool::weighted(0.8), vec(route, 0..5), proptest::option::of(hop())).prop_map(
@@ -158,7 +159,11 @@ proptest! {
     }
 
     #[test]
-    fn v31_decapsulate_equals_the_model(host in host(), from in select(dual_senders().to_vec()), packets in vec(bytes(), 1..32)) {
+    fn v31_decapsulate_equals_the_model(
+        host in host(),
+        from in select(dual_senders().to_vec()),
+        packets in vec(bytes(), 1..32),
+    ) {
         for bytes in packets {
             prop_assert_eq!(host.decapsulate(&bytes, from), model::decapsulate(&host, &bytes, from), "{:02x?}", bytes);
         }

@@ -1,4 +1,5 @@
-//! Helpers that the tests, the benchmarks and the fuzz targets share. Nothing here uses loden's own parsing or arithmetic.
+//! Helpers that the tests, the benchmarks and the fuzz targets share. Nothing here uses loden's own parsing or
+//! arithmetic.
 #![expect(
     missing_docs,
     clippy::unwrap_used,

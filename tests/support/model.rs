@@ -421,8 +421,8 @@ pub fn option_kinds(mut options: &[u8]) -> Option<Vec<u8>> {
     Some(kinds)
 }
 
-/// Returns true if a routing header of type 0 is within reach (V6): among the first eight extension headers, with its type
-/// inside the packet.
+/// Returns true if a routing header of type 0 is within reach (V6): among the first eight extension headers, with its
+/// type inside the packet.
 fn has_type_0_routing(packet: &[u8]) -> bool {
     let (mut kind, mut at) = (packet[6], 40);
     for _ in 0..8 {

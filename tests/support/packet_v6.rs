@@ -122,8 +122,8 @@ pub struct Upper {
     pub fragment: Option<(u16, bool)>,
 }
 
-/// Returns the upper layer of a valid packet without trailer. `None` if the extension headers do not fit, or if there are
-/// more than eight.
+/// Returns the upper layer of a valid packet without trailer. `None` if the extension headers do not fit, or if there
+/// are more than eight.
 pub fn upper(packet: &[u8]) -> Option<Upper> {
     let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
     if !is_v6(packet) {

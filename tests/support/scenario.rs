@@ -1,8 +1,9 @@
 //! Settings, routes and a packet from any bytes for the fuzz targets, and the bytes of the seeds.
 //!
 //! Byte 0 is the policy, byte 1 the MTU (low two bits) and the sender, byte 2 the peer check and the number of routes.
-//! Each route has six bytes: address, prefix length, next hop. The rest is the packet. From sender [`DUAL`] on, the host
-//! carries IPv6 too: it has the IPv6 routes of [`dual_routes`], and routes with a prefix length from 128 on are IPv6.
+//! Each route has six bytes: address, prefix length, next hop. The rest is the packet. From sender [`DUAL`] on, the
+//! host carries IPv6 too: it has the IPv6 routes of [`dual_routes`], and routes with a prefix length from 128 on are
+//! IPv6.
 
 use core::cell::RefCell;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -45,7 +45,8 @@ impl Forwarder {
         }
     }
 
-    /// An IPv4 address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have none.
+    /// An IPv4 address beyond 255.255.255.255 that is more than one host (R40). Networks of one or two addresses have
+    /// none.
     fn is_broadcast(&self, address: Ipv4Addr, routes: &RouteTable) -> bool {
         let nets = self.config.host.subnets_v4().chain(self.config.host.network_v4());
         nets.chain(routes.routed_subnet(address)).any(|net| net.prefix_len() < 31 && net.broadcast() == address)

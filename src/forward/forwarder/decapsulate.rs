@@ -13,8 +13,8 @@ use crate::wire::{Ecn, IpHeader, IpPacket};
 impl Forwarder {
     /// A datagram that came from the underlay.
     ///
-    /// `meta` may be its sender alone. The first failing check gives the reason: peer, header, addresses, inner source, inner
-    /// destination, TTL, congestion.
+    /// `meta` may be its sender alone. The first failing check gives the reason: peer, header, addresses, inner source,
+    /// inner destination, TTL, congestion.
     // As a call it costs a tenth more.
     #[inline(always)]
     pub fn decapsulate<'p>(
@@ -173,8 +173,8 @@ impl Forwarder {
         Decap::Deliver(packet.into_bytes())
     }
 
-    /// R65 with any of the checks there are; without a peer check the inner source has to do. A sender's own underlay address is
-    /// legal if it is a peer's.
+    /// R65 with any of the checks there are; without a peer check the inner source has to do. A sender's own underlay
+    /// address is legal if it is a peer's.
     fn may_send_from(&self, source: impl Family, sender: SocketAddr, routes: &RouteTable) -> bool {
         let hop = source.lookup(routes);
         match (self.config.source_check, self.config.peer_check) {

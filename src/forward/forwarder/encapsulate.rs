@@ -22,8 +22,8 @@ impl Forwarder {
         self.encapsulate_within(packet, |_| u16::MAX, routes)
     }
 
-    /// Decides as [`encapsulate`](Self::encapsulate) over paths that carry less than the overlay. `path` returns the bytes of
-    /// inner packet that reach a next hop.
+    /// Decides as [`encapsulate`](Self::encapsulate) over paths that carry less than the overlay. `path` returns the
+    /// bytes of inner packet that reach a next hop.
     #[inline(always)]
     pub fn encapsulate_within<'p>(
         &self,
@@ -34,8 +34,8 @@ impl Forwarder {
         self.encapsulate_segments(packet, None, path, routes)
     }
 
-    /// Decides on a GSO packet whose longest segment has `segment_len` bytes. The segments have to fit the path, and not the
-    /// whole. The caller cuts the packet that [`Encap::Send`] or [`Encap::Fragment`] returns.
+    /// Decides on a GSO packet whose longest segment has `segment_len` bytes. The segments have to fit the path, and
+    /// not the whole. The caller cuts the packet that [`Encap::Send`] or [`Encap::Fragment`] returns.
     #[inline(always)]
     pub(crate) fn encapsulate_segments<'p>(
         &self,
@@ -117,8 +117,8 @@ impl Forwarder {
         hop.mtu.map_or(overlay, |mtu| mtu.min(overlay)).get()
     }
 
-    /// Takes bytes and parses them once more, because a header that is handed on in memory costs every packet a little. The same
-    /// goes for the others that packets come to by way of exception.
+    /// Takes bytes and parses them once more, because a header that is handed on in memory costs every packet a little.
+    /// The same goes for the others that packets come to by way of exception.
     #[cold]
     fn encapsulate_rejected<'p>(&self, packet: &'p mut [u8], reason: RejectReason, routes: &RouteTable) -> Encap<'p> {
         match IpPacket::parse(packet) {
@@ -157,12 +157,12 @@ impl Forwarder {
         Encap::Fragment(Fragments::new(way, packet.into_bytes(), fragmenter))
     }
 
-    /// A datagram that [`encapsulate`](Self::encapsulate) let pass, that waited, and whose path turned out to carry only `mtu`
-    /// bytes, which it exceeds. It is too late to fragment it.
+    /// A datagram that [`encapsulate`](Self::encapsulate) let pass, that waited, and whose path turned out to carry
+    /// only `mtu` bytes, which it exceeds. It is too late to fragment it.
     ///
-    /// If DF is set or the packet is IPv6, the datagram becomes again what came out of the TUN, so that an ICMP error quotes
-    /// the packet its sender knows. Otherwise the reason to drop it is returned. The routes tell which addresses are
-    /// broadcasts.
+    /// If DF is set or the packet is IPv6, the datagram becomes again what came out of the TUN, so that an ICMP error
+    /// quotes the packet its sender knows. Otherwise the reason to drop it is returned. The routes tell which addresses
+    /// are broadcasts.
     #[cold]
     pub fn refused_as_too_long<'p>(
         &self,
@@ -208,8 +208,8 @@ impl Forwarder {
 
 /// Returns the reason to reject a packet of which `len` bytes do not fit into an MTU; `None` if it may be fragmented.
 ///
-/// IPv6 has no MTU below 1280 bytes (RFC 8200 section 5). So packets within that minimum are dropped: no error would make
-/// their sender send shorter ones.
+/// IPv6 has no MTU below 1280 bytes (RFC 8200 section 5). So packets within that minimum are dropped: no error would
+/// make their sender send shorter ones.
 fn too_big(packet: &[u8], len: usize, mtu: u16) -> Result<Option<RejectReason>, DropReason> {
     match IpPacket::parse(packet)? {
         IpPacket::V4(packet) if packet.header().dont_fragment() => Ok(Some(RejectReason::FragmentationNeeded { mtu })),

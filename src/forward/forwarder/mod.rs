@@ -34,9 +34,10 @@ impl From<SocketAddr> for DatagramMeta {
 
 /// Decides what becomes of a packet, in place and without remembering anything.
 ///
-/// The bytes change only when the verdict is [`Encap::Send`], [`Encap::Fragment`] or [`Decap::Deliver`], and then only TTL
-/// or hop limit, ECN field and the header checksum of IPv4. [`Fragments`] get headers of their own while they are cut.
-/// No call allocates, and a forwarder may be shared by any number of threads.
+/// The bytes change only when the verdict is [`Encap::Send`](super::Encap::Send),
+/// [`Encap::Fragment`](super::Encap::Fragment) or [`Decap::Deliver`](super::Decap::Deliver), and then only TTL or hop
+/// limit, ECN field and the header checksum of IPv4. [`Fragments`](super::Fragments) get headers of their own while
+/// they are cut. No call allocates, and a forwarder may be shared by any number of threads.
 ///
 /// The rules are the same for IPv4 and IPv6, with these exceptions: IPv6 packets are never fragmented, multicast comes
 /// first among the checks of IPv6 addresses, and ICMPv6 errors come from the address of the own TUN.
@@ -46,11 +47,11 @@ pub struct Forwarder {
     pub(super) network_v4: Ipv4Net,
     pub(super) ipv4: Own<Ipv4Addr>,
     pub(super) ipv6: Own<Ipv6Addr>,
-    /// Set if the checks of senders are the default ones, and there is at most one own subnet of each family. The others are
-    /// separate, so that these stay fast.
+    /// Set if the checks of senders are the default ones, and there is at most one own subnet of each family. The
+    /// others are separate, so that these stay fast.
     has_usual_checks: bool,
-    /// Set if ECN field and flow number of a datagram do not depend on the packet. Otherwise they are read from its bytes:
-    /// a header that is needed so late takes registers from every packet.
+    /// Set if ECN field and flow number of a datagram do not depend on the packet. Otherwise they are read from its
+    /// bytes: a header that is needed so late takes registers from every packet.
     has_plain_outer: bool,
     /// The lesser one of the MTUs of both families, in bytes.
     shortest_mtu: u16,

@@ -1,8 +1,9 @@
-//! Rate limits of ICMP errors (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f): token buckets, with the clock as an argument.
+//! Rate limits of ICMP errors (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f): token buckets, with the clock as an
+//! argument.
 //!
 //! There are three independent budgets, so a flood of one kind does not suppress another: errors to the own TUN device,
-//! errors to peers, and "fragmentation needed" or "packet too big". TCP hangs without the last, and Linux exempts it from its limit
-//! (`icmp_global_allow`).
+//! errors to peers, and "fragmentation needed" or "packet too big". TCP hangs without the last, and Linux exempts it
+//! from its limit (`icmp_global_allow`).
 
 use alloc::boxed::Box;
 use alloc::vec;
