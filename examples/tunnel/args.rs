@@ -230,13 +230,17 @@ impl FromStr for NextHopArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let canonical = |address: SocketAddr| match address.ip().to_canonical() {
+            ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+            IpAddr::V6(_) => address,
+        };
         if let Ok(address) = format!("{text}:0").parse()
             && (text.ends_with(']') || !text.contains(':'))
         {
-            return Ok(Self { address, has_port: false });
+            return Ok(Self { address: canonical(address), has_port: false });
         }
         match text.parse() {
-            Ok(address) => Ok(Self { address, has_port: true }),
+            Ok(address) => Ok(Self { address: canonical(address), has_port: true }),
             Err(_) if text.parse::<std::net::Ipv6Addr>().is_ok() => {
                 Err(format!("put the IPv6 address in brackets, [{text}], to tell it from a port"))
             }

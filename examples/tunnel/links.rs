@@ -1,7 +1,7 @@
 //! The tunnel's links: its TUN device with its settings, and the limit of packets through TUN and underlay.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use loden::sys::link::{Link, LinkConfig, LinkEvent, LinkMonitor, LinkStats, Restored};
 use loden::{Mtu, MtuError};
@@ -19,6 +19,8 @@ pub(crate) struct Links {
     underlays: Vec<Underlay>,
     /// The counters of a persistent device before the start.
     stats_before: LinkStats,
+    /// The next attempt to restore the device's settings, after a failure.
+    restore_at: Option<Instant>,
 }
 
 /// The longest packet, and the MTUs that limit it.
@@ -48,7 +50,7 @@ impl Links {
         let mut link = Link::configure_with(name, config)?;
         let stats_before = link.stats()?;
         let tun_mtu = link.mtu().into();
-        Ok(Self { monitor, link, tun_mtu, underlays, stats_before })
+        Ok(Self { monitor, link, tun_mtu, underlays, stats_before, restore_at: None })
     }
 
     pub(crate) fn limit(&self) -> Result<Limit, MtuError> {
@@ -62,7 +64,7 @@ impl Links {
 
     /// Returns the latest time for the next `take_events`.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.underlays.iter().filter_map(Underlay::retry_at).min()
+        self.underlays.iter().filter_map(Underlay::retry_at).chain(self.restore_at).min()
     }
 
     /// Handles events of the links. Returns whether the longest packet may have changed.
@@ -96,7 +98,8 @@ impl Links {
             }
             events.push(event);
         }
-        let (mut changed, mut restore) = (false, false);
+        let mut restore = self.restore_at.is_some_and(|at| at <= Instant::now());
+        let mut changed = false;
         for event in events {
             match event {
                 LinkEvent::Down => {
@@ -107,6 +110,8 @@ impl Links {
                     let mtu = mtu.into();
                     changed |= mtu != self.tun_mtu;
                     self.tun_mtu = mtu;
+                    // The kernel removes IPv6 below 1280 bytes.
+                    restore = true;
                 }
                 LinkEvent::Deleted | _ => {}
             }
@@ -120,7 +125,11 @@ impl Links {
 
     fn restore(&mut self) {
         const CAUSE: &str = "the overlay's route";
-        match self.link.restore() {
+        const RETRY: Duration = Duration::from_secs(1);
+        let restored = self.link.restore();
+        // IPv6 may be disabled now and enabled later, which no event tells.
+        self.restore_at = restored.is_err().then(|| Instant::now() + RETRY);
+        match restored {
             Ok(Restored::Complete { address, route }) if address || route => {
                 say(CAUSE, format_args!("put back what the TUN device had lost: the overlay's route"));
             }

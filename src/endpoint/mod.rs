@@ -171,7 +171,7 @@ impl Endpoint {
     /// Sets the length in bytes of the longest inner packet that the underlay carries to any peer. Unless the limit becomes
     /// lower, learned path MTUs are forgotten, because the narrow link may have been this host's interface.
     pub fn set_mtu(&mut self, mtu: Mtu) {
-        let before = self.forwarder.config().mtu;
+        let before = self.forwarder.config().mtu.min(self.forwarder.config().mtu_over_ipv6);
         self.forwarder.set_mtu(mtu);
         if mtu >= before {
             self.paths.forget();

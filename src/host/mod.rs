@@ -113,6 +113,12 @@ impl Host {
         if let Some(range) = special::range_of(subnet.network(), subnet.broadcast(), *network) {
             return Err(HostError::Special { subnet: given, range });
         }
+        if let IpNet::V6(subnet) = subnet
+            && let address = tun_address_in(subnet)
+            && let Some(range) = special::range_of(address.into(), address.into(), *network)
+        {
+            return Err(HostError::Special { subnet: given, range });
+        }
         if !self.subnets.contains(&subnet) {
             let at = self.subnets.partition_point(|other| subnet.addr().is_ipv6() || other.addr().is_ipv4());
             self.subnets.insert(at, subnet);
@@ -186,13 +192,7 @@ impl Host {
     /// (RFC 4291 section 2.6.1).
     #[must_use]
     pub fn tun_address_v6(&self) -> Option<Ipv6Addr> {
-        /// The highest 128 addresses of a subnet are reserved.
-        const RESERVED: u128 = 128;
-        let subnet = self.subnet_v6()?;
-        Some(match subnet.prefix_len() {
-            ..=120 => Ipv6Addr::from_bits(subnet.broadcast().to_bits() - RESERVED),
-            _ => subnet.network(),
-        })
+        self.subnet_v6().map(tun_address_in)
     }
 
     /// Returns the addresses of this host's TUN device, at most one for each family.
@@ -229,6 +229,16 @@ fn v6(net: IpNet) -> Option<Ipv6Net> {
     }
 }
 
+/// Returns the address of the TUN device in a subnet.
+fn tun_address_in(subnet: Ipv6Net) -> Ipv6Addr {
+    /// The highest 128 addresses of a subnet are reserved.
+    const RESERVED: u128 = 128;
+    match subnet.prefix_len() {
+        ..=120 => Ipv6Addr::from_bits(subnet.broadcast().to_bits() - RESERVED),
+        _ => subnet.network(),
+    }
+}
+
 fn is_same_family(one: IpAddr, other: IpAddr) -> bool {
     one.is_ipv4() == other.is_ipv4()
 }
@@ -257,6 +267,9 @@ fn checked_underlay(address: SocketAddr) -> Result<SocketAddr, HostError> {
     if ip.is_unspecified() || ip.is_multicast() || underlay.port() == 0 {
         return Err(HostError::Underlay { address });
     }
+    if matches!(underlay, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0) {
+        return Err(HostError::UnderlayScope { address });
+    }
     Ok(underlay)
 }
 
@@ -284,7 +297,7 @@ pub enum HostError {
     },
     /// Routers do not forward packets of these addresses (R71), unless the whole network is inside 240/4 or 169.254/16.
     #[error(
-        "subnet {subnet} is in {range}, whose addresses are not carried; choose another network such as 100.96.0.0/16"
+        "subnet {subnet} is in {range}, whose addresses are not carried; choose another network such as 100.96.0.0/16 or fd00:96::/32"
     )]
     Special {
         /// The subnet.
@@ -315,6 +328,12 @@ pub enum HostError {
         ipv4: usize,
         /// The number of IPv6 members.
         ipv6: usize,
+    },
+    /// A link-local address is a host on one link only, which the scope id names (RFC 4007).
+    #[error("{address} is link-local without a scope id; name the index of the interface, as in [fe80::1%2]:8285")]
+    UnderlayScope {
+        /// The address and port.
+        address: SocketAddr,
     },
     /// The forwarder recognises its own packets inside the tunnel by the address and port that peers send to.
     #[error("{address} is not the address and port of one host; use those that the socket is bound to")]

@@ -15,7 +15,7 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 
-use crate::host::Mtu;
+use crate::host::{IPV6_MTU_MIN, Mtu};
 
 #[cfg(feature = "std")]
 pub use publish::{RoutePublisher, RouteReader};
@@ -129,12 +129,24 @@ pub enum RouteError {
     /// 255.255.255.255 is not a single host.
     #[error("the next hop is the broadcast address; name the one host that owns the subnet")]
     BroadcastNextHop,
+    /// This host has no subnet of that IP family, so that no packet would take the route.
+    #[error("the subnet is of an IP family that this host does not carry; name a network and a subnet of it first")]
+    FamilyNotCarried,
     /// A link-local address is a host on one link only, which the scope id names (RFC 4007).
     #[error("the next hop is link-local without a scope id; name the interface, as in [fe80::1%2]:8285")]
     LinkLocalNextHop,
+    /// An IPv6 path of less than 1280 bytes carries no IPv6 (RFC 8200 section 5).
+    #[error("a path MTU of {mtu} is below 1280, the minimum of IPv6; choose 1280 or more, or route IPv4 only")]
+    MtuBelowIpv6 {
+        /// The MTU of the route.
+        mtu: Mtu,
+    },
     /// A multicast address is not a single host.
     #[error("the next hop is a multicast address; name the one host that owns the subnet")]
     MulticastNextHop,
+    /// This host has no underlay address of the next hop's IP family to send from.
+    #[error("the next hop is of an IP family in which this host has no underlay address; bind one, or name another")]
+    NoUnderlay,
     /// Packets would return to this host.
     #[error("the next hop is the address and port that this host is bound to; name another host")]
     OwnAddress,
@@ -171,6 +183,11 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
     let needs_scope =
         matches!(route.next_hop, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0);
+    let is_as = |one: IpAddr| move |other: IpAddr| one.is_ipv4() == other.is_ipv4();
+    let is_foreign = |own: &[IpAddr], address: IpAddr| !own.is_empty() && !own.iter().copied().any(is_as(address));
+    let nets: Vec<_> = own.subnets.iter().map(IpNet::addr).collect();
+    let underlays: Vec<_> = own.addresses.iter().map(SocketAddr::ip).collect();
+    let narrow = route.mtu.filter(|mtu| mtu.get() < IPV6_MTU_MIN && route.subnet.addr().is_ipv6());
     match route.next_hop.port() {
         _ if address.is_unspecified() => Err(RouteError::UnspecifiedNextHop),
         _ if address.is_multicast() => Err(RouteError::MulticastNextHop),
@@ -179,7 +196,9 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
         0 => Err(RouteError::ZeroPort),
         _ if own.addresses.contains(&route.next_hop) => Err(RouteError::OwnAddress),
         _ if own.subnets.contains(&route.subnet) => Err(RouteError::OwnSubnet),
-        _ => Ok(()),
+        _ if is_foreign(&nets, route.subnet.addr()) => Err(RouteError::FamilyNotCarried),
+        _ if is_foreign(&underlays, address) => Err(RouteError::NoUnderlay),
+        _ => narrow.map_or(Ok(()), |mtu| Err(RouteError::MtuBelowIpv6 { mtu })),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 
 use super::{NextHop, canonical};
 
@@ -70,6 +70,14 @@ impl NextHops {
         }
         let first = self.first_from(SocketAddr::new(address, 0));
         first.is_some_and(|hop| hop.address.ip() == address)
+    }
+
+    /// Returns true if a route leads to this link-local address on the link of its scope, on any port.
+    #[cold]
+    pub(super) fn has_link_local(&self, address: SocketAddrV6) -> bool {
+        let is_it = |hop: SocketAddrV6| hop.ip() == address.ip() && hop.scope_id() == address.scope_id();
+        let known = shard(&self.shards, (*address.ip()).into()).iter();
+        known.map(|known| known.hop.address).any(|hop| matches!(hop, SocketAddr::V6(hop) if is_it(hop)))
     }
 
     /// Returns true if a route leads to this address and port, and to this scope if the address is link-local.

@@ -143,6 +143,17 @@ impl RouteTable {
         self.parts.hops.has_peer(address)
     }
 
+    /// Returns true if a route leads to the host that sends from this address, on any port. A link-local address is a
+    /// host on the link of its scope (RFC 4007).
+    #[inline(always)]
+    pub(crate) fn has_sender(&self, from: SocketAddr) -> bool {
+        self.has_peer(from.ip().to_canonical())
+            && match from {
+                SocketAddr::V6(from) if from.ip().is_unicast_link_local() => self.parts.hops.has_link_local(from),
+                SocketAddr::V4(_) | SocketAddr::V6(_) => true,
+            }
+    }
+
     /// Returns true if a route leads to this underlay address and port.
     #[must_use]
     #[inline]

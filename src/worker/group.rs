@@ -157,7 +157,7 @@ impl Handle {
     /// - Packets from peers have no limit: every packet that the underlay carried is written to the TUN.
     pub fn set_mtu(&self, mtu: Mtu) {
         let mut forwarder = lock(&self.0.forwarder);
-        let before = forwarder.config().mtu;
+        let before = forwarder.config().mtu.min(forwarder.config().mtu_over_ipv6);
         forwarder.set_mtu(mtu);
         if mtu >= before {
             let mut paths = lock(&self.0.paths);

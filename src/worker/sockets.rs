@@ -32,7 +32,7 @@ impl Sockets {
     pub(super) fn with_second(self, udp: UdpTransport) -> Result<Self, WorkerError> {
         let Self { first, second } = self;
         let (one, other) = (first.local_addr(), udp.local_addr());
-        if second.is_some() || one.is_ipv4() == other.is_ipv4() {
+        if second.is_some() || is_ipv4(one) == is_ipv4(other) {
             return Err(WorkerError::SameFamily { one, other });
         }
         let either =
@@ -48,7 +48,7 @@ impl Sockets {
     #[inline]
     pub(super) fn to(&self, next_hop: SocketAddr) -> &UdpTransport {
         match &self.second {
-            Some(second) if next_hop.is_ipv4() != self.first.local_addr().is_ipv4() => &second.udp,
+            Some(second) if next_hop.is_ipv4() != is_ipv4(self.first.local_addr()) => &second.udp,
             Some(_) | None => &self.first,
         }
     }
@@ -74,6 +74,12 @@ impl Sockets {
         let second = self.second.iter().flat_map(|second| second.udp.disabled());
         self.first.disabled().chain(second.filter(move |feature| !of_first(feature)))
     }
+}
+
+/// Returns true if a socket sends to IPv4 peers. One that was taken over may be bound to an IPv4-mapped address.
+#[inline]
+fn is_ipv4(local: SocketAddr) -> bool {
+    local.ip().to_canonical().is_ipv4()
 }
 
 impl AsFd for Sockets {

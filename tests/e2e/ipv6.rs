@@ -29,12 +29,14 @@ const V4: Families = Families { v4: true, v6: false };
 const V6: Families = Families { v4: false, v6: true };
 const BOTH: Families = Families { v4: true, v6: true };
 
-/// Returns the command lines of both hosts. Routes lead over IPv4 if there is any, else over IPv6.
+/// Returns the command lines of both hosts. Routes lead over the underlay of their own family if there is one.
 fn command_lines(inner: Families, outer: Families) -> [Vec<String>; 2] {
     let host = |own: usize, other: usize| {
         let underlays = [["10.168.0.2", "10.168.0.3"], ["[fd00:168::2]", "[fd00:168::3]"]];
         let [four, six] = underlays;
         let next_hop = if outer.v4 { four[other - 1] } else { six[other - 1] };
+        // With both underlays, IPv6 goes over IPv6.
+        let next_hop_v6 = if outer.v6 { six[other - 1] } else { four[other - 1] };
         let mut args = Vec::new();
         if inner.v4 {
             args.extend([
@@ -47,7 +49,7 @@ fn command_lines(inner: Families, outer: Families) -> [Vec<String>; 2] {
             args.extend([
                 "--network=fd00:96::/32".to_owned(),
                 format!("--subnet=fd00:96:{own}::/64"),
-                format!("--route=fd00:96:{other}::/64={next_hop}"),
+                format!("--route=fd00:96:{other}::/64={next_hop_v6}"),
             ]);
         }
         args.extend(outer.v4.then(|| format!("--listen={}", four[own - 1])));

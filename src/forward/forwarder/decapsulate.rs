@@ -26,7 +26,7 @@ impl Forwarder {
         let meta = meta.into();
         let peer = meta.from.ip().to_canonical();
         // R64, and of R68 what is the same for all packets.
-        if !routes.has_peer(peer) && self.config.peer_check != PeerCheck::Off {
+        if !routes.has_sender(meta.from) && self.config.peer_check != PeerCheck::Off {
             return Decap::Drop(DropReason::UnknownPeer);
         }
         if !self.has_usual_checks {

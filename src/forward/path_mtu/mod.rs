@@ -228,7 +228,7 @@ impl PathMtus {
     /// - A report may quote the header of an inner packet that is routed to that peer. It lowers the MTU to at least
     ///   552 bytes of outer packet, Linux's own minimum. Lower values are raised to it.
     /// - Anybody who knows addresses and ports can forge a report without such a header. It lowers the MTU to at least
-    ///   1280.
+    ///   1280 bytes of outer packet, and of inner packet if this host carries IPv6.
     /// - If such reports continue for datagrams within that minimum, datagrams to this peer no longer have DF until the
     ///   entry expires.
     /// - A report without an MTU (routers older than RFC 1191) counts as the next lower plateau of RFC 1191 section

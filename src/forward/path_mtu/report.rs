@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{IcmpOutcome, UNVERIFIED_MIN, VERIFIED_MIN, plateau_below};
 use crate::forward::{Forwarder, SourcePort, Transit};
-use crate::host::Overhead;
+use crate::host::{IPV6_MTU_MIN, Overhead};
 use crate::route::RouteTable;
 use crate::wire::{DatagramTooBig, QuotedHeader};
 
@@ -49,8 +49,13 @@ pub(super) fn judge(
         Some(inner) => proves(inner, len, destination, forwarder, routes)?,
         None => false,
     };
-    let least = if is_proven && peer.is_ipv4() { VERIFIED_MIN } else { UNVERIFIED_MIN };
-    Ok(Believed { peer, refused: inner_len(len), mtu: inner_len(mtu), least: inner_len(least) })
+    let least = match is_proven {
+        true if peer.is_ipv4() => inner_len(VERIFIED_MIN),
+        // Routers quote enough of an IPv6 datagram, so that a narrower path can be proven.
+        false if config.host.network_v6().is_some() => inner_len(UNVERIFIED_MIN).max(IPV6_MTU_MIN),
+        _ => inner_len(UNVERIFIED_MIN),
+    };
+    Ok(Believed { peer, refused: inner_len(len), mtu: inner_len(mtu), least })
 }
 
 /// The inner packet whose header a report quotes.

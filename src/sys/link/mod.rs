@@ -90,6 +90,8 @@ pub struct Link {
     config: LinkConfig,
     mtu: Mtu,
     parts: Vec<Parts>,
+    /// True if the automatic IPv6 address was turned off.
+    is_silent: bool,
 }
 
 impl Link {
@@ -137,7 +139,7 @@ impl Link {
         check_ipv6_mtu(config, interface, mtu.into())?;
         let parts = config.networks.iter().map(|own| Parts::new(*own, config.form)).collect();
         let (interface, index) = (String::from(interface), before.index);
-        let mut link = Self { kernel, interface, index, config: config.clone(), mtu, parts };
+        let mut link = Self { kernel, interface, index, config: config.clone(), mtu, parts, is_silent: false };
         match link.set_up(&before) {
             Ok(()) => {
                 for Parts { existing, added, .. } in &mut link.parts {
@@ -191,18 +193,21 @@ impl Link {
     /// # Errors
     /// The errors of [`Link::configure`]. [`LinkError::NoSuchInterface`] when the device is gone.
     pub fn restore(&mut self) -> Result<Restored, LinkError> {
-        if self.config.has_ipv6() {
-            let state = requests::link_at(&mut self.kernel, self.index).map_err(|error| self.named(error))?;
-            check_ipv6_mtu(&self.config, &self.interface, state.mtu)?;
-            if !state.up {
-                // The kernel removes IPv6 addresses when a link goes down, so they are added when it is up.
-                return Ok(Restored::LinkDown);
-            }
+        let state = requests::link_at(&mut self.kernel, self.index).map_err(|error| self.named(error))?;
+        if self.config.has_ipv6() && !state.up {
+            // The kernel removes IPv6 addresses when a link goes down, so they are added when it is up.
+            return Ok(Restored::LinkDown);
+        }
+        let mut ipv6 = check_ipv6_mtu(&self.config, &self.interface, state.mtu);
+        if self.is_silent {
+            // Below 1280 bytes the device has no IPv6. When it has IPv6 again, the mode is the default one.
+            ipv6 = ipv6.and(requests::set_address_mode(&mut self.kernel, &state, In6AddrGenMode::None));
         }
         let Self { kernel, interface, index, parts, .. } = self;
         let mut device = Device { kernel, interface, index: *index };
         let (mut address, mut route) = (false, false);
-        for parts in parts {
+        // IPv4 comes first, and does not depend on IPv6.
+        for parts in parts.iter_mut().filter(|parts| parts.own.address.is_ipv4() || ipv6.is_ok()) {
             address |= parts.add_address(&mut device)?;
             route |= parts.add_local_route(&mut device)?;
             match parts.add_route(&mut device)? {
@@ -211,6 +216,7 @@ impl Link {
                 AddOutcome::Existed => {}
             }
         }
+        ipv6?;
         Ok(Restored::Complete { address, route })
     }
 
@@ -224,7 +230,7 @@ impl Link {
     }
 
     fn set_up(&mut self, before: &LinkState) -> Result<(), LinkError> {
-        let Self { kernel, interface, index, mtu, parts, .. } = self;
+        let Self { kernel, interface, index, mtu, .. } = self;
         let mut state = before.clone();
         if before.mtu != u32::from(*mtu) {
             requests::set_mtu(kernel, *index, interface, (*mtu).into())?;
@@ -233,7 +239,9 @@ impl Link {
         }
         if !before.up {
             requests::set_address_mode(kernel, &state, In6AddrGenMode::None)?;
+            self.is_silent = true;
         }
+        let Self { kernel, interface, index, parts, .. } = self;
         let mut device = Device { kernel, interface, index: *index };
         for parts in parts.iter_mut().filter(|parts| parts.own.address.is_ipv4()) {
             parts.add_address(&mut device)?;
