@@ -84,21 +84,24 @@ impl Namespace {
 
     fn add_ipv6(&self, destination: Ipv6Net, link: &str, attribute: Option<RouteAttribute>) -> io::Result<()> {
         self.netlink(|kernel| {
-            let mut route = RouteMessage::default();
-            route.header.address_family = AddressFamily::Inet6;
-            route.header.table = RouteHeader::RT_TABLE_MAIN;
-            route.header.protocol = RouteProtocol::Static;
-            route.header.scope = RouteScope::Universe;
-            route.header.kind = RouteType::Unicast;
-            route.header.destination_prefix_length = destination.prefix_len();
-            route.attributes = vec![
-                RouteAttribute::Destination(destination.network().into()),
-                RouteAttribute::Oif(index_of(kernel, link)?),
-            ];
+            let mut route = ipv6_route_through(destination, index_of(kernel, link)?);
             route.attributes.extend(attribute);
             kernel.add(RouteNetlinkMessage::NewRoute(route))
         })
     }
+}
+
+/// Returns a route of the main table through the link with this index.
+pub(crate) fn ipv6_route_through(destination: Ipv6Net, link: u32) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet6;
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.scope = RouteScope::Universe;
+    route.header.kind = RouteType::Unicast;
+    route.header.destination_prefix_length = destination.prefix_len();
+    route.attributes = vec![RouteAttribute::Destination(destination.network().into()), RouteAttribute::Oif(link)];
+    route
 }
 
 #[cfg(test)]

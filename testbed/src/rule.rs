@@ -2,11 +2,12 @@
 
 use crate::Namespace;
 use crate::error::Context;
+use crate::ipv6::ipv6_route_through;
 use crate::link::index_of;
 use crate::route::route_through;
 use core::net::Ipv4Addr;
 use core::ops::RangeInclusive;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMetric, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
@@ -22,9 +23,22 @@ impl Namespace {
     /// # Errors
     /// `AlreadyExists` if the link already has such a rule; otherwise the kernel's error.
     pub fn route_input(&self, link: &str, table: u8) -> io::Result<()> {
+        self.route_input_of(AddressFamily::Inet, link, table)
+    }
+
+    /// Does the same for IPv6, whose tables have the same numbers and other routes.
+    ///
+    /// # Errors
+    /// As [`route_input`](Self::route_input).
+    pub fn route_ipv6_input(&self, link: &str, table: u8) -> io::Result<()> {
+        self.route_input_of(AddressFamily::Inet6, link, table)
+    }
+
+    fn route_input_of(&self, family: AddressFamily, link: &str, table: u8) -> io::Result<()> {
         let input = || RuleAttribute::Iifname(link.to_owned());
-        let by_table = rule(TABLE_PRIORITY, RuleAction::ToTable, table, [input()]);
-        let otherwise = rule(TABLE_PRIORITY + 1, RuleAction::Unreachable, RouteHeader::RT_TABLE_MAIN, [input()]);
+        let mut by_table = rule(TABLE_PRIORITY, RuleAction::ToTable, table, [input()]);
+        let mut otherwise = rule(TABLE_PRIORITY + 1, RuleAction::Unreachable, RouteHeader::RT_TABLE_MAIN, [input()]);
+        (by_table.header.family, otherwise.header.family) = (family, family);
         self.netlink(|kernel| {
             kernel.add(RouteNetlinkMessage::NewRule(by_table))?;
             kernel.add(RouteNetlinkMessage::NewRule(otherwise))
@@ -70,6 +84,19 @@ impl Namespace {
         })
         .context(|| format!("cannot add a route to {destination} through {link} to table {table}"))
     }
+
+    /// Adds an IPv6 route to a destination on a link, to a table other than the main one.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the table has one for this destination; otherwise the kernel's error.
+    pub fn add_ipv6_route_to_table(&self, table: u8, destination: Ipv6Net, link: &str) -> io::Result<()> {
+        self.netlink(|kernel| {
+            let mut route = ipv6_route_through(destination, index_of(kernel, link)?);
+            route.header.table = table;
+            kernel.add(RouteNetlinkMessage::NewRoute(route))
+        })
+        .context(|| format!("cannot add a route to {destination} through {link} to table {table}"))
+    }
 }
 
 fn rule(
@@ -88,7 +115,8 @@ fn rule(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::{Ping, PingOutcome, ping};
+    use crate::has_ipv6;
+    use crate::probe::{EchoV6, Ping, PingOutcome, PingV6, ping, ping_v6};
     use core::time::Duration;
 
     const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
@@ -116,6 +144,35 @@ mod tests {
         router.add_route_to_table(77, Ipv4Net::new_assert(FAR, 32), "far0").expect("a route");
         assert!(reply(attempt()), "by its table");
         let again = router.route_input("near0", 77).expect_err("said before");
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn ipv6_packets_received_on_a_link_use_their_own_table() {
+        if !has_ipv6() {
+            return;
+        }
+        let [near, router, far] = [(); 3].map(|()| Namespace::new().expect("namespace"));
+        router.sysctl("net/ipv6/conf/all/forwarding", "1").expect("sysctl");
+        let net = |text: &str| text.parse::<Ipv6Net>().expect("a network");
+        for (host, link, subnet) in [(&near, "near0", "fd00:1::"), (&far, "far0", "fd00:2::")] {
+            router.connect(link, host, "eth0").expect("veth");
+            router.add_ipv6_address(link, net(&format!("{subnet}1/64"))).expect("address");
+            host.add_ipv6_address("eth0", net(&format!("{subnet}2/64"))).expect("address");
+            let gateway = Some(net(&format!("{subnet}1/64")).addr());
+            host.add_ipv6_route(net("::/0"), gateway, "eth0").expect("default route");
+        }
+        let to = net("fd00:2::2/128");
+        let attempt = || {
+            let patient = PingV6 { timeout: Duration::from_secs(5), ..PingV6::default() };
+            near.enter(|| ping_v6(to.addr(), patient)).expect("ping")
+        };
+        assert_eq!(attempt(), EchoV6::Reply { from: to.addr() }, "by the main table");
+        router.route_ipv6_input("near0", 77).expect("rules");
+        assert!(matches!(attempt(), EchoV6::Error { kind: 1, code: 0, .. }));
+        router.add_ipv6_route_to_table(77, to, "far0").expect("a route");
+        assert_eq!(attempt(), EchoV6::Reply { from: to.addr() }, "by its table");
+        let again = router.route_ipv6_input("near0", 77).expect_err("said before");
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
     }
 }

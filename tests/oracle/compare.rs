@@ -143,7 +143,7 @@ impl Run {
     }
 }
 
-fn fate(outcome: &Outcome) -> String {
+pub(crate) fn fate(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Forward { .. } => "forward".to_owned(),
         Outcome::Fragments { .. } => "fragments".to_owned(),
@@ -153,6 +153,6 @@ fn fate(outcome: &Outcome) -> String {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -54,7 +54,7 @@ impl Passage<'_> {
     ) -> Vec<u8> {
         let Some(walk) = walk.filter(|walk| walk.filled || walk.cleared) else { return packet };
         let header = usize::from(packet[0] & 15) * 4;
-        packet[20..header].copy_from_slice(&walk.forwarded(self.world.router.link(to).address)[20..header]);
+        packet[20..header].copy_from_slice(&walk.forwarded(self.world.router.link(to).address_v4())[20..header]);
         self.copy_time(&mut packet, walk.time_at, 0);
         repair_checksum(&mut packet);
         known_differences.extend(walk.filled.then_some(KnownDifference::OptionsFilled));
@@ -99,7 +99,7 @@ impl Passage<'_> {
             known_differences.push(KnownDifference::RouterDiscovery);
             return None;
         }
-        let own = self.world.router.link(to).address;
+        let own = self.world.router.link(to).address_v4();
         if answer.source != own {
             answer.source = own;
             known_differences.push(KnownDifference::IcmpSource);

@@ -10,15 +10,21 @@ macro_rules! known_differences {
             $($variant,)+
         }
 
-        impl KnownDifference {
-            /// Returns the reason for the difference.
-            pub(crate) fn why(self) -> &'static str {
+        impl $crate::known_difference::Reasoned for KnownDifference {
+            fn why(self) -> &'static str {
                 match self {
                     $(Self::$variant => $why,)+
                 }
             }
         }
     };
+}
+pub(crate) use known_differences;
+
+/// A difference with a reason.
+pub(crate) trait Reasoned: Copy + core::fmt::Debug + Ord {
+    /// Returns the reason for the difference.
+    fn why(self) -> &'static str;
 }
 
 known_differences! {
@@ -98,23 +104,29 @@ impl KnownDifference {
 }
 
 /// The number of packets to which each difference applied.
-#[derive(Debug, Default)]
-pub(crate) struct Applied(BTreeMap<KnownDifference, u64>);
+#[derive(Debug)]
+pub(crate) struct Applied<D = KnownDifference>(BTreeMap<D, u64>);
 
-impl Applied {
-    pub(crate) fn count(&mut self, known_differences: &[KnownDifference]) {
+impl<D> Default for Applied<D> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<D: Reasoned> Applied<D> {
+    pub(crate) fn count(&mut self, known_differences: &[D]) {
         for known_difference in known_differences {
             *self.0.entry(*known_difference).or_default() += 1;
         }
     }
 
     /// Returns the differences that applied to no packet, which could hide a bug.
-    pub(crate) fn dead<'e>(&self, of: &'e [KnownDifference]) -> Vec<&'e KnownDifference> {
+    pub(crate) fn dead<'e>(&self, of: &'e [D]) -> Vec<&'e D> {
         of.iter().filter(|known_difference| !self.0.contains_key(known_difference)).collect()
     }
 }
 
-impl core::fmt::Display for Applied {
+impl<D: Reasoned> core::fmt::Display for Applied<D> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.0.iter().try_for_each(|(difference, count)| writeln!(f, "{count:>6} {difference:?}: {}", difference.why()))
     }

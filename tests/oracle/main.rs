@@ -1,5 +1,6 @@
 //! The kernel as the oracle: every packet passes loden's forwarder and a Linux router. Their outputs must be equal byte
-//! for byte, except for the differences of [`known_difference::KnownDifference`], each with its reason. Needs root.
+//! for byte, except for the differences of [`known_difference::KnownDifference`], each with its reason. Needs root. IPv6 has
+//! a router and differences of its own, see [`v6`].
 //!
 //! A run has the packets of [`sweeps`], those of a fixed seed, and those of a new seed. A difference is printed with the seed;
 //! `LODEN_ORACLE_SEED` repeats it.
@@ -15,6 +16,7 @@ mod reference;
 mod router;
 mod shape;
 mod sweeps;
+mod v6;
 mod world;
 
 use core::cell::RefCell;
@@ -28,7 +30,7 @@ use known_difference::KnownDifference;
 use sweeps::Way;
 use world::World;
 
-const SEED: &str = "LODEN_ORACLE_SEED";
+pub(crate) const SEED: &str = "LODEN_ORACLE_SEED";
 
 /// Generated packets of each seed.
 const PACKETS: u32 = 5500;

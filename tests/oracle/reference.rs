@@ -93,7 +93,7 @@ impl Attempt<'_> {
     }
 
     fn walk(&self, original: &[u8]) -> Walk {
-        let own = self.world.router.link(self.entry).address;
+        let own = self.world.router.link(self.entry).address_v4();
         Walk::of(original, own, |address| is_nobodys(self.world, address))
     }
 

@@ -13,7 +13,7 @@ use loden::ipnet::{IpNet, Ipv4Net};
 use loden::route::Route;
 
 use crate::known_difference::KnownDifference;
-use crate::router::{Link, Place, Router, Table};
+use crate::router::{Link, Marker, Place, Router, Table};
 use support::host::{
     Host, NOBODY, Outcome, POD, POD_A, POD_B, config, config_of, host_a, host_b, identity, mtu_of, net, own, routes,
 };
@@ -74,20 +74,21 @@ impl World {
             .chain(peers)
             .zip(1..)
             .map(|((place, name, mtu), number)| {
-                let address = Ipv4Addr::from_bits(ROUTER.to_bits() + number);
+                let address = Ipv4Addr::from_bits(ROUTER.to_bits() + number).into();
                 Link { place, name, address, mtu, strict_source: false }
             })
             .collect();
         let table = Table {
             number: 100,
             links: vec![Place::Tun],
-            routes: all.iter().map(|route| (v4(route.subnet), Place::Peer(route.next_hop))).collect(),
+            routes: all.iter().map(|route| (route.subnet, Place::Peer(route.next_hop))).collect(),
         };
         let markers = [(1, POD_A), (64, POD_A), (64, POD_B), (64, POD_C)];
-        let markers =
-            markers.map(|(ttl, destination)| (Place::Tun, Ipv4 { ttl, ..Ipv4::new(MARKER, destination) })).into();
+        let markers = markers
+            .map(|(ttl, destination)| (Place::Tun, Marker::V4(Ipv4 { ttl, ..Ipv4::new(MARKER, destination) })))
+            .into();
         // The router's errors about a packet go back to its entry.
-        let router = Router::new(&links, &[(net([0; 4], 0), Place::Tun)], &[table], markers);
+        let router = Router::new(&links, &[(net([0; 4], 0).into(), Place::Tun)], &[table], markers);
         Self::of(all, router, vec![Place::Tun], &KnownDifference::OUTBOUND)
     }
 
@@ -101,27 +102,25 @@ impl World {
         let link = |place, name, number| Link {
             place,
             name,
-            address: Ipv4Addr::from_bits(ROUTER.to_bits() + number),
+            address: Ipv4Addr::from_bits(ROUTER.to_bits() + number).into(),
             mtu: u16::MAX,
             strict_source: false,
         };
         let (tun, nowhere) = (link(Place::Tun, "tun0", 1), link(Place::Nowhere, "void0", 2));
         // R42 at the remote host: the TUN address.
-        let own = identity().tun_address_v4().unwrap();
+        let own = identity().tun_address_v4().unwrap().into();
         let peer = |place, name| Link { place, name, address: own, mtu: 1472, strict_source: true };
         let table = Table {
             number: 101,
             links: vec![a, b],
-            routes: vec![(identity().subnet_v4().unwrap(), Place::Tun), (net([0; 4], 0), Place::Nowhere)],
+            routes: vec![(identity().subnet_v4().unwrap().into(), Place::Tun), (net([0; 4], 0).into(), Place::Nowhere)],
         };
-        let main = all.iter().map(|route| (v4(route.subnet), Place::Peer(route.next_hop)));
+        let main = all.iter().map(|route| (route.subnet, Place::Peer(route.next_hop)));
         // R65: the underlay address of a peer is its own.
-        let own_addresses = [host_a(), host_b()].map(|peer| match peer.ip() {
-            IpAddr::V4(address) => (Ipv4Net::from(address), Place::Peer(peer)),
-            IpAddr::V6(address) => panic!("{address}"),
-        });
-        let main: Vec<_> = main.chain(own_addresses).chain([(identity().subnet_v4().unwrap(), Place::Tun)]).collect();
-        let marker = |place, ttl, source: Ipv4Addr, to| (place, Ipv4 { ttl, ..Ipv4::new(source, to) });
+        let own_addresses = [host_a(), host_b()].map(|peer| (IpNet::from(peer.ip()), Place::Peer(peer)));
+        let own_subnet = (identity().subnet_v4().unwrap().into(), Place::Tun);
+        let main: Vec<_> = main.chain(own_addresses).chain([own_subnet]).collect();
+        let marker = |place, ttl, source: Ipv4Addr, to| (place, Marker::V4(Ipv4 { ttl, ..Ipv4::new(source, to) }));
         let markers = vec![
             marker(a, 64, MARKER, POD),
             marker(a, 64, MARKER, NOBODY),
