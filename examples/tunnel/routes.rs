@@ -85,12 +85,24 @@ impl Routes {
     /// Applies the changes of the control socket. Later changes replace earlier ones and all other origins. Returns the
     /// number of refused routes.
     pub(crate) fn set_from_control(&mut self, changes: &[RouteChange]) -> usize {
+        let is_reached = |change: &RouteChange| match change {
+            RouteChange::Set(route) => self.host.underlay_to(route.next_hop.ip()).is_some(),
+            _ => true,
+        };
+        let (changes, unreached) = changes.iter().copied().partition::<Vec<_>, _>(is_reached);
+        for change in &unreached {
+            let subnet = change.subnet();
+            say(
+                "refused routes",
+                format_args!("control: the next hop of {subnet} is reached from no --listen address"),
+            );
+        }
         let applied = self.publisher.apply(changes.iter().copied());
         for refused in &applied.refused {
             say("refused routes", format_args!("control: {refused}"));
         }
         let refused: HashSet<_> = applied.refused.iter().map(|refused| refused.route).collect();
-        for change in changes {
+        for change in &changes {
             if let RouteChange::Delete(subnet) = change {
                 self.origins.remove(&subnet.trunc());
             } else if let RouteChange::Set(route) = change
@@ -99,7 +111,7 @@ impl Routes {
                 self.origins.insert(route.subnet.trunc(), Origin::Control);
             }
         }
-        applied.refused.len()
+        applied.refused.len() + unreached.len()
     }
 
     /// Returns the number of bad lines.

@@ -144,9 +144,6 @@ pub enum RouteError {
     /// A multicast address is not a single host.
     #[error("the next hop is a multicast address; name the one host that owns the subnet")]
     MulticastNextHop,
-    /// This host has no underlay address of the next hop's IP family to send from.
-    #[error("the next hop is of an IP family in which this host has no underlay address; bind one, or name another")]
-    NoUnderlay,
     /// Packets would return to this host.
     #[error("the next hop is the address and port that this host is bound to; name another host")]
     OwnAddress,
@@ -183,10 +180,8 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
     let needs_scope =
         matches!(route.next_hop, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0);
-    let is_as = |one: IpAddr| move |other: IpAddr| one.is_ipv4() == other.is_ipv4();
-    let is_foreign = |own: &[IpAddr], address: IpAddr| !own.is_empty() && !own.iter().copied().any(is_as(address));
-    let nets: Vec<_> = own.subnets.iter().map(IpNet::addr).collect();
-    let underlays: Vec<_> = own.addresses.iter().map(SocketAddr::ip).collect();
+    let is_of_family = |own: &IpNet| own.addr().is_ipv4() == route.subnet.addr().is_ipv4();
+    let is_carried = own.subnets.is_empty() || own.subnets.iter().any(is_of_family);
     let narrow = route.mtu.filter(|mtu| mtu.get() < IPV6_MTU_MIN && route.subnet.addr().is_ipv6());
     match route.next_hop.port() {
         _ if address.is_unspecified() => Err(RouteError::UnspecifiedNextHop),
@@ -196,8 +191,7 @@ pub(crate) fn check(route: &Route, own: &Own) -> Result<(), RouteError> {
         0 => Err(RouteError::ZeroPort),
         _ if own.addresses.contains(&route.next_hop) => Err(RouteError::OwnAddress),
         _ if own.subnets.contains(&route.subnet) => Err(RouteError::OwnSubnet),
-        _ if is_foreign(&nets, route.subnet.addr()) => Err(RouteError::FamilyNotCarried),
-        _ if is_foreign(&underlays, address) => Err(RouteError::NoUnderlay),
+        _ if !is_carried => Err(RouteError::FamilyNotCarried),
         _ => narrow.map_or(Ok(()), |mtu| Err(RouteError::MtuBelowIpv6 { mtu })),
     }
 }

@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::WorkerError;
+use super::sockets::SOCKETS_MAX;
 use crate::sys::{RecvError, SendErrorKind, TunError};
 
 /// Failures in a row after which a call is not retried at once.
@@ -42,7 +43,8 @@ pub enum Failure {
 #[derive(Debug, Default)]
 pub(super) struct Failing {
     read: Streak,
-    receive: Streak,
+    /// One for each UDP socket.
+    receive: [Streak; SOCKETS_MAX],
     send: Streak,
     write: Streak,
 }
@@ -76,9 +78,17 @@ impl Failing {
     /// If the call has failed for too long.
     #[cold]
     pub(super) fn fails(&mut self, failure: Failure, now: Instant) -> Result<bool, WorkerError> {
+        self.fails_on(0, failure, now)
+    }
+
+    /// Notes a failure of the UDP socket of this number, likewise.
+    #[cold]
+    pub(super) fn fails_on(&mut self, socket: usize, failure: Failure, now: Instant) -> Result<bool, WorkerError> {
+        let [first, second] = &mut self.receive;
         let streak = match failure {
             Failure::Read(_) => &mut self.read,
-            Failure::Receive(_) => &mut self.receive,
+            Failure::Receive(_) if socket == 0 => first,
+            Failure::Receive(_) => second,
             Failure::Send(_) => &mut self.send,
             Failure::Write(_) => &mut self.write,
         };
@@ -88,11 +98,16 @@ impl Failing {
     /// Permits the attempts that are due.
     #[inline]
     pub(super) fn wake(&mut self, now: Instant) {
-        for streak in [&mut self.read, &mut self.receive, &mut self.send, &mut self.write] {
+        for streak in self.streaks() {
             if streak.retry_at.is_some_and(|at| at <= now) {
                 streak.retry_at = None;
             }
         }
+    }
+
+    fn streaks(&mut self) -> impl Iterator<Item = &mut Streak> {
+        let Self { read, receive, send, write } = self;
+        [read, send, write].into_iter().chain(receive)
     }
 
     /// Returns the time of the next read of the TUN, if a retry waits.
@@ -100,10 +115,10 @@ impl Failing {
         self.read.retry_at
     }
 
-    /// Returns the time of the next receive from the socket, if a retry waits. Received packets go to the TUN, so that
-    /// a failing write delays it too.
-    pub(super) fn receive_at(&self) -> Option<Instant> {
-        self.receive.retry_at.max(self.write.retry_at)
+    /// Returns the time of the next receive from the socket of this number, if a retry waits. Received packets go to the
+    /// TUN, so that a failing write delays it too.
+    pub(super) fn receive_at(&self, socket: usize) -> Option<Instant> {
+        self.receive.get(socket).and_then(|streak| streak.retry_at).max(self.write.retry_at)
     }
 
     /// Returns the time of the next send, if a retry waits.
@@ -117,10 +132,12 @@ impl Failing {
         self.read.end();
     }
 
-    /// Notes that receiving works, even if there is nothing to receive.
+    /// Notes that receiving from the socket of this number works, even if there is nothing to receive.
     #[inline]
-    pub(super) fn receive_works(&mut self) {
-        self.receive.end();
+    pub(super) fn receive_works(&mut self, socket: usize) {
+        if let Some(streak) = self.receive.get_mut(socket) {
+            streak.end();
+        }
     }
 
     /// Notes that a send succeeded.
@@ -137,9 +154,7 @@ impl Failing {
 
     /// Returns the failures to report since the last call.
     pub(super) fn take(&mut self) -> impl Iterator<Item = Failure> {
-        [&mut self.read, &mut self.receive, &mut self.send, &mut self.write]
-            .into_iter()
-            .filter_map(|streak| streak.notice.take())
+        self.streaks().filter_map(|streak| streak.notice.take())
     }
 }
 

@@ -52,7 +52,7 @@ pub use self::next::{Budget, Next, Ready};
 pub use self::run::{Running, run};
 #[cfg(feature = "tokio")]
 pub use self::run_tokio::run_tokio;
-use self::sockets::Sockets;
+use self::sockets::{SOCKETS_MAX, Sockets};
 pub use self::strangers::Stranger;
 use self::strangers::Strangers;
 use crate::endpoint::Endpoint;
@@ -91,6 +91,8 @@ pub struct Worker {
     membership: Membership,
     /// File descriptors that had more than the last budget allowed, or whose call fails.
     left: Ready,
+    /// The same for each UDP socket.
+    left_of_sockets: [bool; SOCKETS_MAX],
     /// The moment at which reports of routers are to be read.
     reports_due: Option<Instant>,
     /// The error that ended the worker. The number of a closed file descriptor may belong to another file by now.
@@ -133,6 +135,7 @@ impl Worker {
             strangers: Strangers::default(),
             membership: group.join(),
             left: Ready::default(),
+            left_of_sockets: [false; SOCKETS_MAX],
             reports_due: None,
             ended: None,
         };
@@ -266,11 +269,13 @@ impl Worker {
 
     /// Receives datagrams, and writes all received packets. Returns true if more may be left.
     fn receive(&mut self, budget: Budget, now: Instant, clock: Duration) -> Result<bool, WorkerError> {
-        let mut more = false;
-        for socket in 0..self.sockets.iter().count() {
-            more |= self.receive_from(socket, budget, now, clock)?;
+        for socket in 0..SOCKETS_MAX {
+            let may_be_left = self.receive_from(socket, budget, now, clock)?;
+            if let Some(left) = self.left_of_sockets.get_mut(socket) {
+                *left = may_be_left;
+            }
         }
-        Ok(more)
+        Ok(self.left_of_sockets.contains(&true))
     }
 
     fn receive_from(
@@ -284,10 +289,10 @@ impl Worker {
         let Some(udp) = sockets.iter().nth(socket) else { return Ok(false) };
         let mut left = budget.count() as usize;
         let mut io = Io { tun, sockets, failing, ended, now };
-        while left > 0 && io.ended.is_none() && io.failing.receive_at().is_none() {
+        while left > 0 && io.ended.is_none() && io.failing.receive_at(socket).is_none() {
             match udp.recv_batch(messages) {
                 Ok(_count) => {
-                    io.failing.receive_works();
+                    io.failing.receive_works(socket);
                     for message in messages.iter_mut() {
                         let Ok((meta, bytes)) = message else {
                             left = left.saturating_sub(1);
@@ -306,7 +311,7 @@ impl Worker {
                     engine.flush_inbound(clock, &mut io);
                 }
                 Err(RecvError::WouldBlock) => {
-                    io.failing.receive_works();
+                    io.failing.receive_works(socket);
                     return Ok(false);
                 }
                 Err(error) if error.is_fatal() => {
@@ -315,7 +320,7 @@ impl Worker {
                 Err(error) => {
                     left -= 1;
                     engine.endpoint_mut().counters_mut().stats.read_errors += 1;
-                    io.failing.fails(Failure::Receive(error), now)?;
+                    io.failing.fails_on(socket, Failure::Receive(error), now)?;
                 }
             }
         }
@@ -326,7 +331,8 @@ impl Worker {
         // A call that fails has a retry time of its own.
         let at = |is_left: bool, retry_at: Option<Instant>| is_left.then(|| retry_at.unwrap_or(now));
         let read_at = at(self.left.tun, self.failing.read_at());
-        let receive_at = at(self.left.udp, self.failing.receive_at());
+        let of_socket = |(socket, left): (usize, bool)| at(left, self.failing.receive_at(socket));
+        let receive_at = self.left_of_sockets.into_iter().enumerate().filter_map(of_socket).min();
         let flush_at = self.engine.wake_at().map(|at| self.membership.moment(at));
         Next {
             tun: !self.left.tun,

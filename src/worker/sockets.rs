@@ -9,6 +9,9 @@ use super::WorkerError;
 use super::error::system;
 use crate::sys::{Feature, UdpTransport};
 
+/// The number of sockets: one for each IP family.
+pub(super) const SOCKETS_MAX: usize = 2;
+
 #[derive(Debug)]
 pub(super) struct Sockets {
     first: UdpTransport,

@@ -224,11 +224,11 @@ fn no_verdict_allocates() {
         assert!([encap, decap].iter().all(|flow| flow.forwarded() > 0 && flow.answered() > 0));
         let seen = |reason: &&DropReason| encap.dropped(**reason) + decap.dropped(**reason) > 0;
         let of_the_forwarder = DropReason::ALL.iter().take_while(|reason| **reason != DropReason::PathTooNarrow);
-        // These need more than the bytes of a packet, or another host.
+        // These need more than the bytes of a packet (a mark, an offload, a learned path MTU), or another host.
         let needs_more = |reason: &DropReason| {
-            matches!(reason, EcnNotCapable | BadOffload | Ipv4NotCarried)
+            matches!(reason, EcnNotCapable | BadOffload | BelowIpv6Minimum | Ipv4NotCarried)
                 || carries_ipv6 && matches!(reason, Ipv6NotCarried)
-                || !carries_ipv6 && matches!(reason, Jumbogram | Ipv6Multicast | BelowIpv6Minimum)
+                || !carries_ipv6 && matches!(reason, Jumbogram | Ipv6Multicast)
         };
         let of_bytes = of_the_forwarder.filter(|reason| !needs_more(reason));
         let unseen: Vec<_> = of_bytes.filter(|reason| !seen(reason)).collect();

@@ -81,7 +81,6 @@ fn outcome(report: &DatagramTooBig) -> (IcmpOutcome, Option<u16>, PathMode) {
 #[test]
 fn v29_a_report_lowers_the_path_to_1280_bytes_at_least() {
     for mtu in [1280, 1300, 1471] {
-        let lowered = IcmpOutcome::Lowered { peer: peer().ip(), mtu: mtu - 48 };
         let reports = [
             report(mtu),
             DatagramTooBig { inner: Some(inner("100.96.1.5", "100.96.2.7", 1424)), ..report(mtu) },
@@ -90,7 +89,11 @@ fn v29_a_report_lowers_the_path_to_1280_bytes_at_least() {
             DatagramTooBig { len: 60_000, ..report(mtu) },
         ];
         for report in reports {
-            assert_eq!(outcome(&report), (lowered, Some(mtu - 48), PathMode::System), "{report:?}");
+            // Without an inner header anybody can forge it. This host carries IPv6, which needs 1280 bytes.
+            let least = if report.inner.is_some() { 0 } else { 1280 };
+            let inner = (mtu - 48).max(least);
+            let lowered = IcmpOutcome::Lowered { peer: peer().ip(), mtu: inner };
+            assert_eq!(outcome(&report), (lowered, Some(inner), PathMode::System), "{report:?}");
         }
     }
 }

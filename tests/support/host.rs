@@ -178,15 +178,23 @@ impl Host {
         Self::with_table(config, routes, table)
     }
 
-    /// Returns a host with a table that was built from these routes before.
+    /// Returns a host with a table that [`table_of`] made of these routes before. An MTU of less than 1280 bytes to an
+    /// IPv6 subnet counts as a learned one.
     pub fn with_table(config: ForwarderConfig, routes: Vec<Route>, table: RouteTable) -> Self {
         // Of several routes for one subnet the last one holds.
         let stands = |(i, route): &(usize, &Route)| {
             let mut later = routes.iter().skip(i + 1);
             later.all(|later| later.subnet.trunc() != route.subnet.trunc())
         };
-        let routes = routes.iter().enumerate().filter(stands).map(|(_, route)| *route).collect();
-        Self { forwarder: Forwarder::new(config).unwrap(), table, routes, paths: HashMap::new() }
+        let mut paths = HashMap::<IpAddr, u16>::new();
+        for route in &routes {
+            if let Some(narrow) = route.mtu.filter(|mtu| Some(*mtu) != legal(*route).mtu) {
+                let path = paths.entry(route.next_hop.ip().to_canonical()).or_insert(narrow.get());
+                *path = narrow.get().min(*path);
+            }
+        }
+        let routes = routes.iter().enumerate().filter(stands).map(|(_, route)| legal(*route)).collect();
+        Self { forwarder: Forwarder::new(config).unwrap(), table, routes, paths }
     }
 
     pub fn ordinary() -> Self {
@@ -229,10 +237,11 @@ impl Host {
         self.encapsulate_over(packet, u16::MAX)
     }
 
-    /// Returns the same with a path MTU of `path` bytes.
+    /// Returns the same with a path MTU of `path` bytes to every peer.
     pub fn encapsulate_over(&self, packet: &[u8], path: u16) -> Outcome {
         let mut buffer = packet.to_vec();
-        let outcome = match self.forwarder.encapsulate_within(&mut buffer, |_| path, &self.table) {
+        let path_to = |peer| self.paths.get(&peer).copied().unwrap_or(u16::MAX).min(path);
+        let outcome = match self.forwarder.encapsulate_within(&mut buffer, path_to, &self.table) {
             Encap::Send(transmit) => {
                 assert_eq!(transmit.segment_size, None, "one packet is one datagram");
                 Outcome::Forward { to: Some(transmit.destination), bytes: transmit.contents.to_vec() }
@@ -272,8 +281,16 @@ impl Host {
     }
 }
 
+/// Returns the route with an MTU that the table accepts (V24).
+fn legal(route: Route) -> Route {
+    match route.mtu {
+        Some(mtu) if route.subnet.addr().is_ipv6() => route.with_mtu(mtu.max(mtu_of(1280))),
+        Some(_) | None => route,
+    }
+}
+
 pub fn table_of(routes: &[Route]) -> RouteTable {
-    let (table, refused) = RouteTable::try_from_routes(routes.iter().copied());
+    let (table, refused) = RouteTable::try_from_routes(routes.iter().map(|route| legal(*route)));
     assert_eq!(refused, [], "the tests use routes that are taken");
     table
 }
