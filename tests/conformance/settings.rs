@@ -28,6 +28,8 @@ fn the_underlay_is_one_host_and_port() {
     );
     let unspecified = "[::ffff:0.0.0.0]:8285".parse().unwrap();
     assert_eq!(of(unspecified), Err(HostError::Underlay { address: unspecified }));
+    let unscoped = "[fe80::1]:8285".parse().unwrap();
+    assert_eq!(of(unscoped), Err(HostError::UnderlayScope { address: unscoped }));
     let scoped = "[fe80::1%3]:8285".parse().unwrap();
     assert_eq!(of(scoped).unwrap().underlay(), scoped);
 }
@@ -160,5 +162,9 @@ fn special_ipv6_ranges_are_refused() {
         let [subnet, range] = [subnet, range].map(|net| net.parse::<IpNet>().unwrap());
         let everything: IpNet = "::/0".parse().unwrap();
         assert_eq!(refused(everything, subnet), HostError::Special { subnet, range });
+    }
+    for wide in ["::/0", "8000::/1", "fc00::/6", "fe00::/7"] {
+        let [subnet, range] = [wide, "ff00::/8"].map(|net| net.parse::<IpNet>().unwrap());
+        assert_eq!(refused(subnet, subnet), HostError::Special { subnet, range }, "its TUN address is a group");
     }
 }

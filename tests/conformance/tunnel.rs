@@ -134,6 +134,22 @@ fn r68_address_port_of_a_peer_with_a_link_local_address() {
     assert_eq!(decap_reason(&host, scoped(8286, 2), &inbound()), Some(DropReason::UnknownPeer));
 }
 
+/// V31: every link has its own link-local addresses. A host on another link that chose a peer's is a stranger.
+#[test]
+fn r64_v31_a_link_local_peer_is_known_on_its_own_link_only() {
+    let at = |port, scope| {
+        SocketAddr::V6(core::net::SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 3), port, 0, scope))
+    };
+    for config in [config(), config().with_source_check(SourceCheck::Off)] {
+        let host = Host::new(config, vec![Route::new(net([100, 96, 2, 0], 24), at(8285, 2))]);
+        assert_eq!(decap_reason(&host, at(8285, 2), &inbound()), None);
+        assert_eq!(decap_reason(&host, at(9000, 2), &inbound()), None, "any port");
+        for scope in [0, 1, 9] {
+            assert_eq!(decap_reason(&host, at(8285, scope), &inbound()), Some(DropReason::UnknownPeer), "{scope}");
+        }
+    }
+}
+
 /// R68: with `Off` only the inner source's route counts. The own subnet stays protected (fault 11). The remote host's
 /// ICMP error goes to the next hop, not to the sender.
 #[test]

@@ -106,8 +106,9 @@ fn v13_one_publish_replaces_both_families() {
 #[test]
 fn v12_bad_next_hops_are_refused_by_name() {
     let host = |underlay: &str| {
-        let net = |text: &str| text.parse::<ipnet::Ipv4Net>().unwrap();
-        Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), underlay.parse::<SocketAddr>().unwrap()).unwrap()
+        let nets = |nets: [&str; 2]| nets.map(|net| net.parse::<IpNet>().unwrap());
+        let (networks, subnets) = (["100.96.0.0/16", "fd00:96::/32"], ["100.96.1.0/24", "fd00:96:1::/64"]);
+        Host::from_sets(&nets(networks), &nets(subnets), &[underlay.parse().unwrap()]).unwrap()
     };
     for subnet in ["100.96.2.0/24", "fd00:96:2::/64"] {
         let bad = [
@@ -138,6 +139,28 @@ fn v12_bad_next_hops_are_refused_by_name() {
 
 /// V12: a link-local next hop keeps its scope and is another host on another link. Scopes and flow labels of other
 /// addresses have no meaning, and an IPv4-mapped address is the IPv4 peer.
+/// V24: a path of less than 1280 bytes carries no IPv6. Routes of a family without an own subnet would be of no use.
+#[test]
+fn v24_routes_that_could_carry_nothing_are_refused() {
+    let mtu = |mtu| loden::Mtu::new(mtu).unwrap();
+    for (subnet, least) in [("100.96.2.0/24", 68), ("fd00:96:2::/64", 1280)] {
+        let refused = |mtu| RouteTable::try_from_routes([route(subnet, "10.168.0.3:8285").with_mtu(mtu)]).1;
+        assert_eq!(refused(mtu(least)), [], "{subnet}");
+        if subnet.contains(':') {
+            assert_eq!(refused(mtu(1279))[0].reason, RouteError::MtuBelowIpv6 { mtu: mtu(1279) });
+        }
+    }
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let own: SocketAddr = "10.168.0.2:8285".parse().unwrap();
+    for (network, subnet, other) in
+        [("100.96.0.0/16", "100.96.1.0/24", "fd00:96:2::/64"), ("fd00:96::/32", "fd00:96:1::/64", "100.96.2.0/24")]
+    {
+        let mut publisher = RoutePublisher::for_host(&Host::new(net(network), net(subnet), own).unwrap());
+        let refused = publisher.apply([RouteChange::Set(route(other, "10.168.0.3:8285"))]).into_result().unwrap_err();
+        assert_eq!(refused.reason, RouteError::FamilyNotCarried, "{other}");
+    }
+}
+
 #[test]
 fn v12_a_scope_belongs_to_link_local_next_hops_only() {
     use std::net::SocketAddrV6;

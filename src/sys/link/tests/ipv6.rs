@@ -196,8 +196,14 @@ fn v33_down_removes_ipv6_addresses_and_restore_adds_both_families() {
         assert!(seen.contains(&LinkEvent::AddressRemoved(OWN.into())), "{seen:?}");
         let error = link.restore().expect_err("too small");
         assert!(matches!(&error, LinkError::MtuBelowIpv6 { interface, mtu: 1279 } if interface == "loden0"));
+        // IPv4 does not depend on it.
+        world.remove_address("loden0", "100.96.1.0/32");
+        assert_ne!(world.addresses(index).len(), 1);
+        link.restore().expect_err("still too small");
+        assert_eq!((world.addresses(index).len(), world.routes().len()), (1, 1), "address and route of IPv4 are back");
         world.set_mtu("loden0", 1280);
         assert_eq!(link.restore().expect("restored"), Restored::Complete { address: true, route: true });
+        assert!(is_complete(&mut world), "and there is no link-local address either");
         link.remove().expect("removed");
         assert!(world.ipv6_routes(index).iter().all(|(_, _, connected)| *connected));
         assert!(world.is_bare("loden0"));
