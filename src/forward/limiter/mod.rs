@@ -41,6 +41,9 @@ pub struct Rate {
 /// got no error for a second. Half of it is for payers that keep to a sixteenth of the rate. The payer is the peer, or
 /// the source in the own network. So an idle source or peer gets its first error during a flood by others.
 ///
+/// A flood of the own pods from more than a thousand source addresses at once exceeds the tables. Then an idle source
+/// waits for seconds, or as long as the flood lasts. Filter the source addresses of pods to prevent it.
+///
 /// ```
 /// use core::time::Duration;
 /// use loden::Host;
