@@ -103,10 +103,10 @@ impl Framing for Session {
         if self.with.contains(&peer) {
             return Ready::Go;
         }
-        if !self.asked.contains_key(&peer) {
-            self.asked.insert(peer, now);
+        self.asked.entry(peer).or_insert_with(|| {
             reply.send(peer, &[HELLO]);
-        }
+            now
+        });
         Ready::Hold
     }
 
