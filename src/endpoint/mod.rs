@@ -234,14 +234,11 @@ impl Endpoint {
         };
         let path =
             |peer| paths.lookup(peer, now).unwrap_or(u16::MAX).min(LONGEST).saturating_sub(F::OVERHEAD_MAX as u16);
-        let mut learn_longest = |peer| {
-            if !F::IS_BARE {
-                *longest = path(peer).min(forwarder.config().mtu_to(peer).get()).into();
-            }
-        };
         match forwarder.encapsulate_segments(packet, gso.map(|gso| gso.segment_len()), path, routes) {
             Encap::Send(transmit) => {
-                learn_longest(transmit.destination.ip());
+                if !F::IS_BARE {
+                    *longest = longest_to(transmit.destination.ip(), path, forwarder);
+                }
                 counters.trim(transmit.contents, received);
                 counters.encap.forward();
                 match gso {
@@ -256,7 +253,9 @@ impl Endpoint {
                 counters.trim(fragments.packet(), received);
                 counters.encap.forward();
                 let datagrams = Datagrams::fragments(fragments, gso, scratch, &mut counters.stats);
-                learn_longest(datagrams.way().destination.ip());
+                if !F::IS_BARE {
+                    *longest = longest_to(datagrams.way().destination.ip(), path, forwarder);
+                }
                 Outbound::SendAll(datagrams)
             }
             Encap::Reject(reject) => {
@@ -389,6 +388,11 @@ impl Endpoint {
     pub fn path_limit(&self, peer: IpAddr, now: Duration) -> u16 {
         self.paths.lookup(peer, now).unwrap_or(LONGEST).min(LONGEST)
     }
+}
+
+/// Returns the length in bytes of the longest packet to a peer.
+fn longest_to(peer: IpAddr, path: impl FnOnce(IpAddr) -> u16, forwarder: &Forwarder) -> usize {
+    path(peer).min(forwarder.config().mtu_to(peer).get()).into()
 }
 
 /// The length of the longest datagram in bytes.

@@ -43,7 +43,7 @@ impl<F: Framing> Engine<F> {
     }
 
     /// Decides on a packet, and queues its datagrams.
-    #[inline(always)]
+    #[inline]
     pub(super) fn queue_packet(
         &mut self,
         header: &VnetHeader,
