@@ -113,8 +113,12 @@
 //! from the reports of routers, which it verifies ([`forward::PathMtus`]). Packets that were queued when the path turned out to
 //! be narrower are answered if they have DF set, and dropped otherwise.
 //!
+//! # Framing
+//! A [`framing::Framing`] puts other bytes around each packet: a tag, a key or encryption. It works in place, in the slots of the send
+//! queue, so that batches and offloads stay in use. `examples/cframe.rs` is a tunnel with one.
+//!
 //! # Security model
-//! The wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that peer. Known senders,
+//! Without a framing, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that peer. Known senders,
 //! their own inner sources and our own subnet as destination are checked. The underlay has to be trusted.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -134,6 +138,7 @@ pub mod control;
 pub mod endpoint;
 pub mod engine;
 pub mod forward;
+pub mod framing;
 mod host;
 pub mod lease;
 pub mod offload;

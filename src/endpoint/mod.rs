@@ -15,6 +15,7 @@ use crate::forward::{
     PathMtus, Reject, RejectReason, ReplyTo, SystemPath,
 };
 use crate::forward::{DatagramMeta, DirectionCounters};
+use crate::framing::{Bare, Framing};
 use crate::host::Mtu;
 use crate::offload::{OffloadAction, VnetHeader};
 use crate::route::RouteTable;
@@ -44,6 +45,8 @@ pub struct Endpoint {
     send_errors: SendErrors,
     message: [u8; ICMP_ERROR_MAX],
     scratch: datagrams::Scratch,
+    /// The most bytes that a framing adds to each packet, if there is one.
+    framing: Option<u16>,
 }
 
 /// Packets that could not be sent: the sum, and the count of each peer.
@@ -111,7 +114,13 @@ impl Endpoint {
             send_errors: SendErrors::default(),
             message: [0; ICMP_ERROR_MAX],
             scratch: datagrams::Scratch::default(),
+            framing: None,
         }
+    }
+
+    /// Makes room for a framing in each datagram.
+    pub(crate) fn set_framing<F: Framing>(&mut self) {
+        self.framing = (!F::IS_BARE).then_some(F::OVERHEAD_MAX as u16);
     }
 
     /// Sets the limits on ICMP errors. The initial ones are those of [`IcmpLimiter::default`].
@@ -194,6 +203,20 @@ impl Endpoint {
         routes: &RouteTable,
         now: Duration,
     ) -> Outbound<'p, 'e> {
+        self.decide_outbound::<Bare>(packet, header, routes, now, &mut 0)
+    }
+
+    /// Decides on a packet that a framing will seal. If it is sent, `longest` becomes the length in bytes of the longest
+    /// packet that its path carries.
+    #[inline(always)]
+    pub(crate) fn decide_outbound<'p, 'e, F: Framing>(
+        &'e mut self,
+        packet: &'p mut [u8],
+        header: &VnetHeader,
+        routes: &RouteTable,
+        now: Duration,
+        longest: &mut usize,
+    ) -> Outbound<'p, 'e> {
         let received = packet.len();
         let Self { forwarder, paths, counters, limiter, message, scratch, .. } = self;
         counters.encap.receive();
@@ -209,9 +232,13 @@ impl Endpoint {
                 return Outbound::Drop(DropReason::BadOffload);
             }
         };
-        let path = |peer| paths.lookup(peer, now).unwrap_or(u16::MAX).min(LONGEST);
+        let path =
+            |peer| paths.lookup(peer, now).unwrap_or(u16::MAX).min(LONGEST).saturating_sub(F::OVERHEAD_MAX as u16);
         match forwarder.encapsulate_segments(packet, gso.map(|gso| gso.segment_len()), path, routes) {
             Encap::Send(transmit) => {
+                if !F::IS_BARE {
+                    *longest = longest_to(transmit.destination.ip(), path, forwarder);
+                }
                 counters.trim(transmit.contents, received);
                 counters.encap.forward();
                 match gso {
@@ -225,7 +252,11 @@ impl Endpoint {
             Encap::Fragment(fragments) => {
                 counters.trim(fragments.packet(), received);
                 counters.encap.forward();
-                Outbound::SendAll(Datagrams::fragments(fragments, gso, scratch, &mut counters.stats))
+                let datagrams = Datagrams::fragments(fragments, gso, scratch, &mut counters.stats);
+                if !F::IS_BARE {
+                    *longest = longest_to(datagrams.way().destination.ip(), path, forwarder);
+                }
+                Outbound::SendAll(datagrams)
             }
             Encap::Reject(reject) => {
                 counters.trim(reject.offender().as_bytes(), received);
@@ -271,6 +302,13 @@ impl Endpoint {
                 Inbound::Drop(reason)
             }
         }
+    }
+
+    /// Drops a datagram that a framing did not open, for this reason.
+    #[cold]
+    pub(crate) fn drop_sealed(&mut self, reason: DropReason) {
+        self.counters.decap.receive();
+        self.counters.decap.discard(reason);
     }
 
     /// Records that packets could not be sent to `peer`, for this reason.
@@ -331,7 +369,7 @@ impl Endpoint {
     /// Learns from a router's report that a datagram was too big: see [`PathMtus::handle_icmp`].
     #[cold]
     pub fn handle_icmp(&mut self, report: &DatagramTooBig, routes: &RouteTable, now: Duration) -> IcmpOutcome {
-        let outcome = self.paths.handle_icmp(report, &self.forwarder, routes, now);
+        let outcome = self.paths.handle_icmp_framed(report, &self.forwarder, routes, self.framing, now);
         let is_news = matches!(outcome, IcmpOutcome::Lowered { .. });
         self.counters.stats.path_mtu_lowered += u64::from(is_news);
         outcome
@@ -350,6 +388,11 @@ impl Endpoint {
     pub fn path_limit(&self, peer: IpAddr, now: Duration) -> u16 {
         self.paths.lookup(peer, now).unwrap_or(LONGEST).min(LONGEST)
     }
+}
+
+/// Returns the length in bytes of the longest packet to a peer.
+fn longest_to(peer: IpAddr, path: impl FnOnce(IpAddr) -> u16, forwarder: &Forwarder) -> usize {
+    path(peer).min(forwarder.config().mtu_to(peer).get()).into()
 }
 
 /// The length of the longest datagram in bytes.

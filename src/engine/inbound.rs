@@ -8,6 +8,7 @@ use core::time::Duration;
 use super::{Engine, SendFailure, Sink, Unsent, WriteFailure};
 use crate::endpoint::{Direction, Endpoint, Inbound};
 use crate::forward::{DatagramMeta, DropReason, PathMode, ReplyTo};
+use crate::framing::Framing;
 use crate::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, VnetHeader, vnet_gso};
 use crate::route::RouteTable;
 use crate::transmit::Transmit;
@@ -49,7 +50,7 @@ struct Refusals {
     again_since: Option<Duration>,
 }
 
-impl Engine {
+impl<F: Framing> Engine<F> {
     /// Takes a datagram from the underlay. Its packet is written with [`flush_inbound`](Self::flush_inbound), or
     /// before.
     ///
@@ -63,8 +64,23 @@ impl Engine {
         now: Duration,
         sink: &mut impl Sink,
     ) -> Option<DropReason> {
-        let Self { endpoint, writer, .. } = self;
-        match endpoint.handle_inbound(datagram, meta, routes, now) {
+        let Self { endpoint, writer, framing, .. } = self;
+        let mut meta = meta.into();
+        let packet = if F::IS_BARE {
+            datagram
+        } else {
+            match Self::open(endpoint, framing, &mut meta, datagram, (routes, now), sink) {
+                Ok(Some(packet)) => packet,
+                Ok(None) => {
+                    if !self.hold.is_empty() {
+                        self.release_and_send(None, routes, now, sink);
+                    }
+                    return None;
+                }
+                Err(reason) => return Some(reason),
+            }
+        };
+        let dropped = match endpoint.handle_inbound(packet, meta, routes, now) {
             Inbound::Deliver(packet) => {
                 let Writer { coalescer, granted, scratch, refusals } = writer;
                 if let (Some(coalescer), Some(_)) = (&mut *coalescer, refusals.retry_at.filter(|at| *at <= now)) {
@@ -76,20 +92,34 @@ impl Engine {
                     Some(coalescer) => coalescer.push(packet, &mut |packets| out.write(&packets)),
                     None => out.write_single(packet),
                 }
+                None
             }
             Inbound::Reply(reply) => {
                 let (to, reason) = (reply.to, reply.reason);
                 let sent = match to {
-                    ReplyTo::Peer(peer) => send_reply(&Transmit::datagram(peer, reply.message), sink).is_ok(),
+                    ReplyTo::Peer(peer) if F::IS_BARE => {
+                        send_reply(&Transmit::datagram(peer, reply.message), sink).is_ok()
+                    }
+                    ReplyTo::Peer(peer) => {
+                        let len = reply.message.len();
+                        if let Some(room) = writer.scratch.get_mut(F::HEAD..F::HEAD + len) {
+                            room.copy_from_slice(reply.message);
+                        }
+                        Self::send_sealed(endpoint, framing, (peer, len), &mut writer.scratch, now, sink)
+                    }
                     ReplyTo::Tun => false,
                 };
                 if !sent {
                     endpoint.handle_reply_error(Direction::Inbound, to, reason);
                 }
+                None
             }
-            Inbound::Drop(reason) => return Some(reason),
+            Inbound::Drop(reason) => Some(reason),
+        };
+        if F::HAS_SESSIONS && !self.hold.is_empty() {
+            self.release_and_send(Some(meta.from.ip().to_canonical()), routes, now, sink);
         }
-        None
+        dropped
     }
 
     /// Writes the packets that are collected for coalescing.
@@ -154,7 +184,7 @@ impl Refusals {
 /// Sends an ICMP error. On a path that refuses it, the kernel may fragment it. It is too short and too rare for
 /// path-MTU discovery.
 #[cold]
-fn send_reply(message: &Transmit<'_>, sink: &mut impl Sink) -> Result<(), Unsent> {
+pub(super) fn send_reply(message: &Transmit<'_>, sink: &mut impl Sink) -> Result<(), Unsent> {
     match sink.send(slice::from_ref(message), PathMode::System) {
         Err(Unsent { reason: SendFailure::TooLong, .. }) => sink.send(slice::from_ref(message), PathMode::Fragment),
         sent => sent,

@@ -3,6 +3,8 @@
 //! A caller with a ring, a network stack or a test in place of the adapters implements [`Sink`] and passes packets to
 //! an [`Engine`].
 
+mod framed;
+mod hold;
 mod inbound;
 mod outbound;
 #[cfg(test)]
@@ -11,9 +13,11 @@ mod tests;
 use core::net::IpAddr;
 use core::time::Duration;
 
+use self::hold::HoldQueue;
 use self::inbound::Writer;
 use crate::endpoint::Endpoint;
 use crate::forward::{Counters, DropReason, PathMode, SystemPath};
+use crate::framing::{Bare, Framing, OVERHEAD_LIMIT};
 use crate::host::Mtu;
 use crate::offload::{Coalesce, Coalescer, VnetHeader};
 use crate::transmit::{Lost, QueueLimits, SendQueue, Transmit, Way};
@@ -96,8 +100,54 @@ pub enum WriteFailure {
 /// 3. Wait until [`wake_at`](Self::wake_at) at most, then flush.
 ///
 /// A slow path does not delay the packets of other peers. Each peer has a bounded queue of its own.
+///
+/// With a [`Framing`] each datagram is sealed in the queue, and opened before the endpoint decides on it. Datagrams that
+/// turn out to be too long for their path are dropped as [`DropReason::PathTooNarrow`] without an ICMP error, and the
+/// path MTU is learned. Routers' reports about them are verified by their lengths alone.
+///
+/// ```
+/// # use core::net::SocketAddr;
+/// # use core::time::Duration;
+/// # use loden::forward::{DatagramMeta, DropReason};
+/// # use loden::framing::{Framing, Reply};
+/// # struct Tag;
+/// # impl Framing for Tag {
+/// #     const HEAD: usize = 4;
+/// #     const OVERHEAD_MAX: usize = 4;
+/// #     fn seal(&mut self, _: SocketAddr, datagram: &mut [u8], _: usize) {
+/// #         datagram[..4].copy_from_slice(b"tag:");
+/// #     }
+/// #     fn open<'d>(
+/// #         &mut self, _: &mut DatagramMeta, datagram: &'d mut [u8], _: Duration, _: &mut impl Reply,
+/// #     ) -> Result<Option<&'d mut [u8]>, DropReason> {
+/// #         datagram.strip_prefix_mut(b"tag:").map(Some).ok_or(DropReason::NotAuthentic)
+/// #     }
+/// # }
+/// # trait StripPrefixMut { fn strip_prefix_mut(&mut self, prefix: &[u8]) -> Option<&mut [u8]>; }
+/// # impl StripPrefixMut for [u8] {
+/// #     fn strip_prefix_mut(&mut self, prefix: &[u8]) -> Option<&mut [u8]> {
+/// #         if self.starts_with(prefix) { self.get_mut(prefix.len()..) } else { None }
+/// #     }
+/// # }
+/// use loden::endpoint::Endpoint;
+/// use loden::engine::Engine;
+/// use loden::forward::{Forwarder, ForwarderConfig};
+/// use loden::offload::Coalesce;
+/// use loden::transmit::QueueLimits;
+/// use loden::{Host, Mtu, ipnet::Ipv4Net};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (network, ours): (Ipv4Net, Ipv4Net) = ("100.96.0.0/16".parse()?, "100.96.1.0/24".parse()?);
+/// let host = Host::new(network, ours, ([10, 168, 0, 2], 8285))?;
+/// let mtu = Mtu::of_inner(1500, Tag::overhead(host.underlay().ip()))?;
+/// let endpoint = Endpoint::new(Forwarder::new(ForwarderConfig::new(&host).with_mtu(mtu))?);
+/// let engine = Engine::new(endpoint, QueueLimits::default(), Coalesce::ALL).with_framing(Tag);
+/// assert_eq!(engine.endpoint().forwarder().config().mtu.get(), 1500 - 28 - 4);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
-pub struct Engine {
+pub struct Engine<F = Bare> {
     endpoint: Endpoint,
     queue: SendQueue,
     /// Bytes that were queued since the last flush.
@@ -105,6 +155,9 @@ pub struct Engine {
     /// True if packets are collected into batches.
     batched: bool,
     writer: Writer,
+    framing: F,
+    /// Packets that wait for a session.
+    hold: HoldQueue,
 }
 
 impl Engine {
@@ -113,7 +166,31 @@ impl Engine {
     pub fn new(endpoint: Endpoint, limits: QueueLimits, coalesce: Coalesce) -> Self {
         let coalescer = (coalesce != Coalesce::NONE).then(|| Coalescer::new(coalesce));
         let writer = Writer::new(coalescer, coalesce);
-        Self { endpoint, queue: SendQueue::new(limits), collected: 0, batched: true, writer }
+        let (queue, hold) = (SendQueue::new(limits), HoldQueue::default());
+        Self { endpoint, queue, collected: 0, batched: true, writer, framing: Bare, hold }
+    }
+
+    /// Returns the same engine with a framing. Packets that are queued already stay as they are, so call it at the
+    /// beginning.
+    #[must_use]
+    pub fn with_framing<F: Framing>(self, framing: F) -> Engine<F> {
+        const { assert!(F::HEAD <= F::OVERHEAD_MAX && F::OVERHEAD_MAX <= OVERHEAD_LIMIT) }
+        let Self { mut endpoint, queue, collected, batched, writer, framing: Bare, hold } = self;
+        endpoint.set_framing::<F>();
+        Engine { endpoint, queue, collected, batched, writer, framing, hold }
+    }
+}
+
+impl<F: Framing> Engine<F> {
+    /// Returns the framing.
+    #[must_use]
+    pub fn framing(&self) -> &F {
+        &self.framing
+    }
+
+    /// Returns the framing, to change keys or peers.
+    pub fn framing_mut(&mut self) -> &mut F {
+        &mut self.framing
     }
 
     /// Returns the same engine without batches: each packet is sent and written by itself. Use it for comparisons and
@@ -148,6 +225,7 @@ impl Engine {
     pub fn counters_into(&self, counters: &mut Counters) {
         counters.clone_from(self.endpoint.counters());
         counters.encap.hold_all(self.queue.packets());
+        counters.encap.receive_waiting(self.hold.len());
     }
 
     /// Sets the path MTU of the underlay: see [`Endpoint::set_mtu`].
@@ -160,16 +238,25 @@ impl Engine {
         self.endpoint.set_mtu_over_ipv6(mtu);
     }
 
-    /// Returns the time of the next flush, if packets are queued.
+    /// Returns the time of the next flush, if packets are queued or the framing has a timeout.
     #[must_use]
     pub fn wake_at(&self) -> Option<Duration> {
-        self.queue.retry_at()
+        let times = [self.queue.retry_at(), self.framing.poll_timeout(), self.hold.ends_at()];
+        times.into_iter().flatten().min()
     }
 
     /// Drops the packets queued for next hops for which `is_gone` returns true, with this reason.
     #[cold]
     pub fn drop_peers(&mut self, is_gone: impl Fn(core::net::SocketAddr) -> bool, reason: DropReason) {
-        let Self { endpoint, queue, .. } = self;
+        let Self { endpoint, queue, hold, .. } = self;
+        hold.retain(|waiting, _| {
+            let is_kept = !is_gone(waiting.peer);
+            if !is_kept {
+                endpoint.counters_mut().encap.receive();
+                endpoint.counters_mut().encap.discard(reason);
+            }
+            is_kept
+        });
         queue.drop_peers(is_gone, |Lost { packets, .. }| {
             endpoint.counters_mut().encap.lose_forwarded(reason, packets);
         });

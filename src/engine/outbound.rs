@@ -5,6 +5,7 @@ use core::time::Duration;
 use super::{Engine, SendFailure, Sink, Unsent, peer_of};
 use crate::endpoint::{Direction, Outbound};
 use crate::forward::{DropReason, EmsgsizeOutcome, ReplyTo};
+use crate::framing::{Framing, seal_with, sealed_len};
 use crate::offload::VnetHeader;
 use crate::route::RouteTable;
 use crate::transmit::{Lost, SELECTED_MAX, Transmit, Way};
@@ -23,7 +24,7 @@ const TAKES_NOTHING: Duration = Duration::from_secs(1);
 /// The same for a kernel without memory (ENOBUFS, ENOMEM).
 const NO_BUFFERS: Duration = Duration::from_millis(15);
 
-impl Engine {
+impl<F: Framing> Engine<F> {
     /// Takes a packet from the TUN, and returns the number of datagrams that it became, at least 1. They are sent with
     /// [`flush`](Self::flush), or before if much has been collected.
     #[inline]
@@ -35,20 +36,39 @@ impl Engine {
         now: Duration,
         sink: &mut impl Sink,
     ) -> usize {
-        if self.queue.is_short() {
-            self.flush(routes, now, sink);
+        if F::HAS_SESSIONS && !self.is_ready(header, packet, routes, now, sink) {
+            return 1;
         }
-        let Self { endpoint, queue, .. } = self;
+        self.queue_packet(header, packet, routes, now, sink)
+    }
+
+    /// Decides on a packet, and queues its datagrams.
+    #[inline]
+    pub(super) fn queue_packet(
+        &mut self,
+        header: &VnetHeader,
+        packet: &mut [u8],
+        routes: &RouteTable,
+        now: Duration,
+        sink: &mut impl Sink,
+    ) -> usize {
+        if self.queue.is_short() {
+            self.flush_queue(routes, now, sink);
+        }
+        let Self { endpoint, queue, framing, .. } = self;
         let mut count = 1;
-        let (way, bytes) = match endpoint.handle_outbound(packet, header, routes, now) {
+        let mut mtu = 0;
+        let (way, bytes) = match endpoint.decide_outbound::<F>(packet, header, routes, now, &mut mtu) {
             Outbound::Send(transmit) => {
                 let (way, contents) = (Way::from(&transmit), transmit.contents);
                 let mut pending = queue.begin(&way);
-                match pending.datagram(contents.len()) {
+                let (len, peer) = (contents.len(), way.destination);
+                let sealed = sealed_len(framing, len, mtu);
+                match pending.datagram(sealed) {
                     Some(room) => {
-                        room.copy_from_slice(contents);
+                        seal_with(framing, peer, room, len, |packet| packet.copy_from_slice(contents));
                         pending.commit();
-                        (way, Some(contents.len()))
+                        (way, Some(sealed))
                     }
                     None => (way, None),
                 }
@@ -63,9 +83,10 @@ impl Engine {
                         pending.commit();
                         break (way, Some(bytes));
                     };
-                    let Some(room) = pending.datagram(len) else { break (way, None) };
-                    datagrams.write_next(room);
-                    bytes += len;
+                    let sealed = sealed_len(framing, len, mtu);
+                    let Some(room) = pending.datagram(sealed) else { break (way, None) };
+                    seal_with(framing, way.destination, room, len, |packet| datagrams.write_next(packet));
+                    bytes += sealed;
                     count += 1;
                 }
             }
@@ -83,14 +104,22 @@ impl Engine {
             None => endpoint.handle_send_error(way.destination.ip(), DropReason::SendBufferFull, 1),
         }
         if self.collected >= BYTES_COLLECTED || !self.batched {
-            self.flush(routes, now, sink);
+            self.flush_queue(routes, now, sink);
         }
         count.max(1)
     }
 
-    /// Sends all datagrams that the socket accepts.
+    /// Sends all datagrams that the socket accepts, after the framing's work that is due.
     #[inline]
     pub fn flush(&mut self, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
+        if !F::IS_BARE {
+            self.handle_timeouts(routes, now, sink);
+        }
+        self.flush_queue(routes, now, sink);
+    }
+
+    #[inline]
+    pub(super) fn flush_queue(&mut self, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
         self.collected = 0;
         self.queue.unblock(now);
         while self.queue.select() > 0 {
@@ -206,6 +235,11 @@ impl Engine {
                 }
             }
         };
+        if !F::IS_BARE {
+            // An ICMP error could not quote a sealed packet.
+            let lost = queue.lose(as_long.max(1));
+            return self.lose(lost, DropReason::PathTooNarrow);
+        }
         for _ in 0..count {
             // The rest of a packet whose sender got an ICMP error is of no use to the receiver.
             let is_lost = queue.next_is_lost();

@@ -52,6 +52,12 @@ pub struct Stats {
     pub gso_fallbacks: u64,
     /// GSO packets that the TUN device refused and that were written packet by packet.
     pub tun_fallbacks: u64,
+    /// Control messages that the framing received. They are no packets.
+    pub control_received: u64,
+    /// Control messages that the framing sent.
+    pub control_sent: u64,
+    /// Control messages of the framing that could not be sent.
+    pub control_unsent: u64,
 }
 
 impl Stats {
@@ -67,6 +73,9 @@ impl Stats {
             coalesced,
             gso_fallbacks,
             tun_fallbacks,
+            control_received,
+            control_sent,
+            control_unsent,
         } = *self;
         [
             ("trimmed", trimmed),
@@ -78,6 +87,9 @@ impl Stats {
             ("coalesced", coalesced),
             ("gso_fallbacks", gso_fallbacks),
             ("tun_fallbacks", tun_fallbacks),
+            ("control_received", control_received),
+            ("control_sent", control_sent),
+            ("control_unsent", control_unsent),
         ]
         .into_iter()
     }
@@ -146,6 +158,12 @@ impl DirectionCounters {
         self.held += packets;
     }
 
+    /// Counts packets that were received and still wait for the first decision.
+    pub(crate) fn receive_waiting(&mut self, packets: u64) {
+        self.received += packets;
+        self.held += packets;
+    }
+
     /// A packet that was counted as answered was not, for this reason.
     #[cold]
     pub fn lose_answer(&mut self, reason: DropReason) {
@@ -173,7 +191,7 @@ impl DirectionCounters {
         self.answered
     }
 
-    /// Returns the number of packets that wait until the kernel accepts them.
+    /// Returns the number of packets that wait until the kernel accepts them, or until a framing has a session.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.held
@@ -257,5 +275,8 @@ impl AddAssign<&Self> for Stats {
         self.coalesced += other.coalesced;
         self.gso_fallbacks += other.gso_fallbacks;
         self.tun_fallbacks += other.tun_fallbacks;
+        self.control_received += other.control_received;
+        self.control_sent += other.control_sent;
+        self.control_unsent += other.control_unsent;
     }
 }

@@ -69,7 +69,8 @@ impl From<Mtu> for u32 {
 /// The smallest MTU of an IPv6 path, in bytes (RFC 8200 section 5).
 pub(crate) const IPV6_MTU_MIN: u16 = 1280;
 
-/// The bytes that the tunnel adds to each inner packet.
+/// The bytes that the tunnel adds to each inner packet: outer headers, and those of a
+/// [`Framing`](crate::framing::Framing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Overhead(u16);
 
@@ -86,6 +87,12 @@ impl Overhead {
             IpAddr::V4(_) => Self::IPV4,
             IpAddr::V6(_) => Self::IPV6,
         }
+    }
+
+    /// Returns the overhead with `bytes` more, which a [`Framing`](crate::framing::Framing) adds to each packet.
+    #[must_use]
+    pub const fn and(self, bytes: u16) -> Self {
+        Self(self.0.saturating_add(bytes))
     }
 
     /// Returns the overhead in bytes.
@@ -166,6 +173,7 @@ mod tests {
             assert_eq!((Overhead::IPV4.inner(outer), Overhead::IPV6.inner(outer)), (ipv4, ipv6));
         }
         assert_eq!(Overhead::IPV4.inner(u32::MAX), 65_507);
+        assert_eq!((Overhead::IPV4.and(16).get(), Overhead::IPV6.and(u16::MAX).get()), (44, u16::MAX));
         for overhead in [Overhead::IPV4, Overhead::IPV6] {
             assert_eq!(overhead.inner(u32::try_from(overhead.outer(1400)).unwrap()), 1400);
         }

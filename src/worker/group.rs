@@ -18,6 +18,7 @@ use super::strangers::{Stranger, Strangers};
 use crate::endpoint::Endpoint;
 use crate::engine::Engine;
 use crate::forward::{AllowIcmp, Counters, Forwarder, IcmpLimiter, PathMtus, Reject};
+use crate::framing::Framing;
 use crate::host::Mtu;
 use crate::sys::Feature;
 
@@ -301,9 +302,9 @@ impl Membership {
         self.copied_at = None;
     }
 
-    pub(super) fn publish(
+    pub(super) fn publish<F: Framing>(
         &mut self,
-        engine: &Engine,
+        engine: &Engine<F>,
         disabled: impl Iterator<Item = Feature>,
         failing: &mut Failing,
         strangers: &mut Strangers,

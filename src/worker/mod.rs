@@ -58,6 +58,7 @@ use self::strangers::Strangers;
 use crate::endpoint::Endpoint;
 use crate::engine::Engine;
 use crate::forward::{Counters, DatagramMeta, DropReason, Forwarder};
+use crate::framing::{Bare, Framing};
 use crate::offload::Coalesce;
 use crate::route::RouteReader;
 use crate::sys::{PACKET_MAX, RecvBatch, RecvError, Tun, TunError, TunOffload, UdpTransport};
@@ -78,11 +79,13 @@ const REPORTS_EVERY_NARROW: Duration = Duration::from_millis(10);
 /// Memory: up to 8 MiB for datagrams to send, 1 MiB for received ones, 1 MiB for GSO packets to the TUN, and three
 /// packets. Only memory that was used is resident. Its [`Endpoint`]'s tables and a share in the route table are extra.
 /// No call allocates for a packet that is forwarded.
+///
+/// With a [`Framing`] its packets are sealed: see [`with_framing`](Self::with_framing).
 #[derive(Debug)]
-pub struct Worker {
+pub struct Worker<F = Bare> {
     tun: Tun,
     sockets: Sockets,
-    engine: Engine,
+    engine: Engine<F>,
     routes: RouteReader,
     messages: RecvBatch,
     buffer: Box<[u8]>,
@@ -141,6 +144,43 @@ impl Worker {
         };
         worker.publish(Instant::now());
         worker
+    }
+
+    /// Returns the same worker with a framing, for example each one of a [`group`](Self::group) with a framing of its
+    /// own. See [`Engine::with_framing`]. Strangers are not reported, because their packets are sealed.
+    #[must_use]
+    pub fn with_framing<F: Framing>(self, framing: F) -> Worker<F> {
+        let Self { tun, sockets, engine, routes, messages, buffer, failing, strangers, membership, .. } = self;
+        let Self { left, left_of_sockets, reports_due, ended, .. } = self;
+        let engine = engine.with_framing(framing);
+        Worker {
+            tun,
+            sockets,
+            engine,
+            routes,
+            messages,
+            buffer,
+            failing,
+            strangers,
+            membership,
+            left,
+            left_of_sockets,
+            reports_due,
+            ended,
+        }
+    }
+}
+
+impl<F: Framing> Worker<F> {
+    /// Returns the framing.
+    #[must_use]
+    pub fn framing(&self) -> &F {
+        self.engine.framing()
+    }
+
+    /// Returns the framing, to change keys or peers.
+    pub fn framing_mut(&mut self) -> &mut F {
+        self.engine.framing_mut()
     }
 
     /// Adds the UDP socket of the other IP family. Datagrams go by the socket of their next hop's family.
@@ -234,7 +274,7 @@ impl Worker {
         self.failing.wake(now);
     }
 
-    fn parts(&mut self, now: Instant) -> (Io<'_>, &mut Engine, &RouteReader) {
+    fn parts(&mut self, now: Instant) -> (Io<'_>, &mut Engine<F>, &RouteReader) {
         let Self { tun, sockets, engine, routes, failing, ended, .. } = self;
         (Io { tun, sockets, failing, ended, now }, engine, routes)
     }
@@ -303,7 +343,7 @@ impl Worker {
                         for datagram in meta.datagrams_mut(bytes) {
                             left = left.saturating_sub(1);
                             let dropped = engine.from_udp(outer, datagram, routes.table(), clock, &mut io);
-                            if dropped == Some(DropReason::UnknownPeer) {
+                            if F::IS_BARE && dropped == Some(DropReason::UnknownPeer) {
                                 strangers.look(datagram, outer.from, routes.table(), now);
                             }
                         }

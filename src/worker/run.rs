@@ -15,6 +15,7 @@ use nix::sys::time::TimeSpec;
 use super::error::system;
 use super::{Budget, Ready, Worker, WorkerError};
 use crate::forward::Counters;
+use crate::framing::Framing;
 
 /// Runs workers until `stop` is readable or closed, and returns the sum of their counters. The first worker runs on
 /// this thread, each other one on a thread of its own.
@@ -24,7 +25,10 @@ use crate::forward::Counters;
 ///
 /// # Errors
 /// The error of the first worker that ended by itself. It ends the others too.
-pub fn run(workers: impl IntoIterator<Item = Worker>, stop: impl AsFd) -> Result<Counters, WorkerError> {
+pub fn run<F: Framing + Send>(
+    workers: impl IntoIterator<Item = Worker<F>>,
+    stop: impl AsFd,
+) -> Result<Counters, WorkerError> {
     let mut workers = workers.into_iter();
     let Some(first) = workers.next() else { return Ok(Counters::default()) };
     let (stop, others) = (stop.as_fd(), workers.collect::<Vec<_>>());
@@ -89,7 +93,9 @@ impl Running {
     ///
     /// # Errors
     /// [`WorkerError::System`] if no thread or file descriptor can be created.
-    pub fn start(workers: impl IntoIterator<Item = Worker>) -> Result<Self, WorkerError> {
+    pub fn start<F: Framing + Send + 'static>(
+        workers: impl IntoIterator<Item = Worker<F>>,
+    ) -> Result<Self, WorkerError> {
         let pipe = || io::pipe().map_err(|error| system("pipe", &error));
         let ((stopped, stop), (ended, end)) = (pipe()?, pipe()?);
         let workers: Vec<_> = workers.into_iter().collect();
@@ -131,7 +137,7 @@ impl Drop for Running {
     }
 }
 
-fn run_one(mut worker: Worker, stops: [BorrowedFd<'_>; 2]) -> Result<Counters, WorkerError> {
+fn run_one<F: Framing>(mut worker: Worker<F>, stops: [BorrowedFd<'_>; 2]) -> Result<Counters, WorkerError> {
     let mut ready = Ready::default();
     loop {
         let next = worker.handle(ready, Budget::default(), Instant::now())?;

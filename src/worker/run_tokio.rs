@@ -13,6 +13,7 @@ use tokio::time::sleep_until;
 
 use super::error::system;
 use super::{Budget, Ready, Worker, WorkerError};
+use crate::framing::Framing;
 
 /// Runs a worker until `stop` is ready.
 ///
@@ -24,7 +25,7 @@ use super::{Budget, Ready, Worker, WorkerError};
 ///
 /// # Panics
 /// Outside a tokio runtime with I/O and time enabled, as tokio's own types do.
-pub async fn run_tokio(worker: &mut Worker, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
+pub async fn run_tokio<F: Framing>(worker: &mut Worker<F>, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let (tun, udp) = (watch(worker.tun())?, watch(worker.udp())?);
     let mut stop = pin!(stop);
     let mut ready = Ready::default();

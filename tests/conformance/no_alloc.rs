@@ -4,8 +4,15 @@ use core::hint::black_box;
 use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
-use loden::forward::{Counters, Decap, DropReason, Encap, ForwarderConfig, IcmpLimiter, PathMtus, Reject, Transit};
+use loden::endpoint::Endpoint;
+use loden::engine::{Engine, Sink, Unsent, WriteFailure};
+use loden::forward::{
+    Counters, DatagramMeta, Decap, DropReason, Encap, ForwarderConfig, IcmpLimiter, PathMode, PathMtus, Reject, Transit,
+};
+use loden::framing::{Framing, Reply};
+use loden::offload::{Coalesce, VnetHeader};
 use loden::route::{Route, RouteChange, RoutePublisher};
+use loden::transmit::{QueueLimits, Transmit};
 
 use support::allocations::allocations;
 use support::host::{
@@ -302,4 +309,73 @@ fn load_does_not_allocate_while_nothing_is_published() {
         });
         assert_eq!((calls, found), (0, Some(port)));
     }
+}
+
+/// A tag of one byte.
+struct Tag;
+
+impl Framing for Tag {
+    const HEAD: usize = 1;
+    const OVERHEAD_MAX: usize = 1;
+
+    fn seal(&mut self, _: SocketAddr, datagram: &mut [u8], _: usize) {
+        datagram[0] = 0xa5;
+    }
+
+    fn open<'d>(
+        &mut self,
+        _: &mut DatagramMeta,
+        datagram: &'d mut [u8],
+        _: Duration,
+        _: &mut impl Reply,
+    ) -> Result<Option<&'d mut [u8]>, DropReason> {
+        match datagram.split_first_mut() {
+            Some((&mut 0xa5, packet)) => Ok(Some(packet)),
+            _ => Err(DropReason::NotAuthentic),
+        }
+    }
+}
+
+/// Accepts everything, and counts it.
+#[derive(Default)]
+struct Count {
+    sent: usize,
+    written: usize,
+}
+
+impl Sink for Count {
+    fn send(&mut self, batches: &[Transmit<'_>], _: PathMode) -> Result<(), Unsent> {
+        for datagram in batches.iter().flat_map(Transmit::segments) {
+            assert_eq!(datagram[0], 0xa5);
+            self.sent += 1;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, _: &VnetHeader, _: &[u8]) -> Result<(), WriteFailure> {
+        self.written += 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn no_sealed_packet_allocates() {
+    let host = Host::new(config(), dual_routes());
+    let endpoint = Endpoint::new(host.forwarder.clone());
+    let mut engine = Engine::new(endpoint, QueueLimits::default(), Coalesce::NONE).with_framing(Tag);
+    let (to, from) = (outbound().bytes(), [&[0xa5], inbound().bytes().as_slice()].concat());
+    let (mut sink, mut buffer, header) = (Count::default(), vec![0; 2048], VnetHeader::default());
+    let mut run = |rounds: usize| {
+        for _ in 0..rounds {
+            buffer[..to.len()].copy_from_slice(&to);
+            engine.from_tun(&header, &mut buffer[..to.len()], &host.table, Duration::ZERO, &mut sink);
+            buffer[..from.len()].copy_from_slice(&from);
+            engine.from_udp(host_a(), &mut buffer[..from.len()], &host.table, Duration::ZERO, &mut sink);
+        }
+        engine.flush(&host.table, Duration::ZERO, &mut sink);
+    };
+    // The queue keeps the memory that it has used once.
+    run(1000);
+    assert_eq!(allocations(|| run(1000)), 0);
+    assert_eq!((sink.sent, sink.written), (2000, 2000));
 }

@@ -240,6 +240,36 @@ fn poll_and_tokio_are_each_others_other_end() {
     }
 }
 
+/// The key is in front of each packet, TTLs are those of two routers, and no ICMP error is sent.
+#[test]
+fn two_cframes_are_each_others_other_end() {
+    const KEY: &str = "0123456789abcdef";
+    let hosts = hosts();
+    let with_key = |key, rest: &[&'static str; 5]| [&[key], rest.as_slice()].concat();
+    let mut a = start(&hosts.host_a, "cframe", &with_key(KEY, &ON_A));
+    let mut b = start(&hosts.host_b, "cframe", &with_key(KEY, &ON_B));
+    check_traffic_with(&hosts, 62);
+    let outcomes = |options| hosts.pod_a.enter(|| ping(TwoHosts::POD_B, options)).expect("ping");
+    // The tunnel is no router: the kernel of host B sees TTL 1.
+    for outcome in outcomes(Ping { count: 1, ttl: Some(2), ..Ping::default() }) {
+        assert!(matches!(outcome, PingOutcome::Error { kind: 11, .. }), "{outcome:?}");
+    }
+    b.signal(Signal::SIGTERM).expect("signalled");
+    assert!(b.wait(SOON).expect("waited").is_some_and(|status| status.success()), "{:?}", b.stderr());
+    // Another key is another tunnel.
+    let mut b = start(&hosts.host_b, "cframe", &with_key("fedcba9876543210", &ON_B));
+    for outcome in outcomes(Ping { count: 3, ..Ping::default() }) {
+        assert!(matches!(outcome, PingOutcome::Timeout), "{outcome:?}");
+    }
+    b.signal(Signal::SIGTERM).expect("signalled");
+    let counters = b.next_line(SOON).expect("its counters");
+    assert!(counters.contains("not_authentic: 3"), "{counters}");
+    a.signal(Signal::SIGINT).expect("signalled");
+    for child in [&mut a, &mut b] {
+        assert!(child.wait(SOON).expect("waited").is_some_and(|status| status.success()), "{:?}", child.stderr());
+    }
+}
+
 #[test]
 fn fault_36_a_loop_ends_with_its_device() {
     let leases = LeaseFile::new("");
@@ -265,9 +295,17 @@ fn start(host: &Namespace, name: &str, args: &[&str]) -> Child {
 }
 
 fn check_traffic(hosts: &TwoHosts) {
+    check_traffic_with(hosts, 60);
+}
+
+/// Pings and sends in both directions. Replies have this TTL.
+fn check_traffic_with(hosts: &TwoHosts, expected: u8) {
     let outcomes = hosts.pod_a.enter(|| ping(TwoHosts::POD_B, Ping { count: 10, ..Ping::default() })).expect("ping");
     for outcome in outcomes {
-        assert!(matches!(outcome, PingOutcome::Reply { from: TwoHosts::POD_B, ttl: 60, .. }), "{outcome:?}");
+        assert!(
+            matches!(outcome, PingOutcome::Reply { from: TwoHosts::POD_B, ttl, .. } if ttl == expected),
+            "{outcome:?}"
+        );
     }
     for (from, to, address) in
         [(&hosts.pod_a, &hosts.pod_b, TwoHosts::POD_B), (&hosts.pod_b, &hosts.pod_a, TwoHosts::POD_A)]

@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::offload::{OffloadAction, vnet_flag, vnet_gso};
 use crate::route::{Route, RouteTable};
 
+mod framed;
 mod ipv6;
 mod random;
 
@@ -77,6 +78,7 @@ struct Lists {
     /// IP versions whose GSO packets the TUN refuses.
     refuses_gso_of: Vec<u8>,
     calls: usize,
+    batches: usize,
     sent: Vec<(SocketAddr, PathMode, Vec<u8>)>,
     written: Vec<(VnetHeader, Vec<u8>)>,
 }
@@ -84,6 +86,7 @@ struct Lists {
 impl Sink for Lists {
     fn send(&mut self, batches: &[Transmit<'_>], mode: PathMode) -> Result<(), Unsent> {
         self.calls += 1;
+        self.batches += batches.len();
         let mut taken = 0;
         for (batch, transmit) in batches.iter().enumerate() {
             let to = transmit.destination;
@@ -131,8 +134,8 @@ impl Lists {
 }
 
 /// Host 1 with its lists and its clock.
-struct Stage {
-    engine: Engine,
+struct Stage<F = Bare> {
+    engine: Engine<F>,
     routes: RouteTable,
     sink: Lists,
     now: Duration,
@@ -140,10 +143,17 @@ struct Stage {
 
 impl Stage {
     fn new(limits: QueueLimits) -> Self {
+        Self::of(1, limits, Mtu::DEFAULT)
+    }
+
+    /// Returns the stage of a host with a number.
+    fn of(number: u8, limits: QueueLimits, mtu: Mtu) -> Self {
         let net = |text: &str| text.parse::<ipnet::Ipv4Net>().unwrap();
-        let identity = Host::new(net("100.96.0.0/16"), net("100.96.1.0/24"), host(1)).unwrap();
-        let config = ForwarderConfig::new(&identity).with_source_port(SourcePort::ByFlow);
-        let routes = (2..=60).map(|number| Route::new(net(&format!("100.96.{number}.0/24")), host(number)));
+        let identity = Host::new(net("100.96.0.0/16"), net(&format!("100.96.{number}.0/24")), host(number)).unwrap();
+        let config = ForwarderConfig::new(&identity).with_source_port(SourcePort::ByFlow).with_mtu(mtu);
+        let routes = (1..=60)
+            .filter(|peer| *peer != number)
+            .map(|number| Route::new(net(&format!("100.96.{number}.0/24")), host(number)));
         let (routes, refused) = RouteTable::try_from_routes(routes);
         assert_eq!(refused, []);
         let mut endpoint = Endpoint::new(Forwarder::new(config).unwrap());
@@ -153,6 +163,17 @@ impl Stage {
         Self { engine, routes, sink: Lists::default(), now: Duration::from_secs(1) }
     }
 
+    fn drops(flow: &DirectionCounters) -> Vec<(DropReason, u64)> {
+        flow.drops().collect()
+    }
+
+    fn with_framing<F: Framing>(self, framing: F) -> Stage<F> {
+        let Self { engine, routes, sink, now } = self;
+        Stage { engine: engine.with_framing(framing), routes, sink, now }
+    }
+}
+
+impl<F: Framing> Stage<F> {
     fn give_with(&mut self, header: &VnetHeader, packet: &[u8]) {
         let Self { engine, routes, sink, now } = self;
         engine.from_tun(header, &mut packet.to_vec(), routes, *now, sink);
@@ -197,10 +218,6 @@ impl Stage {
 
     fn decap(&self) -> DirectionCounters {
         self.engine.counters().decap
-    }
-
-    fn drops(flow: &DirectionCounters) -> Vec<(DropReason, u64)> {
-        flow.drops().collect()
     }
 
     fn send_errors(&self) -> Vec<(IpAddr, u64)> {

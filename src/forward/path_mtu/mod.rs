@@ -12,7 +12,8 @@ use crate::host::Overhead;
 use crate::route::RouteTable;
 use crate::wire::DatagramTooBig;
 
-/// A cache of the path MTUs that are smaller than the overlay's, in bytes of inner packet.
+/// A cache of the path MTUs that are smaller than the overlay's, in bytes of inner packet. With a
+/// [`Framing`](crate::framing::Framing), all lengths here are those of sealed packets.
 ///
 /// It has at most [`PEERS`](Self::PEERS) entries. When it is full, the oldest entry is removed. The MTU is learned
 /// again when the path refuses the next packet.
@@ -259,11 +260,24 @@ impl PathMtus {
         routes: &RouteTable,
         now: Duration,
     ) -> IcmpOutcome {
-        let Believed { peer, refused, mtu, least } = match judge(report, forwarder, routes) {
+        self.handle_icmp_framed(report, forwarder, routes, None, now)
+    }
+
+    /// Handles a report about datagrams that a framing sealed, which are up to `framing` bytes longer than their
+    /// packets. Their contents prove nothing, so the lengths alone count.
+    pub(crate) fn handle_icmp_framed(
+        &mut self,
+        report: &DatagramTooBig,
+        forwarder: &Forwarder,
+        routes: &RouteTable,
+        framing: Option<u16>,
+        now: Duration,
+    ) -> IcmpOutcome {
+        let Believed { peer, refused, mtu, least } = match judge(report, forwarder, routes, framing) {
             Ok(believed) => believed,
             Err(ignored) => return ignored,
         };
-        let whole = forwarder.config().mtu_to(peer).get();
+        let whole = forwarder.config().mtu_to(peer).get().saturating_add(framing.unwrap_or(0));
         let known = self.lookup(peer, now).unwrap_or(whole);
         let mode = self.mode(peer, now);
         if mode == PathMode::Fragment {

@@ -20,11 +20,13 @@ pub(super) struct Believed {
     pub(super) least: u16,
 }
 
-/// Checks a report, or returns why it is ignored.
+/// Checks a report, or returns why it is ignored. `framing` is the overhead of a framing in bytes, if there is one: then
+/// no inner header is quoted.
 pub(super) fn judge(
     report: &DatagramTooBig,
     forwarder: &Forwarder,
     routes: &RouteTable,
+    framing: Option<u16>,
 ) -> Result<Believed, IcmpOutcome> {
     let config = forwarder.config();
     let DatagramTooBig { source, destination, .. } = *report;
@@ -35,14 +37,19 @@ pub(super) fn judge(
     if !config.host.underlays().iter().any(is_ours) || !routes.has_next_hop(destination) {
         return Err(IcmpOutcome::Foreign);
     }
-    let (peer, inner) = (destination.ip(), report.inner.as_ref().map(InnerPacket::of));
-    let len = datagram_len(report, inner.as_ref());
+    let (peer, inner) = (destination.ip(), report.inner.as_ref().filter(|_| framing.is_none()).map(InnerPacket::of));
+    let longest = config.mtu_to(peer).get().saturating_add(framing.unwrap_or(0));
+    let len = match framing {
+        None => datagram_len(report, inner.as_ref()),
+        // The length may be that of a GSO batch, see `datagram_len`.
+        Some(_) => report.len.min(longest.saturating_add(Overhead::of(peer).get())),
+    };
     // Routers older than RFC 1191 report 0. IPv6 paths carry 1280 bytes, and a report of less is wrong (RFC 8201 section
     // 4).
     let mtu = if report.mtu == 0 && peer.is_ipv4() { plateau_below(len) } else { report.mtu };
     let inner_len = |outer: u16| Overhead::of(peer).inner(outer.into());
     let is_too_small = peer.is_ipv6() && mtu < UNVERIFIED_MIN;
-    if len <= mtu || is_too_small || inner_len(len) > config.mtu_to(peer).get() {
+    if len <= mtu || is_too_small || inner_len(len) > longest {
         return Err(IcmpOutcome::Implausible);
     }
     let is_proven = match &inner {

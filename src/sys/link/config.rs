@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use super::error::LinkError;
 use super::underlay;
-use crate::host::{Host, Mtu};
+use crate::framing::Framing;
+use crate::host::{Host, Mtu, Overhead};
 
 /// The prefix length of the TUN device's addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -35,6 +36,8 @@ pub struct LinkConfig {
     pub mtu: Option<Mtu>,
     /// The prefix length of the addresses.
     pub form: AddressForm,
+    /// Bytes that a framing adds to each packet, by which a default MTU is less. Default 0.
+    pub framing: u16,
 }
 
 /// An overlay network, and the address of the device in it.
@@ -55,13 +58,19 @@ impl LinkConfig {
             address.map(|address| LinkNetwork { address, network })
         };
         let networks = host.networks().iter().copied().filter_map(address_in).collect();
-        Self { networks, underlays: host.underlays().into(), mtu: None, form: AddressForm::Host }
+        Self { networks, underlays: host.underlays().into(), mtu: None, form: AddressForm::Host, framing: 0 }
     }
 
     /// Sets the MTU of the device.
     #[must_use]
     pub fn with_mtu(self, mtu: Mtu) -> Self {
         Self { mtu: Some(mtu), ..self }
+    }
+
+    /// Leaves room for a framing in each datagram: the default MTU is less by its overhead.
+    #[must_use]
+    pub fn with_framing<F: Framing>(self) -> Self {
+        Self { framing: F::OVERHEAD_MAX as u16, ..self }
     }
 
     /// Sets the prefix length of the addresses.
@@ -89,7 +98,8 @@ impl LinkConfig {
     pub(super) fn underlay_mtu(&self) -> Result<Mtu, LinkError> {
         let mut least = Mtu::MAX;
         for underlay in &self.underlays {
-            least = least.min(underlay::interface_holding(*underlay)?.tun_mtu()?);
+            let interface = underlay::interface_holding(*underlay)?;
+            least = least.min(Mtu::of_inner(interface.mtu, Overhead::of(interface.address).and(self.framing))?);
         }
         Ok(least)
     }
