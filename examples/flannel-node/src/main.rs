@@ -19,8 +19,10 @@ mod etcd;
 mod feed;
 mod links;
 mod node;
+mod notify;
 mod output;
 mod registry;
+mod stamp;
 mod start;
 
 use std::process::ExitCode;
