@@ -19,11 +19,13 @@ use crate::clock::Clock;
 use crate::dataplane::Dataplane;
 use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
+use crate::healthz::Health;
 use crate::links::Links;
 use crate::notify::{Notifier, tick};
 use crate::output::{Event, Output, anomalies, flow};
+use crate::place::Place;
 use crate::registry::{Entry, Registry};
-use crate::start::{Place, start};
+use crate::start::start;
 use crate::{Error, Failure};
 
 const SOURCE: SourceId = SourceId(0);
@@ -77,6 +79,10 @@ impl Stop {
 pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -> Result<(), Failure> {
     let mut stop = Stop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
     let notifier = Notifier::of_process()?;
+    let health = Health::default();
+    if let Some(address) = args.node.healthz() {
+        health.serve(address).await?;
+    }
     let place = Place::find(&args.node)?;
     let started = tokio::select! {
         () = stop.asked() => {
@@ -86,6 +92,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
         started = start(registry, args, &place, output) => started,
     };
     let mut node = started?;
+    health.set_ready();
     report_notify(notifier.ready(), output);
     let outcome = tokio::select! {
         () = stop.asked() => Ok(()),
