@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-use loden::sys::link::{Underlay, interface_named, interface_of};
+use loden::sys::link::{interface_named, interface_of};
 use nix::ifaddrs::getifaddrs;
 use regex::Regex;
 
@@ -28,18 +28,16 @@ struct Interface {
 impl Place {
     /// Finds the interface that the options describe.
     pub(crate) fn find(args: &NodeArgs) -> Result<Self, Error> {
-        let IpAddr::V4(own) = underlay(args)? else {
-            return Err("the interface's address is IPv6; flannel's udp backend has IPv4 only".into());
-        };
+        let own = underlay(args)?;
         Ok(Self { address: own.into(), public_ip: args.public_ip.unwrap_or(own) })
     }
 }
 
-fn underlay(args: &NodeArgs) -> Result<IpAddr, Error> {
+fn underlay(args: &NodeArgs) -> Result<Ipv4Addr, Error> {
     if args.iface.is_empty() && args.iface_regex.is_empty() && args.iface_can_reach.is_none() {
         return match args.public_ip {
             Some(address) => match interface_of(address.into()) {
-                Ok(found) => Ok(found.address),
+                Ok(_) => Ok(address),
                 Err(error) => Err(format!("{error}; if a router translates it, set --iface too").into()),
             },
             None => of_default_route(),
@@ -48,7 +46,7 @@ fn underlay(args: &NodeArgs) -> Result<IpAddr, Error> {
     let mut reasons = Vec::new();
     for iface in &args.iface {
         match named(iface) {
-            Ok(found) => return Ok(found.address),
+            Ok(found) => return Ok(found),
             Err(error) => reasons.push(error.to_string()),
         }
     }
@@ -67,23 +65,31 @@ fn underlay(args: &NodeArgs) -> Result<IpAddr, Error> {
     Err(reasons.join("; ").into())
 }
 
-fn named(iface: &str) -> Result<Underlay, Error> {
-    Ok(match iface.parse::<IpAddr>() {
+fn named(iface: &str) -> Result<Ipv4Addr, Error> {
+    let found = match iface.parse::<IpAddr>() {
         Ok(address) => interface_of(address)?,
         Err(_) => interface_named(iface)?,
-    })
+    };
+    of_ipv4(found.address)
+}
+
+fn of_ipv4(address: IpAddr) -> Result<Ipv4Addr, Error> {
+    match address {
+        IpAddr::V4(address) => Ok(address),
+        IpAddr::V6(address) => Err(format!("{address} is IPv6; flannel's udp backend has IPv4 only").into()),
+    }
 }
 
 /// Returns the first address that matches, or else the address of the first interface whose name matches.
-fn matching(pattern: &Regex) -> Result<IpAddr, Error> {
+fn matching(pattern: &Regex) -> Result<Ipv4Addr, Error> {
     let interfaces = interfaces()?;
     let addresses = interfaces.iter().flat_map(|interface| &interface.addresses).copied();
     let mut usable = addresses.filter(|address| !address.is_loopback() && !address.is_unspecified());
     if let Some(address) = usable.find(|address| pattern.is_match(&address.to_string())) {
-        return Ok(address.into());
+        return Ok(address);
     }
     if let Some(found) = interfaces.iter().find(|interface| pattern.is_match(&interface.name)) {
-        return Ok(interface_named(&found.name)?.address);
+        return named(&found.name);
     }
     let present: Vec<_> =
         interfaces.iter().map(|Interface { name, addresses }| format!("{name} {addresses:?}")).collect();
@@ -108,20 +114,20 @@ fn interfaces() -> Result<Vec<Interface>, Error> {
 }
 
 /// Returns the source address of packets to a destination, as `ip route get` shows it.
-fn source_to(destination: IpAddr) -> Result<IpAddr, Error> {
+fn source_to(destination: IpAddr) -> Result<Ipv4Addr, Error> {
     let any: IpAddr = if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse()? };
     // This sends nothing. The kernel only looks up the route.
     let source = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect((destination, 9))?;
         socket.local_addr()
     });
-    Ok(source.map_err(|error| format!("--iface-can-reach {destination}: {error}"))?.ip())
+    of_ipv4(source.map_err(|error| format!("--iface-can-reach {destination}: {error}"))?.ip())
 }
 
-fn of_default_route() -> Result<IpAddr, Error> {
+fn of_default_route() -> Result<Ipv4Addr, Error> {
     let table = std::fs::read_to_string(ROUTES).map_err(|error| format!("{ROUTES}: {error}"))?;
     match default_interface(&table) {
-        Some(name) => Ok(interface_named(name)?.address),
+        Some(name) => named(name),
         None => Err("there is no default route, so set the interface to the other hosts (--iface eth0) \
                      or the public address (--public-ip)"
             .into()),

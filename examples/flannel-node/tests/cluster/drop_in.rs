@@ -43,7 +43,7 @@ const PLAIN: &[Unit] = &[
             "FLANNELD_SUBNET_FILE={file}",
             "FLANNEL_ENV_FILE=/run/flannel/options.env",
         ],
-        line: "--etcd-endpoints {etcd}, --iface eth1 --iface 10.168.0.2",
+        line: "--etcd-endpoints {etcd}, --iface ::1 --iface eth1 --iface 10.168.0.2",
         warnings: &["FLANNELD_IP_MASQ"],
     },
     Unit {
