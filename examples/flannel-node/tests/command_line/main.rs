@@ -159,3 +159,28 @@ fn the_version_is_printed_on_standard_error() {
         assert_eq!(text.contains("--kube-subnet-mgr"), shows_all, "{flag}: {text}");
     }
 }
+
+/// Returns true for a time in UTC with milliseconds.
+fn is_stamp(text: &str) -> bool {
+    let shape: String = text.chars().map(|char| if char.is_ascii_digit() { '0' } else { char }).collect();
+    shape == "0000-00-00T00:00:00.000Z"
+}
+
+#[test]
+fn every_line_has_its_time() {
+    let (output, _) = node(&[NOWHERE, "-v=2", "-log-format=text"], &[]);
+    for (stream, sentence) in
+        [(output.stdout, "warning: --v=2 has no effect"), (output.stderr, "flannel-node: there is no interface")]
+    {
+        let line = String::from_utf8(stream).unwrap();
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(is_stamp(time) && rest.starts_with(sentence) && line.lines().count() == 1, "{line}");
+    }
+    let (output, _) = node(&[NOWHERE, "-v=2", "-log-format=json"], &[]);
+    let events = String::from_utf8(output.stdout).unwrap();
+    let events: Vec<serde_json::Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events.iter().map(|event| event["event"].as_str().unwrap()).collect::<Vec<_>>(), ["warning", "error"]);
+    for event in events {
+        assert!(is_stamp(event["time"].as_str().unwrap()) && !is_stamp(&event["message"].as_str().unwrap()[..24]));
+    }
+}
