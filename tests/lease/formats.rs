@@ -246,3 +246,26 @@ fn a_reading_is_an_event_for_the_reconciler() {
     let update = reader.snapshot([(full.as_bytes(), value.as_bytes())]);
     assert_eq!(update.event, Some(LeaseEvent::Snapshot(vec![(key, lease)])));
 }
+
+/// flannel reads only the subnet of an earlier file, and a dotenv file has comments.
+#[test]
+fn the_subnet_of_an_earlier_file_needs_no_other_line() {
+    let subnet = Ok("100.96.7.0/24".parse().ok());
+    for text in [
+        "FLANNEL_SUBNET=100.96.7.1/24",
+        "# FLANNEL_SUBNET=100.96.8.1/24\nFLANNEL_SUBNET=100.96.7.1/24 # FLANNEL_SUBNET=100.96.9.1/24\n",
+        "FLANNEL_MTU=much\nFLANNEL_SUBNET=100.96.7.1/24\t#comment",
+        "export FLANNEL_SUBNET='100.96.7.1/24' # comment",
+        "FLANNEL_SUBNET=\"100.96.7.1/24\"\r\nnonsense\r\n",
+        "FLANNEL_SUBNET=100.96.6.1/24\nFLANNEL_SUBNET=100.96.7.1/24",
+    ] {
+        assert_eq!(SubnetEnv::subnet_in(text), subnet, "{text:?}");
+    }
+    for text in ["", "#FLANNEL_SUBNET=100.96.7.1/24", "FLANNEL_SUBNET", "FLANNEL_SUBNETS=100.96.7.1/24"] {
+        assert_eq!(SubnetEnv::subnet_in(text), Ok(None), "{text:?}");
+    }
+    for value in ["", "#", "100.96.7.1", "100.96.7.1/24#no", "'100.96.7.1/24", "'100.96.7.1/24' no", "fd00::/64"] {
+        let error = SubnetEnv::subnet_in(&format!("FLANNEL_SUBNET={value}")).unwrap_err();
+        assert!(error.to_string().starts_with("FLANNEL_SUBNET is "), "{value:?}: {error}");
+    }
+}

@@ -43,7 +43,10 @@ impl Etcd {
     pub(crate) fn new(args: &EtcdArgs) -> Result<Self, String> {
         let secured = args.etcd_cafile.is_some() || args.etcd_certfile.is_some() || args.etcd_keyfile.is_some();
         let endpoints: Vec<String> =
-            args.etcd_endpoints.iter().map(|url| url.trim().trim_end_matches('/').to_owned()).collect();
+            args.etcd_endpoints.0.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+        if endpoints.is_empty() {
+            return Err("--etcd-endpoints has no URL".into());
+        }
         for endpoint in &endpoints {
             match endpoint.split_once("://") {
                 Some(("https", _)) if args.etcd_cafile.is_some() => {}

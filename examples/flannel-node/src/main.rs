@@ -17,10 +17,14 @@ mod commands;
 mod dataplane;
 mod etcd;
 mod feed;
+mod healthz;
 mod links;
 mod node;
+mod notify;
 mod output;
+mod place;
 mod registry;
+mod stamp;
 mod start;
 
 use std::process::ExitCode;
@@ -30,7 +34,7 @@ use tokio::task::LocalSet;
 
 use args::{Arguments, Command};
 use etcd::Etcd;
-use output::{Output, Pace};
+use output::{Event, Output, Pace};
 use registry::Registry;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -51,7 +55,10 @@ impl<E: Into<Error>> From<E> for Failure {
 fn main() -> ExitCode {
     let args = Arguments::of_process();
     let pace = if args.command.is_some() { Pace::OfReader } else { Pace::Own };
-    let output = Output::new(args.json, pace);
+    let output = Output::new(args.is_json(), pace);
+    for reason in &args.notices {
+        let _ = output.answer(&Event::Warning { reason: reason.clone() });
+    }
     let outcome = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             // etcd's futures run on this thread. The packets have the only other thread.

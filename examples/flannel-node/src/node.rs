@@ -19,10 +19,13 @@ use crate::clock::Clock;
 use crate::dataplane::Dataplane;
 use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
+use crate::healthz::Health;
 use crate::links::Links;
+use crate::notify::{Notifier, tick};
 use crate::output::{Event, Output, anomalies, flow};
+use crate::place::Place;
 use crate::registry::{Entry, Registry};
-use crate::start::{Place, start};
+use crate::start::start;
 use crate::{Error, Failure};
 
 const SOURCE: SourceId = SourceId(0);
@@ -75,16 +78,27 @@ impl Stop {
 
 pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -> Result<(), Failure> {
     let mut stop = Stop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
+    let notifier = Notifier::of_process()?;
+    let health = Health::default();
+    if let Some(address) = args.node.healthz() {
+        health.serve(address).await?;
+    }
     let place = Place::find(&args.node)?;
     let started = tokio::select! {
-        () = stop.asked() => return Ok(()),
+        () = stop.asked() => {
+            report_notify(notifier.stopping(), output);
+            return Ok(());
+        }
         started = start(registry, args, &place, output) => started,
     };
     let mut node = started?;
+    health.set_ready();
+    report_notify(notifier.ready(), output);
     let outcome = tokio::select! {
         () = stop.asked() => Ok(()),
-        Err(reason) = node.live(output) => Err(reason),
+        Err(reason) = node.live(&notifier, output) => Err(reason),
     };
+    report_notify(notifier.stopping(), output);
     if let Some(revision) = node.gives_up {
         let delete = timeout(STOP_TIMEOUT, node.registry.delete(&node.holding.key, revision));
         tokio::select! {
@@ -95,6 +109,14 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
     let leased = outcome.is_ok().then(|| node.holding.key.ipv4.trunc());
     let closed = node.close(leased, output);
     outcome.and(closed).map_err(|reason| Failure { status: 1, reason })
+}
+
+/// Reports that the service manager could not be reached.
+fn report_notify(sent: std::io::Result<()>, output: &Output) {
+    if let Err(error) = sent {
+        output
+            .print(&Event::Warning { reason: format!("NOTIFY_SOCKET: {error}; the service manager is not notified") });
+    }
 }
 
 /// Reports what the worker has noticed.
@@ -113,7 +135,8 @@ fn report(worker: &Handle, output: &Output) {
 
 impl Node {
     /// Runs the node until an error or a bug ends it.
-    async fn live(&mut self, output: &Output) -> Result<(), Error> {
+    async fn live(&mut self, notifier: &Notifier, output: &Output) -> Result<(), Error> {
+        let mut watchdog = notifier.watchdog();
         loop {
             tokio::select! {
                 news = self.news.recv() => {
@@ -144,6 +167,7 @@ impl Node {
                         Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
                     }
                 }
+                () = tick(&mut watchdog) => report_notify(notifier.alive(), output),
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
                 ended = self.dataplane.ended() => {
                     ended?;

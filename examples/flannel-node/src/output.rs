@@ -13,6 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::stamp::Stamp;
+
 /// An event for the operator.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -301,16 +303,26 @@ impl Output {
         if self.json {
             let _ = self.answer(&Event::Error { reason: reason.to_owned() });
         }
-        let _ = self.put(std::io::stderr().lock(), &format!("flannel-node: {reason}"));
+        let line = format!("{}flannel-node: {reason}", self.stamp());
+        let _ = self.put(std::io::stderr().lock(), &line);
     }
 
     fn line(&self, event: &Event) -> String {
         if !self.json {
-            return event.to_string();
+            return format!("{}{event}", self.stamp());
         }
         let mut object = json!(event);
+        object["time"] = Stamp::now().to_string().into();
         object["message"] = event.to_string().into();
         object.to_string()
+    }
+
+    /// Returns the time and a space. The answer to a request has no time.
+    fn stamp(&self) -> String {
+        match self.pace {
+            Pace::Own => format!("{} ", Stamp::now()),
+            Pace::OfReader => String::new(),
+        }
     }
 
     fn put(&self, mut out: impl Write + AsFd, line: &str) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! The start of a node: config, lease, subnet file, device. It waits for missing resources and reports the wait.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,53 +11,25 @@ use loden::lease::flannel::{LeaseReader, NetworkConfig, SubnetEnv, write_subnet_
 use loden::lease::{Backoff, Reconciler, RenewalTimer};
 use loden::preflight::{PreflightConfig, check};
 use loden::route::RoutePublisher;
-use loden::sys::link::{Link, LinkConfig, LinkMonitor, interface_named, interface_of};
+use loden::sys::link::{Link, LinkConfig, LinkMonitor};
 use loden::sys::{Tun, TunConfig, UdpConfig, UdpTransport};
 use loden::worker::Worker;
 use loden::{Host, Mtu};
 
+use crate::Failure;
 use crate::acquire::{How, Renew, acquire, random};
-use crate::args::{Arguments, NodeArgs};
+use crate::args::Arguments;
 use crate::clock::Clock;
 use crate::dataplane::Dataplane;
 use crate::feed::follow;
 use crate::links::{Links, Watched};
 use crate::node::Node;
 use crate::output::{Event, Output};
+use crate::place::Place;
 use crate::registry::Registry;
-use crate::{Error, Failure};
 
 /// The longest delay between two attempts. An operator who has just corrected an error is waiting.
 const MAX_DELAY: Duration = Duration::from_secs(10);
-
-/// The underlay interface, and the address by which other hosts reach this one.
-pub(crate) struct Place {
-    address: IpAddr,
-    public_ip: Ipv4Addr,
-}
-
-impl Place {
-    pub(crate) fn find(args: &NodeArgs) -> Result<Self, Error> {
-        let underlay = match (&args.iface, args.public_ip) {
-            (Some(iface), _) => match iface.parse::<IpAddr>() {
-                Ok(address) => interface_of(address)?,
-                Err(_) => interface_named(iface)?,
-            },
-            (None, Some(address)) => interface_of(address.into())
-                .map_err(|error| format!("{error}; if a router translates it, set --iface too"))?,
-            (None, None) => {
-                return Err(
-                    "set the interface to the other hosts (--iface eth0) or the public address (--public-ip)".into()
-                );
-            }
-        };
-        let IpAddr::V4(own) = underlay.address else {
-            return Err(format!("{} is IPv6; flannel's udp backend has IPv4 only", underlay.address).into());
-        };
-        let public_ip = args.public_ip.unwrap_or(own);
-        Ok(Self { address: own.into(), public_ip })
-    }
-}
 
 pub(crate) async fn start(
     mut registry: Registry,
@@ -201,8 +173,12 @@ fn previous_subnet(path: &Path, output: &Output) -> Option<Ipv4Net> {
             return None;
         }
     };
-    match text.parse::<SubnetEnv>() {
-        Ok(env) => Some(env.subnet()),
+    match SubnetEnv::subnet_in(&text) {
+        Ok(Some(subnet)) => Some(subnet),
+        Ok(None) => {
+            warn(format!("{}: there is no FLANNEL_SUBNET; {unread}", path.display()));
+            None
+        }
         Err(error) => {
             warn(format!("{}: {error}; {unread}", path.display()));
             None

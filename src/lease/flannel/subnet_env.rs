@@ -100,6 +100,22 @@ impl SubnetEnv {
         Ok(Self { network, subnet, ipv6: None, mtu, ip_masq })
     }
 
+    /// Returns the subnet in the text of a file, host bits cleared, for the next allocation. Like flannel, it needs only
+    /// `FLANNEL_SUBNET` and ignores the other lines. `None` if the text has no such line.
+    ///
+    /// ```
+    /// use loden::lease::flannel::SubnetEnv;
+    /// let text = "# of this host\nFLANNEL_SUBNET=100.96.1.1/24 # kept\n";
+    /// assert_eq!(SubnetEnv::subnet_in(text), Ok("100.96.1.0/24".parse().ok()));
+    /// assert_eq!(SubnetEnv::subnet_in(""), Ok(None));
+    /// ```
+    ///
+    /// # Errors
+    /// [`SubnetEnvError::Unreadable`].
+    pub fn subnet_in(text: &str) -> Result<Option<Ipv4Net>, SubnetEnvError> {
+        Ok(optional::<Ipv4Net>(text, Field::Subnet)?.map(|subnet| subnet.trunc()))
+    }
+
     /// Returns the overlay network.
     #[must_use]
     pub fn network(&self) -> Ipv4Net {
@@ -215,7 +231,22 @@ fn optional<T: FromStr>(text: &str, field: Field) -> Result<Option<T>, SubnetEnv
     }
 }
 
+/// Removes the quotes around a value, and a comment after it. A comment follows white space.
 fn unquoted(value: &str) -> &str {
-    let within = |quote| value.strip_prefix(quote).and_then(|value| value.strip_suffix(quote));
-    within('"').or_else(|| within('\'')).unwrap_or(value)
+    for quote in ['"', '\''] {
+        if let Some((within, after)) = value.strip_prefix(quote).and_then(|value| value.split_once(quote))
+            && without_comment(after).is_empty()
+        {
+            return within;
+        }
+    }
+    without_comment(value)
+}
+
+fn without_comment(text: &str) -> &str {
+    let is_start = |&(at, _): &(usize, &str)| {
+        text.get(..at).is_none_or(|before| before.is_empty() || before.ends_with(char::is_whitespace))
+    };
+    let end = text.match_indices('#').find(is_start).map_or(text.len(), |(at, _)| at);
+    text.get(..end).unwrap_or(text).trim_end()
 }

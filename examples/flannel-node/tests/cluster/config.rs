@@ -143,7 +143,7 @@ fn invalid_options_end_the_node_with_status_2_and_a_message() {
     let host = &site.hosts[0].namespace;
     let etcd = site.etcd.args();
     for (wrong, sentence) in [
-        ("", "(--iface eth0) or the public address (--public-ip)"),
+        ("--iface-regex ^eth7$", "matches no interface of this host: lo"),
         ("--iface eth7", "there is no interface eth7"),
         ("--iface 10.168.0.99", "no interface of this host holds 10.168.0.99"),
         ("--public-ip 10.168.0.99", "no interface of this host holds 10.168.0.99"),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
 mod config;
+mod drop_in;
 mod etcd;
 mod history;
 mod hosts;
