@@ -85,10 +85,7 @@ impl Routes {
     /// Applies the changes of the control socket. Later changes replace earlier ones and all other origins. Returns the
     /// number of refused routes.
     pub(crate) fn set_from_control(&mut self, changes: &[RouteChange]) -> usize {
-        let is_reached = |change: &RouteChange| match change {
-            RouteChange::Set(route) => self.host.underlay_to(route.next_hop.ip()).is_some(),
-            _ => true,
-        };
+        let is_reached = |change: &RouteChange| !matches!(change, RouteChange::Set(route) if self.host.underlay_to(route.next_hop.ip()).is_none());
         let (changes, unreached) = changes.iter().copied().partition::<Vec<_>, _>(is_reached);
         for change in &unreached {
             let subnet = change.subnet();
