@@ -172,12 +172,6 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// The datagram's sender is no known peer.
     UnknownPeer = "unknown_peer",
-    /// The framing has no session with the peer.
-    NoSession = "no_session",
-    /// The framing did not verify the datagram.
-    NotAuthentic = "not_authentic",
-    /// The framing opened the datagram before, or it is too old to tell.
-    Replayed = "replayed",
     /// Fewer bytes than the shortest header: 20, or 40 of IPv6.
     TooShort = "too_short",
     /// IP version neither 4 nor 6.
@@ -242,6 +236,12 @@ drop_reasons! {
     /// Queued with DF clear, or sealed by a framing, when its path MTU turned out to be lower. Later packets are
     /// fragmented or answered before they are queued.
     PathTooNarrow = "path_too_narrow",
+    /// The framing has no session with the peer.
+    NoSession = "no_session",
+    /// The framing did not verify the datagram.
+    NotAuthentic = "not_authentic",
+    /// The framing opened the datagram before, or it is too old to tell.
+    Replayed = "replayed",
     /// The send queue of its peer was full, or the socket accepted nothing for this peer for too long.
     SendBufferFull = "send_buffer_full",
     /// The kernel had no memory for the datagram, several times in a row (ENOBUFS, ENOMEM).

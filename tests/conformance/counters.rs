@@ -146,6 +146,9 @@ fn each_stat_is_summed_and_named() {
         stats.coalesced = 7 * factor;
         stats.gso_fallbacks = 8 * factor;
         stats.tun_fallbacks = 9 * factor;
+        stats.control_received = 10 * factor;
+        stats.control_sent = 11 * factor;
+        stats.control_unsent = 12 * factor;
         stats
     };
     let mut sum = times(1);
@@ -161,6 +164,9 @@ fn each_stat_is_summed_and_named() {
         "coalesced",
         "gso_fallbacks",
         "tun_fallbacks",
+        "control_received",
+        "control_sent",
+        "control_unsent",
     ];
     assert!(sum.named().eq(names.into_iter().zip((11..).step_by(11))), "{sum:?}");
 }

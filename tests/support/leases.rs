@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use loden::Host;
 use loden::lease::{Conflict, Lease, LeaseEvent, LeaseId, Refusal, SourceId};
 use loden::route::{Route, RouteError};
+use loden::{Host, Mtu};
 
 pub type Key = u8;
 
@@ -28,12 +28,14 @@ fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
     let ours = hop == host.underlay();
     let (ip, own, network) =
         (hop.ip(), IpNet::from(host.subnet_v4().unwrap()), IpNet::from(host.network_v4().unwrap()));
+    let narrow = lease.mtu.filter(|mtu| mtu.get() < 1280 && subnet.addr().is_ipv6());
     let conditions = [
         (own.contains(&subnet) && !ours, Refusal::OwnSubnet { own }),
         (ip.is_unspecified(), Refusal::Unroutable(RouteError::UnspecifiedNextHop)),
         (ip.is_multicast(), Refusal::Unroutable(RouteError::MulticastNextHop)),
         (ip == IpAddr::V4(Ipv4Addr::BROADCAST), Refusal::Unroutable(RouteError::BroadcastNextHop)),
         (hop.port() == 0, Refusal::Unroutable(RouteError::ZeroPort)),
+        (narrow.is_some(), Refusal::Unroutable(RouteError::MtuBelowIpv6 { mtu: narrow.unwrap_or(Mtu::MIN) })),
         (!network.contains(&subnet), Refusal::OutsideOverlay { network }),
         (ours, Refusal::OwnAddress),
         (network.contains(&ip), Refusal::NextHopInOverlay { network }),
