@@ -227,7 +227,7 @@ impl UdpTransport {
     }
 }
 
-/// The least MTU in bytes that is taken from another socket's path, which may have been forged.
+/// The least MTU in bytes that is taken for a configured one from another socket's path, which may have been forged.
 const LOCAL_MIN: u32 = 1280;
 
 /// Combines the answer to a route query with the MTU that another socket has to the same destination. That socket may
@@ -239,10 +239,13 @@ fn known_path(route: Option<RouteMtu>, elsewhere: impl Fn() -> Option<u32>, has_
             Some(within) => SystemPath { configured: Some(configured), learned: Some(within), has_reports: false },
             None => SystemPath { configured: Some(configured), learned: Some(learned), has_reports },
         },
-        Some(RouteMtu { configured, learned: None }) => {
-            let least = elsewhere().map_or(configured, |mtu| configured.min(mtu.max(LOCAL_MIN)));
-            SystemPath { configured: Some(least), learned: None, has_reports }
-        }
+        // Less is not the room that IPsec takes, but an MTU that the kernel learned while the route was asked for.
+        Some(RouteMtu { configured, learned: None }) => match elsewhere().filter(|mtu| *mtu < configured) {
+            Some(learned) if learned < LOCAL_MIN => {
+                SystemPath { configured: Some(configured), learned: Some(learned), has_reports }
+            }
+            less => SystemPath { configured: less.or(Some(configured)), learned: None, has_reports },
+        },
         None => SystemPath { configured: None, learned: elsewhere(), has_reports },
     }
 }
@@ -259,7 +262,9 @@ mod tests {
         assert_eq!(known(Some(1400), Some(1342)), path(1500, Some(1342), false));
         assert_eq!(known(Some(1400), None), path(1500, Some(1400), true));
         assert_eq!(known(None, Some(1442)), path(1442, None, true));
-        assert_eq!(known(None, Some(552)), path(1280, None, true), "another socket's path may be forged");
+        assert_eq!(known(None, Some(1500)), path(1500, None, true));
+        assert_eq!(known(None, Some(1280)), path(1280, None, true));
+        assert_eq!(known(None, Some(552)), path(1500, Some(552), true), "another socket's path may be forged");
         let unknown = known_path(None, || Some(1400), true);
         assert_eq!(unknown, SystemPath { configured: None, learned: Some(1400), has_reports: true });
     }
