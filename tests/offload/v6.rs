@@ -1,4 +1,4 @@
-//! What is particular to IPv6: V26 to V28. The properties of both families are tested with those of IPv4.
+//! V26 to V28: the properties of IPv6 alone. Those of both families are tested with IPv4.
 
 use core::net::Ipv6Addr;
 
