@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use testbed::TwoHosts;
 use testbed::probe::{Amount, Ping, PingOutcome, UdpEcho, ping, tcp_send, tcp_sink, udp_exchange};
 
-use crate::support::{SECOND, Tunnels};
+use crate::support::{SECOND, Tunnels, wait_until};
 
 #[test]
 fn ping_crosses_four_hops_each_way() {
@@ -74,14 +74,18 @@ fn fault_38_an_mtu_that_changes_while_running_cuts_nothing() {
     let _echo = UdpEcho::start(echo).unwrap();
     let target = SocketAddr::from((TwoHosts::POD_B, 7));
     for mtu in [1300, 1472, 1000, 1472] {
+        let ends = [(&hosts.host_a, &tunnels.a), (&hosts.host_b, &tunnels.b)];
+        for (host, tunnel) in ends {
+            host.set_mtu(tunnel.tun(), mtu).unwrap();
+        }
+        // Until a tunnel knows the larger MTU, it refuses longer packets.
+        for (_, tunnel) in ends {
+            let expected = serde_json::json!({ "event": "mtu", "limit": mtu, "tun": mtu, "underlay": 1500 });
+            wait_until("the tunnel to notice", || tunnel.next_event() == expected);
+        }
         // The pods' MTUs follow, so that their kernels fragment longer packets and learn no path MTU.
-        for (namespace, link) in [
-            (&hosts.host_a, tunnels.a.tun()),
-            (&hosts.host_b, tunnels.b.tun()),
-            (&hosts.pod_a, TwoHosts::UPLINK),
-            (&hosts.pod_b, TwoHosts::UPLINK),
-        ] {
-            namespace.set_mtu(link, mtu).unwrap();
+        for pod in [&hosts.pod_a, &hosts.pod_b] {
+            pod.set_mtu(TwoHosts::UPLINK, mtu).unwrap();
         }
         let longest = mtu as usize - 28;
         hosts.pod_a.enter(|| udp_exchange(target, &[1, longest - 1, longest, longest + 1, 5000], 5 * SECOND)).unwrap();
