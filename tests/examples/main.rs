@@ -1,6 +1,7 @@
 //! Runs of the examples' programs. They need root.
 #![cfg(target_os = "linux")]
 
+mod aead;
 mod static_leases;
 
 use core::time::Duration;
