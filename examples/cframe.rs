@@ -1,5 +1,6 @@
 //! A tunnel whose datagrams are `key ‖ packet`, as cframe's plain mode sends them. Run it as root on both hosts. TTLs stay
-//! as they are, and no ICMP errors are sent. The key is readable on the wire: it tells tunnels apart and protects nothing.
+//! as they are. The only ICMP errors are "fragmentation needed", from which senders learn the size of a path. The key is
+//! readable on the wire: it tells tunnels apart and protects nothing.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -79,7 +80,8 @@ fn open(
     let config = ForwarderConfig::new(&host).with_mtu(link.mtu()).with_ttl(TtlPolicy::Preserve);
     let worker = Worker::new(tun, udp, Forwarder::new(config)?, routes.reader()).with_framing(framing);
     let nothing = Rate { per_second: 0, burst: 0 };
-    worker.remote().set_icmp_limiter(IcmpLimiter::new(nothing, nothing));
+    let limiter = IcmpLimiter::new(nothing, nothing).with_too_long(IcmpLimiter::PER_SOURCE, IcmpLimiter::TOTAL);
+    worker.remote().set_icmp_limiter(limiter);
     Ok(worker)
 }
 

@@ -115,7 +115,7 @@
 //!
 //! # Framing
 //! A [`framing::Framing`] puts other bytes around each packet: a tag, a key or encryption. It works in place, in the slots of the send
-//! queue, so that batches and offloads stay in use. `examples/cframe.rs` is a tunnel with one.
+//! queue, so that batches and offloads stay in use. `examples/cframe.rs` and `examples/aead.rs` are tunnels with one.
 //!
 //! # Security model
 //! Without a framing, the wire is neither encrypted nor authenticated: whoever can send with a peer's address can send as that peer. Known senders,

@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod aead;
+mod narrow;
 mod static_leases;
 
 use core::time::Duration;

@@ -63,7 +63,6 @@ pub struct Rate {
 /// ```
 #[derive(Clone, Debug)]
 pub struct IcmpLimiter {
-    rates: Rates,
     near: Budget,
     far: Budget,
     too_long: Budget,
@@ -83,6 +82,7 @@ struct Rates {
 /// The buckets of one kind of error.
 #[derive(Clone, Debug)]
 struct Budget {
+    rates: Rates,
     total: Bucket,
     payers: Table,
     sources: Table,
@@ -120,16 +120,24 @@ impl IcmpLimiter {
     /// Creates a limiter with full buckets.
     #[must_use]
     pub fn new(per_source: Rate, total: Rate) -> Self {
-        const SHARES: u32 = 16;
-        let share = Rate { per_second: total.per_second.div_ceil(SHARES), burst: total.burst.div_ceil(SHARES) };
+        let rates = Rates::new(per_source, total);
         // The tables take 30 KiB together. A thousand sources may be answered per second.
         let budget = |payers, sources| Budget {
+            rates,
             total: Bucket::default(),
             payers: Table::with_sets(payers),
             sources: Table::with_sets(sources),
         };
-        let rates = Rates { per_source, total, share };
-        Self { rates, near: budget(4, 64), far: budget(8, 64), too_long: budget(4, 16), seed: 0, now: SILENCE }
+        Self { near: budget(4, 64), far: budget(8, 64), too_long: budget(4, 16), seed: 0, now: SILENCE }
+    }
+
+    /// Returns the limiter with limits of their own for "fragmentation needed" and "packet too big". The first one is
+    /// per source and destination. Without these errors a sender does not learn the size of its path, and its TCP
+    /// connections stand still, so a host that sends no other errors sends these.
+    #[must_use]
+    pub fn with_too_long(mut self, per_source: Rate, total: Rate) -> Self {
+        self.too_long.rates = Rates::new(per_source, total);
+        self
     }
 
     /// Returns the limiter with another hash seed for its tables. With a secret seed, nobody can choose sources that
@@ -155,7 +163,7 @@ impl IcmpLimiter {
             }
             (ReplyTo::Tun, _) => (&mut self.near, source, source),
         };
-        budget.take(&self.rates, payer, source, self.now)
+        budget.take(payer, source, self.now)
     }
 
     /// Writes the answer to a rejected packet into `out`, as a whole ICMP packet, and returns it with its receiver.
@@ -196,9 +204,17 @@ impl Default for IcmpLimiter {
     }
 }
 
+impl Rates {
+    fn new(per_source: Rate, total: Rate) -> Self {
+        const SHARES: u32 = 16;
+        let share = Rate { per_second: total.per_second.div_ceil(SHARES), burst: total.burst.div_ceil(SHARES) };
+        Self { per_source, total, share }
+    }
+}
+
 impl Budget {
-    fn take(&mut self, rates: &Rates, payer: u64, source: u64, now: u64) -> bool {
-        let Self { total, payers, sources } = self;
+    fn take(&mut self, payer: u64, source: u64, now: u64) -> bool {
+        let Self { rates, total, payers, sources } = self;
         let (Some(payer), Some(source)) = (payers.bucket(payer), sources.bucket(source)) else { return false };
         let Some(source_after) = source.with_one_less(rates.per_source, 0, now) else { return false };
         let payer_after = payer.with_one_less(rates.share, 0, now);

@@ -365,6 +365,16 @@ fn without_a_rate_only_the_burst_is_sent() {
     assert!(!IcmpLimiter::new(IcmpLimiter::PER_SOURCE, nothing).asked(Error::near(A), Duration::ZERO));
 }
 
+#[test]
+fn a_host_that_sends_no_other_errors_tells_the_size_of_a_path() {
+    let nothing = Rate { per_second: 0, burst: 0 };
+    let limiter = IcmpLimiter::new(nothing, nothing);
+    let mut limiter = limiter.with_too_long(Rate { per_second: 0, burst: 2 }, IcmpLimiter::TOTAL);
+    let sent = [Error::near(A), Error::far(A, peer(3)), Error::too_long(A, source(9))]
+        .map(|error| (0..10).filter(|_| limiter.asked(error, Duration::ZERO)).count());
+    assert_eq!(sent, [0, 0, 2]);
+}
+
 /// Errors of every kind, about a few addresses or about many of one set.
 fn errors(seed: u64) -> impl Strategy<Value = Vec<(Error, u64)>> {
     let pool = colliding(seed, A, 40);
