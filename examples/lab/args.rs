@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// Number of rounds, each with every measurement; the result is their median
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,
-    /// Variants and measurements to run, separated by commas [default: all variants and all measurements]
+    /// Variants and measurements to run, separated by commas [default: all but the library's examples, and all measurements]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<Name>,
     /// Directory for lab.json and lab.svg
@@ -46,10 +46,13 @@ pub(crate) enum Role {
 impl Args {
     /// Returns the measurements of every round, in order.
     pub(crate) fn plan(&self) -> Vec<(Variant, Vec<Measurement>)> {
-        let variants = self.chosen(Variant::ALL, |name| match name {
+        let mut variants = self.chosen(Variant::ALL, |name| match name {
             Name::Variant(variant) => Some(variant),
             Name::Measurement(_) => None,
         });
+        if !self.only.iter().any(|name| matches!(name, Name::Variant(_))) {
+            variants.retain(|variant| variant.is_default());
+        }
         let measurements = self.chosen(Measurement::ALL, |name| match name {
             Name::Measurement(measurement) => Some(measurement),
             Name::Variant(_) => None,

@@ -135,7 +135,7 @@ fn text(content: &str, class: &str, x: usize, y: usize, anchor: &str) -> Text {
 fn class(variant: Variant) -> &'static str {
     match variant {
         Variant::Tunnel | Variant::Ipv6 | Variant::OverIpv6 => "tunnel",
-        Variant::NoTunTso | Variant::NoTunUso | Variant::NoUdpGso | Variant::NoUdpGro => "part",
+        Variant::NoTunTso | Variant::NoTunUso | Variant::NoUdpGso | Variant::NoUdpGro | Variant::Example(_) => "part",
         Variant::Plain => "plain",
         Variant::Vxlan | Variant::HostGw => "kernel",
         Variant::Null => "null",

@@ -15,6 +15,7 @@
 
 mod args;
 mod chart;
+mod example;
 mod json;
 mod measure;
 mod null;
@@ -36,7 +37,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use args::{Args, Role};
 use measure::Measurement;
-use program::Tunnel;
+use program::Programs;
 use results::Results;
 use variant::{Running, Variant};
 
@@ -83,8 +84,8 @@ fn lab(args: &Args) -> Result<(), Error> {
     if plan.is_empty() {
         return Err("--only names nothing that could be measured: the sweep is of the tunnel with everything on".into());
     }
-    // The tunnel is built with the default signal mask: Ctrl-C ends cargo too.
-    let tunnel = if plan.iter().any(|(variant, _)| variant.is_tunnel()) { Some(Tunnel::find()?) } else { None };
+    // The programs are built with the default signal mask: Ctrl-C ends cargo too.
+    let programs = Programs::find(plan.iter().filter_map(|(variant, _)| variant.program()).collect())?;
     end_on_signals()?;
     // Created before the measurements, so that an error is reported early.
     fs::create_dir_all(&args.out).map_err(|error| format!("cannot make {}: {error}", args.out.display()))?;
@@ -95,7 +96,7 @@ fn lab(args: &Args) -> Result<(), Error> {
     let mut results = Results::new(args.seconds, args.rounds);
     for round in 1..=args.rounds {
         for (variant, measurements) in &plan {
-            let measured = measure_variant(*variant, measurements, tunnel.as_ref(), args, round, &mut results);
+            let measured = measure_variant(*variant, measurements, &programs, args, round, &mut results);
             measured.map_err(|error| format!("round {round}, {variant}: {error}"))?;
         }
     }
@@ -119,12 +120,12 @@ fn lab(args: &Args) -> Result<(), Error> {
 fn measure_variant(
     variant: Variant,
     measurements: &[Measurement],
-    tunnel: Option<&Tunnel>,
+    programs: &Programs,
     args: &Args,
     round: u32,
     results: &mut Results,
 ) -> Result<(), Error> {
-    let running = Running::start(variant, tunnel)?;
+    let running = Running::start(variant, programs)?;
     for measurement in measurements {
         let figures = measurement.run(&running, args.seconds);
         let figures = figures.map_err(|error| format!("{measurement}: {error}{}", running.complaints()))?;

@@ -1,60 +1,72 @@
-//! The program of the tunnel: the example `tunnel`, built in the lab's profile.
+//! The measured programs: examples of this repository, built in the lab's profile.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tempfile::NamedTempFile;
+
 use crate::Error;
 
-/// The `tunnel` example.
-pub(crate) struct Tunnel {
-    program: PathBuf,
+/// The programs beside the lab.
+pub(crate) struct Programs {
     /// The lab itself.
     own: PathBuf,
+    keys: NamedTempFile,
 }
 
-impl Tunnel {
-    /// Builds the tunnel with cargo if cargo runs the lab, so that it is up to date. Otherwise returns the program
+impl Programs {
+    /// Builds these examples with cargo if cargo runs the lab, so that they are up to date. Otherwise takes the programs
     /// beside the lab.
-    pub(crate) fn find() -> Result<Self, Error> {
+    pub(crate) fn find(names: BTreeSet<&str>) -> Result<Self, Error> {
         let own = env::current_exe()?;
-        let program = own.with_file_name("tunnel");
-        if let Some(cargo) = env::var_os("CARGO") {
-            build(&cargo, &own)?;
+        for name in names {
+            if let Some(cargo) = env::var_os("CARGO") {
+                build(&cargo, &own, name)?;
+            }
+            let program = own.with_file_name(name);
+            if !program.exists() {
+                let missing = program.display();
+                let how = format!("cargo build --release --all-features --example {name}");
+                return Err(format!("{missing} is missing: {how}").into());
+            }
         }
-        if !program.exists() {
-            let missing = program.display();
-            return Err(format!("{missing} is missing: cargo build --release --example tunnel").into());
-        }
-        Ok(Self { program, own })
+        let keys = NamedTempFile::new()?;
+        fs::write(keys.path(), format!("1 {}", "5a".repeat(32)))?;
+        Ok(Self { own, keys })
     }
 
-    /// Returns a command that runs it and ends it with the lab.
-    pub(crate) fn command(&self) -> Command {
+    /// Returns a file with a key for the example `aead`.
+    pub(crate) fn keys(&self) -> &Path {
+        self.keys.path()
+    }
+
+    /// Returns a command that runs a program and ends it with the lab.
+    pub(crate) fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.own);
-        command.arg("with-parent").arg("--").arg(&self.program);
+        command.arg("with-parent").arg("--").arg(self.own.with_file_name(name));
         command
     }
 }
 
-fn build(cargo: &OsStr, own: &Path) -> Result<(), Error> {
+fn build(cargo: &OsStr, own: &Path, name: &str) -> Result<(), Error> {
     // <target>/<profile>/examples/lab
     let profile = own.ancestors().nth(2).ok_or("the lab is not where cargo puts examples")?;
     let target = profile.parent().ok_or("the lab is not where cargo puts examples")?;
-    let name = match profile.file_name() {
-        Some(name) if name != "debug" => name,
+    let profile = match profile.file_name() {
+        Some(profile) if profile != "debug" => profile,
         _ => "dev".as_ref(),
     };
+    let package: &[&str] = if name == "tunnel" { &["loden-tunnel"] } else { &["loden", "--all-features"] };
     let mut build = Command::new(cargo);
-    build
-        .args(["build", "--package", "loden-tunnel", "--example", "tunnel", "--profile"])
-        .arg(name)
-        .arg("--target-dir")
-        .arg(target);
+    build.arg("build").arg("--package").args(package).args(["--example", name, "--profile"]).arg(profile);
+    build.arg("--target-dir").arg(target);
     build.current_dir(env::var_os("CARGO_MANIFEST_DIR").ok_or("cargo did not say where the package is")?);
     if !build.status()?.success() {
-        return Err("cargo cannot build the tunnel".into());
+        return Err(format!("cargo cannot build {name}").into());
     }
     Ok(())
 }

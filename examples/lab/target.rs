@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::example::Example;
 use crate::measure::SWEEP;
 use crate::results::{Load, Metric, Results};
 use crate::variant::Variant;
@@ -44,6 +45,8 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     let udp = Metric::received64(Load::Overload);
     let to = |base, metric| results.ratio(Variant::Tunnel, base, metric);
     let absolute = |metric| results.median(Variant::Tunnel, metric);
+    let of_example =
+        |example, metric| results.ratio(Variant::Example(example), Variant::Example(Example::PollLoop), metric);
     let targets = [
         ("TCP, one stream, × everything off", AtLeast(6.0), to(Variant::Plain, tcp)),
         ("TCP, one stream, × VXLAN", AtLeast(0.4), to(Variant::Vxlan, tcp)),
@@ -64,6 +67,8 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
             AtMost(1.05),
             results.ratio(Variant::Ipv6, Variant::Tunnel, Metric::RttMedian),
         ),
+        ("TCP, one stream, cframe × poll_loop", AtLeast(0.9), of_example(Example::Cframe, tcp)),
+        ("TCP, one stream, tokio_loop × poll_loop", AtLeast(0.9), of_example(Example::TokioLoop, tcp)),
         ("memory of a worker, MiB", AtMost(8.0), absolute(Metric::PeakMemory)),
     ];
     targets.into_iter().filter_map(|(what, bound, got)| Some(Target { what, bound, got: got? })).collect()

@@ -12,11 +12,15 @@ use testbed::probe::{EchoV6, Ping, PingOutcome, PingV6, ping, ping_v6};
 use testbed::{Child, Namespace, TwoHosts, Vxlan};
 
 use crate::Error;
+use crate::example::Example;
 use crate::null::GSO_MAX_SIZE;
-use crate::program::Tunnel;
+use crate::program::Programs;
 
 /// The timeout of a program's start, and of the first packet from end to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// flannel's port.
+const PORT: u16 = 8285;
 
 /// A way of packets between the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +36,7 @@ pub(crate) enum Variant {
     Vxlan,
     HostGw,
     Null,
+    Example(Example),
 }
 
 impl Variant {
@@ -48,6 +53,10 @@ impl Variant {
         Self::Vxlan,
         Self::HostGw,
         Self::Null,
+        Self::Example(Example::PollLoop),
+        Self::Example(Example::TokioLoop),
+        Self::Example(Example::Cframe),
+        Self::Example(Example::Aead),
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -63,6 +72,7 @@ impl Variant {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
             Self::Null => "null",
+            Self::Example(example) => example.name(),
         }
     }
 
@@ -79,10 +89,12 @@ impl Variant {
             Self::Vxlan => "kernel VXLAN",
             Self::HostGw => "plain routing (host-gw)",
             Self::Null => "null forwarder",
+            Self::Example(example) => example.title(),
         }
     }
 
-    pub(crate) fn is_tunnel(self) -> bool {
+    /// Returns the name of its program, unless the kernel or the lab forwards.
+    pub(crate) fn program(self) -> Option<&'static str> {
         match self {
             Self::Tunnel
             | Self::Ipv6
@@ -91,9 +103,15 @@ impl Variant {
             | Self::NoTunUso
             | Self::NoUdpGso
             | Self::NoUdpGro
-            | Self::Plain => true,
-            Self::Vxlan | Self::HostGw | Self::Null => false,
+            | Self::Plain => Some("tunnel"),
+            Self::Example(example) => Some(example.program()),
+            Self::Vxlan | Self::HostGw | Self::Null => None,
         }
+    }
+
+    /// Returns whether it is measured without being named.
+    pub(crate) fn is_default(self) -> bool {
+        !matches!(self, Self::Example(_))
     }
 
     /// Returns whether the pods speak IPv6.
@@ -114,7 +132,9 @@ impl Variant {
             Self::NoUdpGso => &["--offload", "tun-tso,tun-uso,udp-gro"],
             Self::NoUdpGro => &["--offload", "tun-tso,tun-uso,udp-gso"],
             Self::Plain => &["--no-offload"],
-            Self::Tunnel | Self::Ipv6 | Self::OverIpv6 | Self::Vxlan | Self::HostGw | Self::Null => &[],
+            Self::Tunnel | Self::Ipv6 | Self::OverIpv6 | Self::Vxlan | Self::HostGw | Self::Null | Self::Example(_) => {
+                &[]
+            }
         }
     }
 }
@@ -158,8 +178,8 @@ struct End<'a> {
 }
 
 impl Running {
-    /// Sets up a variant. The variants of a tunnel need `tunnel`.
-    pub(crate) fn start(variant: Variant, tunnel: Option<&Tunnel>) -> Result<Self, Error> {
+    /// Sets up a variant.
+    pub(crate) fn start(variant: Variant, found: &Programs) -> Result<Self, Error> {
         let hosts = TwoHosts::new()?;
         if variant.uses_ipv6() {
             hosts.add_ipv6()?;
@@ -181,10 +201,8 @@ impl Running {
                 | Variant::NoTunUso
                 | Variant::NoUdpGso
                 | Variant::NoUdpGro
-                | Variant::Plain => {
-                    let tunnel = tunnel.ok_or("there is no tunnel program")?;
-                    programs.push(start_tunnel(&end, tunnel, variant)?);
-                }
+                | Variant::Plain => programs.push(start_tunnel(&end, found, variant)?),
+                Variant::Example(example) => programs.push(start_example(&end, found, example)?),
             }
         }
         let running = Self { programs, hosts, variant };
@@ -274,8 +292,8 @@ fn add_vxlan(end: &End<'_>, number: u8) -> io::Result<()> {
     end.host.add_route(end.peer_subnet, Some(address(3 - number)), DEVICE)
 }
 
-fn start_tunnel(end: &End<'_>, tunnel: &Tunnel, variant: Variant) -> Result<Child, Error> {
-    let mut command = tunnel.command();
+fn start_tunnel(end: &End<'_>, found: &Programs, variant: Variant) -> Result<Child, Error> {
+    let mut command = found.command("tunnel");
     let (own, peer) = (end.own.to_string(), end.peer.to_string());
     let (own, peer) = if variant == Variant::OverIpv6 { (end.own_v6, end.peer_v6) } else { (&*own, &*peer) };
     command.args(["--network", &TwoHosts::OVERLAY.to_string(), "--subnet", &end.subnet.to_string()]);
@@ -285,19 +303,26 @@ fn start_tunnel(end: &End<'_>, tunnel: &Tunnel, variant: Variant) -> Result<Chil
         command.args(["--route", &format!("{}={peer}", end.peer_subnet_v6)]);
     }
     command.args(variant.offload_args());
-    spawn(end, command)
+    ready(Child::spawn(end.host, command)?)
+}
+
+fn start_example(end: &End<'_>, found: &Programs, example: Example) -> Result<Child, Error> {
+    let mut command = found.command(example.program());
+    command.args(example.first_arg(found.keys()));
+    command.args([end.subnet, TwoHosts::OVERLAY].map(|net| net.to_string()));
+    command.args([format!("{}:{PORT}", end.own), end.peer_subnet.to_string(), format!("{}:{PORT}", end.peer)]);
+    ready(Child::spawn(end.host, command)?)
 }
 
 fn start_null(end: &End<'_>) -> Result<Child, Error> {
     end.pod.set_gso_max_size(TwoHosts::UPLINK, GSO_MAX_SIZE)?;
     let mut command = Command::new(env::current_exe()?);
     command.arg("null-end").args([end.own, end.peer, end.subnet.network()].map(|address| address.to_string()));
-    spawn(end, command)
+    ready(Child::spawn(end.host, command)?)
 }
 
-/// Starts a program whose first line says that it is ready.
-fn spawn(end: &End<'_>, command: Command) -> Result<Child, Error> {
-    let child = Child::spawn(end.host, command)?;
+/// Returns a program after its first line, which says that it is ready.
+fn ready(child: Child) -> Result<Child, Error> {
     let line = child.next_line(PATIENCE)?;
     if !line.contains("ready") {
         return Err(format!("a program should have said that it is ready, and not {line:?}").into());
