@@ -97,8 +97,8 @@ pub trait Framing {
     /// Returns whether packets can be sealed for this peer. `packet` came from the TUN and may be a GSO packet; its
     /// header is valid.
     ///
-    /// It may start a handshake with messages through `reply`. The packets that wait are passed to it again after each
-    /// datagram of their peer, each control message and each timeout.
+    /// It may start a handshake with messages through `reply`. The first packet that waits for each peer is passed to it
+    /// again after each datagram of the peer, each control message and each timeout. Once it may go, the next one is.
     #[inline]
     fn ready(&mut self, peer: SocketAddr, packet: &[u8], now: Duration, reply: &mut impl Reply) -> Ready {
         let _ = (peer, packet, now, reply);
@@ -151,8 +151,8 @@ pub const OVERHEAD_LIMIT: usize = 256;
 pub enum Ready {
     /// Seal the packet and send it.
     Go,
-    /// Keep the packet until there is a session. Waiting packets are limited in bytes and time; those over the limit
-    /// are dropped as [`DropReason::NoSession`].
+    /// Keep the packet until there is a session, for at most 5 s. 1 MiB is kept. Beyond it, the peer with the most
+    /// waiting bytes loses its newest packets as [`DropReason::NoSession`], so that no peer takes the room of another.
     Hold,
     /// Drop the packet for this reason.
     Drop(DropReason),

@@ -1,10 +1,10 @@
 //! Sessions, control messages and timeouts of an engine's framing.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::inbound::send_reply;
-use super::{Engine, Sink};
+use super::{Engine, Sink, hold};
 use crate::endpoint::Endpoint;
 use crate::forward::{DatagramMeta, DropReason, PeerCheck};
 use crate::framing::{Framing, Ready, Reply, sealed_len};
@@ -45,14 +45,13 @@ impl<F: Framing> Engine<F> {
             Ready::Go => {
                 // They came before this packet.
                 if hold.has(peer) {
-                    self.release(|waiting| waiting == peer, routes, now, sink);
+                    self.release_peer(peer, routes, now, sink);
                 }
                 return true;
             }
             Ready::Hold => {
-                if !hold.push(peer, *header, packet, now) {
-                    drop_unsealed(endpoint, peer, DropReason::NoSession);
-                }
+                let lost = |peer| drop_unsealed(endpoint, peer, DropReason::NoSession);
+                hold.push(peer, *header, packet, now, lost);
             }
             Ready::Drop(reason) => drop_unsealed(endpoint, peer, reason),
         }
@@ -116,52 +115,54 @@ impl<F: Framing> Engine<F> {
             let Self { endpoint, framing, .. } = self;
             framing.handle_timeout(now, &mut Replies { endpoint, sink });
         }
-        if is_called && !self.hold.is_empty() || is_due(self.hold.ends_at()) {
-            self.release(|_| true, routes, now, sink);
+        let is_over = is_due(self.hold.ends_at());
+        if is_over || is_called && !self.hold.is_empty() {
+            self.release(hold::ALL, routes, now, sink);
+            self.hold.update_end();
         }
     }
 
-    /// Queues the waiting packets of some peers that have a session now, and drops those that waited for too long.
+    /// Queues the waiting packets of those of these peers that have a session now, and drops packets that waited for too
+    /// long.
     #[cold]
-    pub(super) fn release(
-        &mut self,
-        is_due: impl Fn(SocketAddr) -> bool,
-        routes: &RouteTable,
-        now: Duration,
-        sink: &mut impl Sink,
-    ) {
-        let mut hold = core::mem::take(&mut self.hold);
-        hold.retain(|waiting, packet| {
-            if !is_due(waiting.peer) {
-                return true;
-            }
+    pub(super) fn release(&mut self, mut peers: hold::Peers, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
+        while let Some(peer) = self.hold.next(&mut peers) {
+            self.release_peer(peer, routes, now, sink);
+        }
+    }
+
+    /// Does the same for one peer. Its packets keep their order, so the first one without a session ends it.
+    #[cold]
+    fn release_peer(&mut self, peer: SocketAddr, routes: &RouteTable, now: Duration, sink: &mut impl Sink) {
+        let Some(mut waiting) = self.hold.take(peer) else { return };
+        while let Some((header, packet, is_too_old)) = waiting.first(now) {
             let Self { endpoint, framing, .. } = self;
             // The route may be another one by now. Without a route, the endpoint answers.
             let ready = next_hop(packet, routes)
                 .map_or(Ready::Go, |peer| framing.ready(peer, packet, now, &mut Replies { endpoint, sink }));
             match ready {
                 Ready::Go => {
-                    self.queue_packet(&waiting.header, packet, routes, now, sink);
+                    self.queue_packet(&header, packet, routes, now, sink);
                 }
-                Ready::Hold if !waiting.is_too_old(now) => return true,
-                Ready::Hold => drop_unsealed(&mut self.endpoint, waiting.peer, DropReason::NoSession),
-                Ready::Drop(reason) => drop_unsealed(&mut self.endpoint, waiting.peer, reason),
+                Ready::Hold if !is_too_old => break,
+                Ready::Hold => drop_unsealed(&mut self.endpoint, peer, DropReason::NoSession),
+                Ready::Drop(reason) => drop_unsealed(&mut self.endpoint, peer, reason),
             }
-            false
-        });
-        self.hold = hold;
+            waiting.pop();
+        }
+        self.hold.put_back(peer, waiting);
     }
 
-    /// Queues and sends the waiting packets that a datagram may have given a session.
+    /// Queues and sends the waiting packets of those of these peers that have a session now.
     #[cold]
     pub(super) fn release_and_send(
         &mut self,
-        from: Option<IpAddr>,
+        peers: hold::Peers,
         routes: &RouteTable,
         now: Duration,
         sink: &mut impl Sink,
     ) {
-        self.release(|peer| from.is_none_or(|from| from == peer.ip()), routes, now, sink);
+        self.release(peers, routes, now, sink);
         self.flush_queue(routes, now, sink);
     }
 }

@@ -1,94 +1,184 @@
 //! Packets from the TUN that wait for a session of their framing.
 
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr, SocketAddrV6};
+use core::ops::Bound::{self, Excluded, Included};
 use core::time::Duration;
 
 use crate::offload::VnetHeader;
 
-/// Bytes of waiting packets for each peer: one GSO packet fits in any case.
-const PER_PEER: usize = 128 << 10;
-/// Bytes of waiting packets for all peers.
-const TOTAL: usize = 1 << 20;
-/// Waiting packets for all peers.
-const PACKETS: usize = 512;
+/// Bytes of waiting packets for all peers, with [`EXTRA`] for each. So at most 2,048 packets wait.
+const ROOM: usize = 1 << 20;
+/// Bytes that a packet takes besides its own.
+const EXTRA: usize = 512;
 /// The time for which a packet waits at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Packets in their order of arrival. Its memory is allocated when a packet waits for the first time.
+/// Packets of each peer, in their order of arrival.
+///
+/// When there is no room, the peer with the most loses its newest packets. So each of `n` peers may have `1 / n` of the
+/// room, regardless of what waits for the others.
 #[derive(Debug, Default)]
 pub(super) struct HoldQueue {
-    packets: Vec<Waiting>,
-    bytes: Vec<u8>,
+    peers: BTreeMap<SocketAddr, Waiting>,
+    packets: usize,
+    used: usize,
+    /// A time at or before which no packet has waited for too long.
+    ends_at: Option<Duration>,
 }
 
-/// A waiting packet, whose bytes follow those of the packet before.
-#[derive(Clone, Copy, Debug)]
+/// The packets of one peer.
+#[derive(Debug, Default)]
 pub(super) struct Waiting {
-    pub(super) peer: SocketAddr,
-    pub(super) header: VnetHeader,
+    packets: VecDeque<Packet>,
+    /// The packets' bytes, one after the other. Those before `start` belong to packets that are gone.
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    header: VnetHeader,
     len: usize,
     since: Duration,
 }
 
-impl Waiting {
-    pub(super) fn is_too_old(&self, now: Duration) -> bool {
-        now.saturating_sub(self.since) >= LONGEST_WAIT
-    }
+/// A range of peers.
+pub(super) type Peers = (Bound<SocketAddr>, Bound<SocketAddr>);
+
+/// All peers.
+pub(super) const ALL: Peers = (Bound::Unbounded, Bound::Unbounded);
+
+/// Returns the range of the peers with this address.
+pub(super) fn with_address(address: IpAddr) -> Peers {
+    let last = match address {
+        IpAddr::V4(_) => SocketAddr::new(address, u16::MAX),
+        IpAddr::V6(address) => SocketAddrV6::new(address, u16::MAX, u32::MAX, u32::MAX).into(),
+    };
+    (Included(SocketAddr::new(address, 0)), Included(last))
 }
 
 impl HoldQueue {
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.packets.is_empty()
+        self.peers.is_empty()
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.packets.len() as u64
+        self.packets as u64
     }
 
     /// Returns true if packets for this peer wait.
     pub(super) fn has(&self, peer: SocketAddr) -> bool {
-        self.packets.iter().any(|waiting| waiting.peer == peer)
+        self.peers.contains_key(&peer)
     }
 
-    /// Returns the time at which the oldest packet has waited for too long.
+    /// Returns the first peer of a range for which packets wait.
+    pub(super) fn first(&self, peers: Peers) -> Option<SocketAddr> {
+        self.peers.range(peers).next().map(|(peer, _)| *peer)
+    }
+
+    /// Returns the next peer of a range, and takes it out of the range.
+    pub(super) fn next(&self, peers: &mut Peers) -> Option<SocketAddr> {
+        let peer = self.first(*peers)?;
+        peers.0 = Excluded(peer);
+        Some(peer)
+    }
+
+    /// Returns the time at which the oldest packet has waited for too long, or an earlier one.
     pub(super) fn ends_at(&self) -> Option<Duration> {
-        self.packets.first().map(|oldest| oldest.since + LONGEST_WAIT)
+        self.ends_at
     }
 
-    /// Adds a packet. Returns false if there is no room for it.
-    pub(super) fn push(&mut self, peer: SocketAddr, header: VnetHeader, packet: &[u8], now: Duration) -> bool {
-        let of_peer: usize =
-            self.packets.iter().filter(|waiting| waiting.peer == peer).map(|waiting| waiting.len).sum();
-        let has_room = self.packets.len() < PACKETS
-            && of_peer + packet.len() <= PER_PEER
-            && self.bytes.len() + packet.len() <= TOTAL;
-        if has_room {
-            if self.packets.capacity() == 0 {
-                (self.packets, self.bytes) = (Vec::with_capacity(PACKETS), Vec::with_capacity(TOTAL));
+    /// Determines the time at which the oldest packet has waited for too long.
+    pub(super) fn update_end(&mut self) {
+        let oldest = self.peers.values().filter_map(|waiting| waiting.packets.front()).map(|packet| packet.since).min();
+        self.ends_at = oldest.map(|since| since + LONGEST_WAIT);
+    }
+
+    /// Adds a packet. Calls `lost` with the peer of each packet for which there is no room.
+    pub(super) fn push(
+        &mut self,
+        peer: SocketAddr,
+        header: VnetHeader,
+        packet: &[u8],
+        now: Duration,
+        mut lost: impl FnMut(SocketAddr),
+    ) {
+        let own = self.peers.get(&peer).map_or(0, Waiting::used) + packet.len() + EXTRA;
+        while self.used + packet.len() + EXTRA > ROOM {
+            let fullest = self.peers.iter_mut().max_by_key(|(_, waiting)| waiting.used());
+            let Some((fullest, waiting)) = fullest.filter(|(_, waiting)| waiting.used() > own) else {
+                return lost(peer);
+            };
+            let fullest = *fullest;
+            self.used -= waiting.drop_newest();
+            self.packets -= 1;
+            if waiting.packets.is_empty() {
+                self.peers.remove(&fullest);
             }
-            self.packets.push(Waiting { peer, header, len: packet.len(), since: now });
-            self.bytes.extend_from_slice(packet);
+            lost(fullest);
         }
-        has_room
+        let waiting = self.peers.entry(peer).or_default();
+        waiting.packets.push_back(Packet { header, len: packet.len(), since: now });
+        waiting.bytes.extend_from_slice(packet);
+        self.packets += 1;
+        self.used += packet.len() + EXTRA;
+        self.ends_at.get_or_insert(now + LONGEST_WAIT);
     }
 
-    /// Keeps the packets for which `keep` returns true. `keep` may change the bytes of the others.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Waiting, &mut [u8]) -> bool) {
-        let Self { packets, bytes } = self;
-        let (mut from, mut to) = (0, 0);
-        packets.retain(|waiting| {
-            let range = from..from + waiting.len;
-            from = range.end;
-            let is_kept = bytes.get_mut(range.clone()).is_some_and(|packet| keep(waiting, packet));
-            if is_kept {
-                bytes.copy_within(range, to);
-                to += waiting.len;
-            }
-            is_kept
-        });
-        bytes.truncate(to);
+    /// Takes out the packets of a peer.
+    pub(super) fn take(&mut self, peer: SocketAddr) -> Option<Waiting> {
+        let waiting = self.peers.remove(&peer)?;
+        self.packets -= waiting.packets.len();
+        self.used -= waiting.used();
+        if self.peers.is_empty() {
+            self.ends_at = None;
+        }
+        Some(waiting)
+    }
+
+    /// Puts back what is left of packets that were taken.
+    pub(super) fn put_back(&mut self, peer: SocketAddr, mut waiting: Waiting) {
+        let Some(first) = waiting.packets.front() else { return };
+        let ends_at = first.since + LONGEST_WAIT;
+        self.ends_at = Some(self.ends_at.map_or(ends_at, |earliest| earliest.min(ends_at)));
+        self.packets += waiting.packets.len();
+        self.used += waiting.used();
+        waiting.bytes.drain(..waiting.start);
+        waiting.start = 0;
+        self.peers.insert(peer, waiting);
+    }
+}
+
+impl Waiting {
+    /// Returns the number of packets.
+    pub(super) fn count(&self) -> u64 {
+        self.packets.len() as u64
+    }
+
+    fn used(&self) -> usize {
+        self.bytes.len() - self.start + self.packets.len() * EXTRA
+    }
+
+    /// Returns the room that this gives.
+    fn drop_newest(&mut self) -> usize {
+        let Some(Packet { len, .. }) = self.packets.pop_back() else { return 0 };
+        self.bytes.truncate(self.bytes.len() - len);
+        len + EXTRA
+    }
+
+    /// Returns the first packet, and whether it has waited for too long.
+    pub(super) fn first(&mut self, now: Duration) -> Option<(VnetHeader, &mut [u8], bool)> {
+        let Packet { header, len, since } = *self.packets.front()?;
+        let packet = self.bytes.get_mut(self.start..self.start + len)?;
+        Some((header, packet, now.saturating_sub(since) >= LONGEST_WAIT))
+    }
+
+    /// Removes the first packet.
+    pub(super) fn pop(&mut self) {
+        self.start += self.packets.pop_front().map_or(0, |packet| packet.len);
     }
 }
 
@@ -96,48 +186,100 @@ impl HoldQueue {
 mod tests {
     use super::*;
     use alloc::vec;
+    use core::net::Ipv4Addr;
+    use proptest::prelude::*;
 
-    const ONE: SocketAddr = SocketAddr::new(core::net::IpAddr::V4(core::net::Ipv4Addr::new(10, 0, 0, 1)), 1);
-    const OTHER: SocketAddr = SocketAddr::new(core::net::IpAddr::V4(core::net::Ipv4Addr::new(10, 0, 0, 2)), 1);
-
-    fn contents(queue: &mut HoldQueue) -> Vec<(SocketAddr, Vec<u8>)> {
-        let mut found = vec![];
-        queue.retain(|waiting, packet| {
-            found.push((waiting.peer, packet.to_vec()));
-            true
-        });
-        found
+    fn peer(number: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, (number >> 8) as u8, number as u8)), 8285)
     }
 
+    fn push(queue: &mut HoldQueue, to: SocketAddr, packet: &[u8], now: Duration) -> Vec<SocketAddr> {
+        let mut lost = vec![];
+        queue.push(to, VnetHeader::default(), packet, now, |peer| lost.push(peer));
+        lost
+    }
+
+    /// In any order of arrival a peer gets its part of the room. The longest GSO packet has 65,535 bytes.
     #[test]
-    fn packets_that_are_kept_stay_in_order() {
-        let mut queue = HoldQueue::default();
-        for number in 0..100u8 {
-            let peer = if number % 3 == 0 { ONE } else { OTHER };
-            assert!(queue.push(peer, VnetHeader::default(), &vec![number; number.into()], Duration::ZERO));
+    fn peers_without_a_session_leave_room_to_others() {
+        for (peers, len) in [(1, 65_535), (7, 65_535), (100, 1472), (1000, 60)] {
+            for is_sorted in [true, false] {
+                let mut queue = HoldQueue::default();
+                for at in 0..peers * 40 {
+                    let number = if is_sorted { at / 40 } else { at % peers };
+                    push(&mut queue, peer(number), &vec![0; len], Duration::ZERO);
+                }
+                let part = ROOM / usize::from(peers + 1);
+                for _ in 0..part / (len + EXTRA) {
+                    assert!(!push(&mut queue, peer(2000), &vec![0; len], Duration::ZERO).contains(&peer(2000)));
+                }
+                assert!(queue.used <= ROOM && queue.peers.values().all(|waiting| waiting.used() + len + EXTRA > part));
+            }
         }
-        queue.retain(|waiting, _| waiting.peer == OTHER);
-        let expected: Vec<_> =
-            (0..100u8).filter(|number| number % 3 != 0).map(|number| (OTHER, vec![number; number.into()])).collect();
-        assert_eq!(contents(&mut queue), expected);
-        assert!(queue.has(OTHER) && !queue.has(ONE) && queue.len() == expected.len() as u64);
     }
 
     #[test]
-    fn bytes_and_packets_are_limited() {
-        let mut queue = HoldQueue::default();
-        let packet = vec![0; 65_535];
-        let mut push = |peer, packet: &[u8]| queue.push(peer, VnetHeader::default(), packet, Duration::ZERO);
-        assert_eq!([(); 3].map(|()| push(ONE, &packet)), [true, true, false]);
-        assert!(push(OTHER, &packet));
-        let most = (0..1000).filter(|_| push(OTHER, &packet[..1])).count();
-        assert_eq!(most, PACKETS - 3);
-        let mut queue = HoldQueue::default();
-        let taken = (0..100).filter(|port| {
-            let peer = SocketAddr::new(ONE.ip(), *port);
-            queue.push(peer, VnetHeader::default(), &packet, Duration::ZERO)
-        });
-        assert_eq!(taken.count(), TOTAL / 65_535);
-        assert!(queue.bytes.len() <= TOTAL && queue.bytes.capacity() == TOTAL);
+    fn peers_of_an_address_are_found_with_any_port_and_scope() {
+        let link_local = SocketAddrV6::new("fe80::1".parse().unwrap(), u16::MAX, 7, u32::MAX);
+        let all =
+            [peer(1), SocketAddr::new(peer(1).ip(), 0), SocketAddr::new(peer(1).ip(), u16::MAX), link_local.into()];
+        for one in all {
+            let mut queue = HoldQueue::default();
+            push(&mut queue, peer(0), &[0], Duration::ZERO);
+            push(&mut queue, peer(2), &[0], Duration::ZERO);
+            assert!(queue.first(with_address(one.ip())).is_none());
+            push(&mut queue, one, &[0], Duration::ZERO);
+            let mut peers = with_address(one.ip());
+            assert_eq!([queue.next(&mut peers), queue.next(&mut peers)], [Some(one), None]);
+        }
+    }
+
+    proptest! {
+        /// The queue is a list for each peer, and knows when the oldest packet must go.
+        #[test]
+        fn it_is_a_list_of_packets_for_each_peer(
+            steps in proptest::collection::vec((0u16..4, 0usize..60_000, 0u8..8, 0u64..3000), 1..200),
+        ) {
+            let mut queue = HoldQueue::default();
+            let mut lists: BTreeMap<SocketAddr, Vec<(Vec<u8>, Duration)>> = BTreeMap::new();
+            let mut now = Duration::ZERO;
+            for (fill, (number, len, kept, step)) in steps.into_iter().enumerate() {
+                now += Duration::from_millis(step);
+                let (peer, packet) = (peer(number), vec![fill as u8; len]);
+                let mut lost = push(&mut queue, peer, &packet, now);
+                if lost.last() == Some(&peer) {
+                    lost.pop();
+                } else {
+                    lists.entry(peer).or_default().push((packet, now));
+                }
+                for other in lost {
+                    prop_assert_ne!(other, peer);
+                    lists.get_mut(&other).unwrap().pop();
+                }
+                if kept == 0 && let Some(mut waiting) = queue.take(peer) {
+                    let list = lists.remove(&peer).unwrap();
+                    // A third of them stays.
+                    let stays = list.len() / 3;
+                    for (expected, since) in &list[..list.len() - stays] {
+                        let (_, packet, is_too_old) = waiting.first(now).unwrap();
+                        prop_assert_eq!((&*packet, is_too_old), (&**expected, now - *since >= LONGEST_WAIT));
+                        waiting.pop();
+                    }
+                    prop_assert_eq!(waiting.count(), stays as u64);
+                    queue.put_back(peer, waiting);
+                    if stays > 0 {
+                        lists.insert(peer, list[list.len() - stays..].to_vec());
+                    }
+                }
+                let all = || lists.values().flatten();
+                prop_assert_eq!(queue.len(), all().count() as u64);
+                prop_assert_eq!(queue.used, all().map(|(packet, _)| packet.len() + EXTRA).sum::<usize>());
+                prop_assert!(queue.used <= ROOM);
+                let end = all().map(|(_, since)| *since + LONGEST_WAIT).min();
+                prop_assert!(queue.ends_at().is_some() == end.is_some() && queue.ends_at() <= end);
+                queue.update_end();
+                prop_assert_eq!(queue.ends_at(), end);
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@ use alloc::vec;
 use core::slice;
 use core::time::Duration;
 
-use super::{Engine, SendFailure, Sink, Unsent, WriteFailure};
+use super::{Engine, SendFailure, Sink, Unsent, WriteFailure, hold};
 use crate::endpoint::{Direction, Endpoint, Inbound};
 use crate::forward::{DatagramMeta, DropReason, PathMode, ReplyTo};
 use crate::framing::Framing;
@@ -73,7 +73,7 @@ impl<F: Framing> Engine<F> {
                 Ok(Some(packet)) => packet,
                 Ok(None) => {
                     if !self.hold.is_empty() {
-                        self.release_and_send(None, routes, now, sink);
+                        self.release_and_send(hold::ALL, routes, now, sink);
                     }
                     return None;
                 }
@@ -117,7 +117,10 @@ impl<F: Framing> Engine<F> {
             Inbound::Drop(reason) => Some(reason),
         };
         if F::HAS_SESSIONS && !self.hold.is_empty() {
-            self.release_and_send(Some(meta.from.ip().to_canonical()), routes, now, sink);
+            let peers = hold::with_address(meta.from.ip().to_canonical());
+            if self.hold.first(peers).is_some() {
+                self.release_and_send(peers, routes, now, sink);
+            }
         }
         dropped
     }

@@ -249,14 +249,14 @@ impl<F: Framing> Engine<F> {
     #[cold]
     pub fn drop_peers(&mut self, is_gone: impl Fn(core::net::SocketAddr) -> bool, reason: DropReason) {
         let Self { endpoint, queue, hold, .. } = self;
-        hold.retain(|waiting, _| {
-            let is_kept = !is_gone(waiting.peer);
-            if !is_kept {
+        let mut peers = hold::ALL;
+        while let Some(peer) = hold.next(&mut peers) {
+            let count = if is_gone(peer) { hold.take(peer).map_or(0, |waiting| waiting.count()) } else { 0 };
+            for _ in 0..count {
                 endpoint.counters_mut().encap.receive();
                 endpoint.counters_mut().encap.discard(reason);
             }
-            is_kept
-        });
+        }
         queue.drop_peers(is_gone, |Lost { packets, .. }| {
             endpoint.counters_mut().encap.lose_forwarded(reason, packets);
         });

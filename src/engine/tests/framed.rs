@@ -382,15 +382,19 @@ fn packets_without_a_session_are_dropped_after_a_while() {
 fn waiting_packets_are_limited_and_leave_with_their_routes() {
     let mut stage = Stage::default().with_framing(Session::default());
     let bytes = packet(POD, pod_of(2), 1, true, 40_000);
-    (0..5).for_each(|_| stage.give(&bytes));
+    (0..40).for_each(|_| stage.give(&bytes));
+    let held = stage.encap().held();
+    assert!((20..30).contains(&held), "{held}");
+    assert_eq!(drops(&stage.encap()), [(DropReason::NoSession, 40 - held)]);
+    // One peer's packets cost those of another only what is more than a half.
     stage.give_all(3, 0, 600);
-    assert_eq!(stage.encap().held(), 512);
-    assert_eq!(drops(&stage.encap()), [(DropReason::NoSession, 2 + 600 - 509)]);
+    let held = stage.encap().held();
     stage.engine.drop_peers(|peer| peer == host(3), DropReason::StaleRoute);
     stage.assert_conserved();
-    assert_eq!((stage.encap().held(), stage.encap().dropped(DropReason::StaleRoute)), (3, 509));
+    assert_eq!((stage.encap().held(), stage.encap().dropped(DropReason::StaleRoute)), (held - 600, 600));
+    assert!(held - 600 >= 12, "{held}");
     stage.engine.drop_peers(|_| true, DropReason::Stopped);
-    assert_eq!((stage.encap().held(), stage.encap().dropped(DropReason::Stopped)), (0, 3));
+    assert_eq!((stage.encap().held(), stage.encap().dropped(DropReason::Stopped)), (0, held - 600));
     stage.engine.framing_mut().refuses = Some(DropReason::NotAuthentic);
     stage.give_all(4, 0, 2);
     assert_eq!(stage.encap().dropped(DropReason::NotAuthentic), 2);
