@@ -36,6 +36,8 @@ pub struct Child {
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     stderr: Arc<Mutex<Vec<u8>>>,
+    /// Disconnected at the end of standard error.
+    errors_end: Receiver<()>,
 }
 
 impl Child {
@@ -50,8 +52,9 @@ impl Child {
         let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let (sender, lines) = mpsc::channel();
         let stderr = Arc::new(Mutex::new(Vec::new()));
+        let (open, errors_end) = mpsc::channel();
         // From here on an early return kills the program.
-        let child = Self { program, process, parent, stdin, lines, stderr: Arc::clone(&stderr) };
+        let child = Self { program, process, parent, stdin, lines, stderr: Arc::clone(&stderr), errors_end };
         if let Some(stdout) = stdout {
             thread::Builder::new().name("child-stdout".into()).spawn(move || {
                 let mut reader = BufReader::new(stdout);
@@ -66,6 +69,7 @@ impl Child {
         }
         if let Some(mut errors) = errors {
             thread::Builder::new().name("child-stderr".into()).spawn(move || {
+                let _open: Sender<()> = open;
                 let mut chunk = [0; 4096];
                 while let Ok(length @ 1..) = errors.read(&mut chunk) {
                     if let Ok(mut buffer) = stderr.lock() {
@@ -127,7 +131,8 @@ impl Child {
         Ok(signal::kill(Pid::from_raw(pid), signal)?)
     }
 
-    /// Returns the exit status of the program, or `None` if it still runs after `timeout`.
+    /// Returns the exit status of the program, or `None` if it still runs after `timeout`. With a status,
+    /// [`stderr`](Self::stderr) is complete, unless another process has it open for a second longer.
     ///
     /// # Errors
     /// The kernel's error.
@@ -135,6 +140,10 @@ impl Child {
         let start = Instant::now();
         loop {
             let status = self.process.try_wait()?;
+            if status.is_some() {
+                // Nothing is ever sent.
+                let _ = self.errors_end.recv_timeout(Duration::from_secs(1));
+            }
             if status.is_some() || start.elapsed() >= timeout {
                 return Ok(status);
             }
