@@ -402,3 +402,75 @@ fn waiting_packets_are_limited_and_leave_with_their_routes() {
     stage.give(&packet(POD, [100, 96, 99, 1].into(), 1, true, 10));
     assert_eq!((stage.encap().answered(), stage.encap().held()), (1, 0));
 }
+
+/// The batch gets a checksum that the kernel believes, so each packet's own one is verified before.
+#[test]
+fn a_corrupt_packet_that_was_sealed_joins_no_batch() {
+    let mut pair = Pair::new(1400, [Keyed(*b"a secret"), Keyed(*b"a secret")]);
+    let mut corrupt = vec![];
+    for number in 0..40 {
+        let mut bytes = packet(POD, pod_of(2), 2 * number, true, 200);
+        if number % 10 == 7 {
+            bytes[28 + usize::from(number)] ^= 1;
+            corrupt.push(with_ttl(&bytes, 62));
+        }
+        pair.0[0].give(&bytes);
+    }
+    assert_eq!(pair.carry().len(), 40);
+    let written = pair.written(1);
+    let alone: Vec<_> = written.iter().filter(|(header, _)| *header == VnetHeader::default()).collect();
+    assert!(corrupt.iter().all(|packet| alone.iter().any(|(_, alone)| alone == packet)), "{alone:?}");
+    assert!(written.len() < 15, "the others are in batches: {}", written.len());
+    assert!(pair.0[1].engine.counters().stats.coalesced >= 30);
+}
+
+/// A peer is whom its key says, from any address.
+struct Roaming {
+    own: u8,
+}
+
+impl Framing for Roaming {
+    const HEAD: usize = 1;
+    const OVERHEAD_MAX: usize = 1;
+    const CHECKS_SENDER_FIRST: bool = false;
+
+    fn seal(&mut self, _: SocketAddr, datagram: &mut [u8], _: usize) {
+        datagram[0] = self.own;
+    }
+
+    fn open<'d>(
+        &mut self,
+        meta: &mut DatagramMeta,
+        datagram: &'d mut [u8],
+        _: Duration,
+        _: &mut impl Reply,
+    ) -> Result<Option<&'d mut [u8]>, DropReason> {
+        match datagram.split_first_mut() {
+            Some((&mut number @ 1..=9, packet)) => {
+                meta.from = host(number);
+                Ok(Some(packet))
+            }
+            _ => Err(DropReason::NotAuthentic),
+        }
+    }
+}
+
+#[test]
+fn a_peer_with_another_address_is_the_peer_of_its_route() {
+    let mut stage = Stage::default().with_framing(Roaming { own: 1 });
+    let sealed = |peer: u8, packet: &[u8]| [&[peer], packet].concat();
+    let stranger = 200;
+    stage.arrive(stranger, &sealed(2, &packet(pod_of(2), POD, 1, true, 100)));
+    // What another peer owns is not the peer's, and nobody is peer 0.
+    stage.arrive(stranger, &sealed(2, &packet(pod_of(3), POD, 2, true, 100)));
+    stage.arrive(stranger, &sealed(0, &packet(pod_of(2), POD, 3, true, 100)));
+    stage.arrive(stranger, &[]);
+    stage.flush();
+    assert_eq!(stage.sink.written.len(), 1);
+    assert_eq!(drops(&stage.decap()), [(DropReason::SpoofedSource, 1), (DropReason::NotAuthentic, 2)]);
+    // An ICMP error goes to the route's address.
+    stage.arrive(stranger, &sealed(2, &with_ttl(&packet(pod_of(2), POD, 4, true, 100), 1)));
+    stage.flush();
+    assert_eq!((stage.sink.to(host(2)).len(), stage.decap().answered()), (1, 1));
+    stage.assert_conserved();
+}
