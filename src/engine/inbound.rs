@@ -12,6 +12,7 @@ use crate::framing::Framing;
 use crate::offload::{Coalesce, Coalesced, Coalescer, OffloadAction, VnetHeader, vnet_gso};
 use crate::route::RouteTable;
 use crate::transmit::Transmit;
+use crate::wire::ICMP_ERROR_MAX;
 
 /// Bytes of the longest packet.
 const PACKET_MAX: usize = 65_535;
@@ -31,7 +32,7 @@ pub(super) struct Writer {
     /// `None` if every packet is written by itself.
     pub(super) coalescer: Option<Coalescer>,
     granted: Coalesce,
-    /// A buffer for a segment of a refused GSO packet.
+    /// A buffer for a segment of a refused GSO packet, or for an ICMP error that is sealed.
     scratch: Box<[u8]>,
     refusals: Refusals,
 }
@@ -148,7 +149,17 @@ impl Writer {
     pub(super) fn new(coalescer: Option<Coalescer>, granted: Coalesce) -> Self {
         let refusals =
             Refusals { tcp4: 0, tcp6: 0, udp4: 0, udp6: 0, wait: FIRST_WAIT, retry_at: None, again_since: None };
-        Self { coalescer, granted, scratch: vec![0; PACKET_MAX].into_boxed_slice(), refusals }
+        // Only GSO packets are cut into segments.
+        let scratch = if coalescer.is_some() { PACKET_MAX } else { 0 };
+        Self { coalescer, granted, scratch: vec![0; scratch].into_boxed_slice(), refusals }
+    }
+
+    /// Makes room for an ICMP error of this framing.
+    pub(super) fn make_room<F: Framing>(&mut self) {
+        let least = ICMP_ERROR_MAX + F::OVERHEAD_MAX;
+        if !F::IS_BARE && self.scratch.len() < least {
+            self.scratch = vec![0; least].into_boxed_slice();
+        }
     }
 }
 

@@ -164,9 +164,13 @@ impl Engine {
     /// Returns an engine whose TUN accepts GSO packets of these kinds.
     #[must_use]
     pub fn new(endpoint: Endpoint, limits: QueueLimits, coalesce: Coalesce) -> Self {
+        Self::with_queue(endpoint, SendQueue::new(limits), coalesce)
+    }
+
+    pub(crate) fn with_queue(endpoint: Endpoint, queue: SendQueue, coalesce: Coalesce) -> Self {
         let coalescer = (coalesce != Coalesce::NONE).then(|| Coalescer::new(coalesce));
         let writer = Writer::new(coalescer, coalesce);
-        let (queue, hold) = (SendQueue::new(limits), HoldQueue::default());
+        let hold = HoldQueue::default();
         Self { endpoint, queue, collected: 0, batched: true, writer, framing: Bare, hold }
     }
 
@@ -175,8 +179,9 @@ impl Engine {
     #[must_use]
     pub fn with_framing<F: Framing>(self, framing: F) -> Engine<F> {
         const { assert!(F::HEAD <= F::OVERHEAD_MAX && F::OVERHEAD_MAX <= OVERHEAD_LIMIT) }
-        let Self { mut endpoint, queue, collected, batched, writer, framing: Bare, hold } = self;
+        let Self { mut endpoint, queue, collected, batched, mut writer, framing: Bare, hold } = self;
         endpoint.set_framing::<F>();
+        writer.make_room::<F>();
         Engine { endpoint, queue, collected, batched, writer, framing, hold }
     }
 }
@@ -191,6 +196,12 @@ impl<F: Framing> Engine<F> {
     /// Returns the framing, to change keys or peers.
     pub fn framing_mut(&mut self) -> &mut F {
         &mut self.framing
+    }
+
+    /// Exchanges the send queue, so that engines whose queues are empty between calls share one.
+    #[cfg(feature = "sim")]
+    pub(crate) fn swap_queue(&mut self, queue: &mut SendQueue) {
+        core::mem::swap(&mut self.queue, queue);
     }
 
     /// Returns the same engine without batches: each packet is sent and written by itself. Use it for comparisons and

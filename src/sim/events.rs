@@ -1,26 +1,41 @@
 //! Event handling: one event, and its immediate consequences.
 
-use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::node::Output;
+use super::node::{Output, Shared, fates};
 use super::underlay::{Datagram, Outcome};
-use super::{Delivered, Direction, Event, Fate, Loss, Node, NodeId, Record, Sim};
+use super::{Delivered, Event, Loss, Node, NodeId, Record, Sim};
 use crate::forward::DatagramMeta;
+use crate::framing::Framing;
 use crate::wire::Ecn;
 
 /// A scheduled event.
 #[derive(Debug)]
 pub(super) enum Next {
-    Arrival { node: NodeId, sender: NodeId, datagram: Datagram },
-    FragmentationNeeded { node: NodeId, datagram: Datagram, mtu: u16 },
-    FromTun { node: NodeId, packet: Bytes },
+    Arrival {
+        node: NodeId,
+        sender: NodeId,
+        datagram: Datagram,
+    },
+    FragmentationNeeded {
+        node: NodeId,
+        datagram: Datagram,
+        mtu: u16,
+    },
+    FromTun {
+        node: NodeId,
+        packet: Bytes,
+    },
+    /// A timeout of the node's framing, or of a packet that waits for a session.
+    Wake {
+        node: NodeId,
+    },
 }
 
-impl<K: Ord + Clone> Sim<K> {
+impl<K: Ord + Clone, F: Framing> Sim<K, F> {
     /// Sets the time. Leases that expire until then are removed.
     pub(super) fn go_to(&mut self, at: Duration) {
         self.now = at;
@@ -30,6 +45,12 @@ impl<K: Ord + Clone> Sim<K> {
     pub(super) fn handle(&mut self, next: Next) {
         match next {
             Next::FromTun { node, packet } => self.read_from_tun(node, packet),
+            Next::Wake { node } => {
+                self.node_mut(node).wakes_at = None;
+                if self.node_mut(node).is_up {
+                    self.decide(node, |node, now, shared| node.flush(now, shared));
+                }
+            }
             Next::Arrival { node, sender, datagram } => self.arrive(node, sender, datagram),
             Next::FragmentationNeeded { node, datagram, mtu } => {
                 self.refresh(node);
@@ -48,7 +69,7 @@ impl<K: Ord + Clone> Sim<K> {
         }
         self.record(|| Event::FromTun { node, packet: packet.clone() });
         self.node_mut(node).seen.from_tun += 1;
-        self.decide(node, Direction::Outbound, |node, now, out| node.encapsulate(owned(packet), now, out));
+        self.decide(node, |node, now, shared| node.encapsulate(owned(packet), now, shared));
     }
 
     /// Handles the arrival of a node's datagram at another node.
@@ -69,28 +90,44 @@ impl<K: Ord + Clone> Sim<K> {
         self.record(|| Event::Arrived { node, from, datagram: payload.clone() });
         self.node_mut(node).seen.from_underlay += 1;
         let outer = DatagramMeta { from, ecn };
-        self.decide(node, Direction::Inbound, |node, now, out| node.decapsulate(owned(payload), outer, now, out));
+        self.decide(node, |node, now, shared| node.decapsulate(owned(payload), outer, now, shared));
     }
 
-    /// Lets a node decide on a packet by its current routes, and handles the consequences.
-    fn decide(
-        &mut self,
-        id: NodeId,
-        direction: Direction,
-        decision: impl FnOnce(&mut Node, Duration, &mut Vec<Output>) -> Fate,
-    ) {
+    /// Lets a node decide by its current routes, and handles the consequences.
+    fn decide(&mut self, id: NodeId, decision: impl FnOnce(&mut Node<F>, Duration, &mut Shared)) {
         self.refresh(id);
-        let (now, mut outputs) = (self.now, core::mem::take(&mut self.outputs));
-        let fate = decision(self.node_mut(id), now, &mut outputs);
-        self.record(|| Event::Settled { node: id, direction, fate });
-        self.node_mut(id).seen.fragmented += u64::from(outputs.len() > 1);
-        for output in outputs.drain(..) {
+        let (now, mut shared) = (self.now, core::mem::take(&mut self.shared));
+        self.settle(id, |node| decision(node, now, &mut shared));
+        for output in shared.outputs.drain(..) {
             match output {
                 Output::Tun(packet) => self.write_to_tun(id, packet),
                 Output::Underlay { to, ecn, payload } => self.put_on_underlay(id, to, ecn, payload),
             }
         }
-        self.outputs = outputs;
+        self.shared = shared;
+        self.schedule(id);
+    }
+
+    /// Records the fates of packets that `work` settles at a node.
+    pub(super) fn settle(&mut self, id: NodeId, work: impl FnOnce(&mut Node<F>)) {
+        let before = self.trace.is_some().then(|| self[id].counters());
+        work(self.node_mut(id));
+        if let Some(before) = before {
+            for (direction, fate) in fates(&before, &self[id].counters()) {
+                self.record(|| Event::Settled { node: id, direction, fate });
+            }
+        }
+    }
+
+    /// Schedules the next timeout of a node.
+    pub(super) fn schedule(&mut self, id: NodeId) {
+        let now = self.now;
+        let node = self.node_mut(id);
+        let Some(at) = node.wake_at().map(|at| at.max(now)) else { return };
+        if node.wakes_at.is_none_or(|scheduled| at < scheduled) {
+            node.wakes_at = Some(at);
+            self.queue.push(at, Next::Wake { node: id });
+        }
     }
 
     fn write_to_tun(&mut self, node: NodeId, packet: Bytes) {

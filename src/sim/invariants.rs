@@ -5,6 +5,7 @@ use core::fmt;
 use super::Direction;
 use super::{Node, NodeId, UnderlayCounters};
 use crate::forward::{Counters, DirectionCounters};
+use crate::framing::Framing;
 
 /// A packet that was not counted, or counted twice: a bug in this crate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,11 +54,11 @@ pub enum InvariantViolation {
 pub enum Border {
     /// From its TUN device.
     FromTun,
-    /// From the underlay.
+    /// From the underlay, control messages included.
     FromUnderlay,
     /// To its TUN device.
     ToTun,
-    /// To the underlay. A fragmented packet counts once itself, and once for each fragment.
+    /// To the underlay, control messages included. A fragmented packet counts once itself, and once for each fragment.
     ToUnderlay,
 }
 
@@ -72,8 +73,8 @@ impl fmt::Display for Border {
     }
 }
 
-pub(super) fn check<'n>(
-    nodes: impl Iterator<Item = (NodeId, &'n Node)>,
+pub(super) fn check<'n, F: Framing + 'n>(
+    nodes: impl Iterator<Item = (NodeId, &'n Node<F>)>,
     underlay: &UnderlayCounters,
 ) -> Result<(), InvariantViolation> {
     let (mut sent, mut received) = (0, 0);
@@ -88,20 +89,20 @@ pub(super) fn check<'n>(
     Err(InvariantViolation::Underlay { underlay: underlay.clone().into(), sent, received })
 }
 
-fn check_node(id: NodeId, node: &Node) -> Result<(), InvariantViolation> {
+fn check_node<F: Framing>(id: NodeId, node: &Node<F>) -> Result<(), InvariantViolation> {
     let Counters { encap, decap, stats } = node.counters();
-    for (direction, flow) in [(Direction::Outbound, encap), (Direction::Inbound, decap)] {
+    for (direction, flow) in [(Direction::Outbound, &encap), (Direction::Inbound, &decap)] {
         if !flow.is_conserved() {
             return Err(InvariantViolation::Flow { node: id, direction, flow: flow.clone().into() });
         }
     }
     let borders = [
         (Border::FromTun, encap.received(), node.seen.from_tun),
-        (Border::FromUnderlay, decap.received(), node.seen.from_underlay),
+        (Border::FromUnderlay, decap.received() + stats.control_received, node.seen.from_underlay),
         (Border::ToTun, decap.forwarded() + encap.answered(), node.seen.to_tun),
         (
             Border::ToUnderlay,
-            encap.forwarded() + decap.answered() + stats.fragments_made,
+            encap.forwarded() + decap.answered() + stats.fragments_made + stats.control_sent,
             node.seen.to_underlay + node.seen.fragmented + node.seen.refused_fragments,
         ),
     ];

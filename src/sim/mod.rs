@@ -16,9 +16,9 @@
 //!                                  lease_event(source, event)
 //! ```
 //!
-//! Nodes run the code of the worker: forwarder, limiter, path MTUs and counters are the same. Only the socket and the
-//! device are simulated. Randomness comes from a seed. The same calls produce the same events on every platform, to the
-//! byte and the nanosecond.
+//! Nodes run the code of the worker: the [`Engine`](crate::engine::Engine) with its forwarder, limiter, path MTUs,
+//! counters and [framing](Sim::with_framing) is the same. Only the socket and the device are simulated. Randomness comes
+//! from a seed. The same calls produce the same events on every platform, to the byte and the nanosecond.
 //!
 //! # Usage
 //! 1. Create a [`Sim`], and a node for each host ([`Sim::add_node`]).

@@ -11,11 +11,12 @@ use ipnet::IpNet;
 use super::events::Next;
 use super::invariants::{self, InvariantViolation};
 use super::leases::Leases;
-use super::node::Output;
+use super::node::Shared;
 use super::queue::Queue;
 use super::underlay::{Datagram, Underlay};
 use super::{LinkProfile, Node, NodeId, Record, UnderlayCounters};
 use crate::forward::{ConfigError, Counters, DatagramMeta, Forwarder, ForwarderConfig};
+use crate::framing::{Bare, Framing};
 use crate::lease::{LeaseEvent, Reconciler, SourceId};
 use crate::route::{Applied, RouteChange, RouteTable};
 
@@ -25,20 +26,21 @@ use crate::route::{Applied, RouteChange, RouteTable};
 /// `K` is the type of the lease sources' keys. Without leases the default is sufficient: `let mut sim: Sim =
 /// Sim::new(network, 1);`.
 ///
+/// `F` is the framing of the nodes: see [`with_framing`](Self::with_framing).
+///
 /// # Panics
 /// Every method that takes a [`NodeId`] panics if the id is from a simulation with more nodes.
 #[derive(Debug)]
-pub struct Sim<K = u64> {
+pub struct Sim<K = u64, F = Bare> {
     networks: Vec<IpNet>,
     pub(super) now: Duration,
-    nodes: Vec<Node>,
+    nodes: Vec<Node<F>>,
     pub(super) leases: Leases<K>,
     pub(super) underlay: Underlay,
     pub(super) queue: Queue<Next>,
     pub(super) delivered: Vec<Delivered>,
     pub(super) trace: Option<Vec<Record>>,
-    /// The outputs of the last packet, kept to reuse their memory.
-    pub(super) outputs: Vec<Output>,
+    pub(super) shared: Shared,
 }
 
 /// A packet that a node wrote to its TUN device: from a peer, or an ICMP error of its own.
@@ -90,7 +92,7 @@ impl<K: Ord + Clone> Sim<K> {
             queue: Queue::new(),
             delivered: Vec::new(),
             trace: None,
-            outputs: Vec::new(),
+            shared: Shared::new(),
         }
     }
 
@@ -102,12 +104,32 @@ impl<K: Ord + Clone> Sim<K> {
         Self { networks: networks.clone(), leases: Leases::new(networks), ..self }
     }
 
+    /// Returns the simulation with nodes that have a framing. Call it before nodes are added.
+    #[must_use]
+    pub fn with_framing<F: Framing>(self) -> Sim<K, F> {
+        let Self { networks, now, leases, underlay, queue, delivered, trace, shared, nodes: _ } = self;
+        Sim { networks, now, nodes: Vec::new(), leases, underlay, queue, delivered, trace, shared }
+    }
+}
+
+impl<K: Ord + Clone, F: Framing> Sim<K, F> {
     /// Adds a host, which runs and receives leases from now on. Several hosts may own one subnet, for example one that
     /// replaces another.
     ///
     /// # Errors
     /// The settings are invalid, or conflict with those of another node.
-    pub fn add_node(&mut self, config: ForwarderConfig) -> Result<NodeId, NodeError> {
+    pub fn add_node(&mut self, config: ForwarderConfig) -> Result<NodeId, NodeError>
+    where
+        F: Default,
+    {
+        self.add_node_with(config, F::default())
+    }
+
+    /// Adds a host with this framing: see [`add_node`](Self::add_node).
+    ///
+    /// # Errors
+    /// The settings are invalid, or conflict with those of another node.
+    pub fn add_node_with(&mut self, config: ForwarderConfig, framing: F) -> Result<NodeId, NodeError> {
         let (forwarder, id) = (Forwarder::new(config)?, NodeId(self.nodes.len()));
         let host = &forwarder.config().host;
         if let Some(network) = host.networks().iter().find(|network| !self.networks.contains(network)) {
@@ -116,12 +138,12 @@ impl<K: Ord + Clone> Sim<K> {
         // Without an IPv6 scope.
         let addresses = host.underlays().iter().map(|underlay| SocketAddr::new(underlay.ip(), underlay.port()));
         self.underlay.connect(id, addresses).map_err(|(address, node)| NodeError::AddressTaken { address, node })?;
-        self.nodes.push(Node::new(forwarder));
+        self.nodes.push(Node::new(forwarder, framing));
         Ok(id)
     }
 
     /// Returns all nodes, in the order in which they were added.
-    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<K> {
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<K, F> {
         (0..self.nodes.len()).map(NodeId)
     }
 
@@ -172,7 +194,8 @@ impl<K: Ord + Clone> Sim<K> {
         self.run_until(self.now.saturating_add(duration));
     }
 
-    /// Handles events until nothing is in flight. Leases that expire later stay.
+    /// Handles events until nothing is in flight. Leases that expire later stay. With a framing that has a timeout at
+    /// all times it does not return.
     pub fn run_until_idle(&mut self) {
         while self.step() {}
     }
@@ -249,9 +272,15 @@ impl<K: Ord + Clone> Sim<K> {
         self.underlay.partition([[]; 0]);
     }
 
-    /// Stops a node: its packets from both sides are dropped. It has no effect on a stopped node.
+    /// Stops a node: its packets from both sides are dropped, as are those that wait for a session. It has no effect on
+    /// a stopped node.
     pub fn stop(&mut self, node: NodeId) {
-        self.node_mut(node).is_up = false;
+        self.settle(node, Node::stop);
+    }
+
+    /// Returns the framing of a node, for example to replace it by that of a new process before [`start`](Self::start).
+    pub fn framing_mut(&mut self, node: NodeId) -> &mut F {
+        self.node_mut(node).framing_mut()
     }
 
     /// Starts a stopped node as a new process, without its learned path MTUs and its ICMP limits. Its routes are
@@ -259,6 +288,7 @@ impl<K: Ord + Clone> Sim<K> {
     pub fn start(&mut self, node: NodeId) {
         if !self.node_mut(node).is_up {
             self.node_mut(node).restart();
+            self.schedule(node);
         }
     }
 
@@ -266,7 +296,7 @@ impl<K: Ord + Clone> Sim<K> {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut total = Counters::default();
-        self.nodes.iter().for_each(|node| total += node.counters());
+        self.nodes.iter().for_each(|node| total += &node.counters());
         total
     }
 
@@ -304,18 +334,18 @@ impl<K: Ord + Clone> Sim<K> {
     }
 
     #[expect(clippy::indexing_slicing, reason = "an id is a place in the list, and no node is ever taken away")]
-    pub(super) fn node_mut(&mut self, NodeId(at): NodeId) -> &mut Node {
+    pub(super) fn node_mut(&mut self, NodeId(at): NodeId) -> &mut Node<F> {
         &mut self.nodes[at]
     }
 }
 
 /// # Panics
 /// If the id is from a simulation with more nodes.
-impl<K> Index<NodeId> for Sim<K> {
-    type Output = Node;
+impl<K, F> Index<NodeId> for Sim<K, F> {
+    type Output = Node<F>;
 
     #[expect(clippy::indexing_slicing, reason = "an id is a place in the list, and no node is ever taken away")]
-    fn index(&self, NodeId(at): NodeId) -> &Node {
+    fn index(&self, NodeId(at): NodeId) -> &Node<F> {
         &self.nodes[at]
     }
 }

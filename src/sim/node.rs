@@ -1,4 +1,4 @@
-//! One simulated host: an endpoint that handles one packet at a time.
+//! One simulated host: an engine that handles one packet at a time.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,14 +9,17 @@ use bytes::{Bytes, BytesMut};
 
 use super::leases::NodeRoutes;
 use super::underlay::{Datagram, outer_len};
-use crate::endpoint::{Direction, Endpoint, Inbound, Outbound, Reply};
+use crate::endpoint::{Direction, Endpoint};
+use crate::engine::{Engine, SendFailure, Sink, Unsent, WriteFailure};
 use crate::forward::{
-    Counters, DatagramMeta, DropReason, EmsgsizeOutcome, Forwarder, ForwarderConfig, IcmpOutcome, RejectReason,
-    ReplyTo, SystemPath,
+    Counters, DatagramMeta, DirectionCounters, DropReason, Forwarder, ForwarderConfig, IcmpOutcome, PathMode,
+    SystemPath,
 };
-use crate::host::Overhead;
-use crate::offload::VnetHeader;
-use crate::transmit::Way;
+use crate::framing::{Bare, Framing};
+use crate::host::{Host, Overhead};
+use crate::offload::{Coalesce, VnetHeader};
+use crate::route::RouteTable;
+use crate::transmit::{QueueLimits, SendQueue, Transmit, Way};
 use crate::wire::{DatagramTooBig, Ecn, QuotedHeader};
 
 /// The default MTU of a node's link.
@@ -34,13 +37,14 @@ impl fmt::Display for NodeId {
 
 /// A simulated host.
 #[derive(Debug)]
-pub struct Node {
-    endpoint: Endpoint,
+pub struct Node<F = Bare> {
+    engine: Engine<F>,
     pub(super) routes: NodeRoutes,
-    /// In bytes of outer packet.
-    link_mtu: u16,
+    link: Link,
     pub(super) is_up: bool,
     pub(super) seen: Seen,
+    /// The time of the scheduled call of [`Node::flush`].
+    pub(super) wakes_at: Option<Duration>,
 }
 
 /// The fate of a packet at a node.
@@ -50,7 +54,7 @@ pub enum Fate {
     /// The packet was sent to a peer, or written to the TUN.
     Forwarded,
     /// The packet was dropped, and its sender got an ICMP error.
-    Answered(RejectReason),
+    Answered,
     /// The packet was dropped without an ICMP error.
     Dropped(DropReason),
 }
@@ -62,7 +66,29 @@ pub(super) enum Output {
     Underlay { to: SocketAddr, ecn: Ecn, payload: Bytes },
 }
 
-/// Packets in and out of a node, counted outside of its endpoint.
+/// Memory that the nodes use in turn.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) outputs: Vec<Output>,
+    /// The send queue, which is empty between calls.
+    queue: SendQueue,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        // One packet is in it, or its fragments.
+        Self { queue: SendQueue::new(QueueLimits::new(128 << 10, 128 << 10)), ..Self::default() }
+    }
+}
+
+/// No memory.
+impl Default for Shared {
+    fn default() -> Self {
+        Self { outputs: Vec::new(), queue: SendQueue::without_room() }
+    }
+}
+
+/// Packets in and out of a node, counted outside of its engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     /// Packets that its TUN accepted while the node was up.
@@ -74,31 +100,93 @@ pub(super) struct Seen {
     pub(super) to_underlay: u64,
     /// Packets that went to the underlay as fragments.
     pub(super) fragmented: u64,
-    /// Fragments that were made and that the own link refused.
+    /// Fragments that were made and did not go to the underlay, because the own link refused one.
     pub(super) refused_fragments: u64,
 }
 
-impl Node {
-    pub(super) fn new(forwarder: Forwarder) -> Self {
-        let routes = NodeRoutes::new(&forwarder.config().host);
-        Self { endpoint: Endpoint::new(forwarder), routes, link_mtu: LINK_MTU, is_up: true, seen: Seen::default() }
+/// The socket and the TUN of a node.
+#[derive(Debug)]
+struct Link {
+    host: Host,
+    /// In bytes of outer packet.
+    mtu: u16,
+    out: Vec<Output>,
+    /// Datagrams that were refused.
+    refused: u64,
+}
+
+impl Sink for Link {
+    fn send(&mut self, batches: &[Transmit<'_>], _: PathMode) -> Result<(), Unsent> {
+        for (number, batch) in batches.iter().enumerate() {
+            let (to, ecn) = (batch.destination, batch.ecn);
+            let longest = usize::from(Overhead::of(to.ip()).inner(self.mtu.into()));
+            for (datagram, contents) in batch.segments().enumerate() {
+                let reason = match self.host.underlay_to(to.ip()) {
+                    None => SendFailure::Unreachable,
+                    // The node's link refuses it at once, as EMSGSIZE does.
+                    Some(_) if contents.len() > longest => SendFailure::TooLong,
+                    Some(_) => {
+                        self.out.push(Output::Underlay { to, ecn, payload: Bytes::copy_from_slice(contents) });
+                        continue;
+                    }
+                };
+                self.refused += 1;
+                return Err(Unsent { batch: number, datagram, datagrams: 1, reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, _: &VnetHeader, packet: &[u8]) -> Result<(), WriteFailure> {
+        self.out.push(Output::Tun(Bytes::copy_from_slice(packet)));
+        Ok(())
+    }
+
+    fn system_path(&mut self, _: &Way, _: &mut dyn FnMut(&DatagramTooBig)) -> SystemPath {
+        SystemPath { configured: Some(self.mtu.into()), ..SystemPath::default() }
+    }
+}
+
+impl<F: Framing> Node<F> {
+    pub(super) fn new(forwarder: Forwarder, framing: F) -> Self {
+        let host = forwarder.config().host.clone();
+        let (endpoint, queue) = (Endpoint::new(forwarder), SendQueue::without_room());
+        let engine = Engine::with_queue(endpoint, queue, Coalesce::NONE).unbatched().with_framing(framing);
+        Self {
+            engine,
+            routes: NodeRoutes::new(&host),
+            link: Link { host, mtu: LINK_MTU, out: Vec::new(), refused: 0 },
+            is_up: true,
+            seen: Seen::default(),
+            wakes_at: None,
+        }
     }
 
     /// Returns the settings of its forwarder.
     #[must_use]
     pub fn config(&self) -> &ForwarderConfig {
-        self.endpoint.forwarder().config()
+        self.engine.endpoint().forwarder().config()
     }
 
     /// Returns the counters of all packets. A restart keeps them.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
-        self.endpoint.counters()
+    pub fn counters(&self) -> Counters {
+        self.engine.counters()
     }
 
     #[cfg(test)]
     pub(super) fn counters_mut(&mut self) -> &mut Counters {
-        self.endpoint.counters_mut()
+        self.engine.endpoint_mut().counters_mut()
+    }
+
+    /// Returns its framing.
+    #[must_use]
+    pub fn framing(&self) -> &F {
+        self.engine.framing()
+    }
+
+    pub(super) fn framing_mut(&mut self) -> &mut F {
+        self.engine.framing_mut()
     }
 
     /// Returns whether the node runs.
@@ -116,17 +204,28 @@ impl Node {
     /// Returns the learned path MTU to a peer, in bytes of inner packet. `now` is the simulation's time.
     #[must_use]
     pub fn path_mtu(&self, peer: IpAddr, now: Duration) -> Option<u16> {
-        self.endpoint.paths().lookup(peer, now)
+        self.engine.endpoint().paths().lookup(peer, now)
     }
 
-    /// Restarts the node. It keeps only its counters.
+    /// Stops the node. Packets that wait for a session are dropped.
+    pub(super) fn stop(&mut self) {
+        self.is_up = false;
+        self.engine.drop_peers(|_| true, DropReason::Stopped);
+    }
+
+    /// Restarts the node. It keeps only its counters and its framing.
     pub(super) fn restart(&mut self) {
-        self.endpoint.forget();
+        self.engine.endpoint_mut().forget();
         self.is_up = true;
     }
 
     pub(super) fn set_link_mtu(&mut self, mtu: u16) {
-        self.link_mtu = mtu;
+        self.link.mtu = mtu;
+    }
+
+    /// Returns the time of the next call of [`flush`](Self::flush), if one is necessary.
+    pub(super) fn wake_at(&self) -> Option<Duration> {
+        self.engine.wake_at().filter(|_| self.is_up)
     }
 
     /// Handles a router's report that a datagram of this node was too long. `mtu` is in bytes of outer packet. The
@@ -140,53 +239,15 @@ impl Node {
         let len = u16::try_from(outer_len(datagram)).unwrap_or(u16::MAX);
         let inner = QuotedHeader::parse(&datagram.payload);
         let report = DatagramTooBig { mtu, source, destination, len, inner };
-        let outcome = self.endpoint.handle_icmp(&report, self.routes.table(), now);
+        let outcome = self.engine.endpoint_mut().handle_icmp(&report, self.routes.table(), now);
         matches!(outcome, IcmpOutcome::Lowered { .. })
     }
 
     /// Handles a packet from the TUN.
-    pub(super) fn encapsulate(&mut self, mut packet: BytesMut, now: Duration, out: &mut Vec<Output>) -> Fate {
-        let Self { endpoint, routes, link_mtu, seen, .. } = self;
-        let mut fragments = 0;
-        let (way, mut datagrams) = match endpoint.handle_outbound(&mut packet, &NOTHING_LEFT, routes.table(), now) {
-            Outbound::Send(transmit) => (Way::from(&transmit), alloc::vec![BytesMut::from(transmit.contents)]),
-            Outbound::SendAll(mut pieces) => {
-                let (way, mut datagrams) = (*pieces.way(), Vec::new());
-                while let Some(len) = pieces.next_len() {
-                    let mut datagram = BytesMut::zeroed(len);
-                    pieces.write_next(&mut datagram);
-                    datagrams.push(datagram);
-                    fragments += 1;
-                }
-                (way, datagrams)
-            }
-            Outbound::Reply(reply) => return Self::write(reply, out),
-            Outbound::Drop(reason) => return Fate::Dropped(reason),
-        };
-        if endpoint.forwarder().config().host.underlay_to(way.destination.ip()).is_none() {
-            endpoint.handle_send_error(way.destination.ip(), DropReason::SendUnreachable, 1);
-            return Fate::Dropped(DropReason::SendUnreachable);
-        }
-        // The node's link refuses it at once, as EMSGSIZE does.
-        let link = Overhead::of(way.destination.ip()).inner((*link_mtu).into());
-        if let Some(longest) = datagrams.iter_mut().max_by_key(|datagram| datagram.len())
-            && longest.len() > link.into()
-        {
-            seen.refused_fragments += fragments;
-            let system = SystemPath { configured: Some((*link_mtu).into()), ..SystemPath::default() };
-            let EmsgsizeOutcome::Limit(mtu) = endpoint.handle_emsgsize(&way, longest.len(), system, now) else {
-                endpoint.handle_send_error(way.destination.ip(), DropReason::SendFailed, 1);
-                return Fate::Dropped(DropReason::SendFailed);
-            };
-            return match endpoint.handle_too_long(longest, &way, mtu, routes.table(), now) {
-                Outbound::Reply(reply) => Self::write(reply, out),
-                Outbound::Drop(reason) => Fate::Dropped(reason),
-                Outbound::Send(_) | Outbound::SendAll(_) => Fate::Forwarded,
-            };
-        }
-        let Way { destination: to, ecn, .. } = way;
-        out.extend(datagrams.into_iter().map(|payload| Output::Underlay { to, ecn, payload: payload.freeze() }));
-        Fate::Forwarded
+    pub(super) fn encapsulate(&mut self, mut packet: BytesMut, now: Duration, shared: &mut Shared) {
+        self.handle(shared, |engine, routes, link| {
+            engine.from_tun(&NOTHING_LEFT, &mut packet, routes, now, link);
+        });
     }
 
     /// Handles a datagram from the underlay.
@@ -195,32 +256,68 @@ impl Node {
         mut datagram: BytesMut,
         outer: DatagramMeta,
         now: Duration,
-        out: &mut Vec<Output>,
-    ) -> Fate {
-        let Self { endpoint, routes, link_mtu, .. } = self;
-        let len = match endpoint.handle_inbound(&mut datagram, outer, routes.table(), now) {
-            Inbound::Deliver(packet) => packet.len(),
-            Inbound::Reply(Reply { message, to: to @ ReplyTo::Peer(peer), reason }) => {
-                if message.len() > Overhead::of(peer.ip()).inner((*link_mtu).into()).into() {
-                    endpoint.handle_reply_error(Direction::Inbound, to, reason);
-                    return Fate::Dropped(reason.into());
-                }
-                let payload = Bytes::copy_from_slice(message);
-                out.push(Output::Underlay { to: peer, ecn: Ecn::NotEct, payload });
-                return Fate::Answered(reason);
-            }
-            Inbound::Reply(reply) => return Self::write(reply, out),
-            Inbound::Drop(reason) => return Fate::Dropped(reason),
-        };
-        datagram.truncate(len);
-        out.push(Output::Tun(datagram.freeze()));
-        Fate::Forwarded
+        shared: &mut Shared,
+    ) {
+        self.handle(shared, |engine, routes, link| {
+            engine.from_udp(outer, &mut datagram, routes, now, link);
+        });
     }
 
-    fn write(reply: Reply<'_>, out: &mut Vec<Output>) -> Fate {
-        out.push(Output::Tun(Bytes::copy_from_slice(reply.message)));
-        Fate::Answered(reply.reason)
+    /// Does what is due: the timeouts of the framing, and the end of packets that waited for a session.
+    pub(super) fn flush(&mut self, now: Duration, shared: &mut Shared) {
+        self.handle(shared, |engine, routes, link| engine.flush(routes, now, link));
     }
+
+    fn handle(&mut self, shared: &mut Shared, work: impl FnOnce(&mut Engine<F>, &RouteTable, &mut Link)) {
+        let Self { engine, routes, link, seen, .. } = self;
+        let count = |engine: &Engine<F>| {
+            let Counters { encap, stats, .. } = engine.endpoint().counters();
+            [encap.forwarded(), stats.fragments_made, stats.control_sent]
+        };
+        let [forwarded_before, made_before, control_before] = count(engine);
+        (link.out, link.refused) = (core::mem::take(&mut shared.outputs), 0);
+        engine.swap_queue(&mut shared.queue);
+        work(engine, routes.table(), link);
+        engine.swap_queue(&mut shared.queue);
+        let out = &mut shared.outputs;
+        *out = core::mem::take(&mut link.out);
+        let [forwarded, made, control] = count(engine);
+        let (forwarded, made) = (forwarded - forwarded_before, made - made_before);
+        if made == 0 {
+            return;
+        }
+        let to_underlay = out.iter().filter(|output| matches!(output, Output::Underlay { .. })).count() as u64;
+        let sent = to_underlay - (control - control_before);
+        if link.refused > 0 {
+            seen.refused_fragments += made.saturating_sub(sent);
+            seen.fragmented += forwarded;
+        } else {
+            // Without sessions there is one packet. With them, packets that waited may have gone whole.
+            let whole = (forwarded + made).saturating_sub(sent);
+            seen.fragmented += if F::HAS_SESSIONS { whole.min(made / 2) } else { 1 };
+        }
+    }
+}
+
+/// Returns the fates that were counted between two moments.
+pub(super) fn fates(before: &Counters, after: &Counters) -> Vec<(Direction, Fate)> {
+    let mut fates = Vec::new();
+    let flows = [(Direction::Outbound, &before.encap, &after.encap), (Direction::Inbound, &before.decap, &after.decap)];
+    for (direction, before, after) in flows {
+        let mut add = |fate, count: fn(&DirectionCounters, Fate) -> u64| {
+            let count = count(after, fate).saturating_sub(count(before, fate));
+            fates.extend((0..count).map(|_| (direction, fate)));
+        };
+        add(Fate::Forwarded, |flow, _| flow.forwarded());
+        add(Fate::Answered, |flow, _| flow.answered());
+        for (reason, _) in after.drops() {
+            add(Fate::Dropped(reason), |flow, fate| match fate {
+                Fate::Dropped(reason) => flow.dropped(reason),
+                Fate::Forwarded | Fate::Answered => 0,
+            });
+        }
+    }
+    fates
 }
 
 /// The header of a packet that needs no offload.

@@ -124,7 +124,7 @@ impl fmt::Display for Record {
             Event::Sent { node, to, datagram } => write!(f, "{node} sent {} bytes to {to}", datagram.len()),
             Event::Settled { node, direction, fate } => match fate {
                 Fate::Forwarded => write!(f, "{node} {direction}: forwarded"),
-                Fate::Answered(reason) => write!(f, "{node} {direction}: answered with {reason:?}"),
+                Fate::Answered => write!(f, "{node} {direction}: answered"),
                 Fate::Dropped(reason) => write!(f, "{node} {direction}: dropped, {reason}"),
             },
             Event::ToTun { node, packet } => write!(f, "{node} wrote {} bytes to its TUN", packet.len()),

@@ -70,7 +70,7 @@ fn another_seed_gives_another_trace() {
 /// or trace.
 #[test]
 fn the_trace_of_a_seed_is_this_one() {
-    assert_eq!(digest(&happenings(7, Probability::percent(5))), 12_889_339_494_708_004_404);
+    assert_eq!(digest(&happenings(7, Probability::percent(5))), 8_122_724_884_054_065_402);
 }
 
 /// A change of one condition does not affect the effects of the others.
@@ -92,7 +92,7 @@ fn a_record_reads_as_a_line() {
     let trace = happenings(7, Probability::percent(5));
     let line = |text: &str| trace.iter().map(Record::to_string).find(|line| line.contains(text)).unwrap();
     assert_eq!(line("read"), "0.000000000 node 0 read 32 bytes from its TUN");
-    assert_eq!(line("NetUnreachable"), "0.000000000 node 0 encap: answered with NetUnreachable");
+    assert_eq!(line("answered"), "0.000000000 node 0 encap: answered");
     assert!(line("lost, random").ends_with(":8285: lost, random"));
     assert!(line("partition").contains("lost, partition"));
     assert!(line("carries").contains("learned that the path to 10.168.0.2:8285 carries 600 bytes"));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use loden::forward::{Counters, DropReason};
+use loden::framing::{Bare, Framing};
 use loden::lease::{Lease, LeaseEvent};
 use loden::route::{Route, RouteChange};
 use loden::sim::{Direction, Event, Fate, LinkProfile, Loss, NodeId, Probability, Record, Sim};
@@ -12,7 +13,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use crate::{SOURCE, at, mesh, ms, packet, packet_of, subnet, underlay, with_byte};
+use crate::framing::Session;
+use crate::{SOURCE, at, mesh_of, ms, packet, packet_of, subnet, underlay, with_byte};
 
 const NODES: u32 = 4;
 
@@ -75,7 +77,7 @@ fn changed(packet: bytes::Bytes, change: Option<(usize, u8)>) -> Vec<u8> {
     packet
 }
 
-fn perform(sim: &mut Sim<u32>, nodes: &[NodeId], act: Act) {
+fn perform<F: Framing>(sim: &mut Sim<u32, F>, nodes: &[NodeId], act: Act) {
     let at = |number: u32| nodes[number as usize];
     match act {
         Act::Send { from, to, len, header, change } => {
@@ -121,7 +123,7 @@ struct Account {
     fates: BTreeMap<(bool, String), u64>,
 }
 
-fn assert_accounts(sim: &Sim<u32>, trace: &[Record]) {
+fn assert_accounts<F: Framing>(sim: &Sim<u32, F>, trace: &[Record]) {
     let mut accounts: BTreeMap<NodeId, Account> = BTreeMap::new();
     let (mut sent, mut arrived, mut copies, mut lost) = (0, 0, 0, BTreeMap::<Loss, u64>::new());
     for record in trace {
@@ -131,7 +133,7 @@ fn assert_accounts(sim: &Sim<u32>, trace: &[Record]) {
             Event::Settled { node, direction, fate } => {
                 let fate = match fate {
                     Fate::Forwarded => "forwarded".to_string(),
-                    Fate::Answered(_) => "answered".to_string(),
+                    Fate::Answered => "answered".to_string(),
                     Fate::Dropped(reason) => reason.to_string(),
                     other => panic!("{other:?}"),
                 };
@@ -167,8 +169,8 @@ fn assert_accounts(sim: &Sim<u32>, trace: &[Record]) {
 }
 
 /// Runs a history, and asserts after every step and at the end that all packets are accounted for.
-fn history(seed: u64, acts: Vec<Act>) -> Sim<u32> {
-    let (mut sim, nodes) = mesh::<{ NODES as usize }>(seed);
+fn history<F: Framing + Default>(seed: u64, acts: Vec<Act>) -> Sim<u32, F> {
+    let (mut sim, nodes) = mesh_of::<F, { NODES as usize }>(seed);
     sim.keep_trace();
     let (mut offered, mut injected) = (0, 0);
     for act in acts {
@@ -198,21 +200,33 @@ proptest! {
 
     #[test]
     fn r67_every_packet_is_in_one_place_after_every_step(seed in any::<u64>(), acts in vec(act(), 1..120)) {
-        history(seed, acts);
+        history::<Bare>(seed, acts);
     }
+
+    /// Packets that wait for a session included.
+    #[test]
+    fn r67_every_packet_of_a_framing_is_in_one_place_after_every_step(seed in any::<u64>(), acts in vec(act(), 1..120)) {
+        history::<Session>(seed, acts);
+    }
+}
+
+/// Runs 150 histories, and returns the sum of their counters.
+fn all<F: Framing + Default>() -> (Counters, BTreeMap<Loss, u64>) {
+    let mut runner = TestRunner::deterministic();
+    let (mut total, mut lost) = (Counters::default(), BTreeMap::<Loss, u64>::new());
+    for seed in 0..150 {
+        let acts = vec(act(), 100).new_tree(&mut runner).unwrap().current();
+        let sim = history::<F>(seed, acts);
+        total += &sim.counters();
+        sim.underlay().losses().for_each(|(loss, count)| *lost.entry(loss).or_default() += count);
+    }
+    (total, lost)
 }
 
 /// The histories reach every fate.
 #[test]
 fn the_histories_reach_every_fate() {
-    let mut runner = TestRunner::deterministic();
-    let (mut total, mut lost) = (Counters::default(), BTreeMap::<Loss, u64>::new());
-    for seed in 0..150 {
-        let acts = vec(act(), 100).new_tree(&mut runner).unwrap().current();
-        let sim = history(seed, acts);
-        total += &sim.counters();
-        sim.underlay().losses().for_each(|(loss, count)| *lost.entry(loss).or_default() += count);
-    }
+    let (total, lost) = all::<Bare>();
     assert_eq!(lost.len(), Loss::ALL.len(), "{lost:?}");
     let Counters { encap, decap, stats } = total;
     assert!(
@@ -223,4 +237,15 @@ fn the_histories_reach_every_fate() {
     let reasons = [DropReason::UnknownPeer, DropReason::SpoofedSource, DropReason::ForeignDestination];
     assert!(reasons.iter().all(|reason| decap.dropped(*reason) > 10), "{decap:?}");
     assert!(encap.dropped(DropReason::BadChecksum) > 10, "{encap:?}");
+}
+
+#[test]
+fn the_histories_of_a_framing_reach_every_fate() {
+    let (Counters { encap, decap, stats }, lost) = all::<Session>();
+    assert_eq!(lost.len(), Loss::ALL.len(), "{lost:?}");
+    assert!(encap.forwarded() > 500 && decap.forwarded() > 200 && encap.answered() > 100, "{encap:?} {decap:?}");
+    assert!(stats.control_sent > 100 && stats.control_received > 100 && stats.fragments_made > 10, "{stats:?}");
+    assert!(encap.dropped(DropReason::NoSession) > 10 && encap.dropped(DropReason::Stopped) > 1, "{encap:?}");
+    let reasons = [DropReason::NoSession, DropReason::NotAuthentic, DropReason::Replayed, DropReason::UnknownPeer];
+    assert!(reasons.iter().all(|reason| decap.dropped(*reason) > 1), "{decap:?}");
 }

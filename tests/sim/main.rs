@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod determinism;
+mod framing;
 mod invariants;
 mod leases;
 mod link_profile;
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use ipnet::Ipv4Net;
 use loden::Host;
 use loden::forward::ForwarderConfig;
+use loden::framing::Framing;
 use loden::lease::{Lease, LeaseEvent, SourceId};
 use loden::sim::{Delivered, NodeId, Sim, udp_packet};
 use loden::wire::checksum;
@@ -62,7 +64,12 @@ fn lease(number: u32) -> (u32, Lease) {
 
 /// Returns hosts 0, 1, 2 …, with routes to each other.
 fn mesh<const N: usize>(seed: u64) -> (Sim<u32>, [NodeId; N]) {
-    let mut sim = Sim::new(network(), seed);
+    mesh_of(seed)
+}
+
+/// Returns the same with a framing.
+fn mesh_of<F: Framing + Default, const N: usize>(seed: u64) -> (Sim<u32, F>, [NodeId; N]) {
+    let mut sim = Sim::new(network(), seed).with_framing();
     let nodes = core::array::from_fn(|number| sim.add_node(config(number as u32)).unwrap());
     sim.lease_event(SOURCE, LeaseEvent::Snapshot((0..N as u32).map(lease).collect()));
     (sim, nodes)

@@ -137,7 +137,16 @@ impl SendQueue {
     /// Returns an empty queue.
     #[must_use]
     pub fn new(limits: QueueLimits) -> Self {
-        let chunks_max = (limits.total / CHUNK_LEN).clamp(2 * CHUNKS_RESERVED, NONE.into());
+        Self::with_chunks(limits, (limits.total / CHUNK_LEN).clamp(2 * CHUNKS_RESERVED, NONE.into()))
+    }
+
+    /// Returns a queue that accepts nothing and takes little memory.
+    #[cfg(feature = "sim")]
+    pub(crate) fn without_room() -> Self {
+        Self::with_chunks(QueueLimits::new(0, 0), 0)
+    }
+
+    fn with_chunks(limits: QueueLimits, chunks_max: usize) -> Self {
         Self {
             limits,
             chunks: Vec::with_capacity(chunks_max),
