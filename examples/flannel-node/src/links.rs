@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use loden::Mtu;
 use loden::sys::link::{Link, LinkEvent, LinkMonitor, Restored, Underlay, interface_of};
+use loden::{Mtu, Overhead};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -110,6 +110,12 @@ impl Links {
                 Ok(self.limit(output))
             }
         }
+    }
+
+    /// Returns the MTU of inner packets to IPv6 peers by both MTUs, if it is valid.
+    pub(crate) fn mtu_over_ipv6(&self) -> Option<Mtu> {
+        let of_underlay = Mtu::of_inner(self.underlay.mtu, Overhead::IPV6).ok()?;
+        Some(Mtu::new(self.tun_mtu).ok()?.min(of_underlay))
     }
 
     /// Returns the number of packets that did not fit into the queue of the TUN device, `None` if the device is gone.
