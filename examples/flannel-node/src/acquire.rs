@@ -168,7 +168,7 @@ async fn acquire_with(
             let steps = allocation_order(range, &held, nobody, previous.ipv6.map(Into::into), random())?;
             Ok::<_, AllocateError>(steps.into_iter().filter_map(|step| match step {
                 Step::Create(IpNet::V6(subnet)) => Some(subnet),
-                _ => None,
+                Step::Create(IpNet::V4(_)) | Step::Delete(_) | Step::TakeOver(_) | _ => None,
             }))
         });
         for step in allocation_order(config.range(), &held, host, previous.ipv4.map(Into::into), random())? {

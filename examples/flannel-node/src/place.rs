@@ -155,6 +155,9 @@ fn of_address(address: IpAddr) -> Result<Found, Error> {
     let interface = interface_of(address)?;
     match address {
         IpAddr::V4(ipv4) => Ok(Found { ipv4, ipv6: None }),
+        IpAddr::V6(ipv6) if ipv6.is_loopback() || ipv6.is_unicast_link_local() => {
+            Err(format!("{ipv6} is no address by which other hosts reach this one").into())
+        }
         IpAddr::V6(ipv6) => of_interface(&interface.name, Some(ipv6)),
     }
 }
