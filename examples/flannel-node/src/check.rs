@@ -7,13 +7,13 @@ use loden::lease::SubnetRange;
 use loden::lease::flannel::NetworkConfig;
 use loden::sys::link::interface_of;
 
-use crate::Failure;
 use crate::args::Arguments;
 use crate::commands::{failed, fits};
 use crate::output::{Event, Output};
 use crate::place::Place;
 use crate::registry::Registry;
 use crate::start::{host, look_around, previous_subnets, reader, report_config};
+use crate::{Error, Failure};
 
 /// Checks the settings of this host against the network's config. The subnet is this host's lease, that of an earlier
 /// run, or the first one that may be leased.
@@ -40,7 +40,9 @@ pub(crate) async fn check(mut registry: Registry, args: &Arguments, output: &Out
     let listen = SocketAddr::new(place.address, config.port());
     let listen_v6 = place_v6.map(|place| SocketAddr::new(place.address.into(), config.port()));
     let host = host(&config, subnet, subnet_v6, listen, listen_v6)?;
-    let mtu = interface_of(place.address)?.tun_mtu()?;
+    let listens = [Some(place.address), place_v6.map(|place| place.address.into())];
+    let mtus = listens.into_iter().flatten().map(|address| Ok::<_, Error>(interface_of(address)?.tun_mtu()?));
+    let mtu = mtus.collect::<Result<Vec<_>, _>>()?.into_iter().min().ok_or("the host has no address")?;
     let findings = look_around(&host, mtu, &args.node.tun.replace("%d", "0"), output).len();
     output.print(&Event::Checked { subnet: subnet.to_string(), findings });
     if findings == 0 { Ok(()) } else { Err(failed("the host is not ready; correct the findings above")) }

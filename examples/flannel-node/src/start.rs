@@ -96,14 +96,15 @@ pub(crate) async fn start(
     let underlay = Watched::underlay(place.address)?;
     let host = host(&config, subnet, subnet_v6, listen, listen_v6)?;
     let mtu = underlay.0.tun_mtu()?;
-    look_around(&host, mtu, &name, output);
+    let mtu_over_ipv6 = listen_v6.map(|_| Mtu::of_inner(underlay.0.mtu, Overhead::IPV6)).transpose()?;
+    look_around(&host, mtu_over_ipv6.unwrap_or(mtu), &name, output);
     let env = subnet_env(&config, subnet, subnet_v6, mtu)?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
     let routes = RoutePublisher::for_host(&host);
     let mut rules = ForwarderConfig::new(&host).with_mtu(mtu).with_peer_check(args.node.peer_check.into());
-    if listen_v6.is_some() {
-        rules = rules.with_mtu_over_ipv6(Mtu::of_inner(underlay.0.mtu, Overhead::IPV6)?);
+    if let Some(mtu) = mtu_over_ipv6 {
+        rules = rules.with_mtu_over_ipv6(mtu);
     }
     let forwarder = Forwarder::new(rules)?;
     // The monitor is opened first, so no event of the device is missed.
@@ -193,7 +194,8 @@ fn subnet_env(
 }
 
 /// Reports the settings of this host that may keep packets from their destination. The operator may correct them now or
-/// later.
+/// later. The MTU is the one that all peers' paths have: the device's is larger if there are IPv6 peers, and the
+/// forwarder answers longer packets to those.
 pub(crate) fn look_around(host: &Host, mtu: Mtu, tun: &str, output: &Output) -> Vec<Finding> {
     let findings = check(&PreflightConfig::new(host, tun).with_mtu(mtu));
     for finding in &findings {

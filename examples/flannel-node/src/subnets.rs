@@ -22,11 +22,14 @@ pub(crate) struct Subnets {
     acquired: i64,
     /// Set if this address had no other lease then.
     had_none: bool,
+    /// The reported leases of other nodes, so that the next listing does not repeat them.
+    reported: BTreeSet<LeaseKey>,
 }
 
 impl Subnets {
     pub(crate) fn new(host: &Host, acquired: i64, how: How) -> Self {
-        Self { own: host.subnets().into(), further: BTreeSet::new(), acquired, had_none: how != How::TakenOver }
+        let (further, reported) = (BTreeSet::new(), BTreeSet::new());
+        Self { own: host.subnets().into(), further, acquired, had_none: how != How::TakenOver, reported }
     }
 
     /// Delivers packets to the current subnets of this host.
@@ -52,7 +55,7 @@ impl Subnets {
     /// Reports a lease that another node must have written with this host's address. `is_listed` is true for an entry
     /// of a listing, false for one that was written just now.
     pub(crate) fn look(
-        &self,
+        &mut self,
         entry: &Entry,
         is_listed: bool,
         holding: &Holding,
@@ -66,7 +69,8 @@ impl Subnets {
             return;
         }
         // Leases of an earlier run are older.
-        if is_listed && !self.had_none && entry.created <= self.acquired {
+        let may_be_old = is_listed && !self.had_none && entry.created <= self.acquired;
+        if may_be_old || !self.reported.insert(key) && is_listed {
             return;
         }
         let (subnet, own) = (key.ipv4.trunc(), holding.key.ipv4.trunc());

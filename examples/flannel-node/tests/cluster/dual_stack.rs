@@ -1,6 +1,7 @@
 //! A dual-stack network: leases of both families, and packets of both.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ipnet::Ipv6Net;
 use testbed::probe::{EchoV6, PingV6, ping_v6};
@@ -89,7 +90,7 @@ fn pods_of_a_dual_stack_cluster_reach_each_other_by_both_families() {
     let [six, four] = [1, 2].map(|other: usize| lease_v6(&nodes[other]));
     nodes[0].says_that("routes", |_| true);
     wait_until("both routes", || {
-        nodes[0].listen(std::time::Duration::from_millis(50));
+        nodes[0].listen(Duration::from_millis(50));
         let set: String = nodes[0].said.iter().map(|said| said["set"].to_string()).collect();
         set.contains(&format!("{six} via [fd00:168::3]:8285")) && set.contains(&format!("{four} via 10.168.0.4:8285"))
     });
@@ -107,6 +108,7 @@ fn pods_of_a_dual_stack_cluster_reach_each_other_by_both_families() {
         }
         let again = Node::start(&site.hosts[0], &site.etcd);
         assert_eq!((again.lease(), lease_v6(&again), again.how()), (both.0, both.1, how));
+        assert_eq!(again.count("finding"), 0, "{:#?}", again.said);
         nodes.insert(0, again);
         all_reach_all(&pods);
     }
@@ -137,6 +139,28 @@ fn the_mtu_over_ipv6_is_less_and_follows_the_interface() {
         let EchoV6::Error { kind: 2, mtu, .. } = answer else { panic!("no packet too big: {answer:?}") };
         assert_eq!(mtu as usize, inner);
     }
+}
+
+/// Two hosts with one IPv4 address that differ in IPv6 would replace each other's value. Each writes once in reply.
+#[test]
+fn two_hosts_that_differ_in_ipv6_alone_do_not_write_endlessly() {
+    let site = Site::new(2, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(CONFIG);
+    site.hosts.iter().zip(0..).for_each(|(host, number)| add_underlay(host, number));
+    let mut first = Node::start(&site.hosts[0], &site.etcd);
+    let address = format!("--public-ip={}", site.hosts[0].address);
+    let mut second = Node::spawn(&site.hosts[1], &site.etcd, &["--iface=eth0", &address]);
+    second.says("ready");
+    assert_eq!((second.lease(), lease_v6(&second)), (first.lease(), lease_v6(&first)));
+    for node in [&mut first, &mut second] {
+        node.says_that("warning", |said| said["reason"].to_string().contains("somebody else wrote"));
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let key = subnets(&operator.leases()[0].0);
+    let written = operator.revision(&key);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(operator.revision(&key), written, "neither writes any more");
 }
 
 /// A lease without IPv6 would end every flanneld that allocates later. The host keeps its IPv4 subnet.
