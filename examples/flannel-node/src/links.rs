@@ -2,7 +2,7 @@
 //! device.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ pub(crate) struct Links {
     link: Link,
     tun_mtu: u32,
     underlay: Underlay,
+    underlay_v6: Option<Ipv6Addr>,
     /// `None` while no interface has the own address.
     underlay_watched: Option<Watched>,
     /// The timer of the search. Any other event interrupts it and restarts it.
@@ -75,11 +76,16 @@ impl Watched {
 }
 
 impl Links {
-    pub(crate) fn new(tun: LinkMonitor, link: Link, (underlay, watched): (Underlay, Watched)) -> Result<Self, Error> {
+    pub(crate) fn new(
+        tun: LinkMonitor,
+        link: Link,
+        (underlay, watched): (Underlay, Watched),
+        underlay_v6: Option<Ipv6Addr>,
+    ) -> Result<Self, Error> {
         let (tun, tun_mtu, underlay_watched) = (Watched::new(tun)?, link.mtu().into(), Some(watched));
         let mut search_timer = interval(SEARCH_INTERVAL);
         search_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { tun, tun_mtu, link, underlay, underlay_watched, search_timer })
+        Ok(Self { tun, tun_mtu, link, underlay, underlay_v6, underlay_watched, search_timer })
     }
 
     /// Waits for an event.
@@ -160,6 +166,12 @@ impl Links {
         let (name, mut limit) = (self.underlay.name.clone(), None);
         for event in events {
             match event {
+                LinkEvent::AddressRemoved(IpAddr::V6(address)) if self.underlay_v6 == Some(*address) => self.report(
+                    output,
+                    format!(
+                        "{name} has lost {address}: IPv6 subnets of hosts with IPv6 are unreachable until it is back"
+                    ),
+                ),
                 LinkEvent::AddressRemoved(address) if self.underlay.address != *address => {}
                 LinkEvent::AddressRemoved(_) | LinkEvent::Deleted => {
                     let address = self.underlay.address;

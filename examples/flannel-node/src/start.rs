@@ -110,7 +110,7 @@ pub(crate) async fn start(
     // The monitor is opened first, so no event of the device is missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = Link::configure_with(&name, &LinkConfig::new(&host).with_mtu(mtu))?;
-    let links = Links::new(monitor, link, underlay)?;
+    let links = Links::new(monitor, link, underlay, place_v6.map(|place| place.address))?;
     let worker = Worker::new(tun, udp, forwarder, routes.reader());
     let dataplane = Dataplane::start(match udp_v6 {
         Some(udp_v6) => worker.with_udp(udp_v6)?,

@@ -141,6 +141,23 @@ fn the_mtu_over_ipv6_is_less_and_follows_the_interface() {
     }
 }
 
+/// The kernel removes the IPv6 addresses of an interface that goes down.
+#[test]
+fn an_ipv6_address_that_is_lost_is_reported_and_serves_again_when_it_is_back() {
+    let site = Site::new(2, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(CONFIG);
+    site.hosts.iter().zip(0..).for_each(|(host, number)| add_underlay(host, number));
+    let mut nodes: Vec<_> = site.hosts.iter().map(|host| Node::start(host, &site.etcd)).collect();
+    let pods: Vec<_> = site.hosts.iter().zip(&nodes).map(|(host, node)| add_pod(host, node)).collect();
+    all_reach_all(&pods);
+    site.hosts[0].namespace.set_down("eth0").unwrap();
+    site.hosts[0].namespace.set_up("eth0").unwrap();
+    nodes[0].says_that("link", |said| said["state"].to_string().contains("eth0 has lost fd00:168::2"));
+    add_underlay(&site.hosts[0], 0);
+    all_reach_all(&pods);
+}
+
 /// Two hosts with one IPv4 address that differ in IPv6 would replace each other's value. Each writes once in reply.
 #[test]
 fn two_hosts_that_differ_in_ipv6_alone_do_not_write_endlessly() {
