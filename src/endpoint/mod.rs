@@ -9,6 +9,8 @@ use alloc::collections::BTreeMap;
 use core::net::IpAddr;
 use core::time::Duration;
 
+use ipnet::IpNet;
+
 pub use self::datagrams::Datagrams;
 use crate::forward::{
     AllowIcmp, Counters, Decap, DropReason, EmsgsizeOutcome, Encap, Forwarder, IcmpLimiter, IcmpOutcome, PathMode,
@@ -16,7 +18,7 @@ use crate::forward::{
 };
 use crate::forward::{DatagramMeta, DirectionCounters};
 use crate::framing::{Bare, Framing};
-use crate::host::Mtu;
+use crate::host::{HostError, Mtu};
 use crate::offload::{OffloadAction, VnetHeader};
 use crate::route::RouteTable;
 use crate::transmit::{BATCH_BYTES_MAX, Transmit, Way};
@@ -175,6 +177,14 @@ impl Endpoint {
     /// Resets all state but the counters, as a restart does.
     pub fn forget(&mut self) {
         (self.limiter, self.paths) = (Box::new(IcmpLimiter::default()), PathMtus::default());
+    }
+
+    /// Replaces the subnets that the host owns. See [`Forwarder::set_subnets`].
+    ///
+    /// # Errors
+    /// Those of [`Forwarder::set_subnets`]. Then nothing changes.
+    pub fn set_subnets(&mut self, subnets: &[IpNet]) -> Result<(), HostError> {
+        self.forwarder.set_subnets(subnets)
     }
 
     /// Sets the length in bytes of the longest inner packet that the underlay carries to any peer. Unless the limit becomes

@@ -23,8 +23,8 @@ pub(super) struct Claims<K> {
     subnets: BTreeMap<IpNet, Claimants<K>>,
     /// The number of subnets of each length, for IPv4 and IPv6. With flannel's leases there is one length.
     lengths: [BTreeMap<u8, usize>; 2],
-    /// The number of routes to each host.
-    hosts: BTreeMap<SocketAddr, usize>,
+    /// The number of IPv4 and of IPv6 routes to each host.
+    hosts: BTreeMap<SocketAddr, [usize; 2]>,
     /// The previous routes of all subnets whose route changed since the last call.
     before: BTreeMap<IpNet, Option<NextHop>>,
     pub(super) conflicts: ConflictLog<K>,
@@ -96,6 +96,11 @@ impl<K: Ord + Clone> Claims<K> {
         self.subnets.len()
     }
 
+    /// Returns true if this subnet or a part of it has a route.
+    pub(super) fn overlaps(&self, subnet: IpNet) -> bool {
+        self.subnets.range(subnet..).next().is_some_and(|(routed, _)| subnet.contains(routed))
+    }
+
     #[cfg(feature = "sim")]
     pub(super) fn routed_inside(&self, outer: IpNet) -> impl Iterator<Item = IpNet> {
         let from = self.subnets.range(outer..).map(|(subnet, _)| *subnet);
@@ -144,8 +149,8 @@ impl<K: Ord + Clone> Claims<K> {
         }
         let (left, joined) = (before.map(|hop| hop.address), after.map(|hop| hop.address));
         if left != joined {
-            joined.inspect(|host| self.join(*host));
-            left.inspect(|host| self.leave(*host));
+            joined.inspect(|host| self.join(*host, subnet));
+            left.inspect(|host| self.leave(*host, subnet));
         }
         match (before, after) {
             (None, Some(_)) => self.appeared(subnet),
@@ -154,22 +159,23 @@ impl<K: Ord + Clone> Claims<K> {
         }
     }
 
-    fn join(&mut self, host: SocketAddr) {
-        let routes = self.hosts.entry(host).or_insert(0);
+    fn join(&mut self, host: SocketAddr, subnet: IpNet) {
+        let routes = family_of(self.hosts.entry(host).or_default(), subnet);
         *routes += 1;
         if *routes == 2 {
             self.conflicts.set(Subject::Host(host), Some(Conflict::SharedNextHop { next_hop: host }));
         }
     }
 
-    fn leave(&mut self, host: SocketAddr) {
-        let Entry::Occupied(mut routes) = self.hosts.entry(host) else { return };
-        *routes.get_mut() -= 1;
-        match routes.get() {
-            0 => {
-                routes.remove();
+    fn leave(&mut self, host: SocketAddr, subnet: IpNet) {
+        let Entry::Occupied(mut entry) = self.hosts.entry(host) else { return };
+        *family_of(entry.get_mut(), subnet) -= 1;
+        match *entry.get() {
+            [0, 0] => {
+                entry.remove();
             }
-            1 => self.conflicts.set(Subject::Host(host), None),
+            // A dual-stack host has a subnet of each family.
+            [0 | 1, 0 | 1] => self.conflicts.set(Subject::Host(host), None),
             _ => {}
         }
     }
@@ -236,10 +242,7 @@ impl<K: Ord + Clone> Claims<K> {
     }
 
     fn lengths_mut(&mut self, subnet: IpNet) -> &mut BTreeMap<u8, usize> {
-        match subnet {
-            IpNet::V4(_) => &mut self.lengths[0],
-            IpNet::V6(_) => &mut self.lengths[1],
-        }
+        family_of(&mut self.lengths, subnet)
     }
 }
 
@@ -275,6 +278,11 @@ impl<K: Ord + Clone> Claimants<K> {
         let rival = self.others.iter().find(|other| other.hop != self.first.hop)?;
         Some(Conflict::Duplicate { subnet, in_force: self.first.hop.address, rival: rival.hop.address })
     }
+}
+
+/// Returns the value of the subnet's family.
+fn family_of<T>([ipv4, ipv6]: &mut [T; 2], subnet: IpNet) -> &mut T {
+    if subnet.addr().is_ipv4() { ipv4 } else { ipv6 }
 }
 
 fn route(subnet: IpNet, hop: NextHop) -> Route {

@@ -69,8 +69,8 @@ pub enum Refusal {
         /// The overlay network.
         network: IpNet,
     },
-    /// Another subnet has this host's own underlay address and port as next hop.
-    #[error("the next hop is this host, which owns another subnet; delete the lease if it is left of an earlier run")]
+    /// A subnet around this host's own subnet has this host's underlay address and port as next hop.
+    #[error("the next hop is this host, which owns a part of it; delete the lease if it is left of an earlier config")]
     OwnAddress,
     /// Another host claims this host's subnet or a part of it.
     #[error("the subnet belongs to this host's own, {own}; only one of the two can keep it")]

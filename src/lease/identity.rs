@@ -25,7 +25,7 @@ pub(crate) struct Identity {
 pub(super) enum Relation {
     /// It gets a route, unless another lease for its subnet precedes it.
     Contender,
-    /// It is this host's own lease.
+    /// It is a lease of this host: that of its subnet, or a further one, for example a reservation.
     Own,
     Refused(Refusal),
 }
@@ -61,8 +61,10 @@ impl Identity {
             let is_of_family = |network: &&IpNet| network.addr().is_ipv4() == lease.subnet.addr().is_ipv4();
             let network = self.networks.iter().find(is_of_family).or(self.networks.first());
             Refusal::OutsideOverlay { network: network.copied().unwrap_or_default() }
-        } else if is_to_us {
+        } else if is_to_us && self.subnets.iter().any(|own| lease.subnet.contains(own)) {
             Refusal::OwnAddress
+        } else if is_to_us {
+            return Relation::Own;
         } else if let Some(network) = network_around(lease.next_hop.ip().into()) {
             Refusal::NextHopInOverlay { network }
         } else {

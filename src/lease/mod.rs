@@ -59,10 +59,11 @@
 //! | lease | route | conflict |
 //! | --- | --- | --- |
 //! | own subnet, own address | none: packets for it stay on this host | none |
+//! | another subnet, own address | none: it is a further subnet of this host | none |
 //! | own subnet or a part of it, another address | none | [`Refusal::OwnSubnet`] |
 //! | a next hop or subnet that no table accepts | none | [`Refusal::Unroutable`] |
 //! | a subnet outside the overlay network | none: the overlay route does not cover it | [`Refusal::OutsideOverlay`] |
-//! | another subnet, own address | none | [`Refusal::OwnAddress`] |
+//! | a subnet around the own one, own address | none | [`Refusal::OwnAddress`] |
 //! | a next hop inside the overlay network | none: the tunnel would carry its own packets | [`Refusal::NextHopInOverlay`] |
 //! | a subnet that others claim for another host | that of the lowest [`LeaseId`]; refused leases do not compete | [`Conflict::Duplicate`] |
 //! | a subnet inside another's | both stay, the longest match decides | [`Conflict::Overlap`] |

@@ -1,11 +1,11 @@
 //! The reconciler, which turns lease events into the minimal route changes.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
-#[cfg(feature = "sim")]
 use ipnet::IpNet;
 
 use super::claims::Claims;
@@ -26,7 +26,8 @@ pub struct Reconciler<K> {
     now: Duration,
     sources: BTreeMap<SourceId, Source<K>>,
     claims: Claims<K>,
-    own: usize,
+    /// The number of own leases of each subnet.
+    own: BTreeMap<IpNet, usize>,
     counters: Counters,
 }
 
@@ -66,7 +67,14 @@ impl<K: Ord + Clone> Reconciler<K> {
 
     pub(crate) fn judging_by(identity: Identity) -> Self {
         let claims = Claims::new(identity.subnets.clone());
-        Self { identity, now: Duration::ZERO, sources: BTreeMap::new(), claims, own: 0, counters: Counters::default() }
+        Self {
+            identity,
+            now: Duration::ZERO,
+            sources: BTreeMap::new(),
+            claims,
+            own: BTreeMap::new(),
+            counters: Counters::default(),
+        }
     }
 
     /// Handles an event of a source at `now`. Leases that expire until then are removed too.
@@ -187,7 +195,17 @@ impl<K: Ord + Clone> Reconciler<K> {
     /// Returns true if a source has an own lease of this host: one of its subnets with its address.
     #[must_use]
     pub fn holds_own_lease(&self) -> bool {
-        self.own > 0
+        self.identity.subnets.iter().any(|own| self.own.contains_key(own))
+    }
+
+    /// Returns the further subnets of this host, in their order: those of leases with this host's address that are not
+    /// inside the subnets of its [`Host`], for example reservations. Packets for them are to be delivered:
+    /// `worker::Handle::set_subnets`.
+    ///
+    /// A subnet is left out while another host leases it or a part of it.
+    pub fn further_subnets(&self) -> impl Iterator<Item = IpNet> {
+        let is_known = |subnet: &IpNet| self.identity.subnets.iter().any(|own| own.contains(subnet));
+        self.own.keys().copied().filter(move |subnet| !is_known(subnet) && !self.claims.overlaps(*subnet))
     }
 
     /// Returns the counters of the events so far.
@@ -252,7 +270,7 @@ impl<K: Ord + Clone> Reconciler<K> {
         }
         match relation {
             Relation::Contender => self.claims.set(id, &lease),
-            Relation::Own => self.own += 1,
+            Relation::Own => *self.own.entry(lease.subnet).or_insert(0) += 1,
             Relation::Refused(reason) => {
                 let Lease { subnet, next_hop, .. } = lease;
                 let conflict = Conflict::Refused { id: id.clone(), subnet, next_hop, reason };
@@ -273,7 +291,14 @@ impl<K: Ord + Clone> Reconciler<K> {
         match self.identity.judge(old) {
             Relation::Contender if claim_stays => {}
             Relation::Contender => self.claims.remove(id, old.subnet),
-            Relation::Own => self.own -= 1,
+            Relation::Own => {
+                if let Entry::Occupied(mut count) = self.own.entry(old.subnet) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
+                }
+            }
             Relation::Refused(_) => self.claims.conflicts.set(Subject::Lease(id.clone()), None),
         }
     }

@@ -12,6 +12,8 @@ use std::hash::RandomState;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use super::Notice;
 use super::failing::{Failing, Failure};
 use super::strangers::{Stranger, Strangers};
@@ -19,7 +21,7 @@ use crate::endpoint::Endpoint;
 use crate::engine::Engine;
 use crate::forward::{AllowIcmp, Counters, Forwarder, IcmpLimiter, PathMtus, Reject};
 use crate::framing::Framing;
-use crate::host::Mtu;
+use crate::host::{HostError, Mtu};
 use crate::sys::Feature;
 
 /// The longest time for which a busy worker does not publish its counters.
@@ -44,9 +46,9 @@ struct Group {
     /// The beginning of the group's clock: the first call of a worker.
     started: OnceLock<Instant>,
     limiter: Mutex<IcmpLimiter>,
-    /// Holds the MTU that was set last.
+    /// Holds the MTUs and subnets that were set last.
     forwarder: Mutex<Forwarder>,
-    mtu_version: AtomicU64,
+    settings_version: AtomicU64,
     paths: Mutex<SharedPaths>,
     paths_version: AtomicU64,
     reports: Mutex<Vec<Arc<Mutex<Report>>>>,
@@ -89,7 +91,7 @@ pub(super) struct Membership {
     group: Handle,
     report: Arc<Mutex<Report>>,
     published_at: Option<Instant>,
-    mtu_version: u64,
+    settings_version: u64,
     paths_version: u64,
     /// The changes of the worker's own path MTUs that the group knows.
     path_changes: u64,
@@ -117,7 +119,7 @@ impl Handle {
             started: OnceLock::new(),
             limiter: Mutex::new(limiter),
             forwarder: Mutex::new(forwarder),
-            mtu_version: AtomicU64::new(0),
+            settings_version: AtomicU64::new(0),
             paths: Mutex::default(),
             paths_version: AtomicU64::new(0),
             reports: Mutex::default(),
@@ -134,7 +136,7 @@ impl Handle {
         let report = Arc::default();
         lock(&self.0.reports).push(Arc::clone(&report));
         Membership {
-            mtu_version: self.0.mtu_version.load(Ordering::Acquire),
+            settings_version: self.0.settings_version.load(Ordering::Acquire),
             group: self,
             report,
             published_at: None,
@@ -165,7 +167,27 @@ impl Handle {
             paths.known.forget();
             paths.forgotten += 1;
         }
-        self.0.mtu_version.fetch_add(1, Ordering::Release);
+        self.0.settings_version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Sets the length in bytes of the longest inner packet that the underlay carries to IPv6 peers, whose outer header
+    /// is longer. Call it after [`set_mtu`](Self::set_mtu), which sets the limit for all.
+    pub fn set_mtu_over_ipv6(&self, mtu: Mtu) {
+        lock(&self.0.forwarder).set_mtu_over_ipv6(mtu);
+        self.0.settings_version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Replaces the subnets that the host owns: the networks and the underlay addresses stay. Packets from peers to
+    /// these subnets are delivered from the next call of each worker on, see [`Forwarder::set_subnets`].
+    ///
+    /// With several subnets of one family, packets from peers take a path that is general and slower.
+    ///
+    /// # Errors
+    /// The errors of [`Host::from_sets`](crate::Host::from_sets). Then nothing changes.
+    pub fn set_subnets(&self, subnets: &[IpNet]) -> Result<(), HostError> {
+        lock(&self.0.forwarder).set_subnets(subnets)?;
+        self.0.settings_version.fetch_add(1, Ordering::Release);
+        Ok(())
     }
 
     /// Replaces the limits on ICMP errors, which hold for the group as a whole.
@@ -257,7 +279,7 @@ impl Membership {
     #[inline]
     pub(super) fn take_over(&mut self, endpoint: &mut Endpoint, clock: Duration) {
         let group = &self.group.0;
-        if group.mtu_version.load(Ordering::Acquire) != self.mtu_version
+        if group.settings_version.load(Ordering::Acquire) != self.settings_version
             || group.paths_version.load(Ordering::Acquire) != self.paths_version
             || endpoint.paths().changes() != self.path_changes
         {
@@ -268,11 +290,18 @@ impl Membership {
     #[cold]
     fn synchronize(&mut self, endpoint: &mut Endpoint, clock: Duration) {
         let group = &self.group.0;
-        let mtu_version = group.mtu_version.load(Ordering::Acquire);
-        if mtu_version != self.mtu_version {
-            self.mtu_version = mtu_version;
-            let mtu = lock(&group.forwarder).config().mtu;
-            endpoint.set_mtu(mtu);
+        let settings_version = group.settings_version.load(Ordering::Acquire);
+        if settings_version != self.settings_version {
+            self.settings_version = settings_version;
+            let forwarder = lock(&group.forwarder);
+            let config = forwarder.config();
+            let known = endpoint.forwarder().config();
+            if (known.mtu, known.mtu_over_ipv6) != (config.mtu, config.mtu_over_ipv6) {
+                endpoint.set_mtu(config.mtu);
+                endpoint.set_mtu_over_ipv6(config.mtu_over_ipv6);
+            }
+            // The group's forwarder accepted them for the same host.
+            let _ = endpoint.set_subnets(config.host.subnets());
         }
         let mut paths = lock(&group.paths);
         if paths.forgotten != self.forgotten {

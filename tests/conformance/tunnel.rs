@@ -261,6 +261,37 @@ fn r66_only_our_own_subnet_is_delivered_to() {
     }
 }
 
+/// R66: subnets that are set later are the host's until others are set, for R65 too. Other settings stay.
+#[test]
+fn r66_subnets_that_are_set_are_delivered_to() {
+    let mut host = Host::ordinary();
+    let (own, further) = (net([100, 96, 1, 0], 24).into(), net([100, 96, 9, 0], 24).into());
+    let to = |last| Ipv4::new(POD_A, [100, 96, 9, last]);
+    for subnets in [&[own, further][..], &[further, own]] {
+        host.forwarder.set_subnets(subnets).unwrap();
+        for last in [0, 1, 255] {
+            assert_eq!(decap_reason(&host, host_a(), &to(last)), None);
+            assert_eq!(decap_reason(&host, host_a(), &Ipv4::new(POD_A, [100, 96, 1, last])), None);
+            for source in [[100, 96, 1, last], [100, 96, 9, last]] {
+                let spoofed = Ipv4::new(source, POD);
+                assert_eq!(decap_reason(&host, host_a(), &spoofed), Some(DropReason::SpoofedSource), "{source:?}");
+            }
+        }
+        assert_eq!(decap_reason(&host, host_b(), &to(1)), Some(DropReason::SpoofedSource));
+        let beside = Ipv4::new(POD_A, [100, 96, 10, 1]);
+        assert_eq!(decap_reason(&host, host_a(), &beside), Some(DropReason::ForeignDestination));
+    }
+    // What is refused changes nothing.
+    for wrong in [&[][..], &[net([100, 97, 9, 0], 24).into()]] {
+        host.forwarder.set_subnets(wrong).unwrap_err();
+        assert_eq!(decap_reason(&host, host_a(), &to(1)), None);
+    }
+    host.forwarder.set_subnets(&[own]).unwrap();
+    assert_eq!(decap_reason(&host, host_a(), &to(1)), Some(DropReason::ForeignDestination));
+    assert_eq!(decap_reason(&host, host_a(), &inbound()), None);
+    assert_eq!(host.config(), Host::ordinary().config());
+}
+
 /// R66 with transit, and fault 13: any next hop but the sender.
 #[test]
 fn r66_fault_13_transit_goes_anywhere_but_back() {

@@ -205,10 +205,13 @@ fn unusable_configs_name_their_error() {
             r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan"}}"#,
             "the network's Backend.Type is \"vxlan\"; only udp is supported",
         ),
-        (r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#, "EnableIPv4 is false; the udp mode carries IPv4 only"),
+        (
+            r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#,
+            "EnableIPv4 is false; the udp mode needs IPv4, enable it and IPv6 beside it",
+        ),
         (
             r#"{"Network":"10.0.0.0/16","EnableIPv6":true}"#,
-            "there is no IPv6Network; set it to the overlay's network, for example 100.96.0.0/16",
+            "there is no IPv6Network; set it to the overlay's network, for example fd00:96::/48",
         ),
     ] {
         assert_eq!(NetworkConfig::from_json(text.as_bytes()).unwrap_err().to_string(), error, "{text}");
@@ -231,6 +234,66 @@ fn subnet_env_is_flannels_file() {
     assert_eq!(error.to_string(), "FLANNEL_MTU is \"70000\", not a number of bytes within 0 to 65535");
     let error = text.replace("100.96.1.1/24", "100.97.1.1/24").parse::<SubnetEnv>().unwrap_err();
     assert_eq!(error.to_string(), "subnet 100.97.1.0/24 is not inside the network 100.96.0.0/16");
+}
+
+/// The texts that flanneld writes in a dual-stack network of the udp mode, by its source: pkg/subnet/subnet.go.
+#[test]
+fn dual_stack_texts_are_those_of_flannel_byte_for_byte() {
+    let (network, subnet) = ("fd97::/48".parse().unwrap(), "fd97:0:0:59::/64".parse().unwrap());
+    let key = LeaseKey { ipv4: "10.5.34.0/24".parse().unwrap(), ipv6: Some(subnet) };
+    assert_eq!(key.to_string(), "10.5.34.0-24&fd97:0:0:59::-64");
+    let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.34.1/24\nFLANNEL_IPV6_NETWORK=fd97::/48\n\
+                FLANNEL_IPV6_SUBNET=fd97:0:0:59::1/64\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
+    let env = SubnetEnv::new("10.5.0.0/16".parse().unwrap(), key.ipv4, 1472, false).unwrap();
+    let dual = env.with_ipv6(network, subnet).unwrap();
+    assert_eq!(dual.to_string(), text);
+    assert_eq!(text.parse(), Ok(dual));
+    assert_eq!(SubnetEnv::ipv6_subnet_in(text), Ok(Some(subnet)));
+    assert_eq!(SubnetEnv::ipv6_subnet_in(&env.to_string()), Ok(None));
+    for (subnet, sentence) in [
+        ("fd98::/64", "subnet fd98::/64 is not inside the network fd97::/48"),
+        ("fd97::/127", "subnet fd97::/127 has no address for the bridge; a prefix of at most /126 is needed"),
+    ] {
+        assert_eq!(env.with_ipv6(network, subnet.parse().unwrap()).unwrap_err().to_string(), sentence);
+    }
+    let range = |network: &str| SubnetRange::new(network.parse::<ipnet::IpNet>().unwrap(), None, None, None).unwrap();
+    let config = NetworkConfig::new(range("10.5.0.0/16"), 8285).unwrap();
+    assert!(config.with_ipv6(range("10.5.0.0/16")).is_err());
+    let config = config.with_ipv6(range("fd97::/48")).unwrap();
+    assert_eq!(NetworkConfig::from_json(config.to_json().as_bytes()), Ok(config));
+}
+
+/// Every update gives the IPv6 subnet's event with the IPv4 subnet's, if it is asked for.
+#[test]
+fn a_dual_stack_key_is_a_lease_of_each_family() {
+    const KEY: &[u8] = b"/coreos.com/network/subnets/10.5.34.0-24&fd97:0:0:59::-64";
+    let key: LeaseKey = "10.5.34.0-24&fd97:0:0:59::-64".parse().unwrap();
+    let plain: (&[u8], &[u8]) = (b"/coreos.com/network/subnets/10.5.35.0-24", br#"{"PublicIP":"10.168.0.4"}"#);
+    let both = br#"{"PublicIP":"10.168.0.3","PublicIPv6":"fd00:168::3"}"#;
+    let ipv4_alone = br#"{"PublicIP":"10.168.0.3","PublicIPv6":null}"#;
+    let ignoring = LeaseReader::new("/coreos.com/network", 8285);
+    let over_ipv4 = ignoring.clone().with_ipv6_subnets();
+    let over_both = ignoring.clone().with_ipv6_underlay();
+    for (mut reader, value, hop) in [
+        (ignoring, &both[..], None),
+        (over_ipv4.clone(), both, Some("10.168.0.3:8285")),
+        (over_ipv4, ipv4_alone, Some("10.168.0.3:8285")),
+        (over_both.clone(), ipv4_alone, Some("10.168.0.3:8285")),
+        (over_both, both, Some("[fd00:168::3]:8285")),
+    ] {
+        let lease = hop.map(|hop| Lease::new(net("fd97:0:0:59::/64"), hop.parse::<std::net::SocketAddr>().unwrap()));
+        let added = lease.map(|lease| LeaseEvent::Added { key, lease });
+        let removed = lease.map(|_| LeaseEvent::Removed { key });
+        let listed = lease.map(|lease| LeaseEvent::Snapshot(vec![(key, lease)]));
+        assert_eq!(reader.put(KEY, value).event_v6, added);
+        assert_eq!(reader.put(plain.0, plain.1).event_v6, None);
+        assert_eq!(reader.put(KEY, b"garbage").event_v6, removed);
+        assert_eq!(reader.deleted(KEY).event_v6, removed);
+        assert_eq!(reader.deleted(plain.0).event_v6, None);
+        let update = reader.snapshot([plain, (KEY, value)]);
+        assert_eq!(update.event_v6, listed);
+        assert!(matches!(update.event, Some(LeaseEvent::Snapshot(leases)) if leases.len() == 2));
+    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The eight numbered mistakes of other implementations (fault 47).
 
-use loden::Mtu;
 use loden::lease::SourceId;
 use loden::lease::flannel::LeaseReader;
 use loden::lease::{
     Backoff, Conflict, ConflictChange, ConflictCounts, Lease, LeaseEvent, LeaseId, Reconciler, Refusal,
 };
 use loden::route::RoutePublisher;
+use loden::{Host, Mtu};
 
 use crate::{SOURCE, added, at, delete, host, lease, listed, net, ours, routes, set, snapshot};
 
@@ -31,11 +31,58 @@ fn the_own_lease_is_the_one_with_the_public_address() {
     reconciler.handle_event(SOURCE, list, at(0));
     assert!(reconciler.holds_own_lease());
     assert_eq!(routes(&reconciler), ["100.96.2.0/24 via 10.168.0.2:8285"]);
-    assert_eq!(reconciler.conflict_counts().own_address, 1);
+    assert_eq!(reconciler.further_subnets().collect::<Vec<_>>(), [net("100.96.3.0/24")]);
     let mut bound = Reconciler::new(&host());
     bound.handle_event(SOURCE, snapshot([lease("100.96.1.0/24", 77)]), at(0));
     assert!(!bound.holds_own_lease());
     assert_eq!(bound.conflict_counts().own_subnet, 1);
+}
+
+/// A reservation for this host is a further subnet while no other host leases it or a part of it.
+#[test]
+fn another_lease_of_this_host_is_a_further_subnet() {
+    let further =
+        |reconciler: &Reconciler<_>| reconciler.further_subnets().map(|net| net.to_string()).collect::<Vec<_>>();
+    let mut reconciler =
+        listed([ours(), lease("100.96.2.0/24", 3), lease("100.96.9.0/24", 2), lease("100.96.1.128/25", 2)]);
+    assert_eq!(further(&reconciler), ["100.96.9.0/24"]);
+    assert_eq!((reconciler.route_count(), reconciler.conflict_counts().total()), (1, 0));
+    // The same subnet by another key, and once more.
+    reconciler.handle_event(SOURCE, added(("again", lease("100.96.9.7/24", 2).1)), at(1));
+    reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "100.96.9.0/24" }, at(2));
+    assert_eq!(further(&reconciler), ["100.96.9.0/24"]);
+    for claimed in ["100.96.9.128/25", "100.96.9.0/24"] {
+        reconciler.handle_event(SOURCE, added(("theirs", lease(claimed, 3).1)), at(3));
+        assert_eq!(further(&reconciler), Vec::<String>::new(), "another host has {claimed}");
+        reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "theirs" }, at(4));
+        assert_eq!(further(&reconciler), ["100.96.9.0/24"]);
+    }
+    reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "again" }, at(5));
+    assert_eq!(further(&reconciler), Vec::<String>::new());
+    assert!(reconciler.holds_own_lease());
+}
+
+/// A dual-stack host without IPv6 in the underlay has one subnet of each family behind one address.
+#[test]
+fn a_subnet_of_each_family_is_no_shared_next_hop() {
+    let networks = [net("100.96.0.0/16"), net("fd97::/48")];
+    let host =
+        Host::from_sets(&networks, &[net("100.96.1.0/24"), net("fd97:0:0:1::/64")], &[([10, 168, 0, 2], 8285).into()]);
+    let mut reconciler = Reconciler::new(&host.unwrap());
+    let six = |key: &'static str, host: u8| (key, Lease::new(net(key), ([10, 168, 0, host], 8285)));
+    reconciler.handle_event(
+        SOURCE,
+        snapshot([lease("100.96.2.0/24", 3), six("fd97:0:0:2::/64", 3), six("fd97:0:0:1::/64", 2)]),
+        at(0),
+    );
+    assert_eq!((reconciler.route_count(), reconciler.conflict_counts().total()), (2, 0));
+    reconciler.handle_event(SOURCE, added(six("fd97:0:0:3::/64", 3)), at(1));
+    assert_eq!(reconciler.conflict_counts().shared_next_hop, 1);
+    reconciler.handle_event(SOURCE, added(lease("100.96.3.0/24", 3)), at(1));
+    reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "fd97:0:0:3::/64" }, at(2));
+    assert_eq!(reconciler.conflict_counts().shared_next_hop, 1);
+    reconciler.handle_event(SOURCE, LeaseEvent::Removed { key: "100.96.3.0/24" }, at(2));
+    assert_eq!(reconciler.conflict_counts().total(), 0);
 }
 
 #[test]
@@ -170,9 +217,9 @@ fn fault_47_mistake_6_each_contradiction_is_a_conflict_and_the_rest_goes_on() {
             Conflict::Overlap { inner: net("100.96.5.0/24"), outer: net("100.96.4.0/23") },
         ),
         (
-            vec![lease("100.96.4.0/24", 4), lease("100.96.5.0/24", 2)],
+            vec![lease("100.96.4.0/24", 4), lease("100.96.0.0/23", 2)],
             vec!["100.96.4.0/24 via 10.168.0.4:8285"],
-            refused("100.96.5.0/24", hop(2), Refusal::OwnAddress),
+            refused("100.96.0.0/23", hop(2), Refusal::OwnAddress),
         ),
         (
             vec![lease("100.96.5.0/24", 5), in_overlay],

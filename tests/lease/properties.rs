@@ -87,7 +87,11 @@ fn any_step() -> impl Strategy<Value = (i8, Step)> {
 
 fn found(reconciler: &Reconciler<Key>) -> Expected {
     let conflicts: Vec<String> = reconciler.conflicts().map(text).collect();
-    let expected = Expected { routes: reconciler.routes().collect(), conflicts: conflicts.iter().cloned().collect() };
+    let expected = Expected {
+        routes: reconciler.routes().collect(),
+        conflicts: conflicts.iter().cloned().collect(),
+        further: reconciler.further_subnets().collect(),
+    };
     assert_eq!(expected.conflicts.len(), conflicts.len(), "each conflict once");
     assert_eq!(reconciler.conflict_counts().total(), conflicts.len() as u64);
     assert_eq!(reconciler.route_count(), expected.routes.len());

@@ -16,6 +16,8 @@ pub type Key = u8;
 pub struct Expected {
     pub routes: Vec<Route>,
     pub conflicts: BTreeSet<String>,
+    /// The host's further subnets.
+    pub further: BTreeSet<IpNet>,
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -37,15 +39,15 @@ fn judge(host: &Host, lease: &Lease) -> Result<bool, Refusal> {
         (hop.port() == 0, Refusal::Unroutable(RouteError::ZeroPort)),
         (narrow.is_some(), Refusal::Unroutable(RouteError::MtuBelowIpv6 { mtu: narrow.unwrap_or(Mtu::MIN) })),
         (!network.contains(&subnet), Refusal::OutsideOverlay { network }),
-        (ours, Refusal::OwnAddress),
-        (network.contains(&ip), Refusal::NextHopInOverlay { network }),
+        (ours && subnet.contains(&own), Refusal::OwnAddress),
+        (network.contains(&ip) && !ours, Refusal::NextHopInOverlay { network }),
     ];
     if subnet == own && ours {
         return Ok(false);
     }
     match conditions.into_iter().find(|(holds, _)| *holds) {
         Some((_, refusal)) => Err(refusal),
-        None => Ok(true),
+        None => Ok(!ours),
     }
 }
 
@@ -57,12 +59,14 @@ pub fn text(conflict: &Conflict<Key>) -> String {
 pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expected {
     let mut conflicts = Vec::new();
     let mut routes: BTreeMap<IpNet, Route> = BTreeMap::new();
-    let mut disputed = BTreeSet::new();
+    let (mut disputed, mut further) = (BTreeSet::new(), BTreeSet::new());
     // In the order of their ids, the first to claim a subnet gets it.
     for (id, lease) in leases {
         let (subnet, next_hop) = (lease.subnet.trunc(), canonical(lease.next_hop));
         match judge(host, lease) {
-            Ok(false) => {}
+            Ok(false) => {
+                further.insert(subnet);
+            }
             Err(reason) => conflicts.push(Conflict::Refused { id: *id, subnet, next_hop, reason }),
             Ok(true) => {
                 let route = Route::new(subnet, next_hop).with_mtu(lease.mtu);
@@ -74,6 +78,7 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
         }
     }
     let own = IpNet::from(host.subnet_v4().unwrap());
+    further.retain(|subnet| !own.contains(subnet) && !routes.keys().any(|routed| subnet.contains(routed)));
     for inner in routes.keys().chain([&own]) {
         let around = routes.keys().filter(|outer| *outer != inner && outer.contains(inner));
         if let Some(outer) = around.max_by_key(|outer| outer.prefix_len()) {
@@ -82,11 +87,15 @@ pub fn recompute(host: &Host, leases: &BTreeMap<LeaseId<Key>, Lease>) -> Expecte
     }
     let hosts: BTreeSet<SocketAddr> = routes.values().map(|route| route.next_hop).collect();
     for next_hop in hosts {
-        if routes.values().filter(|route| route.next_hop == next_hop).count() > 1 {
+        let of_family = |ipv4| {
+            routes.values().filter(|route| route.next_hop == next_hop && route.subnet.addr().is_ipv4() == ipv4).count()
+        };
+        if of_family(true).max(of_family(false)) > 1 {
             conflicts.push(Conflict::SharedNextHop { next_hop });
         }
     }
-    Expected { routes: routes.into_values().collect(), conflicts: conflicts.iter().map(text).collect() }
+    let conflicts = conflicts.iter().map(text).collect();
+    Expected { routes: routes.into_values().collect(), conflicts, further }
 }
 
 /// The leases, with a simple model of time: each has a remaining time, which shrinks while its source is connected.

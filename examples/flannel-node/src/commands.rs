@@ -2,13 +2,12 @@
 
 use std::io::{ErrorKind, Read};
 
-use loden::lease::SubnetRange;
-use loden::lease::flannel::{LeaseReader, NetworkConfig};
-use loden::lease::{Lease, LeaseEvent};
+use loden::lease::flannel::{ConfigError, LeaseKey, LeaseReader, LeaseValue, NetworkConfig};
+use loden::lease::{Lease, LeaseEvent, SubnetRange};
 
 use crate::args::SetConfig;
 use crate::output::{Event, Output};
-use crate::registry::{Entry, Registry};
+use crate::registry::Registry;
 use crate::start::report_config;
 use crate::{Error, Failure};
 
@@ -18,7 +17,15 @@ pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, output:
         (Some(network), _) => {
             let (first, last) = (args.subnet_min.map(Into::into), args.subnet_max.map(Into::into));
             let range = SubnetRange::new(*network, args.subnet_len, first, last)?;
-            NetworkConfig::new(range, args.port.unwrap_or(loden::lease::flannel::DEFAULT_PORT))?.to_json()
+            let config = NetworkConfig::new(range, args.port.unwrap_or(loden::lease::flannel::DEFAULT_PORT))?;
+            match args.ipv6_network {
+                None => config.to_json(),
+                Some(network) => {
+                    let (first, last) = (args.ipv6_subnet_min.map(Into::into), args.ipv6_subnet_max.map(Into::into));
+                    let range = SubnetRange::new(network, args.ipv6_subnet_len, first, last);
+                    config.with_ipv6(range.map_err(ConfigError::Ipv6Range)?)?.to_json()
+                }
+            }
         }
         (None, Some(file)) => read(file)?,
         (None, None) => return Err("name the network, or a file of JSON".into()),
@@ -26,8 +33,10 @@ pub(crate) async fn set_config(mut registry: Registry, args: &SetConfig, output:
     let config = NetworkConfig::from_json(text.as_bytes())?;
     registry.set_config(text.trim()).await.map_err(failed)?;
     report_config(&config, output);
-    let strangers = leases(&mut registry, &config).await.map_err(failed)?;
-    let strangers = strangers.iter().filter(|lease| !config.range().contains(lease.subnet)).count();
+    let reader = LeaseReader::new(registry.prefix(), config.port());
+    let entries = registry.list().await.map_err(failed)?.entries;
+    let held = entries.iter().filter(|entry| LeaseValue::from_json(&entry.value).is_ok());
+    let strangers = held.filter_map(|entry| entry.held(&reader)).filter(|(key, _)| !fits(&config, key)).count();
     if strangers > 0 {
         let (fits, hosts) =
             if strangers == 1 { ("lease does", "its host leases") } else { ("leases do", "their hosts lease") };
@@ -47,36 +56,38 @@ fn read(file: &std::path::Path) -> Result<String, Error> {
     Ok(text)
 }
 
-async fn leases(registry: &mut Registry, config: &NetworkConfig) -> Result<Vec<Lease>, Error> {
-    let mut reader = LeaseReader::new(registry.prefix(), config.port());
-    let entries = registry.list().await?.entries;
-    let entries = entries.iter().map(|Entry { key, value, .. }| (key.as_slice(), value.as_slice()));
-    Ok(match reader.snapshot(entries).event {
-        Some(LeaseEvent::Snapshot(leases)) => leases.into_iter().map(|(_, lease)| lease).collect(),
-        _ => Vec::new(),
-    })
+/// Returns true if a lease has a subnet of each range of the config.
+pub(crate) fn fits(config: &NetworkConfig, key: &LeaseKey) -> bool {
+    let fits_v6 = match (config.ipv6(), key.ipv6) {
+        (None, None) => true,
+        (Some(range), Some(subnet)) => range.contains(subnet.into()),
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    config.range().contains(key.ipv4.into()) && fits_v6
 }
 
 /// Prints the config and every key, including unreadable ones.
 pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), Failure> {
     let text = registry.config().await.map_err(failed)?;
-    let port = match text.map(|text| NetworkConfig::from_json(&text)) {
+    let config = match text.map(|text| NetworkConfig::from_json(&text)) {
         Some(Ok(config)) => {
             report_config(&config, output);
-            config.port()
+            Some(config)
         }
         Some(Err(error)) => {
             let reason = format!("the network config at {} cannot be used: {error}", registry.config_key());
             output.print(&Event::Warning { reason });
-            loden::lease::flannel::DEFAULT_PORT
+            None
         }
         None => {
             output
                 .print(&Event::Warning { reason: format!("there is no network config at {}", registry.config_key()) });
-            loden::lease::flannel::DEFAULT_PORT
+            None
         }
     };
-    let mut reader = LeaseReader::new(registry.prefix(), port);
+    let port = config.map_or(loden::lease::flannel::DEFAULT_PORT, |config| config.port());
+    // The next hops of hosts with IPv6 in the underlay.
+    let mut reader = LeaseReader::new(registry.prefix(), port).with_ipv6_underlay();
     for entry in registry.list().await.map_err(failed)?.entries {
         let update = reader.put(&entry.key, &entry.value);
         let event = if entry.oversized {
@@ -93,7 +104,17 @@ pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), 
                 },
             };
             let Lease { subnet, next_hop, .. } = lease;
-            Event::Held { subnet: subnet.to_string(), next_hop: next_hop.to_string(), seconds_left }
+            let ipv6 = match update.event_v6 {
+                Some(LeaseEvent::Added { lease, .. }) => Some(lease),
+                _ => None,
+            };
+            Event::Held {
+                subnet: subnet.to_string(),
+                next_hop: next_hop.to_string(),
+                subnet_v6: ipv6.map(|lease| lease.subnet.to_string()),
+                next_hop_v6: ipv6.map(|lease| lease.next_hop.to_string()),
+                seconds_left,
+            }
         } else {
             continue;
         };
@@ -106,6 +127,6 @@ pub(crate) async fn list(mut registry: Registry, output: &Output) -> Result<(), 
     Ok(())
 }
 
-fn failed(reason: impl Into<Error>) -> Failure {
+pub(crate) fn failed(reason: impl Into<Error>) -> Failure {
     Failure { status: 1, reason: reason.into() }
 }

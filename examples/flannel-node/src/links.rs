@@ -2,12 +2,12 @@
 //! device.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use loden::Mtu;
 use loden::sys::link::{Link, LinkEvent, LinkMonitor, Restored, Underlay, interface_of};
+use loden::{Mtu, Overhead};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -25,6 +25,7 @@ pub(crate) struct Links {
     link: Link,
     tun_mtu: u32,
     underlay: Underlay,
+    underlay_v6: Option<Ipv6Addr>,
     /// `None` while no interface has the own address.
     underlay_watched: Option<Watched>,
     /// The timer of the search. Any other event interrupts it and restarts it.
@@ -75,11 +76,16 @@ impl Watched {
 }
 
 impl Links {
-    pub(crate) fn new(tun: LinkMonitor, link: Link, (underlay, watched): (Underlay, Watched)) -> Result<Self, Error> {
+    pub(crate) fn new(
+        tun: LinkMonitor,
+        link: Link,
+        (underlay, watched): (Underlay, Watched),
+        underlay_v6: Option<Ipv6Addr>,
+    ) -> Result<Self, Error> {
         let (tun, tun_mtu, underlay_watched) = (Watched::new(tun)?, link.mtu().into(), Some(watched));
         let mut search_timer = interval(SEARCH_INTERVAL);
         search_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { tun, tun_mtu, link, underlay, underlay_watched, search_timer })
+        Ok(Self { tun, tun_mtu, link, underlay, underlay_v6, underlay_watched, search_timer })
     }
 
     /// Waits for an event.
@@ -110,6 +116,12 @@ impl Links {
                 Ok(self.limit(output))
             }
         }
+    }
+
+    /// Returns the MTU of inner packets to IPv6 peers by both MTUs, if it is valid.
+    pub(crate) fn mtu_over_ipv6(&self) -> Option<Mtu> {
+        let of_underlay = Mtu::of_inner(self.underlay.mtu, Overhead::IPV6).ok()?;
+        Some(Mtu::new(self.tun_mtu).ok()?.min(of_underlay))
     }
 
     /// Returns the number of packets that did not fit into the queue of the TUN device, `None` if the device is gone.
@@ -154,6 +166,12 @@ impl Links {
         let (name, mut limit) = (self.underlay.name.clone(), None);
         for event in events {
             match event {
+                LinkEvent::AddressRemoved(IpAddr::V6(address)) if self.underlay_v6 == Some(*address) => self.report(
+                    output,
+                    format!(
+                        "{name} has lost {address}: IPv6 subnets of hosts with IPv6 are unreachable until it is back"
+                    ),
+                ),
                 LinkEvent::AddressRemoved(address) if self.underlay.address != *address => {}
                 LinkEvent::AddressRemoved(_) | LinkEvent::Deleted => {
                     let address = self.underlay.address;

@@ -12,6 +12,7 @@
 
 mod acquire;
 mod args;
+mod check;
 mod clock;
 mod commands;
 mod dataplane;
@@ -26,6 +27,7 @@ mod place;
 mod registry;
 mod stamp;
 mod start;
+mod subnets;
 
 use std::process::ExitCode;
 
@@ -84,5 +86,6 @@ async fn act(args: &Arguments, output: &Output) -> Result<(), Failure> {
         None => node::run(registry, args, output).await,
         Some(Command::SetConfig(config)) => commands::set_config(registry, config, output).await,
         Some(Command::List) => commands::list(registry, output).await,
+        Some(Command::Check) => check::check(registry, args, output).await,
     }
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use loden::Mtu;
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, ParsedUpdate};
-use loden::lease::{ConflictChange, LeaseEvent, Reconciler, RenewalTimer, SourceId};
+use loden::lease::{ConflictChange, Held, LeaseEvent, Reconciler, RenewalTimer, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
 use loden::worker::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,9 +27,12 @@ use crate::output::{Event, Output, anomalies, flow};
 use crate::place::Place;
 use crate::registry::{Entry, Registry};
 use crate::start::start;
+use crate::subnets::Subnets;
 use crate::{Error, Failure};
 
+/// The leases of IPv4 subnets, and those of IPv6 subnets, which have the same keys.
 const SOURCE: SourceId = SourceId(0);
+const SOURCE_V6: SourceId = SourceId(1);
 /// The number of changes that a report lists individually.
 const LISTED_CHANGES: usize = 16;
 /// The shortest time between two writes in reply to other writers of the own lease. Two hosts that reply to each other
@@ -58,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) gives_up: Option<i64>,
     /// The printed messages about skipped keys, so that the next listing does not repeat them.
     pub(crate) reported_skips: BTreeSet<String>,
+    pub(crate) subnets: Subnets,
+    pub(crate) has_ipv6_underlay: bool,
     pub(crate) links: Links,
     pub(crate) dataplane: Dataplane,
     pub(crate) news: Receiver<News>,
@@ -146,7 +152,7 @@ impl Node {
                     while let Ok(news) = self.news.try_recv() {
                         self.take_in(news, output)?;
                     }
-                    self.publish(output);
+                    self.publish(output)?;
                 }
                 () = self.clock.sleep_until(self.renewal_timer.poll_timeout()), if self.renewal.is_none() => {
                     self.begin_renewal();
@@ -162,7 +168,7 @@ impl Node {
                 }
                 news = self.links.news() => {
                     match news.and_then(|news| self.links.handle(news, output)) {
-                        Ok(mtu) => mtu.into_iter().for_each(|mtu| self.dataplane.worker.set_mtu(mtu)),
+                        Ok(mtu) => mtu.into_iter().for_each(|mtu| self.set_mtu(mtu)),
                         // The worker knows best why the device is gone.
                         Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
                     }
@@ -190,6 +196,9 @@ impl Node {
                 let own = listing.entries.iter().find(|entry| self.is_own(&entry.key));
                 self.check_own(own, output)?;
                 self.check_elder(own, &listing.entries)?;
+                for entry in &listing.entries {
+                    self.subnets.look(entry, true, &self.holding, &self.reader, output);
+                }
                 let reported = std::mem::take(&mut self.reported_skips);
                 for entry in listing.entries.iter().filter(|entry| entry.oversized) {
                     self.report_skipped(entry.too_long(), &reported, output);
@@ -205,8 +214,7 @@ impl Node {
                         Change::Put(entry) if entry.oversized => {
                             self.report_skipped(entry.too_long(), &BTreeSet::new(), output);
                             // The previous lease of the key is gone.
-                            let event = self.reader.deleted(&entry.key).event;
-                            ParsedUpdate { event, ..ParsedUpdate::default() }
+                            ParsedUpdate { skipped: Vec::new(), ..self.reader.deleted(&entry.key) }
                         }
                         Change::Put(entry) => self.reader.put(&entry.key, &entry.value),
                         Change::Deleted { key } => self.reader.deleted(key),
@@ -214,13 +222,16 @@ impl Node {
                     match &change {
                         Change::Put(entry) if self.is_own(&entry.key) => self.check_own(Some(entry), output)?,
                         Change::Deleted { key } if self.is_own(key) => self.check_own(None, output)?,
-                        Change::Put(_) | Change::Deleted { .. } => {}
+                        Change::Put(entry) => self.subnets.look(entry, false, &self.holding, &self.reader, output),
+                        Change::Deleted { .. } => {}
                     }
                     self.read(update, &BTreeSet::new(), output);
                 }
             }
             News::Silent(reason) => {
-                self.reconciler.handle_event(SOURCE, LeaseEvent::SourceLost, now);
+                for source in [SOURCE, SOURCE_V6] {
+                    self.reconciler.handle_event(source, LeaseEvent::SourceLost, now);
+                }
                 if silent.is_none() {
                     let routes = self.reconciler.route_count();
                     output.print(&Event::Stale { reason, routes });
@@ -250,9 +261,21 @@ impl Node {
         if let Some(event) = update.event {
             self.reconciler.handle_event(SOURCE, event, self.clock.now());
         }
+        if let Some(event) = update.event_v6 {
+            self.reconciler.handle_event(SOURCE_V6, event, self.clock.now());
+        }
     }
 
-    fn publish(&mut self, output: &Output) {
+    fn set_mtu(&self, mtu: Mtu) {
+        let worker = &self.dataplane.worker;
+        worker.set_mtu(mtu);
+        if let Some(mtu) = self.links.mtu_over_ipv6().filter(|_| self.has_ipv6_underlay) {
+            worker.set_mtu_over_ipv6(mtu);
+        }
+    }
+
+    fn publish(&mut self, output: &Output) -> Result<(), Error> {
+        self.subnets.update(&self.reconciler, &self.dataplane.worker, output)?;
         for change in self.reconciler.take_conflict_changes() {
             let (conflict, ended) = match change {
                 ConflictChange::Began(conflict) => (conflict, false),
@@ -263,7 +286,7 @@ impl Node {
         }
         let changes = self.reconciler.take_changes();
         if changes.is_empty() {
-            return;
+            return Ok(());
         }
         let applied = self.routes.apply(changes.iter().copied());
         for refused in &applied.refused {
@@ -279,6 +302,7 @@ impl Node {
         }
         let (count, changes) = (self.routes.table().len(), changes.len());
         output.print(&Event::Routes { count, changes, set, deleted });
+        Ok(())
     }
 
     fn is_own(&self, key: &[u8]) -> bool {
@@ -290,13 +314,13 @@ impl Node {
         let Some(entry) = entry else {
             return Err(self.lost("it was deleted from etcd, or ended without being renewed"));
         };
-        if let Some(host) = LeaseValue::holder(&entry.value).filter(|host| *host != self.holding.host) {
+        if let Some(host) = LeaseValue::holder(&entry.value).filter(|host| *host != self.holding.value.public_ip) {
             return Err(self.lost(&format!("{host} holds it now")));
         }
         if self.renewal.is_some() {
             self.meanwhile = Some(entry.clone());
         } else if entry.revision != self.holding.revision {
-            let (subnet, host, now) = (self.holding.key.ipv4.trunc(), self.holding.host, self.clock.now());
+            let (subnet, host, now) = (self.holding.key.ipv4.trunc(), self.holding.value.public_ip, self.clock.now());
             let who = format!("another node that has {host} too, which only one may have, or an operator");
             output.print(&Event::Warning { reason: format!("somebody else wrote the lease of {subnet}: {who}") });
             // A write informs the other node.
@@ -315,8 +339,12 @@ impl Node {
         let Some((own, revision)) = own.and_then(|own| Some((own.held(&self.reader)?.1, own.revision))) else {
             return Ok(());
         };
-        let held = entries.iter().filter_map(|entry| Some(entry.held(&self.reader)?.1));
-        let Some(elder) = held.into_iter().find(|held| own.gives_way_to(held)) else { return Ok(()) };
+        let own_v6 = self.holding.key.ipv6.map(|subnet| Held { subnet: subnet.into(), ..own });
+        let held = entries.iter().filter_map(|entry| entry.held(&self.reader)).flat_map(|(key, held)| {
+            [Some(held), key.ipv6.map(|subnet| Held { subnet: subnet.into(), ..held })].into_iter().flatten()
+        });
+        let gives_way = |held: &Held| own.gives_way_to(held) || own_v6.is_some_and(|own| own.gives_way_to(held));
+        let Some(elder) = held.into_iter().find(gives_way) else { return Ok(()) };
         self.gives_up = Some(revision);
         Err(self.lost(&format!("{} was leased to {} before", elder.subnet, elder.host)))
     }

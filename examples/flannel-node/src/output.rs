@@ -30,9 +30,14 @@ pub(crate) enum Event {
         subnet_min: String,
         subnet_max: String,
         port: u16,
+        /// The same of IPv6 in a dual-stack network.
+        #[serde(flatten)]
+        ipv6: Option<ConfigV6>,
     },
     Lease {
         subnet: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        subnet_v6: Option<String>,
         public_ip: String,
         how: &'static str,
         seconds: Option<u64>,
@@ -41,6 +46,10 @@ pub(crate) enum Event {
     Held {
         subnet: String,
         next_hop: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        subnet_v6: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        next_hop_v6: Option<String>,
         seconds_left: Option<u64>,
     },
     /// A setting of this host that may prevent operation.
@@ -61,6 +70,16 @@ pub(crate) enum Event {
         changes: usize,
         set: Vec<String>,
         deleted: Vec<String>,
+    },
+    /// A further subnet of this host, by another lease with its address.
+    FurtherSubnet {
+        subnet: String,
+        ended: bool,
+    },
+    /// The result of a check of this host.
+    Checked {
+        subnet: String,
+        findings: usize,
     },
     Conflict {
         ended: bool,
@@ -116,21 +135,50 @@ pub(crate) enum Event {
     },
 }
 
+/// The range of IPv6 subnets.
+#[derive(Serialize)]
+pub(crate) struct ConfigV6 {
+    pub(crate) ipv6_network: String,
+    pub(crate) ipv6_subnet_len: u8,
+    pub(crate) ipv6_subnet_min: String,
+    pub(crate) ipv6_subnet_max: String,
+}
+
 /// Formats the event as a sentence for a log.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Waiting { reason, retry_seconds } => write!(f, "{reason}; trying again in {retry_seconds:.1} s"),
-            Self::Config { network, subnet_len, subnet_min, subnet_max, port } => {
+            Self::Config { network, subnet_len, subnet_min, subnet_max, port, ipv6 } => {
                 write!(f, "the network is {network}, leased as /{subnet_len} from {subnet_min} to {subnet_max}")?;
+                if let Some(ConfigV6 { ipv6_network, ipv6_subnet_len, ipv6_subnet_min, ipv6_subnet_max }) = ipv6 {
+                    write!(f, ", and {ipv6_network}, leased as /{ipv6_subnet_len}")?;
+                    write!(f, " from {ipv6_subnet_min} to {ipv6_subnet_max}")?;
+                }
                 write!(f, ", UDP port {port}")
             }
-            Self::Lease { subnet, public_ip, how, seconds } => {
-                write!(f, "leased {subnet} for {public_ip}, {how}, {}", Term(*seconds))
+            Self::Lease { subnet, subnet_v6, public_ip, how, seconds } => {
+                write!(f, "leased {subnet}")?;
+                if let Some(subnet) = subnet_v6 {
+                    write!(f, " and {subnet}")?;
+                }
+                write!(f, " for {public_ip}, {how}, {}", Term(*seconds))
             }
-            Self::Held { subnet, next_hop, seconds_left } => {
-                write!(f, "{subnet:<18} {next_hop:<21} {}", Term(*seconds_left))
+            Self::Held { subnet, next_hop, subnet_v6, next_hop_v6, seconds_left } => {
+                write!(f, "{subnet:<18} {next_hop:<21} {}", Term(*seconds_left))?;
+                match (subnet_v6, next_hop_v6) {
+                    (Some(subnet), Some(next_hop)) => write!(f, ", with {subnet} via {next_hop}"),
+                    _ => Ok(()),
+                }
             }
+            Self::FurtherSubnet { subnet, ended: false } => {
+                write!(f, "{subnet} is leased to this host's address too: its packets are delivered here")
+            }
+            Self::FurtherSubnet { subnet, ended: true } => {
+                write!(f, "{subnet} is no longer leased to this host: its packets are not delivered any more")
+            }
+            Self::Checked { subnet, findings: 0 } => write!(f, "this host is ready to carry {subnet}"),
+            Self::Checked { subnet, findings } => write!(f, "{findings} findings for a host that carries {subnet}"),
             Self::Finding { severity, says, .. } => write!(f, "{}: {says}", severity.replace('_', " ")),
             Self::Ready { tun, listen, mtu, subnet_file } => {
                 write!(f, "forwarding: {tun}, MTU {mtu}, listening on {listen}; {subnet_file} is written")

@@ -274,10 +274,10 @@ impl Registry {
         value: &LeaseValue,
         grant: Grant,
     ) -> Result<Option<i64>, EtcdError> {
-        let full = self.full_key(key);
+        let first = self.full_key(&LeaseKey { ipv6: None, ..*key });
         // The character after `&`.
-        let end = format!("{full}'");
-        let unless = Compare::create_revision(full, CompareOp::Equal, 0).with_range(end);
+        let end = format!("{first}'");
+        let unless = Compare::create_revision(first, CompareOp::Equal, 0).with_range(end);
         self.put_if(unless, key, value, Some(grant)).await
     }
 

@@ -6,11 +6,11 @@ mod encapsulate;
 
 use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::family::{Family, Own, Packet};
 use super::{ConfigError, DropReason, EcnIngress, ForwarderConfig, PeerCheck, SourceCheck, SourcePort, SourceRoutes};
-use crate::host::Mtu;
+use crate::host::{Host, HostError, Mtu};
 use crate::route::RouteTable;
 use crate::wire::ipv4::{self, Ipv4Header};
 use crate::wire::ipv6::Ipv6Header;
@@ -68,10 +68,7 @@ impl Forwarder {
             config.ecn_ingress == EcnIngress::Compatibility && config.source_port == SourcePort::Fixed;
         let network_v4 = config.host.network_v4().unwrap_or_default();
         let (ipv4, ipv6) = (Own::v4(&config.host), Own::v6(&config.host));
-        let has_usual_checks = config.peer_check == PeerCheck::Address
-            && config.source_check == SourceCheck::Strict
-            && !ipv4.has_several()
-            && !ipv6.has_several();
+        let has_usual_checks = has_usual_checks(&config, &ipv4, &ipv6);
         let shortest_mtu = config.mtu.min(config.mtu_over_ipv6).get();
         Ok(Self { config, network_v4, ipv4, ipv6, has_usual_checks, has_plain_outer, shortest_mtu })
     }
@@ -80,6 +77,19 @@ impl Forwarder {
     #[must_use]
     pub fn config(&self) -> &ForwarderConfig {
         &self.config
+    }
+
+    /// Replaces the subnets that the host owns, for example when an operator reserves a further one for it. They apply
+    /// to the next packet.
+    ///
+    /// # Errors
+    /// The errors of [`Host::from_sets`](crate::Host::from_sets). Then nothing changes.
+    pub fn set_subnets(&mut self, subnets: &[IpNet]) -> Result<(), HostError> {
+        let host = Host::from_sets(self.config.host.networks(), subnets, self.config.host.underlays())?;
+        (self.ipv4, self.ipv6) = (Own::v4(&host), Own::v6(&host));
+        self.config.host = host;
+        self.has_usual_checks = has_usual_checks(&self.config, &self.ipv4, &self.ipv6);
+        Ok(())
     }
 
     /// Sets the longest inner packet that the underlay carries to any peer. Call it when the MTU of the underlay's
@@ -133,6 +143,11 @@ impl Forwarder {
         let (address, port) = (header.destination(), u16::from_be_bytes([high, low]));
         Family::own(self).is_socket(address, port) || routes.may_have_port(port) && is_next_hop(address, port, routes)
     }
+}
+
+fn has_usual_checks(config: &ForwarderConfig, ipv4: &Own<Ipv4Addr>, ipv6: &Own<Ipv6Addr>) -> bool {
+    let are_default = config.peer_check == PeerCheck::Address && config.source_check == SourceCheck::Strict;
+    are_default && !ipv4.has_several() && !ipv6.has_several()
 }
 
 /// Returns true if a route leads to this address and port. Few inner packets have the port of a next hop.

@@ -38,8 +38,8 @@ pub enum ConfigError {
         /// The backend type, shortened if it is long.
         kind: String,
     },
-    /// flannel's udp mode carries IPv4 only.
-    #[error("EnableIPv4 is false; the udp mode carries IPv4 only")]
+    /// A lease of the udp mode is found by its owner's IPv4 address, as flannel's udp mode does it.
+    #[error("EnableIPv4 is false; the udp mode needs IPv4, enable it and IPv6 beside it")]
     Ipv4Disabled,
     /// The IPv6 network, its subnet length, or an end of its range.
     #[error("IPv6 fields: {0}")]
@@ -48,7 +48,7 @@ pub enum ConfigError {
     #[error(transparent)]
     Json(#[from] JsonError),
     /// There is no network.
-    #[error("there is no {field}; set it to the overlay's network, for example 100.96.0.0/16")]
+    #[error("there is no {field}; set it to the overlay's network, for example {}", example(field))]
     NoNetwork {
         /// `Network` or `IPv6Network`.
         field: &'static str,
@@ -74,7 +74,7 @@ const IPV6: Names =
     Names { network: "IPv6Network", subnet_len: "IPv6SubnetLen", min: "IPv6SubnetMin", max: "IPv6SubnetMax" };
 
 impl NetworkConfig {
-    /// Creates a config of the udp mode without IPv6. `port` is the port of every host, 1..=65535.
+    /// Creates a config of the udp mode without IPv6, see [`with_ipv6`](Self::with_ipv6). `port` is the port of every host, 1..=65535.
     ///
     /// # Errors
     /// [`ConfigError::Port`] if it is 0, [`ConfigError::Ipv4Disabled`] if the range is an IPv6 range.
@@ -84,6 +84,17 @@ impl NetworkConfig {
             _ if range.first().is_ipv6() => Err(ConfigError::Ipv4Disabled),
             _ => Ok(Self { range, ipv6: None, port }),
         }
+    }
+
+    /// Adds the range of IPv6 subnets, so that the network is dual-stack.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoNetwork`] if the range is an IPv4 range.
+    pub fn with_ipv6(self, range: SubnetRange) -> Result<Self, ConfigError> {
+        if range.first().is_ipv4() {
+            return Err(ConfigError::NoNetwork { field: IPV6.network });
+        }
+        Ok(Self { ipv6: Some(range), ..self })
     }
 
     /// Parses a config. Null, 0 and 0.0.0.0 select the default of a field, as in flannel.
@@ -125,8 +136,7 @@ impl NetworkConfig {
         &self.range
     }
 
-    /// Returns the IPv6 range if IPv6 is enabled. The udp mode does not carry IPv6, but its hosts' keys contain such
-    /// subnets.
+    /// Returns the IPv6 range if IPv6 is enabled. The hosts' keys contain such a subnet then.
     #[must_use]
     pub fn ipv6(&self) -> Option<&SubnetRange> {
         self.ipv6.as_ref()
@@ -137,6 +147,11 @@ impl NetworkConfig {
     pub fn port(&self) -> u16 {
         self.port
     }
+}
+
+/// Returns a network for an error.
+fn example(field: &str) -> &'static str {
+    if field == IPV6.network { "fd00:96::/48" } else { "100.96.0.0/16" }
 }
 
 fn backend_port(object: &Object) -> Result<u16, ConfigError> {

@@ -16,7 +16,7 @@ use super::shown;
 pub struct LeaseKey {
     /// The subnet.
     pub ipv4: Ipv4Net,
-    /// The IPv6 subnet of a dual-stack network. The udp mode does not use it.
+    /// The IPv6 subnet of a dual-stack network.
     pub ipv6: Option<Ipv6Net>,
 }
 

@@ -2,10 +2,10 @@
 
 use alloc::format;
 use alloc::string::String;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::shown;
 
@@ -62,15 +62,15 @@ pub enum SubnetEnvError {
     #[error("subnet {subnet} is not inside the network {network}")]
     Outside {
         /// The subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// The network.
-        network: Ipv4Net,
+        network: IpNet,
     },
     /// The subnet has no second usable address.
-    #[error("subnet {subnet} has no address for the bridge; a prefix of at most /30 is needed")]
+    #[error("subnet {subnet} has no address for the bridge; a prefix of at most /{} is needed", subnet.max_prefix_len() - 2)]
     TooSmall {
         /// The subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
     },
     /// A line has an invalid value.
     #[error("{} is {value:?}, not {}", .field.name(), .field.wanted())]
@@ -92,12 +92,30 @@ impl SubnetEnv {
     pub fn new(network: Ipv4Net, subnet: Ipv4Net, mtu: u16, ip_masq: bool) -> Result<Self, SubnetEnvError> {
         let (network, subnet) = (network.trunc(), subnet.trunc());
         if subnet.prefix_len() > 30 {
-            return Err(SubnetEnvError::TooSmall { subnet });
+            return Err(SubnetEnvError::TooSmall { subnet: subnet.into() });
         }
         if !network.contains(&subnet) {
-            return Err(SubnetEnvError::Outside { subnet, network });
+            return Err(SubnetEnvError::Outside { subnet: subnet.into(), network: network.into() });
         }
         Ok(Self { network, subnet, ipv6: None, mtu, ip_masq })
+    }
+
+    /// Adds the overlay network and subnet of IPv6. Host bits are ignored. The file has the subnet's first usable
+    /// address.
+    ///
+    /// # Errors
+    /// [`SubnetEnvError::Outside`] and [`SubnetEnvError::TooSmall`].
+    pub fn with_ipv6(self, network: Ipv6Net, subnet: Ipv6Net) -> Result<Self, SubnetEnvError> {
+        let (network, subnet) = (network.trunc(), subnet.trunc());
+        if subnet.prefix_len() > 126 {
+            return Err(SubnetEnvError::TooSmall { subnet: subnet.into() });
+        }
+        if !network.contains(&subnet) {
+            return Err(SubnetEnvError::Outside { subnet: subnet.into(), network: network.into() });
+        }
+        let bridge = Ipv6Addr::from_bits(subnet.network().to_bits() | 1);
+        let shown = Ipv6Net::new(bridge, subnet.prefix_len()).unwrap_or(subnet);
+        Ok(Self { ipv6: Some((network, shown)), ..self })
     }
 
     /// Returns the subnet in the text of a file, host bits cleared, for the next allocation. Like flannel, it needs only
@@ -114,6 +132,15 @@ impl SubnetEnv {
     /// [`SubnetEnvError::Unreadable`].
     pub fn subnet_in(text: &str) -> Result<Option<Ipv4Net>, SubnetEnvError> {
         Ok(optional::<Ipv4Net>(text, Field::Subnet)?.map(|subnet| subnet.trunc()))
+    }
+
+    /// Returns the IPv6 subnet in the text of a file, host bits cleared, for the next allocation: see
+    /// [`subnet_in`](Self::subnet_in). `None` if the text has no `FLANNEL_IPV6_SUBNET`.
+    ///
+    /// # Errors
+    /// [`SubnetEnvError::Unreadable`].
+    pub fn ipv6_subnet_in(text: &str) -> Result<Option<Ipv6Net>, SubnetEnvError> {
+        Ok(optional::<Ipv6Net>(text, Field::Ipv6Subnet)?.map(|subnet| subnet.trunc()))
     }
 
     /// Returns the overlay network.
@@ -135,7 +162,8 @@ impl SubnetEnv {
         Ipv4Addr::from_bits(self.subnet.network().to_bits() | 1)
     }
 
-    /// Returns the overlay network and subnet of a dual-stack flannel, if the file has them.
+    /// Returns the overlay network and subnet of a dual-stack network, if the file has them. The subnet has the host
+    /// bits that the file has: the bridge's address.
     #[must_use]
     pub fn ipv6(&self) -> Option<(Ipv6Net, Ipv6Net)> {
         self.ipv6

@@ -22,7 +22,8 @@ use super::{BACKEND, is_our_backend, shown};
 pub struct LeaseValue {
     /// The underlay address of the owner. With the network's port it is the next hop.
     pub public_ip: Ipv4Addr,
-    /// The owner's IPv6 address. The udp mode does not use it.
+    /// The owner's IPv6 address. flannel's udp mode neither writes nor uses it. Here it is the next hop of the IPv6
+    /// subnet, between hosts that both have one.
     pub public_ipv6: Option<Ipv6Addr>,
 }
 

@@ -3,6 +3,8 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use ipnet::IpNet;
+
 use super::*;
 
 /// Returns two stages whose workers are one group.
@@ -88,6 +90,58 @@ fn a_limit_that_is_set_from_outside_holds_for_the_next_packet_of_each_worker() {
             stage.give(&udp(POD, POD_A, 1, Df::Set, 1372));
             assert_eq!((stage.out(), stage.encap().forwarded()), (Ok(Progress::Drained), forwarded), "{mtu}");
         }
+    }
+}
+
+/// R66: the own subnets that are set apply to the next packet of each worker, and learned path MTUs stay.
+#[test]
+fn r66_subnets_that_are_set_from_outside_hold_for_each_worker() {
+    let mut stages = pair();
+    let handle = stages[0].worker.remote();
+    let [own, further]: [IpNet; 2] = ["100.96.1.0/24", "100.96.9.0/24"].map(|net| net.parse().unwrap());
+    for stage in &mut stages {
+        stage.script.narrow(host_a().ip(), 1300, libc::EMSGSIZE);
+        stage.give(&udp(POD, POD_A, 1, Df::Set, 1372));
+        assert_eq!((stage.out(), stage.out()), (Ok(Progress::Drained), Ok(Progress::Drained)));
+    }
+    let answered = stages.each_ref().map(|stage| stage.encap().answered());
+    stages.iter_mut().for_each(|stage| drop(stage.take_delivered()));
+    for (number, (subnets, delivered)) in [(&[own][..], 0), (&[own, further], 1), (&[own], 0)].into_iter().enumerate() {
+        handle.set_subnets(subnets).unwrap();
+        for stage in &mut stages {
+            stage.arrive(host_a(), &[udp(POD_A, Ipv4Addr::new(100, 96, 9, 9), number as u16, Df::Set, 100)]);
+            assert_eq!(stage.back(), Ok(Progress::Drained));
+            assert_eq!(stage.take_delivered().len(), delivered, "{subnets:?}");
+        }
+    }
+    assert!(handle.set_subnets(&[]).is_err());
+    for (stage, answered) in stages.iter_mut().zip(answered) {
+        let sent = stage.script.count(Call::Send);
+        stage.give(&udp(POD, POD_A, 2, Df::Set, 1372));
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!((stage.script.count(Call::Send), stage.encap().answered()), (sent, answered + 1), "still known");
+    }
+}
+
+/// The limit for IPv6 peers is lower for itself, and `set_mtu` sets both again.
+#[test]
+fn a_limit_over_ipv6_that_is_set_from_outside_reaches_each_worker() {
+    let mut stages = pair();
+    let handle = stages[0].worker.remote();
+    let mtus = |stage: &Stage| {
+        let config = stage.worker.forwarder().config();
+        (config.mtu.get(), config.mtu_over_ipv6.get())
+    };
+    handle.set_mtu(Mtu::new(1472).unwrap());
+    handle.set_mtu_over_ipv6(Mtu::new(1452).unwrap());
+    for stage in &mut stages {
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(mtus(stage), (1472, 1452));
+    }
+    handle.set_mtu(Mtu::new(1400).unwrap());
+    for stage in &mut stages {
+        assert_eq!(stage.out(), Ok(Progress::Drained));
+        assert_eq!(mtus(stage), (1400, 1400));
     }
 }
 

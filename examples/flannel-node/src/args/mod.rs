@@ -5,14 +5,14 @@ mod unused;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden::forward::PeerCheck;
 use loden::lease::RenewalTimer;
 use loden::lease::flannel::DEFAULT_PREFIX;
@@ -99,6 +99,9 @@ pub(crate) struct NodeArgs {
     /// Address by which other hosts reach this one [default: the interface's first]
     #[arg(long, value_name = "ADDR", env = "FLANNELD_PUBLIC_IP")]
     pub(crate) public_ip: Option<Ipv4Addr>,
+    /// The same for IPv6 in a dual-stack network [default: the interface's first]
+    #[arg(long, value_name = "ADDR", env = "FLANNELD_PUBLIC_IPV6")]
+    pub(crate) public_ipv6: Option<Ipv6Addr>,
     /// File for the container runtime, which also stores the subnet for the next start
     #[arg(long, value_name = "FILE", env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env")]
     pub(crate) subnet_file: PathBuf,
@@ -212,6 +215,8 @@ pub(crate) enum Command {
     SetConfig(SetConfig),
     /// Show the network's config and the owner of each subnet
     List,
+    /// Check the settings of this host against the network's config; the options of the node precede the command
+    Check,
 }
 
 /// A config as options or as flannel's JSON.
@@ -223,7 +228,7 @@ pub(crate) struct SetConfig {
     pub(crate) network: Option<Ipv4Net>,
     /// Config as flannel's JSON, from this file or from standard input (-)
     #[arg(long, value_name = "FILE", group = "config")]
-    #[arg(conflicts_with_all = ["network", "subnet_len", "subnet_min", "subnet_max", "port"])]
+    #[arg(conflicts_with_all = ["network", "subnet_len", "subnet_min", "subnet_max", "port", "ipv6_network"])]
     pub(crate) file: Option<PathBuf>,
     /// Prefix length of every host's subnet in bits [default: 24, or two more than the network's]
     #[arg(long, value_name = "BITS", requires = "network")]
@@ -234,6 +239,18 @@ pub(crate) struct SetConfig {
     /// The last subnet to lease [default: the network's last]
     #[arg(long, value_name = "ADDR", requires = "network")]
     pub(crate) subnet_max: Option<Ipv4Addr>,
+    /// IPv6 network of all hosts, for example fd00:96::/48, which makes the network dual-stack
+    #[arg(long, value_name = "NETWORK", requires = "network")]
+    pub(crate) ipv6_network: Option<Ipv6Net>,
+    /// Prefix length of every host's IPv6 subnet in bits [default: 64, or two more than the network's]
+    #[arg(long, value_name = "BITS", requires = "ipv6_network")]
+    pub(crate) ipv6_subnet_len: Option<u8>,
+    /// The first IPv6 subnet to lease [default: the network's second]
+    #[arg(long, value_name = "ADDR", requires = "ipv6_network")]
+    pub(crate) ipv6_subnet_min: Option<Ipv6Addr>,
+    /// The last IPv6 subnet to lease [default: the network's last]
+    #[arg(long, value_name = "ADDR", requires = "ipv6_network")]
+    pub(crate) ipv6_subnet_max: Option<Ipv6Addr>,
     /// UDP port of every host [default: 8285]
     #[arg(long, value_name = "PORT", requires = "network")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]

@@ -17,7 +17,6 @@ struct Flag {
 /// Type of a value, which is checked even if the flag has no effect.
 #[derive(Clone, Copy)]
 enum Value {
-    Ipv6,
     Number,
     Switch,
     Text,
@@ -71,7 +70,6 @@ const FLAGS: &[Flag] = &[
     switch("logtostderr", None, NoEffect(STDERR)),
     flag("net-config-path", Value::Text, NoEffect(KUBERNETES_ONLY)),
     flag("networks", Value::Text, Refused(MULTIPLE_NETWORKS)),
-    flag("public-ipv6", Value::Ipv6, NoEffect("this node leases IPv4 subnets only")),
     flag("remote", Value::Text, Refused(MULTIPLE_NETWORKS)),
     flag("remote-cafile", Value::Text, Refused(MULTIPLE_NETWORKS)),
     flag("remote-certfile", Value::Text, Refused(MULTIPLE_NETWORKS)),
@@ -109,7 +107,7 @@ pub(super) fn args() -> impl Iterator<Item = Arg> {
             .value_parser(move |text: &str| value.checked(text));
         match value {
             Value::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-            Value::Ipv6 | Value::Number | Value::Text => arg,
+            Value::Number | Value::Text => arg,
         }
     })
 }
@@ -151,10 +149,6 @@ impl Value {
     /// Validates a value and returns it in one spelling.
     fn checked(self, text: &str) -> Result<String, String> {
         match self {
-            Self::Ipv6 => match text.parse::<std::net::Ipv6Addr>() {
-                Ok(address) => Ok(address.to_string()),
-                Err(error) => Err(error.to_string()),
-            },
             Self::Number => match text.parse::<i32>() {
                 Ok(number) => Ok(number.to_string()),
                 Err(error) => Err(error.to_string()),

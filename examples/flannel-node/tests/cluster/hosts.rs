@@ -74,28 +74,30 @@ impl Host {
         let namespace = Namespace::new().unwrap();
         let at = |last| Ipv4Addr::from_bits(lease.network().to_bits() + last);
         let (gateway, address) = (at(1), at(2));
-        self.namespace.connect("pod0", &namespace, "eth0").unwrap();
+        let links = self.namespace.links().unwrap();
+        let link = &(0..).map(|number| format!("pod{number}")).find(|link| !links.contains(link)).unwrap();
+        self.namespace.connect(link, &namespace, "eth0").unwrap();
         let on_the_lease = |address| Ipv4Net::new(address, lease.prefix_len()).unwrap();
         match attachment {
             Attachment::Bridge => {
                 self.namespace.add_bridge("docker0").unwrap();
                 self.namespace.add_address("docker0", on_the_lease(gateway)).unwrap();
-                self.namespace.add_port("docker0", "pod0").unwrap();
+                self.namespace.add_port("docker0", link).unwrap();
                 namespace.add_address("eth0", on_the_lease(address)).unwrap();
                 namespace.add_route_via(Ipv4Net::default(), gateway).unwrap();
             }
             Attachment::ProxyArp => {
                 let nowhere = Ipv4Addr::new(169, 254, 2, 2);
-                self.namespace.sysctl("net/ipv4/conf/pod0/proxy_arp", "1").unwrap();
+                self.namespace.sysctl(&format!("net/ipv4/conf/{link}/proxy_arp"), "1").unwrap();
                 // The kernel delays proxy replies by up to this many ticks.
-                self.namespace.sysctl("net/ipv4/neigh/pod0/proxy_delay", "0").unwrap();
-                self.namespace.add_route(Ipv4Net::from(address), None, "pod0").unwrap();
+                self.namespace.sysctl(&format!("net/ipv4/neigh/{link}/proxy_delay"), "0").unwrap();
+                self.namespace.add_route(Ipv4Net::from(address), None, link).unwrap();
                 namespace.add_address("eth0", Ipv4Net::from(address)).unwrap();
                 namespace.add_route(Ipv4Net::from(nowhere), None, "eth0").unwrap();
                 namespace.add_route_via(Ipv4Net::default(), nowhere).unwrap();
             }
             Attachment::Veth => {
-                self.namespace.add_address("pod0", on_the_lease(gateway)).unwrap();
+                self.namespace.add_address(link, on_the_lease(gateway)).unwrap();
                 namespace.add_address("eth0", on_the_lease(address)).unwrap();
                 namespace.add_route_via(Ipv4Net::default(), gateway).unwrap();
             }

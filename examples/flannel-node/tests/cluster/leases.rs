@@ -49,13 +49,15 @@ fn a_lease_is_renewed_before_its_end() {
     let mut node = Node::spawn(&site.hosts[0], &site.etcd, &short);
     node.says("ready");
     let key = subnets(&operator.leases()[0].0);
-    let mut written = BTreeSet::from([(operator.revision(&key), operator.leases()[0].2)]);
-    for _ in 0..2 {
+    let value = operator.leases()[0].1.clone();
+    let mut grants = BTreeSet::from([operator.leases()[0].2]);
+    // A reader that watches learns the lease again with each renewal, as from flannel.
+    for put in operator.watch_puts(&key, 2) {
+        assert_eq!(put.0, value, "the same value");
+        assert!(grants.insert(put.1), "each with a new etcd lease: {grants:?}");
         let renewed = node.says("renewed");
         assert!(matches!(renewed["seconds"].as_u64(), Some(61 | 62)), "{renewed}");
-        written.insert((operator.revision(&key), operator.leases()[0].2));
     }
-    assert_eq!(written.len(), 3, "each renewal is a write with a new etcd lease: {written:?}");
     assert_eq!(node.count("warning"), 0, "it knows its own writes: {:#?}", node.said);
 
     // The etcd lease is revoked while the node runs, and the key with it.

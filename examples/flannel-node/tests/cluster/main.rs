@@ -4,12 +4,14 @@
 
 mod config;
 mod drop_in;
+mod dual_stack;
 mod etcd;
 mod history;
 mod hosts;
 mod leases;
 mod node;
 mod operator;
+mod own_subnets;
 mod peers;
 mod poison;
 mod races;

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{Client, EventType, GetOptions, PutOptions, Txn, TxnOp};
 use testbed::Namespace;
 use tokio::runtime::Runtime;
 
@@ -123,6 +123,23 @@ impl Operator {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let key = |key: &[u8]| text(key)[subnets("").len()..].to_owned();
         answer.kvs().iter().map(|kv| (key(kv.key()), text(kv.value()), kv.lease())).collect()
+    }
+
+    /// Watches a key until it was written this often. Returns value and etcd lease of each write.
+    pub(crate) fn watch_puts(&mut self, key: &str, count: usize) -> Vec<(String, i64)> {
+        self.act(async |client| {
+            let mut stream = client.watch(key, None).await.ok()?;
+            let mut puts = Vec::new();
+            while puts.len() < count {
+                let response = stream.message().await.ok()??;
+                let written = response.events().iter().filter(|event| event.event_type() == EventType::Put);
+                puts.extend(written.filter_map(|event| {
+                    let kv = event.kv()?;
+                    Some((kv.value_str().ok()?.to_owned(), kv.lease()))
+                }));
+            }
+            Some(puts)
+        })
     }
 
     /// Compacts the history in every member.

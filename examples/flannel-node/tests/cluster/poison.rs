@@ -1,5 +1,7 @@
 //! Invalid keys and values beside valid ones.
 
+use ipnet::Ipv4Net;
+
 use crate::hosts::{Attachment, Site};
 use crate::node::Node;
 use crate::operator::{Operator, PREFIX, subnets};
@@ -32,11 +34,12 @@ fn invalid_keys_are_skipped_one_by_one() {
     // Each contradiction is reported with its reason.
     let own = node.lease();
     let inside_own = format!("{}-25", own.network());
+    let around_own = format!("{}-23", Ipv4Net::new(own.network(), 23).unwrap().network());
     for (key, host, words) in [
         (inside_own.as_str(), "10.168.0.73", "belongs to this host's own"),
         ("100.96.174.0-24", "100.96.170.9", "inside the overlay network"),
         ("9.9.9.0-24", "10.168.0.75", "no part of the overlay network"),
-        ("100.96.176.0-24", "10.168.0.2", "owns another subnet"),
+        (&around_own, "10.168.0.2", "owns a part of it"),
         ("100.96.177.0-24", "0.0.0.0", "unspecified address"),
     ] {
         operator.put_lease(key, host.parse().unwrap());

@@ -66,6 +66,30 @@ fn fault_60_a_subnet_that_appears_in_another_spelling_is_not_leased_twice() {
     }
 }
 
+/// Another host leases the same IPv6 subnet beside another IPv4 subnet after the node has listed it as free. The node
+/// sees that when it has its lease, and gives it up for another one.
+#[test]
+fn fault_60_an_ipv6_subnet_that_appears_beside_another_ipv4_subnet_is_not_leased_twice() {
+    let site = Site::new(1, 1, false);
+    let mut operator = Operator::of(&site.etcd, &site.switch);
+    operator.set_config(
+        r#"{"Network":"100.96.0.0/16","EnableIPv6":true,"IPv6Network":"fd97::/48","IPv6SubnetMin":"fd97:0:0:7::",
+            "IPv6SubnetMax":"fd97:0:0:8::"}"#,
+    );
+    let file = site.hosts[0].subnet_file();
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "FLANNEL_SUBNET=100.96.7.1/24\nFLANNEL_IPV6_SUBNET=fd97:0:0:7::1/64\n").unwrap();
+    let slow = slow_line(&site.switch);
+    let mut node = Node::spawn(&site.hosts[0], &site.etcd, &["--iface=eth0", &slow]);
+    wait_until("an etcd lease", || operator.grants() > 0);
+    std::thread::sleep(3 * SLOW);
+    let other = "100.96.99.0-24&fd97:0:0:7::-64";
+    operator.put_lease(other, [10, 168, 0, 77].into());
+    node.says("ready");
+    let held: Vec<String> = operator.leases().into_iter().map(|(key, ..)| key).collect();
+    assert_eq!(held, ["100.96.7.0-24&fd97:0:0:8::-64", other]);
+}
+
 /// An unreadable key in the range of the subnet's spellings: the listing does not detect it, the transaction does.
 #[test]
 fn fault_60_the_transaction_compares_every_spelling() {

@@ -39,6 +39,7 @@ fn flags_with_effect_are_accepted_without_a_warning() {
         ("healthz-port", "0"),
         ("iface-regex", "nowhere"),
         ("public-ip", "10.168.0.9"),
+        ("public-ipv6", "2001:db8::1"),
         ("subnet-file", "/nowhere/subnet.env"),
         ("subnet-lease-renew-margin", "60"),
         // What the node does without the flag.
@@ -80,7 +81,6 @@ fn flags_without_effect_are_accepted_with_a_warning_and_the_reason() {
         ("log_dir", "/var/log", "standard error"),
         ("logtostderr", "true", "standard error"),
         ("net-config-path", "/etc/kube-flannel/net-conf.json", "--kube-subnet-mgr"),
-        ("public-ipv6", "2001:db8::1", "IPv4"),
         ("set-node-network-unavailable", "true", "--kube-subnet-mgr"),
         ("stderrthreshold", "INFO", "standard error"),
         ("subnet-dir", "/run/flannel/networks", "--subnet-file"),
