@@ -25,6 +25,7 @@ use crate::notify::{Notifier, tick};
 use crate::output::{Event, Output, anomalies, flow};
 use crate::place::Place;
 use crate::registry::{Entry, Registry};
+use crate::rules::Rules;
 use crate::start::start;
 use crate::{Error, Failure};
 
@@ -59,6 +60,7 @@ pub(crate) struct Node {
     /// The printed messages about skipped keys, so that the next listing does not repeat them.
     pub(crate) reported_skips: BTreeSet<String>,
     pub(crate) links: Links,
+    pub(crate) rules: Rules,
     pub(crate) dataplane: Dataplane,
     pub(crate) news: Receiver<News>,
 }
@@ -167,6 +169,7 @@ impl Node {
                         Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
                     }
                 }
+                event = self.rules.event() => output.print(&event),
                 () = tick(&mut watchdog) => report_notify(notifier.alive(), output),
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
                 ended = self.dataplane.ended() => {
@@ -372,6 +375,7 @@ impl Node {
         // The device ends with the thread that has it open.
         let tun_queue_dropped = self.links.queue_dropped();
         let counters = self.dataplane.stop();
+        self.rules.remove().iter().for_each(|event| output.print(event));
         output.flush_limits(Duration::ZERO);
         output.print(&Event::Stopped {
             leased: leased.map(|subnet| subnet.to_string()),

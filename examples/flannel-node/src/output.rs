@@ -62,6 +62,10 @@ pub(crate) enum Event {
         set: Vec<String>,
         deleted: Vec<String>,
     },
+    /// Firewall rules were set, or put back.
+    Rules {
+        says: String,
+    },
     Conflict {
         ended: bool,
         conflict: String,
@@ -131,6 +135,7 @@ impl fmt::Display for Event {
             Self::Held { subnet, next_hop, seconds_left } => {
                 write!(f, "{subnet:<18} {next_hop:<21} {}", Term(*seconds_left))
             }
+            Self::Rules { says } => f.write_str(says),
             Self::Finding { severity, says, .. } => write!(f, "{}: {says}", severity.replace('_', " ")),
             Self::Ready { tun, listen, mtu, subnet_file } => {
                 write!(f, "forwarding: {tun}, MTU {mtu}, listening on {listen}; {subnet_file} is written")

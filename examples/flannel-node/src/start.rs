@@ -27,6 +27,7 @@ use crate::node::Node;
 use crate::output::{Event, Output};
 use crate::place::Place;
 use crate::registry::Registry;
+use crate::rules::{Rules, RulesConfig};
 
 /// The longest delay between two attempts. An operator who has just corrected an error is waiting.
 const MAX_DELAY: Duration = Duration::from_secs(10);
@@ -73,13 +74,23 @@ pub(crate) async fn start(
     // The state is read only now, because the steps before may have waited.
     let underlay = Watched::underlay(place.address)?;
     let (host, mtu) = (Host::new(network, subnet, listen)?, underlay.0.tun_mtu()?);
+    // Before the findings, which they change. Until the node is complete, an error removes them.
+    let (rules, events) = Rules::set(&RulesConfig {
+        networks: vec![(network.into(), subnet.into())],
+        listen: vec![listen],
+        forward: args.node.iptables_forward_rules,
+        masquerade: args.node.ip_masq,
+        fully_random: !args.node.ip_masq_fully_random_disable,
+        resync: Duration::from_secs(args.node.iptables_resync),
+    });
+    events.iter().for_each(|event| output.print(event));
     look_around(&host, mtu, &name, output);
-    let env = SubnetEnv::new(network, subnet, mtu.get(), false)?;
+    let env = SubnetEnv::new(network, subnet, mtu.get(), rules.masquerades())?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
     let routes = RoutePublisher::for_host(&host);
-    let rules = ForwarderConfig::new(&host).with_mtu(mtu).with_peer_check(args.node.peer_check.into());
-    let forwarder = Forwarder::new(rules)?;
+    let forwarding = ForwarderConfig::new(&host).with_mtu(mtu).with_peer_check(args.node.peer_check.into());
+    let forwarder = Forwarder::new(forwarding)?;
     // The monitor is opened first, so no event of the device is missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = Link::configure_with(&name, &LinkConfig::new(&host).with_mtu(mtu))?;
@@ -110,6 +121,7 @@ pub(crate) async fn start(
         gives_up: None,
         reported_skips: BTreeSet::new(),
         links,
+        rules,
         dataplane,
         news,
     })

@@ -14,6 +14,7 @@ mod peers;
 mod poison;
 mod races;
 mod readers;
+mod rules;
 mod survive;
 mod tls;
 mod traffic;
