@@ -5,7 +5,8 @@
 //!    ▲          keys      list,     │                                           │
 //!    │                    watch     ├── renews the lease                        ▼
 //!    └───────── acquire ◀───────────┤── link: route put back, MTU       dataplane: TUN ⇄ Worker ⇄ UDP
-//!               transactions        └── prints events                   a thread of its own
+//!               transactions        ├── rules: put back in a thread     a thread of its own
+//!                                   └── prints events
 //! ```
 //!
 //! Exit status 0: stopped as requested; 1: ended by an error; 2: failed to start.
@@ -25,6 +26,7 @@ mod notify;
 mod output;
 mod place;
 mod registry;
+mod rules;
 mod stamp;
 mod start;
 mod subnets;
@@ -63,7 +65,7 @@ fn main() -> ExitCode {
     }
     let outcome = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            // etcd's futures run on this thread. The packets have the only other thread.
+            // etcd's futures run on this thread. The packets and the firewall rules have threads of their own.
             let outcome = runtime.block_on(LocalSet::new().run_until(act(&args, &output)));
             // A pending name lookup must not delay the exit.
             runtime.shutdown_background();

@@ -26,6 +26,7 @@ use crate::notify::{Notifier, tick};
 use crate::output::{Event, Output, anomalies, flow};
 use crate::place::Place;
 use crate::registry::{Entry, Registry};
+use crate::rules::Rules;
 use crate::start::start;
 use crate::subnets::Subnets;
 use crate::{Error, Failure};
@@ -65,6 +66,7 @@ pub(crate) struct Node {
     pub(crate) subnets: Subnets,
     pub(crate) has_ipv6_underlay: bool,
     pub(crate) links: Links,
+    pub(crate) rules: Rules,
     pub(crate) dataplane: Dataplane,
     pub(crate) news: Receiver<News>,
 }
@@ -173,6 +175,7 @@ impl Node {
                         Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
                     }
                 }
+                event = self.rules.event() => output.print(&event),
                 () = tick(&mut watchdog) => report_notify(notifier.alive(), output),
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
                 ended = self.dataplane.ended() => {
@@ -400,6 +403,7 @@ impl Node {
         // The device ends with the thread that has it open.
         let tun_queue_dropped = self.links.queue_dropped();
         let counters = self.dataplane.stop();
+        self.rules.remove().iter().for_each(|event| output.print(event));
         output.flush_limits(Duration::ZERO);
         output.print(&Event::Stopped {
             leased: leased.map(|subnet| subnet.to_string()),

@@ -81,6 +81,10 @@ pub(crate) enum Event {
         subnet: String,
         findings: usize,
     },
+    /// Firewall rules were set, or put back.
+    Rules {
+        says: String,
+    },
     Conflict {
         ended: bool,
         conflict: String,
@@ -179,6 +183,7 @@ impl fmt::Display for Event {
             }
             Self::Checked { subnet, findings: 0 } => write!(f, "this host is ready to carry {subnet}"),
             Self::Checked { subnet, findings } => write!(f, "{findings} findings for a host that carries {subnet}"),
+            Self::Rules { says } => f.write_str(says),
             Self::Finding { severity, says, .. } => write!(f, "{}: {says}", severity.replace('_', " ")),
             Self::Ready { tun, listen, mtu, subnet_file } => {
                 write!(f, "forwarding: {tun}, MTU {mtu}, listening on {listen}; {subnet_file} is written")

@@ -26,6 +26,7 @@ use crate::node::Node;
 use crate::output::{ConfigV6, Event, Output};
 use crate::place::Place;
 use crate::registry::Registry;
+use crate::rules::{Rules, RulesConfig};
 use crate::subnets::Subnets;
 use crate::{Error, Failure};
 
@@ -97,16 +98,26 @@ pub(crate) async fn start(
     let host = host(&config, subnet, subnet_v6, listen, listen_v6)?;
     let mtu = underlay.0.tun_mtu()?;
     let mtu_over_ipv6 = listen_v6.map(|_| Mtu::of_inner(underlay.0.mtu, Overhead::IPV6)).transpose()?;
+    // Before the findings, which they change. Until the node is complete, an error removes them.
+    let (rules, events) = Rules::set(&RulesConfig {
+        networks: host.subnets().iter().filter_map(|subnet| Some((network_of(&host, *subnet)?, *subnet))).collect(),
+        listen: host.underlays().to_vec(),
+        forward: args.node.iptables_forward_rules,
+        masquerade: args.node.ip_masq,
+        fully_random: !args.node.ip_masq_fully_random_disable,
+        resync: Duration::from_secs(args.node.iptables_resync),
+    });
+    events.iter().for_each(|event| output.print(event));
     look_around(&host, mtu_over_ipv6.unwrap_or(mtu), &name, output);
-    let env = subnet_env(&config, subnet, subnet_v6, mtu)?;
+    let env = subnet_env(&config, subnet, subnet_v6, mtu, rules.masquerades())?;
     write_subnet_env(&args.node.subnet_file, &env)?;
 
     let routes = RoutePublisher::for_host(&host);
-    let mut rules = ForwarderConfig::new(&host).with_mtu(mtu).with_peer_check(args.node.peer_check.into());
+    let mut forwarding = ForwarderConfig::new(&host).with_mtu(mtu).with_peer_check(args.node.peer_check.into());
     if let Some(mtu) = mtu_over_ipv6 {
-        rules = rules.with_mtu_over_ipv6(mtu);
+        forwarding = forwarding.with_mtu_over_ipv6(mtu);
     }
-    let forwarder = Forwarder::new(rules)?;
+    let forwarder = Forwarder::new(forwarding)?;
     // The monitor is opened first, so no event of the device is missed.
     let monitor = LinkMonitor::open(&name)?;
     let link = Link::configure_with(&name, &LinkConfig::new(&host).with_mtu(mtu))?;
@@ -145,6 +156,7 @@ pub(crate) async fn start(
         subnets: Subnets::new(&host, holding.revision, how),
         has_ipv6_underlay: listen_v6.is_some(),
         links,
+        rules,
         dataplane,
         news,
     })
@@ -177,16 +189,21 @@ pub(crate) fn host(
     Host::from_sets(&networks, &subnets, &underlays)
 }
 
+fn network_of(host: &Host, subnet: IpNet) -> Option<IpNet> {
+    host.networks().iter().copied().find(|network| network.contains(&subnet))
+}
+
 fn subnet_env(
     config: &NetworkConfig,
     subnet: Ipv4Net,
     subnet_v6: Option<Ipv6Net>,
     mtu: Mtu,
+    masquerades: bool,
 ) -> Result<SubnetEnv, Error> {
     let IpNet::V4(network) = config.range().network() else {
         return Err("the network is IPv6 only; the udp backend needs IPv4 too".into());
     };
-    let env = SubnetEnv::new(network, subnet, mtu.get(), false)?;
+    let env = SubnetEnv::new(network, subnet, mtu.get(), masquerades)?;
     match (config.ipv6().map(SubnetRange::network), subnet_v6) {
         (Some(IpNet::V6(network)), Some(subnet)) => Ok(env.with_ipv6(network, subnet)?),
         _ => Ok(env),

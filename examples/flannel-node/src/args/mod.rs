@@ -115,6 +115,25 @@ pub(crate) struct NodeArgs {
     /// Port of the server for /healthz and /readyz; 0 disables it
     #[arg(long, value_name = "PORT", env = "FLANNELD_HEALTHZ_PORT", default_value = "0")]
     pub(crate) healthz_port: u16,
+    /// Set rules that masquerade packets of pods to other networks, and that exclude the port from connection tracking
+    #[arg(long, env = "FLANNELD_IP_MASQ")]
+    #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_parser = go::switch)]
+    #[arg(default_value = "false", default_missing_value = "true")]
+    pub(crate) ip_masq: bool,
+    /// Let the kernel choose the ports of masqueraded connections as usual, not at random
+    #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE")]
+    #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_parser = go::switch)]
+    #[arg(default_value = "false", default_missing_value = "true")]
+    pub(crate) ip_masq_fully_random_disable: bool,
+    /// Set rules that accept forwarded packets from and to the network
+    #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES")]
+    #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_parser = go::switch)]
+    #[arg(default_value = "true", default_missing_value = "true")]
+    pub(crate) iptables_forward_rules: bool,
+    /// Seconds between two checks of these rules
+    #[arg(long, value_name = "SECONDS", env = "FLANNELD_IPTABLES_RESYNC", default_value = "5")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub(crate) iptables_resync: u64,
     /// Length of the lease in seconds, for tests of its end
     #[arg(long, value_name = "SECONDS", hide = true, default_value_t = RenewalTimer::TTL.as_secs())]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=RenewalTimer::TTL.as_secs()))]

@@ -35,7 +35,6 @@ const LOG: &str = "the output has one level of detail";
 const STDERR: &str = "the output is written to standard output, errors to standard error";
 const KUBERNETES: &str = "Kubernetes is not supported as a source of leases; leases are in etcd only";
 const KUBERNETES_ONLY: &str = "flanneld uses it with --kube-subnet-mgr only";
-const NO_RULES: &str = "this node adds no firewall rules";
 const MULTIPLE_NETWORKS: &str = "flannel itself has removed multiple networks and remote servers";
 
 const FLAGS: &[Flag] = &[
@@ -45,21 +44,6 @@ const FLAGS: &[Flag] = &[
         Some("false"),
         NoEffect("this node adds no route for the own subnet; the pods' bridge has one"),
     ),
-    switch(
-        "ip-masq",
-        Some("false"),
-        NoEffect(
-            "this node adds no masquerade rule and writes FLANNEL_IPMASQ=false, so that the container runtime \
-             masquerades",
-        ),
-    ),
-    switch("ip-masq-fully-random-disable", Some("false"), NoEffect(NO_RULES)),
-    switch(
-        "iptables-forward-rules",
-        Some("false"),
-        NoEffect("this node adds no firewall rules; it reports a forward chain that drops packets"),
-    ),
-    flag("iptables-resync", Value::Number, NoEffect(NO_RULES)),
     flag("kube-annotation-prefix", Value::Text, Refused(KUBERNETES)),
     flag("kube-api-url", Value::Text, Refused(KUBERNETES)),
     switch("kube-subnet-mgr", Some("false"), Refused(KUBERNETES)),

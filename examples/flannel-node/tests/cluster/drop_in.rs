@@ -44,12 +44,12 @@ const PLAIN: &[Unit] = &[
             "FLANNEL_ENV_FILE=/run/flannel/options.env",
         ],
         line: "--etcd-endpoints {etcd}, --iface ::1 --iface eth1 --iface 10.168.0.2",
-        warnings: &["FLANNELD_IP_MASQ"],
+        warnings: &[],
     },
     Unit {
         variables: &["FLANNELD_OPTIONS=-v"],
         line: "-ip-masq -iface-regex=^10[.]168[.] -etcd-endpoints={etcd} -subnet-file {file} -v 2 -logtostderr=true",
-        warnings: &["--ip-masq", "--logtostderr", "--v=2", "FLANNELD_OPTIONS"],
+        warnings: &["--logtostderr", "--v=2", "FLANNELD_OPTIONS"],
     },
     Unit {
         variables: &[],
@@ -65,7 +65,7 @@ const SECURED: &[Unit] = &[
         variables: &[],
         line: "--ip-masq --etcd-endpoints={etcd} -etcd-cafile={ca} -etcd-certfile={cert} -etcd-keyfile={key} \
                --subnet-file={file}",
-        warnings: &["--ip-masq"],
+        warnings: &[],
     },
     Unit {
         variables: &["FLANNELD_PUBLIC_IP=10.168.0.2", "FLANNELD_ETCD_USERNAME=", "FLANNELD_ETCD_PASSWORD="],

@@ -16,6 +16,7 @@ mod peers;
 mod poison;
 mod races;
 mod readers;
+mod rules;
 mod survive;
 mod tls;
 mod traffic;
