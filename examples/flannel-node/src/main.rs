@@ -24,8 +24,10 @@ mod notify;
 mod output;
 mod place;
 mod registry;
+mod reload;
 mod stamp;
 mod start;
+mod words;
 
 use std::process::ExitCode;
 

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, ParsedUpdate};
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, NetworkConfig, ParsedUpdate};
 use loden::lease::{ConflictChange, LeaseEvent, Reconciler, RenewalTimer, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
 use loden::worker::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::acquire::{Holding, Renew, Renewal, renew};
 use crate::args::Arguments;
@@ -21,10 +21,11 @@ use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
 use crate::healthz::Health;
 use crate::links::Links;
-use crate::notify::{Notifier, tick};
+use crate::notify::Notifier;
 use crate::output::{Event, Output, anomalies, flow};
 use crate::place::Place;
 use crate::registry::{Entry, Registry};
+use crate::reload::Reload;
 use crate::start::start;
 use crate::{Error, Failure};
 
@@ -34,11 +35,15 @@ const LISTED_CHANGES: usize = 16;
 /// The shortest time between two writes in reply to other writers of the own lease. Two hosts that reply to each other
 /// would write endlessly.
 const REPLIES: Duration = Duration::from_secs(60);
+/// The interval of the checks for a stuck worker without a watchdog.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest time that the end of the node waits for etcd.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Node {
     pub(crate) clock: Clock,
+    /// The network config at the start, which holds until the end.
+    pub(crate) config: NetworkConfig,
     pub(crate) registry: Registry,
     pub(crate) reader: LeaseReader,
     pub(crate) reconciler: Reconciler<LeaseKey>,
@@ -83,6 +88,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
     if let Some(address) = args.node.healthz() {
         health.serve(address).await?;
     }
+    let mut reload = Reload::new(&registry)?;
     let place = Place::find(&args.node)?;
     let started = tokio::select! {
         () = stop.asked() => {
@@ -90,13 +96,16 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
             return Ok(());
         }
         started = start(registry, args, &place, output) => started,
+        never = reload.before_start(output) => match never {},
     };
     let mut node = started?;
+    let config = node.config;
     health.set_ready();
     report_notify(notifier.ready(), output);
     let outcome = tokio::select! {
         () = stop.asked() => Ok(()),
-        Err(reason) = node.live(&notifier, output) => Err(reason),
+        Err(reason) = node.live(&notifier, &health, output) => Err(reason),
+        never = reload.while_running(config, &notifier, output) => match never {},
     };
     report_notify(notifier.stopping(), output);
     if let Some(revision) = node.gives_up {
@@ -112,7 +121,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
 }
 
 /// Reports that the service manager could not be reached.
-fn report_notify(sent: std::io::Result<()>, output: &Output) {
+pub(crate) fn report_notify(sent: std::io::Result<()>, output: &Output) {
     if let Err(error) = sent {
         output
             .print(&Event::Warning { reason: format!("NOTIFY_SOCKET: {error}; the service manager is not notified") });
@@ -135,8 +144,9 @@ fn report(worker: &Handle, output: &Output) {
 
 impl Node {
     /// Runs the node until an error or a bug ends it.
-    async fn live(&mut self, notifier: &Notifier, output: &Output) -> Result<(), Error> {
-        let mut watchdog = notifier.watchdog();
+    async fn live(&mut self, notifier: &Notifier, health: &Health, output: &Output) -> Result<(), Error> {
+        let mut check = interval(notifier.watchdog().unwrap_or(CHECK_INTERVAL).max(Dataplane::CHECK_INTERVAL));
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 news = self.news.recv() => {
@@ -167,7 +177,7 @@ impl Node {
                         Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
                     }
                 }
-                () = tick(&mut watchdog) => report_notify(notifier.alive(), output),
+                _ = check.tick() => self.check_progress(notifier, health, output),
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
                 ended = self.dataplane.ended() => {
                     ended?;
@@ -176,6 +186,19 @@ impl Node {
                 }
                 () = sleep(Output::LIMIT), if output.leaves_out() => output.flush_limits(Output::LIMIT),
             }
+        }
+    }
+
+    /// Serves the watchdog unless the worker is stuck. Then only a restart helps.
+    fn check_progress(&mut self, notifier: &Notifier, health: &Health, output: &Output) {
+        let is_stuck = self.dataplane.is_stuck();
+        if health.set_stuck(is_stuck) {
+            let state =
+                if is_stuck { "forwarding is stuck: packets wait, and none is read" } else { "forwarding continues" };
+            output.print(&Event::Warning { reason: state.into() });
+        }
+        if !is_stuck && notifier.watchdog().is_some() {
+            report_notify(notifier.alive(), output);
         }
     }
 

@@ -88,6 +88,8 @@ pub(crate) enum Event {
     Link {
         state: String,
     },
+    /// The files of etcd's connection were read again.
+    Reloaded,
     /// Omitted lines of one kind of event.
     LeftOut {
         of: String,
@@ -157,6 +159,7 @@ impl fmt::Display for Event {
                     None => Ok(()),
                 }
             }
+            Self::Reloaded => f.write_str("reloaded: new connections to etcd use the files as they are now"),
             Self::LeftOut { of, lines } => write!(f, "({lines} lines of {of:?} were omitted)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
             Self::Stranger { from, inner_source, next_hop } => write!(

@@ -96,6 +96,7 @@ pub(crate) async fn start(
     let reconciler = Reconciler::new(&host).with_public_address(own);
     Ok(Node {
         clock,
+        config,
         registry,
         reader,
         reconciler,

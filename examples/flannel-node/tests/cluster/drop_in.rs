@@ -18,11 +18,11 @@ use crate::tls::shown;
 use crate::{SOON, wait_until};
 
 /// A unit: its variables, and its command line without the program.
-struct Unit {
-    variables: &'static [&'static str],
-    line: &'static str,
+pub(crate) struct Unit {
+    pub(crate) variables: &'static [&'static str],
+    pub(crate) line: &'static str,
     /// Parts of the expected warnings.
-    warnings: &'static [&'static str],
+    pub(crate) warnings: &'static [&'static str],
 }
 
 /// Units without TLS. `{etcd}` stands for an endpoint and `{file}` for the subnet file.
@@ -60,7 +60,7 @@ const PLAIN: &[Unit] = &[
 ];
 
 /// Units with TLS. `{ca}`, `{cert}` and `{key}` stand for files.
-const SECURED: &[Unit] = &[
+pub(crate) const SECURED: &[Unit] = &[
     Unit {
         variables: &[],
         line: "--ip-masq --etcd-endpoints={etcd} -etcd-cafile={ca} -etcd-certfile={cert} -etcd-keyfile={key} \
@@ -101,24 +101,24 @@ const SECURED: &[Unit] = &[
 ];
 
 /// A notify socket like systemd's.
-struct Listener {
+pub(crate) struct Listener {
     socket: UnixDatagram,
     name: String,
     _directory: tempfile::TempDir,
 }
 
 impl Listener {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         Self { socket: UnixDatagram::bind(&path).unwrap(), name: shown(&path), _directory: directory }
     }
 
-    fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         self.within(SOON).expect("a message")
     }
 
-    fn within(&self, time: Duration) -> Option<String> {
+    pub(crate) fn within(&self, time: Duration) -> Option<String> {
         self.socket.set_read_timeout(Some(time)).unwrap();
         let mut message = [0; 256];
         let len = self.socket.recv(&mut message).ok()?;
@@ -127,7 +127,7 @@ impl Listener {
 }
 
 /// Starts the node as a unit does.
-fn start(site: &Site, unit: &Unit, listener: &Listener, more: &[&str]) -> Node {
+pub(crate) fn start(site: &Site, unit: &Unit, listener: &Listener, more: &[&str]) -> Node {
     let host = &site.hosts[0];
     let args = site.etcd.args();
     let arg = |name: &str| {

@@ -14,9 +14,11 @@ mod peers;
 mod poison;
 mod races;
 mod readers;
+mod service;
 mod survive;
 mod tls;
 mod traffic;
+mod words;
 
 use std::time::{Duration, Instant};
 
