@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
 mod config;
+mod container;
 mod drop_in;
 mod etcd;
 mod history;
@@ -18,6 +19,7 @@ mod service;
 mod survive;
 mod tls;
 mod traffic;
+mod unit_file;
 mod words;
 
 use std::time::{Duration, Instant};
