@@ -6,6 +6,7 @@ mod config;
 mod container;
 mod drop_in;
 mod etcd;
+mod exchange;
 mod history;
 mod hosts;
 mod leases;
