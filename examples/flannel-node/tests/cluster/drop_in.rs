@@ -288,3 +288,27 @@ fn a_subnet_file_with_comments_or_with_the_subnet_alone_is_reused() {
         operator.delete(&crate::operator::subnets(&key));
     }
 }
+
+/// The path may be relative, as in a script beside the program. Without the file, no container gets an address.
+#[test]
+fn a_subnet_file_is_written_or_the_node_ends() {
+    let site = Site::new(1, 1, false);
+    Operator::of(&site.etcd, &site.switch).set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let (host, directory) = (&site.hosts[0].namespace, tempfile::tempdir().unwrap());
+    let args = [site.etcd.args(), vec!["-iface=eth0".into(), "-json".into()]].concat();
+    for file in ["subnet.env", "./subnet.env"] {
+        let mut command = tied_to_its_parent("env");
+        command.arg(format!("--chdir={}", shown(directory.path()))).arg(program());
+        command.args(&args).arg(format!("-subnet-file={file}"));
+        let mut node = Node { child: Child::spawn(host, command).unwrap(), said: Vec::new() };
+        node.says("ready");
+        let text = std::fs::read_to_string(directory.path().join("subnet.env")).unwrap();
+        assert!(text.contains("FLANNEL_SUBNET="), "{text}");
+        node.stop();
+        std::fs::remove_file(directory.path().join("subnet.env")).unwrap();
+    }
+    let (status, _, errors) = run(host, &[args, vec!["-subnet-file=/dev/null/subnet.env".into()]].concat(), None);
+    assert_eq!(status.code(), Some(2), "{errors}");
+    assert!(errors.contains("/dev/null"), "{errors}");
+    assert!(!host.links().unwrap().iter().any(|link| link.starts_with("flannel")));
+}
