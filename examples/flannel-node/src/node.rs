@@ -11,7 +11,7 @@ use loden::worker::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::acquire::{Holding, Renew, Renewal, renew};
 use crate::args::Arguments;
@@ -35,8 +35,8 @@ const LISTED_CHANGES: usize = 16;
 /// The shortest time between two writes in reply to other writers of the own lease. Two hosts that reply to each other
 /// would write endlessly.
 const REPLIES: Duration = Duration::from_secs(60);
-/// The interval of the checks for a stuck worker without a watchdog.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// The longest interval of the checks for a stuck worker and for omitted lines. A watchdog may shorten it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest time that the end of the node waits for etcd.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -145,7 +145,8 @@ fn report(worker: &Handle, output: &Output) {
 impl Node {
     /// Runs the node until an error or a bug ends it.
     async fn live(&mut self, notifier: &Notifier, health: &Health, output: &Output) -> Result<(), Error> {
-        let mut check = interval(notifier.watchdog().unwrap_or(CHECK_INTERVAL).max(Dataplane::CHECK_INTERVAL));
+        let often = notifier.watchdog().unwrap_or(CHECK_INTERVAL);
+        let mut check = interval(often.clamp(Dataplane::CHECK_INTERVAL, CHECK_INTERVAL));
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -177,14 +178,16 @@ impl Node {
                         Err(error) => return Err(self.dataplane.reason().unwrap_or(error)),
                     }
                 }
-                _ = check.tick() => self.check_progress(notifier, health, output),
+                _ = check.tick() => {
+                    self.check_progress(notifier, health, output);
+                    output.flush_limits(Output::LIMIT);
+                }
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
                 ended = self.dataplane.ended() => {
                     ended?;
                     let unknown = || "forwarding has ended: a bug in the node".into();
                     return Err(self.dataplane.reason().unwrap_or_else(unknown));
                 }
-                () = sleep(Output::LIMIT), if output.leaves_out() => output.flush_limits(Output::LIMIT),
             }
         }
     }

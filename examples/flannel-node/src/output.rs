@@ -286,11 +286,6 @@ impl Output {
         self.put(std::io::stdout().lock(), &self.line(event))
     }
 
-    /// Returns true if omitted lines were not reported yet.
-    pub(crate) fn leaves_out(&self) -> bool {
-        self.limits.borrow().values().any(|limit| limit.left_out > 0)
-    }
-
     /// Reports the omitted lines of all spans of at least this age.
     pub(crate) fn flush_limits(&self, age: Duration) {
         let mut limits = self.limits.borrow_mut();
