@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use loden::forward::Counters;
 use loden::worker::{Handle, Running, Worker, WorkerError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -19,6 +21,15 @@ pub(crate) struct Dataplane {
     ended: AsyncFd<OwnedFd>,
     /// Wakes the node when the worker has something for the operator.
     pub(crate) news: Arc<Notify>,
+    progress: Progress,
+}
+
+/// The means to notice a worker that does not read the packets that wait for it.
+struct Progress {
+    /// Duplicates of the TUN device and the socket.
+    queues: Vec<OwnedFd>,
+    /// The number of packets that were read, if some were waiting at the last check.
+    waited: Option<u64>,
 }
 
 impl Dataplane {
@@ -29,9 +40,28 @@ impl Dataplane {
         handle.set_listener(move || notify.notify_one());
         // Features that the kernel lacks are known already.
         news.notify_one();
+        let queues = vec![worker.tun().try_clone_to_owned()?, worker.udp().try_clone_to_owned()?];
         let running = Running::start([worker])?;
         let ended = watch(&running)?;
-        Ok(Self { worker: handle, running: Some(running), ended, news })
+        Ok(Self { worker: handle, running: Some(running), ended, news, progress: Progress { queues, waited: None } })
+    }
+
+    /// The shortest time between two checks by [`Self::is_stuck`]. A busy worker publishes its counters ten times a second.
+    pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+    /// Returns true if packets waited at the last check and still wait, and the worker has read none since.
+    ///
+    /// An idle worker is not stuck. Nor is one that is slower than the packets arrive.
+    pub(crate) fn is_stuck(&mut self) -> bool {
+        let counters = self.worker.counters();
+        let read = counters.encap.received() + counters.decap.received();
+        let waits = |queue: &OwnedFd| {
+            let mut queue = [PollFd::new(queue.as_fd(), PollFlags::POLLIN)];
+            poll(&mut queue, PollTimeout::ZERO).is_ok() && queue[0].revents() == Some(PollFlags::POLLIN)
+        };
+        let waiting = self.progress.queues.iter().any(waits).then_some(read);
+        let before = std::mem::replace(&mut self.progress.waited, waiting);
+        before.is_some() && before == waiting
     }
 
     /// Waits until the worker has ended by itself.
@@ -41,12 +71,14 @@ impl Dataplane {
 
     /// Stops the worker, and returns the reason if it had ended by itself.
     pub(crate) fn reason(&mut self) -> Option<Error> {
+        self.progress.queues.clear();
         self.running.take().and_then(|running| running.stop().err()).map(explained)
     }
 
     /// Stops the worker, within one budget of packets, and returns its counters.
     pub(crate) fn stop(&mut self) -> Counters {
         let _ = self.running.take().map(Running::stop);
+        self.progress.queues.clear();
         self.worker.counters()
     }
 }

@@ -1,14 +1,16 @@
 //! One connection to an etcd cluster, which changes to the next member if one does not answer.
 
-use std::error::Error as _;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::time::timeout;
 
 use crate::args::EtcdArgs;
+use crate::words::{Tls, no_answer, plain};
 
 /// The timeout of a connection attempt. A host that is down does not refuse it.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -17,16 +19,26 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// The interval and the timeout of keep-alive messages on an idle connection. Watches may be idle for hours.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// The client of a cluster.
+/// The client of a cluster. Clones share the credentials and have connections of their own.
 #[derive(Clone)]
 pub(crate) struct Etcd {
     endpoints: Vec<String>,
-    options: ConnectOptions,
-    /// A client certificate is in use.
-    certified: bool,
+    credentials: Rc<Credentials>,
     /// The index of the current member.
     at: usize,
     client: Option<Client>,
+    /// The generation of the credentials that the client uses.
+    generation: u64,
+}
+
+/// The files and the user of a connection. Each new connection reads the files again, as flannel's do, because
+/// certificates are renewed while the node runs.
+pub(crate) struct Credentials {
+    args: EtcdArgs,
+    /// The options by the files at the last time when they were usable.
+    usable: RefCell<ConnectOptions>,
+    /// The number of requests for new connections.
+    generation: Cell<u64>,
 }
 
 /// The reason why no member fulfilled a request.
@@ -58,31 +70,21 @@ impl Etcd {
                 }
             }
         }
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true)
-            // Without this, a member that has lost the others keeps watches open without events.
-            .with_require_leader(true);
-        if let Some(cafile) = &args.etcd_cafile {
-            let authority = read("--etcd-cafile", cafile, CERTIFICATE)?;
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(authority));
-            match (&args.etcd_certfile, &args.etcd_keyfile) {
-                (Some(cert), Some(key)) => {
-                    let cert = read("--etcd-certfile", cert, CERTIFICATE)?;
-                    tls = tls.identity(Identity::from_pem(cert, read("--etcd-keyfile", key, KEY)?));
-                }
-                (None, None) => {}
-                _ => return Err("--etcd-certfile and --etcd-keyfile go together".into()),
-            }
-            options = options.with_tls(tls);
-        }
-        match (&args.etcd_username, &args.etcd_password) {
-            (Some(name), Some(password)) => options = options.with_user(name, password),
-            (None, None) => {}
-            _ => return Err("--etcd-username and --etcd-password go together".into()),
-        }
-        Ok(Self { endpoints, options, certified: args.etcd_certfile.is_some(), at: 0, client: None })
+        Ok(Self {
+            endpoints,
+            credentials: Rc::new(Credentials {
+                usable: RefCell::new(options(args)?),
+                args: args.clone(),
+                generation: Cell::new(0),
+            }),
+            at: 0,
+            client: None,
+            generation: 0,
+        })
+    }
+
+    pub(crate) fn credentials(&self) -> Rc<Credentials> {
+        Rc::clone(&self.credentials)
     }
 
     /// Returns the member for the next request.
@@ -97,6 +99,10 @@ impl Etcd {
         &mut self,
         mut act: impl AsyncFnMut(&mut Client) -> Result<T, Error>,
     ) -> Result<T, EtcdError> {
+        if self.generation != self.credentials.generation.get() {
+            self.generation = self.credentials.generation.get();
+            self.client = None;
+        }
         let mut left = self.endpoints.len();
         loop {
             let was_connected = self.client.is_some();
@@ -108,8 +114,8 @@ impl Etcd {
             }
             let reason = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => self.with_hint(&error),
-                Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
+                Ok(Err(error)) => self.plain(&error),
+                Err(_) => no_answer(ANSWER.as_secs()),
             };
             let error = EtcdError { endpoint: self.endpoint().to_owned(), reason };
             self.use_next_member();
@@ -126,26 +132,79 @@ impl Etcd {
         self.at = (self.at + 1) % self.endpoints.len().max(1);
     }
 
-    /// Adds a hint to an error. etcd closes connections early that lack a client certificate or use TLS wrongly.
-    fn with_hint(&self, error: &Error) -> String {
-        let reason = root_cause(error);
-        let hint = match self.endpoint().split_once("://") {
-            Some(("https", _)) if self.certified => "etcd may not trust the certificate authority of --etcd-certfile",
-            Some(("https", _)) => "if etcd requires client certificates, use --etcd-certfile and --etcd-keyfile",
-            _ => "if etcd uses TLS, write https:// and use --etcd-cafile",
-        };
-        let broke =
-            reason.contains("stream closed") || reason.contains("connection closed") || reason.contains("alert");
-        if broke { format!("{reason}; {hint}") } else { reason }
+    /// Returns an error of the current member in words for an operator.
+    pub(crate) fn plain(&self, error: &Error) -> String {
+        plain(error, self.tls())
+    }
+
+    /// Returns the use of TLS.
+    fn tls(&self) -> Tls {
+        match (self.endpoint().starts_with("https:"), self.credentials.args.etcd_certfile.is_some()) {
+            (false, _) => Tls::None,
+            (true, false) => Tls::ServerOnly,
+            (true, true) => Tls::Mutual,
+        }
     }
 
     async fn attempt<T>(&mut self, act: &mut impl AsyncFnMut(&mut Client) -> Result<T, Error>) -> Result<T, Error> {
         let client = match &mut self.client {
             Some(client) => client,
-            none => none.insert(Client::connect([self.endpoints[self.at].as_str()], Some(self.options.clone())).await?),
+            none => {
+                let options = self.credentials.options();
+                none.insert(Client::connect([self.endpoints[self.at].as_str()], Some(options)).await?)
+            }
         };
         act(client).await
     }
+}
+
+impl Credentials {
+    /// Reads the files and requests new connections. If the files are unusable, nothing changes.
+    ///
+    /// # Errors
+    /// The option, the file and the reason.
+    pub(crate) fn renew(&self) -> Result<(), String> {
+        *self.usable.borrow_mut() = options(&self.args)?;
+        self.generation.set(self.generation.get() + 1);
+        Ok(())
+    }
+
+    /// Returns the options by the present files, or by the last usable ones.
+    fn options(&self) -> ConnectOptions {
+        if let Ok(options) = options(&self.args) {
+            *self.usable.borrow_mut() = options;
+        }
+        self.usable.borrow().clone()
+    }
+}
+
+/// Reads the files and returns the options of a connection.
+fn options(args: &EtcdArgs) -> Result<ConnectOptions, String> {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(CONNECT)
+        .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+        .with_keep_alive_while_idle(true)
+        // Without this, a member that has lost the others keeps watches open without events.
+        .with_require_leader(true);
+    if let Some(cafile) = &args.etcd_cafile {
+        let authority = read("--etcd-cafile", cafile, CERTIFICATE)?;
+        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(authority));
+        match (&args.etcd_certfile, &args.etcd_keyfile) {
+            (Some(cert), Some(key)) => {
+                let cert = read("--etcd-certfile", cert, CERTIFICATE)?;
+                tls = tls.identity(Identity::from_pem(cert, read("--etcd-keyfile", key, KEY)?));
+            }
+            (None, None) => {}
+            _ => return Err("--etcd-certfile and --etcd-keyfile go together".into()),
+        }
+        options = options.with_tls(tls);
+    }
+    match (&args.etcd_username, &args.etcd_password) {
+        (Some(name), Some(password)) => options = options.with_user(name, password),
+        (None, None) => {}
+        _ => return Err("--etcd-username and --etcd-password go together".into()),
+    }
+    Ok(options)
 }
 
 /// The end of the first line of a PEM part.
@@ -160,26 +219,6 @@ fn read(option: &str, path: &Path, part: &str) -> Result<String, String> {
         Ok(text)
     } else {
         Err(format!("{option} {}: there is no {part} in PEM form", path.display()))
-    }
-}
-
-/// Returns the innermost reason. The outer ones say only "transport error".
-pub(crate) fn root_cause(error: &Error) -> String {
-    let (outer, mut cause) = if let Error::TransportError(error) = error {
-        (error.to_string(), error.source())
-    } else if let Error::GRpcStatus(status) = error {
-        (status.message().to_owned(), status.source())
-    } else {
-        return error.to_string();
-    };
-    let mut innermost = None;
-    while let Some(inner) = cause {
-        innermost = Some(inner.to_string());
-        cause = inner.source();
-    }
-    match innermost {
-        Some(inner) if !outer.contains(&inner) => format!("{outer}: {inner}"),
-        _ => outer,
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::acquire::random;
 use crate::clock::Clock;
-use crate::etcd::{EtcdError, root_cause};
+use crate::etcd::EtcdError;
 use crate::registry::{Entry, Listing, Moment, Registry};
 
 /// The capacity of the event queue. A watch waits while it is full.
@@ -153,7 +153,7 @@ impl Feed {
             Ok(Some(response)) if response.canceled() => Err(self.ended(response.cancel_reason())),
             Ok(Some(response)) => Ok(response),
             Ok(None) => Err(self.ended("it closed the connection")),
-            Err(error) => Err(self.ended(&root_cause(&error))),
+            Err(error) => Err(self.ended(&self.registry.plain(&error))),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The health server: `/healthz` while the node runs, `/readyz` from the moment on when it forwards.
+//! The health server: `/healthz` while the node runs and its forwarding makes progress, `/readyz` from the moment on when
+//! it forwards.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -26,7 +27,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The state that the server reports.
 #[derive(Clone, Default)]
 pub(crate) struct Health {
-    is_ready: Rc<Cell<bool>>,
+    state: Rc<Cell<State>>,
+}
+
+/// A moment in the life of the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Starting,
+    Forwarding,
+    /// Packets wait and none is read.
+    Stuck,
 }
 
 impl Health {
@@ -56,7 +67,14 @@ impl Health {
 
     /// Reports from now on that the node forwards.
     pub(crate) fn set_ready(&self) {
-        self.is_ready.set(true);
+        self.state.set(State::Forwarding);
+    }
+
+    /// Reports from now on that the node does not forward what it should, or that it does again. Returns true if this
+    /// is a change.
+    pub(crate) fn set_stuck(&self, is_stuck: bool) -> bool {
+        let state = if is_stuck { State::Stuck } else { State::Forwarding };
+        self.state.replace(state) != state
     }
 
     /// Answers one request and closes the connection.
@@ -67,21 +85,22 @@ impl Health {
                 break;
             }
         }
-        stream.write_all(response(&head, self.is_ready.get()).as_bytes()).await?;
+        stream.write_all(response(&head, self.state.get()).as_bytes()).await?;
         stream.shutdown().await
     }
 }
 
 /// Returns the response to a request head.
-fn response(head: &[u8], is_ready: bool) -> String {
+fn response(head: &[u8], state: State) -> String {
     let line = head.split(|&byte| byte == b'\r').next().and_then(|line| std::str::from_utf8(line).ok());
     let mut words = line.unwrap_or_default().split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = target.split('?').next().unwrap_or_default();
     let (status, body) = match path {
         _ if !words.next().is_some_and(|version| version.starts_with("HTTP/1.")) => ("400 Bad Request", "bad request"),
+        "/healthz" | "/readyz" if state == State::Stuck => ("503 Service Unavailable", "the node is stuck"),
         "/healthz" => ("200 OK", "the node is running"),
-        "/readyz" if is_ready => ("200 OK", "the node forwards"),
+        "/readyz" if state == State::Forwarding => ("200 OK", "the node forwards"),
         "/readyz" => ("503 Service Unavailable", "the node does not forward yet"),
         _ => ("404 Not Found", "only /healthz and /readyz exist"),
     };
@@ -99,21 +118,24 @@ mod tests {
 
     #[test]
     fn paths_have_the_status_of_flannel() {
-        for (request, ready, status) in [
-            ("GET /healthz HTTP/1.1\r\n\r\n", false, "200"),
-            ("GET /healthz?verbose HTTP/1.0\r\n\r\n", false, "200"),
-            ("POST /healthz HTTP/1.1\r\n\r\n", false, "200"),
-            ("GET /readyz HTTP/1.1\r\n\r\n", false, "503"),
-            ("GET /readyz HTTP/1.1\r\n\r\n", true, "200"),
-            ("GET / HTTP/1.1\r\n\r\n", true, "404"),
-            ("", true, "400"),
-            ("GET /healthz", true, "400"),
-            ("\u{fffd}\r\n\r\n", true, "400"),
+        use State::{Forwarding, Starting, Stuck};
+        for (request, state, status) in [
+            ("GET /healthz HTTP/1.1\r\n\r\n", Starting, "200"),
+            ("GET /healthz?verbose HTTP/1.0\r\n\r\n", Starting, "200"),
+            ("POST /healthz HTTP/1.1\r\n\r\n", Starting, "200"),
+            ("GET /readyz HTTP/1.1\r\n\r\n", Starting, "503"),
+            ("GET /readyz HTTP/1.1\r\n\r\n", Forwarding, "200"),
+            ("GET /healthz HTTP/1.1\r\n\r\n", Stuck, "503"),
+            ("GET /readyz HTTP/1.1\r\n\r\n", Stuck, "503"),
+            ("GET / HTTP/1.1\r\n\r\n", Forwarding, "404"),
+            ("", Forwarding, "400"),
+            ("GET /healthz", Forwarding, "400"),
+            ("\u{fffd}\r\n\r\n", Forwarding, "400"),
         ] {
-            let response = response(request.as_bytes(), ready);
+            let response = response(request.as_bytes(), state);
             assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {response}");
         }
-        let head = response(b"HEAD /healthz HTTP/1.1\r\n\r\n", true);
+        let head = response(b"HEAD /healthz HTTP/1.1\r\n\r\n", Forwarding);
         assert!(head.ends_with("\r\n\r\n") && head.contains("Content-Length: 19\r\n"), "{head}");
     }
 }

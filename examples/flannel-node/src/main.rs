@@ -26,10 +26,12 @@ mod notify;
 mod output;
 mod place;
 mod registry;
+mod reload;
 mod rules;
 mod stamp;
 mod start;
 mod subnets;
+mod words;
 
 use std::process::ExitCode;
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use loden::Mtu;
-use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, ParsedUpdate};
+use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue, NetworkConfig, ParsedUpdate};
 use loden::lease::{ConflictChange, Held, LeaseEvent, Reconciler, RenewalTimer, SourceId};
 use loden::route::{RouteChange, RoutePublisher};
 use loden::worker::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::acquire::{Holding, Renew, Renewal, renew};
 use crate::args::Arguments;
@@ -22,10 +22,11 @@ use crate::etcd::EtcdError;
 use crate::feed::{Change, News};
 use crate::healthz::Health;
 use crate::links::Links;
-use crate::notify::{Notifier, tick};
+use crate::notify::Notifier;
 use crate::output::{Event, Output, anomalies, flow};
 use crate::place::Place;
 use crate::registry::{Entry, Registry};
+use crate::reload::Reload;
 use crate::rules::Rules;
 use crate::start::start;
 use crate::subnets::Subnets;
@@ -39,11 +40,15 @@ const LISTED_CHANGES: usize = 16;
 /// The shortest time between two writes in reply to other writers of the own lease. Two hosts that reply to each other
 /// would write endlessly.
 const REPLIES: Duration = Duration::from_secs(60);
+/// The longest interval of the checks for a stuck worker and for omitted lines. A watchdog may shorten it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest time that the end of the node waits for etcd.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Node {
     pub(crate) clock: Clock,
+    /// The network config at the start, which holds until the end.
+    pub(crate) config: NetworkConfig,
     pub(crate) registry: Registry,
     pub(crate) reader: LeaseReader,
     pub(crate) reconciler: Reconciler<LeaseKey>,
@@ -91,6 +96,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
     if let Some(address) = args.node.healthz() {
         health.serve(address).await?;
     }
+    let mut reload = Reload::new(&registry)?;
     let place = Place::find(&args.node)?;
     let started = tokio::select! {
         () = stop.asked() => {
@@ -98,13 +104,16 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
             return Ok(());
         }
         started = start(registry, args, &place, output) => started,
+        never = reload.before_start(output) => match never {},
     };
     let mut node = started?;
+    let config = node.config;
     health.set_ready();
     report_notify(notifier.ready(), output);
     let outcome = tokio::select! {
         () = stop.asked() => Ok(()),
-        Err(reason) = node.live(&notifier, output) => Err(reason),
+        Err(reason) = node.live(&notifier, &health, output) => Err(reason),
+        never = reload.while_running(config, &notifier, output) => match never {},
     };
     report_notify(notifier.stopping(), output);
     if let Some(revision) = node.gives_up {
@@ -120,7 +129,7 @@ pub(crate) async fn run(registry: Registry, args: &Arguments, output: &Output) -
 }
 
 /// Reports that the service manager could not be reached.
-fn report_notify(sent: std::io::Result<()>, output: &Output) {
+pub(crate) fn report_notify(sent: std::io::Result<()>, output: &Output) {
     if let Err(error) = sent {
         output
             .print(&Event::Warning { reason: format!("NOTIFY_SOCKET: {error}; the service manager is not notified") });
@@ -143,8 +152,10 @@ fn report(worker: &Handle, output: &Output) {
 
 impl Node {
     /// Runs the node until an error or a bug ends it.
-    async fn live(&mut self, notifier: &Notifier, output: &Output) -> Result<(), Error> {
-        let mut watchdog = notifier.watchdog();
+    async fn live(&mut self, notifier: &Notifier, health: &Health, output: &Output) -> Result<(), Error> {
+        let often = notifier.watchdog().unwrap_or(CHECK_INTERVAL);
+        let mut check = interval(often.clamp(Dataplane::CHECK_INTERVAL, CHECK_INTERVAL));
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 news = self.news.recv() => {
@@ -176,15 +187,30 @@ impl Node {
                     }
                 }
                 event = self.rules.event() => output.print(&event),
-                () = tick(&mut watchdog) => report_notify(notifier.alive(), output),
+                _ = check.tick() => {
+                    self.check_progress(notifier, health, output);
+                    output.flush_limits(Output::LIMIT);
+                }
                 () = self.dataplane.news.notified() => report(&self.dataplane.worker, output),
                 ended = self.dataplane.ended() => {
                     ended?;
                     let unknown = || "forwarding has ended: a bug in the node".into();
                     return Err(self.dataplane.reason().unwrap_or_else(unknown));
                 }
-                () = sleep(Output::LIMIT), if output.leaves_out() => output.flush_limits(Output::LIMIT),
             }
+        }
+    }
+
+    /// Serves the watchdog unless the worker is stuck. Then only a restart helps.
+    fn check_progress(&mut self, notifier: &Notifier, health: &Health, output: &Output) {
+        let is_stuck = self.dataplane.is_stuck();
+        if health.set_stuck(is_stuck) {
+            let state =
+                if is_stuck { "forwarding is stuck: packets wait, and none is read" } else { "forwarding continues" };
+            output.print(&Event::Warning { reason: state.into() });
+        }
+        if !is_stuck && notifier.watchdog().is_some() {
+            report_notify(notifier.alive(), output);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The messages to systemd: ready, stopping, alive.
+//! The messages to systemd: ready, reloading, stopping, alive.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use nix::time::{ClockId, clock_gettime};
 
 /// The service manager's socket, if there is one (`sd_notify(3)`).
 pub(crate) struct Notifier {
@@ -46,11 +46,16 @@ impl Notifier {
         self.send("WATCHDOG=1")
     }
 
-    /// Returns the timer of [`Self::alive`], if systemd asks for it.
-    pub(crate) fn watchdog(&self) -> Option<Interval> {
-        let mut timer = interval(self.watchdog.filter(|_| self.socket.is_some())?);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Some(timer)
+    /// Reports that the node reads its files again. [`Self::ready`] ends that.
+    pub(crate) fn reloading(&self) -> io::Result<()> {
+        // A unit with Type=notify-reload needs the time too, the others ignore it (sd_notify(3)).
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros()))
+    }
+
+    /// Returns the interval of [`Self::alive`], if systemd asks for it.
+    pub(crate) fn watchdog(&self) -> Option<Duration> {
+        self.watchdog.filter(|_| self.socket.is_some())
     }
 
     fn send(&self, message: &str) -> io::Result<()> {
@@ -76,14 +81,6 @@ fn interval_of(micros: Option<OsString>, process: Option<OsString>, own: u32) ->
     }
     let micros = number(micros?)?;
     (micros > 1).then(|| Duration::from_micros(micros / 2))
-}
-
-/// Waits for the next tick of a timer that there may not be.
-pub(crate) async fn tick(timer: &mut Option<Interval>) {
-    match timer {
-        Some(timer) => drop(timer.tick().await),
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

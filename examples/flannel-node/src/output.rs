@@ -111,6 +111,8 @@ pub(crate) enum Event {
     Link {
         state: String,
     },
+    /// The files of etcd's connection were read again.
+    Reloaded,
     /// Omitted lines of one kind of event.
     LeftOut {
         of: String,
@@ -210,6 +212,7 @@ impl fmt::Display for Event {
                     None => Ok(()),
                 }
             }
+            Self::Reloaded => f.write_str("reloaded: new connections to etcd use the files as they are now"),
             Self::LeftOut { of, lines } => write!(f, "({lines} lines of {of:?} were omitted)"),
             Self::Warning { reason } => write!(f, "warning: {reason}"),
             Self::Stranger { from, inner_source, next_hop } => write!(
@@ -334,11 +337,6 @@ impl Output {
     /// Prints an event that was requested.
     pub(crate) fn answer(&self, event: &Event) -> io::Result<()> {
         self.put(std::io::stdout().lock(), &self.line(event))
-    }
-
-    /// Returns true if omitted lines were not reported yet.
-    pub(crate) fn leaves_out(&self) -> bool {
-        self.limits.borrow().values().any(|limit| limit.left_out > 0)
     }
 
     /// Reports the omitted lines of all spans of at least this age.

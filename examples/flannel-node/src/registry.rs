@@ -1,6 +1,7 @@
 //! flannel's keys in etcd: reads and writes of the network's config and the leases.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
@@ -10,7 +11,7 @@ use etcd_client::{
 use loden::lease::Held;
 use loden::lease::flannel::{LeaseKey, LeaseReader, LeaseValue};
 
-use crate::etcd::{Etcd, EtcdError};
+use crate::etcd::{Credentials, Etcd, EtcdError};
 
 /// The number of keys in the first and in the largest page of a listing. Each short page doubles the next one.
 ///
@@ -129,6 +130,16 @@ impl Registry {
     /// Returns the prefix of all keys.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// Returns an error of the current member in words for an operator.
+    pub(crate) fn plain(&self, error: &Error) -> String {
+        self.etcd.plain(error)
+    }
+
+    /// Returns the credentials, which all clones share.
+    pub(crate) fn credentials(&self) -> Rc<Credentials> {
+        self.etcd.credentials()
     }
 
     /// Returns the key of the network's config.

@@ -140,6 +140,7 @@ pub(crate) async fn start(
     let reconciler = own_v6.into_iter().fold(reconciler, Reconciler::with_public_address);
     Ok(Node {
         clock,
+        config,
         registry,
         reader,
         reconciler,

@@ -65,6 +65,7 @@ const FLAGS: &[Flag] = &[
         Value::Text,
         NoEffect("flannel itself has removed multiple networks; --subnet-file names the file"),
     ),
+    switch("use-multi-cluster-cidr", Some("false"), NoEffect(KUBERNETES_ONLY)),
     flag("v", Value::Number, NoEffect(LOG)),
     flag("vmodule", Value::Text, NoEffect(LOG)),
 ];

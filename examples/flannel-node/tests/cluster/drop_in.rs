@@ -18,11 +18,11 @@ use crate::tls::shown;
 use crate::{SOON, wait_until};
 
 /// A unit: its variables, and its command line without the program.
-struct Unit {
-    variables: &'static [&'static str],
-    line: &'static str,
+pub(crate) struct Unit {
+    pub(crate) variables: &'static [&'static str],
+    pub(crate) line: &'static str,
     /// Parts of the expected warnings.
-    warnings: &'static [&'static str],
+    pub(crate) warnings: &'static [&'static str],
 }
 
 /// Units without TLS. `{etcd}` stands for an endpoint and `{file}` for the subnet file.
@@ -60,7 +60,7 @@ const PLAIN: &[Unit] = &[
 ];
 
 /// Units with TLS. `{ca}`, `{cert}` and `{key}` stand for files.
-const SECURED: &[Unit] = &[
+pub(crate) const SECURED: &[Unit] = &[
     Unit {
         variables: &[],
         line: "--ip-masq --etcd-endpoints={etcd} -etcd-cafile={ca} -etcd-certfile={cert} -etcd-keyfile={key} \
@@ -101,24 +101,24 @@ const SECURED: &[Unit] = &[
 ];
 
 /// A notify socket like systemd's.
-struct Listener {
+pub(crate) struct Listener {
     socket: UnixDatagram,
     name: String,
     _directory: tempfile::TempDir,
 }
 
 impl Listener {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         Self { socket: UnixDatagram::bind(&path).unwrap(), name: shown(&path), _directory: directory }
     }
 
-    fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         self.within(SOON).expect("a message")
     }
 
-    fn within(&self, time: Duration) -> Option<String> {
+    pub(crate) fn within(&self, time: Duration) -> Option<String> {
         self.socket.set_read_timeout(Some(time)).unwrap();
         let mut message = [0; 256];
         let len = self.socket.recv(&mut message).ok()?;
@@ -127,7 +127,7 @@ impl Listener {
 }
 
 /// Starts the node as a unit does.
-fn start(site: &Site, unit: &Unit, listener: &Listener, more: &[&str]) -> Node {
+pub(crate) fn start(site: &Site, unit: &Unit, listener: &Listener, more: &[&str]) -> Node {
     let host = &site.hosts[0];
     let args = site.etcd.args();
     let arg = |name: &str| {
@@ -287,4 +287,28 @@ fn a_subnet_file_with_comments_or_with_the_subnet_alone_is_reused() {
         let (key, ..) = operator.leases().pop().unwrap();
         operator.delete(&crate::operator::subnets(&key));
     }
+}
+
+/// The path may be relative, as in a script beside the program. Without the file, no container gets an address.
+#[test]
+fn a_subnet_file_is_written_or_the_node_ends() {
+    let site = Site::new(1, 1, false);
+    Operator::of(&site.etcd, &site.switch).set_config(r#"{"Network":"100.96.0.0/16"}"#);
+    let (host, directory) = (&site.hosts[0].namespace, tempfile::tempdir().unwrap());
+    let args = [site.etcd.args(), vec!["-iface=eth0".into(), "-json".into()]].concat();
+    for file in ["subnet.env", "./subnet.env"] {
+        let mut command = tied_to_its_parent("env");
+        command.arg(format!("--chdir={}", shown(directory.path()))).arg(program());
+        command.args(&args).arg(format!("-subnet-file={file}"));
+        let mut node = Node { child: Child::spawn(host, command).unwrap(), said: Vec::new() };
+        node.says("ready");
+        let text = std::fs::read_to_string(directory.path().join("subnet.env")).unwrap();
+        assert!(text.contains("FLANNEL_SUBNET="), "{text}");
+        node.stop();
+        std::fs::remove_file(directory.path().join("subnet.env")).unwrap();
+    }
+    let (status, _, errors) = run(host, &[args, vec!["-subnet-file=/dev/null/subnet.env".into()]].concat(), None);
+    assert_eq!(status.code(), Some(2), "{errors}");
+    assert!(errors.contains("/dev/null"), "{errors}");
+    assert!(!host.links().unwrap().iter().any(|link| link.starts_with("flannel")));
 }

@@ -37,8 +37,12 @@ pub(crate) struct Etcd {
 impl Etcd {
     /// Starts this many members, which elect a leader in a second or two.
     pub(crate) fn start(namespace: &Namespace, members: u16, tls: bool) -> Self {
+        Self::start_with(namespace, members, tls.then(|| Tls::new(&ADDRESS.to_string())))
+    }
+
+    /// Starts members with these certificates.
+    pub(crate) fn start_with(namespace: &Namespace, members: u16, tls: Option<Tls>) -> Self {
         Command::new("etcd").arg("--version").output().expect(MISSING);
-        let tls = tls.then(|| Tls::new(&ADDRESS.to_string()));
         let members = (0..members).map(|number| Member { number, process: None }).collect();
         let data = tempfile::tempdir().unwrap();
         let mut etcd = Self { namespace: namespace.clone(), tls, data, members };

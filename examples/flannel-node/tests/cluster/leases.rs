@@ -87,6 +87,11 @@ fn a_lease_that_another_host_holds_is_lost() {
     assert!(error["reason"].as_str().unwrap().contains("10.168.0.99 holds it now"), "{error}");
     assert_eq!(node.ends().code(), Some(1));
     assert!(operator.get(&subnets(&key)).unwrap().contains("10.168.0.99"), "it is left alone");
+    // The service manager starts it again. flanneld would take the subnet back from the other host.
+    let again = Node::start(&site.hosts[0], &site.etcd);
+    assert!(again.how() == "which is new" && !key.starts_with(&again.lease().network().to_string()));
+    assert!(operator.get(&subnets(&key)).unwrap().contains("10.168.0.99"), "it is left alone");
+    again.stop();
 }
 
 /// The key has an etcd lease that ends earlier or later than the node's own. The node keeps it alive, and nobody writes

@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
 mod config;
+mod container;
 mod drop_in;
 mod dual_stack;
 mod etcd;
+mod exchange;
 mod history;
 mod hosts;
 mod leases;
@@ -17,9 +19,12 @@ mod poison;
 mod races;
 mod readers;
 mod rules;
+mod service;
 mod survive;
 mod tls;
 mod traffic;
+mod unit_file;
+mod words;
 
 use std::time::{Duration, Instant};
 

@@ -160,7 +160,7 @@ fn missing_resources_are_awaited() {
     let mut node = Node::spawn(&site.hosts[0], &site.etcd, &[]);
     for _ in 0..2 {
         let waiting = node.says("waiting");
-        assert!(waiting["reason"].as_str().unwrap().contains("Connection refused"), "{waiting}");
+        assert!(waiting["reason"].as_str().unwrap().contains("nothing listens there"), "{waiting}");
         assert!(waiting["retry_seconds"].as_f64().unwrap() > 0.0, "{waiting}");
     }
     site.etcd.start_all();

@@ -13,24 +13,40 @@ pub(crate) struct Tls {
 impl Tls {
     /// Creates certificates for servers at `address`.
     pub(crate) fn new(address: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::with_expired(address, "none")
+    }
+
+    /// Creates certificates like [`Self::new`], of which that of this name has ended.
+    pub(crate) fn with_expired(address: &str, expired: &str) -> Self {
+        let tls = Self { directory: tempfile::tempdir().unwrap() };
+        tls.write(address, expired);
+        tls
+    }
+
+    /// Replaces all files, those of the authority too.
+    pub(crate) fn renew(&self, address: &str) {
+        self.write(address, "none");
+    }
+
+    fn write(&self, address: &str, expired: &str) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = params.self_signed(&key).unwrap();
         let issuer = Issuer::new(params, key);
-        let tls = Self { directory };
-        std::fs::write(tls.path("ca.pem"), authority.pem()).unwrap();
+        std::fs::write(self.path("ca.pem"), authority.pem()).unwrap();
         for (name, subject) in [("server", address), ("client", "flannel")] {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new([subject.to_owned()]).unwrap();
             // etcd connects to itself too.
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            if name == expired {
+                params.not_after = rcgen::date_time_ymd(2001, 2, 3);
+            }
             let signed = params.signed_by(&key, &issuer).unwrap();
-            std::fs::write(tls.path(&format!("{name}.pem")), signed.pem()).unwrap();
-            std::fs::write(tls.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+            std::fs::write(self.path(&format!("{name}.pem")), signed.pem()).unwrap();
+            std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
         }
-        tls
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -81,6 +81,7 @@ fn flags_without_effect_are_accepted_with_a_warning_and_the_reason() {
         ("set-node-network-unavailable", "true", "--kube-subnet-mgr"),
         ("stderrthreshold", "INFO", "standard error"),
         ("subnet-dir", "/run/flannel/networks", "--subnet-file"),
+        ("use-multi-cluster-cidr", "true", "--kube-subnet-mgr"),
         ("v", "5", "detail"),
         ("vmodule", "main=5", "detail"),
     ] {
@@ -138,6 +139,61 @@ fn variables_that_are_not_understood_are_named() {
     let first: serde_json::Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
     assert_eq!(first["event"], "warning");
     assert!(first["reason"].as_str().unwrap().contains("FLANNELD_IFCAE"), "{first}");
+}
+
+/// The flags in the sources of flanneld 0.20 to 0.28, each in some of them.
+const FLAGS_OF_FLANNELD: [&str; 33] = [
+    "etcd-cafile",
+    "etcd-certfile",
+    "etcd-endpoints",
+    "etcd-keyfile",
+    "etcd-password",
+    "etcd-prefix",
+    "etcd-username",
+    "healthz-ip",
+    "healthz-port",
+    "iface",
+    "iface-can-reach",
+    "iface-regex",
+    "ip-blackhole-route",
+    "ip-masq",
+    "ip-masq-fully-random-disable",
+    "iptables-forward-rules",
+    "iptables-resync",
+    "kube-annotation-prefix",
+    "kube-api-url",
+    "kube-subnet-mgr",
+    "kubeconfig-file",
+    "log_backtrace_at",
+    "net-config-path",
+    "public-ip",
+    "public-ipv6",
+    "set-node-network-unavailable",
+    "subnet-file",
+    "subnet-lease-renew-margin",
+    "use-multi-cluster-cidr",
+    "v",
+    "version",
+    "vmodule",
+    // An alias for help in Go.
+    "help",
+];
+
+#[test]
+fn no_flag_of_flanneld_0_20_to_0_28_is_unknown() {
+    let readme = include_str!("../../README.md");
+    for flag in FLAGS_OF_FLANNELD {
+        // The value is wrong for most, and its type is judged only if the flag is known.
+        let (_, text) = node(&[NOWHERE, &format!("-{flag}=x")], &[]);
+        assert!(!text.contains("unexpected argument"), "{flag}: {text}");
+        assert!(flag == "help" || readme.contains(&format!("`{flag}`")), "{flag} is not in the README");
+        if !["help", "version"].contains(&flag) {
+            let (_, text) = node(&[NOWHERE], &[(&variable(flag), "x")]);
+            assert!(!text.contains("no option has this name"), "{flag}: {text}");
+        }
+    }
+    let (_, text) = node(&[NOWHERE, "-no-such-flag=x"], &[]);
+    assert!(text.contains("unexpected argument"), "{text}");
 }
 
 /// As flanneld: on standard error, status 0, without anything else.
