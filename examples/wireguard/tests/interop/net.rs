@@ -1,10 +1,9 @@
 //! Two hosts, `wireguard` on host A, and Debian's wireguard-go on host B.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,6 +44,12 @@ pub(crate) fn peer(byte: u8, allowed: &str, more: &str) -> String {
     format!("[Peer]\nPublicKey = {key}\nAllowedIPs = {allowed}\n{more}\n")
 }
 
+/// The section of the interface whose private key is this byte repeated.
+pub(crate) fn section(byte: u8, port: u16, more: &str) -> String {
+    let key = base64(private_key(byte).to_bytes());
+    format!("[Interface]\nPrivateKey = {key}\nListenPort = {port}\n{more}")
+}
+
 pub(crate) fn preshared(byte: u8) -> String {
     format!("PresharedKey = {}\n", base64([byte; 32]))
 }
@@ -69,18 +74,20 @@ impl Net {
         Self { hosts, files: TempDir::new().expect("a directory") }
     }
 
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.files.path().join(name);
+    /// Returns the path of a file that is removed at the end.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.files.path().join(name).to_str().expect("a path of text").to_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
         fs::write(&path, text).expect("written");
         path
     }
 
     /// Starts `wireguard` on host A with these peers and options.
     pub(crate) fn start_a(&self, addresses: &str, peers: &str, options: &[&str]) -> Ours {
-        let head = format!(
-            "[Interface]\nPrivateKey = {}\nAddress = {addresses}\nListenPort = {PORT_A}\n",
-            base64(private_key(1).to_bytes())
-        );
+        let head = section(1, PORT_A, &format!("Address = {addresses}\n"));
         let file = self.write("wga.conf", &(head + peers));
         let mut command = Command::new(env!("CARGO_BIN_EXE_wireguard"));
         command.arg(file).args(options);
@@ -179,11 +186,9 @@ pub(crate) struct Theirs<'n> {
 impl Theirs<'_> {
     /// Sets its peers. It forgets sessions with former ones.
     pub(crate) fn set(&self, peers: &str) {
-        let mut text = String::from("[Interface]\n");
-        let key = base64(private_key(2 + self.at as u8).to_bytes());
-        write!(text, "PrivateKey = {key}\nListenPort = {}\n{peers}", PORTS_B[self.at]).expect("a string");
+        let text = section(2 + self.at as u8, PORTS_B[self.at], peers);
         let file = self.net.write(&format!("{}.conf", self.name), &text);
-        self.wg(&["setconf", &self.name, file.to_str().expect("a path of text")]);
+        self.wg(&["setconf", &self.name, &file]);
     }
 
     pub(crate) fn wg(&self, args: &[&str]) -> String {
