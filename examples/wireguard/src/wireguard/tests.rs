@@ -11,7 +11,7 @@ use loden::forward::{DatagramMeta, DropReason};
 use loden::framing::{Framing as _, Ready, Reply};
 use loden::route::{RoutePublisher, RouteReader};
 
-use super::{HEAD, TAG, WireGuard};
+use super::{COOKIE_REPLY, COOKIE_REPLY_LEN, HANDSHAKES_PER_SECOND, HEAD, TAG, WireGuard};
 use crate::config::Config;
 
 /// The messages that a framing sent.
@@ -23,6 +23,9 @@ impl Reply for Sent {
         self.0.push_back((to, message.to_vec()));
     }
 }
+
+/// A packet and its sender, or a control message, or the reason of a drop.
+type Opened = Result<Option<(Vec<u8>, SocketAddr)>, DropReason>;
 
 struct Host {
     framing: WireGuard,
@@ -85,18 +88,18 @@ impl Host {
     }
 
     /// Opens a datagram, and returns its packet and the sender that the endpoint checks.
-    fn open(
-        &mut self,
-        from: SocketAddr,
-        datagram: &[u8],
-        sent: &mut Sent,
-    ) -> Result<Option<(Vec<u8>, SocketAddr)>, DropReason> {
+    fn open(&mut self, from: SocketAddr, datagram: &[u8], sent: &mut Sent) -> Opened {
+        let opened = self.open_before_timeout(from, datagram, sent);
+        let now = self.next_call();
+        self.framing.handle_timeout(now, sent);
+        opened
+    }
+
+    fn open_before_timeout(&mut self, from: SocketAddr, datagram: &[u8], sent: &mut Sent) -> Opened {
         let now = self.next_call();
         let mut meta = DatagramMeta::from(from);
         let mut datagram = datagram.to_vec();
         let opened = self.framing.open(&mut meta, &mut datagram, now, sent)?.map(|packet| packet.to_vec());
-        let now = self.next_call();
-        self.framing.handle_timeout(now, sent);
         Ok(opened.map(|packet| (packet, meta.from)))
     }
 }
@@ -143,12 +146,15 @@ fn packets_of_every_length_are_padded_up_to_the_mtu_and_opened() {
     const MTU: usize = 203;
     let (mut a, mut b) = two_hosts();
     let mut sent = Sent::default();
-    for len in 20..=MTU {
+    // From long to short, so that the buffer holds an earlier packet.
+    for len in (20..=MTU).rev() {
         let packet = packet(1, 2, len);
         let datagram = a.seal(b.address, &packet, MTU);
         assert_eq!(datagram.len(), HEAD + len.next_multiple_of(16).min(MTU) + TAG);
         assert!(!datagram.windows(8).any(|bytes| bytes == [0x5a; 8]), "it can be read");
         assert_eq!(b.open(a.address, &datagram, &mut sent), Ok(Some((packet, a.address))));
+        let padding = &b.framing.scratch[len..datagram.len() - HEAD - TAG];
+        assert!(padding.iter().all(|byte| *byte == 0), "{padding:?} comes from an earlier packet");
     }
     let longest = packet(1, 2, 65_535);
     let datagram = a.seal(b.address, &longest, 65_535);
@@ -183,6 +189,23 @@ fn changed_cut_and_repeated_datagrams_are_refused() {
         }
     }
     assert!(sent.0.is_empty());
+}
+
+#[test]
+fn the_first_handshake_is_answered_when_the_worker_has_the_routes() {
+    let (mut a, mut b) = (Host::new(1, &[2], &[2]), Host::new(2, &[1], &[]));
+    let mut sent = Sent::default();
+    assert_eq!(a.ready(b.address, &mut sent), Ready::Hold);
+    let (_, message) = sent.0.pop_front().expect("a handshake");
+    assert_eq!(b.open_before_timeout(a.address, &message, &mut sent), Ok(None));
+    // In the same call the worker still has the old table.
+    let now = b.clock;
+    b.framing.handle_timeout(now, &mut sent);
+    assert_eq!((b.route(1), sent.0.len()), (Some(a.address), 0));
+    assert!(b.framing.poll_timeout().is_some_and(|at| at <= now), "it does not wait");
+    let now = b.next_call();
+    b.framing.handle_timeout(now, &mut sent);
+    assert_eq!((sent.0.len(), sent.0[0].0), (1, a.address));
 }
 
 #[test]
@@ -232,4 +255,27 @@ fn the_outer_address_of_a_peer_is_no_allowed_source() {
     outer[12..16].copy_from_slice(&[10, 168, 0, 1]);
     let datagram = a.seal(b.address, &outer, 1420);
     assert_eq!(b.open(a.address, &datagram, &mut Sent::default()), Err(DropReason::SpoofedSource));
+}
+
+#[test]
+fn under_load_a_handshake_is_answered_with_a_cookie_and_moves_nobody() {
+    let (mut a, mut b, mut stranger) = (Host::new(1, &[2], &[2]), Host::new(2, &[1], &[1]), Host::new(9, &[2], &[2]));
+    let mut sent = Sent::default();
+    let [of_stranger, of_a] = [&mut stranger, &mut a].map(|host| {
+        assert_eq!(host.ready(b.address, &mut sent), Ready::Hold);
+        sent.0.pop_front().expect("a handshake").1
+    });
+    // The count begins anew with a timeout.
+    for _ in 1..HANDSHAKES_PER_SECOND {
+        let opened = b.open_before_timeout(stranger.address, &of_stranger, &mut sent);
+        assert_eq!((opened, sent.0.len()), (Err(DropReason::NotAuthentic), 0));
+    }
+    // At first the state machine asks for it, whose count comes second.
+    let elsewhere = address(77);
+    for _ in 0..2 {
+        assert_eq!(b.open_before_timeout(elsewhere, &of_a, &mut sent), Ok(None));
+        let (to, cookie) = sent.0.pop_front().expect("an answer");
+        assert_eq!((to, cookie[0], cookie.len()), (elsewhere, COOKIE_REPLY, COOKIE_REPLY_LEN));
+        assert_eq!(b.route(1), Some(a.address));
+    }
 }
