@@ -68,6 +68,9 @@ pub trait Framing {
     /// True if senders are checked before [`open`](Self::open), so that a stranger's datagram costs little. The reason
     /// of the drop is [`DropReason::UnknownPeer`]. A framing whose peers change their addresses sets it to false.
     /// It replaces the sender in [`open`](Self::open), and the endpoint checks the new one.
+    ///
+    /// Datagrams still go to the next hop. So after the first authentic datagram from another address, change the
+    /// peer's routes with a [`RoutePublisher`](crate::route::RoutePublisher), and then the replacement.
     const CHECKS_SENDER_FIRST: bool = true;
 
     /// Returns the overhead of datagrams to or from an underlay address, outer headers included. With it
@@ -135,6 +138,9 @@ pub trait Framing {
     }
 
     /// Returns the time of the next call of [`handle_timeout`](Self::handle_timeout). A call must put it off.
+    ///
+    /// With several workers, the answer to a handshake may reach another worker's socket. A worker whose packets wait
+    /// finds the shared session at its next timeout, so set one some milliseconds after each [`Ready::Hold`].
     #[inline]
     #[must_use]
     fn poll_timeout(&self) -> Option<Duration> {

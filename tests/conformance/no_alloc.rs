@@ -10,10 +10,11 @@ use loden::forward::{
     Counters, DatagramMeta, Decap, DropReason, Encap, ForwarderConfig, IcmpLimiter, PathMode, PathMtus, Reject, Transit,
 };
 use loden::framing::{Framing, Reply};
-use loden::offload::{Coalesce, VnetHeader};
+use loden::offload::{Coalesce, VnetHeader, vnet_flag, vnet_gso};
 use loden::route::{Route, RouteChange, RoutePublisher};
 use loden::transmit::{QueueLimits, Transmit};
 
+use bodies::offload::model::complete;
 use support::allocations::allocations;
 use support::host::{
     Host, NOBODY, NOBODY_V6, POD_A_V6, POD_B, POD_C_V6, POD_V6, config, dual_identity, dual_routes, host_a, host_c,
@@ -358,24 +359,47 @@ impl Sink for Count {
     }
 }
 
+/// Packets of each kind: whole ones, fragments, segments of GSO packets, and coalesced ones.
 #[test]
 fn no_sealed_packet_allocates() {
     let host = Host::new(config(), dual_routes());
     let endpoint = Endpoint::new(host.forwarder.clone());
-    let mut engine = Engine::new(endpoint, QueueLimits::default(), Coalesce::NONE).with_framing(Tag);
-    let (to, from) = (outbound().bytes(), [&[0xa5], inbound().bytes().as_slice()].concat());
-    let (mut sink, mut buffer, header) = (Count::default(), vec![0; 2048], VnetHeader::default());
+    let mut engine = Engine::new(endpoint, QueueLimits::default(), Coalesce::ALL).with_framing(Tag);
+    let to = outbound().bytes();
+    let from = complete(Ipv4 { payload: udp(53, 4000, &pattern(500)), fragment: DF, ..inbound() }.bytes());
+    let from = [&[0xa5], from.as_slice()].concat();
+    let long = Ipv4 { payload: pattern(4000), ..outbound() }.bytes();
+    let many = Ipv4 { payload: udp(4000, 53, &pattern(8000)), fragment: DF, ..outbound() }.bytes();
+    let gso = VnetHeader {
+        flags: vnet_flag::NEEDS_CSUM,
+        gso_type: vnet_gso::UDP_L4,
+        hdr_len: 28,
+        gso_size: 1000,
+        csum_start: 20,
+        csum_offset: 6,
+    };
+    let (mut sink, mut buffer, plain) = (Count::default(), vec![0; 16_384], VnetHeader::default());
     let mut run = |rounds: usize| {
         for _ in 0..rounds {
-            buffer[..to.len()].copy_from_slice(&to);
-            engine.from_tun(&header, &mut buffer[..to.len()], &host.table, Duration::ZERO, &mut sink);
-            buffer[..from.len()].copy_from_slice(&from);
-            engine.from_udp(host_a(), &mut buffer[..from.len()], &host.table, Duration::ZERO, &mut sink);
+            for (header, packet) in [(&plain, &to), (&plain, &long), (&gso, &many)] {
+                buffer[..packet.len()].copy_from_slice(packet);
+                engine.from_tun(header, &mut buffer[..packet.len()], &host.table, Duration::ZERO, &mut sink);
+            }
+            for _ in 0..4 {
+                buffer[..from.len()].copy_from_slice(&from);
+                engine.from_udp(host_a(), &mut buffer[..from.len()], &host.table, Duration::ZERO, &mut sink);
+            }
+            engine.flush_inbound(Duration::ZERO, &mut sink);
         }
         engine.flush(&host.table, Duration::ZERO, &mut sink);
     };
     // The queue keeps the memory that it has used once.
     run(1000);
     assert_eq!(allocations(|| run(1000)), 0);
-    assert_eq!((sink.sent, sink.written), (2000, 2000));
+    let Counters { encap, decap, stats } = engine.counters();
+    assert_eq!(
+        (encap.forwarded(), decap.forwarded(), stats.segments_made, stats.fragments_made),
+        (6000, 8000, 16_000, 6000)
+    );
+    assert_eq!((sink.sent, sink.written, stats.coalesced), (2000 + 16_000 + 6000, 2000, 8000));
 }

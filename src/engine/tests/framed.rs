@@ -6,7 +6,7 @@ use crate::forward::{DatagramMeta, IcmpOutcome};
 use crate::framing::{Ready, Reply};
 
 /// A key in front of each packet.
-struct Keyed([u8; 8]);
+pub(super) struct Keyed(pub(super) [u8; 8]);
 
 impl Framing for Keyed {
     const HEAD: usize = 8;

@@ -113,3 +113,30 @@ fn v27_refusals_disable_one_family() {
     arrive(&mut stage);
     assert_eq!(stage.engine.counters().stats.coalesced, 66);
 }
+
+/// V27: a corrupt packet joins no batch, sealed or not, and keeps its checksum.
+#[test]
+fn v27_a_corrupt_packet_is_written_alone_and_as_it_is() {
+    fn check<F: Framing>(mut stage: Stage<F>, head: &[u8]) {
+        let segment = |number: u32| {
+            let builder = PacketBuilder::ipv6(pod_v6_of(2).octets(), POD_V6.octets(), 64);
+            let mut packet = Vec::new();
+            builder.tcp(4000, 80, 100 * number, 500).ack(7).write(&mut packet, &[number as u8; 100]).unwrap();
+            packet
+        };
+        let of_udp: Vec<_> = (0..9).map(|_| datagram(pod_v6_of(2), POD_V6, 64, 100)).collect();
+        for mut packets in [of_udp, (0..9).map(segment).collect()] {
+            *packets[4].last_mut().unwrap() ^= 1;
+            packets.iter().for_each(|packet| stage.arrive(2, &[head, packet].concat()));
+            stage.flush();
+            let mut corrupt = packets[4].clone();
+            corrupt[7] = 63;
+            let written = core::mem::take(&mut stage.sink.written);
+            let alone = written.iter().filter(|write| **write == (VnetHeader::default(), corrupt.clone())).count();
+            assert_eq!((alone, written.len()), (1, 3), "and a batch before and after it");
+        }
+        assert_eq!((stage.engine.counters().stats.coalesced, stage.decap().forwarded()), (16, 18));
+    }
+    check(dual_stack(), b"");
+    check(dual_stack().with_framing(super::framed::Keyed(*b"a secret")), b"a secret");
+}

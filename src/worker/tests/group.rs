@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::*;
 
 /// Returns two stages whose workers are one group.
-fn pair() -> [Stage; 2] {
+pub(super) fn pair() -> [Stage; 2] {
     let mut stages = [Stage::new(), Stage::new()];
     let [one, other] = &mut stages;
     let forwarder = one.worker.forwarder().clone();

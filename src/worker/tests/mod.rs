@@ -20,6 +20,7 @@ mod bounds;
 mod budget;
 mod ends;
 mod failing;
+mod framed;
 #[cfg(feature = "tokio")]
 mod future;
 mod group;
@@ -68,9 +69,9 @@ enum Progress {
 }
 
 /// A worker on host 10.168.0.2, its script, and its clock.
-struct Stage {
+struct Stage<F = Bare> {
     script: Script,
-    worker: Worker,
+    worker: Worker<F>,
     routes: RoutePublisher,
     now: Instant,
 }
@@ -94,6 +95,21 @@ impl Stage {
         Self { script, worker, routes, now: Instant::now() }
     }
 
+    fn with_framing<F: Framing>(self, framing: F) -> Stage<F> {
+        let Self { script, worker, routes, now } = self;
+        Stage { script, worker: worker.with_framing(framing), routes, now }
+    }
+
+    /// Returns the only drop reason, and its count.
+    fn lost(flow: DirectionCounters) -> Option<(DropReason, u64)> {
+        let mut drops = flow.drops();
+        let first = drops.next();
+        assert_eq!(drops.next(), None);
+        first
+    }
+}
+
+impl<F: Framing> Stage<F> {
     /// Makes the next calls of this kind fail with these error numbers.
     fn fail<const N: usize>(&self, call: Call, errnos: [c_int; N]) {
         self.script.then(call, errnos.map(Answer::Error));
@@ -154,14 +170,6 @@ impl Stage {
 
     fn decap(&self) -> DirectionCounters {
         self.worker.counters().decap
-    }
-
-    /// Returns the only drop reason, and its count.
-    fn lost(flow: DirectionCounters) -> Option<(DropReason, u64)> {
-        let mut drops = flow.drops();
-        let first = drops.next();
-        assert_eq!(drops.next(), None);
-        first
     }
 
     fn send_errors(&self) -> Vec<(IpAddr, u64)> {
