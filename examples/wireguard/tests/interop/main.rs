@@ -1,6 +1,7 @@
 //! `wireguard` and Debian's wireguard-go are each other's other end. The tests need root, wireguard-go and wireguard-tools.
 #![cfg(target_os = "linux")]
 
+mod addresses;
 mod net;
 
 use std::net::{Ipv4Addr, UdpSocket};
