@@ -13,6 +13,11 @@ use loden::route::{RoutePublisher, RouteReader};
 
 use super::{COOKIE_REPLY, COOKIE_REPLY_LEN, HANDSHAKES_PER_SECOND, HEAD, TAG, WireGuard};
 use crate::config::Config;
+use allocations::allocations;
+
+#[expect(unreachable_pub, reason = "the library shares it with other packages")]
+#[path = "../../../../tests/support/allocations.rs"]
+mod allocations;
 
 /// The messages that a framing sent.
 #[derive(Default)]
@@ -301,4 +306,25 @@ fn an_address_that_no_route_may_have_is_not_followed() {
         assert_eq!((from, b.route(1)), (a.address, Some(a.address)), "{nobody}");
     }
     assert_eq!(b.ready(a.address, &mut Sent::default()), Ready::Go);
+}
+
+/// The state machine included.
+#[test]
+fn no_packet_of_a_session_allocates() {
+    let (mut a, mut b) = two_hosts();
+    let mut sent = Sent::default();
+    let packet = packet(1, 2, 1400);
+    let mut datagram = vec![0; a.framing.sealed_len(packet.len(), 1420)];
+    let (to, from) = (b.address, a.address);
+    let calls = allocations(|| {
+        for _ in 0..1000 {
+            let (of_a, of_b) = (a.next_call(), b.next_call());
+            assert_eq!(a.framing.ready(to, &packet, of_a, &mut sent), Ready::Go);
+            datagram[HEAD..HEAD + packet.len()].copy_from_slice(&packet);
+            a.framing.seal(to, &mut datagram, packet.len());
+            let opened = b.framing.open(&mut DatagramMeta::from(from), &mut datagram, of_b, &mut sent);
+            assert!(matches!(opened, Ok(Some(opened)) if *opened == packet[..]));
+        }
+    });
+    assert_eq!((calls, sent.0.len()), (0, 0));
 }
