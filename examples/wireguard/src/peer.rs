@@ -1,6 +1,6 @@
 //! A peer: its state machine, and the addresses at which it is reached.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
+use loden::route::{Route, RouteChange};
 
 use crate::config::PeerConfig;
 
-/// A peer. It has no route until its address is known.
+/// A peer. Until its address is known, its routes lead nowhere, so that its networks are nobody else's.
 pub(crate) struct Peer {
     pub(crate) tunnel: Tunn,
     pub(crate) allowed_ips: Vec<IpNet>,
     /// True if packets can be sealed.
     pub(crate) has_session: bool,
-    /// An answer to its first handshake, which waits for its routes.
-    pub(crate) answer: Option<Vec<u8>>,
+    is_known: bool,
     /// The next hop of its published routes.
-    endpoint: Option<SocketAddr>,
+    route: SocketAddr,
     /// The one before the worker's call in which it changed.
-    endpoint_before: Option<SocketAddr>,
+    route_before: SocketAddr,
     /// The time of that call.
     moved_at: Duration,
     has_keepalive: bool,
@@ -41,38 +41,46 @@ impl Peer {
             index,
             Some(Arc::clone(limiter)),
         );
+        let route = config.endpoint.unwrap_or_else(|| nowhere(index));
         Self {
             tunnel,
             allowed_ips: config.allowed_ips.clone(),
             has_session: false,
-            answer: None,
-            endpoint: config.endpoint,
-            endpoint_before: config.endpoint,
+            is_known: config.endpoint.is_some(),
+            route,
+            route_before: route,
             moved_at: Duration::ZERO,
             has_keepalive: config.persistent_keepalive.is_some(),
             is_started: false,
         }
     }
 
+    /// Returns its address, if it is known.
     pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
-        self.endpoint
+        self.is_known.then_some(self.route)
+    }
+
+    /// Returns its routes to an address, or to its present next hop.
+    pub(crate) fn routes(&self, address: Option<SocketAddr>) -> impl Iterator<Item = RouteChange> {
+        let next_hop = address.unwrap_or(self.route);
+        self.allowed_ips.iter().map(move |allowed| RouteChange::Set(Route::new(*allowed, next_hop)))
     }
 
     /// Returns the next hop of its routes in the table that the worker has at `now`. The worker takes over a published table
     /// at the beginning of its next call, which has a later time.
-    pub(crate) fn next_hop(&self, now: Duration) -> Option<SocketAddr> {
-        if now > self.moved_at { self.endpoint } else { self.endpoint_before }
+    pub(crate) fn next_hop(&self, now: Duration) -> SocketAddr {
+        if now > self.moved_at { self.route } else { self.route_before }
     }
 
     /// Returns true if an address is in use for this peer.
     pub(crate) fn is_at(&self, address: SocketAddr, now: Duration) -> bool {
-        [self.endpoint, self.next_hop(now)].contains(&Some(address))
+        [self.route, self.next_hop(now)].contains(&address)
     }
 
     /// Changes the next hop of its routes, which are to be published in the same call of the worker.
     pub(crate) fn move_to(&mut self, address: SocketAddr, now: Duration) {
-        self.endpoint_before = self.next_hop(now);
-        (self.endpoint, self.moved_at) = (Some(address), now);
+        self.route_before = self.next_hop(now);
+        (self.is_known, self.route, self.moved_at) = (true, address, now);
     }
 
     pub(crate) fn update_session(&mut self) {
@@ -95,11 +103,16 @@ impl Peer {
         // A persistent keepalive wants a session, from the start and after attempts that had no answer.
         let wants_session = self.has_keepalive && (is_expired || !self.is_started);
         self.is_started = true;
-        if len.is_none() && (is_old || wants_session) && self.endpoint.is_some() {
+        if len.is_none() && (is_old || wants_session) && self.is_known {
             len = self.begin_handshake(buffer);
         }
         len
     }
+}
+
+/// Returns a next hop for a peer whose address is not known. No host has it (RFC 1112 section 4), and nothing is sent to it.
+fn nowhere(index: u32) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::from_bits(0xf000_0000 | index).into(), 1)
 }
 
 /// Returns the length of a message for the peer.

@@ -16,7 +16,7 @@ use boringtun::noise::{Packet, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use loden::forward::{DatagramMeta, DropReason};
 use loden::framing::{Framing, Ready, Reply};
-use loden::route::{Route, RouteChange, RoutePublisher};
+use loden::route::RoutePublisher;
 
 use crate::config::{Config, Key};
 use crate::peer::{Peer, message_len};
@@ -80,13 +80,14 @@ impl WireGuard {
         let mut peers = Vec::new();
         for (index, peer) in config.peers.iter().enumerate() {
             by_key.insert(peer.public_key, index);
-            if let Some(endpoint) = peer.endpoint {
-                if by_address.insert(endpoint, index).is_some() {
-                    return Err(format!("two peers have the endpoint {endpoint}; correct one").into());
-                }
-                routes.apply(routes_to(&peer.allowed_ips, endpoint)).into_result()?;
+            let peer = Peer::new(peer, &key, u32::try_from(index)?, &limiter);
+            if let Some(endpoint) = peer.endpoint()
+                && by_address.insert(endpoint, index).is_some()
+            {
+                return Err(format!("two peers have the endpoint {endpoint}; correct one").into());
             }
-            peers.push(Peer::new(peer, &key, u32::try_from(index)?, &limiter));
+            routes.apply(peer.routes(None)).into_result()?;
+            peers.push(peer);
         }
         let scratch = vec![0; MESSAGE_MAX].into_boxed_slice();
         let (last, tick_at) = (None, Duration::ZERO);
@@ -115,17 +116,16 @@ impl WireGuard {
             return;
         }
         let Some(peer) = peers.get_mut(index).filter(|peer| peer.endpoint() != Some(from)) else { return };
+        // Such as this host's own address, which only another program on it can use.
+        if routes.apply(peer.routes(Some(from))).into_result().is_err() {
+            let _changed = routes.apply(peer.routes(None));
+            return;
+        }
         peer.move_to(from, now);
-        // The configuration was checked, so nothing is refused.
-        let _applied = routes.apply(routes_to(&peer.allowed_ips, from));
         by_address.retain(|address, other| *other != index || peer.is_at(*address, now));
         by_address.insert(from, index);
         *last = None;
     }
-}
-
-fn routes_to(allowed_ips: &[ipnet::IpNet], endpoint: SocketAddr) -> impl Iterator<Item = RouteChange> {
-    allowed_ips.iter().map(move |allowed| RouteChange::Set(Route::new(*allowed, endpoint)))
 }
 
 impl Framing for WireGuard {
@@ -180,7 +180,7 @@ impl Framing for WireGuard {
         reply: &mut impl Reply,
     ) -> Result<Option<&'d mut [u8]>, DropReason> {
         let from = meta.from;
-        let Self { key, public_key, limiter, peers, by_key, scratch, tick_at, .. } = self;
+        let Self { key, public_key, limiter, peers, by_key, scratch, .. } = self;
         let mut cookie = [0; COOKIE_REPLY_LEN];
         let (index, kind) = match limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
             Ok(Packet::HandshakeInit(message)) => {
@@ -203,13 +203,7 @@ impl Framing for WireGuard {
             TunnResult::WriteToTunnelV6(packet, source) => (Some((packet, IpAddr::from(source))), true),
             TunnResult::WriteToNetwork(message) => {
                 let is_authentic = message.first() != Some(&COOKIE_REPLY);
-                if is_authentic && peer.next_hop(now).is_none() {
-                    // Packets may come right after it, so the peer's routes have to be there.
-                    peer.answer = Some(message.to_vec());
-                    *tick_at = now;
-                } else {
-                    reply.send(from, message);
-                }
+                reply.send(from, message);
                 (None, is_authentic)
             }
             TunnResult::Done => (None, kind != Kind::Cookie),
@@ -234,7 +228,7 @@ impl Framing for WireGuard {
         }
         let Some((packet, source)) = delivered else { return Ok(None) };
         let peer = self.peers.get(index).ok_or(DropReason::NoSession)?;
-        let next_hop = peer.next_hop(now).ok_or(DropReason::NoSession)?;
+        let next_hop = peer.next_hop(now);
         // The library accepts the underlay address of a peer as inner source. WireGuard does only if it is allowed.
         let is_routed = || self.routes.table().lookup(source).map(|hop| hop.address) == peer.endpoint();
         if source == next_hop.ip() && !is_routed() {
@@ -250,13 +244,8 @@ impl Framing for WireGuard {
         limiter.reset_count();
         for peer in peers {
             let len = peer.handle_timeout(*rekey_after, scratch);
-            if let Some(next_hop) = peer.next_hop(now) {
-                if let Some(answer) = peer.answer.take() {
-                    reply.send(next_hop, &answer);
-                }
-                send(next_hop, len, scratch, reply);
-            } else if peer.answer.is_some() {
-                *tick_at = now;
+            if let Some(endpoint) = peer.endpoint() {
+                send(endpoint, len, scratch, reply);
             }
         }
     }

@@ -13,6 +13,11 @@ use loden::route::{RoutePublisher, RouteReader};
 
 use super::{COOKIE_REPLY, COOKIE_REPLY_LEN, HANDSHAKES_PER_SECOND, HEAD, TAG, WireGuard};
 use crate::config::Config;
+use allocations::allocations;
+
+#[expect(unreachable_pub, reason = "the library shares it with other packages")]
+#[path = "../../../../tests/support/allocations.rs"]
+mod allocations;
 
 /// The messages that a framing sent.
 #[derive(Default)]
@@ -122,7 +127,10 @@ fn two_hosts() -> (Host, Host) {
     let (mut a, mut b) = (Host::new(1, &[2], &[2]), Host::new(2, &[1], &[]));
     let mut sent = Sent::default();
     assert_eq!(a.ready(b.address, &mut sent), Ready::Hold);
-    assert_eq!((sent.0.len(), b.route(1)), (1, None));
+    assert_eq!(sent.0.len(), 1);
+    let nowhere = b.route(1).expect("a route");
+    assert_eq!(b.ready(nowhere, &mut sent), Ready::Drop(DropReason::NoSession));
+    assert_eq!(sent.0.len(), 1, "nothing is sent to it");
     assert_eq!(a.ready(b.address, &mut sent), Ready::Hold, "one message is on its way");
     assert_eq!(sent.0.len(), 1);
     settle(&mut a, &mut b, &mut sent);
@@ -189,23 +197,6 @@ fn changed_cut_and_repeated_datagrams_are_refused() {
         }
     }
     assert!(sent.0.is_empty());
-}
-
-#[test]
-fn the_first_handshake_is_answered_when_the_worker_has_the_routes() {
-    let (mut a, mut b) = (Host::new(1, &[2], &[2]), Host::new(2, &[1], &[]));
-    let mut sent = Sent::default();
-    assert_eq!(a.ready(b.address, &mut sent), Ready::Hold);
-    let (_, message) = sent.0.pop_front().expect("a handshake");
-    assert_eq!(b.open_before_timeout(a.address, &message, &mut sent), Ok(None));
-    // In the same call the worker still has the old table.
-    let now = b.clock;
-    b.framing.handle_timeout(now, &mut sent);
-    assert_eq!((b.route(1), sent.0.len()), (Some(a.address), 0));
-    assert!(b.framing.poll_timeout().is_some_and(|at| at <= now), "it does not wait");
-    let now = b.next_call();
-    b.framing.handle_timeout(now, &mut sent);
-    assert_eq!((sent.0.len(), sent.0[0].0), (1, a.address));
 }
 
 #[test]
@@ -278,4 +269,62 @@ fn under_load_a_handshake_is_answered_with_a_cookie_and_moves_nobody() {
         assert_eq!((to, cookie[0], cookie.len()), (elsewhere, COOKIE_REPLY, COOKIE_REPLY_LEN));
         assert_eq!(b.route(1), Some(a.address));
     }
+}
+
+/// Its networks are its own before it is heard of: another peer with a wider network neither gets its packets nor sends as it.
+#[test]
+fn a_peer_without_endpoint_keeps_its_networks() {
+    let mut hub = Host::new(1, &[2, 3], &[2]);
+    let (old, other) = (hub.route(3), hub.route(2));
+    assert!(old.is_some() && old != other);
+    let mut spoke = Host::new(3, &[1], &[1]);
+    let mut sent = Sent::default();
+    assert_eq!(spoke.ready(hub.address, &mut sent), Ready::Hold);
+    let (_, first) = sent.0.pop_front().expect("a handshake");
+    // The answer and the first packet are within one call, in which the worker has the old routes.
+    let now = hub.next_call();
+    let mut of_hub = Sent::default();
+    let mut meta = DatagramMeta::from(spoke.address);
+    assert_eq!(hub.framing.open(&mut meta, &mut first.clone(), now, &mut of_hub), Ok(None));
+    let (to, answer) = of_hub.0.pop_front().expect("an answer");
+    assert_eq!((to, hub.route(3)), (spoke.address, Some(spoke.address)));
+    spoke.open(hub.address, &answer, &mut sent).expect("a session");
+    let packet = packet(3, 1, 60);
+    let mut datagram = spoke.seal(hub.address, &packet, 1420);
+    let mut meta = DatagramMeta::from(spoke.address);
+    let opened = hub.framing.open(&mut meta, &mut datagram, now, &mut of_hub).expect("opened");
+    assert_eq!((opened, Some(meta.from)), (Some(&mut packet.clone()[..]), old));
+}
+
+#[test]
+fn an_address_that_no_route_may_have_is_not_followed() {
+    let (mut a, mut b) = two_hosts();
+    for nobody in ["0.0.0.0:9", "224.0.0.1:9", "10.168.0.1:0"] {
+        let datagram = a.seal(b.address, &packet(1, 2, 60), 1420);
+        let (_, from) =
+            b.open(nobody.parse().unwrap(), &datagram, &mut Sent::default()).expect("opened").expect("a packet");
+        assert_eq!((from, b.route(1)), (a.address, Some(a.address)), "{nobody}");
+    }
+    assert_eq!(b.ready(a.address, &mut Sent::default()), Ready::Go);
+}
+
+/// The state machine included.
+#[test]
+fn no_packet_of_a_session_allocates() {
+    let (mut a, mut b) = two_hosts();
+    let mut sent = Sent::default();
+    let packet = packet(1, 2, 1400);
+    let mut datagram = vec![0; a.framing.sealed_len(packet.len(), 1420)];
+    let (to, from) = (b.address, a.address);
+    let calls = allocations(|| {
+        for _ in 0..1000 {
+            let (of_a, of_b) = (a.next_call(), b.next_call());
+            assert_eq!(a.framing.ready(to, &packet, of_a, &mut sent), Ready::Go);
+            datagram[HEAD..HEAD + packet.len()].copy_from_slice(&packet);
+            a.framing.seal(to, &mut datagram, packet.len());
+            let opened = b.framing.open(&mut DatagramMeta::from(from), &mut datagram, of_b, &mut sent);
+            assert!(matches!(opened, Ok(Some(opened)) if *opened == packet[..]));
+        }
+    });
+    assert_eq!((calls, sent.0.len()), (0, 0));
 }
