@@ -8,6 +8,7 @@ use std::path::Path;
 pub(crate) enum Example {
     PollLoop,
     TokioLoop,
+    MioLoop,
     Cframe,
     Aead,
 }
@@ -18,6 +19,7 @@ impl Example {
         match self {
             Self::PollLoop => "poll_loop",
             Self::TokioLoop => "tokio_loop",
+            Self::MioLoop => "mio_loop",
             Self::Cframe => "cframe",
             Self::Aead => "aead",
         }
@@ -27,6 +29,7 @@ impl Example {
         match self {
             Self::PollLoop => "poll-loop",
             Self::TokioLoop => "tokio-loop",
+            Self::MioLoop => "mio-loop",
             Self::Cframe | Self::Aead => self.program(),
         }
     }
@@ -35,6 +38,7 @@ impl Example {
         match self {
             Self::PollLoop => "example poll_loop",
             Self::TokioLoop => "example tokio_loop",
+            Self::MioLoop => "example mio_loop",
             Self::Cframe => "example cframe",
             Self::Aead => "example aead",
         }
@@ -43,7 +47,7 @@ impl Example {
     /// Returns the argument before those of `poll_loop`. `keys` is a file of the example `aead`.
     pub(crate) fn first_arg(self, keys: &Path) -> Option<&OsStr> {
         match self {
-            Self::PollLoop | Self::TokioLoop => None,
+            Self::PollLoop | Self::TokioLoop | Self::MioLoop => None,
             Self::Cframe => Some("0123456789abcdef".as_ref()),
             Self::Aead => Some(keys.as_ref()),
         }

@@ -55,6 +55,7 @@ impl Variant {
         Self::Null,
         Self::Example(Example::PollLoop),
         Self::Example(Example::TokioLoop),
+        Self::Example(Example::MioLoop),
         Self::Example(Example::Cframe),
         Self::Example(Example::Aead),
     ];

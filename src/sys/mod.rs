@@ -64,6 +64,6 @@ pub(crate) use syscall::owning_user_namespace;
 pub(crate) use tun::{DEVICE_NODE, checked_name, other_than_node};
 pub use tun::{OpenError, PACKET_MAX, Tun, TunConfig, TunError, TunMeta, TunOffload};
 pub use udp::{
-    BatchError, BindError, PathReports, RecvBatch, RecvError, RecvMeta, SendError, SendErrorKind, TakeOverError,
-    UdpConfig, UdpOffload, UdpTransport,
+    BatchError, BindError, PathReports, RecvBatch, RecvError, RecvHeader, RecvMeta, SendError, SendErrorKind,
+    SendHeader, TakeOverError, UdpConfig, UdpOffload, UdpTransport,
 };

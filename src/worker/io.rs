@@ -50,26 +50,34 @@ impl Io<'_> {
     #[cold]
     fn unsent(&mut self, error: BatchError, local: SocketAddr) -> Unsent {
         let BatchError { transmit: batch, segment: datagram, datagrams, kind } = error;
-        let reason = match kind {
+        match kind {
             SendErrorKind::Closed => {
                 self.ended.get_or_insert(WorkerError::SocketClosed { local });
-                SendFailure::Closed
             }
-            SendErrorKind::Forbidden => {
-                self.fails(Failure::Send(kind));
-                SendFailure::Forbidden
-            }
-            SendErrorKind::NoBuffers => SendFailure::NoBuffers,
-            SendErrorKind::Other(_) => {
-                self.fails(Failure::Send(kind));
-                SendFailure::Failed
-            }
-            SendErrorKind::Refused => SendFailure::Refused,
-            SendErrorKind::TooLong => SendFailure::TooLong,
-            SendErrorKind::Unreachable => SendFailure::Unreachable,
-            SendErrorKind::PathFull | SendErrorKind::WouldBlock => SendFailure::Full,
-        };
-        Unsent { batch, datagram, datagrams, reason }
+            SendErrorKind::Forbidden | SendErrorKind::Other(_) => self.fails(Failure::Send(kind)),
+            SendErrorKind::NoBuffers
+            | SendErrorKind::PathFull
+            | SendErrorKind::Refused
+            | SendErrorKind::TooLong
+            | SendErrorKind::Unreachable
+            | SendErrorKind::WouldBlock => {}
+        }
+        Unsent { batch, datagram, datagrams, reason: kind.into() }
+    }
+}
+
+impl From<SendErrorKind> for SendFailure {
+    fn from(kind: SendErrorKind) -> Self {
+        match kind {
+            SendErrorKind::Closed => Self::Closed,
+            SendErrorKind::Forbidden => Self::Forbidden,
+            SendErrorKind::NoBuffers => Self::NoBuffers,
+            SendErrorKind::Other(_) => Self::Failed,
+            SendErrorKind::Refused => Self::Refused,
+            SendErrorKind::TooLong => Self::TooLong,
+            SendErrorKind::Unreachable => Self::Unreachable,
+            SendErrorKind::PathFull | SendErrorKind::WouldBlock => Self::Full,
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use static_leases::LeaseFile;
 const SOON: Duration = Duration::from_secs(5);
 /// The time limit of the demo on a busy machine.
 const DEMO: Duration = Duration::from_secs(15);
-/// The arguments of `poll_loop` and `tokio_loop` on either host.
+/// The arguments of `poll_loop`, `tokio_loop` and `mio_loop` on either host.
 const ON_A: [&str; 5] = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2:8285", "100.96.2.0/24", "10.168.0.3:8285"];
 const ON_B: [&str; 5] = ["100.96.2.0/24", "100.96.0.0/16", "10.168.0.3:8285", "100.96.1.0/24", "10.168.0.2:8285"];
 
@@ -209,6 +209,7 @@ fn a_minimal_tunnel_is_short() {
 fn a_loop_prints_its_usage() {
     let without_port = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"];
     for (name, wrong) in [
+        ("mio_loop", [&ON_A[..4], &without_port]),
         ("poll_loop", [&ON_A[..4], &without_port]),
         ("tokio_loop", [&ON_A[..4], &without_port]),
         ("static_leases", [&ON_A[..3], &without_port[..4]]),
@@ -224,8 +225,8 @@ fn a_loop_prints_its_usage() {
 }
 
 #[test]
-fn poll_and_tokio_are_each_others_other_end() {
-    for [on_a, on_b] in [["poll_loop", "tokio_loop"], ["tokio_loop", "poll_loop"]] {
+fn loops_are_each_others_other_end() {
+    for [on_a, on_b] in [["poll_loop", "tokio_loop"], ["tokio_loop", "poll_loop"], ["mio_loop", "mio_loop"]] {
         let hosts = hosts();
         let [mut a, mut b] = [start(&hosts.host_a, on_a, &ON_A), start(&hosts.host_b, on_b, &ON_B)];
         for _ in 0..2 {
@@ -275,7 +276,9 @@ fn two_cframes_are_each_others_other_end() {
 #[test]
 fn fault_36_a_loop_ends_with_its_device() {
     let leases = LeaseFile::new("");
-    for (name, args) in [("poll_loop", &ON_A[..]), ("tokio_loop", &ON_A), ("static_leases", &leases.on_a())] {
+    for (name, args) in
+        [("mio_loop", &ON_A[..]), ("poll_loop", &ON_A), ("tokio_loop", &ON_A), ("static_leases", &leases.on_a())]
+    {
         let hosts = hosts();
         let mut child = start(&hosts.host_a, name, args);
         hosts.host_a.delete_link("loden0").expect("deleted");

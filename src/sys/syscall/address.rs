@@ -37,6 +37,20 @@ impl SocketName {
         }
     }
 
+    /// Copies a socket address of any length. One that is too short for its family is [`EMPTY`](Self::EMPTY).
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let mut name = Self::EMPTY;
+        let length = bytes.len().min(name.bytes.len());
+        name.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        let expected = name.parse().map_or(0, |address| Self::new(address).1 as usize);
+        if length < expected { Self::EMPTY } else { name }
+    }
+
+    /// Returns the first `length` bytes.
+    pub(super) fn bytes(&self, length: libc::socklen_t) -> &[u8] {
+        self.bytes.get(..length as usize).unwrap_or(&self.bytes)
+    }
+
     /// Returns `None` for an address of another family than IP.
     #[inline]
     pub(super) fn parse(&self) -> Option<SocketAddr> {

@@ -61,25 +61,26 @@ impl Control {
         at + used
     }
 
-    #[cfg(test)]
+    /// Returns the first `length` bytes.
+    #[inline]
     pub(super) fn bytes(&self, length: usize) -> &[u8] {
         self.bytes.get(..length).unwrap_or(&self.bytes)
     }
+}
 
-    /// Returns the control messages in the first `length` bytes, up to the first malformed one.
-    #[inline]
-    pub(super) fn entries(&self, length: usize) -> impl Iterator<Item = (Kind, &[u8])> {
-        let mut rest = self.bytes.get(..length).unwrap_or(&self.bytes);
-        core::iter::from_fn(move || {
-            let (length, fields) = rest.split_first_chunk()?;
-            let (level, fields) = fields.split_first_chunk()?;
-            let (number, _) = fields.split_first_chunk()?;
-            let length = usize::from_ne_bytes(*length);
-            let value = rest.get(HEADER..length)?;
-            rest = rest.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
-            Some((Kind { level: c_int::from_ne_bytes(*level), number: c_int::from_ne_bytes(*number) }, value))
-        })
-    }
+/// Returns the control messages in these bytes, up to the first malformed one.
+#[inline]
+pub(super) fn entries(control: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> {
+    let mut rest = control;
+    core::iter::from_fn(move || {
+        let (length, fields) = rest.split_first_chunk()?;
+        let (level, fields) = fields.split_first_chunk()?;
+        let (number, _) = fields.split_first_chunk()?;
+        let length = usize::from_ne_bytes(*length);
+        let value = rest.get(HEADER..length)?;
+        rest = rest.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
+        Some((Kind { level: c_int::from_ne_bytes(*level), number: c_int::from_ne_bytes(*number) }, value))
+    })
 }
 
 #[cfg(test)]
@@ -93,11 +94,11 @@ mod tests {
         let one = control.put(0, Kind::UDP_SEGMENT, 1400_u16.to_ne_bytes());
         let two = control.put(one, Kind::IP_TOS, 3_i32.to_ne_bytes());
         let expected = [(Kind::UDP_SEGMENT, &1400_u16.to_ne_bytes()[..]), (Kind::IP_TOS, &3_i32.to_ne_bytes()[..])];
-        assert_eq!(control.entries(two).collect::<Vec<_>>(), expected);
-        assert_eq!(control.entries(one).collect::<Vec<_>>(), expected[..1]);
-        assert_eq!(control.entries(0).count(), 0);
+        assert_eq!(entries(control.bytes(two)).collect::<Vec<_>>(), expected);
+        assert_eq!(entries(control.bytes(one)).collect::<Vec<_>>(), expected[..1]);
+        assert_eq!(entries(control.bytes(0)).count(), 0);
         // The kernel does not count the padding after the last one.
-        assert_eq!(control.entries(one + HEADER + 4).count(), 2);
+        assert_eq!(entries(control.bytes(one + HEADER + 4)).count(), 2);
     }
 
     #[test]
@@ -107,11 +108,11 @@ mod tests {
             let end = control.put(0, Kind::IP_TOS, [1]);
             let end = control.put(end, Kind::IP_TOS, [1]);
             control.bytes[..size_of::<usize>()].copy_from_slice(&length.to_ne_bytes());
-            assert_eq!(control.entries(end).count(), 0, "{length}");
+            assert_eq!(entries(control.bytes(end)).count(), 0, "{length}");
         }
         for length in 0..=ROOM {
-            assert!(Control { bytes: [0xff; ROOM] }.entries(length).next().is_none());
-            assert!(Control { bytes: [0; ROOM] }.entries(length).next().is_none());
+            assert!(entries(Control { bytes: [0xff; ROOM] }.bytes(length)).next().is_none());
+            assert!(entries(Control { bytes: [0; ROOM] }.bytes(length)).next().is_none());
         }
     }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::address::{NAME_LENGTH, SocketName};
-use super::control::{CONTROL_LENGTH, Control, Kind};
+use super::control::{CONTROL_LENGTH, Control, Kind, entries};
 use crate::wire::Ecn;
 
 /// The largest number of messages per system call.
@@ -144,6 +144,52 @@ fn describe(message: &Message<'_>, control: &mut Control) -> usize {
     length
 }
 
+/// The name and the control messages of a message to send.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sys) struct SendParts {
+    name: SocketName,
+    name_length: c_uint,
+    control: Control,
+    control_length: usize,
+}
+
+impl SendParts {
+    pub(in crate::sys) const NAME_MAX: usize = NAME_LENGTH as usize;
+    pub(in crate::sys) const CONTROL_MAX: usize = CONTROL_LENGTH;
+
+    pub(in crate::sys) fn new(message: &Message<'_>) -> Self {
+        let (name, name_length) = SocketName::new(message.destination);
+        let mut control = Control::EMPTY;
+        let control_length = describe(message, &mut control);
+        Self { name, name_length, control, control_length }
+    }
+
+    pub(in crate::sys) fn name(&self) -> &[u8] {
+        self.name.bytes(self.name_length)
+    }
+
+    pub(in crate::sys) fn control(&self) -> &[u8] {
+        self.control.bytes(self.control_length)
+    }
+}
+
+/// Returns the segment size, if these control messages contain one, and the ECN field.
+#[inline]
+pub(in crate::sys) fn segment_and_ecn(control: &[u8]) -> (Option<c_int>, Ecn) {
+    let (mut segment, mut ecn) = (None, Ecn::NotEct);
+    for (kind, value) in entries(control) {
+        let int = value.first_chunk().map(|bytes| c_int::from_ne_bytes(*bytes));
+        if kind == Kind::UDP_GRO {
+            segment = int;
+        } else if kind == Kind::IP_TOS {
+            ecn = value.first().map_or(ecn, |byte| Ecn::of(*byte));
+        } else if kind == Kind::IPV6_TCLASS {
+            ecn = int.map_or(ecn, |class| Ecn::of(class.to_le_bytes()[0]));
+        }
+    }
+    (segment, ecn)
+}
+
 /// The metadata of a received message.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sys) struct Slot {
@@ -158,6 +204,11 @@ pub(in crate::sys) struct Slot {
 impl Slot {
     pub(in crate::sys) const EMPTY: Self =
         Self { name: SocketName::EMPTY, control: Control::EMPTY, control_length: 0, flags: 0, length: 0 };
+
+    /// Returns a slot with a name of any bytes and without control messages.
+    pub(in crate::sys) fn of(name: &[u8], flags: c_int, length: usize) -> Self {
+        Self { name: SocketName::from_bytes(name), flags, length, ..Self::EMPTY }
+    }
 
     /// Returns `None` for another family than IP.
     #[inline]
@@ -178,18 +229,7 @@ impl Slot {
     /// Returns the segment size, if the kernel reported one, and the ECN field.
     #[inline]
     pub(in crate::sys) fn segment_and_ecn(&self) -> (Option<c_int>, Ecn) {
-        let (mut segment, mut ecn) = (None, Ecn::NotEct);
-        for (kind, value) in self.control.entries(self.control_length) {
-            let int = value.first_chunk().map(|bytes| c_int::from_ne_bytes(*bytes));
-            if kind == Kind::UDP_GRO {
-                segment = int;
-            } else if kind == Kind::IP_TOS {
-                ecn = value.first().map_or(ecn, |byte| Ecn::of(*byte));
-            } else if kind == Kind::IPV6_TCLASS {
-                ecn = int.map_or(ecn, |class| Ecn::of(class.to_le_bytes()[0]));
-            }
-        }
-        (segment, ecn)
+        segment_and_ecn(self.control.bytes(self.control_length))
     }
 
     /// Returns the received control messages.

@@ -15,7 +15,7 @@ mod tun;
 use core::ffi::c_int;
 use std::io;
 
-pub(super) use self::message::{MESSAGES, Message, Slot, receive_messages, send_messages};
+pub(super) use self::message::{MESSAGES, Message, SendParts, Slot, receive_messages, segment_and_ecn, send_messages};
 #[cfg(feature = "preflight")]
 pub(crate) use self::namespace::owning_user_namespace;
 pub(super) use self::socket::{

@@ -113,7 +113,10 @@ impl RecvError {
         }
     }
 
-    pub(super) fn from_errno(errno: i32) -> Self {
+    /// Returns the error of a receive that failed with this number: that of recvmsg(2), or the negated result of a ring's
+    /// operation.
+    #[must_use]
+    pub fn from_errno(errno: i32) -> Self {
         match errno {
             libc::EAGAIN => Self::WouldBlock,
             libc::EBADF => Self::Closed,
@@ -224,7 +227,10 @@ impl SendErrorKind {
         }
     }
 
-    pub(super) fn from_errno(errno: i32) -> Self {
+    /// Returns the reason of a send that failed with this number: that of sendmsg(2), or the negated result of a ring's
+    /// operation. EINVAL and EIO of a GSO batch may mean that the path has no GSO: send its datagrams one by one then.
+    #[must_use]
+    pub fn from_errno(errno: i32) -> Self {
         match errno {
             libc::EAGAIN => Self::WouldBlock,
             libc::EBADF => Self::Closed,

@@ -3,6 +3,7 @@
 mod bind;
 mod error;
 mod fallback;
+mod header;
 mod lanes;
 mod path;
 mod receive;
@@ -25,6 +26,7 @@ use std::time::Instant;
 use self::bind::Binding;
 pub use self::error::{BatchError, BindError, RecvError, SendError, SendErrorKind};
 use self::fallback::Fallbacks;
+pub use self::header::{RecvHeader, SendHeader};
 use self::lanes::{LANES_MAX, Lanes, Meter, MoveOutcome, Moved, is_crowded, is_filling};
 use self::path::PathSockets;
 use self::receive::skip_pending;

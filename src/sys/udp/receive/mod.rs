@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use core::ffi::c_int;
 use core::net::SocketAddr;
 use std::io;
 
@@ -41,6 +42,16 @@ impl RecvMeta {
     /// Reads the metadata of a message that was received into a buffer of `room` bytes.
     #[inline]
     pub(super) fn new(slot: &Slot, room: usize) -> Result<Self, RecvError> {
+        Self::with_control(slot, room, slot.segment_and_ecn())
+    }
+
+    /// Reads the metadata with a segment size and an ECN field that are given.
+    #[inline]
+    pub(super) fn with_control(
+        slot: &Slot,
+        room: usize,
+        (segment, ecn): (Option<c_int>, Ecn),
+    ) -> Result<Self, RecvError> {
         let len = slot.length;
         if len > room || slot.is_truncated() {
             return Err(RecvError::Truncated { len, have: room });
@@ -49,7 +60,6 @@ impl RecvMeta {
             return Err(RecvError::ControlTruncated { len });
         }
         let from = unmapped(slot.sender().ok_or(RecvError::Other(libc::EAFNOSUPPORT))?);
-        let (segment, ecn) = slot.segment_and_ecn();
         let stride = segment.and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| (1..=len).contains(bytes));
         Ok(Self { from, len, stride: stride.unwrap_or(len), ecn })
     }

@@ -1,6 +1,5 @@
 use super::*;
 use alloc::vec::Vec;
-use core::ffi::c_int;
 
 use crate::sys::script::{Answer, Arrival, Call, Script};
 use crate::sys::{UdpOffload, UdpTransport};
