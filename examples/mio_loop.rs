@@ -66,10 +66,9 @@ fn run(mut worker: Worker) -> Result<(), Box<dyn Error>> {
         // 2. Wait. mio is edge-triggered: an event is consumed only when the worker has drained its file descriptor, which
         // `next` then names.
         ready = Ready { tun: ready.tun && !next.tun, udp: ready.udp && !next.udp };
-        if let Err(error) = poll.poll(&mut events, next.timeout(Instant::now())) {
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error.into());
-            }
+        match poll.poll(&mut events, next.timeout(Instant::now())) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+            _ => {}
         }
         for event in &events {
             match event.token() {

@@ -111,10 +111,10 @@ fn of_connection(text: &str, tls: Tls) -> Option<String> {
         match tls {
             Tls::None => "it closed the connection; if it uses TLS, write https:// and use --etcd-cafile",
             Tls::ServerOnly => {
-                "it closed the connection; if it requires client certificates, use --etcd-certfile and --etcd-keyfile"
+                "it closed the connection; if it requires client certificates, use --etcd-certfile and --etcd-keyfile; if it does not use TLS, write http://"
             }
             Tls::Mutual => {
-                "it closed the connection; it may have stopped, or may not trust the authority of --etcd-certfile"
+                "it closed the connection; it may have stopped, may not trust the authority of --etcd-certfile, or may not use TLS: then write http://"
             }
         }
     } else {
