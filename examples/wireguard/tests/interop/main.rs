@@ -283,7 +283,8 @@ fn ipv6_is_carried_and_may_carry() {
     let net = Net::new();
     net.hosts.add_ipv6().expect("addresses");
     let b = net.start_b(0, &peer(1, "10.7.0.1/32, fd07::1", ""));
-    run(&net.hosts.host_b, "ip", &["address", "add", "fd07::2/64", "dev", &b.name]);
+    // With DAD it is tentative until the kernel's work on addresses has run.
+    run(&net.hosts.host_b, "ip", &["address", "add", "fd07::2/64", "dev", &b.name, "nodad"]);
     let endpoint = endpoint("[fd00:168::3]:51821");
     let a = net.start_a("10.7.0.1/24, fd07::1/64", &peer(2, "10.7.0.2/32, fd07::2", &endpoint), &[]);
     assert!(until(SOON, || net.a_reaches(B[0])), "{}", b.log());
