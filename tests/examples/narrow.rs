@@ -28,7 +28,8 @@ fn each_framing_finds_the_size_of_a_narrow_path() {
             let long = Ping { payload_len: 1380, count: 10, ..Ping::default() };
             let outcomes = pod.enter(|| ping(to, long)).expect("ping");
             let lost = outcomes.iter().take_while(|outcome| !matches!(outcome, PingOutcome::Reply { .. })).count();
-            assert!(lost <= 3, "{name}: {outcomes:?}");
+            // Each direction loses the packet that finds the size, and the next one, whose sender is told it.
+            assert!(lost <= 5, "{name}: {outcomes:?}");
             let all = outcomes.iter().skip(lost).all(|outcome| matches!(outcome, PingOutcome::Reply { .. }));
             assert!(all, "{name}: {outcomes:?}");
         }
