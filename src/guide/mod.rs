@@ -2,6 +2,10 @@
 //!
 //! | page | task |
 //! | --- | --- |
+#![cfg_attr(
+    all(feature = "sys", target_os = "linux"),
+    doc = "| [`worker`] | Move packets between a TUN device and a UDP socket, in a loop of your own. |"
+)]
 //! | [`framing`] | Put a tag or encryption around each packet. |
 //! | [`counters`] | Read the counters: the unit of each one. |
 
@@ -10,3 +14,7 @@ pub mod counters {}
 
 #[doc = include_str!("framing.md")]
 pub mod framing {}
+
+#[cfg(all(feature = "sys", target_os = "linux"))]
+#[doc = include_str!("worker.md")]
+pub mod worker {}
