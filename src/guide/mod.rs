@@ -6,8 +6,12 @@
     all(feature = "sys", target_os = "linux"),
     doc = "| [`worker`] | Move packets between a TUN device and a UDP socket, in a loop of your own. |"
 )]
+//! | [`core`] | Decide on packets that your program carries. |
 //! | [`framing`] | Put a tag or encryption around each packet. |
 //! | [`counters`] | Read the counters: the unit of each one. |
+
+#[doc = include_str!("core.md")]
+pub mod core {}
 
 #[doc = include_str!("counters.md")]
 pub mod counters {}
