@@ -4,7 +4,8 @@
 //! | --- | --- |
 #![cfg_attr(
     all(feature = "sys", target_os = "linux"),
-    doc = "| [`worker`] | Move packets between a TUN device and a UDP socket, in a loop of your own. |"
+    doc = "| [`worker`] | Move packets between a TUN device and a UDP socket, in a loop of your own. |\n\
+           | [`ring`] | Use the engine with a ring instead of the adapters. |"
 )]
 //! | [`core`] | Decide on packets that your program carries. |
 //! | [`framing`] | Put a tag or encryption around each packet. |
@@ -18,6 +19,10 @@ pub mod counters {}
 
 #[doc = include_str!("framing.md")]
 pub mod framing {}
+
+#[cfg(all(feature = "sys", target_os = "linux"))]
+#[doc = include_str!("ring.md")]
+pub mod ring {}
 
 #[cfg(all(feature = "sys", target_os = "linux"))]
 #[doc = include_str!("worker.md")]
