@@ -27,6 +27,8 @@
 //! `alloc`. Beside them, [`route::RouteTable`] finds the longest match, [`lease::Reconciler`] turns leases into changes of
 //! routes, and the simulator (feature `sim`) runs any number of hosts on a virtual clock.
 //!
+//! The [`guide`] has a page for each of these layers, for framings and for the counters.
+//!
 //! # A tunnel
 //! 1. Open a [`sys::Tun`] and a [`sys::UdpTransport`]. Set address, MTU and route of the device with [`sys::link::Link`].
 //! 2. Put routes into a [`route::RoutePublisher`]. They may change while packets flow.
@@ -139,6 +141,7 @@ pub mod endpoint;
 pub mod engine;
 pub mod forward;
 pub mod framing;
+pub mod guide;
 mod host;
 pub mod lease;
 pub mod offload;
