@@ -45,8 +45,9 @@ fn parse(args: &[String]) -> Option<(Ipv4Net, Ipv4Net, SocketAddrV4, Route)> {
 }
 
 fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Result<(), Box<dyn Error>> {
-    let mut ring = IoUring::new(4 * BATCH as u32)
-        .map_err(|error| format!("this kernel, or a sandbox, has no io_uring ({error}); use poll_loop"))?;
+    let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(4 * BATCH as u32);
+    let mut ring =
+        ring.map_err(|error| format!("this kernel, or a sandbox, has no io_uring ({error}); use poll_loop"))?;
     let host = Host::new(network, subnet, own)?;
     let mut routes = RoutePublisher::for_host(&host);
     routes.apply([RouteChange::Set(peer)]).into_result()?;
