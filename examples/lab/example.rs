@@ -9,6 +9,7 @@ pub(crate) enum Example {
     PollLoop,
     TokioLoop,
     MioLoop,
+    IoUring,
     Cframe,
     Aead,
 }
@@ -20,6 +21,7 @@ impl Example {
             Self::PollLoop => "poll_loop",
             Self::TokioLoop => "tokio_loop",
             Self::MioLoop => "mio_loop",
+            Self::IoUring => "io_uring",
             Self::Cframe => "cframe",
             Self::Aead => "aead",
         }
@@ -30,6 +32,7 @@ impl Example {
             Self::PollLoop => "poll-loop",
             Self::TokioLoop => "tokio-loop",
             Self::MioLoop => "mio-loop",
+            Self::IoUring => "io-uring",
             Self::Cframe | Self::Aead => self.program(),
         }
     }
@@ -39,6 +42,7 @@ impl Example {
             Self::PollLoop => "example poll_loop",
             Self::TokioLoop => "example tokio_loop",
             Self::MioLoop => "example mio_loop",
+            Self::IoUring => "example io_uring",
             Self::Cframe => "example cframe",
             Self::Aead => "example aead",
         }
@@ -47,7 +51,7 @@ impl Example {
     /// Returns the argument before those of `poll_loop`. `keys` is a file of the example `aead`.
     pub(crate) fn first_arg(self, keys: &Path) -> Option<&OsStr> {
         match self {
-            Self::PollLoop | Self::TokioLoop | Self::MioLoop => None,
+            Self::PollLoop | Self::TokioLoop | Self::MioLoop | Self::IoUring => None,
             Self::Cframe => Some("0123456789abcdef".as_ref()),
             Self::Aead => Some(keys.as_ref()),
         }

@@ -56,6 +56,7 @@ impl Variant {
         Self::Example(Example::PollLoop),
         Self::Example(Example::TokioLoop),
         Self::Example(Example::MioLoop),
+        Self::Example(Example::IoUring),
         Self::Example(Example::Cframe),
         Self::Example(Example::Aead),
     ];

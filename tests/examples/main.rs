@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
@@ -24,7 +25,7 @@ use static_leases::LeaseFile;
 const SOON: Duration = Duration::from_secs(5);
 /// The time limit of the demo on a busy machine.
 const DEMO: Duration = Duration::from_secs(15);
-/// The arguments of `poll_loop`, `tokio_loop` and `mio_loop` on either host.
+/// The arguments of `poll_loop`, `tokio_loop`, `mio_loop` and `io_uring` on either host.
 const ON_A: [&str; 5] = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2:8285", "100.96.2.0/24", "10.168.0.3:8285"];
 const ON_B: [&str; 5] = ["100.96.2.0/24", "100.96.0.0/16", "10.168.0.3:8285", "100.96.1.0/24", "10.168.0.2:8285"];
 
@@ -209,6 +210,7 @@ fn a_minimal_tunnel_is_short() {
 fn a_loop_prints_its_usage() {
     let without_port = ["100.96.1.0/24", "100.96.0.0/16", "10.168.0.2", "100.96.2.0/24", "10.168.0.3:8285"];
     for (name, wrong) in [
+        ("io_uring", [&ON_A[..4], &without_port]),
         ("mio_loop", [&ON_A[..4], &without_port]),
         ("poll_loop", [&ON_A[..4], &without_port]),
         ("tokio_loop", [&ON_A[..4], &without_port]),
@@ -226,7 +228,9 @@ fn a_loop_prints_its_usage() {
 
 #[test]
 fn loops_are_each_others_other_end() {
-    for [on_a, on_b] in [["poll_loop", "tokio_loop"], ["tokio_loop", "poll_loop"], ["mio_loop", "mio_loop"]] {
+    let pairs = [["poll_loop", "tokio_loop"], ["tokio_loop", "poll_loop"], ["mio_loop", "mio_loop"]];
+    let with_ring = [["io_uring", "io_uring"], ["io_uring", "poll_loop"]];
+    for [on_a, on_b] in pairs.into_iter().chain(with_ring.into_iter().filter(|_| has_io_uring())) {
         let hosts = hosts();
         let [mut a, mut b] = [start(&hosts.host_a, on_a, &ON_A), start(&hosts.host_b, on_b, &ON_B)];
         for _ in 0..2 {
@@ -276,9 +280,9 @@ fn two_cframes_are_each_others_other_end() {
 #[test]
 fn fault_36_a_loop_ends_with_its_device() {
     let leases = LeaseFile::new("");
-    for (name, args) in
-        [("mio_loop", &ON_A[..]), ("poll_loop", &ON_A), ("tokio_loop", &ON_A), ("static_leases", &leases.on_a())]
-    {
+    let loops =
+        [("mio_loop", &ON_A[..]), ("poll_loop", &ON_A), ("tokio_loop", &ON_A), ("static_leases", &leases.on_a())];
+    for (name, args) in loops.into_iter().chain(has_io_uring().then_some(("io_uring", &ON_A[..]))) {
         let hosts = hosts();
         let mut child = start(&hosts.host_a, name, args);
         hosts.host_a.delete_link("loden0").expect("deleted");
@@ -286,6 +290,18 @@ fn fault_36_a_loop_ends_with_its_device() {
         let complaint = stderr_of(&child, "was deleted");
         assert_eq!(status.and_then(|status| status.code()), Some(1), "{name}: {status:?}, {complaint:?}");
         assert!(complaint.starts_with(&format!("{name}: the TUN device loden0 was deleted")), "{complaint:?}");
+    }
+}
+
+/// Returns false, and prints the reason, if the kernel refuses `io_uring_setup`.
+fn has_io_uring() -> bool {
+    match io_uring::IoUring::new(2) {
+        Ok(_ring) => true,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            eprintln!("skipped: the example io_uring, because io_uring_setup fails: {error}");
+            false
+        }
+        Err(error) => panic!("io_uring_setup: {error}"),
     }
 }
 
