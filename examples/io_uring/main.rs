@@ -9,7 +9,7 @@ mod ring;
 use std::io::{self, Write as _};
 use std::{env, error::Error, net::SocketAddrV4, os::fd::AsRawFd, process::ExitCode, time::Instant};
 
-use io_uring::IoUring;
+use io_uring::{IoUring, types::CancelBuilder};
 use loden::engine::Engine;
 use loden::forward::{DatagramMeta, Forwarder, ForwarderConfig};
 use loden::offload::Coalesce;
@@ -70,16 +70,24 @@ fn run(subnet: Ipv4Net, network: Ipv4Net, own: SocketAddrV4, peer: Route) -> Res
         sources[1].post(&mut ring, 1, |slot, fd| slot.receive(fd))?;
         let timeout = engine.wake_at().map(|at| at.saturating_sub(start.elapsed()));
         wait(&ring, sources.iter().map(|source| source.in_flight).sum(), timeout)?;
-        let now = start.elapsed();
+        let (now, mut is_over) = (start.elapsed(), false);
         for entry in ring.completion() {
             let (number, slot) = ring::place(&entry);
-            let Some(source) = sources.get_mut(number) else { return Ok(()) };
+            let Some(source) = sources.get_mut(number) else {
+                is_over = true;
+                continue;
+            };
             source.complete(slot, entry.result());
             if number == 1 && slot == BATCH && entry.result() & i32::from(POLLERR) != 0 {
                 udp.receive_reports(|report| {
                     engine.endpoint_mut().handle_icmp(report, routes, now);
                 });
             }
+        }
+        if is_over {
+            // Without calls that wait for it, the device ends with this program. Linux before 6.0 ends it a little later.
+            let _ = ring.submitter().register_sync_cancel(None, CancelBuilder::any());
+            return Ok(());
         }
         // 2. Pass the packets from the TUN to the engine, and send them if no more are waiting or enough were collected.
         for slot in sources[0].take() {
