@@ -54,6 +54,7 @@ fn receive_by_header(transport: &UdpTransport, buffer: &mut [u8]) -> Result<Recv
 fn a_header_tells_the_same_as_the_transport() {
     testbed::Namespace::new().expect("these tests make network namespaces, and need root").enter(|| {
         let ends = [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0")];
+        let ends = ends.into_iter().filter(|(address, _)| address.starts_with('1') || testbed::has_ipv6());
         for ((from, to), gro) in ends.into_iter().flat_map(|ends| [(ends, false), (ends, true)]) {
             let (sender, receiver) = (transport(from, false), transport(to, gro));
             let port = receiver.local_addr().port();
@@ -85,7 +86,8 @@ fn a_header_tells_the_same_as_the_transport() {
 fn a_send_by_a_header_arrives_as_one_of_the_transport() {
     use nix::libc;
     testbed::Namespace::new().expect("these tests make network namespaces, and need root").enter(|| {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
+        let addresses = ["127.0.0.1:0", "[::1]:0"];
+        for address in addresses.into_iter().filter(|address| address.starts_with('1') || testbed::has_ipv6()) {
             let (sender, receiver) = (transport(address, false), transport(address, true));
             let contents = [7; 950];
             let destination = receiver.local_addr();
