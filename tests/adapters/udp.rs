@@ -3,6 +3,7 @@
 use super::support::{SOON, can_have, namespace, peer, transport, within};
 use core::net::Ipv4Addr;
 use core::num::NonZeroUsize;
+use core::time::Duration;
 use loden::Transmit;
 use loden::forward::{PathMode, SystemPath};
 use loden::sys::{
