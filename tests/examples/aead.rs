@@ -40,7 +40,7 @@ impl KeyFile {
     }
 }
 
-/// What a tunnel printed at its end about the packets of its peers.
+/// The counters of received packets that a tunnel printed at its end.
 struct End(String);
 
 impl End {

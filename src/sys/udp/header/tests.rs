@@ -81,7 +81,7 @@ fn a_header_tells_the_same_as_the_transport() {
     });
 }
 
-/// What is sent with a header arrives as what the transport sends.
+/// Datagrams sent with a header arrive like those that the transport sends.
 #[test]
 fn a_send_by_a_header_arrives_as_one_of_the_transport() {
     use nix::libc;
