@@ -15,7 +15,8 @@ use crate::Error;
 pub(crate) struct Programs {
     /// The lab itself.
     own: PathBuf,
-    keys: NamedTempFile,
+    /// Made only for the example `aead`, because a signal leaves it behind.
+    keys: Option<NamedTempFile>,
 }
 
 impl Programs {
@@ -23,6 +24,7 @@ impl Programs {
     /// beside the lab.
     pub(crate) fn find(names: BTreeSet<&str>) -> Result<Self, Error> {
         let own = env::current_exe()?;
+        let keys = names.contains("aead").then(NamedTempFile::new).transpose()?;
         for name in names {
             if let Some(cargo) = env::var_os("CARGO") {
                 build(&cargo, &own, name)?;
@@ -34,14 +36,15 @@ impl Programs {
                 return Err(format!("{missing} is missing: {how}").into());
             }
         }
-        let keys = NamedTempFile::new()?;
-        fs::write(keys.path(), format!("1 {}", "5a".repeat(32)))?;
+        if let Some(keys) = &keys {
+            fs::write(keys.path(), format!("1 {}", "5a".repeat(32)))?;
+        }
         Ok(Self { own, keys })
     }
 
-    /// Returns a file with a key for the example `aead`.
+    /// Returns the file with the key of the example `aead`.
     pub(crate) fn keys(&self) -> &Path {
-        self.keys.path()
+        self.keys.as_ref().map_or(Path::new(""), NamedTempFile::path)
     }
 
     /// Returns a command that runs a program and ends it with the lab.
